@@ -1,0 +1,302 @@
+"""The typed configuration of a run. An unknown key, a wrong type or an impossible value is an error.
+
+Defaults are the paper's numbers (arXiv 2507.16814, marked [P]) or our choice where it is silent ([C]).
+Relative paths are relative to the working directory. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, no silent coercion of strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Run(Section):
+    """Where the run lives and how often the round is repeated."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    folder: Path
+    seed: int = Field(default=0, ge=0)
+    rounds: PositiveInt = 1  # [P] one; more rounds caption again with the trained policy
+
+
+class Models(Section):
+    """Hugging Face directories of the two models."""
+
+    policy: Path
+    reasoner: Path | None = None  # None only when the reasoning engine is an endpoint
+
+
+class Environments(Section):
+    """The Python interpreter of each phase: vLLM, Megatron and ModelOpt pin different versions."""
+
+    trainer: Path | None = None  # None: the interpreter that runs this command
+    rollout: Path | None = Path(".venv-vllm/bin/python")
+    quantizer: Path | None = Path(".venv-modelopt/bin/python")
+
+
+class Columns(Section):
+    """Which column of the source holds what. A tuple is tried in order."""
+
+    images: tuple[str, ...] = ("images", "image", "image_path")
+    question: tuple[str, ...] = ("question", "problem", "query")
+    answer: tuple[str, ...] = ("answer", "solution", "label")
+    answer_type: tuple[str, ...] = ("answer_type", "type")
+    options: tuple[str, ...] = ("options", "choices")
+    id: tuple[str, ...] = ("id", "qid", "pid")
+
+
+class Source(Section):
+    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL + images."""
+
+    kind: Literal["datasets", "parquet", "jsonl"]
+    path: str
+    name: str = ""  # label kept with each question; "" = last part of path
+    subset: str | None = None  # `datasets` configuration name
+    split: str = "train"
+    images_folder: Path | None = None  # jsonl: image paths are relative to it (default: the file's folder)
+    preset: Literal["default", "mathv360k", "virl39k"] = "default"  # column mapping shipped with the package
+    columns: Columns | None = None  # overrides the preset
+    limit: PositiveInt | None = None  # first n rows
+
+
+class Data(Section):
+    """Questions that the round samples from."""
+
+    questions: tuple[Source, ...] = Field(min_length=1)
+    max_bad_rows: int = Field(default=0, ge=0)  # more bad rows than this stop the run
+    max_image_pixels: PositiveInt = 100_000_000
+
+
+class Sampling(Section):
+    """How text is sampled."""
+
+    temperature: NonNegative = 1.0  # [C]; 0 is greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # [C]
+    max_tokens: PositiveInt = 32_768  # [P]
+
+
+class VllmEngine(Section):
+    """vLLM in process, in the rollout environment."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    tensor_parallel: PositiveInt = 1
+    max_model_length_tokens: PositiveInt | None = None
+    max_sequences: PositiveInt = 256
+    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
+    enforce_eager: bool = False  # no compilation (CPU: always eager)
+
+
+class OpenAIEngine(Section):
+    """Any OpenAI-compatible endpoint, such as a hosted reasoner."""
+
+    kind: Literal["openai"]
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model_name: str
+    api_key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    timeout_seconds: Positive = 600.0
+    max_retries: int = Field(default=5, ge=0)
+    concurrency: PositiveInt = 64
+
+
+class TransformersEngine(Section):
+    """Plain transformers generate, for machines where vLLM cannot be installed."""
+
+    kind: Literal["transformers"]
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_sequences: PositiveInt = 32
+
+
+Engine = Annotated[VllmEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")]
+
+
+class Captions(Section):
+    """On-policy seeing: the policy describes each image set, never shown the question."""
+
+    per_image: PositiveInt = 8  # [P] K
+    sampling: Sampling = Sampling()
+    prompt_file: Path | None = None  # None: the shipped describe prompt
+    images_per_unit: PositiveInt = 64  # size of one work unit
+    engine: Engine = VllmEngine()
+
+
+class Reasoning(Section):
+    """Off-policy reasoning: a text-only model answers from a caption."""
+
+    per_caption: PositiveInt = 8  # [P] N
+    sampling: Sampling = Sampling()
+    prompt_file: Path | None = None  # None: the shipped simulate-seeing prompt
+    questions_per_unit: PositiveInt = 32
+    engine: Engine = VllmEngine()
+
+
+class Score(Section):
+    """Verification of final answers in killable worker processes."""
+
+    workers: PositiveInt = 2
+    timeout_seconds: Positive = 5.0
+    memory_limit_mib: PositiveInt = 2048
+    trajectories_per_unit: PositiveInt = 4096
+    max_broken_share: Fraction = 0.05  # more timeouts + errors than this stop the phase
+
+
+class Reward(Section):
+    """Visual reward and selection (eqs. 4-6)."""
+
+    alpha: OpenFraction = 0.75  # [P] strict: a caption passes iff its reward > alpha
+    keep: PositiveInt = 1  # [P] the n shortest per question
+    use_visual_reward: bool = True  # False: ablation "no visual reward"
+    select: Literal["shortest", "random"] = "shortest"  # "random": ablation "no shortest rule"
+    require_correct: bool = True  # False: ablation "random trajectories of D"
+
+
+class Mixture(Section):
+    """Further training data beside the kept trajectories (supervised: weight 1)."""
+
+    path: Path  # JSONL: {"id", "question", "response", "images": [paths]}
+    images_folder: Path | None = None
+    name: str
+    share: OpenFraction  # share of the samples of each global batch
+
+
+class Batch(Section):
+    """Tokenising and packing."""
+
+    sequence_length_tokens: PositiveInt = 32_768
+    max_tiles: PositiveInt = 12  # InternVL dynamic tiling; the checkpoint's own limit wins if lower
+    long_thinking_prompt_file: Path | None = None
+    default_system_prompt: str | None = None  # None: the chat template's own
+    mixtures: tuple[Mixture, ...] = ()
+
+
+class Parallel(Section):
+    """Megatron layout. Data parallel size = processes / (tensor x pipeline x context)."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    virtual_pipeline: PositiveInt | None = None  # model chunks per pipeline rank
+    context: PositiveInt = 1
+    sequence_parallel: bool = False
+    processes: PositiveInt | None = None  # None: tensor x pipeline x context
+    processes_per_node: PositiveInt | None = None  # None: all on one node
+    layers_on_first_stage: PositiveInt | None = None  # language layers beside the vision tower
+    layers_on_last_stage: PositiveInt | None = None
+
+
+class Objective(Section):
+    """The loss. `sophia` is the reward-filtered negative log-likelihood (eq. 7)."""
+
+    name: Literal["sophia"] = "sophia"
+    normalization: Literal["token_mean", "sequence_mean", "sum"] = "token_mean"  # [C]
+    chunk_tokens: PositiveInt = 1024  # log-probs are formed this many tokens at a time
+
+
+class Train(Section):
+    """Optimisation. Steps = `steps`, or `epochs` over the kept set."""
+
+    steps: PositiveInt | None = None
+    epochs: Positive = 1.0  # used when steps is not given
+    global_batch_samples: PositiveInt = 512  # [P]
+    learning_rate: Positive = 2e-5  # [P]
+    final_learning_rate_fraction: Fraction = 0.25  # [P] cosine to 1/4
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: NonNegative = 0.05  # [P]
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    clip_gradient_norm: Positive = 1.0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    train_vision_tower: bool = False  # [P]
+    train_projector: bool = False  # [C]
+    distributed_optimizer: bool = True
+    recompute: Literal["none", "selective", "full"] = "none"
+    save_every_steps: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
+    measure_samples: PositiveInt = 256  # kept trajectories whose log-prob is measured before and after
+    threads_per_process: PositiveInt | None = None  # CPU only
+    distributed_timeout_seconds: Positive = 1800.0
+
+
+class Export(Section):
+    """Megatron checkpoint -> Hugging Face directory."""
+
+    shard_size_mib: PositiveInt = 5000
+
+
+class Protocol(Section):
+    """One way to answer the evaluation questions; the first is what report.json calls pass_at_1."""
+
+    name: str
+    sampling: Sampling
+    samples: PositiveInt = 1
+
+
+PAPER_PROTOCOL = Protocol(name="paper", sampling=Sampling(temperature=1.0, top_p=0.8, max_tokens=16_384))
+GREEDY_PROTOCOL = Protocol(name="greedy", sampling=Sampling(temperature=0.0, max_tokens=16_384))
+
+
+class Evaluate(Section):
+    """pass@1 on held-out questions, before and after, by the same code."""
+
+    questions: tuple[Source, ...] = ()
+    protocols: tuple[Protocol, ...] = (PAPER_PROTOCOL,)  # [P]
+    engine: Engine = VllmEngine()
+    evaluate_base: bool = True
+
+
+class Track(Section):
+    """MLflow beside metrics.jsonl. Secrets (tokens) come from MLflow's own environment variables."""
+
+    enabled: bool = True
+    tracking_uri: str = "sqlite:///mlflow.db"
+    experiment: str = "sophia"
+    timeout_seconds: Positive = 5.0
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: Run
+    models: Models
+    data: Data
+    environments: Environments = Environments()
+    captions: Captions = Captions()
+    reasoning: Reasoning = Reasoning()
+    score: Score = Score()
+    reward: Reward = Reward()
+    batch: Batch = Batch()
+    parallel: Parallel = Parallel()
+    objective: Objective = Objective()
+    train: Train = Train()
+    export: Export = Export()
+    evaluate: Evaluate = Evaluate()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.models.reasoner is None and self.reasoning.engine.kind != "openai":
+            raise ValueError("models.reasoner is missing (needed unless reasoning.engine.kind is 'openai')")
+        p = self.parallel
+        ranks = p.tensor * p.pipeline * p.context
+        if p.processes is not None and p.processes % ranks:
+            raise ValueError(
+                f"parallel.processes = {p.processes} is not a multiple of tensor x pipeline x context = {ranks}"
+            )
+        if p.sequence_parallel and p.tensor == 1:
+            raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")
+        if sum(m.share for m in self.batch.mixtures) >= 1.0:
+            raise ValueError("batch.mixtures: the shares must sum to less than 1")
+        return self
