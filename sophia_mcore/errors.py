@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
 
 class SophiaError(Exception):
     """The work failed: what, where, and what to do. Exit code 1."""
@@ -13,3 +18,34 @@ class UsageError(SophiaError):
     """Bad usage or configuration: what is wrong, where, the nearest valid name. Exit code 2."""
 
     exit_code = 2
+
+
+def run_command(name: str, work: Callable[[], object], log_file: Path | None = None) -> int:
+    """Run ``work`` and return the exit code; a failure becomes one line on stderr, details go to ``log_file``.
+
+    Exit codes: 0 done, 1 the work failed, 2 bad usage or config, 130 interrupted.
+    """
+    try:
+        work()
+    except SophiaError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        return 130
+    except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
+        details = traceback.format_exc()
+        where = "set a log file for details" if log_file is None else f"details: {log_file}"
+        try:
+            if log_file is None:
+                print(details, file=sys.stderr)
+            else:
+                log_file.parent.mkdir(parents=True, exist_ok=True)
+                with open(log_file, "a") as file:
+                    file.write(details)
+        except OSError:
+            print(details, file=sys.stderr)
+        first_line = (str(error).splitlines() or [""])[0]
+        print(f"error: {name}: {type(error).__name__}: {first_line} ({where})", file=sys.stderr, flush=True)
+        return 1
+    return 0

@@ -1,0 +1,152 @@
+"""Read a run's TOML with overlays and `--set a.b=c`; every mistake becomes one clear line.
+
+Order of precedence, lowest first: schema defaults, the file, overlays in order, `--set` in order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+
+_MAX_LISTED = 5
+
+
+def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ()) -> Config:
+    """Config of the TOML file ``path`` under ``overlays`` and ``sets`` ("section.key=value" each).
+
+    Raises UsageError: file missing or not TOML, unknown key (with the nearest valid name), wrong type or value.
+    """
+    tree = _read_toml(path)
+    for overlay in overlays:
+        _merge(tree, _read_toml(overlay))
+    for assignment in sets:
+        _assign(tree, assignment)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error, Config)}") from None
+
+
+def dump_toml(config: BaseModel) -> str:
+    """The resolved configuration as TOML (unset optional values are left out; loading it gives an equal Config)."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for a ValidationError: what is wrong where, with the nearest valid name for an unknown key."""
+    problems = []
+    items = [item for item in error.errors() if not _is_consequence(item["loc"], error)]
+    for item in items[:_MAX_LISTED]:
+        where = ".".join(str(part) for part in _visible(item["loc"], model))
+        if item["type"] == "extra_forbidden":
+            problems.append(_unknown_key(where, item["loc"], model))
+        elif item["type"] == "missing":
+            problems.append(f"{where}: required key is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            given = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
+            problems.append(f"{where}: {message}{given}" if where else message)
+    left_out = len(items) - _MAX_LISTED
+    if left_out > 0:
+        problems.append(f"and {left_out} more")
+    return "; ".join(problems)
+
+
+def _is_consequence(location: tuple[int | str, ...], error: ValidationError) -> bool:
+    """Whether the error at ``location`` only follows from another one further inside it."""
+    depth = len(location)
+    return depth > 0 and any(len(e["loc"]) > depth and e["loc"][:depth] == location for e in error.errors())
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such configuration file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise UsageError(f"--set {assignment!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {assignment!r}: {part!r} is not a section")
+    tree[parts[-1]] = value
+
+
+def _visible(location: tuple[int | str, ...], model: type[BaseModel]) -> list[int | str]:
+    """The location as the user wrote it: pydantic inserts the tag of a discriminated union, which no one typed."""
+    shown: list[int | str] = []
+    current: Any = model
+    for part in location:
+        tagged = _variants(current)
+        if len(tagged) > 1 and part in tagged:
+            current = tagged[str(part)]
+            continue
+        shown.append(part)
+        current = _descend(current, part)
+    return shown
+
+
+def _unknown_key(where: str, location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    current: Any = model
+    for part in location[:-1]:
+        tagged = _variants(current)
+        current = tagged[str(part)] if len(tagged) > 1 and part in tagged else _descend(current, part)
+    names = list(getattr(current, "model_fields", {}))
+    nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(names)}"
+    return f"{where}: unknown key ({hint})"
+
+
+def _descend(annotation: Any, part: int | str) -> Any:
+    """Annotation of field ``part`` of a model, or of an element of a tuple of models."""
+    if isinstance(part, int):
+        return next((arg for arg in get_args(annotation) if arg is not Ellipsis), None)
+    for model in _variants(annotation).values():
+        if part in model.model_fields:
+            return model.model_fields[part].annotation
+    return None
+
+
+def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
+    """Models that ``annotation`` admits, by the tag of their `kind` (or class name)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        kind = annotation.model_fields.get("kind")
+        tags = get_args(kind.annotation) if kind is not None else ()
+        return {(str(tags[0]) if len(tags) == 1 else annotation.__name__): annotation}
+    found: dict[str, type[BaseModel]] = {}
+    for argument in get_args(annotation):
+        if argument is not Ellipsis and not isinstance(argument, str):
+            found.update(_variants(argument))
+    return found

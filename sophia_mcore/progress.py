@@ -1,0 +1,102 @@
+"""Progress of a phase, wherever it is shown: a terminal, a log file, or the parent process.
+
+A phase runs in its own process (its own environment), so its progress travels as JSON lines over an
+inherited pipe; the parent owns the terminal. Without a parent (a Slurm task) it becomes a plain line
+now and then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import IO, Protocol, TextIO
+
+
+class Progress(Protocol):
+    """What a phase calls while it works."""
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Begin ``task`` with ``total`` items, ``completed`` of which an earlier attempt finished."""
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` further items of the current task are done."""
+
+    def note(self, text: str) -> None:
+        """A short remark beside the bar, such as the current loss."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Ignored."""
+
+    def advance(self, count: int = 1) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+
+class PipeProgress:
+    """Sends events as JSON lines to the parent process."""
+
+    def __init__(self, file_descriptor: int) -> None:
+        self._pipe: IO[str] | None = os.fdopen(file_descriptor, "w", buffering=1)
+
+    def _send(self, **event: object) -> None:
+        if self._pipe is None:
+            return
+        try:
+            self._pipe.write(json.dumps(event) + "\n")
+        except OSError:  # the parent is gone; the work goes on
+            self._pipe = None
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Begin a task."""
+        self._send(event="start", task=task, total=total, completed=completed)
+
+    def advance(self, count: int = 1) -> None:
+        """Advance the current task."""
+        self._send(event="advance", count=count)
+
+    def note(self, text: str) -> None:
+        """Show a remark."""
+        self._send(event="note", text=text)
+
+
+class LineProgress:
+    """A plain line at the start, every ``interval_seconds`` and at the end: for logs and Slurm."""
+
+    def __init__(self, stream: TextIO | None = None, interval_seconds: float = 15.0) -> None:
+        self._stream = stream or sys.stderr
+        self._interval = interval_seconds
+        self._task, self._total, self._done, self._note = "", 0, 0, ""
+        self._last = 0.0
+
+    def _print(self) -> None:
+        self._last = time.monotonic()
+        note = f"  {self._note}" if self._note else ""
+        print(f"{self._task}: {self._done}/{self._total}{note}", file=self._stream, flush=True)
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Begin a task."""
+        self._task, self._total, self._done, self._note = task, total, completed, ""
+        self._print()
+
+    def advance(self, count: int = 1) -> None:
+        """Advance the current task."""
+        self._done += count
+        if self._done >= self._total or time.monotonic() - self._last > self._interval:
+            self._print()
+
+    def note(self, text: str) -> None:
+        """Show a remark with the next line."""
+        self._note = text
+
+
+def worker_progress(file_descriptor: int | None) -> Progress:
+    """Progress of a worker process: to its parent's pipe when there is one, else plain lines on stderr."""
+    return LineProgress() if file_descriptor is None else PipeProgress(file_descriptor)
