@@ -1,0 +1,155 @@
+"""The `sophia` command: parse, call, print. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from sophia_mcore.errors import run_command
+
+if TYPE_CHECKING:
+    from sophia_mcore.config.schema import Config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="SOPHIA: semi-off-policy RL for vision-language slow thinking on Megatron-Core.",
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]
+Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="A.B=C", help="Override one setting.")]
+Overlays = Annotated[Optional[list[Path]], typer.Option("--overlay", metavar="FILE", help="TOML merged over CONFIG.")]
+Round = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
+NewSettings = Annotated[
+    bool, typer.Option("--new-settings", help="Go on in a run folder that was started with other settings.")
+]
+
+
+def _load(config: Path, overlays: list[Path] | None, sets: list[str] | None) -> Config:
+    from sophia_mcore.config import load_config
+
+    return load_config(config, overlays or (), sets or ())
+
+
+def _phases(
+    config: Path, overlays: list[Path] | None, sets: list[str] | None, names: list[str], round_: int, new: bool
+) -> None:
+    from sophia_mcore.launch.local import expand, run_phases
+
+    run_phases(_load(config, overlays, sets), expand(names), [round_], new_settings=new)
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    rounds: Annotated[Optional[int], typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
+    first: Annotated[Optional[str], typer.Option("--from", metavar="PHASE", help="Start at this phase.")] = None,
+    only: Annotated[Optional[str], typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    new_settings: NewSettings = False,
+) -> None:
+    """The whole round on this machine. Run again to resume: finished work is not redone."""
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.launch.local import PHASES, expand, run_phases, starting_at
+
+    if first and only:
+        raise UsageError("--from and --only cannot be combined")
+    names = expand([only]) if only else starting_at(first) if first else list(PHASES)
+    loaded = _load(config, overlay, set_)
+    folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings)
+    if "report" in names:
+        from sophia_mcore.report.summary import print_summary
+        from sophia_mcore.track.mlflow_upload import upload
+
+        if loaded.track.enabled:
+            upload(folder, loaded)
+        print_summary(folder)
+
+
+def _phase_command(name: str, help_text: str) -> None:
+    def command(
+        config: ConfigArgument,
+        round_: Round = 0,
+        overlay: Overlays = None,
+        set_: Sets = None,
+        new_settings: NewSettings = False,
+    ) -> None:
+        _phases(config, overlay, set_, [name], round_, new_settings)
+
+    command.__doc__ = help_text
+    app.command(name)(command)
+
+
+for _name, _help in {
+    "generate": "Check the questions, caption the images, then reason from the captions.",
+    "score": "Verify answers, reward captions, keep the best trajectories.",
+    "train": "Train the policy on the kept trajectories.",
+    "export": "Write the trained policy as a Hugging Face directory.",
+    "evaluate": "pass@1 on held-out questions, before and after.",
+}.items():
+    _phase_command(_name, _help)
+
+
+@app.command()
+def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
+    """Check a configuration and print it resolved; starts nothing."""
+    from sophia_mcore.config import dump_toml
+
+    typer.echo(dump_toml(_load(config, overlay, set_)), nl=False)
+
+
+@app.command()
+def grade(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 1.0,
+) -> None:
+    """Grade lines {"id", "response", "answer"[, "type"]}: adds verdict, extracted, seconds."""
+    from sophia_mcore.config.schema import Score
+    from sophia_mcore.launch.terminal import TerminalProgress
+    from sophia_mcore.score.grade_file import grade_file
+
+    with TerminalProgress() as progress:
+        summary = grade_file(source, target, Score(workers=workers, timeout_seconds=timeout), progress)
+    typer.echo(summary)
+
+
+@app.command()
+def report(run_folder: RunArgument) -> None:
+    """Write report.json and report.html of a run."""
+    from sophia_mcore.launch.local import config_of
+    from sophia_mcore.report.build import write_report
+    from sophia_mcore.store.layout import RunFolder
+
+    config = config_of(run_folder)
+    typer.echo(write_report(config, RunFolder(config.run.folder)))
+
+
+@app.command()
+def track(run_folder: RunArgument) -> None:
+    """Upload to MLflow whatever of the run it does not have yet."""
+    from sophia_mcore.errors import SophiaError
+    from sophia_mcore.launch.local import config_of
+    from sophia_mcore.store.layout import RunFolder
+    from sophia_mcore.track.mlflow_upload import upload
+
+    config = config_of(run_folder)
+    if not upload(RunFolder(config.run.folder), config):
+        raise SophiaError(f"{config.track.tracking_uri}: not reachable; nothing is lost, run this again later")
+
+
+def main() -> None:
+    """Entry point: usage errors exit with 2, ours as `errors.run_command` says."""
+    sys.exit(run_command("sophia", app))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A whole run on this machine: every phase in order, each resumable; run again, finished work is not redone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config import dump_toml, load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.phases import PHASES, Context
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lock import folder_lock
+
+GROUPS = {"generate": ("questions", "captions", "reasoning")}  # names that stand for several phases
+ONCE = ("questions",)  # phases that are the same in every round
+
+# What may change between two starts of one run: it decides where and how fast work is done, not its result.
+_CHANGEABLE = {
+    ("environments",), ("track",), ("run", "rounds"), ("score", "workers"), ("captions", "engine"),
+    ("reasoning", "engine"), ("evaluate", "engine"), ("train", "save_every_steps"), ("train", "keep_checkpoints"),
+    ("train", "threads_per_process"), ("train", "distributed_timeout_seconds"), ("export",),
+    ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
+}  # fmt: skip
+
+
+def run_phases(config: Config, phases: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False) -> RunFolder:
+    """Run ``phases`` (in flow order) of each round in the run's folder, holding its lock.
+
+    Raises UsageError when the folder belongs to a different configuration (unless ``new_settings``),
+    SophiaError when another process works in it or when a phase fails.
+    """
+    folder = RunFolder(config.run.folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    chosen = set(phases)
+    with folder_lock(folder.lock_file), TerminalProgress() as progress:
+        claim_folder(config, folder, new_settings=new_settings)
+        context = Context(config, folder, progress)
+        for round_index in rounds:
+            for name, phase in PHASES.items():
+                if name in chosen and not (name in ONCE and round_index > 0):
+                    phase(context, round_index)
+    return folder
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """Phase names in flow order, groups expanded; raises UsageError naming the nearest phase for an unknown one."""
+    wanted: set[str] = set()
+    for name in names:
+        if name not in PHASES and name not in GROUPS:
+            nearest = difflib.get_close_matches(name, [*PHASES, *GROUPS], n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"phases: {', '.join(PHASES)}"
+            raise UsageError(f"unknown phase {name!r} ({hint})")
+        wanted.update(GROUPS.get(name, (name,)))
+    return [name for name in PHASES if name in wanted]
+
+
+def starting_at(name: str) -> list[str]:
+    """All phases from ``name`` on."""
+    first = expand([name])[0]
+    names = list(PHASES)
+    return names[names.index(first) :]
+
+
+def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = False) -> None:
+    """Write the resolved configuration, or check that the folder's own is the same where results depend on it."""
+    if folder.config_file.is_file() and not new_settings:
+        changed = sorted(_differences(load_config(folder.config_file), config))
+        if changed:
+            shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+            raise UsageError(
+                f"{folder.path} was started with other settings ({shown}): choose another run.folder, "
+                "or add --new-settings to go on with the new ones from the first unfinished phase"
+            )
+    write_text(folder.config_file, dump_toml(config))
+
+
+def _differences(old: Config, new: Config) -> set[str]:
+    def flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+        if any(path[: len(free)] == free for free in _CHANGEABLE):
+            return {}
+        if isinstance(tree, dict):
+            return {key: value for name, child in tree.items() for key, value in flat(child, (*path, name)).items()}
+        return {path: tree}
+
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    return {".".join(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
+def config_of(path: Path) -> Config:
+    """Configuration of a run folder, or of a config file: commands take either."""
+    return load_config(path / "config.toml" if path.is_dir() else path)

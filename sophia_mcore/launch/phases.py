@@ -1,0 +1,160 @@
+"""The phases of a round: what each needs, in which environment it runs, how it is started.
+
+Light phases (questions, score, report) run in the calling process; the others are workers, because
+vLLM and Megatron live in different environments. Every phase checks its inputs itself and may be
+killed and started again: finished work is found in the store and skipped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.process import run_worker
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.store.layout import RunFolder
+
+BASE_LABEL = "base"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every phase is given."""
+
+    config: Config
+    run: RunFolder
+    progress: TerminalProgress
+
+    def policy(self, round_index: int) -> Path:
+        """The policy that round ``round_index`` starts from: the last round's export, or the base model."""
+        return self.config.models.policy if round_index == 0 else self.run.round(round_index - 1).model
+
+
+def prepare(context: Context, round_index: int) -> None:
+    """Check every question and image before any model starts, and put them into the store."""
+    from sophia_mcore.data.prepare import prepare_questions
+    from sophia_mcore.store.images import ImageStore
+
+    data, images = context.config.data, ImageStore(context.run.images)
+    sets = [(data.questions, context.run.questions_file)]
+    if context.config.evaluate.questions:
+        sets.append((context.config.evaluate.questions, context.run.evaluation_questions_file))
+    for sources, file in sets:
+        prepare_questions(
+            sources,
+            images,
+            file,
+            max_bad_rows=data.max_bad_rows,
+            max_image_pixels=data.max_image_pixels,
+            progress=context.progress,
+        )
+
+
+def captions(context: Context, round_index: int) -> None:
+    """The policy captions every image set."""
+    _rollout(context, "captions", ["sophia_mcore.generate.worker", "--stage", "captions"], round_index)
+
+
+def reasoning(context: Context, round_index: int) -> None:
+    """The reasoner answers from every caption."""
+    _rollout(context, "reasoning", ["sophia_mcore.generate.worker", "--stage", "reasoning"], round_index)
+
+
+def score(context: Context, round_index: int) -> None:
+    """Verdicts, rewards and the kept set."""
+    from sophia_mcore.score.phase import score_round
+
+    score_round(context.config, context.run, round_index, context.progress)
+
+
+def train(context: Context, round_index: int) -> None:
+    """Megatron training on the kept set, under torchrun."""
+    parallel = context.config.parallel
+    ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+    threads = context.config.train.threads_per_process
+    run_worker(
+        [
+            interpreter(context.config.environments.trainer),
+            *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
+            *("-m", "sophia_mcore.train.worker", str(context.run.config_file), "--round", str(round_index)),
+        ],
+        log_file=_log(context, f"train-round-{round_index}"),
+        environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
+        follow=context.progress.follow,
+    )
+
+
+def export(context: Context, round_index: int) -> None:
+    """Megatron checkpoint -> Hugging Face directory."""
+    run_worker(
+        [
+            interpreter(context.config.environments.trainer),
+            *("-m", "sophia_mcore.weights.worker", str(context.run.config_file), "--round", str(round_index)),
+        ],
+        log_file=_log(context, f"export-round-{round_index}"),
+        environment={},
+        follow=context.progress.follow,
+    )
+
+
+def evaluate(context: Context, round_index: int) -> None:
+    """pass@1 of the base model (once) and of the round's export, by the same code."""
+    if not context.config.evaluate.questions:
+        return
+    models = [(f"round-{round_index}", context.run.round(round_index).model)]
+    if context.config.evaluate.evaluate_base and round_index == 0:
+        models.insert(0, (BASE_LABEL, context.config.models.policy))
+    for label, model in models:
+        arguments = ["sophia_mcore.evaluate.worker", "--label", label, "--model", str(model)]
+        _rollout(context, f"evaluate-{label}", arguments, None)
+
+
+def report(context: Context, round_index: int) -> None:
+    """report.json and the run as a web page."""
+    from sophia_mcore.report.build import write_report
+
+    write_report(context.config, context.run)
+
+
+PHASES: dict[str, Callable[[Context, int], None]] = {
+    "questions": prepare,
+    "captions": captions,
+    "reasoning": reasoning,
+    "score": score,
+    "train": train,
+    "export": export,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def interpreter(path: Path | None) -> str:
+    """The Python of an environment; raises SophiaError naming how to make it when it is missing."""
+    if path is None:
+        return sys.executable
+    if not path.is_file():
+        raise SophiaError(f"{path}: no such interpreter ('make env' makes it; [environments] in the config names it)")
+    return str(path.absolute())
+
+
+def _rollout(context: Context, name: str, module_and_flags: list[str], round_index: int | None) -> None:
+    module, *flags = module_and_flags
+    chosen = [] if round_index is None else ["--round", str(round_index)]
+    suffix = "" if round_index is None else f"-round-{round_index}"
+    run_worker(
+        [
+            interpreter(context.config.environments.rollout),
+            *("-m", module, str(context.run.config_file), *flags, *chosen),
+        ],
+        log_file=_log(context, name + suffix),
+        environment={},
+        follow=context.progress.follow,
+    )
+
+
+def _log(context: Context, name: str) -> Path:
+    return context.run.path / "logs" / f"{name}.log"

@@ -1,0 +1,94 @@
+"""Run one phase in its own environment: progress over a pipe, output into a log, dies with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from sophia_mcore.errors import SophiaError, UsageError
+
+_PR_SET_PDEATHSIG = 1
+_TAIL_BYTES = 64 * 1024
+
+
+def run_worker(
+    arguments: Sequence[str],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str],
+    follow: Callable[[IO[str]], None],
+) -> None:
+    """Run ``arguments`` (no shell) with `--progress-fd N` appended; stdout and stderr go to ``log_file``.
+
+    Raises SophiaError (exit 1) or UsageError (exit 2) with the worker's own last "error:" line.
+    KeyboardInterrupt is passed on after the worker has had time to put its work down.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    read_end, write_end = os.pipe()
+    with open(log_file, "ab") as log, os.fdopen(read_end, "r", errors="replace") as events:
+        start = log.tell()
+        try:
+            child = subprocess.Popen(
+                [*arguments, "--progress-fd", str(write_end)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **environment},
+                pass_fds=(write_end,),
+                preexec_fn=_die_with_parent(os.getpid()),
+            )
+        except OSError as error:
+            raise SophiaError(f"{arguments[0]}: cannot be started ({error.strerror})") from None
+        finally:
+            os.close(write_end)
+        try:
+            follow(events)
+            code = child.wait()
+        except BaseException:
+            _stop(child)
+            raise
+    if code != 0:
+        raise _failure(code, _error_line(log_file, start), log_file)
+
+
+def _die_with_parent(parent: int) -> Callable[[], None]:
+    """Ask the kernel to end the worker when its parent is gone, even by SIGKILL (Linux only)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return in_child
+
+
+def _stop(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
+    child.terminate()
+    try:
+        child.wait(patience_seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _error_line(log_file: Path, start: int) -> str | None:
+    """The last "error: ..." line the worker wrote after byte ``start``."""
+    with open(log_file, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start, size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    found = [line for line in lines if "error: " in line and line.split("error: ", 1)[0].strip(" []0123456789:default") == ""]
+    return found[-1].split("error: ", 1)[1] if found else None
+
+
+def _failure(code: int, line: str | None, log_file: Path) -> SophiaError:
+    if line is None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return SophiaError(f"the worker {how} without saying why (log: {log_file})")
+    return UsageError(line) if code == UsageError.exit_code else SophiaError(line)

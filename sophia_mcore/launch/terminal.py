@@ -1,0 +1,85 @@
+"""The bars of a local run: one rich display that phases in this process and in child processes share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichBars
+
+from sophia_mcore.progress import LineProgress, Progress
+
+
+class TerminalProgress:
+    """A bar per task, kept on screen when done; plain lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._plain: Progress | None = None if self._console.is_terminal else LineProgress(sys.stderr)
+        self._bars = RichBars(
+            SpinnerColumn(finished_text="[green]ok[/]"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self._console,
+            disable=self._plain is not None,
+        )
+        self._task = None
+
+    def __enter__(self) -> TerminalProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Begin a bar."""
+        if self._plain:
+            self._plain.start(task, total, completed)
+            return
+        self._finish_indeterminate()
+        self._task = self._bars.add_task(escape(task).ljust(34), total=total, completed=completed, note="")
+
+    def _finish_indeterminate(self) -> None:
+        """A task whose last items were counted elsewhere must not keep spinning."""
+        if self._task is not None:
+            task = self._bars.tasks[self._bars.task_ids.index(self._task)]
+            if not task.finished:
+                self._bars.update(self._task, total=task.completed)
+
+    def advance(self, count: int = 1) -> None:
+        """Move the current bar."""
+        if self._plain:
+            self._plain.advance(count)
+        elif self._task is not None:
+            self._bars.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        """Show a remark beside the current bar."""
+        if self._plain:
+            self._plain.note(text)
+        elif self._task is not None:
+            self._bars.update(self._task, note=escape(text))
+
+    def follow(self, events: IO[str]) -> None:
+        """Show the events of a child process until it closes its end of the pipe."""
+        for line in events:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line torn by the child's death
+            kind = event.pop("event", "")
+            if kind == "start":
+                self.start(**event)
+            elif kind == "advance":
+                self.advance(**event)
+            elif kind == "note":
+                self.note(**event)
