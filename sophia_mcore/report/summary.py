@@ -1,0 +1,61 @@
+"""The end of `sophia run`: what was learned, from what, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sophia_mcore.report.collect import read_json
+from sophia_mcore.store.layout import RunFolder
+
+
+def print_summary(run: RunFolder, console: Console | None = None) -> None:
+    """Print pass@1 before and after, the counts of each round and where the report lies."""
+    console = console or Console()
+    report = read_json(run.report_json) or {"rounds": [], "evaluation": {}}
+    for entry in report["rounds"]:
+        console.print(escape(_round_line(entry)), highlight=False)
+    if report["evaluation"]:
+        console.print(_evaluation_table(report["evaluation"]))
+    for name in report.get("missing", []):
+        console.print(f"[yellow]not there yet:[/] {escape(name)}", highlight=False)
+    console.print(f"report: {escape(str(run.report_html))}", highlight=False)
+    if report["rounds"]:
+        console.print(f"model:  {escape(str(run.round(report['rounds'][-1]['round']).model))}", highlight=False)
+    console.print("next:   open the report; README.md, 'From here to 38B', shows how the same config grows")
+
+
+def _round_line(entry: dict[str, Any]) -> str:
+    names = ("questions", "captions", "trajectories", "kept")
+    counts = " -> ".join(f"{entry[name]:,} {name}" for name in names if name in entry)
+    line = f"round {entry['round']}: {counts}"
+    train = entry.get("train")
+    if train:
+        line += f"; trained {train['steps']} steps, loss {train['loss_first']:.3f} -> {train['loss_last']:.3f}"
+        before, after = train.get("logprob_before"), train.get("logprob_after")
+        if before is not None and after is not None:
+            line += f"; log-prob per token of the kept {before:.3f} -> {after:.3f}"
+    return line
+
+
+def _evaluation_table(evaluation: dict[str, Any]) -> Table:
+    table = Table(title="pass@1 on held-out questions")
+    table.add_column("model")
+    protocols = list(next(iter(evaluation.values())).get("protocols", {}))
+    for protocol in protocols:
+        table.add_column(f"{escape(protocol)}, 95% interval", justify="right")
+    table.add_column("questions", justify="right")
+    for label, result in evaluation.items():
+        cells = [_interval(result["protocols"].get(name)) for name in protocols]
+        table.add_row(label, *cells, str(result["n"]))
+    return table
+
+
+def _interval(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "-"
+    low, high = result["ci95"]
+    return f"{100 * result['pass_at_1']:.1f}%  {100 * low:.1f}-{100 * high:.1f}"

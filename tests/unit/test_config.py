@@ -1,0 +1,104 @@
+"""The configuration: strict, with the nearest valid name; every shipped file loads and round-trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sophia_mcore.config import dump_toml, load_config
+from sophia_mcore.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = """
+[run]
+name = "x"
+folder = "runs/x"
+[models]
+policy = "p"
+reasoner = "r"
+[[data.questions]]
+kind = "jsonl"
+path = "q.jsonl"
+"""
+
+
+def write(tmp_path: Path, extra: str = "", base: str = MINIMAL) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(base + extra)
+    return path
+
+
+def message(path: Path, *sets: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_config(path, sets=sets)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert (config.captions.per_image, config.reasoning.per_caption) == (8, 8)
+    assert (config.reward.alpha, config.reward.keep) == (0.75, 1)
+    assert (config.train.learning_rate, config.train.weight_decay) == (2e-5, 0.05)
+    assert (config.train.global_batch_samples, config.train.final_learning_rate_fraction) == (512, 0.25)
+    assert config.evaluate.protocols[0].sampling.top_p == 0.8
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("[train]\nlearning_rat = 1.0\n", "train.learning_rat: unknown key (did you mean 'learning_rate'?)"),
+        ("[trian]\nsteps = 1\n", "trian: unknown key (did you mean 'train'?)"),
+        ("[captions.engine]\nkind = 'openai'\nmodel_name = 'x'\ntimeout_second = 1.0\n",
+         "captions.engine.timeout_second: unknown key (did you mean 'timeout_seconds'?)"),
+        ("[captions.engine]\nkind = 'vlm'\n", "captions.engine"),
+        ("[train]\nsteps = 'many'\n", "train.steps: input should be a valid integer"),
+        ("[reward]\nalpha = 1.5\n", "reward.alpha: input should be less than 1 (got 1.5)"),
+        ("[parallel]\ntensor = 2\nprocesses = 3\n", "parallel.processes = 3 is not a multiple"),
+        ("[parallel]\nsequence_parallel = true\n", "parallel.sequence_parallel needs parallel.tensor > 1"),
+        ("[objective]\nname = 'sofia'\n", "objective.name"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_that_names_the_place(tmp_path: Path, extra: str, expected: str) -> None:
+    assert expected in message(write(tmp_path, extra))
+
+
+def test_unknown_key_in_a_list_names_its_position(tmp_path: Path) -> None:
+    text = message(write(tmp_path, "colums = {}\n"))
+    assert "data.questions.0.colums: unknown key (did you mean 'columns'?)" in text
+    assert "tuple" not in text  # only the cause, not what follows from it
+
+
+def test_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
+    assert "no such configuration file" in message(tmp_path / "absent.toml")
+    assert "not valid TOML" in message(write(tmp_path, "= 3"))
+    assert "cannot be read" in message(tmp_path)
+
+
+def test_no_reasoner_needs_an_endpoint(tmp_path: Path) -> None:
+    base = MINIMAL.replace('reasoner = "r"\n', "")
+    assert "models.reasoner is missing" in message(write(tmp_path, base=base))
+    endpoint = "[reasoning.engine]\nkind = 'openai'\nmodel_name = 'deepseek-r1'\n"
+    assert load_config(write(tmp_path, endpoint, base)).models.reasoner is None
+
+
+def test_overlays_and_sets_in_order(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.toml"
+    overlay.write_text("[train]\nsteps = 5\nwarmup_steps = 2\n")
+    config = load_config(write(tmp_path, "[train]\nsteps = 3\n"), [overlay], ["train.steps=7", "run.name=other"])
+    assert (config.train.steps, config.train.warmup_steps, config.run.name) == (7, 2, "other")
+    assert "expected section.key=value" in message(write(tmp_path), "train.steps")
+
+
+def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    again = tmp_path / "again.toml"
+    again.write_text(dump_toml(config))
+    assert load_config(again) == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/run.toml")), ids=lambda p: p.parent.name)
+def test_every_shipped_example_loads(path: Path) -> None:
+    load_config(path)

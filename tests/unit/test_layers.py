@@ -1,0 +1,134 @@
+"""The layers of AGENTS.md hold: imports go down only, the two L2 halves never meet, no cycle, sizes stay small."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "sophia_mcore"
+
+LAYERS = {
+    "errors": 0, "records": 0, "config": 0, "progress": 0,
+    "store": 1, "data": 1, "score": 1, "batch": 1, "objective.losses": 1, "objective.reduce": 1, "objective": 1,
+    "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,
+    "train": 3, "evaluate": 3, "track": 3,
+    "launch": 4, "report": 4, "cli": 4,
+}  # fmt: skip
+ROLLOUT_HALF = {"generate"}
+MEGATRON_HALF = {"model", "parallel", "weights", "objective.logprob"}
+
+
+def unit_of(module: str) -> str:
+    """The entry of LAYERS that ``module`` (without the package's name) belongs to."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LAYERS else parts[0]
+
+
+def imports_of(path: Path) -> list[tuple[str, int]]:
+    """Modules of the package that the file imports, anywhere in it except under `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text())
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sophia_mcore"):
+            base = node.module.removeprefix("sophia_mcore").lstrip(".")
+            found += [(base or alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [
+                (a.name.removeprefix("sophia_mcore."), node.lineno)
+                for a in node.names
+                if a.name.startswith("sophia_mcore.")
+            ]
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+def name_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
+    return ".".join(parts)
+
+
+def test_imports_go_down_only() -> None:
+    wrong = []
+    for path in modules():
+        own = unit_of(name_of(path))
+        for target, line in imports_of(path):
+            other = unit_of(target)
+            assert other in LAYERS, f"{path}:{line}: {target} has no layer"
+            if LAYERS[other] > LAYERS[own]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} (L{LAYERS[own]}) imports {other} (L{LAYERS[other]})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rollout_and_megatron_halves_never_meet() -> None:
+    wrong = []
+    for path in modules():
+        own = unit_of(name_of(path))
+        for target, line in imports_of(path):
+            other = unit_of(target)
+            if (own in ROLLOUT_HALF and other in MEGATRON_HALF) or (own in MEGATRON_HALF and other in ROLLOUT_HALF):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_cycle_between_folders() -> None:
+    edges: dict[str, set[str]] = defaultdict(set)
+    for path in modules():
+        own = unit_of(name_of(path))
+        edges[own] |= {unit_of(target) for target, _ in imports_of(path)} - {own}
+
+    def visit(node: str, trail: tuple[str, ...]) -> None:
+        assert node not in trail, " -> ".join((*trail, node))
+        for target in edges[node]:
+            visit(target, (*trail, node))
+
+    for node in list(edges):
+        visit(node, ())
+
+
+@pytest.mark.parametrize("folder", ["sophia_mcore", "checkpoints_tools", "examples", "tests"])
+def test_files_and_functions_stay_small(folder: str) -> None:
+    wrong = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        if text.count("\n") > 400:
+            wrong.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > 75:
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_heavy_modules_are_not_imported_by_light_ones() -> None:
+    """Commands such as --help and check start without torch, vLLM, Megatron, datasets or transformers."""
+    heavy = {"torch", "vllm", "megatron", "transformers", "datasets", "mlflow"}
+    wrong = []
+    for path in modules():
+        if LAYERS[unit_of(name_of(path))] > 1 and unit_of(name_of(path)) not in {"launch", "cli", "report", "track"}:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            names = (
+                [node.module or ""] if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            )  # fmt: skip
+            wrong += [f"{path.relative_to(ROOT)}: {n}" for n in names if n.split(".")[0] in heavy]
+    allowed = {"objective", "batch/collate.py"}
+    wrong = [w for w in wrong if not any(f"sophia_mcore/{a}" in w for a in allowed)]
+    assert not wrong, "\n".join(wrong)
