@@ -1,0 +1,42 @@
+# make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
+# make test   from a fresh clone: environments, then the tests
+# make check  lint, types and tests: what CI runs
+# make bench  the benchmarks, one JSON line each (ONLY=name for one)
+#
+# Variables: PYTHON (3.11), TORCH_INDEX (extra package index with CPU builds of torch, where the default has none)
+
+PYTHON ?= python3.11
+TORCH_INDEX ?=
+PY := .venv/bin/python
+BENCHES := conversion load grading hanging packing logprob claims tiling store startup step
+
+.PHONY: help env demo test check lint types bench docs clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+env:
+	@$(PYTHON) tools/setup_env.py --torch-index "$(TORCH_INDEX)"
+
+demo: env
+	@$(PY) -m examples.digits.demo
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: env
+	$(PY) -m mypy
+
+test: env
+	$(PY) -m pytest
+
+check: lint types test
+
+bench: env
+	@for name in $(or $(ONLY),$(BENCHES)); do \
+	  if [ -f tests/bench/bench_$$name.py ]; then $(PY) -m tests.bench.bench_$$name || exit 1; \
+	  else echo "bench $$name: not written yet" >&2; fi; done
+
+clean:
+	rm -rf runs/digits .pytest_cache .ruff_cache .mypy_cache build *.egg-info
