@@ -1,0 +1,300 @@
+"""Token log-probs straight from hidden states; the [tokens, vocabulary] matrix never exists.
+
+Shapes: T tokens, H hidden size, V vocabulary rows held by this tensor-parallel rank (padding rows included),
+C tokens of one chunk, B vocabulary rows of one block.
+
+Two ways to the gradient of log p(target) = z_target - logsumexp(z), z = hidden weight^T:
+
+* the coefficient d loss / d log-prob of each token is known in the forward pass (the filtered NLL, and every
+  objective in which it depends on that token alone): gradients are formed chunk by chunk while the logits are
+  there - three matrix products in all;
+* otherwise only the log-sum-exp is kept, and the backward pass recomputes the logits block by block - four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+IGNORE = -100  # a negative target: the token has log-prob 0, no gradient and costs no matrix product
+
+Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+def token_logprobs(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int,
+    chunk_tokens: int,
+    coefficients_T: Coefficients | None = None,
+) -> Tensor:
+    """Natural-log probability [T] fp32 of each target; 0 where the target is negative (`IGNORE`).
+
+    Args:
+        hidden_TH: final hidden states, the same on every rank of `group` (after the sequence-parallel gather).
+        weight_VH: this rank's rows of the output layer; rank r holds vocabulary ids [r V, (r + 1) V).
+        targets_T: int64 vocabulary ids, the same on every rank of `group`.
+        group: tensor-parallel process group; None or one rank: the weight is whole.
+        vocab_size: true size; rows at and above it are padding, take no part in the softmax and get no gradient.
+        chunk_tokens: at most about chunk_tokens x V logits exist at any time.
+        coefficients_T: d loss / d log-prob up to one common factor, as [T] or as a function
+            (log-probs [C], positions [C] in T) -> [C]. The gradient is then formed here, in the forward pass,
+            and the backward pass only scales it: backward must bring a multiple of these coefficients.
+
+    Gradients: the weight's is complete (ordinary autograd, so DDP hooks and `main_grad` see it). The hidden
+    gradient is this rank's vocabulary share: THE CALLER sums it over `group`, which is what the backward of
+    megatron-core's `copy_to_tensor_model_parallel_region` (all-reduce) or, under sequence parallelism,
+    `gather_from_sequence_parallel_region(..., tensor_parallel_output_grad=True)` (reduce-scatter) does.
+
+    Raises:
+        ValueError: shapes do not fit, a target is not below vocab_size, chunk_tokens < 1.
+        RuntimeError: backward brings something else than a multiple of coefficients_T, or runs twice.
+    """
+    shard = _Shard(weight_VH, vocab_size, group)
+    rows_N = _wanted_rows(hidden_TH, weight_VH, targets_T, vocab_size, chunk_tokens)
+    needs_gradient = torch.is_grad_enabled() and (hidden_TH.requires_grad or weight_VH.requires_grad)
+    if not needs_gradient:
+        logsumexp_N, target_N = _values(hidden_TH[rows_N], shard, targets_T[rows_N], chunk_tokens)
+        return _spread(target_N - logsumexp_N, rows_N, len(targets_T))
+    if coefficients_T is None:
+        return _Recompute.apply(hidden_TH, weight_VH, targets_T, rows_N, shard, chunk_tokens)
+    return _InForward.apply(hidden_TH, weight_VH, targets_T, rows_N, shard, chunk_tokens, coefficients_T)
+
+
+@torch.no_grad()
+def token_entropies(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int,
+    chunk_tokens: int,
+) -> Tensor:
+    """Entropy [T] fp32 (nats) of the next-token distribution where there is a target, else 0; without gradient.
+
+    Arguments and memory as in `token_logprobs`; costs one more matrix product, so only when asked for.
+    """
+    shard = _Shard(weight_VH, vocab_size, group)
+    rows_N = _wanted_rows(hidden_TH, weight_VH, targets_T, vocab_size, chunk_tokens)
+    hidden_NH = hidden_TH[rows_N]
+    logsumexp_N, _ = _values(hidden_NH, shard, targets_T[rows_N], chunk_tokens)
+    entropy_N = torch.zeros_like(logsumexp_N)
+    for start, stop in shard.blocks(len(rows_N), chunk_tokens):
+        logprobs_NB = _matmul(hidden_NH, shard.weight_VH[start:stop].T).sub_(logsumexp_N[:, None])
+        entropy_N -= (logprobs_NB.exp() * logprobs_NB).sum(1)
+    return _spread(shard.sum(entropy_N), rows_N, len(targets_T))
+
+
+class _Shard:
+    """This rank's real vocabulary rows and the sums over the ranks that hold the others."""
+
+    def __init__(self, weight_VH: Tensor, vocab_size: int, group: dist.ProcessGroup | None) -> None:
+        self.group = group if group is not None and group.size() > 1 else None
+        rank = self.group.rank() if self.group is not None else 0
+        self.first = rank * weight_VH.shape[0]
+        rows = min(max(vocab_size - self.first, 0), weight_VH.shape[0])
+        self.weight_VH = weight_VH.detach()[:rows]
+
+    def max(self, values: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def locate(self, targets_N: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows of targets_N that lie in local vocabulary rows [start, stop), as (clamped column, 1.0 or 0.0)."""
+        column_N = targets_N - (self.first + start)
+        inside_N = (column_N >= 0) & (column_N < stop - start)
+        return column_N.clamp(0, max(stop - start - 1, 0))[:, None], inside_N[:, None].float()
+
+    def blocks(self, tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
+        """Vocabulary blocks such that tokens x block holds no more logits than chunk_tokens x V."""
+        rows = self.weight_VH.shape[0]
+        step = max(1, chunk_tokens * rows // max(tokens, 1))
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _wanted_rows(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, vocab_size: int, chunk_tokens: int) -> Tensor:
+    """Indices of the tokens that have a target; validates the arguments."""
+    if hidden_TH.dim() != 2 or weight_VH.dim() != 2 or hidden_TH.shape[1] != weight_VH.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden_TH.shape)} and weight {tuple(weight_VH.shape)} must be [T, H], [V, H]")
+    if targets_T.shape != hidden_TH.shape[:1]:
+        raise ValueError(f"targets {tuple(targets_T.shape)} must be [T] = [{hidden_TH.shape[0]}]")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens = {chunk_tokens} must be at least 1")
+    if len(targets_T) and int(targets_T.max()) >= vocab_size:
+        raise ValueError(f"target {int(targets_T.max())} is not below the vocabulary size {vocab_size}")
+    return torch.nonzero(targets_T >= 0).squeeze(1)
+
+
+def _spread(values_N: Tensor, rows_N: Tensor, length: int) -> Tensor:
+    return values_N.new_zeros(length).index_copy_(0, rows_N, values_N)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b with an fp32 result; low-precision inputs keep their fast product."""
+    if a.dtype == torch.float32:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+
+
+def _add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a @ b, out fp32."""
+    if a.dtype == torch.float32:
+        out.addmm_(a, b)
+    else:
+        out += _matmul(a, b)
+
+
+def _values(hidden_NH: Tensor, shard: _Shard, targets_N: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp [N] over the whole vocabulary and target logit [N], fp32, one vocabulary block at a time."""
+    hidden_NH = hidden_NH.detach()
+    max_N = hidden_NH.new_full(hidden_NH.shape[:1], -torch.inf, dtype=torch.float32)
+    total_N, target_N = torch.zeros_like(max_N), torch.zeros_like(max_N)
+    for start, stop in shard.blocks(len(hidden_NH), chunk_tokens):
+        logits_NB = _matmul(hidden_NH, shard.weight_VH[start:stop].T)
+        column_N1, inside_N1 = shard.locate(targets_N, start, stop)
+        target_N += (logits_NB.gather(1, column_N1) * inside_N1).squeeze(1)
+        new_max_N = torch.maximum(max_N, logits_NB.amax(1))
+        block_N = logits_NB.sub_(new_max_N[:, None]).exp_().sum(1)
+        total_N = total_N * (max_N - new_max_N).exp() + block_N
+        max_N = new_max_N
+    global_max_N = shard.max(max_N.clone())
+    total_N, target_N = shard.sum(torch.stack((total_N * (max_N - global_max_N).exp(), target_N)))
+    return global_max_N + total_N.log(), target_N
+
+
+class _Recompute(torch.autograd.Function):
+    """Keeps the log-sum-exp; backward recomputes the logits, one vocabulary block of all tokens at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        targets_T: Tensor,
+        rows_N: Tensor,
+        shard: _Shard,
+        chunk_tokens: int,
+    ) -> Tensor:
+        logsumexp_N, target_N = _values(hidden_TH[rows_N], shard, targets_T[rows_N], chunk_tokens)
+        ctx.save_for_backward(hidden_TH, weight_VH, targets_T, rows_N, logsumexp_N)
+        ctx.shard, ctx.chunk_tokens = shard, chunk_tokens
+        return _spread(target_N - logsumexp_N, rows_N, len(targets_T))
+
+    @staticmethod
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_TH, weight_VH, targets_T, rows_N, logsumexp_N = ctx.saved_tensors
+        hidden_NH, targets_N, grad_N1 = hidden_TH[rows_N], targets_T[rows_N], -grad_T[rows_N].float()[:, None]
+        scaled_NH = (hidden_NH * grad_N1).to(hidden_NH.dtype)
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if want_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH) if want_weight else None
+        for start, stop in ctx.shard.blocks(len(rows_N), ctx.chunk_tokens):
+            block_BH = ctx.shard.weight_VH[start:stop]
+            gap_NB = _matmul(hidden_NH, block_BH.T).sub_(logsumexp_N[:, None]).exp_()  # softmax - one-hot
+            column_N1, inside_N1 = ctx.shard.locate(targets_N, start, stop)
+            gap_NB.scatter_add_(1, column_N1, -inside_N1)
+            gap_NB = gap_NB.to(hidden_NH.dtype)
+            if grad_hidden_NH is not None:
+                _add_matmul(grad_hidden_NH, gap_NB, block_BH)
+            if grad_weight_VH is not None:
+                torch.mm(gap_NB.T, scaled_NH, out=grad_weight_VH[start:stop])
+        grad_hidden_TH = None
+        if grad_hidden_NH is not None:
+            grad_hidden_NH = grad_hidden_NH.mul_(grad_N1).to(hidden_TH.dtype)
+            grad_hidden_TH = torch.zeros_like(hidden_TH).index_copy_(0, rows_N, grad_hidden_NH)
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None
+
+
+class _InForward(torch.autograd.Function):
+    """Forms the gradients while the logits of a chunk of tokens are there; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        targets_T: Tensor,
+        rows_N: Tensor,
+        shard: _Shard,
+        chunk_tokens: int,
+        coefficients_T: Coefficients,
+    ) -> Tensor:
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        grad_hidden_TH = torch.zeros_like(hidden_TH) if want_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if want_weight else None
+        logprobs_T = hidden_TH.new_zeros(len(targets_T), dtype=torch.float32)
+        used_T = torch.zeros_like(logprobs_T)
+        for rows_C in rows_N.split(chunk_tokens):
+            hidden_CH = hidden_TH[rows_C]
+            logprobs_C, gap_CV, norm_C = _chunk(hidden_CH, shard, targets_T[rows_C])
+            coefficients_C = _coefficients(coefficients_T, logprobs_C, rows_C)
+            logprobs_T[rows_C], used_T[rows_C] = logprobs_C, coefficients_C
+            # d loss / d logits = -coefficient / norm * gap: the row factor is cheaper on [C, H] than on [C, V]
+            factor_C1 = (-coefficients_C / norm_C)[:, None]
+            if grad_hidden_TH is not None:
+                grad_hidden_TH[rows_C] = _matmul(gap_CV, shard.weight_VH).mul_(factor_C1).to(hidden_TH.dtype)
+            if grad_weight_VH is not None:
+                scaled_CH = (hidden_CH * factor_C1).to(hidden_CH.dtype)
+                _add_matmul(grad_weight_VH[: gap_CV.shape[1]], gap_CV.T, scaled_CH)
+        ctx.gradients = (grad_hidden_TH, grad_weight_VH)
+        ctx.used_T, ctx.rows_N, ctx.weight_dtype = used_T, rows_N, weight_VH.dtype
+        return logprobs_T
+
+    @staticmethod
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients were formed in the forward pass and are used up: one backward only")
+        (grad_hidden_TH, grad_weight_VH), ctx.gradients = ctx.gradients, None
+        scale = _common_factor(grad_T[ctx.rows_N].float(), ctx.used_T[ctx.rows_N])
+        if grad_hidden_TH is not None:
+            grad_hidden_TH *= scale
+        if grad_weight_VH is not None:
+            grad_weight_VH = grad_weight_VH.mul_(scale).to(ctx.weight_dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
+
+
+def _chunk(hidden_CH: Tensor, shard: _Shard, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs [C], norm (softmax - one-hot) [C, V] in the hidden dtype, and norm [C] = sum exp(z - max z)."""
+    logits_CV = _matmul(hidden_CH, shard.weight_VH.T)
+    column_C1, inside_C1 = shard.locate(targets_C, 0, logits_CV.shape[1])
+    if logits_CV.shape[1] == 0:  # only padding rows here; still takes part in the sums
+        column_C1, inside_C1 = column_C1[:, :0], inside_C1[:, :0]
+        max_C = shard.max(logits_CV.new_full(targets_C.shape, -torch.inf))
+    else:
+        max_C = shard.max(logits_CV.amax(1))
+    target_C = (logits_CV.gather(1, column_C1) * inside_C1).sum(1)
+    exp_CV = logits_CV.sub_(max_C[:, None]).exp_()
+    norm_C, target_C = shard.sum(torch.stack((exp_CV.sum(1), target_C)))
+    # subtract before rounding to low precision: for a confident token softmax - 1 is tiny and must stay exact
+    exp_CV.scatter_add_(1, column_C1, -inside_C1 * norm_C[:, None])
+    return target_C - max_C - norm_C.log(), exp_CV.to(hidden_CH.dtype), norm_C
+
+
+def _coefficients(coefficients_T: Coefficients, logprobs_C: Tensor, rows_C: Tensor) -> Tensor:
+    if isinstance(coefficients_T, Tensor):
+        return coefficients_T[rows_C].float()
+    return coefficients_T(logprobs_C, rows_C).detach().float()
+
+
+def _common_factor(grad_N: Tensor, used_N: Tensor) -> Tensor:
+    """The scalar s with grad_N = s used_N (the loss scale); 0 if nothing was used."""
+    square = used_N.square().sum()
+    scale = torch.where(square > 0, (grad_N * used_N).sum() / square, square)
+    wrong_N = (grad_N - scale * used_N).abs() > 1e-4 * (grad_N.abs() + (scale * used_N).abs())
+    if bool(wrong_N.any()):
+        raise RuntimeError("the loss's gradient is not a multiple of coefficients_T: these must be d loss / d log-prob")
+    return scale
