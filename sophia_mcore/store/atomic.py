@@ -1,0 +1,142 @@
+"""Files that appear whole or not at all, whatever happens to the writer.
+
+A file is written under a hidden temporary name in its own folder, synced, then renamed (``replacing``) or
+hard-linked (``creating``: the first finisher wins, a second never replaces it). A killed writer leaves at most a
+hidden temporary file, which no reader looks at.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sophia_mcore.errors import SophiaError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+_HINTS = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "the quota is used up: free some space and run again",
+    errno.EFBIG: "the file size limit (ulimit -f) or the filesystem does not allow a file of this size",
+    errno.EROFS: "the filesystem is mounted read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there, or the filesystem has no hard links",
+    errno.EOPNOTSUPP: "the filesystem has no hard links; put the run folder on another one",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+
+
+def write_failed(path: Path, error: OSError) -> SophiaError:
+    """One line for a failed write: what, where, why, what to do."""
+    hint = _HINTS.get(error.errno or 0)
+    return SophiaError(f"cannot write {path}: {error.strerror or error}" + (f" ({hint})" if hint else ""))
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write to; on leaving without an exception it becomes ``path``, replacing what was there.
+
+    Raises SophiaError when the folder cannot be written or the disk is full; then nothing is left behind.
+    """
+    target = Path(path)
+    with _temporary(target) as (file, name):
+        yield file
+        _flush(file)
+        os.replace(name, target)
+        _sync_folder(target.parent)
+
+
+@contextmanager
+def creating(path: Path | str) -> Iterator[BinaryIO]:
+    """Like ``replacing``, but an existing ``path`` stays as it is and FileExistsError is raised."""
+    target = Path(path)
+    with _temporary(target) as (file, name):
+        yield file
+        _flush(file)
+        link_once(name, target)
+        _sync_folder(target.parent)
+
+
+def link_once(existing: Path | str, new: Path | str) -> None:
+    """Hard-link ``existing`` as ``new``; of several callers exactly one succeeds, the others get FileExistsError.
+
+    Over NFS the reply to a link that was made may be lost and the repeated request then fails: the link count
+    tells what really happened.
+    """
+    before = os.stat(existing).st_nlink
+    try:
+        os.link(existing, new)
+    except FileExistsError:
+        if os.stat(existing).st_nlink <= before:
+            raise
+
+
+def write_bytes(path: Path | str, value: bytes) -> None:
+    """Write ``value`` to ``path`` atomically, replacing what was there."""
+    with replacing(path) as file:
+        file.write(value)
+
+
+def write_text(path: Path | str, value: str) -> None:
+    """Write ``value`` as UTF-8 to ``path`` atomically."""
+    write_bytes(path, value.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path`` atomically. NaN and infinity become null: JSON has none."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    name = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}-{target.name[:100]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise write_failed(target, error) from error
+    try:
+        with open(descriptor, "wb") as file:
+            yield file, name
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.filename not in (None, name, str(name), target, str(target)):
+            raise  # the body failed at some other file
+        raise write_failed(target, error) from error
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut; filesystems that cannot sync a folder are left alone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,61 @@
+"""One worker per folder: a lock that the kernel releases when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import write_failed
+
+
+@contextmanager
+def folder_lock(path: Path | str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
+
+    Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why it cannot be had.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise write_failed(target, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SophiaError(f"{target.parent} is in use by {_holder(descriptor)}; wait for it or stop it") from None
+        except OSError as error:
+            raise SophiaError(f"cannot lock {target}: {error.strerror} (the filesystem must support flock)") from error
+        _write_holder(descriptor, target)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _write_holder(descriptor: int, target: Path) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    info = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, info.encode(), 0)
+    except OSError as error:
+        raise write_failed(target, error) from error
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        info = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {info['pid']} on {info['host']} since {info['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it has the lock but has not written its name yet

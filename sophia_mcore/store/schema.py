@@ -1,0 +1,112 @@
+"""Columns from a frozen dataclass and back: str, int, float, bool, bytes, tuple[T, ...] of these, each optional."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+
+_SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
+
+
+@cache
+def schema_of(record_type: type) -> pa.Schema:
+    """Arrow schema of a dataclass: one column per field, in order; only ``T | None`` is nullable.
+
+    Raises TypeError for a field of any other type: that is a mistake in the program.
+    """
+    hints = get_type_hints(record_type)
+    return pa.schema([_field(record_type, f.name, hints[f.name]) for f in dataclasses.fields(record_type)])
+
+
+def _field(record_type: type, name: str, hint: Any) -> pa.Field:
+    nullable = False
+    if get_origin(hint) in (Union, UnionType):
+        rest = [item for item in get_args(hint) if item is not NoneType]
+        nullable = len(rest) < len(get_args(hint))
+        hint = rest[0] if len(rest) == 1 else hint
+    kind = _scalar(hint)
+    if kind is None and get_origin(hint) is tuple and len(get_args(hint)) == 2 and get_args(hint)[1] is Ellipsis:
+        element = _scalar(get_args(hint)[0])
+        kind = pa.list_(pa.field("element", element, nullable=False)) if element is not None else None
+    if kind is None:
+        raise TypeError(f"{record_type.__name__}.{name}: no column type for {hint}")
+    return pa.field(name, kind, nullable=nullable)
+
+
+def _scalar(hint: Any) -> pa.DataType | None:
+    if get_origin(hint) is Literal:
+        return pa.string() if all(isinstance(item, str) for item in get_args(hint)) else None
+    return _SCALARS.get(hint) if isinstance(hint, type) else None
+
+
+def to_table(records: Sequence[Any], record_type: type) -> pa.Table:
+    """Records as columns. Raises ValueError naming the field and the first record that does not fit its type."""
+    schema = schema_of(record_type)
+    return pa.table([_column(records, field) for field in schema], schema=schema)
+
+
+def _column(records: Sequence[Any], field: pa.Field) -> pa.Array:
+    name = field.name
+    values = [getattr(record, name) for record in records]
+    try:
+        if pa.types.is_list(field.type) and not any(value is None for value in values):
+            return _list_array(values, field.type)
+        array = pa.array(values, type=field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{_culprit(values, records, field)}: {str(error).splitlines()[0]}") from error
+    if array.null_count and not field.nullable:
+        raise ValueError(f"{_culprit(values, records, field)}: it must have a value")
+    return array
+
+
+def _list_array(values: list[Sequence[Any]], kind: pa.ListType) -> pa.Array:
+    """One flat conversion instead of one per row; 3 times faster for token ids."""
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    flat = pa.array(list(chain.from_iterable(values)), type=kind.value_type)
+    if flat.null_count:
+        raise ValueError("an element has no value")
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
+
+
+def _culprit(values: list[Any], records: Sequence[Any], field: pa.Field) -> str:
+    """Which record has the bad value (only searched once something is wrong)."""
+    for value, record in zip(values, records, strict=True):
+        try:
+            bad = pa.array([value], type=field.type).null_count and not field.nullable
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            bad = True
+        if bad:
+            return f"{type(record).__name__}.{field.name} of {getattr(record, 'id', 'a record')!r}"
+    return f"field {field.name}"
+
+
+def from_table(table: pa.Table, record_type: type) -> list[Any]:
+    """The records of a table that has the columns of ``record_type``, in order."""
+    names = [field.name for field in dataclasses.fields(record_type)]
+    columns = [_values(table.column(name)) for name in names]
+    return [record_type(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if not pa.types.is_list(column.type):
+        return column.to_pylist()
+    return [row for chunk in column.chunks for row in _tuples(chunk)]
+
+
+def _tuples(chunk: pa.ListArray) -> list[tuple[Any, ...] | None]:
+    offsets = chunk.offsets.to_pylist()
+    start = offsets[0]
+    numeric = pa.types.is_primitive(chunk.type.value_type) and not pa.types.is_boolean(chunk.type.value_type)
+    inner = chunk.values[start : offsets[-1]]
+    flat = inner.to_numpy().tolist() if numeric else inner.to_pylist()
+    valid = chunk.is_valid().to_pylist() if chunk.null_count else [True] * len(chunk)
+    bounds = zip(offsets, offsets[1:], valid, strict=False)
+    return [tuple(flat[low - start : high - start]) if ok else None for low, high, ok in bounds]

@@ -1,0 +1,210 @@
+"""Parquet shards: written once, whole, with a hash of their content that is checked on every read.
+
+A shard is an ordinary Parquet file (zstd), so ``datasets.load_dataset("parquet", data_files=...)`` reads it too.
+Its key-value metadata holds ``sophia.sha256`` (over the column data, the record type, the row count and the caller's
+metadata), ``sophia.record_type``, ``sophia.rows`` and ``sophia.metadata`` (JSON: lineage and whatever the caller gave).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store import atomic
+from sophia_mcore.store.schema import from_table, schema_of, to_table
+
+Record = TypeVar("Record")
+_ROWS_PER_GROUP = 1024
+_MAGIC = b"PAR1"
+
+
+def write_shard(
+    path: Path | str, records: Sequence[Any], record_type: type, metadata: Mapping[str, Any] | None = None
+) -> str:
+    """Write ``records`` as one Parquet file; it appears whole or not at all.
+
+    Returns the sha256 of the content. Equal records and metadata give equal files and hashes.
+    A finished shard is never replaced: FileExistsError says that another writer was first.
+    Raises SophiaError when the disk is full, the folder cannot be written, or a record does not fit its type.
+    """
+    text = json.dumps(dict(metadata or {}), sort_keys=True)
+    with atomic.creating(path) as file:
+        sink = _HashingFile(file)
+        try:
+            with _open_writer(sink, record_type) as writer:
+                for start in range(0, len(records), _ROWS_PER_GROUP):
+                    writer.write_table(to_table(records[start : start + _ROWS_PER_GROUP], record_type))
+                digest = _seal(sink.sha256, record_type.__name__, len(records), text)
+                writer.add_key_value_metadata(
+                    {
+                        "sophia.sha256": digest,
+                        "sophia.record_type": record_type.__name__,
+                        "sophia.rows": str(len(records)),
+                        "sophia.metadata": text,
+                    }
+                )
+        except (ValueError, pa.ArrowException) as error:
+            raise SophiaError(f"cannot write {path}: {error}") from error
+    return digest
+
+
+def _open_writer(sink: Any, record_type: type) -> pq.ParquetWriter:
+    """zstd alone packs repeated digests; floats and integers split into byte planes pack twice as well as plain."""
+    schema = schema_of(record_type)
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+        column_encoding={name: "BYTE_STREAM_SPLIT" for name in _numeric_columns(schema)},
+    )
+
+
+def _numeric_columns(schema: pa.Schema) -> list[str]:
+    names = []
+    for field in schema:
+        is_list = pa.types.is_list(field.type)
+        kind = field.type.value_type if is_list else field.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            names.append(f"{field.name}.list.element" if is_list else field.name)
+    return names
+
+
+class _HashingFile:
+    """Passes writes on and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.closed = False
+        self._position = 0
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self._file.write(data)
+        self._position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True  # the file itself is closed by its owner
+
+
+def _seal(sha256: Any, type_name: str, rows: int, metadata: str) -> str:
+    sealed = sha256.copy()
+    sealed.update(json.dumps([type_name, rows, metadata]).encode())
+    return sealed.hexdigest()
+
+
+def read_table(path: Path | str, record_type: type, columns: Sequence[str] | None = None) -> pa.Table:
+    """Verified columns of a shard, as Arrow; ``columns`` (default all) limits what is decoded, not what is verified.
+
+    Raises SophiaError naming the file when it is missing, truncated, damaged or holds another type of record.
+    """
+    return _read(path, record_type, columns)[0]
+
+
+def read_shard(path: Path | str, record_type: type[Record]) -> list[Record]:
+    """Records of a shard, in the order they were written. Raises like ``read_table``."""
+    return from_table(read_table(path, record_type), record_type)
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata given to ``write_shard``, and ``sha256``, ``record_type``, ``rows``; only the footer is read."""
+    try:
+        values = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    return _parse_metadata(path, values)
+
+
+def read_folder(folder: Path | str, record_type: type[Record]) -> Iterator[Record]:
+    """Records of all finished shards of a folder, shard by shard in the order of their names.
+
+    Temporary files of killed writers are passed over. Raises SophiaError when the folder is missing, and like
+    ``read_table`` for a damaged shard.
+    """
+    for path in shard_files(folder):
+        yield from read_shard(path, record_type)
+
+
+def shard_files(folder: Path | str) -> list[Path]:
+    """Finished shards of a folder, sorted by name. Raises SophiaError when the folder is missing."""
+    if not Path(folder).is_dir():
+        raise SophiaError(f"no such folder: {folder}")
+    return sorted(path for path in Path(folder).glob("*.parquet") if not path.name.startswith("."))
+
+
+def _read(path: Path | str, record_type: type, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
+    if not Path(path).is_file():
+        raise SophiaError(f"no such file: {path}")
+    try:
+        with pa.memory_map(str(path)) as source:
+            buffer = source.read_buffer()
+        end = _body_end(path, buffer)
+        file = pq.ParquetFile(pa.BufferReader(buffer))
+        values = _parse_metadata(path, file.metadata.metadata or {})
+        _verify(path, buffer, end, values, record_type)
+        wanted = list(columns) if columns is not None else [f.name for f in dataclasses.fields(record_type)]
+        missing = set(wanted) - set(file.schema_arrow.names)
+        if missing:
+            raise SophiaError(f"{path} has no column {', '.join(sorted(missing))}: another version wrote it")
+        return file.read(columns=wanted, use_threads=False), values
+    except (OSError, pa.ArrowException, struct.error) as error:
+        raise _damaged(path, error) from error
+
+
+def _body_end(path: Path | str, buffer: pa.Buffer) -> int:
+    """Where the column data ends and the footer begins."""
+    tail = bytes(buffer[-8:]) if buffer.size >= 12 else b""
+    if tail[4:] != _MAGIC or bytes(buffer[:4]) != _MAGIC:
+        raise SophiaError(f"{path} is truncated or not a Parquet file ({buffer.size} bytes)")
+    end = buffer.size - 8 - struct.unpack("<I", tail[:4])[0]
+    if end < 4:
+        raise SophiaError(f"{path} is truncated ({buffer.size} bytes)")
+    return end
+
+
+def _verify(path: Path | str, buffer: pa.Buffer, end: int, values: dict[str, Any], record_type: type) -> None:
+    if values["record_type"] != record_type.__name__:
+        raise SophiaError(f"{path} holds {values['record_type']} records, not {record_type.__name__}")
+    sha256 = hashlib.sha256(memoryview(buffer)[:end])
+    digest = _seal(sha256, values["record_type"], values["rows"], json.dumps(values["metadata"], sort_keys=True))
+    if digest != values["sha256"]:
+        raise SophiaError(f"{path} is damaged: its content does not match its sha256 {values['sha256'][:16]}")
+
+
+def _parse_metadata(path: Path | str, values: Mapping[bytes, bytes]) -> dict[str, Any]:
+    try:
+        return {
+            "metadata": json.loads(values[b"sophia.metadata"]),
+            "record_type": values[b"sophia.record_type"].decode(),
+            "rows": int(values[b"sophia.rows"]),
+            "sha256": values[b"sophia.sha256"].decode(),
+        }
+    except KeyError:
+        raise SophiaError(f"{path} was not written by sophia: it has no content hash") from None
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | str, error: Exception) -> SophiaError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SophiaError(f"cannot read {path}: damaged or unreadable ({reason})")
