@@ -1,0 +1,1 @@
+"""Training on Megatron-Core: worker -> loop -> step, with optim, checkpoint and measure beside them."""

@@ -1,0 +1,191 @@
+"""Save and load the whole training state through Megatron's distributed checkpointing, at any layout.
+
+In a checkpoint: model parameters, optimizer state (in the shape of the parameters, so that any layout can load
+it), random number generators of each rank, and the step, which is also the data cursor. The random states are
+taken over only at the layout that wrote them; everything else loads at any layout.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed import checkpoint as torch_checkpoint
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.train import checkpoint_folder
+
+# fully_reshardable: optimizer state in parameter shape; the other formats cannot change the layout, or raise.
+METADATA: Mapping[str, Any] = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+    "singleton_local_shards": False,
+}
+
+
+class Checkpoints:
+    """The checkpoints of one training run.
+
+    Every method is called by all ranks together; ``folder`` is on a filesystem that all of them see.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._strategy = PlainSaveStrategy("torch_dist", 1)
+
+    def save(self, step: int, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> Path:
+        """Write the state after ``step`` updates and prune older checkpoints; returns the complete folder.
+
+        Raises SophiaError on every rank when any rank cannot write (full disk); older checkpoints stay.
+        """
+        temporary = self.folder / f".tmp-{checkpoint_folder.checkpoint_name(step)}"
+        _on_rank_zero(lambda: checkpoint_folder.begin(self.folder, step), f"cannot make {temporary}")
+        state = _sharded_state(chunks, optimizer, is_loading=False)
+        try:
+            dist_checkpointing.save(state, str(temporary), self._strategy, content_metadata=dict(METADATA))
+        except Exception as error:
+            raise SophiaError(f"{temporary}: checkpoint not written: {_first_line(error)}") from error
+        final = self.folder / checkpoint_folder.checkpoint_name(step)
+        layout = current_layout()
+        _on_rank_zero(lambda: checkpoint_folder.commit(temporary, step, layout, self.keep), f"cannot complete {final}")
+        return final
+
+    def load_newest(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> int:
+        """Load the newest intact checkpoint and return its step; 0 when there is none.
+
+        A broken one is passed over with a warning. Raises SophiaError when there are some, but none can be loaded.
+        """
+        _on_rank_zero(lambda: checkpoint_folder.clean(self.folder), f"cannot clean {self.folder}")
+        candidates = _on_rank_zero(
+            lambda: [_inspect(path) for path in checkpoint_folder.list_checkpoints(self.folder)],
+            f"cannot read {self.folder}",
+        )
+        for path, manifest, problem in candidates:
+            problem = problem or self._load(path, manifest, chunks, optimizer)
+            if problem is None:
+                return manifest.step
+            if dist.get_rank() == 0:
+                warnings.warn(f"{problem}; trying the one before", stacklevel=2)
+        if candidates:
+            raise SophiaError(f"{self.folder}: no intact checkpoint; delete the folder to train from the start")
+        return 0
+
+    def _load(
+        self,
+        path: Path,
+        manifest: checkpoint_folder.Manifest,
+        chunks: Sequence[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+    ) -> str | None:
+        """Load from ``path``; a problem on any rank is returned on all of them."""
+        same_layout = dict(manifest.layout) == current_layout()
+        problem = None
+        try:
+            request = _sharded_state(chunks, optimizer, is_loading=True)
+            if not same_layout:
+                del request["random"]
+            state = dist_checkpointing.load(request, str(path), validate_access_integrity=False)
+            for index, chunk in enumerate(chunks):
+                chunk.module.load_state_dict(state[_model_key(index)])
+            optimizer.load_state_dict(state["optimizer"])
+            if same_layout:
+                _set_random_state(state["random"])
+        except Exception as error:
+            problem = f"{path}: cannot be loaded: {_first_line(error)}"
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        return next((p for p in problems if p is not None), None)
+
+
+class PlainSaveStrategy(torch_strategies.TorchDistSaveShardedStrategy):
+    """The same files as Megatron's torch_dist strategy, written by this process itself.
+
+    Megatron's writer starts a manager process and forks writers for every save, which costs seconds and leaves
+    processes behind when a rank dies; torch's own writer needs neither.
+    """
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> None:
+        """Write this rank's shards into ``checkpoint_dir`` (collective)."""
+        by_key, _, _ = torch_strategies._replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        torch_checkpoint.save(
+            torch_strategies.mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
+            planner=torch_strategies.MCoreSavePlanner(
+                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
+            ),
+        )
+
+
+def current_layout() -> dict[str, int]:
+    """Sizes of the parallel groups of this job."""
+    return {
+        "tensor": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        "context": parallel_state.get_context_parallel_world_size(),
+        "data": parallel_state.get_data_parallel_world_size(),
+    }
+
+
+def _sharded_state(
+    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, *, is_loading: bool
+) -> dict[str, Any]:
+    metadata = dict(METADATA)
+    state: dict[str, Any] = {
+        _model_key(index): chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)
+    }
+    state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
+    state["random"] = ShardedObject("random", _random_state(), (dist.get_world_size(),), (dist.get_rank(),))
+    return state
+
+
+def _model_key(index: int) -> str:
+    return f"model{index}"
+
+
+def _random_state() -> dict[str, Any]:
+    return {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
+
+
+def _inspect(path: Path) -> tuple[Path, checkpoint_folder.Manifest | None, str | None]:
+    try:
+        return path, checkpoint_folder.read_manifest(path), None
+    except SophiaError as error:
+        return path, None, str(error)
+
+
+def _on_rank_zero(work: Any, what: str) -> Any:
+    """Result of ``work`` done by rank 0, on every rank; its failure is raised on every rank."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except (OSError, SophiaError) as error:
+            outcome[1] = f"{what}: {error}"
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise SophiaError(outcome[1])
+    return outcome[0]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

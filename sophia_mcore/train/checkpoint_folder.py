@@ -1,0 +1,121 @@
+"""Checkpoints as folders: which are complete, which is the newest, which may go. No torch in here.
+
+A checkpoint is written into a hidden folder and renamed when every rank has finished, so a folder named
+``step-00000500`` is complete. Its checkpoint.json lists every file with its size: a truncated or missing file
+is found without reading the data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import write_json
+
+MANIFEST = "checkpoint.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_TEMPORARY, _DELETED = ".tmp-", ".old-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """checkpoint.json: the step, the layout that wrote it, and its files."""
+
+    step: int
+    layout: Mapping[str, int]  # sizes of the parallel groups: tensor, pipeline, virtual_pipeline, context, data
+    files: Mapping[str, int]  # name -> bytes
+    format: int = FORMAT
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` updates.
+
+    >>> checkpoint_name(500)
+    'step-00000500'
+    """
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest intact checkpoint; raises SophiaError when there is none, saying what is wrong with those there."""
+    problems = []
+    for path in list_checkpoints(folder):
+        try:
+            read_manifest(path)
+        except SophiaError as error:
+            problems.append(str(error))
+        else:
+            return path
+    raise SophiaError("; ".join(problems) if problems else f"{folder}: no checkpoint (train first)")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all there with their sizes.
+
+    Raises SophiaError naming the first file that is missing or has another size.
+    """
+    try:
+        content = json.loads((path / MANIFEST).read_bytes())
+        manifest = Manifest(**content)
+    except (OSError, ValueError, TypeError) as error:
+        raise SophiaError(f"{path}: broken checkpoint ({MANIFEST}: {error})") from None
+    if manifest.format != FORMAT:
+        raise SophiaError(f"{path}: checkpoint format {manifest.format}, this version reads {FORMAT}")
+    for name, size in manifest.files.items():
+        try:
+            actual = (path / name).stat().st_size
+        except OSError as error:
+            raise SophiaError(f"{path}: broken checkpoint ({name}: {error.strerror})") from None
+        if actual != size:
+            raise SophiaError(f"{path}: broken checkpoint ({name} has {actual} bytes, not {size})")
+    return manifest
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty hidden folder to write the checkpoint of ``step`` into."""
+    temporary = folder / f"{_TEMPORARY}{checkpoint_name(step)}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit(temporary: Path, step: int, layout: Mapping[str, int], keep: int) -> Path:
+    """Make a written checkpoint visible, then delete all but the ``keep`` newest. Returns its final path."""
+    files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    write_json(temporary / MANIFEST, asdict(Manifest(step=step, layout=dict(layout), files=files)))
+    final = temporary.parent / checkpoint_name(step)
+    if final.exists():  # a broken one of the same step: it was refused at loading
+        _delete(final)
+    temporary.rename(final)
+    for old in list_checkpoints(final.parent)[keep:]:
+        _delete(old)
+    return final
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed writer or a killed deletion left behind."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith((_TEMPORARY, _DELETED)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    doomed = path.with_name(f"{_DELETED}{path.name}")  # renamed first: never seen half deleted
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

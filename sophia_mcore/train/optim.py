@@ -1,0 +1,165 @@
+"""Gradients and optimizer: Megatron's DistributedDataParallel and (distributed) AdamW, learning rate by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from megatron.core import optimizer as mcore_optimizer
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, distrib_optimizer, get_megatron_optimizer
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.utils import get_model_config
+from torch.optim.adamw import adamw
+
+from sophia_mcore.config.schema import Train
+
+ADAM_EPSILON = 1e-8
+
+
+def learning_rate(step: int, total_steps: int, train: Train) -> float:
+    """Learning rate of update number ``step`` (from 0): linear warm-up, then cosine to its final fraction.
+
+    The first update after warm-up has the peak rate, the last one peak x final_learning_rate_fraction.
+    """
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    after = max(1, total_steps - train.warmup_steps - 1)
+    progress = min(1.0, (step - train.warmup_steps) / after)
+    floor = train.final_learning_rate_fraction
+    return train.learning_rate * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def wrap_ddp(chunks: Sequence[MegatronModule], train: Train, *, overlap: bool) -> list[DistributedDataParallel]:
+    """Model chunks with contiguous fp32 gradient buffers, summed (not averaged) over data and context parallel ranks.
+
+    ``overlap`` starts the gradient exchange during the backward pass (CUDA). The denominator is already in the loss
+    coefficients, so nothing is divided here.
+    """
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=train.distributed_optimizer,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and train.distributed_optimizer,
+    )
+    model_config = get_model_config(chunks[0])
+    if not model_config.calculate_per_token_loss:
+        raise ValueError("the model's config needs calculate_per_token_loss=True: losses here are sums")
+    wrapped = [
+        DistributedDataParallel(model_config, config, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    model_config.finalize_model_grads_func = _finalize_gradients
+    if overlap:
+        model_config.no_sync_func = _per_chunk([chunk.no_sync for chunk in wrapped])
+        model_config.grad_sync_func = _per_chunk([chunk.start_grad_sync for chunk in wrapped])
+        if train.distributed_optimizer:
+            model_config.param_sync_func = _per_chunk([chunk.start_param_sync for chunk in wrapped])
+    return wrapped
+
+
+def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) -> MegatronOptimizer:
+    """AdamW over the trainable parameters: fp32 master weights, no decay on vectors (norms, biases, layer scales)."""
+    if not torch.cuda.is_available():
+        _use_cpu_adam()
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=train.learning_rate,
+        min_lr=train.learning_rate * train.final_learning_rate_fraction,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_eps=ADAM_EPSILON,
+        clip_grad=train.clip_gradient_norm,
+        bf16=train.dtype == "bfloat16",
+        params_dtype=torch.bfloat16 if train.dtype == "bfloat16" else torch.float32,
+        use_distributed_optimizer=train.distributed_optimizer,
+        overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,
+    )
+    return get_megatron_optimizer(config, list(wrapped), use_gloo_process_groups=False)
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
+    """Set the rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+
+
+class CpuAdam(torch.optim.Optimizer):
+    """AdamW for CPU tensors with the interface of FusedAdam, the optimizer of apex and Transformer Engine.
+
+    The step count lives in the parameter group and the state holds exp_avg and exp_avg_sq only. With torch's own
+    AdamW the distributed optimizer takes another branch, which saves but cannot load.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = ADAM_EPSILON,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+    ) -> None:
+        if not adam_w_mode:
+            raise ValueError("only decoupled weight decay (AdamW) is implemented")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; groups without parameters do not count steps."""
+        if closure is not None:
+            raise ValueError("a closure is not supported")
+        for group in self.param_groups:
+            if not group["params"]:
+                continue
+            group["step"] = group.get("step", 0) + 1
+            parameters = [p for p in group["params"] if p.grad is not None and p.numel() > 0]
+            if parameters:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [self.state[p]["exp_avg"] for p in parameters],
+            [self.state[p]["exp_avg_sq"] for p in parameters],
+            [],
+            [torch.tensor(float(group["step"] - 1)) for _ in parameters],  # adamw counts the step itself
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def _use_cpu_adam() -> None:
+    """Let megatron-core find `CpuAdam` where apex or Transformer Engine would provide FusedAdam."""
+    mcore_optimizer.Adam = CpuAdam
+    mcore_optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.Adam = CpuAdam
+    distrib_optimizer.HAVE_APEX_OR_TE = True
+    distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+def _finalize_gradients(
+    model: list[DistributedDataParallel], num_tokens: torch.Tensor | None = None, **kwargs: Any
+) -> None:
+    """Sum gradients over replicas. The schedule's token count is not used: the coefficients hold the denominator."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _per_chunk(functions: list[Callable[..., Any]]) -> Any:
+    """What Megatron's schedules expect: one function for one chunk, a list for several."""
+    return functions[0] if len(functions) == 1 else functions
