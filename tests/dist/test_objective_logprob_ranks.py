@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 import torch
+from megatron.core.tensor_parallel import mappings  # imported once here, the forked ranks share it
 from torch import distributed as dist
 
 from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
@@ -25,8 +26,6 @@ def rank_main(rank, size, store, vocab, padded, sequence_parallel, results):
     torch.set_num_threads(1)
     torch.cuda.current_device = lambda: torch.device("cpu")  # this forked rank only; megatron-core asks for it
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    from megatron.core.tensor_parallel import mappings
-
     group, rows = dist.group.WORLD, padded // size
     hidden, weight, targets, coefficients = inputs(vocab, padded)
     shard = slice(rank * rows, (rank + 1) * rows)
@@ -60,7 +59,7 @@ def run_ranks(size, *arguments):
         ]
         for process in ranks:
             process.start()
-        answers = sorted(results.get(timeout=15) for _ in ranks)
+        answers = sorted(results.get(timeout=60) for _ in ranks)
         for process in ranks:
             process.join()
     return answers
