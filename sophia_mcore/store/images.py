@@ -57,7 +57,7 @@ class ImageStore:
         except (OSError, pa.ArrowException) as error:
             raise SophiaError(f"cannot read image {digest[:16]} in {self._files[file]}: damaged ({error})") from error
         if hashlib.sha256(value).hexdigest() != digest:
-            raise SophiaError(f"image {digest[:16]} in {self._files[file]} is damaged: the bytes do not match the digest")
+            raise SophiaError(f"image {digest[:16]} in {self._files[file]} is damaged: its digest does not match")
         return value
 
     def add_many(self, images: Iterable[bytes]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
@@ -12,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 
+_PACK_CODES = {pa.int64(): "q", pa.float64(): "d"}  # struct's letters, native byte order
+_CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError, struct.error)
 _SCALARS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
 
 
@@ -59,7 +62,7 @@ def _column(records: Sequence[Any], field: pa.Field) -> pa.Array:
         if pa.types.is_list(field.type) and not any(value is None for value in values):
             return _list_array(values, field.type)
         array = pa.array(values, type=field.type)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+    except _CONVERSION_ERRORS as error:
         raise ValueError(f"{_culprit(values, records, field)}: {str(error).splitlines()[0]}") from error
     if array.null_count and not field.nullable:
         raise ValueError(f"{_culprit(values, records, field)}: it must have a value")
@@ -67,12 +70,17 @@ def _column(records: Sequence[Any], field: pa.Field) -> pa.Array:
 
 
 def _list_array(values: list[Sequence[Any]], kind: pa.ListType) -> pa.Array:
-    """One flat conversion instead of one per row; 3 times faster for token ids."""
+    """One flat column of elements; numbers are packed row by row, which costs a third of Arrow's own conversion."""
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(value) for value in values], out=offsets[1:])
-    flat = pa.array(list(chain.from_iterable(values)), type=kind.value_type)
-    if flat.null_count:
-        raise ValueError("an element has no value")
+    code = _PACK_CODES.get(kind.value_type)
+    if code:
+        data = b"".join([struct.pack(f"{len(value)}{code}", *value) for value in values])
+        flat = pa.Array.from_buffers(kind.value_type, int(offsets[-1]), [None, pa.py_buffer(data)])
+    else:
+        flat = pa.array(list(chain.from_iterable(values)), type=kind.value_type)
+        if flat.null_count:
+            raise ValueError("an element has no value")
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind)
 
 
@@ -81,7 +89,7 @@ def _culprit(values: list[Any], records: Sequence[Any], field: pa.Field) -> str:
     for value, record in zip(values, records, strict=True):
         try:
             bad = pa.array([value], type=field.type).null_count and not field.nullable
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        except _CONVERSION_ERRORS:
             bad = True
         if bad:
             return f"{type(record).__name__}.{field.name} of {getattr(record, 'id', 'a record')!r}"
@@ -103,10 +111,9 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
 def _tuples(chunk: pa.ListArray) -> list[tuple[Any, ...] | None]:
     offsets = chunk.offsets.to_pylist()
-    start = offsets[0]
-    numeric = pa.types.is_primitive(chunk.type.value_type) and not pa.types.is_boolean(chunk.type.value_type)
-    inner = chunk.values[start : offsets[-1]]
-    flat = inner.to_numpy().tolist() if numeric else inner.to_pylist()
+    kind = chunk.type.value_type
+    numeric = pa.types.is_primitive(kind) and not pa.types.is_boolean(kind)
+    flat = chunk.values.to_numpy() if numeric else np.array(chunk.values.to_pylist(), dtype=object)
     valid = chunk.is_valid().to_pylist() if chunk.null_count else [True] * len(chunk)
     bounds = zip(offsets, offsets[1:], valid, strict=False)
-    return [tuple(flat[low - start : high - start]) if ok else None for low, high, ok in bounds]
+    return [tuple(flat[low:high].tolist()) if ok else None for low, high, ok in bounds]
