@@ -148,7 +148,7 @@ class Score(Section):
     """Verification of final answers in killable worker processes."""
 
     workers: PositiveInt = 2
-    timeout_seconds: Positive = 5.0
+    timeout_seconds: Positive = 1.0  # CPU-seconds of one comparison
     memory_limit_mib: PositiveInt = 2048
     trajectories_per_unit: PositiveInt = 4096
     max_broken_share: Fraction = 0.05  # more timeouts + errors than this stop the phase
@@ -162,6 +162,7 @@ class Reward(Section):
     use_visual_reward: bool = True  # False: ablation "no visual reward"
     select: Literal["shortest", "random"] = "shortest"  # "random": ablation "no shortest rule"
     require_correct: bool = True  # False: ablation "random trajectories of D"
+    broken: Literal["not_correct", "left_out"] = "not_correct"  # how timeouts and errors enter a caption's mean
 
 
 class Mixture(Section):
