@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import IO, Protocol, TextIO
 
 
@@ -95,6 +96,20 @@ class LineProgress:
     def note(self, text: str) -> None:
         """Show a remark with the next line."""
         self._note = text
+
+
+def counting(progress: Progress, task: str) -> Callable[[int, int], None]:
+    """A callback (items done so far, all items) that shows as ``task``; what is done at the first call was done before."""
+    shown: list[int] = []
+
+    def show(done: int, total: int) -> None:
+        if not shown:
+            progress.start(task, total, done)
+        elif done > shown[0]:
+            progress.advance(done - shown[0])
+        shown[:] = [max(done, *shown)]
+
+    return show
 
 
 def worker_progress(file_descriptor: int | None) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
+from sophia_mcore.track.metrics import MetricsLog
 
 GROUPS = {"generate": ("questions", "captions", "reasoning")}  # names that stand for several phases
 ONCE = ("questions",)  # phases that are the same in every round
@@ -39,11 +41,13 @@ def run_phases(config: Config, phases: Iterable[str], rounds: Iterable[int], *, 
     chosen = set(phases)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings)
-        context = Context(config, folder, progress)
+        context, metrics = Context(config, folder, progress), MetricsLog(folder.metrics_file)
         for round_index in rounds:
             for name, phase in PHASES.items():
                 if name in chosen and not (name in ONCE and round_index > 0):
+                    began = time.monotonic()
                     phase(context, round_index)
+                    metrics.log(round_index, name, {"seconds": round(time.monotonic() - began, 3)})
     return folder
 
 
