@@ -1,0 +1,244 @@
+"""The score phase of a round: a verdict for every trajectory, then the kept set.
+
+Verdicts are made per work unit, by as many processes as like to. The kept set is a pure function of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.progress import Progress
+from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
+from sophia_mcore.score.types import GradeItem
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.store.lineage import seed_for
+from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
+from sophia_mcore.store.units import Unit, UnitQueue, run_units
+
+MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
+
+
+def score_round(config: Config, run_folder: RunFolder | Path, round: int, progress: Progress) -> dict[str, Any]:
+    """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
+
+    Finished units are not graded again. Raises SophiaError when there are no trajectories, when more than
+    ``score.max_broken_share`` of the verdicts are timeouts or errors, or when nothing is kept (with the reasons).
+    """
+    run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
+    folder = run.round(round)
+    questions = {q.id: q for q in read_shard(run.questions_file, Question)}
+    shards = {path.name: path for path in shard_files(folder.trajectories)}
+    if not shards:
+        raise SophiaError(f"no trajectories in {folder.trajectories}: run `sophia generate` first")
+    units = plan_units(list(shards.values()), config.score.trajectories_per_unit)
+    queue = UnitQueue(folder.verdicts, units, owner="score")
+    _grade(config, queue, shards, questions, progress)
+    verdicts = {v.trajectory_id: v for unit in units for v in read_shard(queue.shard(unit), Verdict)}
+    counts: Counter[str] = Counter(v.verdict for v in verdicts.values())
+    _stop_if_broken(counts, config.score.max_broken_share)
+    return _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
+
+
+def plan_units(shards: Sequence[Path], trajectories_per_unit: int) -> list[Unit]:
+    """Consecutive shards in units of at most ``trajectories_per_unit`` rows (a larger shard is a unit of its own).
+
+    The id holds a hash of the shards' content hashes: other trajectories make other units.
+    """
+    groups: list[list[Path]] = []
+    digests: list[list[str]] = []
+    rows = 0
+    for path in shards:
+        metadata = read_metadata(path)
+        if not groups or rows + metadata["rows"] > trajectories_per_unit:
+            groups.append([])
+            digests.append([])
+            rows = 0
+        groups[-1].append(path)
+        digests[-1].append(metadata["sha256"])
+        rows += metadata["rows"]
+    return [
+        Unit(f"{i:06d}-{hashlib.sha256(' '.join(digest).encode()).hexdigest()[:8]}", tuple(p.name for p in group))
+        for i, (group, digest) in enumerate(zip(groups, digests, strict=True))
+    ]
+
+
+def _grade(
+    config: Config, queue: UnitQueue, shards: dict[str, Path], questions: dict[str, Question], progress: Progress
+) -> None:
+    tally: Counter[str] = Counter()
+    shown = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if total and not shown:
+            progress.start("verdicts", total, done)
+            shown = max(done, 1)
+        progress.advance(max(0, done - shown))
+        shown = max(shown, done)
+
+    with Grader(config.score) as grader:
+
+        def work(unit: Unit, report: Callable[[int], None]) -> list[Verdict]:
+            verdicts: list[Verdict] = []
+            for number, name in enumerate(unit.items, start=1):
+                verdicts += grade_shard(grader, shards[name], questions)
+                report(number)
+            tally.update(v.verdict for v in verdicts)
+            if tally.total() >= MIN_VERDICTS_TO_STOP:
+                _stop_if_broken(tally, config.score.max_broken_share)
+            return verdicts
+
+        run_units(queue, Verdict, work, show)
+
+
+_COLUMNS = ("id", "question_id", "caption_id", "text", "finish_reason")
+
+
+def grade_shard(grader: Grader, path: Path, questions: dict[str, Question]) -> list[Verdict]:
+    """Verdicts on the trajectories of one shard, in its order. A truncated trajectory has no answer.
+
+    Raises SophiaError when a trajectory's question is unknown.
+    """
+    table = read_table(path, Trajectory, columns=_COLUMNS)
+    ids, question_ids, caption_ids, texts, reasons = (table.column(name).to_pylist() for name in _COLUMNS)
+    unknown = next((q for q in question_ids if q not in questions), None)
+    if unknown is not None:
+        raise SophiaError(f"{path}: question {unknown!r} is not among the checked questions")
+
+    def item(index: int) -> GradeItem:
+        question = questions[question_ids[index]]
+        text = "" if reasons[index] == "length" else texts[index]
+        return GradeItem(ids[index], text, question.answer, question.answer_type, question.options, question.source)
+
+    return [
+        Verdict(
+            trajectory_id=grade.id,
+            question_id=question_ids[index],
+            caption_id=caption_ids[index],
+            verdict=grade.verdict,
+            extracted=grade.extracted,
+            answer_type=grade.answer_type,
+            seconds=grade.seconds,
+            verifier=grade.verifier,
+            verifier_version=grade.verifier_version,
+        )
+        for index, grade in enumerate(grader.grade_many(item(i) for i in range(len(ids))))
+    ]
+
+
+def _stop_if_broken(counts: Counter[str], limit: float) -> None:
+    broken, total = sum(counts[name] for name in BROKEN), counts.total()
+    if total and broken / total > limit:
+        raise SophiaError(
+            f"grading: {broken} of {total} verdicts are timeouts or errors ({_listed(counts)}), more than "
+            f"score.max_broken_share = {limit}; raise score.timeout_seconds or look at the answers"
+        )
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {counts[name]}" for name in sorted(counts) if counts[name])
+
+
+def _candidates(shards: Sequence[Path], verdicts: dict[str, Verdict]) -> list[Candidate]:
+    found = []
+    for path in shards:
+        table = read_table(path, Trajectory, columns=("id", "finish_reason", "token_ids", "text"))
+        tokens = pc.list_value_length(table.column("token_ids")).to_pylist()
+        characters = pc.utf8_length(table.column("text")).to_pylist()
+        reasons = table.column("finish_reason").to_pylist()
+        for index, trajectory in enumerate(table.column("id").to_pylist()):
+            verdict = verdicts[trajectory]
+            length = tokens[index] or characters[index]  # an endpoint that returns no tokens is measured in characters
+            truncated = reasons[index] == "length"
+            found.append(
+                Candidate(trajectory, verdict.question_id, verdict.caption_id, length, truncated, verdict.verdict)
+            )
+    return found
+
+
+def _keep(
+    config: Config,
+    folder: RoundFolder,
+    round: int,
+    shards: Sequence[Path],
+    questions: dict[str, Question],
+    verdicts: dict[str, Verdict],
+    counts: Counter[str],
+) -> dict[str, Any]:
+    candidates = _candidates(shards, verdicts)
+    rewards = visual_rewards(candidates, config.reward.broken)
+    seed = seed_for(config.run.seed, "select", round)
+    selection = select(candidates, rewards, config.reward, seed)
+    by_id = {c.id: c for c in candidates}
+    texts = _texts(shards, frozenset(selection.kept))
+    kept = []
+    for trajectory in selection.kept:
+        candidate = by_id[trajectory]
+        question = questions[candidate.question_id]
+        kept.append(
+            Kept(
+                trajectory_id=trajectory,
+                question_id=question.id,
+                caption_id=candidate.caption_id,
+                images=question.images,
+                question=question.question,
+                response=texts[trajectory],
+                token_count=candidate.length,
+                outcome=outcome(candidate.verdict),
+                caption_reward=rewards[candidate.question_id, candidate.caption_id],
+            )
+        )
+    summary = {
+        "questions": len({c.question_id for c in candidates}),
+        "captions": len({c.caption_id for c in candidates}),
+        "trajectories": len(candidates),
+        "kept": len(kept),
+        "caption_reward_mean": sum(rewards[pair] for pair in sorted(rewards)) / len(rewards) if rewards else 0.0,
+        "caption_pairs": len(rewards),
+        "caption_pairs_passed": sum(reward > config.reward.alpha for reward in rewards.values()),
+        "verdicts": dict(sorted(counts.items())),
+        "dropped": dict(sorted(selection.dropped.items())),
+        "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
+        "reward": config.reward.model_dump(mode="json"),
+    }
+    if not kept:
+        raise SophiaError(
+            f"no trajectory of {len(candidates)} was kept (dropped: {_listed(selection.dropped)}); "
+            f"nothing to train on, see reward.alpha = {config.reward.alpha} and {folder.verdicts}"
+        )
+    _write(folder, kept, summary)
+    return summary
+
+
+def _texts(shards: Sequence[Path], wanted: frozenset[str]) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for path in shards:
+        table = read_table(path, Trajectory, columns=("id", "text"))
+        rows = [i for i, trajectory in enumerate(table.column("id").to_pylist()) if trajectory in wanted]
+        taken = table.take(rows)
+        texts.update(zip(taken.column("id").to_pylist(), taken.column("text").to_pylist(), strict=True))
+    return texts
+
+
+def _write(folder: RoundFolder, kept: list[Kept], summary: dict[str, Any]) -> None:
+    """Several processes may write the same; a kept set made with other settings is replaced."""
+    fingerprint = hashlib.sha256(json.dumps([summary, [k.trajectory_id for k in kept]]).encode()).hexdigest()
+    if folder.kept_file.exists() and read_metadata(folder.kept_file)["metadata"].get("fingerprint") != fingerprint:
+        folder.kept_summary_file.unlink(missing_ok=True)
+        folder.kept_file.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):  # written by another process, or before this one was killed
+        write_shard(folder.kept_file, kept, Kept, {"fingerprint": fingerprint})
+    write_json(folder.kept_summary_file, summary)

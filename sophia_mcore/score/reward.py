@@ -1,0 +1,95 @@
+"""Rewards and selection as pure functions (method: eqs. 4-6 of arXiv 2507.16814)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sophia_mcore.config.schema import Reward
+from sophia_mcore.records import Verdict, VerdictName
+
+PairKey = tuple[str, str]  # (question id, caption id)
+BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trajectory as selection sees it."""
+
+    id: str
+    question_id: str
+    caption_id: str
+    length: int  # tokens of the reasoner
+    truncated: bool
+    verdict: VerdictName
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Ids of the kept trajectories, ordered by question and rank, and why the others were dropped."""
+
+    kept: tuple[str, ...]
+    dropped: Counter[str]
+
+
+def outcome(verdict: VerdictName) -> float:
+    """R(y) of eq. 4: 1.0 for "correct", else 0.0."""
+    return 1.0 if verdict == "correct" else 0.0
+
+
+def visual_rewards(
+    verdicts: Iterable[Verdict | Candidate], broken: Literal["not_correct", "left_out"] = "not_correct"
+) -> dict[PairKey, float]:
+    """R(c) of eq. 5: the mean outcome of a caption's trajectories, for each question asked about it.
+
+    ``broken``: whether a timeout or error counts as not correct or is left out of the mean (a pair with no other
+    verdict then has reward 0). The order of the verdicts does not matter: counts are integers.
+    """
+    correct: Counter[PairKey] = Counter()
+    judged: Counter[PairKey] = Counter()
+    for verdict in verdicts:
+        pair = (verdict.question_id, verdict.caption_id)
+        correct[pair] += verdict.verdict == "correct"
+        judged[pair] += broken == "not_correct" or verdict.verdict not in BROKEN
+    return {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
+
+
+def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], config: Reward, seed: int) -> Selection:
+    """The dataset reward of eq. 6: per question the ``config.keep`` shortest trajectories that qualify.
+
+    One qualifies iff it is not truncated, its outcome is 1 and its caption's reward is greater than ``config.alpha``
+    (strictly: 6 of 8 fails at 0.75). Equal lengths are decided by the lower id, so the order of ``candidates`` does not
+    matter; a random choice (ablation) depends on ``seed`` and the ids alone.
+    """
+    dropped: Counter[str] = Counter()
+    qualified: dict[str, list[tuple[int | str, str]]] = defaultdict(list)
+    for candidate in candidates:
+        reason = _reason_to_drop(candidate, rewards, config)
+        if reason:
+            dropped[reason] += 1
+            continue
+        rank: int | str = candidate.length
+        if config.select == "random":
+            rank = hashlib.sha256(f"{seed}\n{candidate.id}".encode()).hexdigest()
+        qualified[candidate.question_id].append((rank, candidate.id))
+    kept: list[str] = []
+    for question in sorted(qualified):
+        ranked = sorted(qualified[question])  # type: ignore[type-var]
+        kept += [candidate_id for _, candidate_id in ranked[: config.keep]]
+        beyond = len(ranked) - config.keep
+        if beyond > 0:
+            dropped["not_shortest" if config.select == "shortest" else "not_drawn"] += beyond
+    return Selection(tuple(kept), dropped)
+
+
+def _reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> str:
+    if candidate.truncated:
+        return "truncated"
+    if config.require_correct and candidate.verdict != "correct":
+        return candidate.verdict
+    if config.use_visual_reward and not rewards[candidate.question_id, candidate.caption_id] > config.alpha:
+        return "caption_reward"
+    return ""

@@ -1,0 +1,42 @@
+"""What goes into the grader and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sophia_mcore.records import VerdictName
+
+VERIFIER = "sophia_mcore.score"
+RULES_VERSION = "1"  # raise it whenever a rule changes a verdict: rescoring then shows the difference
+
+
+@dataclass(frozen=True, slots=True)
+class GradeItem:
+    """One response and the answer it is held against.
+
+    Example: ``GradeItem(id="a", response="The answer is \\boxed{5}.", answer="5", answer_type="integer")``.
+    """
+
+    id: str
+    response: str
+    answer: str
+    answer_type: str = ""  # "" : inferred from the answer
+    options: tuple[str, ...] = ()  # texts of a multiple choice question, in order
+    rules: str = ""  # name of the benchmark whose precision applies (rules.toml); "" : the default rules
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The verdict on one item.
+
+    ``extracted`` is the final answer found in the response ("" if none), ``seconds`` the time this answer cost
+    (CPU-seconds of the worker, about 0 for the exact path and for repeated answers).
+    """
+
+    id: str
+    verdict: VerdictName
+    extracted: str
+    answer_type: str
+    seconds: float
+    verifier: str
+    verifier_version: str
