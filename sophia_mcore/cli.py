@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,8 @@ app = typer.Typer(
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", metavar="A.B=C", help="Override one setting.")]
-Overlays = Annotated[Optional[list[Path]], typer.Option("--overlay", metavar="FILE", help="TOML merged over CONFIG.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")]
+Overlays = Annotated[list[Path] | None, typer.Option("--overlay", metavar="FILE", help="TOML merged over CONFIG.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
 NewSettings = Annotated[
     bool, typer.Option("--new-settings", help="Go on in a run folder that was started with other settings.")
@@ -48,9 +48,9 @@ def _phases(
 @app.command()
 def run(
     config: ConfigArgument,
-    rounds: Annotated[Optional[int], typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
-    first: Annotated[Optional[str], typer.Option("--from", metavar="PHASE", help="Start at this phase.")] = None,
-    only: Annotated[Optional[str], typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Start at this phase.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
     overlay: Overlays = None,
     set_: Sets = None,
     new_settings: NewSettings = False,

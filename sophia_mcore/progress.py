@@ -99,15 +99,16 @@ class LineProgress:
 
 
 def counting(progress: Progress, task: str) -> Callable[[int, int], None]:
-    """A callback (items done so far, all items) that shows as ``task``; what is done at the first call was done before."""
-    shown: list[int] = []
+    """A callback (items done so far, all items) that shows as ``task``; what the first call reports was done before."""
+    shown = -1
 
     def show(done: int, total: int) -> None:
-        if not shown:
+        nonlocal shown
+        if shown < 0:
             progress.start(task, total, done)
-        elif done > shown[0]:
-            progress.advance(done - shown[0])
-        shown[:] = [max(done, *shown)]
+        elif done > shown:
+            progress.advance(done - shown)
+        shown = max(done, shown)
 
     return show
 

@@ -30,7 +30,9 @@ _CHANGEABLE = {
 }  # fmt: skip
 
 
-def run_phases(config: Config, phases: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False) -> RunFolder:
+def run_phases(
+    config: Config, phases: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False
+) -> RunFolder:
     """Run ``phases`` (in flow order) of each round in the run's folder, holding its lock.
 
     Raises UsageError when the folder belongs to a different configuration (unless ``new_settings``),

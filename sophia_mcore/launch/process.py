@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 64 * 1024
+_ERROR = re.compile(r"(?:\[[^\]]*\]:?\s*)?error: (.*)")  # torchrun may put "[rank0]:" before it
 
 
 def run_worker(
@@ -83,8 +85,8 @@ def _error_line(log_file: Path, start: int) -> str | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
-    found = [line for line in lines if "error: " in line and line.split("error: ", 1)[0].strip(" []0123456789:default") == ""]
-    return found[-1].split("error: ", 1)[1] if found else None
+    found = [match[1] for line in lines if (match := _ERROR.match(line))]
+    return found[-1] if found else None
 
 
 def _failure(code: int, line: str | None, log_file: Path) -> SophiaError:
