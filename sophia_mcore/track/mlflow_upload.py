@@ -1,0 +1,187 @@
+"""Upload of a run folder to MLflow, whenever and as often as one likes: what is there already is not sent again.
+
+metrics.jsonl is the truth. The cursor (how many of its lines MLflow has) is a tag of the MLflow run itself and
+travels in the same request as the metrics, so a killed upload, another machine or another server all work. A
+server that is down costs one short connection attempt and one line on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import creating
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lock import folder_lock
+from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact, rounds_of
+
+METRICS_PER_REQUEST = 900  # MLflow takes 1,000 entities in a request; room for the cursor
+PARAMS_PER_REQUEST = 90
+UID_FILE = "track.uid"  # names the run for all time, wherever its folder is moved
+_PORTS = {"http": 80, "https": 443}
+_UID, _ROUND, _PHASE = "sophia.run_uid", "sophia.round", "sophia.phase"
+_LINES, _DIGEST = "sophia.uploaded_lines", "sophia.uploaded_digest"
+
+
+def upload(run_folder: RunFolder, config: Config) -> bool:
+    """Send MLflow what it does not have yet. Returns whether it has everything now.
+
+    Never raises for an unreachable or failing server: one warning line says that the upload can be repeated.
+    """
+    track = config.track
+    uri = track.tracking_uri
+    if not _reachable(uri, track.timeout_seconds):
+        _warn(uri, "not reachable")
+        return False
+    try:
+        with folder_lock(run_folder.path / "track.lock"), _short_timeouts(track.timeout_seconds):
+            _Uploader(run_folder, config).upload()
+    except SophiaError as error:
+        _warn(uri, str(error))
+        return False
+    except Exception as error:  # whatever a server or a database answers must not stop a run
+        lines = str(error).splitlines()
+        _warn(uri, f"{type(error).__name__}: {lines[0] if lines else ''}"[:300])
+        return False
+    return True
+
+
+class _Uploader:
+    def __init__(self, run: RunFolder, config: Config) -> None:
+        from mlflow.tracking import MlflowClient  # here: importing it takes seconds
+
+        self._run, self._config = run, config
+        self._client = MlflowClient(config.track.tracking_uri)
+        self._uid = _run_uid(run.path)
+        self._experiment = self._experiment_id()
+
+    def upload(self) -> None:
+        for index in rounds_of(self._run):
+            parent = parent_of(self._run, self._config, index)
+            parent_id = self._sync(parent, index, None)
+            for child in children_of(self._run, index):
+                self._sync(child, index, parent_id)
+
+    def _experiment_id(self) -> str:
+        name, uri = self._config.track.experiment, self._config.track.tracking_uri
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name, artifact_location=_artifact_location(uri))
+            except Exception:  # somebody else made it just now
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return found.experiment_id
+
+    def _sync(self, tracked: TrackedRun, index: int, parent_id: str | None) -> str:
+        """Bring one MLflow run up to date and return its id."""
+        run = self._find_or_create(tracked.phase, index, parent_id)
+        run_id, tags = run.info.run_id, run.data.tags
+        self._send_params(run_id, tracked, set(run.data.params))
+        self._send_lines(run_id, tracked, int(tags.get(_LINES, 0)))
+        if tags.get(_DIGEST) != tracked.digest():
+            self._send_summary(run_id, tracked)
+        if tracked.finished and run.info.status == "RUNNING":
+            self._client.set_terminated(run_id)
+        return run_id
+
+    def _find_or_create(self, phase: str, index: int, parent_id: str | None) -> Any:
+        tags = {_UID: self._uid, _ROUND: str(index), _PHASE: phase}
+        query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self._client.search_runs([self._experiment], query, max_results=1)
+        if found:
+            return found[0]
+        if parent_id is not None:
+            tags["mlflow.parentRunId"] = parent_id
+        name = f"{self._config.run.name} round {index}"
+        run_name = name if parent_id is None else f"{name} {phase}"
+        return self._client.create_run(self._experiment, tags=tags, run_name=run_name)
+
+    def _send_params(self, run_id: str, tracked: TrackedRun, known: set[str]) -> None:
+        """Parameters never change in MLflow: the first value stays, the uploaded config.toml has the latest."""
+        from mlflow.entities import Param
+
+        new = [Param(name, value) for name, value in tracked.params.items() if name not in known]
+        for start in range(0, len(new), PARAMS_PER_REQUEST):
+            self._client.log_batch(run_id, params=new[start : start + PARAMS_PER_REQUEST])
+
+    def _send_lines(self, run_id: str, tracked: TrackedRun, sent: int) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        batch: list[Metric] = []
+        for count, line in enumerate(tracked.lines[sent:], start=sent + 1):
+            batch += [Metric(name, value, milliseconds, step) for name, value, step, milliseconds in line]
+            following = tracked.lines[count] if count < len(tracked.lines) else None
+            if following is None or len(batch) + len(following) > METRICS_PER_REQUEST:
+                self._client.log_batch(run_id, metrics=batch, tags=[RunTag(_LINES, str(count))])
+                batch = []
+
+    def _send_summary(self, run_id: str, tracked: TrackedRun) -> None:
+        from mlflow.entities import Metric, RunTag
+        from mlflow.utils.time import get_current_time_millis
+
+        for name, text in tracked.texts.items():
+            self._client.log_text(run_id, text, name)
+        now = get_current_time_millis()
+        metrics = [Metric(name, value, now, 0) for name, value in tracked.summary.items()]
+        self._client.log_batch(run_id, metrics[:METRICS_PER_REQUEST], tags=[RunTag(_DIGEST, tracked.digest())])
+
+
+def _reachable(uri: str, timeout_seconds: float) -> bool:
+    """Whether something listens at an HTTP address; other kinds of URI answer for themselves."""
+    parts = urlsplit(uri)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        return True
+    try:
+        with socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), timeout_seconds):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _short_timeouts(seconds: float) -> Iterator[None]:
+    """MLflow takes its HTTP patience from variables only, and its default is minutes."""
+    settings = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(seconds))),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside a sqlite database; a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
+
+
+def _run_uid(folder: Path) -> str:
+    path = folder / UID_FILE
+    with contextlib.suppress(FileExistsError), creating(path) as file:
+        file.write(uuid.uuid4().hex.encode())
+    return path.read_text().strip()
+
+
+def _warn(uri: str, reason: str) -> None:
+    print(f"warning: MLflow at {redact(uri)}: {redact(reason)}; upload later with 'sophia track RUN'", file=sys.stderr)

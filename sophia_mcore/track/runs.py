@@ -1,0 +1,161 @@
+"""What a run folder has to tell MLflow: one parent per round, one child per phase. Pure reading, no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.metrics import RESERVED, read_metrics
+
+_SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
+_URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
+HIDDEN = "***"
+Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """One run as MLflow shall know it.
+
+    ``lines`` is an append-only series: the k-th line never changes its meaning, so a count of lines is a cursor.
+    ``summary`` are values without a step that may still change; they are uploaded when they do.
+    """
+
+    phase: str  # "round" for the parent
+    finished: bool = False
+    lines: list[list[Point]] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # artifact name -> content
+
+    def digest(self) -> str:
+        """Changes when the summary or an artifact changes."""
+        content = json.dumps([self.summary, self.texts], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def rounds_of(run: RunFolder) -> list[int]:
+    """Indices of the rounds that have a folder."""
+    found = (re.fullmatch(r"round-(\d+)", path.name) for path in run.path.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
+    """The round itself: resolved configuration, report, pass@1."""
+    report = _read_json(run.report_json)
+    rounds = report.get("rounds", [])
+    mine = next((entry for entry in rounds if isinstance(entry, dict) and entry.get("round") == index), {})
+    evaluation = report.get("evaluation", {})
+    if not isinstance(evaluation, dict):
+        evaluation = {}
+    mine_evaluated = {label: evaluation[label] for label in ("base", f"round-{index}") if label in evaluation}
+    return TrackedRun(
+        phase="round",
+        finished=f"round-{index}" in evaluation or (bool(mine) and run.round(index).model.is_dir()),
+        summary={**_numbers(mine), **_numbers(mine_evaluated, "evaluation.")},
+        params=_params(config),
+        texts=_texts(run),
+    )
+
+
+def children_of(run: RunFolder, index: int) -> list[TrackedRun]:
+    """Phases of the round that have something to show: training, scoring, and whatever RUN/metrics.jsonl names."""
+    folder = run.round(index)
+    train_lines = read_metrics(folder.train / "metrics.jsonl")
+    summary = _read_json(folder.train / "summary.json")
+    children = {}
+    if train_lines or summary:
+        children["train"] = TrackedRun(
+            phase="train", finished=bool(summary), lines=_points(train_lines), summary=_numbers(summary)
+        )
+    kept = _read_json(folder.kept_summary_file)
+    if kept:
+        children["score"] = TrackedRun(phase="score", finished=True, summary=_numbers(kept))
+    for line in read_metrics(run.metrics_file):
+        if line.get("round", 0) == index:
+            child = children.setdefault(line["phase"], TrackedRun(phase=line["phase"]))
+            if line["phase"] != "train":
+                child.lines.extend(_points([line]))
+    return list(children.values())
+
+
+def redact(text: str) -> str:
+    """``text`` with user names and passwords in URLs hidden, and values of keys that sound secret.
+
+    >>> redact('uri = "postgresql://me:pw@host/db"')
+    'uri = "postgresql://***@host/db"'
+    """
+    text = _URL_USER.sub(f"{HIDDEN}@", text)
+    return re.sub(
+        r'(?mi)^(\s*[\w.]*(?:password|passwd|secret|token|api_key|credential)\s*=\s*)".*"$', rf'\1"{HIDDEN}"', text
+    )
+
+
+def _params(config: Config) -> dict[str, str]:
+    """The configuration flattened: "train.learning_rate" -> "2e-05"."""
+    return {
+        name: HIDDEN if _SECRET_NAME.search(name) else redact(str(value))[:500]
+        for name, value in _flatten(config.model_dump(mode="json", exclude_none=True))
+    }
+
+
+def _texts(run: RunFolder) -> dict[str, str]:
+    texts = {}
+    for path in (run.config_file, run.report_json, run.report_html):
+        try:
+            texts[path.name] = redact(path.read_text())
+        except OSError:
+            continue
+    return texts
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for name, child in tree.items():
+            yield from _flatten(child, f"{prefix}{name}.")
+    elif isinstance(tree, (list, tuple)) and any(isinstance(item, Mapping) for item in tree):
+        for position, child in enumerate(tree):
+            yield from _flatten(child, f"{prefix}{position}.")
+    else:
+        yield prefix.removesuffix("."), tree
+
+
+def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
+    """Finite numbers of a JSON tree, lists by position, under names that MLflow accepts."""
+    if isinstance(tree, (list, tuple)):
+        tree = {str(position): item for position, item in enumerate(tree)}
+    return {
+        _metric_name(name): float(value)
+        for name, value in _flatten(tree, prefix)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _points(lines: list[dict[str, Any]]) -> list[list[Point]]:
+    return [
+        [
+            (name, value, line["step"], int(line.get("time", 0) * 1000))
+            for name, value in _numbers({k: v for k, v in line.items() if k not in RESERVED}).items()
+        ]
+        for line in lines
+    ]
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^\w\-. /]", "_", name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,151 @@
+"""Uploads to MLflow are idempotent, resumable, and never stop a run."""
+
+import json
+import os
+import socket
+
+import pytest
+
+pytest.importorskip("mlflow", reason="mlflow-skinny is not installed (pip install '.[track]')")
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track import mlflow_upload
+from sophia_mcore.track.metrics import MetricsLog
+from sophia_mcore.track.runs import redact
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def config(tmp_path, database, request):
+    return _config(tmp_path, database, request.node.name)
+
+
+def _config(folder, uri, experiment):
+    return Config.model_validate(
+        {
+            "run": {"name": "digits", "folder": folder / "run"},
+            "models": {"policy": "models/policy", "reasoner": "models/reasoner"},
+            "data": {"questions": [{"kind": "jsonl", "path": "https://me:hunter2@example.org/q.jsonl"}]},
+            "track": {"tracking_uri": uri, "experiment": experiment, "timeout_seconds": 1.0},
+        }
+    )
+
+
+@pytest.fixture
+def run(config):
+    folder = RunFolder(config.run.folder)
+    log = MetricsLog(folder.round(0).train / "metrics.jsonl", clock=lambda: 1000.0)
+    log.log(0, "train", {"logprob_before": -3.0})
+    for step in range(1, 4):
+        log.log(step, "train", {"loss": 1.0 / step, "samples": 16})
+    folder.config_file.write_text('tracking_uri = "http://me:hunter2@host"\n')
+    return folder
+
+
+def _client(config):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(config.track.tracking_uri)
+
+
+def _runs(config):
+    client = _client(config)
+    experiment = client.get_experiment_by_name(config.track.experiment)
+    return {run.data.tags["sophia.phase"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def _history(config, name):
+    run = _runs(config)["train"]
+    return [(m.step, m.value) for m in _client(config).get_metric_history(run.info.run_id, name)]
+
+
+def test_one_parent_and_a_child_and_nothing_is_sent_twice(config, run):
+    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config)
+    log = MetricsLog(run.round(0).train / "metrics.jsonl")
+    log.log(4, "train", {"loss": 0.2})
+    (run.round(0).train / "summary.json").write_text(json.dumps({"steps": 4, "loss_last": 0.2}))
+    assert mlflow_upload.upload(run, config)
+
+    runs = _runs(config)
+    assert sorted(runs) == ["round", "train"]
+    assert runs["train"].data.tags["mlflow.parentRunId"] == runs["round"].info.run_id
+    assert _history(config, "loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.2)]
+    assert _history(config, "logprob_before") == [(0, -3.0)]
+    assert runs["train"].data.metrics["steps"] == 4
+    assert (runs["train"].info.status, runs["round"].info.status) == ("FINISHED", "RUNNING")
+    assert runs["round"].data.params["train.learning_rate"] == "2e-05"
+
+
+def test_no_secret_leaves_the_machine(config, run):
+    assert mlflow_upload.upload(run, config)
+    parent = _runs(config)["round"]
+    assert not [value for value in parent.data.params.values() if "hunter2" in value]
+    text = _client(config).download_artifacts(parent.info.run_id, "config.toml")
+    assert "hunter2" not in open(text).read()
+    assert redact('hf_token = "abc"\nname = "x"') == 'hf_token = "***"\nname = "x"'
+
+
+def test_an_upload_killed_between_batches_is_completed_without_doubles(config, run, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(mlflow_upload, "METRICS_PER_REQUEST", 2)
+    sent = MlflowClient.log_batch
+
+    def dies(self, run_id, **kwargs):
+        if kwargs.get("metrics") and any(m.step == 2 for m in kwargs["metrics"]):
+            raise ConnectionError("gone")
+        return sent(self, run_id, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dies)
+    assert not mlflow_upload.upload(run, config)
+    monkeypatch.setattr(MlflowClient, "log_batch", sent)
+    assert mlflow_upload.upload(run, config)
+    assert [step for step, _ in _history(config, "loss")] == [1, 2, 3]
+    assert [step for step, _ in _history(config, "logprob_before")] == [0]
+
+
+def test_a_moved_run_folder_keeps_its_mlflow_runs(config, run, tmp_path):
+    assert mlflow_upload.upload(run, config)
+    before = _runs(config)["round"].info.run_id
+    run.path.rename(tmp_path / "moved")
+    assert mlflow_upload.upload(RunFolder(tmp_path / "moved"), config)
+    client = _client(config)
+    experiment = client.get_experiment_by_name(config.track.experiment)
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert _runs(config)["round"].info.run_id == before
+
+
+def test_many_metrics_go_in_batches(config, run):
+    log = MetricsLog(run.round(0).train / "metrics.jsonl")
+    for step in range(4, 1204):
+        log.log(step, "train", {"loss": 1.0, "learning_rate": 0.1})
+    assert mlflow_upload.upload(run, config)
+    assert [step for step, _ in _history(config, "loss")] == list(range(1, 1204))
+
+
+def test_a_dead_server_costs_one_line_and_nothing_is_lost(tmp_path, run, config, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dead = _config(tmp_path, f"http://me:hunter2@127.0.0.1:{port}", "dead")
+    assert not mlflow_upload.upload(run, dead)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "not reachable" in lines[0] and "sophia track" in lines[0] and "hunter2" not in lines[0]
+    assert mlflow_upload.upload(run, config)
+    assert len(_history(config, "loss")) == 3
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, run, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
+        hanging = _config(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "silent")
+        assert not mlflow_upload.upload(run, hanging)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
