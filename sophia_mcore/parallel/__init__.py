@@ -1,0 +1,1 @@
+"""Process groups, the backend switch and context parallelism."""

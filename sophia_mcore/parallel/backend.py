@@ -1,0 +1,75 @@
+"""The one switch between CUDA (NCCL, Transformer Engine, apex) and CPU (gloo, plain torch). Nothing else asks which."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sophia_mcore.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """Where the model runs and with which parts.
+
+    Attributes:
+        device: of parameters and batches.
+        distributed: name for `torch.distributed.init_process_group`.
+        transformer_engine: layers from Transformer Engine's spec; else megatron-core's local spec with torch parts.
+        fused_weight_gradient: apex's kernel that adds the weight gradient straight into the fp32 buffer.
+        fused_kernels: megatron-core's compiled bias, activation and rotary kernels.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    device: torch.device
+    distributed: Literal["gloo", "nccl"]
+    transformer_engine: bool
+    fused_weight_gradient: bool
+    fused_kernels: bool
+
+    def adapt(self) -> AbstractContextManager[None]:
+        """Context in which megatron-core works on this backend; open it once, around everything. No-op on CUDA."""
+        if self.kind == "cuda":
+            return contextlib.nullcontext()
+        from sophia_mcore.parallel.cpu import adaptation
+
+        return adaptation()
+
+    def check_fp8(self, recipe: str | None) -> None:
+        """Refuse FP8 where it would silently do nothing (megatron-core ignores it without Transformer Engine)."""
+        if recipe is not None and not self.transformer_engine:
+            raise UsageError(f"fp8 = {recipe!r} needs a CUDA device and Transformer Engine; neither may be missing")
+
+
+def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
+    """The backend of this process; `local_rank` chooses the CUDA device (torchrun's LOCAL_RANK)."""
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return Backend(
+            kind="cpu",
+            device=torch.device("cpu"),
+            distributed="gloo",
+            transformer_engine=False,
+            fused_weight_gradient=False,
+            fused_kernels=False,
+        )
+    if not torch.cuda.is_available():
+        raise UsageError("backend 'cuda' was asked for, but torch sees no CUDA device")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return Backend(
+        kind="cuda",
+        device=device,
+        distributed="nccl",
+        transformer_engine=_installed("transformer_engine"),
+        fused_weight_gradient=_installed("fused_weight_gradient_mlp_cuda"),
+        fused_kernels=True,
+    )
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
