@@ -1,0 +1,77 @@
+"""Image files of any make as RGB pictures, with clear errors instead of surprises."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from sophia_mcore.errors import SophiaError
+
+# Pillow would run an external program for some others (EPS); these are decoded in this process.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error, MemoryError)
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limit decides; twice as many raise
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image as RGB, uint8: the first frame of an animation, transparency dropped and not blended, no EXIF rotation.
+
+    This is what the original InternVL does (``convert("RGB")``), except for 16-bit grey, which there saturates to white
+    and is scaled to 8 bits here. Raises SophiaError for a file that is empty, truncated, damaged or of another format.
+    """
+    image = _open(data)
+    try:
+        image.load()
+        return _to_rgb(image)
+    except _READ_ERRORS as error:
+        raise SophiaError(_unreadable(data, error)) from error
+
+
+def check(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Width and height after reading the whole file once, as cheaply as its format allows.
+
+    Raises SophiaError saying what is wrong: too many pixels (found before decoding), truncated, damaged, unknown.
+    """
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise SophiaError(f"image too large: {width} x {height} = {width * height} pixels, allowed {max_pixels}")
+    try:
+        image.draft("L", (max(1, width // 8), max(1, height // 8)))  # JPEG: all data is read, an eighth is computed
+        image.load()
+    except _READ_ERRORS as error:
+        raise SophiaError(_unreadable(data, error)) from error
+    return width, height
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise SophiaError("image is empty (0 bytes)")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise SophiaError(f"image too large: {str(error).split(',')[0]}") from error
+    except _READ_ERRORS as error:
+        raise SophiaError(_unreadable(data, error)) from error
+
+
+def _unreadable(data: bytes, error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        text = f"not an image in a known format ({', '.join(FORMATS)}), or its beginning is damaged"
+    return f"image unreadable: {text} ({len(data)} bytes)"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if image.mode != "I" or grey.max(initial=0) > 255:
+            grey = grey >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
