@@ -1,0 +1,198 @@
+"""Rows of a question source: `datasets` (hub name or local folder), Parquet files, JSON lines beside images."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Source
+from sophia_mcore.data.columns import Row, RowReader, source_name
+from sophia_mcore.errors import SophiaError, UsageError
+
+_ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
+
+
+def read_source(source: Source) -> Iterator[Row]:
+    """Rows in the source's order, at most ``source.limit``, images not yet read.
+
+    Raises UsageError for a missing file, split or column, SophiaError for a damaged file or an empty dataset.
+    """
+    readers = {"datasets": _read_datasets, "parquet": _read_parquet, "jsonl": _read_jsonl}
+    count = 0
+    for row in islice(readers[source.kind](source), source.limit):
+        count += 1
+        yield row
+    if count == 0:
+        raise SophiaError(f"source {source_name(source)!r} is empty: {source.path} holds no rows")
+
+
+def _read_jsonl(source: Source) -> Iterator[Row]:
+    files = _files(source, (".jsonl", ".json"))
+    folder = source.images_folder or files[0].parent
+    lines = ((number, item) for number, item in enumerate(item for file in files for item in _json_items(file)))
+    head = list(islice(lines, _ROWS_TO_FIND_COLUMNS))
+    if not head:
+        return
+    names = {name for _, item in head if isinstance(item, dict) for name in item}
+    if not names:
+        raise SophiaError(f"{files[0]}: no line of the first {len(head)} is a JSON object")
+    reader = RowReader(source, names, folder)
+    for number, item in _chain(head, lines):
+        yield reader.row(number, item) if isinstance(item, dict) else reader.broken(number, str(item))
+
+
+def _chain(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from head
+    yield from rest
+
+
+def _json_items(file: Path) -> Iterator[dict[str, Any] | str]:
+    """Objects of a .jsonl file, or of the one list in a .json file; a string says what is wrong with a line."""
+    try:
+        if file.suffix == ".json":
+            yield from _json_list(file)
+            return
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                    yield _json_object(line, number)
+    except OSError as error:
+        raise SophiaError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _json_list(file: Path) -> Iterator[dict[str, Any] | str]:
+    try:
+        items = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise SophiaError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(items, list):
+        raise SophiaError(f"{file} must hold a list of objects (or be .jsonl: one object per line)")
+    for item in items:
+        yield item if isinstance(item, dict) else f"not a JSON object: {str(item)[:60]}"
+
+
+def _json_object(line: bytes, number: int) -> dict[str, Any] | str:
+    try:
+        item = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return f"line {number} is not valid JSON ({str(error)[:80]})"
+    return item if isinstance(item, dict) else f"line {number} is not a JSON object"
+
+
+def _read_parquet(source: Source) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = _files(source, (".parquet",))
+    folder = source.images_folder or files[0].parent
+    number = 0
+    for path in files:
+        try:
+            file = pq.ParquetFile(path)
+            reader = RowReader(source, file.schema_arrow.names, folder)
+            for batch in file.iter_batches(batch_size=64, columns=reader.top_level_columns(), use_threads=False):
+                for raw in batch.to_pylist():
+                    yield reader.row(number, raw)
+                    number += 1
+        except (OSError, pa.ArrowException) as error:
+            raise SophiaError(f"cannot read {path}: damaged or unreadable ({str(error).splitlines()[0]})") from error
+
+
+def _files(source: Source, suffixes: tuple[str, ...]) -> list[Path]:
+    """The file, the files of a folder (and below), or those of a pattern such as ``data/*.parquet``."""
+    path = Path(source.path)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[0] != ".")
+    else:
+        files = sorted(Path(name) for name in glob.glob(source.path) if os.path.isfile(name))
+    if not files:
+        what = f"no {' or '.join(suffixes)} file in" if path.is_dir() else "no such file or folder:"
+        raise UsageError(f"source {source_name(source)!r}: {what} {source.path}")
+    return files
+
+
+def _read_datasets(source: Source) -> Iterator[Row]:
+    """Images stay the bytes they are: they are never decoded here."""
+    folder = Path(source.path) if os.path.isdir(source.path) else None
+    dataset = _open_dataset(source, folder)
+    features = dataset.features or {}
+    names = list(features) or list(next(iter(dataset), {}))
+    reader = RowReader(source, names, source.images_folder or folder)
+    image_columns = [name for name in reader.top_level_columns() if _holds_images(features.get(name))]
+    dataset = dataset.select_columns(reader.top_level_columns())
+    for name in image_columns:
+        dataset = dataset.cast_column(name, _undecoded(features[name]))
+    trusted = _library_paths(image_columns)
+    rows = enumerate(dataset)
+    while True:
+        try:
+            number, raw = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # the library raises whatever its readers raise
+            raise _failed(source, error) from error
+        yield reader.row(number, trusted(raw))
+
+
+def _library_paths(columns: list[str]) -> Any:
+    """Image features name files that `datasets` found itself (an image folder, its cache), not paths from the data."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return [read(item) for item in value]
+        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+            try:
+                return {"bytes": Path(value["path"]).read_bytes()}
+            except OSError:
+                return value  # reported like any other missing file
+        return value
+
+    return lambda raw: raw | {name: read(raw[name]) for name in columns if name in raw}
+
+
+def _open_dataset(source: Source, folder: Path | None) -> Any:
+    import datasets
+
+    path = source.path
+    if folder is None and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UsageError(f"source {source_name(source)!r}: no such folder: {path}")
+    try:
+        if folder is not None and (folder / "dataset_dict.json").is_file():
+            parts = datasets.load_from_disk(path)
+            if source.split not in parts:
+                known = ", ".join(parts)
+                raise UsageError(f"source {source_name(source)!r}: no split {source.split!r}; it has {known}")
+            return parts[source.split]
+        if folder is not None and (folder / "state.json").is_file():
+            return datasets.load_from_disk(path)
+        # A local folder is streamed, so that it is not copied into the cache first.
+        return datasets.load_dataset(path, source.subset, split=source.split, streaming=folder is not None)
+    except SophiaError:
+        raise
+    except Exception as error:  # the library raises many kinds: network, missing files, unknown split
+        raise _failed(source, error) from error
+
+
+def _failed(source: Source, error: Exception) -> SophiaError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return SophiaError(f"source {source_name(source)!r}: cannot read dataset {source.path}: {reason}")
+
+
+def _holds_images(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Image) or isinstance(getattr(feature, "feature", None), datasets.Image)
+
+
+def _undecoded(feature: Any) -> Any:
+    import datasets
+
+    plain = datasets.Image(decode=False)
+    return plain if isinstance(feature, datasets.Image) else datasets.List(plain)
