@@ -1,0 +1,159 @@
+"""A row of packed samples as tensors. Shapes: S positions of a row, T distinct tiles, h = w tile size, n sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sophia_mcore.batch.tokenize import TokenizedSample
+
+IGNORE = -100  # target of a position that is none; objective.logprob skips it
+_PADDING_SEQUENCE = 1024  # tokens; padding is cut into short sequences so that attention over it stays cheap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """One micro batch: one row of S positions holding several sequences, each attending only to itself.
+
+    Position t predicts targets[t], the token at t + 1 of the same sequence; it counts iff target_mask[t].
+    Padding (behind each sequence up to the alignment, and at the end of the row) never counts.
+    """
+
+    input_ids: Tensor  # [1, S] int64
+    position_ids: Tensor  # [1, S] int64, restarting at 0 in every sequence
+    targets: Tensor  # [1, S] int64; IGNORE where target_mask is False
+    target_mask: Tensor  # [1, S] bool
+    weights: Tensor  # [1, S] fp32, the sample's weight at its targets, else 0
+    sequence_ids: Tensor  # [1, S] int64, index into sample_ids; -1 on padding
+    cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
+    max_seqlen: int  # longest sequence, padding included
+    pixel_values: Tensor | None  # [T, 3, h, w] fp32, distinct tiles ([0, 3, h, w] if none); None: not loaded
+    tile_index: Tensor  # [slots] int64: which tile fills the i-th run of tokens_per_tile image tokens
+    sample_ids: tuple[str, ...]
+    behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
+    rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The same batch with its tensors on `device`."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in values.items()
+            if torch.is_tensor(value)
+        }
+        return replace(self, **moved)
+
+
+def aligned(length: int, multiple: int) -> int:
+    """`length` rounded up to a multiple."""
+    return -(-length // multiple) * multiple
+
+
+def collate(
+    samples: Sequence[TokenizedSample],
+    *,
+    length: int,
+    sequence_multiple: int,
+    tiles: Callable[[str], NDArray[np.float32]] | None,
+    tile_size: int,
+    padding_id: int = 0,
+    behaviour_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
+    rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
+) -> PackedBatch:
+    """Lay the samples one after another into a row of `length` positions; no sample makes a row of padding.
+
+    Args:
+        samples: whose lengths, each rounded up to sequence_multiple, sum to at most `length`.
+        length: S, a multiple of sequence_multiple.
+        sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
+        tiles: pixels [t, 3, h, w] of an image digest; None leaves pixel_values out (later pipeline stages).
+        behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included.
+
+    Raises:
+        ValueError: the samples do not fit, or a sample's log-probs are not one per target.
+    """
+    starts = [0, *accumulate(aligned(len(sample.input_ids), sequence_multiple) for sample in samples)]
+    if starts[-1] > length or length % sequence_multiple:
+        raise ValueError(f"{starts[-1]} tokens in multiples of {sequence_multiple} do not fit into a row of {length}")
+    columns = {
+        "input_ids": np.full(length, padding_id, np.int64),
+        "targets": np.full(length, IGNORE, np.int64),
+        "target_mask": np.zeros(length, np.bool_),
+        "weights": np.zeros(length, np.float32),
+        "sequence_ids": np.full(length, -1, np.int64),
+    }
+    for index, (sample, start) in enumerate(zip(samples, starts, strict=False)):
+        stop = start + len(sample.input_ids)
+        first = start + max(sample.prompt_tokens - 1, 0)  # the position that predicts the first response token
+        columns["input_ids"][start:stop] = sample.input_ids
+        columns["targets"][first : stop - 1] = sample.input_ids[first - start + 1 :]
+        columns["target_mask"][first : stop - 1] = True
+        columns["weights"][first : stop - 1] = sample.weight
+        columns["sequence_ids"][start:stop] = index
+    for name, given in (("behaviour_logprobs", behaviour_logprobs), ("rollout_logprobs", rollout_logprobs)):
+        if given is not None:
+            columns[name] = _token_values(samples, starts, length, given, name)
+    boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
+    sizes = np.diff(boundaries)
+    positions = np.arange(length) - np.repeat(boundaries[:-1], sizes)
+    pixel_values, tile_index = _pixels(samples, tiles, tile_size)
+    return PackedBatch(
+        **{name: torch.from_numpy(column)[None] for name, column in columns.items()},
+        position_ids=torch.from_numpy(positions)[None],
+        cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
+        max_seqlen=int(sizes.max(initial=0)),
+        pixel_values=pixel_values,
+        tile_index=tile_index,
+        sample_ids=tuple(sample.id for sample in samples),
+    )
+
+
+def _padding_boundaries(used: int, length: int, multiple: int) -> list[int]:
+    step = aligned(_PADDING_SEQUENCE, multiple)
+    return [*range(used + step, length, step), length] if used < length else []
+
+
+def _token_values(
+    samples: Sequence[TokenizedSample],
+    starts: Sequence[int],
+    length: int,
+    given: Mapping[str, NDArray[np.float32]],
+    name: str,
+) -> NDArray[np.float32]:
+    values = np.zeros(length, np.float32)
+    for sample, start in zip(samples, starts, strict=False):
+        targets = len(sample.input_ids) - sample.prompt_tokens
+        own = given[sample.id]
+        if len(own) != targets:
+            raise ValueError(f"{name} of {sample.id}: {len(own)} values for {targets} targets")
+        first = start + sample.prompt_tokens - 1
+        values[first : first + targets] = own
+    return values
+
+
+def _pixels(
+    samples: Sequence[TokenizedSample], tiles: Callable[[str], NDArray[np.float32]] | None, tile_size: int
+) -> tuple[Tensor | None, Tensor]:
+    """Tiles of the distinct images in order of appearance, and for each slot the tile that fills it."""
+    first_tile: dict[str, int] = {}
+    index: list[int] = []
+    total = 0
+    for sample in samples:
+        for image, count in zip(sample.images, sample.tile_counts, strict=True):
+            if image not in first_tile:
+                first_tile[image], total = total, total + count
+            index += range(first_tile[image], first_tile[image] + count)
+    if tiles is None:
+        return None, torch.tensor(index, dtype=torch.int64)
+    pixels = np.empty((total, 3, tile_size, tile_size), np.float32)
+    for image, first in first_tile.items():
+        own = tiles(image)
+        pixels[first : first + len(own)] = own
+    return torch.from_numpy(pixels), torch.tensor(index, dtype=torch.int64)

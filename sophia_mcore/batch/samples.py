@@ -1,0 +1,162 @@
+"""Training samples from the kept trajectories and from further data in JSONL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Mixture
+from sophia_mcore.data.chat import IMAGE_CONTEXT
+from sophia_mcore.data.images import check
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import Kept
+
+KEPT_SOURCE = "kept"
+_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_FIELDS = {"id": str, "question": str, "response": str, "images": list}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One (system prompt, images, question) -> response pair.
+
+    Example: id "train-17.3f2a9c0d1e2f3a4b.k2.n5", source "kept", images ("3f2a...",), weight 1.0 (the reward of eq. 6).
+    """
+
+    id: str
+    source: str
+    images: tuple[str, ...]  # digests in the image store, in order
+    system: str | None  # None: the chat template's default
+    question: str
+    response: str
+    weight: float = 1.0  # reward or advantage, whatever the objective multiplies the response's terms with
+
+
+def system_prompt(response: str, long_thinking: str, default: str | None) -> str | None:
+    """The long-thinking prompt iff the response holds <think>...</think>, else the default (method.md section 3).
+
+    >>> system_prompt("<think>2+3</think>5", "Think first.", None)
+    'Think first.'
+    """
+    return long_thinking if _THINKING.search(response) else default
+
+
+def user_text(question: str, images: int) -> str:
+    r"""The user's message: the question behind its images, unless it says itself where they are.
+
+    >>> user_text("Sum?", 1), user_text("Same?", 2), user_text("Is <image> older than <image>?", 2)
+    ('<IMG_CONTEXT>\nSum?', 'Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?', 'Is <IMG_CONTEXT> older than <IMG_CONTEXT>?')
+    """  # noqa: E501
+    if images and question.count("<image>") == images:
+        return question.replace("<image>", IMAGE_CONTEXT)
+    if images <= 1:
+        return IMAGE_CONTEXT * images + "\n" * images + question
+    return "".join(f"Image-{i + 1}: {IMAGE_CONTEXT}\n" for i in range(images)) + question
+
+
+def from_kept(kept: Iterable[Kept], *, long_thinking: str, default_system: str | None) -> list[Sample]:
+    """One sample of weight 1 per kept trajectory; the caption is in neither input nor target."""
+    return [
+        Sample(
+            id=row.trajectory_id,
+            source=KEPT_SOURCE,
+            images=row.images,
+            system=system_prompt(row.response, long_thinking, default_system),
+            question=row.question,
+            response=row.response,
+        )
+        for row in kept
+    ]
+
+
+def image_digests(images: Iterable[bytes]) -> list[str]:
+    """sha256 of each image's bytes: what `ImageStore.add_many` returns, without storing anything."""
+    return [hashlib.sha256(image).hexdigest() for image in images]
+
+
+def from_mixture(
+    mixture: Mixture,
+    add_images: Callable[[Iterable[bytes]], list[str]],
+    *,
+    long_thinking: str,
+    default_system: str | None,
+    max_image_pixels: int = 100_000_000,
+) -> list[Sample]:
+    """Samples of weight 1 from JSONL lines {"id", "question", "response"[, "images": [paths]][, "system"]}.
+
+    Images go through `add_images` in one call: `ImageStore.add_many` on one process, `image_digests` on the others.
+    Raises UsageError naming file and line: not JSON, a field missing or of the wrong type, an id twice, an image
+    that cannot be read, a file without lines.
+    """
+    folder = mixture.images_folder or mixture.path.parent
+    rows = list(_mixture_rows(mixture.path))
+    if not rows:
+        raise UsageError(f"{mixture.path}: no samples in it")
+    seen: set[str] = set()
+    for line, row in rows:
+        if row["id"] in seen:
+            raise UsageError(f"{mixture.path}, line {line}: id {row['id']!r} occurs twice")
+        seen.add(row["id"])
+    digests = iter(add_images(_mixture_images(mixture.path, folder, rows, max_image_pixels)))
+    return [
+        Sample(
+            id=f"{mixture.name}:{row['id']}",
+            source=mixture.name,
+            images=tuple(next(digests) for _ in row.get("images", [])),
+            system=row.get("system") or system_prompt(row["response"], long_thinking, default_system),
+            question=row["question"],
+            response=row["response"],
+        )
+        for _, row in rows
+    ]
+
+
+def _mixture_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, line {number}: not an object")
+        for field, kind in _FIELDS.items():
+            if field == "images" and field not in row:
+                continue
+            if not isinstance(row.get(field), kind):
+                raise UsageError(f"{path}, line {number}: {field!r} is missing or not a {kind.__name__}")
+        yield number, row
+
+
+def _mixture_images(
+    path: Path, folder: Path, rows: list[tuple[int, dict[str, Any]]], max_pixels: int
+) -> Iterator[bytes]:
+    for line, row in rows:
+        for image in row.get("images", []):
+            try:
+                data = (folder / str(image)).read_bytes()
+                check(data, max_pixels)
+            except OSError as error:
+                raise UsageError(f"{path}, line {line}: image {image} cannot be read ({error.strerror})") from None
+            except SophiaError as error:
+                raise UsageError(f"{path}, line {line}: {image}: {error}") from None
+            yield data
+
+
+def require_some(samples: list[Sample], where: str) -> list[Sample]:
+    """The samples, or SophiaError when there is none or every weight is zero: nothing could be learned."""
+    if not samples:
+        raise SophiaError(f"{where}: no sample to train on")
+    if all(sample.weight == 0.0 for sample in samples):
+        raise SophiaError(f"{where}: the weights of all {len(samples)} samples are zero, nothing can be learned")
+    return samples

@@ -1,0 +1,146 @@
+"""Samples to token ids, exactly as the policy sees them when it answers: prompt tokens, then response tokens.
+
+Prompt and response are tokenised apart, because a sampling engine also puts response tokens behind prompt tokens;
+tokenising the joined text could merge across the border.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from sophia_mcore.batch.samples import Sample, user_text
+from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.errors import SophiaError
+
+_CALL = 512  # samples tokenised in one call, which uses all cores
+_ALLOWED = frozenset({"<think>", "</think>"})  # some tokenizers call these special; in a response they are text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedSample:
+    """A sample as token ids; the target is everything from `prompt_tokens` on: the response and its end token."""
+
+    id: str
+    source: str
+    input_ids: NDArray[np.int32]
+    prompt_tokens: int
+    tile_counts: tuple[int, ...]  # per image
+    images: tuple[str, ...]
+    weight: float
+
+    @property
+    def target_mask(self) -> NDArray[np.bool_]:
+        """True where the token is a target (not shifted)."""
+        return np.arange(len(self.input_ids)) >= self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """What became of the samples. `dropped` counts reasons: too_long, no_response, special_token_in_text."""
+
+    samples: list[TokenizedSample]
+    dropped: Counter[str]
+
+
+def load_tokenizer(model_dir: Path) -> Tokenizer:
+    """tokenizer.json as saved. (AutoTokenizer may force another class on it, and with it other ids.)
+
+    Raises SophiaError when the file is missing or unreadable.
+    """
+    path = model_dir / "tokenizer.json"
+    if not path.is_file():
+        raise SophiaError(f"{path}: no such file; the policy needs a tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise SophiaError(f"{path}: not a readable tokenizer ({error})") from None
+
+
+def end_token(tokenizer: Tokenizer, chat: Chat) -> int:
+    """Id of the token with which the chat template ends an answer. Raises SophiaError when there is no single one."""
+    text = chat.end_of_turn
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise SophiaError(
+            f"the chat template ends an answer with {text!r}, which is {len(ids)} tokens and not one: "
+            "the policy could not learn to stop"
+        )
+    return ids[0]
+
+
+def tokenize(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    chat: Chat,
+    tile_count: Callable[[str], int],
+    tokens_per_tile: int,
+    max_tokens: int,
+) -> Tokenized:
+    """Tokenise all samples; those that do not fit into `max_tokens` are dropped and counted, never cut.
+
+    `tile_count` gives the number of tiles of an image digest. A sample whose question or response spells one of the
+    tokenizer's special tokens is dropped: it would end its turn early or ask for an image that is not there.
+    Raises SophiaError when the image placeholders do not become tokens_per_tile tokens for each tile.
+    """
+    special = _special_tokens(tokenizer)
+    end = end_token(tokenizer, chat)
+    image_token = tokenizer.token_to_id(IMAGE_CONTEXT)
+    result = Tokenized([], Counter())
+    wanted = []
+    for sample in samples:
+        if not sample.response.strip():
+            result.dropped["no_response"] += 1
+        elif any(token in sample.response or token in sample.question for token in special):
+            result.dropped["special_token_in_text"] += 1
+        else:
+            wanted.append(sample)
+    for start in range(0, len(wanted), _CALL):
+        for tokens in _tokenize_some(wanted[start : start + _CALL], tokenizer, chat, tile_count, end):
+            found = int(np.count_nonzero(tokens.input_ids == image_token))
+            if found != tokens_per_tile * sum(tokens.tile_counts):
+                tiles = f"{sum(tokens.tile_counts)} tiles of {tokens_per_tile} tokens"
+                raise SophiaError(f"sample {tokens.id}: {found} {IMAGE_CONTEXT} tokens in the prompt for {tiles}")
+            if len(tokens.input_ids) > max_tokens:
+                result.dropped["too_long"] += 1
+            else:
+                result.samples.append(tokens)
+    return result
+
+
+def _tokenize_some(
+    samples: Sequence[Sample], tokenizer: Tokenizer, chat: Chat, tile_count: Callable[[str], int], end: int
+) -> Iterator[TokenizedSample]:
+    tiles = [tuple(tile_count(image) for image in sample.images) for sample in samples]
+    prompts = [render_prompt(sample, chat, counts) for sample, counts in zip(samples, tiles, strict=True)]
+    prompt_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]
+    responses = [sample.response for sample in samples]
+    response_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(responses, add_special_tokens=False)]
+    for sample, counts, prompt, response in zip(samples, tiles, prompt_ids, response_ids, strict=True):
+        yield TokenizedSample(
+            id=sample.id,
+            source=sample.source,
+            input_ids=np.array([*prompt, *response, end], dtype=np.int32),
+            prompt_tokens=len(prompt),
+            tile_counts=counts,
+            images=sample.images,
+            weight=sample.weight,
+        )
+
+
+def render_prompt(sample: Sample, chat: Chat, tile_counts: Sequence[int]) -> str:
+    """The text in front of the answer, image placeholders expanded; the same that the evaluation sends."""
+    messages = [] if sample.system is None else [Message("system", sample.system)]
+    messages.append(Message("user", user_text(sample.question, len(sample.images))))
+    return chat.expand(chat.render(messages, add_generation_prompt=True), tile_counts, sample.id)
+
+
+def _special_tokens(tokenizer: Tokenizer) -> list[str]:
+    added = tokenizer.get_added_tokens_decoder().values()
+    return [token.content for token in added if token.special and token.content not in _ALLOWED] + [IMAGE_CONTEXT]
