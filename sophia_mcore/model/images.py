@@ -1,0 +1,122 @@
+"""Tiles to image features, each tile once, and the features into their slots of the text.
+
+Legend: T tiles, n tokens of a tile, H hidden size, b rows of S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sophia_mcore.errors import SophiaError
+
+
+class ImageEncoder(nn.Module):
+    """Vision tower and projector over the ranks that hold the same row (tensor x context parallel).
+
+    Every rank holds both and encodes its share of the tiles; then all gather. Frozen parts run without gradient.
+
+    Args:
+        shared: group of all ranks with the same row; context: those of them that differ in the tokens they own.
+        tiles_at_once: a frozen tower encodes at most this many tiles at a time (bounds its activations).
+    """
+
+    def __init__(
+        self, vision: nn.Module, projector: nn.Module, shared: dist.ProcessGroup, context: dist.ProcessGroup,
+        tiles_at_once: int = 32,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.vision, self.projector = vision, projector
+        self.shared, self.context, self.tiles_at_once = shared, context, tiles_at_once
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[T, 3, S, S], the same on all ranks of `shared` -> [T, n, H] on all of them."""
+        size, rank = self.shared.size(), self.shared.rank()
+        share = -(-len(pixel_values) // size)
+        mine = pixel_values[rank * share : (rank + 1) * share]
+        if len(mine) < share:  # the last ranks fill up with blank tiles, whose features nobody reads
+            blank = pixel_values.new_zeros((share - len(mine), *pixel_values.shape[1:]))
+            mine = torch.cat((mine, blank))
+        features = self.encode(mine)
+        if size == 1:
+            return features
+        return _GatherTiles.apply(features, self.shared, self.context)[: len(pixel_values)]
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """This rank's tiles [t, 3, S, S] -> [t, n, H]."""
+        if trainable(self.vision):
+            return self.projector(self.vision(pixel_values))
+        with torch.no_grad():
+            parts = [self.vision(part) for part in pixel_values.split(self.tiles_at_once)]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trainable(self.projector)):
+            return torch.cat([self.projector(part) for part in parts])
+
+
+def trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+class _GatherTiles(torch.autograd.Function):
+    """Every rank's tiles for all. Backward: own tiles, summed over the ranks that saw other tokens of the row."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, shared: dist.ProcessGroup, context: dist.ProcessGroup) -> Tensor:
+        ctx.groups, ctx.share = (shared, context), len(features)
+        gathered = features.new_empty((shared.size() * len(features), *features.shape[1:]))
+        dist.all_gather_into_tensor(gathered, features.contiguous(), group=shared)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        shared, context = ctx.groups
+        if context.size() > 1:
+            grad = grad.contiguous()
+            dist.all_reduce(grad, group=context)
+        start = shared.rank() * ctx.share
+        return grad[start : start + ctx.share], None, None
+
+
+def fill_slots(hidden: Tensor, features: Tensor, input_ids: Tensor, image_token_id: int) -> Tensor:
+    """Replace the embeddings [S, b, H] of image tokens by `features` [slots, n, H], in the order of the rows [b, S].
+
+    The replaced embeddings get no gradient, as in the original.
+    """
+    places = (input_ids == image_token_id).flatten().nonzero().squeeze(1)
+    length, rows, width = hidden.shape
+    flat = hidden.transpose(0, 1).reshape(rows * length, width)
+    flat = flat.index_copy(0, places, features.reshape(-1, width).to(hidden.dtype))
+    return flat.view(rows, length, width).transpose(0, 1).contiguous()
+
+
+def check_slots(
+    input_ids: Tensor, tile_index: Tensor, tiles: int, tokens_per_tile: int, image_token_id: int,
+    boundaries: Sequence[int], sample_ids: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Refuse a row whose image tokens do not match its image features one to one.
+
+    Args:
+        input_ids: [b, S]; boundaries: where the sequences of a row begin, and S.
+        tile_index: [slots] rows of the `tiles` encoded ones.
+        sample_ids: names for the message, one per sequence.
+
+    Raises:
+        SophiaError: names the sample whose image tokens are no whole number of tiles, else all with their counts.
+    """
+    wanted, found = tile_index.numel() * tokens_per_tile, int((input_ids == image_token_id).sum())
+    if wanted and int(tile_index.max()) >= tiles:
+        raise SophiaError(f"tile_index names tile {int(tile_index.max())}, but the batch has {tiles} tiles")
+    if wanted == found:
+        return
+    counts = [int((row[start:end] == image_token_id).sum()) for row in input_ids for start, end in pairwise(boundaries)]
+    names = [sample_ids[i] if i < len(sample_ids) else f"sequence {i} of the row" for i in range(len(counts))]
+    broken = [f"{name} has {count}" for name, count in zip(names, counts, strict=True) if count % tokens_per_tile]
+    suspects = broken or [f"{name} has {count}" for name, count in zip(names, counts, strict=True) if count]
+    raise SophiaError(
+        f"image placeholders and features differ: {found} <IMG_CONTEXT> tokens, but {tile_index.numel()} tiles x "
+        f"{tokens_per_tile} = {wanted} features ({'; '.join(suspects) or 'no sample has placeholders'})"
+    )

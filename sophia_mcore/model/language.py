@@ -1,0 +1,180 @@
+"""The language model from megatron-core's parts, and the `TransformerConfig` that describes it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from sophia_mcore.config.schema import Train
+from sophia_mcore.model.parts import CoreAttention, Norm
+from sophia_mcore.model.spec import LanguageSpec
+from sophia_mcore.parallel.backend import Backend
+from sophia_mcore.parallel.gradients import finalize
+from sophia_mcore.parallel.groups import Groups
+
+
+def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend: Backend) -> TransformerConfig:
+    """megatron-core's description of the language model in this layout and on this backend."""
+    parallel = groups.parallel
+    interleaved = parallel.virtual_pipeline is not None
+    dtype = getattr(torch, train.dtype)
+    return TransformerConfig(
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        ffn_hidden_size=spec.intermediate_size,
+        num_attention_heads=spec.num_attention_heads,
+        num_query_groups=spec.num_key_value_heads,
+        kv_channels=spec.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=spec.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=spec.qkv_bias,
+        qk_layernorm=spec.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=train.dtype == "bfloat16",
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence_parallel,
+        num_layers_in_first_pipeline_stage=parallel.layers_on_first_stage,
+        num_layers_in_last_pipeline_stage=parallel.layers_on_last_stage,
+        # With two stages, interleaving without overlapped transfers gives wrong numbers: never build it.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        deallocate_pipeline_outputs=True,
+        calculate_per_token_loss=True,
+        finalize_model_grads_func=finalize,
+        use_cpu_initialization=backend.kind == "cpu",
+        perform_initialization=False,  # parameters come from a checkpoint
+        gradient_accumulation_fusion=backend.fused_weight_gradient,
+        bias_activation_fusion=backend.fused_kernels,
+        bias_dropout_fusion=backend.fused_kernels,
+        apply_rope_fusion=backend.transformer_engine,
+        masked_softmax_fusion=False,
+        transformer_impl="transformer_engine" if backend.transformer_engine else "local",
+        **_recompute(train),
+    )
+
+
+def _recompute(train: Train) -> dict[str, object]:
+    if train.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if train.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def layer_specs(
+    spec: LanguageSpec, config: TransformerConfig, backend: Backend, layers: int
+) -> TransformerBlockSubmodules:
+    """Which module is which part: Transformer Engine's fused layers, or megatron-core's with plain torch parts."""
+    if backend.transformer_engine:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=spec.qk_norm)
+        return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TENorm)
+    layer = get_gpt_layer_local_spec(qk_layernorm=spec.qk_norm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    attention = parts.self_attention
+    attention.submodules.core_attention = CoreAttention
+    if spec.qk_norm:
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = Norm
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+
+
+class LanguageModel(MegatronModule):
+    """Embedding, decoder and output layer, each only on the stages that own it. Hidden states are [s, b, h]."""
+
+    def __init__(
+        self,
+        spec: LanguageSpec,
+        config: TransformerConfig,
+        groups: Groups,
+        backend: Backend,
+        padded_vocab_size: int,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None,
+    ) -> None:
+        super().__init__(config)
+        self.collection, self.tp_group = groups.collection, groups.tensor
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        if pre_process:
+            self.embedding = LanguageModelEmbedding(
+                config=config,
+                vocab_size=padded_vocab_size,
+                max_sequence_length=spec.max_positions,
+                position_embedding_type="rope",
+                scatter_to_sequence_parallel=False,
+                tp_group=groups.tensor,
+            )
+        self.rotary_pos_emb = RotaryEmbedding(
+            kv_channels=spec.head_dim,
+            rotary_percent=1.0,
+            rotary_base=spec.rope_theta,  # type: ignore[arg-type]
+            use_cpu_initialization=True,
+            cp_group=groups.context,
+        )
+        layers = get_num_layers_to_build(config, vp_stage, groups.pipeline_rank)
+        self.decoder = TransformerBlock(
+            config=config,
+            spec=layer_specs(spec, config, backend, layers),
+            pre_process=pre_process,
+            post_process=post_process,
+            pg_collection=groups.collection,
+            vp_stage=vp_stage,
+        )
+        if post_process:
+            self.output_layer = ColumnParallelLinear(
+                config.hidden_size,
+                padded_vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                gather_output=True,
+                tp_group=groups.tensor,
+            )
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[b, S] ids -> [S, b, h], whole on every tensor-parallel rank."""
+        return self.embedding(input_ids=input_ids, position_ids=None)
+
+    def decode(self, hidden: Tensor | None, length: int, packed: PackedSeqParams | None) -> Tensor:
+        """Run this stage's layers on [s, b, h] of this rank; `length` is the whole longest sequence's, for rotary.
+
+        `hidden` None: the input came from the stage before (`set_input_tensor`).
+        """
+        frequencies = self.rotary_pos_emb(length, packed_seq=packed is not None)
+        return self.decoder(
+            hidden_states=hidden, attention_mask=None, rotary_pos_emb=frequencies, packed_seq_params=packed
+        )
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """As megatron-core's language models: the vocabulary may be padded to another size where it is loaded."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self.post_process:
+            state[f"{prefix}output_layer.weight"].allow_shape_mismatch = True
+        return state

@@ -1,0 +1,244 @@
+"""InternVL as one megatron-core module per pipeline stage: images into the text, language model, log-probs of targets.
+
+Order inside `forward`, which context and sequence parallelism depend on: merge image features into the whole row's
+embeddings, cut for context parallelism, scatter for sequence parallelism.
+
+Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V vocabulary, T tiles, n tokens of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.model.images import ImageEncoder, check_slots, fill_slots, trainable
+from sophia_mcore.model.language import LanguageModel, transformer_config
+from sophia_mcore.model.names import canonical_name, tensor_axis
+from sophia_mcore.model.projector import Projector
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.model.vision import VisionTower
+from sophia_mcore.objective.logprob import token_logprobs
+from sophia_mcore.parallel.backend import Backend
+from sophia_mcore.parallel.context import ContextCut
+from sophia_mcore.parallel.gradients import sum_over_tensor_parallel
+from sophia_mcore.parallel.groups import Groups, check_layout
+
+Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
+VOCABULARY_MULTIPLE = 128  # rows of the embedding and output layer; the same at every usual tensor-parallel size
+
+
+class InternVLModel(MegatronModule):
+    """One pipeline stage (or virtual chunk) of the model.
+
+    The first has the vision tower, projector and embedding; the last the output layer.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, config: Config, groups: Groups, backend: Backend, vp_stage: int | None = None
+    ) -> None:
+        chunks = groups.parallel.virtual_pipeline or 1
+        super().__init__(transformer_config(spec.language, config.train, groups, backend))
+        self.spec, self.groups, self.vp_stage = spec, groups, vp_stage
+        self.pre_process = groups.is_first_stage and (vp_stage or 0) == 0
+        self.post_process = groups.is_last_stage and (vp_stage or 0) == chunks - 1
+        self.chunk_tokens = config.objective.chunk_tokens
+        self.padded_vocab_size = padded_vocab_size(spec.language.vocab_size, groups.tensor_size)
+        # megatron-core's schedules and gradient finalisation read these
+        self.model_type = ModelType.encoder_or_decoder
+        self.share_embeddings_and_output_weights = False
+        self.tp_group = groups.tensor
+        if self.pre_process and spec.vision is not None and spec.projector is not None:
+            dtype, recompute = self.config.params_dtype, config.train.recompute != "none"
+            device = backend.device if backend.kind == "cuda" else None  # None: a meta context may choose
+            self.vision = VisionTower(spec.vision, dtype, device, recompute and config.train.train_vision_tower)
+            self.projector = Projector(spec.projector, dtype, device)
+            self.vision.requires_grad_(config.train.train_vision_tower)
+            self.projector.requires_grad_(config.train.train_projector)
+        self.language = LanguageModel(
+            spec.language, self.config, groups, backend, self.padded_vocab_size,
+            self.pre_process, self.post_process, vp_stage,
+        )  # fmt: skip
+        self._mark_parameters()
+
+    def _mark_parameters(self) -> None:
+        """Say which parameters are parts of a whole, and of whose gradient each tensor-parallel rank has a part."""
+        for name, parameter in self.named_parameters():
+            axis, _ = tensor_axis(canonical_name(self, name))
+            if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(parameter, True, axis, 1)
+            if name.startswith(("vision.", "projector.")) and self.groups.tensor_size > 1:
+                sum_over_tensor_parallel(parameter)
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
+        """Take the hidden states [s, b, H] of the stage before (called by the pipeline schedule)."""
+        if isinstance(input_tensor, list):
+            (input_tensor,) = input_tensor
+        self.language.decoder.set_input_tensor(input_tensor)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        pixel_values: Tensor | None = None,
+        tile_index: Tensor | None = None,
+        targets: Tensor | None = None,
+        coefficients: Coefficients | None = None,
+        *,
+        image_features: Tensor | None = None,
+        sample_ids: Sequence[str] = (),
+    ) -> Tensor:
+        """Hidden states, log-probs or logits of whole rows; all ranks of a row get the same arguments.
+
+        Args:
+            input_ids: [b, S]. Packed rows: b = 1 and `packed_seq_params` in "thd" format covering all S tokens.
+            position_ids: unused; positions count from 0 in every sequence.
+            pixel_values: [T, 3, S, S] distinct tiles; tile_index [slots]: which of them fills each tile-sized group of
+                image tokens, in the order of the rows.
+            targets: [b, S] ids whose log-prob is wanted, already shifted; negative: none.
+            coefficients: d loss / d log-prob up to a factor, [b, S], or a function (log-probs [C], places [C] in the
+                flattened [b, S]) -> [C]; see `objective.logprob`.
+            image_features: [T, n, H] of `encode_images`, instead of pixel_values.
+            sample_ids: names of the sequences, for error messages.
+
+        Returns:
+            Not last stage: [s, b, H]. Last: [b, S] fp32 log-probs of the targets, the same on every rank of the row
+            (0 without a target); without `targets` logits [b, S, V], for checks only.
+
+        Raises:
+            SophiaError: image tokens and features do not match (names the sample).
+            ValueError: a sequence's length does not fit the layout.
+        """
+        boundaries = self._boundaries(input_ids, packed_seq_params)
+        cut = ContextCut(boundaries, self.groups.context, input_ids.device)
+        hidden = None
+        if self.pre_process:
+            hidden = self._embed(input_ids, pixel_values, tile_index, image_features, boundaries, sample_ids)
+            hidden = cut.select(hidden, 0)
+            if self.config.sequence_parallel:
+                hidden = scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
+        longest = max(end - start for start, end in pairwise(boundaries))
+        hidden = self.language.decode(hidden, longest, packed_seq_params)
+        if not self.post_process:
+            return hidden
+        if targets is None:
+            logits, _ = self.language.output_layer(hidden)
+            return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
+        return self._logprobs(hidden, targets, coefficients, cut)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """[T, 3, S, S] -> features [T, n, H] for `forward(image_features=...)`: once for tiles that many rows share."""
+        shared = self.groups.collection.tp_cp
+        return ImageEncoder(self.vision, self.projector, shared, self.groups.context)(pixel_values)
+
+    def _boundaries(self, input_ids: Tensor, packed: PackedSeqParams | None) -> list[int]:
+        """Where the row's sequences begin, and its end; checked against the layout and the model's positions."""
+        rows, length = input_ids.shape
+        boundaries = [0, length] if packed is None else packed.cu_seqlens_q.tolist()
+        if boundaries[-1] != length or (packed is not None and rows != 1):
+            raise ValueError(f"packed sequences end at {boundaries[-1]}, the batch is {rows} x {length} tokens")
+        longest = max(end - start for start, end in pairwise(boundaries))
+        if longest > self.spec.language.max_positions:
+            raise SophiaError(
+                f"a sequence of {longest} tokens exceeds the model's {self.spec.language.max_positions} positions"
+            )
+        shares = self.groups.context_size * (self.groups.tensor_size if self.config.sequence_parallel else 1)
+        if length % shares:
+            raise ValueError(f"a row of {length} tokens does not divide over {shares} ranks: pad it")
+        return boundaries
+
+    def _embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, tile_index: Tensor | None, features: Tensor | None,
+        boundaries: list[int], sample_ids: Sequence[str],
+    ) -> Tensor:  # fmt: skip
+        """[b, S] ids and images -> [S, b, H]."""
+        hidden = self.language.embed(input_ids)
+        spec = self.spec
+        if spec.vision is None or spec.image_token_id is None:
+            if pixel_values is not None and len(pixel_values):
+                raise UsageError("the batch has images, but the model has no vision tower or no image token")
+            return hidden
+        if features is None and pixel_values is not None and len(pixel_values):
+            features = self.encode_images(pixel_values)
+        slots = tile_index if tile_index is not None else input_ids.new_empty(0)
+        tiles = 0 if features is None else len(features)
+        check_slots(input_ids, slots, tiles, spec.tokens_per_tile, spec.image_token_id, boundaries, sample_ids)
+        if features is not None and len(slots):
+            return fill_slots(hidden, features[slots], input_ids, spec.image_token_id)
+        if torch.is_grad_enabled() and (trainable(self.vision) or trainable(self.projector)):
+            # every trained parameter must take part in every backward: data parallelism waits for its gradient
+            side = spec.vision.image_size
+            blank = torch.zeros(1, spec.vision.num_channels, side, side, device=input_ids.device)
+            hidden = hidden + 0.0 * self.encode_images(blank).sum()
+        return hidden
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut) -> Tensor:
+        """[s, b, H] of this rank and whole-row targets [b, S] -> log-probs [b, S]."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=self.tp_group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        rows, length = targets.shape
+        local = cut.select(targets.transpose(0, 1), 0)
+
+        def of_places(logprobs: Tensor, places: Tensor) -> Tensor:
+            whole = places % rows * length + cut.positions(places // rows)
+            return coefficients(logprobs, whole)  # type: ignore[operator,misc]
+
+        if isinstance(coefficients, Tensor):
+            coefficients_T: Coefficients | None = cut.select(coefficients.transpose(0, 1), 0).reshape(-1)
+        else:
+            coefficients_T = None if coefficients is None else of_places
+        logprobs = token_logprobs(
+            hidden.reshape(-1, hidden.shape[-1]),
+            self.language.output_layer.weight,
+            local.reshape(-1),
+            group=self.tp_group,
+            vocab_size=self.spec.language.vocab_size,
+            chunk_tokens=self.chunk_tokens,
+            coefficients_T=coefficients_T,
+        )
+        return cut.join(logprobs.view(-1, rows), 0).transpose(0, 1)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
+        """Keys are the canonical names (norms under Transformer Engine's), one per layer, so any stage split loads."""
+        return super().sharded_state_dict(prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True})
+
+
+def padded_vocab_size(vocab_size: int, tensor_size: int) -> int:
+    """Rows of the embedding and output layer: a multiple of 128 and of the tensor-parallel size."""
+    multiple = math.lcm(VOCABULARY_MULTIPLE, tensor_size)
+    return -(-vocab_size // multiple) * multiple
+
+
+def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> list[nn.Module]:
+    """This rank's part of the model: one module per virtual pipeline chunk, parameters allocated but not filled.
+
+    Call inside `backend.adapt()`. Fill with `weights.load.load_hf` or a distributed checkpoint.
+
+    Raises:
+        UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
+    """
+    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens)
+    if spec.language.tied_embeddings:
+        raise UsageError("models with tied word embeddings are not supported by the trainer")
+    if spec.vision is not None and spec.image_token_id is None:
+        raise UsageError("the id of <IMG_CONTEXT> is unknown: the model folder has no tokenizer and no image_token_id")
+    stages = groups.parallel.virtual_pipeline
+    numbers = [None] if stages is None else list(range(stages))
+    return [InternVLModel(spec, config, groups, backend, stage) for stage in numbers]

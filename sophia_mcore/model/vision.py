@@ -1,0 +1,133 @@
+"""InternViT in plain torch: the same on every tensor-parallel rank, so 25 heads (6B) fit any layout.
+
+Legend: T tiles, N patches of a tile, C width, S pixels per side. Conventions of the original code: no norm after the
+last layer; query-key norms over the full width; layer scales multiply the branch output; exact GELU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sophia_mcore.model.spec import VisionSpec
+
+
+class Linear(nn.Linear):
+    """A linear layer whose parameters are allocated, not initialised."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Patches(nn.Conv2d):
+    """A convolution whose parameters are allocated, not initialised."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight: normalised in fp32, cast back, then scaled (the order that the original rounds in)."""
+
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, dtype=dtype, device=device))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention of all tokens of a tile; `qkv` rows are [q; k; v]."""
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> None:
+        super().__init__()
+        width = spec.hidden_size
+        self.heads = spec.num_attention_heads
+        self.qkv = Linear(width, 3 * width, bias=spec.qkv_bias, dtype=dtype, device=device)
+        self.proj = Linear(width, width, dtype=dtype, device=device)
+        self.q_norm = RMSNorm(width, spec.norm_eps, dtype, device) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, spec.norm_eps, dtype, device) if spec.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, N+1, C] -> [T, N+1, C]."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        query, key = self.q_norm(query), self.k_norm(key)
+        heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        mixed = F.scaled_dot_product_attention(*heads)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> None:
+        super().__init__()
+        self.fc1 = Linear(spec.hidden_size, spec.intermediate_size, dtype=dtype, device=device)
+        self.fc2 = Linear(spec.intermediate_size, spec.hidden_size, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """x + ls1 attention(norm1 x), then x + ls2 mlp(norm2 x)."""
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> None:
+        super().__init__()
+        self.norm1 = _norm(spec, dtype, device)
+        self.attention = Attention(spec, dtype, device)
+        self.ls1 = nn.Parameter(torch.empty(spec.hidden_size, dtype=dtype, device=device))
+        self.norm2 = _norm(spec, dtype, device)
+        self.mlp = Mlp(spec, dtype, device)
+        self.ls2 = nn.Parameter(torch.empty(spec.hidden_size, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, N+1, C] -> [T, N+1, C]."""
+        x = x + self.attention(self.norm1(x)) * self.ls1
+        return x + self.mlp(self.norm2(x)) * self.ls2
+
+
+class VisionTower(nn.Module):
+    """Tiles to patch features. Parameters are allocated, not initialised: they come from a checkpoint."""
+
+    def __init__(
+        self, spec: VisionSpec, dtype: torch.dtype, device: torch.device | None = None, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.spec, self.recompute = spec, recompute
+        width, factory = spec.hidden_size, {"dtype": dtype, "device": device}
+        self.class_token = nn.Parameter(torch.empty(1, 1, width, **factory))
+        self.position_embedding = nn.Parameter(torch.empty(1, spec.patches + 1, width, **factory))
+        self.patch_embedding = Patches(spec.num_channels, width, spec.patch_size, spec.patch_size, **factory)
+        self.layers = nn.ModuleList(Layer(spec, dtype, device) for _ in range(spec.num_layers))
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """[T, 3, S, S] -> [T, N+1, C]: patch projections behind the class token, plus positions.
+
+        Raises:
+            ValueError: tiles of another size than the model's.
+        """
+        side = self.spec.image_size
+        if pixel_values.shape[1:] != (self.spec.num_channels, side, side):
+            wanted = (self.spec.num_channels, side, side)
+            raise ValueError(f"tiles are {tuple(pixel_values.shape[1:])}, the vision tower takes {wanted}")
+        patches = self.patch_embedding(pixel_values.to(self.class_token.dtype)).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.class_token.expand(len(patches), -1, -1), patches), dim=1)
+        return tokens + self.position_embedding
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[T, 3, S, S] -> [T, N+1, C], class token first; no norm after the last layer."""
+        x = self.embed(pixel_values)
+        for layer in self.layers:
+            keep = not (self.recompute and torch.is_grad_enabled())
+            x = layer(x) if keep else checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+def _norm(spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> nn.Module:
+    if spec.norm_type == "rms_norm":
+        return RMSNorm(spec.hidden_size, spec.norm_eps, dtype, device)
+    return nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps, dtype=dtype, device=device)
