@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from sophia_mcore.weights.ops import Rectangle, matrix_shape
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
 from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.tables import Entry, resolve
-from sophia_mcore.weights.text import Spec, TextSpec
 from sophia_mcore.weights.tiles import Tile, Tiled, fold_layers, raise_problems, tiles_of_folder
 
 Layout = Literal["hf", "hf-custom", "megatron"]
@@ -36,7 +34,7 @@ class Checkpoint:
 
     folder: Path
     layout: Layout
-    spec: Spec
+    spec: ModelSpec
     tensors: dict[str, Tiled]
     files: tuple[FileState, ...]
 
@@ -44,23 +42,6 @@ class Checkpoint:
         """Raise SophiaError if a source file changed since it was opened."""
         for state in self.files:
             state.check()
-
-
-def read_spec(folder: Path) -> Spec:
-    """What model a folder holds: an InternVL, or a plain text model.
-
-    Raises UsageError when there is no config.json or the architecture is unknown.
-    """
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: no config.json; is this a model folder?") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read as JSON ({error})") from None
-    if isinstance(config, Mapping) and "vision_config" not in config and "hidden_size" in config:
-        return TextSpec.from_config(config, str(file))
-    return ModelSpec.from_model_dir(folder)
 
 
 def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
@@ -72,8 +53,8 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     if (folder / torch_dist.METADATA_NAME).exists():
-        return _open_megatron(folder, read_spec(folder if base is None else base))
-    spec = read_spec(folder)
+        return _open_megatron(folder, ModelSpec.from_model_dir(folder if base is None else base))
+    spec = ModelSpec.from_model_dir(folder)
     stored = open_folder(folder)
     tensors = _hub_names(stored.tensors) if spec.layout == "hf" and spec.vision is not None else dict(stored.tensors)
     entries = resolve(spec, spec.layout)
@@ -91,7 +72,7 @@ def _hub_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return renamed
 
 
-def _drop_tied_head(spec: Spec, tensors: dict[str, StoredTensor], folder: Path) -> None:
+def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: Path) -> None:
     """With tied embeddings a stored head is redundant: it must equal the embedding, and is then left out."""
     if not spec.language.tied_embeddings:
         return
@@ -152,7 +133,7 @@ def stored_keys(name: str) -> list[tuple[str, int | None]]:
     return found
 
 
-def _open_megatron(folder: Path, spec: Spec) -> Checkpoint:
+def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
     stored, files = torch_dist.read_checkpoint(folder, lambda key: not key.startswith(NOT_WEIGHTS))
     tensors: dict[str, Tiled] = {}
     used: set[str] = set()

@@ -147,7 +147,7 @@ def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
     step = IOV_MAX // 2 if gap else IOV_MAX
     for first in range(0, piece.rows, step):
         rows = range(first, min(first + step, piece.rows))
-        views = _rows_of(buffer, piece, rows)
+        views = rows_of(buffer, piece, rows)
         if gap:
             views = [view for run in views for view in (run, spare)][:-1]
         want = sum(map(len, views))
@@ -157,7 +157,7 @@ def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
         except OSError as error:
             raise SophiaError(f"cannot read {piece.tile.path}: {error.strerror}") from error
         if got != want:  # interrupted, or the file ended: the slow way finds out which
-            for i, run in zip(rows, _rows_of(buffer, piece, rows), strict=True):
+            for i, run in zip(rows, rows_of(buffer, piece, rows), strict=True):
                 read_exactly(descriptor, run, piece.offset + i * piece.tile.pitch, piece.tile.path)
 
 
@@ -177,10 +177,10 @@ def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) ->
         for first in range(0, piece.rows, IOV_MAX):
             rows = range(first, min(first + IOV_MAX, piece.rows))
             where = piece.offset + first * piece.tile.pitch
-            _write_all(descriptor, _rows_of(buffer, piece, rows), where, piece.tile.path)
+            _write_all(descriptor, rows_of(buffer, piece, rows), where, piece.tile.path)
 
 
-def _rows_of(buffer: memoryview, piece: Piece, rows: range) -> list[memoryview]:
+def rows_of(buffer: memoryview, piece: Piece, rows: range) -> list[memoryview]:
     starts = range(
         piece.position + rows.start * piece.box_pitch, piece.position + rows.stop * piece.box_pitch, piece.box_pitch
     )

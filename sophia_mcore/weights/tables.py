@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.weights.ops import Interleave, copy, matrix_shape
-from sophia_mcore.weights.text import Spec
 
 HfLayout = Literal["hf", "hf-custom"]
 Size = int | str  # a number, or a symbol of `sizes_of`
@@ -159,7 +159,7 @@ class Entry:
     op: Interleave
 
 
-def sizes_of(spec: Spec) -> dict[str, int]:
+def sizes_of(spec: ModelSpec) -> dict[str, int]:
     """Values of the tables' symbols for a model."""
     text = spec.language
     group = text.num_attention_heads // text.num_key_value_heads * text.head_dim
@@ -181,7 +181,7 @@ def sizes_of(spec: Spec) -> dict[str, int]:
     return sizes
 
 
-def resolve(spec: Spec, layout: HfLayout) -> list[Entry]:
+def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
     """All tensors of a model and what each is made of in a layout, in the order of the tables."""
     sizes = sizes_of(spec)
     internlm2 = spec.language.family == "internlm2" and layout == "hf-custom"

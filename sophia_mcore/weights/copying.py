@@ -1,0 +1,159 @@
+"""Write a planned checkpoint from an open one: tensor by tensor, in parallel, with checksums as the bytes go by."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.weights.checkpoint import Checkpoint
+from sophia_mcore.weights.ops import Rectangle, matrix_shape
+from sophia_mcore.weights.safetensors_io import DTYPE_BYTES
+from sophia_mcore.weights.stream import (
+    BUFFER_BYTES,
+    Files,
+    Piece,
+    bands,
+    pieces,
+    read_box,
+    rows_of,
+    write_box,
+    write_bytes_at,
+)
+from sophia_mcore.weights.targets import Target, check_complete
+from sophia_mcore.weights.tiles import Tiled
+
+WORKERS = 2  # each with a buffer of its own
+
+
+@dataclass
+class Checksums:
+    """sha256 of stored tensors, formed while their bytes pass by in order."""
+
+    enabled: bool = True
+    _running: dict[str, hashlib._Hash] = field(default_factory=dict)
+
+    def update(self, tiled: Tiled, box: Rectangle, buffer: memoryview) -> None:
+        """Take the bytes of a band of full rows; bands of one tensor come in order."""
+        if self.enabled:
+            for piece in pieces(tiled, box):
+                running = self._running.setdefault(piece.tile.key, hashlib.sha256())
+                for view in _views(buffer, piece):
+                    running.update(view)
+
+    def digests(self) -> dict[str, str]:
+        """Hexadecimal digest per stored tensor."""
+        return {key: running.hexdigest() for key, running in self._running.items()}
+
+
+def _views(buffer: memoryview, piece: Piece) -> list[memoryview]:
+    if piece.in_one_run:
+        return [buffer[piece.position : piece.position + piece.rows * piece.width]]
+    return rows_of(buffer, piece, range(piece.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """sha256 of every stored tensor on both sides, by its key."""
+
+    source: Mapping[str, str]
+    target: Mapping[str, str]
+
+
+def write_target(
+    source: Checkpoint,
+    target: Target,
+    *,
+    checksums: bool = True,
+    workers: int = WORKERS,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Digests:
+    """Create the target's files and fill them. ``advance`` is called with bytes done, from several threads in turn.
+
+    Raises SophiaError: the disk is full, a source file is damaged or changed; the caller removes the folder.
+    """
+    check_complete(target.tensors, source.tensors)
+    before, after = Checksums(checksums), Checksums(checksums)
+    with Files() as reading, Files() as writing:
+        for file in target.files:
+            writing.create(file.path, file.size)
+            for offset, data in file.literals:
+                write_bytes_at(writing, file.path, data, offset)
+        work = _Work(source.tensors, target.tensors, reading, writing, before, after, advance)
+        run_parallel(work.copy, list(target.tensors), workers, buffer_bytes(source.tensors.values()))
+        writing.sync()
+    source.check_unchanged()
+    return Digests(before.digests(), after.digests())
+
+
+def buffer_bytes(tensors: Iterable[Tiled]) -> int:
+    """Size of a worker's buffer: `BUFFER_BYTES`, or one row of the widest tensor."""
+    return max(BUFFER_BYTES, *(matrix_shape(t.shape)[1] * DTYPE_BYTES[t.dtype] for t in tensors))
+
+
+def run_parallel(work: Callable[[str, memoryview], None], names: Iterable[str], workers: int, size: int) -> None:
+    """Call ``work(name, buffer)`` for every name; each worker keeps one buffer. The first failure ends all."""
+    todo, lock, stop = iter(names), threading.Lock(), threading.Event()
+
+    def worker() -> None:
+        buffer = memoryview(bytearray(size))
+        while not stop.is_set():
+            with lock:
+                name = next(todo, None)
+            if name is None:
+                return
+            work(name, buffer)
+
+    with ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(worker) for _ in range(workers)]
+        try:
+            done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+        for task in done:
+            task.result()
+
+
+@dataclass
+class _Work:
+    source: Mapping[str, Tiled]
+    target: Mapping[str, Tiled]
+    reading: Files
+    writing: Files
+    before: Checksums
+    after: Checksums
+    advance: Callable[[int], None]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def copy(self, name: str, buffer: memoryview) -> None:
+        """Copy one tensor in bands of full rows, casting if the target's dtype is another."""
+        old, new = self.source[name], self.target[name]
+        rows, columns = matrix_shape(new.shape)
+        if matrix_shape(old.shape) != (rows, columns):
+            raise SophiaError(f"{name}: shape {list(old.shape)} cannot become {list(new.shape)}")
+        row_bytes = columns * DTYPE_BYTES[old.dtype]
+        for row, count in bands(rows, row_bytes, len(buffer)):
+            view = buffer[: count * row_bytes]
+            box = Rectangle(row, count, 0, columns)
+            read_box(old, box, view, self.reading)
+            self.before.update(old, box, view)
+            written = view if old.dtype == new.dtype else cast(view, old.dtype, new.dtype)
+            write_box(new, box, written, self.writing)
+            self.after.update(new, box, written)
+            with self.lock:
+                self.advance(len(view))
+
+
+def cast(data: memoryview, old: str, new: str) -> memoryview:
+    """The same values in another floating-point type (round to nearest even)."""
+    import torch  # only for checkpoints of mixed precision; plain copies need no torch
+
+    from sophia_mcore.weights.load import TORCH_DTYPES
+
+    if old not in TORCH_DTYPES or new not in TORCH_DTYPES:
+        raise SophiaError(f"cannot cast {old} to {new}")
+    values = torch.frombuffer(data, dtype=TORCH_DTYPES[old]).to(TORCH_DTYPES[new])
+    return memoryview(values.view(torch.uint8).numpy().data)

@@ -1,0 +1,69 @@
+"""From a trainer's distributed checkpoint to a Hugging Face folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.progress import NoProgress, Progress
+from sophia_mcore.store.atomic import write_failed, write_json
+from sophia_mcore.weights import proof
+from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.copying import write_target
+from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.targets import plan_hf
+from sophia_mcore.weights.torch_dist import METADATA_NAME
+
+# What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
+NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
+
+
+def export_hf(
+    checkpoint_dir: Path,
+    base_model_dir: Path,
+    out_dir: Path,
+    shard_size_mib: int = 5000,
+    *,
+    dtype: str | None = None,
+    checksums: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Write the model of a distributed checkpoint, of any layout, as a Hugging Face folder like the base model's.
+
+    One process, no ranks: the bytes are streamed. Layout, configuration, tokenizer, preprocessor and chat template are
+    the base's; so is each tensor's dtype, unless ``dtype`` ("BF16", "F16", "F32") names one for all. The folder appears
+    when it is complete, with conversion.json beside the weights.
+
+    Raises:
+        UsageError: the output exists, or the base is no model folder.
+        SophiaError: the checkpoint does not fit the base model (all names), a file is damaged, the disk is full.
+    """
+    progress = progress or NoProgress()
+    base = open_checkpoint(Path(base_model_dir))
+    if base.layout == "megatron":
+        raise SophiaError(f"{base_model_dir}: the base of an export must be a Hugging Face folder")
+    source = open_checkpoint(Path(checkpoint_dir), base.folder)
+    dtypes = {name: dtype or tensor.dtype for name, tensor in base.tensors.items()}
+    with new_folder(Path(out_dir)) as folder:
+        target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20)
+        progress.start("export", target.nbytes)
+        digests = write_target(source, target, checksums=checksums, advance=progress.advance)
+        copy_model_files(base.folder, folder)
+        write_json(folder / proof.NAME, proof.proof(source, target, digests, verified=False))
+
+
+def copy_model_files(source: Path, target: Path) -> list[str]:
+    """Copy configuration, tokenizer, preprocessor, chat template and the like; returns the names."""
+    copied = []
+    for file in sorted(source.iterdir()):
+        weights = file.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+        if weights or file.name in NOT_COPIED or file.name.startswith(".") or not file.is_file():
+            continue
+        try:
+            shutil.copyfile(file, target / file.name)
+        except OSError as error:
+            raise write_failed(target / file.name, error) from error
+        copied.append(file.name)
+    return copied

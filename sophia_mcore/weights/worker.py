@@ -1,0 +1,66 @@
+"""The export phase as a process: python -m sophia_mcore.weights.worker RUN/config.toml --round 0"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+from sophia_mcore.config import load_config
+from sophia_mcore.errors import SophiaError, run_command
+from sophia_mcore.progress import worker_progress
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.weights import proof
+from sophia_mcore.weights.export import export_hf
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def newest(checkpoints: Path) -> Path:
+    """The checkpoint of the highest step. Raises SophiaError when there is none."""
+    found = {int(m[1]): p for p in checkpoints.glob("step-*") if (m := _STEP.fullmatch(p.name)) and p.is_dir()}
+    if not found:
+        raise SophiaError(f"{checkpoints}: no checkpoint to export (train first)")
+    return found[max(found)]
+
+
+def _made_from(model: Path) -> str | None:
+    """Name of the checkpoint that a finished export was made from."""
+    try:
+        return str(json.loads((model / proof.NAME).read_bytes())["source"]["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def main() -> int:
+    """Parse, export, exit code. A finished export is left alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--round", type=int, required=True, dest="round_index")
+    parser.add_argument("--progress-fd", type=int)
+    arguments = parser.parse_args()
+
+    def work() -> None:
+        config = load_config(arguments.config)
+        run, index = RunFolder(arguments.config.parent), arguments.round_index
+        base = config.models.policy if index == 0 else run.round(index - 1).model
+        out = run.round(index).model
+        checkpoint = newest(run.round(index).checkpoints)
+        if out.exists() and _made_from(out) == checkpoint.name:
+            return
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint: training went on
+        export_hf(
+            checkpoint,
+            base,
+            out,
+            config.export.shard_size_mib,
+            progress=worker_progress(arguments.progress_fd),
+        )
+
+    return run_command("export", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,71 @@
+"""Real Megatron models on gloo ranks: loading slices, distributed checkpoints written by megatron-core, and back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import harness
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from sophia_mcore.config.schema import Batch, Objective, Parallel, Train
+from sophia_mcore.model import lvlm
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.weights.export import export_hf
+from sophia_mcore.weights.load import load_hf
+
+FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
+if not FIXTURES.exists():
+    pytest.skip(f"needs the reference models at {FIXTURES}", allow_module_level=True)
+
+
+def settings(dtype: str) -> Any:
+    """The part of a Config that the model reads."""
+    batch = Batch(sequence_length_tokens=64)
+    return SimpleNamespace(train=Train(dtype=dtype), batch=batch, objective=Objective())
+
+
+def build(groups: Any, backend: Any, model_dir: Path, dtype: str) -> list[Any]:
+    spec = ModelSpec.from_model_dir(model_dir)
+    if spec.image_token_id is None:
+        object.__setattr__(spec, "image_token_id", spec.language.vocab_size - 7)
+    chunks = lvlm.build(spec, settings(dtype), groups, backend)
+    load_hf(chunks, model_dir, spec, groups)
+    return chunks
+
+
+def save(groups: Any, backend: Any, model_dir: Path, folder: Path, dtype: str) -> None:
+    from megatron.core import dist_checkpointing
+
+    from sophia_mcore.train.checkpoint import METADATA, PlainSaveStrategy
+
+    chunks = build(groups, backend, model_dir, dtype)
+    if dist.get_rank() == 0:
+        os.makedirs(folder, exist_ok=True)
+    dist.barrier()
+    state = {f"model{i}": chunk.sharded_state_dict(metadata=dict(METADATA)) for i, chunk in enumerate(chunks)}
+    dist_checkpointing.save(state, str(folder), PlainSaveStrategy("torch_dist", 1), content_metadata=dict(METADATA))
+
+
+LAYOUTS = {
+    "one rank": Parallel(),
+    "tensor 2": Parallel(tensor=2, sequence_parallel=True),
+    "tensor 2, pipeline 2": Parallel(tensor=2, pipeline=2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["internvl3-8b-hf", "internvl3-38b-hf", "internvl2_5-8b"])
+def test_loading_saving_and_exporting_gives_the_same_bytes(tmp_path: Path, layout: str, family: str) -> None:
+    model = FIXTURES / family
+    harness.run_layout(save, LAYOUTS[layout], model, tmp_path / "checkpoint", "bfloat16")
+    export_hf(tmp_path / "checkpoint", model, tmp_path / "out", shard_size_mib=5000)
+    expected, found = load_file(model / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]), name
