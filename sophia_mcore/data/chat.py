@@ -23,13 +23,18 @@ from sophia_mcore.errors import SophiaError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
-_SHANGHAI = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
-    "英文名叫InternVL, 是一个有用无害的人工智能助手。"
+_SHANGHAI = "，".join(
+    (
+        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型",
+        "英文名叫InternVL, 是一个有用无害的人工智能助手。",
+    )
 )
-_SCHOLAR = (
-    "你是书生·万象，英文名是InternVL，"
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+_SCHOLAR = "，".join(
+    (
+        "你是书生·万象",
+        "英文名是InternVL",
+        "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+    )
 )
 # name -> default system message, what separates the turns
 BUILT_IN = {
@@ -160,9 +165,7 @@ class _JinjaTemplate:
             raise SophiaError(f"{self._where}: the chat template refused the messages: {error}") from error
 
     def _run(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        return self._template.render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **self._variables
-        )
+        return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._variables)
 
     def _probe_strings(self) -> bool:
         try:
@@ -191,7 +194,7 @@ class _JinjaTemplate:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}`` marks the assistant's words in some templates; here it changes nothing."""
 
-    tags = {"generation"}
+    tags = frozenset(("generation",))  # type: ignore[assignment]
 
     def parse(self, parser: Any) -> Any:
         parser.stream.skip(1)

@@ -43,8 +43,10 @@ class Row:
 
 
 def source_name(source: Source) -> str:
-    """The label of a source: given, or the last part of its path."""
-    return source.name or Path(source.path.rstrip("/")).name or "questions"
+    """The label of a source: given, or the last part of its path without the file's suffix."""
+    path = Path(source.path.rstrip("/"))
+    stem = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else path.name
+    return source.name or stem or "questions"
 
 
 class RowReader:

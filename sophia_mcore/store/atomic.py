@@ -108,7 +108,10 @@ def _finite(value: Any) -> Any:
 def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
     name = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}-{target.name[:100]}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise SophiaError(f"cannot write {target}: {target.parent} is not a folder") from None
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise write_failed(target, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -61,6 +62,8 @@ def _column(records: Sequence[Any], field: pa.Field) -> pa.Array:
     try:
         if pa.types.is_list(field.type) and not any(value is None for value in values):
             return _list_array(values, field.type)
+        if field.type == pa.int64():
+            values = [None if value is None else operator.index(value) for value in values]  # Arrow would cut 1.5 to 1
         array = pa.array(values, type=field.type)
     except _CONVERSION_ERRORS as error:
         raise ValueError(f"{_culprit(values, records, field)}: {str(error).splitlines()[0]}") from error
@@ -88,7 +91,9 @@ def _culprit(values: list[Any], records: Sequence[Any], field: pa.Field) -> str:
     """Which record has the bad value (only searched once something is wrong)."""
     for value, record in zip(values, records, strict=True):
         try:
-            bad = pa.array([value], type=field.type).null_count and not field.nullable
+            array = _list_array([value], field.type) if pa.types.is_list(field.type) else None
+            array = array if array is not None else pa.array([value], type=field.type)
+            bad = array.null_count and not field.nullable
         except _CONVERSION_ERRORS:
             bad = True
         if bad:

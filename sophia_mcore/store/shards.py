@@ -3,6 +3,7 @@
 A shard is an ordinary Parquet file (zstd), so ``datasets.load_dataset("parquet", data_files=...)`` reads it too.
 Its key-value metadata holds ``sophia.sha256`` (over the column data, the record type, the row count and the caller's
 metadata), ``sophia.record_type``, ``sophia.rows`` and ``sophia.metadata`` (JSON: lineage and whatever the caller gave).
+The footer has a hash of its own: 32 bytes between the column data and the footer, where Parquet readers do not look.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,6 +25,7 @@ from sophia_mcore.store.schema import from_table, schema_of, to_table
 Record = TypeVar("Record")
 _ROWS_PER_GROUP = 1024
 _MAGIC = b"PAR1"
+_SEAL_BYTES = 32
 
 
 def write_shard(
@@ -52,6 +53,8 @@ def write_shard(
                         "sophia.metadata": text,
                     }
                 )
+                sink.hold()
+            sink.release_footer()
         except (ValueError, pa.ArrowException) as error:
             raise SophiaError(f"cannot write {path}: {error}") from error
     return digest
@@ -68,7 +71,7 @@ def _open_writer(sink: Any, record_type: type) -> pq.ParquetWriter:
         use_dictionary=False,
         write_statistics=False,
         store_schema=False,
-        column_encoding={name: "BYTE_STREAM_SPLIT" for name in _numeric_columns(schema)},
+        column_encoding=dict.fromkeys(_numeric_columns(schema), "BYTE_STREAM_SPLIT"),
     )
 
 
@@ -83,19 +86,31 @@ def _numeric_columns(schema: pa.Schema) -> list[str]:
 
 
 class _HashingFile:
-    """Passes writes on and hashes them."""
+    """Passes the column data on and hashes it; holds the footer back until its own hash is written before it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
         self.closed = False
         self._position = 0
+        self._footer: list[bytes] | None = None
 
     def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self._file.write(data)
         self._position += len(data)
+        if self._footer is None:
+            self.sha256.update(data)
+            self._file.write(data)
+        else:
+            self._footer.append(bytes(data))
         return len(data)
+
+    def hold(self) -> None:
+        """From here on comes the footer."""
+        self._footer = []
+
+    def release_footer(self) -> None:
+        footer = b"".join(self._footer or [])
+        self._file.write(hashlib.sha256(footer).digest() + footer)
 
     def tell(self) -> int:
         return self._position
@@ -118,7 +133,7 @@ def read_table(path: Path | str, record_type: type, columns: Sequence[str] | Non
 
     Raises SophiaError naming the file when it is missing, truncated, damaged or holds another type of record.
     """
-    return _read(path, record_type, columns)[0]
+    return _read(path, record_type, columns)
 
 
 def read_shard(path: Path | str, record_type: type[Record]) -> list[Record]:
@@ -152,43 +167,51 @@ def shard_files(folder: Path | str) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.parquet") if not path.name.startswith("."))
 
 
-def _read(path: Path | str, record_type: type, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
+def _read(path: Path | str, record_type: type, columns: Sequence[str] | None) -> pa.Table:
     if not Path(path).is_file():
         raise SophiaError(f"no such file: {path}")
     try:
         with pa.memory_map(str(path)) as source:
             buffer = source.read_buffer()
-        end = _body_end(path, buffer)
+        body = _verified_body(path, memoryview(buffer))
         file = pq.ParquetFile(pa.BufferReader(buffer))
-        values = _parse_metadata(path, file.metadata.metadata or {})
-        _verify(path, buffer, end, values, record_type)
+        _verify(path, body, _parse_metadata(path, file.metadata.metadata or {}), record_type)
         wanted = list(columns) if columns is not None else [f.name for f in dataclasses.fields(record_type)]
         missing = set(wanted) - set(file.schema_arrow.names)
         if missing:
             raise SophiaError(f"{path} has no column {', '.join(sorted(missing))}: another version wrote it")
-        return file.read(columns=wanted, use_threads=False), values
-    except (OSError, pa.ArrowException, struct.error) as error:
+        return file.read(columns=wanted, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 
 
-def _body_end(path: Path | str, buffer: pa.Buffer) -> int:
-    """Where the column data ends and the footer begins."""
-    tail = bytes(buffer[-8:]) if buffer.size >= 12 else b""
-    if tail[4:] != _MAGIC or bytes(buffer[:4]) != _MAGIC:
-        raise SophiaError(f"{path} is truncated or not a Parquet file ({buffer.size} bytes)")
-    end = buffer.size - 8 - struct.unpack("<I", tail[:4])[0]
-    if end < 4:
-        raise SophiaError(f"{path} is truncated ({buffer.size} bytes)")
-    return end
+def _verified_body(path: Path | str, data: memoryview) -> memoryview:
+    """The column data, after the footer has been checked against its hash; nothing is parsed before that."""
+    size = len(data)
+    if size < 12 or bytes(data[:4]) != _MAGIC or bytes(data[-4:]) != _MAGIC:
+        raise SophiaError(f"{path} is truncated or not a Parquet file ({size} bytes)")
+    footer_start = size - 8 - int.from_bytes(data[-8:-4], "little")
+    body_end = footer_start - _SEAL_BYTES
+    if body_end < 4:
+        raise SophiaError(f"{path} is truncated or not written by sophia ({size} bytes)")
+    footer = bytes(data[footer_start:])
+    if hashlib.sha256(footer).digest() != bytes(data[body_end:footer_start]):
+        known = b"sophia.sha256" in footer
+        raise SophiaError(f"{path} is damaged: wrong hash of its footer" if known else _foreign(path))
+    return data[:body_end]
 
 
-def _verify(path: Path | str, buffer: pa.Buffer, end: int, values: dict[str, Any], record_type: type) -> None:
+def _verify(path: Path | str, body: memoryview, values: dict[str, Any], record_type: type) -> None:
     if values["record_type"] != record_type.__name__:
         raise SophiaError(f"{path} holds {values['record_type']} records, not {record_type.__name__}")
-    sha256 = hashlib.sha256(memoryview(buffer)[:end])
-    digest = _seal(sha256, values["record_type"], values["rows"], json.dumps(values["metadata"], sort_keys=True))
+    metadata = json.dumps(values["metadata"], sort_keys=True)
+    digest = _seal(hashlib.sha256(body), values["record_type"], values["rows"], metadata)
     if digest != values["sha256"]:
         raise SophiaError(f"{path} is damaged: its content does not match its sha256 {values['sha256'][:16]}")
+
+
+def _foreign(path: Path | str) -> str:
+    return f"{path} was not written by sophia: it has no content hash"
 
 
 def _parse_metadata(path: Path | str, values: Mapping[bytes, bytes]) -> dict[str, Any]:
@@ -200,7 +223,7 @@ def _parse_metadata(path: Path | str, values: Mapping[bytes, bytes]) -> dict[str
             "sha256": values[b"sophia.sha256"].decode(),
         }
     except KeyError:
-        raise SophiaError(f"{path} was not written by sophia: it has no content hash") from None
+        raise SophiaError(_foreign(path)) from None
     except ValueError as error:
         raise _damaged(path, error) from error
 

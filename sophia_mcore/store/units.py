@@ -106,7 +106,7 @@ class UnitQueue:
         self.lease_seconds = lease_seconds
         self._claims = self.folder / "claims"
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
-        self._random = random.Random(self.owner.nonce)
+        self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
         self._misses = 0
         self._list_done()
