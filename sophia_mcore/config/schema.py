@@ -289,6 +289,7 @@ class Train(Section):
 
     steps: PositiveInt | None = None
     epochs: Positive = 1.0  # used when steps is not given
+    data: Path | None = None  # JSONL of question-answer pairs instead of the kept trajectories (plain warm-up)
     global_batch_samples: PositiveInt = 512  # [P]
     learning_rate: Positive = 2e-5  # [P]
     final_learning_rate_fraction: Fraction = 0.25  # [P] cosine to 1/4
