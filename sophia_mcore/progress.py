@@ -19,7 +19,7 @@ class Progress(Protocol):
     """What a phase calls while it works."""
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
-        """Begin ``task`` with ``total`` items, ``completed`` of which an earlier attempt finished."""
+        """Begin ``task`` with ``total`` items (0: not known yet), ``completed`` of which an earlier attempt finished."""
 
     def advance(self, count: int = 1) -> None:
         """``count`` further items of the current task are done."""
@@ -80,7 +80,7 @@ class LineProgress:
     def _print(self) -> None:
         self._last = time.monotonic()
         note = f"  {self._note}" if self._note else ""
-        print(f"{self._task}: {self._done}/{self._total}{note}", file=self._stream, flush=True)
+        print(f"{self._task}: {self._done}/{self._total or '?'}{note}", file=self._stream, flush=True)
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
         """Begin a task."""
@@ -90,7 +90,7 @@ class LineProgress:
     def advance(self, count: int = 1) -> None:
         """Advance the current task."""
         self._done += count
-        if self._done >= self._total or time.monotonic() - self._last > self._interval:
+        if self._done == self._total or time.monotonic() - self._last > self._interval:
             self._print()
 
     def note(self, text: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.phases import PHASES, Context
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
@@ -48,9 +49,24 @@ def run_phases(
             for name, phase in PHASES.items():
                 if name in chosen and not (name in ONCE and round_index > 0):
                     began = time.monotonic()
-                    phase(context, round_index)
+                    _run_phase(name, phase, context, round_index)
                     metrics.log(round_index, name, {"seconds": round(time.monotonic() - began, 3)})
     return folder
+
+
+def _run_phase(name: str, phase: Callable[[Context, int], None], context: Context, round_index: int) -> None:
+    """Run a phase; what it did not foresee goes to the log with its traceback and becomes one line."""
+    try:
+        phase(context, round_index)
+    except SophiaError:
+        raise
+    except Exception as error:
+        log = context.run.path / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            traceback.print_exception(error, file=file)
+        line = (str(error).splitlines() or [""])[0]
+        raise SophiaError(f"{name}: {type(error).__name__}: {line} (details: {log})") from error
 
 
 def expand(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.progress import counting
 from sophia_mcore.store.layout import RunFolder
 
 BASE_LABEL = "base"
@@ -50,7 +51,7 @@ def prepare(context: Context, round_index: int) -> None:
             file,
             max_bad_rows=data.max_bad_rows,
             max_image_pixels=data.max_image_pixels,
-            progress=context.progress,
+            progress=lambda rows, show=show: show(rows, 0),  # how many there are is known at the end
         )
 
 

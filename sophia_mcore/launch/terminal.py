@@ -38,15 +38,17 @@ class TerminalProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self._finish_indeterminate()
         self._bars.stop()
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
-        """Begin a bar."""
+        """Begin a bar; a ``total`` of 0 is not known yet."""
         if self._plain:
             self._plain.start(task, total, completed)
             return
         self._finish_indeterminate()
-        self._task = self._bars.add_task(escape(task).ljust(34), total=total, completed=completed, note="")
+        self._task = self._bars.add_task(escape(task).ljust(34), total=total or None, completed=completed, note="")
 
     def _finish_indeterminate(self) -> None:
         """A task whose last items were counted elsewhere must not keep spinning."""
