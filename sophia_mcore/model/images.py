@@ -62,7 +62,11 @@ def trainable(module: nn.Module) -> bool:
 
 
 class _GatherTiles(torch.autograd.Function):
-    """Every rank's tiles for all. Backward: own tiles, summed over the ranks that saw other tokens of the row."""
+    """Every rank's tiles for all.
+
+    Backward: the own tiles' gradient, summed over the context ranks (each saw other tokens of the row) and times the
+    tensor-parallel size: megatron-core then averages the parameters' gradients over these ranks, which makes the sum.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, shared: dist.ProcessGroup, context: dist.ProcessGroup) -> Tensor:
@@ -78,7 +82,7 @@ class _GatherTiles(torch.autograd.Function):
             grad = grad.contiguous()
             dist.all_reduce(grad, group=context)
         start = shared.rank() * ctx.share
-        return grad[start : start + ctx.share], None, None
+        return grad[start : start + ctx.share] * (shared.size() // context.size()), None, None
 
 
 def fill_slots(hidden: Tensor, features: Tensor, input_ids: Tensor, image_token_id: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -25,7 +26,6 @@ from sophia_mcore.config.schema import Train
 from sophia_mcore.model.parts import CoreAttention, Norm
 from sophia_mcore.model.spec import LanguageSpec
 from sophia_mcore.parallel.backend import Backend
-from sophia_mcore.parallel.gradients import finalize
 from sophia_mcore.parallel.groups import Groups
 
 
@@ -65,7 +65,7 @@ def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=True,
         calculate_per_token_loss=True,
-        finalize_model_grads_func=finalize,
+        finalize_model_grads_func=finalize_model_grads,
         use_cpu_initialization=backend.kind == "cpu",
         perform_initialization=False,  # parameters come from a checkpoint
         gradient_accumulation_fusion=backend.fused_weight_gradient,

@@ -35,7 +35,6 @@ from sophia_mcore.model.vision import VisionTower
 from sophia_mcore.objective.logprob import token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
-from sophia_mcore.parallel.gradients import sum_over_tensor_parallel
 from sophia_mcore.parallel.groups import Groups, check_layout
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -82,7 +81,7 @@ class InternVLModel(MegatronModule):
             if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
                 set_tensor_model_parallel_attributes(parameter, True, axis, 1)
             if name.startswith(("vision.", "projector.")) and self.groups.tensor_size > 1:
-                sum_over_tensor_parallel(parameter)
+                parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None] | None) -> None:
         """Take the hidden states [s, b, H] of the stage before (called by the pipeline schedule)."""
