@@ -19,7 +19,7 @@ class Progress(Protocol):
     """What a phase calls while it works."""
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
-        """Begin ``task`` with ``total`` items (0: not known yet), ``completed`` of which an earlier attempt finished."""
+        """Begin ``task`` with ``total`` items (0: not known yet); an earlier attempt did ``completed``."""
 
     def advance(self, count: int = 1) -> None:
         """``count`` further items of the current task are done."""

@@ -41,10 +41,12 @@ def prepare(context: Context, round_index: int) -> None:
     from sophia_mcore.store.images import ImageStore
 
     data, images = context.config.data, ImageStore(context.run.images)
-    sets = [(data.questions, context.run.questions_file)]
+    sets = [("questions checked", data.questions, context.run.questions_file)]
     if context.config.evaluate.questions:
-        sets.append((context.config.evaluate.questions, context.run.evaluation_questions_file))
-    for sources, file in sets:
+        held_out = context.config.evaluate.questions
+        sets.append(("held-out questions checked", held_out, context.run.evaluation_questions_file))
+    for task, sources, file in sets:
+        show = counting(context.progress, task)
         prepare_questions(
             sources,
             images,
