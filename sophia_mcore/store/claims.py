@@ -1,0 +1,295 @@
+"""Work units that any number of processes on a shared filesystem divide among themselves.
+
+    FOLDER/<unit>.parquet              the unit is done; nothing else says so
+    FOLDER/claims/<unit>.<attempt>     hard link to the owner file of who holds, or held, the unit
+    FOLDER/claims/.owner-<nonce>       one per queue: JSON (pid, host, since); its modification time is the lease
+
+A claim is one exclusive hard link, complete at once. One touch of the owner file renews all claims of its owner.
+An owner is dead when it ran on this machine and its process is gone, or when its lease has run out; the unit is then
+claimed as the next attempt, and of several takers one wins the link. Attempt numbers are never used twice while the
+unit is unfinished: releasing replaces the link by one to a file that says "free". So a unit has one holder at a time,
+and even a holder that was stopped for longer than its lease cannot make a second result: the shard is written once.
+
+Cost: one listing of both folders per queue, then about two operations per claim (link, look whether the shard is
+there meanwhile), one touch per heartbeat. Owners try units in different random orders; after _MISSES links lost in a
+row a queue lists again. Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store import atomic, shards
+from sophia_mcore.store.owner import Owner
+
+_UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+_FREE = "free"
+_MISSES = 64
+_LISTINGS_PER_CLAIM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of work: ``items`` are identifiers that mean something to the phase (image sets, questions)."""
+
+    id: str
+    items: tuple[str, ...]
+
+
+def units_of(items: Iterable[str], size: int) -> list[Unit]:
+    """Consecutive items in units of at most ``size``; the id holds a hash of the items, so another split is noticed.
+
+    >>> [(unit.id[:6], unit.items) for unit in units_of(["a", "b", "c"], 2)]
+    [('000000', ('a', 'b')), ('000001', ('c',))]
+    """
+    everything = list(items)
+    parts = [tuple(everything[start : start + size]) for start in range(0, len(everything), size)]
+    hashes = [sha256("\n".join(part).encode()).hexdigest()[:8] for part in parts]
+    return [Unit(f"{i:06d}-{digest}", part) for i, (part, digest) in enumerate(zip(parts, hashes, strict=True))]
+
+
+class Claim:
+    """The right of this process to work on ``unit``; ``attempt`` counts the holders before it."""
+
+    def __init__(self, queue: UnitQueue, unit: Unit, attempt: int) -> None:
+        self.unit = unit
+        self.attempt = attempt
+        self.lease_seconds = queue.lease_seconds
+        self._queue = queue
+
+    def heartbeat(self) -> None:
+        """Renew the lease (of all claims of this queue). Raises OSError when the filesystem does not answer."""
+        self._queue.renew()
+
+    def finish(self, records: Sequence[Any], record_type: type, metadata: Mapping[str, Any] | None = None) -> bool:
+        """Write the unit's shard and give the claim back. False: another process had finished the unit already."""
+        try:
+            shards.write_shard(self._queue.shard(self.unit), records, record_type, metadata)
+        except FileExistsError:
+            return False
+        finally:
+            self._queue.close_claim(self)
+        return True
+
+    def release(self) -> None:
+        """Give the unit back unfinished; anybody may claim it at once."""
+        self._queue.close_claim(self)
+
+
+class UnitQueue:
+    """The units of one folder, seen by one owner. Not for use by several threads at once, except ``renew``.
+
+    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead.
+    Raises SophiaError when the folder cannot be used or holds shards of other units (a changed configuration).
+    """
+
+    def __init__(
+        self, folder: Path | str, units: Iterable[Unit], owner: str = "", lease_seconds: float = 120.0
+    ) -> None:
+        self.folder = Path(folder)
+        self.units = {unit.id: unit for unit in _checked(units)}
+        self.owner = Owner.this_process(owner)
+        self.lease_seconds = lease_seconds
+        self._claims = self.folder / "claims"
+        self._owner_file = self._claims / f".owner-{self.owner.nonce}"
+        self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
+        self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
+        self._misses = 0
+        self._list_done()
+
+    def shard(self, unit: Unit) -> Path:
+        """Where the unit's records are once it is done."""
+        return self.folder / f"{unit.id}.parquet"
+
+    def remaining(self) -> int:
+        """How many units are not done (one listing)."""
+        return len(self.units) - len(self._list_done())
+
+    def done(self) -> bool:
+        """Whether every unit is done (one listing)."""
+        return self.remaining() == 0
+
+    def done_units(self) -> set[str]:
+        """Ids of the finished units (one listing)."""
+        return self._list_done()
+
+    def claimed(self) -> int:
+        """How many unfinished units a live owner holds (one listing, and one look at each owner)."""
+        held, inodes = self._list_held()
+        done = self._list_done()
+        held = {unit_id: attempt for unit_id, attempt in held.items() if unit_id not in done}
+        return len(held) - len(self._abandoned(held, inodes, time.time()))
+
+    def claim(self) -> Claim | None:
+        """A unit to work on; None when every other unit is done or held by a live owner.
+
+        Raises SophiaError when the folder cannot be written or has no hard links.
+        """
+        for _ in range(_LISTINGS_PER_CLAIM):  # a stale listing of a network filesystem must not make this loop spin
+            if not self._candidates or self._misses >= _MISSES:
+                self._candidates = self._list_candidates()
+            self._misses = 0
+            while self._candidates and self._misses < _MISSES:
+                unit_id, attempt = self._candidates.pop()
+                if self._try(unit_id, attempt):
+                    return Claim(self, self.units[unit_id], attempt)
+                self._misses += 1
+        return None
+
+    def renew(self) -> float:
+        """Renew the lease; returns the filesystem's time in seconds."""
+        os.utime(self._owner_file)
+        return os.stat(self._owner_file).st_mtime
+
+    def close_claim(self, claim: Claim) -> None:
+        """End a claim: clear away all attempts at a finished unit, mark an unfinished one as free."""
+        path = self._claims / f"{claim.unit.id}.{claim.attempt}"
+        if self.shard(claim.unit).exists():
+            for attempt in range(claim.attempt + 1):
+                (self._claims / f"{claim.unit.id}.{attempt}").unlink(missing_ok=True)
+        elif path.exists():
+            atomic.write_text(path, _FREE)
+
+    def close(self) -> None:
+        """Remove this owner's file and, once all units are done, whatever claims are left."""
+        self._owner_file.unlink(missing_ok=True)
+        if not self.done():
+            return
+        for name, _ in _entries(self._claims):
+            path = self._claims / name
+            is_owner = name.startswith(".owner-")
+            if not is_owner or self._is_dead(path, time.time()):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._claims.rmdir()  # the last one to leave succeeds
+
+    def _try(self, unit_id: str, attempt: int) -> bool:
+        path = self._claims / f"{unit_id}.{attempt}"
+        if attempt and not self._is_dead(self._claims / f"{unit_id}.{attempt - 1}", self.renew()):
+            return False  # its owner has given a sign of life since it was listed
+        try:
+            atomic.link_once(self._owner_file, path)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        except OSError as error:
+            raise atomic.write_failed(path, error) from error
+        if self.shard(self.units[unit_id]).exists():  # finished since it was listed
+            path.unlink(missing_ok=True)
+            return False
+        return True
+
+    def _list_done(self) -> set[str]:
+        names = _names(self.folder)
+        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet") and name[0] != "."}
+        strange = found - self.units.keys()
+        if strange:
+            raise SophiaError(
+                f"{self.folder} holds {len(strange)} shards of other work units, such as {min(strange)}.parquet: "
+                "the questions or the unit size have changed; use another run folder or remove this one"
+            )
+        return found
+
+    def _list_candidates(self) -> list[tuple[str, int]]:
+        """Units to try, in this owner's own order: unclaimed ones, or, when there are none, those of dead owners."""
+        done = self._list_done()
+        if len(done) == len(self.units):
+            return []
+        held, inodes = self._list_held()
+        if not self._owner_file.exists():
+            self._write_owner_file()
+        todo = [unit_id for unit_id in self.units if unit_id not in done]
+        found = [(unit_id, 0) for unit_id in todo if unit_id not in held]
+        if not found:
+            found = self._abandoned({u: held[u] for u in todo if u in held}, inodes, self.renew())
+        self._random.shuffle(found)
+        return found
+
+    def _list_held(self) -> tuple[dict[str, int], dict[tuple[str, int], int]]:
+        """Latest attempt at each unit, and the inode of each claim (claims of one owner share theirs)."""
+        held: dict[str, int] = {}
+        inodes: dict[tuple[str, int], int] = {}
+        for name, inode in _entries(self._claims):
+            unit_id, _, attempt = name.rpartition(".")
+            if unit_id in self.units and attempt.isdigit():
+                held[unit_id] = max(held.get(unit_id, -1), int(attempt))
+                inodes[unit_id, int(attempt)] = inode
+        return held, inodes
+
+    def _abandoned(
+        self, held: Mapping[str, int], inodes: Mapping[tuple[str, int], int], now: float
+    ) -> list[tuple[str, int]]:
+        """Units whose latest attempt is free or belongs to a dead owner. Each owner is looked at once."""
+        verdicts: dict[int, bool] = {}  # inode of an owner file -> dead?
+        found = []
+        for unit_id, attempt in held.items():
+            inode = inodes[unit_id, attempt]
+            if inode not in verdicts:
+                verdict = self._is_dead(self._claims / f"{unit_id}.{attempt}", now)
+                if verdict is None:
+                    continue  # gone since the listing
+                verdicts[inode] = verdict
+            if verdicts[inode]:
+                found.append((unit_id, attempt + 1))
+        return found
+
+    def _is_dead(self, claim: Path, now: float) -> bool | None:
+        try:
+            with open(claim) as file:
+                text = file.read()
+                touched = os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            return None
+        owner = Owner.parse(text)
+        if owner is None:
+            return text == _FREE or now - touched > self.lease_seconds
+        if owner.nonce == self.owner.nonce:
+            return False
+        return owner.is_known_dead() or now - touched > self.lease_seconds
+
+    def _write_owner_file(self) -> None:
+        for _ in range(3):
+            try:
+                return atomic.write_text(self._owner_file, self.owner.to_json())
+            except SophiaError:
+                if self._claims.is_dir():
+                    raise  # else: another owner, seeing the end of all work, has just removed the folder
+        return None
+
+
+def _checked(units: Iterable[Unit]) -> list[Unit]:
+    listed = list(units)
+    for unit in listed:
+        if not _UNIT_ID.fullmatch(unit.id):
+            raise SophiaError(f"work unit {unit.id!r}: an id may hold letters, digits, '.', '_' and '-' only")
+    if len({unit.id for unit in listed}) != len(listed):
+        raise SophiaError("two work units have the same id")
+    return listed
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SophiaError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def _entries(folder: Path) -> list[tuple[str, int]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [(entry.name, entry.inode()) for entry in entries]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SophiaError(f"cannot list {folder}: {error.strerror}") from error
