@@ -222,7 +222,8 @@ class Objective(Section):
 
     name: str = "sophia"
     behaviour: Literal["none", "unit", "reference", "recorded"] | None = None  # None: unit for luffy, else none
-    normalization: Literal["token_mean", "sequence_mean", "sum"] | None = None  # None: token_mean [C]; gspo: sequence_mean
+    # None: token_mean [C]; for gspo sequence_mean
+    normalization: Literal["token_mean", "sequence_mean", "sum"] | None = None
     chunk_tokens: PositiveInt = 1024  # log-probs are formed this many tokens at a time
     trajectories: Literal["kept", "all"] | None = None  # None: kept for sophia and dft, else all K x N
     reward: Literal["outcome", "filtered"] = "outcome"  # filtered: 1 only if the caption's reward exceeds alpha too
@@ -335,6 +336,7 @@ class Evaluate(Section):
     protocols: tuple[Protocol, ...] = (PAPER_PROTOCOL,)  # [P]
     engine: Engine = VllmEngine()
     evaluate_base: bool = True
+    questions_per_unit: PositiveInt = 128
 
 
 class Track(Section):

@@ -1,0 +1,79 @@
+"""pass@1 of every evaluated model, read from the stored answers. Light: no engine, no torch."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.evaluate.statistics import pass_at_1, wilson
+from sophia_mcore.records import Answer, Question
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_shard, read_table, shard_files
+
+_COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids"]
+
+
+def results(run: RunFolder, config: Config) -> dict[str, Any]:
+    """The "evaluation" of report.json: {label: {"pass_at_1", "n", "ci95": [lo, hi], "protocols": {name: details}}}.
+
+    Labels are "base" first, then "round-0", "round-1", ...; the first three numbers are those of the first protocol.
+    Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, by_answer_type.
+    A label is left out until every question is answered under the first protocol.
+    Raises SophiaError for damaged shards.
+    """
+    if not run.evaluation_questions_file.is_file():
+        return {}
+    questions = {question.id: question for question in read_shard(run.evaluation_questions_file, Question)}
+    found: dict[str, Any] = {}
+    for label in _labels(run):
+        protocols: dict[str, Any] = {}
+        for protocol in config.evaluate.protocols:
+            details = protocol_results(run.evaluation(label, protocol.name), questions)
+            if details["n"] == len(questions):
+                protocols[protocol.name] = details
+        first = protocols.get(config.evaluate.protocols[0].name)
+        if first is not None:
+            found[label] = {key: first[key] for key in ("pass_at_1", "n", "ci95")} | {"protocols": protocols}
+    return found
+
+
+def _labels(run: RunFolder) -> list[str]:
+    folder = run.evaluation_questions_file.parent
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    rounds = [name for name in names if name.startswith("round-") and name.removeprefix("round-").isdigit()]
+    others = sorted(set(names) - set(rounds) - {"base"})
+    return ["base"] * ("base" in names) + sorted(rounds, key=lambda name: int(name.removeprefix("round-"))) + others
+
+
+def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, Any]:
+    """Details of the answers in ``folder`` so far. Raises SophiaError for an answer to an unknown question."""
+    rights: list[tuple[str, bool]] = []
+    by_type: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    verdicts: Counter[str] = Counter()
+    truncated = tokens = 0
+    for shard in shard_files(folder) if folder.is_dir() else []:
+        columns = read_table(shard, Answer, columns=_COLUMNS).to_pydict()
+        for question_id, verdict, reason, ids in zip(*(columns[name] for name in _COLUMNS), strict=True):
+            if question_id not in questions:
+                raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
+            rights.append((question_id, verdict == "correct"))
+            by_type[questions[question_id].answer_type or "untyped"].append(rights[-1])
+            verdicts[verdict] += 1
+            truncated += reason == "length"
+            tokens += len(ids)
+    count = max(1, len(rights))
+    return _summary(rights) | {
+        "samples": len(rights),
+        "verdicts": dict(sorted(verdicts.items())),
+        "truncated": truncated / count,
+        "tokens_mean": tokens / count,
+        "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
+    }
+
+
+def _summary(rights: list[tuple[str, bool]]) -> dict[str, Any]:
+    share, n = pass_at_1(rights)
+    return {"pass_at_1": share, "n": n, "ci95": list(wilson(share, n))}

@@ -1,0 +1,104 @@
+"""Is this directory a model? Asked before an engine starts, because engines answer with pages of traceback."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+
+_INDEX = "model.safetensors.index.json"
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def check_model_dir(model_dir: Path) -> None:
+    """Raise SophiaError (one line: what and where) unless config, tokenizer and complete safetensors are there.
+
+    Reads headers and file sizes only, so it takes milliseconds at any model size.
+    """
+    if not model_dir.is_dir():
+        raise SophiaError(f"{model_dir}: no such model directory")
+    read_json(model_dir / "config.json")
+    if not (model_dir / "tokenizer.json").is_file():
+        raise SophiaError(
+            f"{model_dir}: no tokenizer.json (a fast tokenizer is needed: AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(...) writes one where the model has only a slow one)"
+        )
+    for shard in weight_files(model_dir):
+        _check_complete(shard)
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """The model's safetensors files, those of the index when there is one. Raises SophiaError when any is missing."""
+    if (model_dir / _INDEX).is_file():
+        index = read_json(model_dir / _INDEX)
+        mapping = index.get("weight_map")
+        if not isinstance(mapping, dict) or not mapping:
+            raise SophiaError(f"{model_dir / _INDEX}: no weight_map in it")
+        names = sorted({str(name) for name in mapping.values()})
+        strange = [name for name in names if Path(name).name != name]
+        if strange:
+            raise SophiaError(f"{model_dir / _INDEX}: {strange[0]!r} is not the name of a file in the directory")
+        missing = [name for name in names if not (model_dir / name).is_file()]
+        if missing:
+            raise SophiaError(f"{model_dir}: {len(missing)} of {len(names)} weight files missing, such as {missing[0]}")
+        return [model_dir / name for name in names]
+    files = sorted(model_dir.glob("*.safetensors"))
+    if not files:
+        other = sorted(path.name for path in model_dir.glob("*.bin")) + sorted(p.name for p in model_dir.glob("*.pt*"))
+        hint = f" (found {other[0]}, but only safetensors are read)" if other else ""
+        raise SophiaError(f"{model_dir}: no weights (*.safetensors) in it{hint}")
+    return files
+
+
+def _check_complete(path: Path) -> None:
+    """The file is as long as its header says. Raises SophiaError otherwise."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if 8 + length > size or length > _LARGEST_HEADER:
+                raise SophiaError(f"{path}: truncated or not safetensors ({size:,} bytes, its header is cut off)")
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except OSError as error:
+        raise SophiaError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise SophiaError(f"{path}: not safetensors (its header is damaged)") from None
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        how = "truncated" if size < wanted else "damaged"
+        raise SophiaError(f"{path}: {how} ({size:,} bytes where its header says {wanted:,}); copy or export it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises SophiaError when it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SophiaError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SophiaError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SophiaError(f"{path}: damaged JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise SophiaError(f"{path}: a JSON object was expected")
+    return value
+
+
+def stop_token_ids(model_dir: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
+    """Tokens that end an answer: those of generation_config.json and config.json, and the chat format's turn end."""
+    found: set[int] = set()
+    configs = [read_json(model_dir / "config.json")]
+    configs += [part for key in ("text_config", "llm_config") if isinstance(part := configs[0].get(key), dict)]
+    if (model_dir / "generation_config.json").is_file():
+        configs.append(read_json(model_dir / "generation_config.json"))
+    for config in configs:
+        value = config.get("eos_token_id")
+        found.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
+    if "<|im_end|>" in vocabulary:
+        found.add(vocabulary["<|im_end|>"])
+    return tuple(sorted(found))

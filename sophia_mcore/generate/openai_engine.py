@@ -1,0 +1,186 @@
+"""Any OpenAI-compatible endpoint as an engine, such as a hosted reasoner.
+
+The `openai` client retries (429, 5xx, lost connections; exponential backoff, Retry-After) and times out; this module
+bounds concurrency, keeps order, and turns failures into one line. The API key comes from the environment variable that
+the configuration names and appears in no message.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
+from sophia_mcore.data.chat import IMAGE_CONTEXT, Message
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, nothing
+
+_NO_KEY = "none"  # many local servers want none, the client wants something
+_SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
+
+
+class OpenAIEngine:
+    """Implements ``engine.Engine``. Token ids are unknown; token counts are the endpoint's own."""
+
+    def __init__(self, config: OpenAIConfig) -> None:
+        import openai
+
+        logging.getLogger("openai").setLevel(logging.WARNING)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._config = config
+        self._key = os.environ.get(config.api_key_variable, "")
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=self._key or _NO_KEY,
+            timeout=config.timeout_seconds,
+            max_retries=config.max_retries,
+        )
+        self._logprobs = True  # until the endpoint refuses them
+
+    @property
+    def model_digest(self) -> str:
+        """sha256 over address and model name: all that is known of a hosted model."""
+        return hashlib.sha256(f"{self._config.base_url}\n{self._config.model_name}".encode()).hexdigest()
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """See ``Engine.generate``; seeds are passed on, but few endpoints repeat themselves exactly.
+
+        The first request that fails for good ends the call: those not sent yet are dropped.
+        """
+        report = on_done or nothing
+        with ThreadPoolExecutor(min(self._config.concurrency, max(1, len(requests)))) as pool:
+            futures = [pool.submit(self._one, request) for request in requests]
+            pending = set(futures)
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    if done:
+                        report(len(done))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [future.result() for future in futures]
+
+    def reload(self, model_dir: Path) -> None:
+        """Not possible: raises SophiaError."""
+        raise SophiaError(f"the endpoint {self._config.base_url} serves its own model; it cannot load {model_dir}")
+
+    def close(self) -> None:
+        """Close connections."""
+        self._client.close()
+
+    def _one(self, request: Request) -> Completion:
+        import openai
+
+        messages = as_openai(request.messages, request.images)
+        with_logprobs = self._logprobs
+        try:
+            return self._ask(request, messages, with_logprobs)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if not (with_logprobs and "logprob" in str(error).lower()):
+                raise self._failure(error) from None
+        except openai.OpenAIError as error:
+            raise self._failure(error) from None
+        self._logprobs = False
+        return self._one(request)
+
+    def _ask(self, request: Request, messages: list[dict[str, Any]], with_logprobs: bool) -> Completion:
+        reply = self._client.chat.completions.create(
+            model=self._config.model_name,
+            messages=messages,  # type: ignore[arg-type]
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            max_tokens=request.sampling.max_tokens,
+            seed=request.seed,
+            **({"logprobs": True} if with_logprobs else {}),
+        )
+        if not reply.choices:
+            raise SophiaError(f"{self._where}: the reply holds no choice")
+        choice = reply.choices[0]
+        logprobs = getattr(getattr(choice, "logprobs", None), "content", None) or []
+        count = reply.usage.completion_tokens if reply.usage else len(logprobs)
+        return Completion(
+            text=_text_of(choice.message),
+            token_ids=(UNKNOWN_TOKEN,) * count,
+            token_logprobs=tuple(entry.logprob for entry in logprobs),
+            # anything but a natural end (a content filter, say) left the answer unfinished
+            finish_reason="stop" if choice.finish_reason == "stop" else "length",
+            prompt_text=_prompt_text(request),
+        )
+
+    @property
+    def _where(self) -> str:
+        return f"endpoint {self._config.base_url}"
+
+    def _failure(self, error: Exception) -> SophiaError:
+        """One line: what, where, what to do. Server texts are shortened and never show the key."""
+        import openai
+
+        config = self._config
+        retries = f"{config.max_retries} retries"
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            state = "holds a key it does not accept" if self._key else "is not set"
+            return SophiaError(f"{self._where} refused access: environment variable {config.api_key_variable} {state}")
+        if isinstance(error, openai.NotFoundError):
+            return SophiaError(f"{self._where} does not know model {config.model_name!r}, or is not its base_url (404)")
+        if isinstance(error, openai.APITimeoutError):
+            return SophiaError(f"{self._where} gave no answer within {config.timeout_seconds:g} s, after {retries}")
+        if isinstance(error, openai.APIConnectionError):
+            return SophiaError(f"{self._where} cannot be reached, after {retries}")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = (lines[0] if lines else type(error).__name__)[:300]
+        if self._key:
+            text = text.replace(self._key, "***")
+        suffix = f", after {retries}" if isinstance(error, openai.RateLimitError | openai.InternalServerError) else ""
+        return SophiaError(f"{self._where}: {text}{suffix}")
+
+
+def as_openai(messages: Sequence[Message], images: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Messages in the endpoint's format: images as data URLs, where their placeholders stand.
+
+    Raises SophiaError when placeholders and images differ in number.
+    """
+    placeholders = sum(message.text.count(IMAGE_CONTEXT) for message in messages)
+    if placeholders != len(images):
+        raise SophiaError(f"{placeholders} image placeholders for {len(images)} images")
+    left = iter(images)
+    result: list[dict[str, Any]] = []
+    for message in messages:
+        first, *others = message.text.split(IMAGE_CONTEXT)
+        if not others:
+            result.append({"role": message.role, "content": first})
+            continue
+        parts: list[dict[str, Any]] = [{"type": "text", "text": first}] if first else []
+        for text in others:
+            parts.append({"type": "image_url", "image_url": {"url": _data_url(next(left))}})
+            if text:
+                parts.append({"type": "text", "text": text})
+        result.append({"role": message.role, "content": parts})
+    return result
+
+
+def _data_url(image: bytes) -> str:
+    kind = next((name for start, name in _SIGNATURES if image.startswith(start)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _text_of(message: Any) -> str:
+    """The answer; reasoning that the endpoint reports apart goes in front of it, in <think> tags."""
+    content = message.content or ""
+    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if isinstance(reasoning, str) else content
+
+
+def _prompt_text(request: Request) -> str:
+    """What the prompt hash is taken of: the messages, and which images they hold."""
+    images = [hashlib.sha256(image).hexdigest() for image in request.images]
+    return json.dumps([[message.role, message.text] for message in request.messages] + [images], ensure_ascii=False)

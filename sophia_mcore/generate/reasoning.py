@@ -1,0 +1,132 @@
+"""Off-policy reasoning: a text-only model thinks N times from each caption, as if it saw the image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.data.chat import Message
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.captions import caption_queue
+from sophia_mcore.generate.engine import Completion, Engine, Request
+from sophia_mcore.generate.phase import plain, read_questions, run_phase, sampled_fields
+from sophia_mcore.generate.prompts import fill, load_prompt
+from sophia_mcore.progress import Progress
+from sophia_mcore.records import Caption, Question, Trajectory, image_set_id, trajectory_id
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import prompt_hash, seed_for
+from sophia_mcore.store.shards import read_table, shard_files
+from sophia_mcore.store.units import Unit, UnitQueue, units_of
+
+
+def generate_trajectories(config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress) -> int:
+    """Sample the trajectories of every question that has none yet; returns how many units this process finished.
+
+    Writes one shard of ``records.Trajectory`` per unit into ``run.round(round_index).trajectories``.
+    Raises SophiaError when captions are missing or the engine fails.
+    """
+    questions = {question.id: question for question in read_questions(run.questions_file, with_images=True)}
+    template = load_prompt("simulate_seeing", config.reasoning.prompt_file, needs=("caption", "question"))
+    captions = finished_captions(config, run, round_index, list(questions.values()))
+    queue = reasoning_queue(config, run, round_index, list(questions))
+
+    def plan(unit: Unit) -> list[Request]:
+        return [
+            request
+            for question_id in unit.items
+            for caption, text in captions.of(questions[question_id])
+            for request in reasoning_requests(config, round_index, template, questions[question_id], caption, text)
+        ]
+
+    def collect(
+        unit: Unit, requests: Sequence[Request], completions: Sequence[Completion], digest: str
+    ) -> list[Trajectory]:
+        keys = [
+            (question_id, caption, n)
+            for question_id in unit.items
+            for caption, _ in captions.of(questions[question_id])
+            for n in range(config.reasoning.per_caption)
+        ]
+        return [
+            Trajectory(
+                id=trajectory_id(question_id, caption, n),
+                question_id=question_id,
+                caption_id=caption,
+                index=n,
+                **sampled_fields(request, completion, digest),
+            )
+            for (question_id, caption, n), request, completion in zip(keys, requests, completions, strict=True)
+        ]
+
+    return run_phase(
+        f"trajectories of round {round_index}",
+        queue,
+        Trajectory,
+        engine,
+        progress,
+        plan=plan,
+        collect=collect,
+        settings={"prompt_template": prompt_hash(template)},
+    )
+
+
+def reasoning_queue(config: Config, run: RunFolder, round_index: int, question_ids: Sequence[str]) -> UnitQueue:
+    """The trajectory units of a round. Items are questions."""
+    units = units_of(question_ids, config.reasoning.questions_per_unit)
+    return UnitQueue(run.round(round_index).trajectories, units, owner="reasoning")
+
+
+def reasoning_requests(
+    config: Config, round_index: int, template: str, question: Question, caption: str, caption_text: str
+) -> list[Request]:
+    """N requests for one question and one caption: text only."""
+    text = fill(template, caption=plain(caption_text), question=plain(question.question))
+    return [
+        Request(
+            messages=(Message("user", text),),
+            sampling=config.reasoning.sampling,
+            seed=seed_for(config.run.seed, "trajectory", round_index, question.id, caption, n),
+        )
+        for n in range(config.reasoning.per_caption)
+    ]
+
+
+def finished_captions(config: Config, run: RunFolder, round_index: int, questions: Sequence[Question]) -> CaptionIndex:
+    """The captions of the round. Raises SophiaError unless all of them are there."""
+    image_sets = {image_set_id(question.images): question.images for question in questions}
+    left = caption_queue(config, run, round_index, image_sets).remaining()
+    if left:
+        raise SophiaError(f"round {round_index}: {left} units of captions are not done; run that phase first")
+    return CaptionIndex(run.round(round_index).captions)
+
+
+class CaptionIndex:
+    """Captions by image set. Only ids are kept in memory; texts are read per shard when they are needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shards: dict[str, set[Path]] = defaultdict(set)  # image set, 16 digits -> where its captions are
+        for shard in shard_files(folder):
+            for caption in read_table(shard, Caption, columns=["id"]).column("id").to_pylist():
+                self._shards[caption.rpartition(".k")[0]].add(shard)
+        self._read = lru_cache(maxsize=8)(_captions_of_shard)
+
+    def of(self, question: Question) -> list[tuple[str, str]]:
+        """(caption id, text) of the question's image set, by index. Raises SophiaError when there is none."""
+        image_set = image_set_id(question.images)[:16]
+        found = [row for shard in sorted(self._shards.get(image_set, ())) for row in self._read(shard)[image_set]]
+        if not found:
+            raise SophiaError(f"{self._folder}: no caption for the images of question {question.id!r}")
+        return [(caption, text) for _, caption, text in sorted(found)]
+
+
+def _captions_of_shard(shard: Path) -> dict[str, list[tuple[int, str, str]]]:
+    columns = ["id", "index", "text"]
+    table = read_table(shard, Caption, columns=columns)
+    result: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
+    for caption, index, text in zip(*(table.column(name).to_pylist() for name in columns), strict=True):
+        result[caption.rpartition(".k")[0]].append((index, caption, text))
+    return result

@@ -1,0 +1,97 @@
+"""Requests as the model's own tokens, through the same template, tokenizer and tiling that the trainer uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+from tokenizers import Tokenizer
+
+from sophia_mcore.batch.tokenize import load_tokenizer
+from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.data.images import decode
+from sophia_mcore.data.tiling import ImageSpec
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.model_dir import read_json, stop_token_ids
+
+KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered request: ``short_ids`` hold one image token per image, ``ids`` what the model finally reads."""
+
+    text: str  # with one "<IMG_CONTEXT>" per image
+    short_ids: list[int]
+    ids: list[int]
+    pictures: tuple[Image.Image, ...]
+
+
+class Renderer:
+    """The prompt side of one model directory: chat template, tokenizer.json, tiles, end tokens."""
+
+    def __init__(
+        self, chat: Chat, tokenizer: Tokenizer, image_spec: ImageSpec | None, stop_ids: tuple[int, ...], where: str
+    ) -> None:
+        self.chat = chat
+        self.tokenizer = tokenizer
+        self.image_spec = image_spec  # None: a text-only model
+        self.stop_ids = stop_ids
+        self._where = where
+        added = tokenizer.get_added_tokens_decoder()
+        self._hidden = {i for i, token in added.items() if token.special and token.content not in KEPT_TAGS}
+        self._special = sorted((added[i].content for i in self._hidden if added[i].content != IMAGE_CONTEXT), key=len)
+        self._decode_image = lru_cache(maxsize=256)(decode)
+
+    @staticmethod
+    def from_model_dir(model_dir: Path, max_tiles: int) -> Renderer:
+        """Raises SophiaError when the directory lacks a tokenizer, a template or an end token."""
+        tokenizer = load_tokenizer(model_dir)
+        stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab())
+        if not stop_ids:
+            raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
+        is_internvl = read_json(model_dir / "config.json").get("model_type") in ("internvl", "internvl_chat")
+        spec = ImageSpec.from_model_dir(model_dir, max_tiles) if is_internvl else None
+        return Renderer(Chat.from_model_dir(model_dir), tokenizer, spec, stop_ids, str(model_dir))
+
+    def render(self, request: Request) -> Prompt:
+        """Text and token ids of a request. Raises SophiaError for images that do not match their placeholders."""
+        if request.images and self.image_spec is None:
+            raise SophiaError(f"{self._where} is a text-only model and takes no images")
+        messages = [Message(message.role, self.without_special_tokens(message.text)) for message in request.messages]
+        text = self.chat.render(messages, add_generation_prompt=True)
+        pictures = tuple(self._decode_image(image) for image in request.images)
+        spec = self.image_spec
+        tile_counts = [spec.tile_count(*picture.size) for picture in pictures] if spec else []
+        expanded = self.chat.expand(text, tile_counts)
+        short_ids = self.tokenizer.encode(text).ids
+        ids = self.tokenizer.encode(expanded).ids if pictures else short_ids
+        return Prompt(text, short_ids, ids, pictures)
+
+    def without_special_tokens(self, text: str) -> str:
+        """Text from data and models cannot end a turn or begin one: the spellings of special tokens are taken out."""
+        found = True
+        while found:
+            found = False
+            for token in self._special:
+                if token in text:
+                    text, found = text.replace(token, ""), True
+        return text
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""
+        stop = set(self.stop_ids)
+        visible = [token for token in token_ids if token not in self._hidden and token not in stop]
+        return self.tokenizer.decode(visible, skip_special_tokens=False)
+
+    def check_length(self, prompt: Prompt, longest: int) -> None:
+        """Raise SophiaError when the prompt leaves no room for one token."""
+        if len(prompt.ids) >= longest:
+            raise SophiaError(
+                f"{self._where}: a prompt of {len(prompt.ids)} tokens does not fit into {longest} "
+                f"(max_model_length_tokens): {prompt.text[:80]!r}..."
+            )

@@ -1,0 +1,170 @@
+"""Plain transformers, for machines where vLLM cannot be installed. Slow, but the same prompts and greedy tokens.
+
+Shapes: B rows of one batch, V vocabulary, C prompt tokens, T tiles, S tile side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
+from sophia_mcore.data.tiling import tiles
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
+from sophia_mcore.generate.model_dir import check_model_dir, read_json
+from sophia_mcore.generate.rendering import Prompt, Renderer
+from sophia_mcore.store.lineage import model_digest
+
+_DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit
+
+
+def open_transformers(config: TransformersConfig, model_dir: Path, max_tiles: int) -> TransformersEngine:
+    """Load a checked model directory, on the GPU when there is one."""
+    return TransformersEngine(config, model_dir, max_tiles)
+
+
+def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = read_json(model_dir / "config.json").get("model_type")
+    if kind == "internvl_chat":
+        raise SophiaError(f"{model_dir} has the original InternVL layout: sophia convert {model_dir} NEW --to hf")
+    loader = AutoModelForImageTextToText if kind == "internvl" else AutoModelForCausalLM
+    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    try:
+        model = loader.from_pretrained(model_dir, dtype=wanted, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SophiaError(f"transformers cannot load {model_dir}: {line}") from error
+    return model.to(device).eval()
+
+
+class TransformersEngine:
+    """Implements ``engine.Engine``."""
+
+    def __init__(self, config: TransformersConfig, model_dir: Path, max_tiles: int) -> None:
+        self._config = config
+        self._max_tiles = max_tiles
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._open(model_dir)
+
+    def _open(self, model_dir: Path) -> None:
+        self._renderer = Renderer.from_model_dir(model_dir, self._max_tiles)
+        self._model = _load(model_dir, self._config.dtype, self._device)
+        self._digest = model_digest(model_dir)
+        text_config = self._model.config.get_text_config()
+        self._longest = getattr(text_config, "max_position_embeddings", None) or _DEFAULT_LONGEST
+
+    @property
+    def model_digest(self) -> str:
+        return self._digest
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """See ``Engine.generate``. Prompts of equal length share a batch, so nothing is padded."""
+        prompts = [self._renderer.render(request) for request in requests]
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            self._renderer.check_length(prompt, self._longest)
+            by_shape[len(prompt.ids), requests[index].sampling.max_tokens].append(index)
+        results: dict[int, Completion] = {}
+        for indices in by_shape.values():
+            for start in range(0, len(indices), self._config.max_sequences):
+                chosen = indices[start : start + self._config.max_sequences]
+                rows = self._sample([prompts[i] for i in chosen], [requests[i] for i in chosen])
+                results.update(zip(chosen, rows, strict=True))
+                (on_done or nothing)(len(chosen))
+        return [results[index] for index in range(len(requests))]
+
+    def reload(self, model_dir: Path) -> None:
+        """See ``Engine.reload``."""
+        check_model_dir(model_dir)
+        self._open(model_dir)
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+    @torch.inference_mode()
+    def _sample(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Completion]:
+        """One batch [B] of prompts of equal length C, token by token with a key-value cache."""
+        stop = set(self._renderer.stop_ids)
+        rows = [_Row(request, stop, self._device) for request in requests]
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([p.ids for p in prompts], device=self._device)}  # [B, C]
+        pixels = self._pixels(prompts)
+        if pixels is not None:
+            inputs["pixel_values"] = pixels
+        budget = min(requests[0].sampling.max_tokens, self._longest - len(prompts[0].ids))
+        cache = None
+        for _ in range(budget):
+            output = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            logits_BV = output.logits[:, -1].float()
+            tokens = [row.step(logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
+            if all(row.finished for row in rows):
+                break
+            inputs = {"input_ids": torch.tensor(tokens, device=self._device)[:, None]}
+        return [
+            Completion(
+                text=self._renderer.decode(row.token_ids),
+                token_ids=tuple(row.token_ids),
+                token_logprobs=tuple(row.logprobs),
+                finish_reason="stop" if row.finished else "length",
+                prompt_text=prompt.text,
+            )
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+
+    def _pixels(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
+        """Tiles [T, 3, S, S] of all prompts in order, in the model's dtype."""
+        spec = self._renderer.image_spec
+        if spec is None or not any(prompt.pictures for prompt in prompts):
+            return None
+        arrays = [tiles(picture, spec) for prompt in prompts for picture in prompt.pictures]
+        return torch.from_numpy(np.concatenate(arrays)).to(self._device, self._model.dtype)
+
+
+class _Row:
+    """One sequence of a batch: its own random numbers, its tokens so far."""
+
+    def __init__(self, request: Request, stop: set[int], device: torch.device) -> None:
+        self._sampling = request.sampling
+        self._stop = stop
+        self._generator = torch.Generator(device).manual_seed(request.seed)
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finished = False
+
+    def step(self, logits_V: torch.Tensor) -> int:
+        """Choose the next token; a finished row goes on with anything, unrecorded."""
+        if self.finished:
+            return 0
+        logprobs_V = sampling_logprobs(logits_V, self._sampling.temperature, self._sampling.top_p)
+        if self._sampling.temperature == 0.0:
+            token = int(logprobs_V.argmax())
+        else:
+            token = int(torch.multinomial(logprobs_V.exp(), 1, generator=self._generator))
+        self.token_ids.append(token)
+        self.logprobs.append(float(logprobs_V[token]))
+        self.finished = token in self._stop
+        return token
+
+
+def sampling_logprobs(logits_V: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Log-probs [V] of the distribution that is sampled from: softmax at ``temperature``, cut to the top-p nucleus.
+
+    Temperature 0 gives the plain log-softmax. The nucleus is the smallest set of most probable tokens that holds
+    ``top_p``; outside it the value is -inf.
+    """
+    logprobs_V = torch.log_softmax(logits_V / temperature if temperature > 0 else logits_V, dim=-1)
+    if temperature == 0.0 or top_p >= 1.0:
+        return logprobs_V
+    sorted_V, order_V = logprobs_V.sort(descending=True)
+    before_V = sorted_V.exp().cumsum(0) - sorted_V.exp()  # probability of all more probable tokens
+    outside = order_V[before_V >= top_p]
+    return torch.log_softmax(logprobs_V.index_fill(0, outside, float("-inf")), dim=-1)

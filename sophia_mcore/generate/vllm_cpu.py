@@ -1,0 +1,67 @@
+"""What vLLM's CPU build needs around it. Nothing here acts on a GPU machine.
+
+``prepare_process`` is called at the very top of a worker, before vLLM and torch are imported: vLLM is steered through
+environment variables, and this is the one place where the project sets any.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+_ALWAYS = {
+    "VLLM_NO_USAGE_STATS": "1",  # a run tells nobody about itself
+    "HF_HUB_OFFLINE": "1",  # models are directories; nothing is fetched by surprise
+    "TOKENIZERS_PARALLELISM": "false",  # a forking process with tokenizer threads warns at every request
+}
+_ON_CPU = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: no second import of torch
+    "TORCHDYNAMO_DISABLE": "1",  # compiling costs minutes and runs at 20-140 tokens/s meanwhile
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no NUMA binding: containers often hide the topology
+}
+# torchvision's default wheel is linked against CUDA. Its image transforms are plain torch, but importing it beside a
+# CPU torch fails at two operators whose schemas the missing library would have declared.
+_TORCHVISION_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[object] = []  # torch drops declarations whose Library object is collected
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is a CPU build. Imports nothing heavy."""
+    try:
+        metadata.version("vllm-cpu")
+        return True
+    except metadata.PackageNotFoundError:
+        pass
+    try:
+        return "cpu" in metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def prepare_process() -> None:
+    """Set what vLLM reads from the environment; a value that the user has set stays."""
+    for name, value in {**_ALWAYS, **(_ON_CPU if is_cpu_build() else {})}.items():
+        os.environ.setdefault(name, value)
+
+
+def make_torchvision_importable() -> None:
+    """Import torchvision; where its operators are missing, declare their schemas (not their kernels) first."""
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        import sys
+
+        import torch
+
+        library = torch.library.Library("torchvision", "DEF")
+        for schema in _TORCHVISION_SCHEMAS:
+            library.define(schema)
+        _declared.append(library)
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]  # half imported
+        import torchvision  # noqa: F401

@@ -1,0 +1,188 @@
+"""vLLM in this process. Import it only in a process that ``vllm_cpu.prepare_process`` has prepared."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import VllmEngine as VllmConfig
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate import vllm_cpu
+from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
+from sophia_mcore.generate.model_dir import check_model_dir, read_json
+from sophia_mcore.generate.pixels import resize_with_pillow
+from sophia_mcore.generate.rendering import Prompt, Renderer
+from sophia_mcore.store.lineage import model_digest
+
+_CHATTY = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.block_pool")  # a line per image or per unit, saying nothing
+_CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a trainer
+
+
+def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine:
+    """Start vLLM on a checked model directory. Raises SophiaError when vLLM refuses it."""
+    if read_json(model_dir / "config.json").get("model_type") == "internvl_chat":
+        raise SophiaError(
+            f"{model_dir} has the original InternVL layout, which runs code of its own; convert it once: "
+            f"sophia convert {model_dir} NEW_FOLDER --to hf"
+        )
+    vllm_cpu.prepare_process()
+    if vllm_cpu.is_cpu_build():
+        vllm_cpu.make_torchvision_importable()
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise SophiaError(f"vLLM cannot be imported in this environment ({error}); 'make env' makes one") from None
+    renderer = Renderer.from_model_dir(model_dir, max_tiles)
+    if renderer.image_spec is not None:
+        resize_with_pillow()
+    try:
+        llm = LLM(**_arguments(config, model_dir, renderer))
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SophiaError(f"vLLM cannot load {model_dir}: {line}") from error
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return VllmEngine(llm, renderer, model_dir, max_tiles)
+
+
+def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[str, Any]:
+    """Keyword arguments of vllm.LLM."""
+    on_cpu = vllm_cpu.is_cpu_build()
+    arguments: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel,
+        "max_model_len": config.max_model_length_tokens,
+        "max_num_seqs": config.max_sequences,
+        "enforce_eager": config.enforce_eager or on_cpu,
+        "logprobs_mode": "processed_logprobs",  # under the distribution that was sampled from
+        "generation_config": "vllm",  # sampling settings come from the request alone
+        "seed": 0,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,  # the K captions of an image, and N trajectories of a caption, share a prompt
+    }
+    cache_mib = config.kv_cache_mib or (_CPU_CACHE_MIB if on_cpu else None)
+    if cache_mib is not None:
+        arguments["kv_cache_memory_bytes"] = cache_mib << 20
+    else:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_fraction
+    if renderer.image_spec is not None:
+        arguments["limit_mm_per_prompt"] = {"video": 0}
+        arguments["mm_processor_kwargs"] = {"max_patches": renderer.image_spec.max_tiles}
+    return arguments
+
+
+class VllmEngine:
+    """Implements ``engine.Engine``. Made by ``open_vllm``."""
+
+    def __init__(self, llm: Any, renderer: Renderer, model_dir: Path, max_tiles: int) -> None:
+        self._llm = llm
+        self._renderer = renderer
+        self._max_tiles = max_tiles
+        self._digest = model_digest(model_dir)
+
+    @property
+    def model_digest(self) -> str:
+        return self._digest
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        """See ``Engine.generate``. The prefix cache starts empty, so that results do not depend on earlier calls:
+        a cached prefix changes the shapes of the products and with them the last bits of the log-probs."""
+        self._llm.reset_prefix_cache()
+        prompts = [self._renderer.render(request) for request in requests]
+        longest = self._llm.llm_engine.model_config.max_model_len
+        for prompt in prompts:
+            self._renderer.check_length(prompt, longest)
+        outputs = self._llm.generate(
+            [_as_vllm(prompt) for prompt in prompts],
+            [self._sampling(request) for request in requests],
+            use_tqdm=_bar_factory(on_done or nothing),
+        )
+        return [self._completion(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def reload(self, model_dir: Path) -> None:
+        """See ``Engine.reload``. Weights are replaced in place; caches computed with the old ones are emptied."""
+        check_model_dir(model_dir)
+        renderer = Renderer.from_model_dir(model_dir, self._max_tiles)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model_dir)})
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        self._renderer = renderer
+        self._digest = model_digest(model_dir)
+
+    def close(self) -> None:
+        """Drop the engine; its process pool (GPU only) ends with it."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p if request.sampling.temperature > 0 else 1.0,
+            max_tokens=request.sampling.max_tokens,
+            seed=request.seed,
+            stop_token_ids=list(self._renderer.stop_ids),
+            logprobs=0,  # of the sampled token only
+            detokenize=False,  # tokenizer.json decodes; vLLM may have chosen another tokenizer class
+        )
+
+    def _completion(self, prompt: Prompt, output: Any) -> Completion:
+        if list(output.prompt_token_ids) != prompt.ids:
+            raise SophiaError(
+                f"vLLM reads another prompt ({len(output.prompt_token_ids)} tokens) than the trainer "
+                f"({len(prompt.ids)} tokens) for {prompt.text[:80]!r}: their image or chat settings differ"
+            )
+        sampled = output.outputs[0]
+        ids = tuple(sampled.token_ids)
+        return Completion(
+            text=self._renderer.decode(ids),
+            token_ids=ids,
+            token_logprobs=tuple(entry[token].logprob for token, entry in zip(ids, sampled.logprobs, strict=True)),
+            finish_reason="stop" if sampled.finish_reason == "stop" else "length",
+            prompt_text=prompt.text,
+        )
+
+
+def _as_vllm(prompt: Prompt) -> dict[str, Any]:
+    """Token ids, so that vLLM's own tokenizer has no say; it expands each image token and tiles the picture."""
+    if not prompt.pictures:
+        return {"prompt_token_ids": prompt.short_ids}
+    return {"prompt_token_ids": prompt.short_ids, "multi_modal_data": {"image": list(prompt.pictures)}}
+
+
+class _Bar:
+    """What vLLM calls instead of a tqdm bar."""
+
+    def __init__(self, on_done: OnDone) -> None:
+        self.n = 0
+        self.postfix = ""
+        self._on_done = on_done
+        self._start = time.monotonic()
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": max(time.monotonic() - self._start, 1e-9)}
+
+    def update(self, count: int) -> None:
+        self.n += count
+        self._on_done(count)
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _bar_factory(on_done: OnDone) -> Any:
+    def make(iterable: Iterable[Any] | None = None, **_: Any) -> Any:
+        return _Bar(on_done) if iterable is None else iterable  # vLLM also wraps the list of prompts
+
+    return make

@@ -1,0 +1,66 @@
+"""Captions or trajectories of a round, in the rollout environment.
+
+    python -m sophia_mcore.generate.worker RUN/config.toml --round R --stage captions|reasoning
+
+Any number of these may work on one round at a time; each may be killed and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.config.schema import Engine as EngineConfig
+from sophia_mcore.errors import run_command
+from sophia_mcore.generate.captions import captioning_model, generate_captions
+from sophia_mcore.generate.engine import Engine, LazyEngine, open_engine
+from sophia_mcore.generate.reasoning import generate_trajectories
+from sophia_mcore.generate.vllm_cpu import prepare_process
+from sophia_mcore.progress import Progress, worker_progress
+from sophia_mcore.store.layout import RunFolder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (errors.run_command)."""
+    parser = argparse.ArgumentParser(prog="sophia_mcore.generate.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path, help="RUN/config.toml")
+    parser.add_argument("--round", type=int, required=True, dest="round_index")
+    parser.add_argument("--stage", choices=["captions", "reasoning"], required=True)
+    parser.add_argument("--progress-fd", type=int, default=None)
+    options = parser.parse_args(arguments)
+    progress = worker_progress(options.progress_fd)
+    return run_command(
+        f"{options.stage} of round {options.round_index}",
+        lambda: work(options.config, options.round_index, options.stage, progress),
+    )
+
+
+def work(config_file: Path, round_index: int, stage: str, progress: Progress) -> None:
+    """Do the stage of the round of the run that ``config_file`` lies in."""
+    config, run = load_config(config_file), RunFolder(config_file.parent)
+    if stage == "captions":
+        engine = lazy_engine(config, config.captions.engine, captioning_model(config, run, round_index), progress)
+        generate_captions(config, run, round_index, engine, progress)
+    else:
+        engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
+        generate_trajectories(config, run, round_index, engine, progress)
+    engine.close()
+
+
+def lazy_engine(config: Config, engine: EngineConfig, model_dir: Path | None, progress: Progress) -> LazyEngine:
+    """The engine of a phase, opened at the first unit; sets the process up for it."""
+
+    def open_it() -> Engine:
+        progress.note(f"starting {engine.kind}")
+        return open_engine(engine, model_dir, max_tiles=config.batch.max_tiles)
+
+    if engine.kind == "vllm":
+        prepare_process()
+    return LazyEngine(open_it)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

