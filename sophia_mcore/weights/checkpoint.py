@@ -14,7 +14,7 @@ from sophia_mcore.weights import torch_dist
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
 from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
-from sophia_mcore.weights.tables import Entry, resolve
+from sophia_mcore.weights.tables import LLAMA_LIKE, Entry, resolve
 from sophia_mcore.weights.tiles import Tile, Tiled, fold_layers, raise_problems, tiles_of_folder
 
 Layout = Literal["hf", "hf-custom", "megatron"]
@@ -77,7 +77,7 @@ def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: P
     if not spec.language.tied_embeddings:
         return
     prefix = "" if spec.vision is None else "language_model."
-    custom = spec.language.family == "internlm2" and spec.layout == "hf-custom"
+    custom = spec.language.family in LLAMA_LIKE and spec.layout == "hf-custom"
     head = prefix + ("output.weight" if custom else "lm_head.weight")
     embedding = prefix + ("model.tok_embeddings.weight" if custom else "model.embed_tokens.weight")
     if head not in tensors:

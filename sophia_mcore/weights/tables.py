@@ -34,6 +34,21 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """How tensor parallelism shares a tensor: along ``axis``, each of ``blocks`` equal blocks cut into equal shares.
+
+    ``uneven``: the length need not divide (the vocabulary), the last ranks then get less.
+    """
+
+    axis: int
+    blocks: int = 1
+    uneven: bool = False
+
+
+ROWS, COLUMNS, GATED, VOCABULARY = Cut(0), Cut(1), Cut(0, 2), Cut(0, uneven=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a table: ``name`` and ``shape`` are ours, ``hf`` and ``custom`` say what it is made of there."""
 
@@ -41,6 +56,7 @@ class Row:
     shape: tuple[Size, ...]
     hf: Join
     custom: Join
+    cut: Cut | None = None
     when: str = ""  # a symbol that must be non-zero for the tensor to exist
 
 
@@ -109,36 +125,42 @@ PROJECTOR: tuple[Row, ...] = (
 _L, _HL = "language.decoder.layers.{i}", "model.layers.{i}"
 LANGUAGE: tuple[Row, ...] = (
     Row("language.embedding.word_embeddings.weight", ("V", "H"),
-        one("model.embed_tokens.weight"), one("model.tok_embeddings.weight")),
+        one("model.embed_tokens.weight"), one("model.tok_embeddings.weight"), VOCABULARY),
     Row(f"{_L}.input_layernorm.weight", ("H",),
         one(f"{_HL}.input_layernorm.weight"), one(f"{_HL}.attention_norm.weight")),
     Row(f"{_L}.self_attention.linear_qkv.weight", ("QKV", "H"),
         join(f"{_HL}.self_attn.q_proj.weight", f"{_HL}.self_attn.k_proj.weight", f"{_HL}.self_attn.v_proj.weight",
              parts=("q", "d", "d"), groups="kv"),
-        one(f"{_HL}.attention.wqkv.weight")),
+        one(f"{_HL}.attention.wqkv.weight"), ROWS),
     Row(f"{_L}.self_attention.linear_qkv.bias", ("QKV",),
         join(f"{_HL}.self_attn.q_proj.bias", f"{_HL}.self_attn.k_proj.bias", f"{_HL}.self_attn.v_proj.bias",
              parts=("q", "d", "d"), groups="kv"),
-        one(f"{_HL}.attention.wqkv.bias"), when="qkv_bias"),
+        one(f"{_HL}.attention.wqkv.bias"), ROWS, when="qkv_bias"),
     Row(f"{_L}.self_attention.q_layernorm.weight", ("d",),
         one(f"{_HL}.self_attn.q_norm.weight"), one(f"{_HL}.attention.q_norm.weight"), when="qk_norm"),
     Row(f"{_L}.self_attention.k_layernorm.weight", ("d",),
         one(f"{_HL}.self_attn.k_norm.weight"), one(f"{_HL}.attention.k_norm.weight"), when="qk_norm"),
     Row(f"{_L}.self_attention.linear_proj.weight", ("H", "Q"),
-        one(f"{_HL}.self_attn.o_proj.weight"), one(f"{_HL}.attention.wo.weight")),
+        one(f"{_HL}.self_attn.o_proj.weight"), one(f"{_HL}.attention.wo.weight"), COLUMNS),
     Row(f"{_L}.pre_mlp_layernorm.weight", ("H",),
         one(f"{_HL}.post_attention_layernorm.weight"), one(f"{_HL}.ffn_norm.weight")),
     Row(f"{_L}.mlp.linear_fc1.weight", ("2I", "H"),
         join(f"{_HL}.mlp.gate_proj.weight", f"{_HL}.mlp.up_proj.weight", parts=("I", "I")),
-        join(f"{_HL}.feed_forward.w1.weight", f"{_HL}.feed_forward.w3.weight", parts=("I", "I"))),
+        join(f"{_HL}.feed_forward.w1.weight", f"{_HL}.feed_forward.w3.weight", parts=("I", "I")),
+        GATED),
     Row(f"{_L}.mlp.linear_fc2.weight", ("H", "I"),
-        one(f"{_HL}.mlp.down_proj.weight"), one(f"{_HL}.feed_forward.w2.weight")),
+        one(f"{_HL}.mlp.down_proj.weight"), one(f"{_HL}.feed_forward.w2.weight"), COLUMNS),
     Row("language.decoder.final_layernorm.weight", ("H",), one("model.norm.weight"), one("model.norm.weight")),
-    Row("language.output_layer.weight", ("V", "H"), one("lm_head.weight"), one("output.weight"), when="untied"),
+    Row("language.output_layer.weight", ("V", "H"), one("lm_head.weight"), one("output.weight"), VOCABULARY,
+        when="untied"),
 )  # fmt: skip
 
 # Keys that carry no weights of the model; they are left behind on purpose, by name.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
+
+
+# InternLM2 is Llama with the names of the `custom` column: in hf-custom it carries those, in hf Llama's.
+LLAMA_LIKE = ("internlm2", "llama")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +173,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A resolved row: our tensor is ``sources`` joined by ``op``."""
+    """A resolved row: our tensor is ``sources`` joined by ``op``, shared by ``cut``."""
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
     op: Interleave
+    cut: Cut | None
 
 
 def sizes_of(spec: ModelSpec) -> dict[str, int]:
@@ -184,7 +207,7 @@ def sizes_of(spec: ModelSpec) -> dict[str, int]:
 def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
     """All tensors of a model and what each is made of in a layout, in the order of the tables."""
     sizes = sizes_of(spec)
-    internlm2 = spec.language.family == "internlm2" and layout == "hf-custom"
+    internlm2 = spec.language.family in LLAMA_LIKE and layout == "hf-custom"
     entries: list[Entry] = []
     if spec.vision is not None:
         custom = layout == "hf-custom"
@@ -228,4 +251,4 @@ def _entry(row: Row, cell: Join, sizes: Mapping[str, int], i: int, prefix: str) 
         sources = tuple(Source(n, (length, *shape[1:])) for n, length in zip(names, op.source_lengths, strict=True))
     else:
         op, sources = copy(matrix_shape(shape)[0]), (Source(names[0], shape),)
-    return Entry(row.name.format(i=i), shape, sources, op)
+    return Entry(row.name.format(i=i), shape, sources, op, row.cut)

@@ -1,0 +1,154 @@
+"""config.json and its neighbours, translated between the original release's layout and transformers' native one.
+
+Only names change; what has no name on the other side is kept as it is (both readers ignore keys they do not know), so a
+translation there and back loses nothing that describes the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.weights.tables import LLAMA_LIKE
+
+Settings = dict[str, Any]
+
+# original -> native, the same meaning
+_VISION = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
+_LANGUAGE_MODELS = {
+    "internlm2": ("llama", "LlamaForCausalLM")
+}  # InternLM2 without bias is Llama, with wqkv taken apart
+_NATIVE_FIXED = {
+    "architectures": ["InternVLForConditionalGeneration"],
+    "model_type": "internvl",
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "default",
+}
+_NATIVE_VISION = {
+    "architectures": ["InternVLVisionModel"],
+    "model_type": "internvl_vision",
+    "use_mask_token": False,
+    "use_absolute_position_embeddings": True,
+    "use_mean_pooling": True,
+    "projection_dropout": 0.0,
+    "hidden_dropout_prob": 0.0,
+}
+_CUSTOM_FIXED = {
+    "architectures": ["InternVLChatModel"],
+    "model_type": "internvl_chat",
+    "ps_version": "v2",
+    "select_layer": -1,
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+}
+_CUSTOM_VISION = {"architectures": ["InternVisionModel"], "model_type": "intern_vit_6b"}
+_CUSTOM_DEFAULTS = {
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 12,
+    "pad2square": False,
+    "template": "internvl2_5",
+}
+_TOKENS_AFTER_CONTEXT = 7  # the releases append <img>, </img>, <IMG_CONTEXT> and six more at the end of the vocabulary
+
+
+def native_config(config: Mapping[str, Any], spec: ModelSpec) -> Settings:
+    """config.json of the native layout from the original one's."""
+    vision, language = dict(config["vision_config"]), dict(config["llm_config"])
+    if spec.vision is None or spec.projector is None:
+        raise ValueError("only vision-language models have two layouts")
+    vision = {_VISION.get(key, key): value for key, value in vision.items()} | _NATIVE_VISION
+    for key in ("image_size", "patch_size"):
+        vision[key] = [getattr(spec.vision, key)] * 2
+    kind, architecture = _LANGUAGE_MODELS.get(spec.language.family, ("", ""))
+    if kind:
+        language |= {"model_type": kind, "architectures": [architecture], "attention_bias": False, "mlp_bias": False}
+        language.pop("bias", None)
+    kept = {k: v for k, v in config.items() if k not in (*_CUSTOM_FIXED, "vision_config", "llm_config", "auto_map")}
+    token = spec.image_token_id
+    return kept | _NATIVE_FIXED | {
+        "image_seq_length": spec.tokens_per_tile,
+        "image_token_id": spec.language.vocab_size - _TOKENS_AFTER_CONTEXT if token is None else token,
+        "text_config": language,
+        "vision_config": vision,
+        "tie_word_embeddings": spec.language.tied_embeddings,
+    }  # fmt: skip
+
+
+def custom_config(config: Mapping[str, Any], spec: ModelSpec, processor: Mapping[str, Any]) -> Settings:
+    """config.json of the original layout from the native one's; ``processor`` is the native image processor's."""
+    if spec.vision is None:
+        raise ValueError("only vision-language models have two layouts")
+    back = {new: old for old, new in _VISION.items()}
+    dropped = (*_NATIVE_VISION, "layer_scale_init_value")
+    vision = {back.get(k, k): v for k, v in config["vision_config"].items() if k not in dropped} | _CUSTOM_VISION
+    vision |= {key: getattr(spec.vision, key) for key in ("image_size", "patch_size")}
+    language = _old_rope(config["text_config"])
+    if spec.language.family in LLAMA_LIKE:
+        language |= {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False}
+        language = {k: v for k, v in language.items() if k not in ("attention_bias", "mlp_bias")}
+    dropped = (*_NATIVE_FIXED, "image_seq_length", "image_token_id", "text_config", "vision_config")
+    tiles = {ours: processor[theirs] for theirs, ours in (("max_patches", "max_dynamic_patch"),
+             ("min_patches", "min_dynamic_patch")) if processor.get(theirs) is not None}  # fmt: skip
+    kept = {k: v for k, v in config.items() if k not in dropped}
+    return _CUSTOM_DEFAULTS | tiles | kept | _CUSTOM_FIXED | {
+        "force_image_size": spec.vision.image_size,
+        "img_context_token_id": spec.image_token_id,
+        "llm_config": language,
+        "vision_config": vision,
+    }  # fmt: skip
+
+
+def _old_rope(language: Mapping[str, Any]) -> Settings:
+    """transformers 5 keeps rotary settings and the dtype under other names than the original code reads."""
+    settings = dict(language)
+    rope = dict(settings.pop("rope_parameters", None) or {})
+    if "rope_theta" in rope:
+        settings["rope_theta"] = rope.pop("rope_theta")
+        settings["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    if "dtype" in settings:
+        settings.setdefault("torch_dtype", settings.pop("dtype"))
+    return settings
+
+
+def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], spec: ModelSpec) -> dict[str, Settings]:
+    """The native layout's preprocessor_config.json and processor_config.json; ``image``: the original's settings."""
+    side = spec.vision.image_size if spec.vision is not None else 0
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    dynamic = bool(config.get("dynamic_image_size", True))
+    preprocessor = {
+        "image_processor_type": "GotOcr2ImageProcessorFast",
+        "processor_class": "InternVLProcessor",
+        "crop_to_patches": dynamic,
+        "min_patches": config.get("min_dynamic_patch", 1) if dynamic else 1,
+        "max_patches": config.get("max_dynamic_patch", 12) if dynamic else 1,
+        "size": {"height": side, "width": side},
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "image_mean": image.get("image_mean", mean),
+        "image_std": image.get("image_std", std),
+    }
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": spec.tokens_per_tile}
+    return {"preprocessor_config.json": preprocessor, "processor_config.json": processor}
+
+
+def native_tokenizer(settings: Mapping[str, Any]) -> Settings:
+    """tokenizer_config.json with the names by which transformers' processor finds the image tokens."""
+    tokens = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    more = settings.get("extra_special_tokens")
+    return dict(settings) | tokens | {
+        "extra_special_tokens": (dict(more) if isinstance(more, Mapping) else {}) | tokens,
+        "processor_class": "InternVLProcessor",
+    }  # fmt: skip

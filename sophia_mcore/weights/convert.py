@@ -1,0 +1,163 @@
+"""Convert a checkpoint from one layout to another: plan, stream, prove."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.progress import NoProgress, Progress
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.weights import configs, proof
+from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
+from sophia_mcore.weights.copying import write_target
+from sophia_mcore.weights.export import copy_model_files
+from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.targets import Target, check_complete, plan_hf
+from sophia_mcore.weights.verify import compare, require_equal
+
+Destination = Literal["megatron", "hf", "hf-custom", "fp8"]
+DEFAULT_SHARD_MIB = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a conversion did, or with dry_run would do: bytes of tensors, files by size, one line per tensor."""
+
+    source_layout: str
+    target_layout: str
+    nbytes: int
+    files: Mapping[str, int]
+    plan: tuple[str, ...]
+    verified: bool
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    to: Destination,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    base: Path | None = None,
+    dtype: str | None = None,
+    shard_size_mib: int = DEFAULT_SHARD_MIB,
+    verify: bool = False,
+    checksums: bool = True,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Write ``source`` (any layout) as ``destination`` in layout ``to``.
+
+    Args:
+        tensor, pipeline: ranks that a Megatron checkpoint is cut for; it loads at any other layout too.
+        base: model folder that a trainer's checkpoint belongs to (it has no configuration of its own).
+        dtype: "BF16", "F16" or "F32" for all tensors; None keeps each tensor's.
+        verify: read the result back from the disk and compare every tensor with the source, bit by bit.
+        checksums: sha256 of every stored tensor in conversion.json (costs about as much again as the copy).
+        dry_run: only check and plan; nothing is written.
+
+    Raises:
+        UsageError: unknown layout, the destination exists, a layout that does not divide the model.
+        SophiaError: tensors missing or left over (all are listed), damaged files, a full disk, or a failed
+            verification. Nothing half-written stays; the source is only read.
+    """
+    source, destination, progress = Path(source), Path(destination), progress or NoProgress()
+    _check_arguments(to, destination, tensor, pipeline, dtype, verify)
+    if to == "fp8":
+        raise UsageError("--to fp8 is not available yet: quantize with nvidia-modelopt in its own environment")
+    opened = open_checkpoint(source, base)
+    dtypes = {name: dtype or tensor_.dtype for name, tensor_ in opened.tensors.items()}
+
+    def plan(folder: Path) -> Target:
+        if to == "megatron":
+            from sophia_mcore.weights.torch_dist_write import plan_megatron  # imports torch
+
+            return plan_megatron(opened.spec, dtypes, folder, tensor=tensor, pipeline=pipeline)
+        return plan_hf(opened.spec, to, dtypes, folder, shard_size_mib << 20)
+
+    if dry_run:
+        target = plan(destination)
+        check_complete(target.tensors, opened.tensors)
+        return _summary(opened, target, verified=False)
+    with new_folder(destination) as folder:
+        target = plan(folder)
+        progress.start(f"convert to {to}", target.nbytes)
+        digests = write_target(opened, target, checksums=checksums, advance=progress.advance)
+        _write_settings(opened, base or source, folder, to)
+        if verify:
+            require_equal(compare(opened, open_checkpoint(folder), progress))
+        write_json(folder / proof.NAME, proof.proof(opened, target, digests, verify))
+    return _summary(opened, target, verify)
+
+
+def _check_arguments(to: str, destination: Path, tensor: int, pipeline: int, dtype: str | None, verify: bool) -> None:
+    if to not in get_args(Destination):
+        raise UsageError(f"unknown layout {to!r}; known: {', '.join(get_args(Destination))}")
+    if tensor < 1 or pipeline < 1:
+        raise UsageError(f"--tp {tensor} --pp {pipeline}: both must be at least 1")
+    if to != "megatron" and (tensor, pipeline) != (1, 1):
+        raise UsageError(f"--tp and --pp are for --to megatron; {to} folders are not cut by ranks")
+    if dtype not in (None, "BF16", "F16", "F32"):
+        raise UsageError(f"unknown dtype {dtype!r}; known: BF16, F16, F32")
+    if verify and dtype is not None:
+        raise UsageError("a cast result cannot equal its source bit by bit: leave out --verify or the dtype")
+    if destination.exists():
+        raise UsageError(f"{destination} exists already; delete it or name another folder")
+
+
+def _summary(opened: Checkpoint, target: Target, verified: bool) -> Summary:
+    lines = [
+        f"{new.name} {new.dtype} {list(new.shape)}: {old.op} of {len(old.tiles)} -> {new.op} to {len(new.tiles)}"
+        for new in target.tensors.values()
+        for old in [opened.tensors[new.name]]
+    ]
+    files = {file.path.name: file.size for file in target.files}
+    return Summary(opened.layout, target.layout, target.nbytes, files, tuple(lines), verified)
+
+
+def _write_settings(opened: Checkpoint, model_dir: Path, folder: Path, to: str) -> None:
+    """Configuration, tokenizer and the like: copied, and translated when the layout changes."""
+    copy_model_files(model_dir, folder)
+    config, layout = _read(folder / "config.json"), opened.spec.layout
+    if to in ("megatron", layout):
+        return
+    if opened.spec.vision is None:
+        raise SophiaError(f"{model_dir}: a plain text model has only one layout ({layout})")
+    image = _read(folder / "preprocessor_config.json")
+    if to == "hf-custom":
+        write_json(folder / "config.json", configs.custom_config(config, opened.spec, image))
+        _check_same_model(opened.spec, folder)
+        return
+    write_json(folder / "config.json", configs.native_config(config, opened.spec))
+    for name, settings in configs.native_processor(config, image, opened.spec).items():
+        write_json(folder / name, settings)
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists():
+        write_json(tokenizer, configs.native_tokenizer(_read(tokenizer)))
+    _check_same_model(opened.spec, folder)
+
+
+def _check_same_model(spec: ModelSpec, folder: Path) -> None:
+    """The translated configuration must describe the same network."""
+    found = ModelSpec.from_model_dir(folder)
+    family = {"internlm2": "llama"}
+    for part in ("vision", "projector", "language"):
+        old, new = (asdict(getattr(s, part)) for s in (spec, found))
+        old["family"], new["family"] = (family.get(s.language.family, s.language.family) for s in (spec, found))
+        if wrong := [f"{part}.{key} {old[key]!r} became {new[key]!r}" for key in old if old[key] != new[key]]:
+            raise SophiaError(f"{folder}: the translated configuration describes another model: {', '.join(wrong)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SophiaError(f"{path}: cannot be read as JSON ({error})") from None
+    return value if isinstance(value, dict) else {}
