@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sophia_mcore.batch.samples import STORED
 from sophia_mcore.batch.tokenize import TokenizedSample
 
 IGNORE = -100  # target of a position that is none; objective.logprob skips it
@@ -32,6 +33,7 @@ class PackedBatch:
     target_mask: Tensor  # [1, S] bool
     weights: Tensor  # [1, S] fp32, the sample's weight at its targets, else 0
     sequence_ids: Tensor  # [1, S] int64, index into sample_ids; -1 on padding
+    kinds: Tensor  # [1, S] int64: STORED, FRESH or SUPERVISED (batch.samples)
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
     pixel_values: Tensor | None  # [T, 3, h, w] fp32, distinct tiles ([0, 3, h, w] if none); None: not loaded
@@ -74,7 +76,8 @@ def collate(
         length: S, a multiple of sequence_multiple.
         sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
         tiles: pixels [t, 3, h, w] of an image digest; None leaves pixel_values out (later pipeline stages).
-        behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included.
+        behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included;
+            0 for samples that are not among them.
 
     Raises:
         ValueError: the samples do not fit, or a sample's log-probs are not one per target.
@@ -88,6 +91,7 @@ def collate(
         "target_mask": np.zeros(length, np.bool_),
         "weights": np.zeros(length, np.float32),
         "sequence_ids": np.full(length, -1, np.int64),
+        "kinds": np.full(length, STORED, np.int64),
     }
     for index, (sample, start) in enumerate(zip(samples, starts, strict=False)):
         stop = start + len(sample.input_ids)
@@ -97,6 +101,7 @@ def collate(
         columns["target_mask"][first : stop - 1] = True
         columns["weights"][first : stop - 1] = sample.weight
         columns["sequence_ids"][start:stop] = index
+        columns["kinds"][start:stop] = sample.kind
     for name, given in (("behaviour_logprobs", behaviour_logprobs), ("rollout_logprobs", rollout_logprobs)):
         if given is not None:
             columns[name] = _token_values(samples, starts, length, given, name)
@@ -130,7 +135,9 @@ def _token_values(
     values = np.zeros(length, np.float32)
     for sample, start in zip(samples, starts, strict=False):
         targets = len(sample.input_ids) - sample.prompt_tokens
-        own = given[sample.id]
+        own = given.get(sample.id)
+        if own is None:
+            continue
         if len(own) != targets:
             raise ValueError(f"{name} of {sample.id}: {len(own)} values for {targets} targets")
         first = start + sample.prompt_tokens - 1

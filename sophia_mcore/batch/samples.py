@@ -17,6 +17,8 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Kept
 
 KEPT_SOURCE = "kept"
+# Where a response comes from: another model (off-policy), the policy itself, or further data (plain NLL always).
+STORED, FRESH, SUPERVISED = 0, 1, 2
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FIELDS = {"id": str, "question": str, "response": str, "images": list}
 
@@ -35,6 +37,9 @@ class Sample:
     question: str
     response: str
     weight: float = 1.0  # reward or advantage, whatever the objective multiplies the response's terms with
+    kind: int = STORED  # or FRESH or SUPERVISED
+    complete: bool = True  # False: cut off by the token limit, so that no end token follows
+    response_ids: tuple[int, ...] | None = None  # the sampled tokens, end token included, where they are the policy's
 
 
 def system_prompt(response: str, long_thinking: str, default: str | None) -> str | None:
@@ -111,6 +116,7 @@ def from_mixture(
             system=row.get("system") or system_prompt(row["response"], long_thinking, default_system),
             question=row["question"],
             response=row["response"],
+            kind=SUPERVISED,
         )
         for _, row in rows
     ]

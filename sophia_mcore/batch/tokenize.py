@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sophia_mcore.batch.samples import Sample, user_text
+from sophia_mcore.batch.samples import STORED, Sample, user_text
 from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
 from sophia_mcore.errors import SophiaError
 
@@ -25,7 +25,8 @@ _ALLOWED = frozenset({"<think>", "</think>"})  # some tokenizers call these spec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedSample:
-    """A sample as token ids; the target is everything from `prompt_tokens` on: the response and its end token."""
+    """A sample as token ids; the target is everything from `prompt_tokens` on: the response and its end token (which a
+    response that was cut off lacks)."""
 
     id: str
     source: str
@@ -34,6 +35,7 @@ class TokenizedSample:
     tile_counts: tuple[int, ...]  # per image
     images: tuple[str, ...]
     weight: float
+    kind: int = STORED
 
     @property
     def target_mask(self) -> NDArray[np.bool_]:
@@ -123,14 +125,19 @@ def _tokenize_some(
     responses = [sample.response for sample in samples]
     response_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(responses, add_special_tokens=False)]
     for sample, counts, prompt, response in zip(samples, tiles, prompt_ids, response_ids, strict=True):
+        if sample.response_ids is not None:
+            answer = list(sample.response_ids)
+        else:
+            answer = [*response, end] if sample.complete else response
         yield TokenizedSample(
             id=sample.id,
             source=sample.source,
-            input_ids=np.array([*prompt, *response, end], dtype=np.int32),
+            input_ids=np.array([*prompt, *answer], dtype=np.int32),
             prompt_tokens=len(prompt),
             tile_counts=counts,
             images=sample.images,
             weight=sample.weight,
+            kind=sample.kind,
         )
 
 

@@ -1,0 +1,317 @@
+"""Objectives as pure functions of [T] tensors, T positions of one packed row (or any number of whole sequences).
+
+Notation: y a trajectory, t its tokens, pi the policy, mu the behaviour probability, r_t = pi(y_t) / mu(y_t),
+A the weight that comes with a sample (reward R or advantage), sg stop-gradient. All are minimised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
+from sophia_mcore.config.schema import Objective
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.objective import metrics as measure
+from sophia_mcore.objective.metrics import Sums
+
+_MAX_LOG_RATIO = 60.0  # exp of it is finite in fp32, so that a clipped branch cannot turn inf * 0 into nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What an objective knows about each position."""
+
+    mask_T: Tensor  # bool: has a target
+    weights_T: Tensor  # A of the sample
+    scale_T: Tensor  # 1, or 1 / number of targets of the sequence (sequence_mean)
+    sequence_ids_T: Tensor  # int64 in [0, sequences); anything where the mask is False
+    sequences: int
+    kind_T: Tensor  # STORED (another model's), FRESH (the policy's own), SUPERVISED (further data)
+    behaviour_T: Tensor | None = None  # log mu(y_t), natural log
+    rollout_T: Tensor | None = None  # log-prob of y_t in the engine that sampled it
+
+    @staticmethod
+    def of(batch: Any, normalization: str | None) -> Tokens:
+        """Flat view of a `PackedBatch`."""
+
+        def flat(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.reshape(-1)
+
+        tokens = Tokens(
+            mask_T=batch.target_mask.reshape(-1),
+            weights_T=batch.weights.reshape(-1),
+            scale_T=torch.ones_like(batch.weights).reshape(-1),
+            sequence_ids_T=batch.sequence_ids.reshape(-1).clamp_min(0),
+            sequences=max(1, len(batch.sample_ids)),
+            kind_T=batch.kinds.reshape(-1),
+            behaviour_T=flat(batch.behaviour_logprobs),
+            rollout_T=flat(batch.rollout_logprobs),
+        )
+        if normalization != "sequence_mean":
+            return tokens
+        lengths_S = sequence_sum(tokens.mask_T.to(tokens.weights_T.dtype), tokens)
+        return replace(tokens, scale_T=1.0 / lengths_S.clamp_min(1.0)[tokens.sequence_ids_T])
+
+    def at(self, rows: Tensor) -> Tokens:
+        """The positions `rows` only."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {name: value[rows] for name, value in values.items() if torch.is_tensor(value)}
+        return replace(self, **chosen)
+
+
+class Loss(NamedTuple):
+    """`sum` [] over all positions, to be divided by the step's global denominator; `metrics` are additive."""
+
+    sum: Tensor
+    metrics: dict[str, Sums]
+
+
+class Terms(NamedTuple):
+    """Loss of each position, and where the ratio was clipped away from the gradient (None: nothing can be)."""
+
+    loss_T: Tensor
+    clipped_T: Tensor | None = None
+
+
+Term = Callable[[Tensor, Tensor, Tokens, Objective], Terms]
+
+
+def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective) -> Loss:
+    """Loss sum and diagnostics of one micro batch.
+
+    Args:
+        logprobs: natural-log probability of each target, any shape with T elements, 0 where there is no target.
+        tokens: the positions; `Tokens.of(batch, config.normalization)`.
+
+    Raises:
+        SophiaError: the behaviour mode needs log-probs that the batch does not bring.
+    """
+    logprobs_T = logprobs.reshape(-1)
+    terms, log_ratio_T = _terms(logprobs_T, tokens, config)
+    loss_T = _scaled(terms.loss_T, tokens)
+    return Loss(loss_T.sum(), _diagnostics(logprobs_T, log_ratio_T, loss_T, terms, tokens, config))
+
+
+def coefficients(tokens: Tokens, config: Objective) -> Tensor | Callable[[Tensor, Tensor], Tensor] | None:
+    """d loss sum / d log-prob for `token_logprobs(coefficients_T=...)`, where it can be known in the forward pass.
+
+    [T] when it does not depend on the log-probs, a function of (log-probs [C], positions [C]) when it depends on that
+    token's alone, None when it depends on the whole sequence (topr with negative weights, gspo).
+    """
+    if config.name == "gspo" or (config.name == "topr" and bool((tokens.weights_T[tokens.mask_T] < 0).any())):
+        return None
+
+    def gradient(logprobs_C: Tensor, rows_C: Tensor) -> Tensor:
+        with torch.enable_grad():
+            logprobs_C = logprobs_C.detach().requires_grad_()
+            chosen = tokens.at(rows_C)
+            loss = _scaled(_terms(logprobs_C, chosen, config)[0].loss_T, chosen).sum()
+            return torch.autograd.grad(loss, logprobs_C)[0]
+
+    constant = config.name in ("sophia", "awr", "topr") and config.correction == "none"
+    if not constant:
+        return gradient
+    everything = torch.arange(len(tokens.mask_T), device=tokens.mask_T.device)
+    return gradient(torch.zeros_like(tokens.weights_T), everything)
+
+
+def require_finite(logprobs: Tensor, batch: Any) -> None:
+    """Raise SophiaError naming the samples with a log-prob that is not finite. Waits for the device."""
+    bad_T = ~logprobs.detach().reshape(-1).isfinite() & batch.target_mask.reshape(-1)
+    if bool(bad_T.any()):
+        rows = batch.sequence_ids.reshape(-1)[bad_T].unique().tolist()
+        names = ", ".join(batch.sample_ids[row] for row in rows[:3])
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise SophiaError(f"the policy's log-prob is not finite on {int(bad_T.sum())} tokens of {names}{more}")
+
+
+def sequence_sum(values_T: Tensor, tokens: Tokens) -> Tensor:
+    """Sum of the masked values of each sequence [S]."""
+    masked_T = torch.where(tokens.mask_T, values_T, torch.zeros_like(values_T))
+    return masked_T.new_zeros(tokens.sequences).index_add(0, tokens.sequence_ids_T, masked_T)
+
+
+def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> tuple[Terms, Tensor]:
+    log_ratio_T = log_ratios(logprobs_T, tokens, config.behaviour or "none")
+    terms = OBJECTIVES[config.name](logprobs_T, log_ratio_T, tokens, config)
+    loss_T = terms.loss_T * _correction(logprobs_T, tokens, config)
+    supervised_T = tokens.kind_T == SUPERVISED  # further data is plain NLL under every objective
+    return Terms(torch.where(supervised_T, -tokens.weights_T * logprobs_T, loss_T), terms.clipped_T), log_ratio_T
+
+
+def _scaled(loss_T: Tensor, tokens: Tokens) -> Tensor:
+    return torch.where(tokens.mask_T, loss_T * tokens.scale_T, torch.zeros_like(loss_T))
+
+
+def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
+    """log r_t [T] = log pi - log mu with mu as `behaviour` names it for STORED trajectories.
+
+    none: mu = sg(pi), ratio 1 with the gradient of log pi (method.md 2, the paper's reading); unit: mu = 1;
+    reference, recorded: mu from the batch. FRESH trajectories divide by the policy that sampled them: the batch's
+    log-probs if it brings any, else ratio 1. Ratios beyond exp(60) are cut off.
+    """
+    one_T = logprobs_T - logprobs_T.detach()
+    given_T = one_T if tokens.behaviour_T is None else logprobs_T - tokens.behaviour_T
+    if behaviour in ("reference", "recorded"):
+        if tokens.behaviour_T is None:
+            raise SophiaError(f"objective.behaviour = {behaviour!r}: the batch brings no behaviour log-probs")
+        stored_T = given_T
+    else:
+        stored_T = logprobs_T if behaviour == "unit" else one_T
+    chosen_T = torch.where(tokens.kind_T == FRESH, given_T, stored_T)
+    chosen_T = torch.where(tokens.kind_T == SUPERVISED, one_T, chosen_T)
+    return chosen_T.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor:
+    """TIS: sg(clip(pi_old / pi_rollout, low, high)); icepop: the ratio inside [low, high], 0 outside.
+
+    pi_old is the trainer's own log-prob at sampling time (the batch's, else the present one), pi_rollout the
+    sampling engine's. Sources: truncated importance sampling (fengyao 2025); IcePop (Ling team 2025).
+    """
+    if config.correction == "none":
+        return torch.ones_like(logprobs_T)
+    if tokens.rollout_T is None:
+        raise SophiaError(f"objective.correction = {config.correction!r}: the batch brings no rollout log-probs")
+    old_T = logprobs_T.detach() if tokens.behaviour_T is None else tokens.behaviour_T
+    ratio_T = (old_T - tokens.rollout_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    low, high = config.correction_low, config.correction_high
+    if config.correction == "tis":
+        return ratio_T.clamp(low, high)
+    return torch.where((ratio_T >= low) & (ratio_T <= high), ratio_T, torch.zeros_like(ratio_T))
+
+
+def sophia(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """Reward-filtered NLL: -R log pi (arXiv 2507.16814, eq. 7)."""
+    return Terms(-tokens.weights_T * logprobs_T)
+
+
+def dft(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """Dynamic fine-tuning: -sg(pi(y_t)) log pi(y_t), times the sample's weight (arXiv 2508.05629)."""
+    return Terms(-tokens.weights_T * logprobs_T.detach().exp() * logprobs_T)
+
+
+def awr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """Advantage-weighted regression: -min(exp(A / beta), w_max) log pi, A normalised (arXiv 1910.00177)."""
+    assert config.beta is not None and config.max_weight is not None
+    weights_T = (tokens.weights_T / config.beta).clamp_max(_MAX_LOG_RATIO).exp().clamp_max(config.max_weight)
+    return Terms(-weights_T * logprobs_T)
+
+
+def topr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """Tapered off-policy REINFORCE: -w R log pi with w = 1 for R >= 0, else sg(clip(pi(y) / mu(y), 0, 1)) of the
+    whole sequence (arXiv 2503.14286).
+    """
+    log_ratio_S = sequence_sum(log_ratio_T.detach(), tokens)
+    taper_T = log_ratio_S.clamp_max(0.0).exp()[tokens.sequence_ids_T]
+    weights_T = torch.where(tokens.weights_T < 0, taper_T, torch.ones_like(taper_T)) * tokens.weights_T
+    return Terms(-weights_T * logprobs_T)
+
+
+def luffy(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """LUFFY (arXiv 2504.14945): STORED -f(r) A with f(x) = x / (x + shaping), unclipped; FRESH the clipped form."""
+    assert config.shaping is not None
+    ratio_T = log_ratio_T.exp()
+    shaped_T = -ratio_T / (ratio_T + config.shaping) * tokens.weights_T
+    fresh = grpo(logprobs_T, log_ratio_T, tokens, config)
+    stored_T = tokens.kind_T == STORED
+    assert fresh.clipped_T is not None
+    return Terms(torch.where(stored_T, shaped_T, fresh.loss_T), fresh.clipped_T & ~stored_T)
+
+
+def grpo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """-min(r A, clip(r, 1 - low, 1 + high) A), A of the group (arXiv 2402.03300; DAPO, arXiv 2503.14476: high > low,
+    token_mean). dual_clip c > 1 bounds the loss of A < 0 by -c A (arXiv 1912.09729).
+    """
+    return _clipped(log_ratio_T.exp(), tokens.weights_T, config)
+
+
+def gspo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """-min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t log r_t) of the sequence (arXiv 2507.18071)."""
+    lengths_S = sequence_sum(torch.ones_like(log_ratio_T), tokens).clamp_min(1.0)
+    ratio_S = (sequence_sum(log_ratio_T, tokens) / lengths_S).exp()
+    return _clipped(ratio_S[tokens.sequence_ids_T], tokens.weights_T, config)
+
+
+def cispo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+    """-sg(clip(r, 1 - low, 1 + high)) A log pi: clipped tokens keep their gradient (arXiv 2506.13585)."""
+    low, high = _bounds(config)
+    ratio_T = log_ratio_T.detach().exp()
+    return Terms(-ratio_T.clamp(low, high) * tokens.weights_T * logprobs_T, (ratio_T < low) | (ratio_T > high))
+
+
+def _clipped(ratio_T: Tensor, weights_T: Tensor, config: Objective) -> Terms:
+    low, high = _bounds(config)
+    plain_T, clipped_T = ratio_T * weights_T, ratio_T.clamp(low, high) * weights_T
+    loss_T = -torch.minimum(plain_T, clipped_T)
+    was_clipped_T = clipped_T < plain_T
+    if config.dual_clip:
+        bound_T = -config.dual_clip * weights_T
+        bounded_T = (weights_T < 0) & (loss_T > bound_T)
+        loss_T = torch.where(bounded_T, bound_T, loss_T)
+        was_clipped_T = was_clipped_T | bounded_T
+    return Terms(loss_T, was_clipped_T)
+
+
+def _bounds(config: Objective) -> tuple[float, float]:
+    assert config.clip_low is not None and config.clip_high is not None
+    return 1.0 - config.clip_low, 1.0 + config.clip_high
+
+
+OBJECTIVES: dict[str, Term] = {
+    "sophia": sophia,
+    "dft": dft,
+    "awr": awr,
+    "topr": topr,
+    "luffy": luffy,
+    "grpo": grpo,
+    "gspo": gspo,
+    "cispo": cispo,
+}
+
+
+def _diagnostics(
+    logprobs_T: Tensor, log_ratio_T: Tensor, loss_T: Tensor, terms: Terms, tokens: Tokens, config: Objective
+) -> dict[str, Sums]:
+    """The same names for every micro batch of a run, so that ranks can add them up."""
+    logprobs_T, log_ratio_T = logprobs_T.detach(), log_ratio_T.detach()
+    learned_T = tokens.mask_T & (tokens.kind_T != SUPERVISED)
+    right_T = tokens.mask_T & (tokens.kind_T == STORED) & (tokens.weights_T > 0)
+    gradient_T = _gradient(logprobs_T, tokens, config)
+    parts = {
+        "positive": learned_T & (tokens.weights_T > 0),
+        "negative": learned_T & (tokens.weights_T < 0),
+        "supervised": tokens.mask_T & (tokens.kind_T == SUPERVISED),
+    }
+    found = {
+        "logprob_kept": measure.mean(logprobs_T, right_T),  # what the paper assumes and does not measure
+        "logprob": measure.mean(logprobs_T, tokens.mask_T),
+        "nll_supervised": measure.mean(-logprobs_T, parts["supervised"]),
+        **{f"coefficient_norm_{name}": measure.norm(gradient_T, mask) for name, mask in parts.items()},
+    }
+    if config.behaviour != "none" or tokens.behaviour_T is not None:
+        has_S = sequence_sum(learned_T.to(logprobs_T.dtype), tokens) > 0
+        found |= {
+            "ratio": measure.ratio_histogram(log_ratio_T, learned_T),
+            "effective_sample_share_tokens": measure.effective_sample_share(log_ratio_T, learned_T),
+            "effective_sample_share": measure.effective_sample_share(sequence_sum(log_ratio_T, tokens), has_S),
+        }
+    if terms.clipped_T is not None:
+        found["share_clipped"] = measure.mean(terms.clipped_T.double(), learned_T)
+    if config.correction != "none":
+        correction_T = _correction(logprobs_T, tokens, config)
+        found["correction"] = measure.mean(correction_T, learned_T)
+        assert tokens.rollout_T is not None
+        found["rollout_gap"] = measure.mean((logprobs_T - tokens.rollout_T).abs(), learned_T)
+    return found
+
+
+def _gradient(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor:
+    with torch.enable_grad():
+        leaf_T = logprobs_T.clone().requires_grad_()
+        return torch.autograd.grad(_scaled(_terms(leaf_T, tokens, config)[0].loss_T, tokens).sum(), leaf_T)[0]
