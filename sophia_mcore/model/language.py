@@ -63,7 +63,8 @@ def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend
         # With two stages, interleaving without overlapped transfers gives wrong numbers: never build it.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
-        deallocate_pipeline_outputs=True,
+        # gloo still reads a sent tensor after the schedule has gone on: do not free it early there
+        deallocate_pipeline_outputs=backend.ordered_sends,
         calculate_per_token_loss=True,
         finalize_model_grads_func=finalize_model_grads,
         use_cpu_initialization=backend.kind == "cpu",

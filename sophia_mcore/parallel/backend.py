@@ -23,6 +23,7 @@ class Backend:
         transformer_engine: layers from Transformer Engine's spec; else megatron-core's local spec with torch parts.
         fused_weight_gradient: apex's kernel that adds the weight gradient straight into the fp32 buffer.
         fused_kernels: megatron-core's compiled bias, activation and rotary kernels.
+        ordered_sends: a tensor may be freed once its send was issued (CUDA streams keep the order; gloo does not).
     """
 
     kind: Literal["cpu", "cuda"]
@@ -31,6 +32,7 @@ class Backend:
     transformer_engine: bool
     fused_weight_gradient: bool
     fused_kernels: bool
+    ordered_sends: bool
 
     def adapt(self) -> AbstractContextManager[None]:
         """Context in which megatron-core works on this backend; open it once, around everything. No-op on CUDA."""
@@ -56,6 +58,7 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
             transformer_engine=False,
             fused_weight_gradient=False,
             fused_kernels=False,
+            ordered_sends=False,
         )
     if not torch.cuda.is_available():
         raise UsageError("backend 'cuda' was asked for, but torch sees no CUDA device")
@@ -68,6 +71,7 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
         transformer_engine=_installed("transformer_engine"),
         fused_weight_gradient=_installed("fused_weight_gradient_mlp_cuda"),
         fused_kernels=True,
+        ordered_sends=True,
     )
 
 

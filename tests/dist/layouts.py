@@ -72,7 +72,7 @@ class Row:
 
 
 def rows(count: int, packed: bool = True, seed: int = 0) -> list[Row]:
-    """Rows with three sequences: an image that straddles the context-parallel cut, text only, the image again + another.
+    """Rows with three sequences: an image across the context-parallel cut, text only, that image again and another.
 
     The last row is text only.
     """
@@ -184,6 +184,7 @@ def train(groups: Any, backend: Any, spec: ModelSpec, config: Config, batch: lis
         for parameter in trained:
             parameter.grad = parameter.main_grad
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # .grad is main_grad here: the next backward must not add to it
     outcome.parameters = list(parts(chunks, spec, "data"))
     return outcome
 

@@ -12,36 +12,90 @@ from harness import run_layout
 
 from sophia_mcore.config.schema import Parallel
 
-CASES = {
-    "tp2": {"tensor": 2},
-    "tp2+sp": {"tensor": 2, "sequence_parallel": True},
-    "pp2": {"pipeline": 2},
-    "cp2": {"context": 2},
-    "tp2+pp2": {"tensor": 2, "pipeline": 2},
+TRAINED = {"train_vision_tower": True, "train_projector": True}
+# name: (layout, data-parallel size, further options)
+CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
+    "tp2": ({"tensor": 2}, 1, TRAINED),
+    "tp2 sp": ({"tensor": 2, "sequence_parallel": True}, 1, TRAINED),
+    "tp4": ({"tensor": 4}, 1, TRAINED),  # more ranks than key-value heads
+    "tp4 sp qwen3": ({"tensor": 4, "sequence_parallel": True}, 1, {"family": "qwen3"}),
+    "pp2": ({"pipeline": 2}, 1, TRAINED),
+    "pp4": ({"pipeline": 4}, 1, {}),
+    "pp2 uneven first": ({"pipeline": 2, "layers_on_first_stage": 1}, 1, TRAINED),
+    "pp2 uneven last": ({"pipeline": 2, "layers_on_last_stage": 1}, 1, {}),
+    "pp4 uneven": ({"pipeline": 4, "layers_on_first_stage": 1, "layers_on_last_stage": 1}, 1, {"layers": 6}),
+    "vpp": ({"pipeline": 2, "virtual_pipeline": 2}, 1, TRAINED),
+    "vpp tp2 sp": ({"pipeline": 2, "virtual_pipeline": 2, "tensor": 2, "sequence_parallel": True}, 1, TRAINED),
+    "vpp uneven": ({"pipeline": 2, "virtual_pipeline": 2, "layers_on_first_stage": 2}, 1, {"layers": 6}),
+    "cp2": ({"context": 2}, 1, TRAINED),
+    "cp4": ({"context": 4}, 1, TRAINED),
+    "dp2": ({}, 2, TRAINED),
+    "dp4": ({}, 4, {}),
+    "tp2 pp2": ({"tensor": 2, "pipeline": 2}, 1, TRAINED),
+    "tp2 sp pp2": ({"tensor": 2, "pipeline": 2, "sequence_parallel": True}, 1, {"family": "qwen3", **TRAINED}),
+    "tp2 cp2": ({"tensor": 2, "context": 2}, 1, TRAINED),
+    "tp2 sp cp2": ({"tensor": 2, "context": 2, "sequence_parallel": True}, 1, TRAINED),
+    "pp2 cp2": ({"pipeline": 2, "context": 2}, 1, TRAINED),
+    "vpp cp2": ({"pipeline": 2, "virtual_pipeline": 2, "context": 2}, 1, {}),
+    "dp2 tp2": ({"tensor": 2}, 2, TRAINED),
+    "dp2 pp2": ({"pipeline": 2}, 2, TRAINED),
+    "dp2 cp2": ({"context": 2}, 2, TRAINED),
+    "qwen3 tp2": ({"tensor": 2}, 1, {"family": "qwen3", **TRAINED}),
+    "qwen3 cp2": ({"context": 2}, 1, {"family": "qwen3"}),
+    "internlm2 tp2 sp": ({"tensor": 2, "sequence_parallel": True}, 1, {"family": "internlm2", **TRAINED}),
+    "300m tp2": ({"tensor": 2}, 1, {"six_billion": False, **TRAINED}),
+    "300m tp2 cp2": ({"tensor": 2, "context": 2}, 1, {"six_billion": False, **TRAINED}),
+    "only projector tp2 sp": ({"tensor": 2, "sequence_parallel": True}, 1, {"train_projector": True}),
+    "only projector tp2 cp2": ({"tensor": 2, "context": 2}, 1, {"train_projector": True}),
+    "only tower tp2": ({"tensor": 2}, 1, {"train_vision_tower": True}),
+    "frozen tp2": ({"tensor": 2}, 1, {}),
+    "frozen tp2 cp2": ({"tensor": 2, "context": 2}, 1, {}),
+    "frozen tp2 pp2": ({"tensor": 2, "pipeline": 2}, 1, {}),
+    "unpacked tp2 sp": ({"tensor": 2, "sequence_parallel": True}, 1, {"packed": False, **TRAINED}),
+    "unpacked pp2": ({"pipeline": 2}, 1, {"packed": False}),
+    "unpacked cp2": ({"context": 2}, 1, {"packed": False, **TRAINED}),
+    "unpacked tp2 cp2": ({"tensor": 2, "context": 2}, 1, {"packed": False}),
+    "unpacked pp2 cp2": ({"pipeline": 2, "context": 2}, 1, {"packed": False}),
+    "full recompute": ({}, 1, {"recompute": "full", **TRAINED}),
+    "full recompute tp2 sp": ({"tensor": 2, "sequence_parallel": True}, 1, {"recompute": "full", **TRAINED}),
+    "full recompute vpp": ({"pipeline": 2, "virtual_pipeline": 2}, 1, {"recompute": "full"}),
+    "full recompute cp2": ({"context": 2}, 1, {"recompute": "full"}),
+    "selective recompute tp2": ({"tensor": 2}, 1, {"recompute": "selective", **TRAINED}),
+    "selective recompute pp2 cp2": ({"pipeline": 2, "context": 2}, 1, {"recompute": "selective"}),
+    "selective recompute unpacked": ({"tensor": 2}, 1, {"recompute": "selective", "packed": False}),
 }
 
 
 @functools.cache
-def reference(**options: Any) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def reference(**options: Any) -> Any:
+    """One rank, without recomputation."""
     return result(Parallel(), **options)
 
 
-def result(parallel: Parallel, data: int = 1, family: str = "qwen2", packed: bool = True, **train: Any) -> Any:
-    spec, config = layouts.tiny_spec(family), layouts.tiny_config(parallel, **train)
+def result(
+    parallel: Parallel, data: int = 1, packed: bool = True, family: str = "qwen2", six_billion: bool = True,
+    layers: int = 4, **train: Any,
+) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
+    """Losses of the steps, gradients of the first, parameters after the last, put together from all ranks."""
+    spec, config = layouts.tiny_spec(family, six_billion, layers), layouts.tiny_config(parallel, **train)
     outcomes = run_layout(layouts.train, parallel, spec, config, layouts.rows(4, packed), data=data)
-    by_data = {}
+    by_data: dict[int, list[float]] = {}
     for rank, outcome in enumerate(outcomes):
         if outcome.losses:
-            by_data.setdefault(rank // (parallel.tensor * parallel.context) % data, outcome.losses)
+            known = by_data.setdefault(rank // (parallel.tensor * parallel.context) % data, outcome.losses)
+            assert outcome.losses == pytest.approx(known, rel=1e-6), "ranks of one row disagree"
     losses = [sum(values) for values in zip(*by_data.values(), strict=True)]
     gradients = layouts.together([part for outcome in outcomes for part in outcome.gradients])
     parameters = layouts.together([part for outcome in outcomes for part in outcome.parameters])
     return losses, gradients, parameters
 
 
-def check(parallel: Parallel, data: int = 1, **options: Any) -> None:
-    losses, gradients, parameters = result(parallel, data, **options)
-    wanted_losses, wanted_gradients, wanted_parameters = reference(**options)
+@pytest.mark.parametrize("case", CASES)
+def test_layout_equals_one_rank(case: str) -> None:
+    layout, data, options = CASES[case]
+    losses, gradients, parameters = result(Parallel(**layout), data, **options)
+    plain = {name: value for name, value in options.items() if name != "recompute"}
+    wanted_losses, wanted_gradients, wanted_parameters = reference(**plain)
     assert losses == pytest.approx(wanted_losses, rel=1e-5)
     assert losses[-1] < losses[0]
     assert gradients.keys() == wanted_gradients.keys() and len(gradients) > 30
@@ -52,6 +106,11 @@ def check(parallel: Parallel, data: int = 1, **options: Any) -> None:
         torch.testing.assert_close(parameters[name], wanted, rtol=1e-4, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_layout_equals_one_rank(case: str) -> None:
-    check(Parallel(**CASES[case]), train_vision_tower=True, train_projector=True)
+def test_what_is_frozen_gets_no_gradient() -> None:
+    def parts(**options: bool) -> set[str]:
+        return {name.split(".")[0] for name in reference(**options)[1]}
+
+    assert parts() == {"language"}
+    assert parts(train_projector=True) == {"language", "projector"}
+    assert parts(train_vision_tower=True) == {"language", "vision"}
+    assert parts(train_vision_tower=True, train_projector=True) == {"language", "projector", "vision"}
