@@ -1,0 +1,140 @@
+"""What `sophia convert`, `sophia verify` and checkpoints_tools/ share: a byte bar, the calls and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from sophia_mcore.errors import SophiaError, run_command
+from sophia_mcore.weights.convert import DEFAULT_SHARD_MIB, Destination, Summary, convert
+from sophia_mcore.weights.verify import verify
+
+
+class BytesProgress:
+    """A bar with bytes per second; where stderr is no terminal, one line when a task is done."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=self._plain)
+        self._task, self._id = "", self._bars.add_task("", visible=False)
+        self._total = self._done = 0
+        self._since = time.monotonic()
+
+    def __enter__(self) -> BytesProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, task: str, total: int, completed: int = 0) -> None:
+        """Begin ``task`` of ``total`` bytes."""
+        self._task, self._total, self._done, self._since = task, total, completed, time.monotonic()
+        self._id = self._bars.add_task(task, total=total, completed=completed)
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` more bytes are done."""
+        self._done += count
+        self._bars.advance(self._id, count)
+        if self._plain and self._done >= self._total:
+            seconds = max(1e-9, time.monotonic() - self._since)
+            print(
+                f"{self._task}: {self._total / 1e9:.3g} GB, {self._total / 1e9 / seconds:.3g} GB/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def note(self, text: str) -> None:
+        """A remark beside the bar."""
+        self._bars.update(self._id, description=f"{self._task} {text}")
+
+
+def run_convert(
+    source: Path,
+    destination: Path,
+    to: Destination,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    base: Path | None = None,
+    dtype: str | None = None,
+    shard_size_mib: int = DEFAULT_SHARD_MIB,
+    verify: bool = False,
+    checksums: bool = True,
+    dry_run: bool = False,
+) -> Summary:
+    """`convert.convert` with a bar and a closing line; ``dry_run`` prints the plan instead. Raises as it does."""
+    with BytesProgress() as progress:
+        summary = convert(
+            source,
+            destination,
+            to,
+            tensor=tensor,
+            pipeline=pipeline,
+            base=base,
+            dtype=dtype,
+            shard_size_mib=shard_size_mib,
+            verify=verify,
+            checksums=checksums,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if dry_run:
+        print("\n".join(summary.plan))
+        print("\n".join(f"{name}: {size} bytes" for name, size in summary.files.items()))
+    done = "would write" if dry_run else "wrote"
+    checked = ", read back and equal bit for bit" if summary.verified else ""
+    print(
+        f"{done} {len(summary.plan)} tensors, {summary.nbytes / 1e9:.3g} GB, "
+        f"{summary.source_layout} -> {summary.target_layout}: {destination}{checked}"
+    )
+    return summary
+
+
+def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
+    """Print that two checkpoints are equal; raise SophiaError naming every tensor in which they differ."""
+    with BytesProgress() as progress:
+        comparison = verify(a, b, base=base, progress=progress)
+    if not comparison.is_equal:
+        raise SophiaError(f"{a} and {b}: {comparison.describe()}")
+    print(comparison.describe())
+
+
+def convert_tool(to: Destination, description: str, arguments: Sequence[str] | None = None) -> int:
+    """Main function of a tool that converts to one layout: parses its arguments, returns the exit code."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("destination", type=Path)
+    if to == "megatron":
+        parser.add_argument("--tp", type=int, default=1, dest="tensor", help="tensor-parallel ranks to cut for")
+        parser.add_argument("--pp", type=int, default=1, dest="pipeline", help="pipeline stages to cut for")
+    else:
+        parser.add_argument("--base", type=Path, help="model folder that a trainer's checkpoint belongs to")
+        parser.add_argument("--shard-size-mib", type=int, default=DEFAULT_SHARD_MIB, help="largest file")
+    parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), help="cast all tensors")
+    parser.add_argument("--verify", action="store_true", help="read the result back and compare bit by bit")
+    parser.add_argument("--no-checksums", action="store_false", dest="checksums", help="no sha256 in conversion.json")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+    options = vars(parser.parse_args(arguments))
+    return run_command("convert", lambda: run_convert(to=to, **options))
+
+
+def verify_tool(arguments: Sequence[str] | None = None) -> int:
+    """Main function of the tool that compares two checkpoints."""
+    parser = argparse.ArgumentParser(description="Compare two checkpoints of any layouts, tensor by tensor.")
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    parser.add_argument("--base", type=Path, help="model folder that a trainer's checkpoint belongs to")
+    options = parser.parse_args(arguments)
+    return run_command("verify", lambda: run_verify(options.a, options.b, options.base))
