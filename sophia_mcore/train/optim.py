@@ -52,7 +52,7 @@ def wrap_ddp(chunks: Sequence[MegatronModule], train: Train, *, overlap: bool) -
         DistributedDataParallel(model_config, config, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
-    model_config.finalize_model_grads_func = _finalize_gradients
+    model_config.finalize_model_grads_func = _without_token_count(model_config.finalize_model_grads_func)
     if overlap:
         model_config.no_sync_func = _per_chunk([chunk.no_sync for chunk in wrapped])
         model_config.grad_sync_func = _per_chunk([chunk.start_grad_sync for chunk in wrapped])
@@ -63,8 +63,8 @@ def wrap_ddp(chunks: Sequence[MegatronModule], train: Train, *, overlap: bool) -
 
 def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) -> MegatronOptimizer:
     """AdamW over the trainable parameters: fp32 master weights, no decay on vectors (norms, biases, layer scales)."""
-    if not torch.cuda.is_available():
-        _use_cpu_adam()
+    if mcore_optimizer.USING_PYTORCH_OPTIMIZER:
+        _provide_fused_adam()
     config = OptimizerConfig(
         optimizer="adam",
         lr=train.learning_rate,
@@ -88,8 +88,8 @@ def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_mult"]
 
 
-class CpuAdam(torch.optim.Optimizer):
-    """AdamW for CPU tensors with the interface of FusedAdam, the optimizer of apex and Transformer Engine.
+class Adam(torch.optim.Optimizer):
+    """torch's fused AdamW with the interface of FusedAdam, the optimizer of apex and Transformer Engine.
 
     The step count lives in the parameter group and the state holds exp_avg and exp_avg_sq only. With torch's own
     AdamW the distributed optimizer takes another branch, which saves but cannot load.
@@ -132,7 +132,7 @@ class CpuAdam(torch.optim.Optimizer):
             [self.state[p]["exp_avg"] for p in parameters],
             [self.state[p]["exp_avg_sq"] for p in parameters],
             [],
-            [torch.tensor(float(group["step"] - 1)) for _ in parameters],  # adamw counts the step itself
+            [torch.tensor(float(group["step"] - 1), device=p.device) for p in parameters],  # adamw adds 1
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -144,20 +144,22 @@ class CpuAdam(torch.optim.Optimizer):
         )
 
 
-def _use_cpu_adam() -> None:
-    """Let megatron-core find `CpuAdam` where apex or Transformer Engine would provide FusedAdam."""
-    mcore_optimizer.Adam = CpuAdam
+def _provide_fused_adam() -> None:
+    """Let megatron-core find `Adam` above where neither apex nor Transformer Engine brings a FusedAdam."""
+    mcore_optimizer.Adam = Adam
     mcore_optimizer.USING_PYTORCH_OPTIMIZER = False
-    distrib_optimizer.Adam = CpuAdam
+    distrib_optimizer.Adam = Adam
     distrib_optimizer.HAVE_APEX_OR_TE = True
     distrib_optimizer.USING_APEX_OPTIMIZER = True
 
 
-def _finalize_gradients(
-    model: list[DistributedDataParallel], num_tokens: torch.Tensor | None = None, **kwargs: Any
-) -> None:
-    """Sum gradients over replicas. The schedule's token count is not used: the coefficients hold the denominator."""
-    finalize_model_grads(model, None, **kwargs)
+def _without_token_count(finalize: Callable[..., None] | None) -> Callable[..., None]:
+    """Gradient finalisation that does not divide by the schedule's token count: the loss holds the denominator."""
+
+    def finalize_sums(model: list[DistributedDataParallel], num_tokens: Any = None, **kwargs: Any) -> None:
+        (finalize or finalize_model_grads)(model, None, **kwargs)
+
+    return finalize_sums
 
 
 def _per_chunk(functions: list[Callable[..., Any]]) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_no_secret_leaves_the_machine(config, run):
     parent = _runs(config)["round"]
     assert not [value for value in parent.data.params.values() if "hunter2" in value]
     text = _client(config).download_artifacts(parent.info.run_id, "config.toml")
-    assert "hunter2" not in open(text).read()
+    assert "hunter2" not in Path(text).read_text()
     assert redact('hf_token = "abc"\nname = "x"') == 'hf_token = "***"\nname = "x"'
 
 

@@ -1,0 +1,131 @@
+"""Everything one rank needs for training a round, built from the run folder: model, optimizer, batches, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from sophia_mcore.batch.loader import Loader
+from sophia_mcore.batch.samples import Sample, from_kept, from_mixture, image_digests
+from sophia_mcore.batch.tokenize import load_tokenizer
+from sophia_mcore.config.schema import Config, Mixture
+from sophia_mcore.data.chat import Chat
+from sophia_mcore.data.tiling import ImageSpec
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.prompts import load_prompt
+from sophia_mcore.model import lvlm
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.parallel.backend import Backend
+from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.records import Kept
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.store.shards import read_shard
+from sophia_mcore.train.checkpoint import Checkpoints
+from sophia_mcore.train.checkpoint_folder import list_checkpoints
+from sophia_mcore.train.optim import build_optimizer, wrap_ddp
+from sophia_mcore.weights.load import load_hf
+
+SUPERVISED = "supervised"  # source of the samples of train.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One rank's part of the training of one round."""
+
+    config: Config
+    folder: RoundFolder
+    groups: Groups
+    backend: Backend
+    chunks: list[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+    loader: Loader
+    checkpoints: Checkpoints
+
+    @property
+    def reports(self) -> bool:
+        """Whether this rank speaks for its row of the data-parallel group: it has the losses, once each."""
+        groups = self.groups
+        return groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0
+
+
+def build_job(config: Config, run: RunFolder, round_index: int, groups: Groups, backend: Backend) -> Job:
+    """Read the samples, build the model and fill it with the policy's weights, unless a checkpoint will do that.
+
+    Raises SophiaError or UsageError: nothing to train on, a policy that is missing or damaged, an impossible layout.
+    """
+    folder = run.round(round_index)
+    policy = policy_dir(config, run, round_index)
+    spec = ModelSpec.from_model_dir(policy)
+    loader = _loader(config, run, folder, policy, groups)
+    chunks = lvlm.build(spec, config, groups, backend)
+    if not list_checkpoints(folder.checkpoints):
+        load_hf(chunks, policy, spec, groups)
+    wrapped = wrap_ddp(chunks, config.train, overlap=backend.kind == "cuda")
+    return Job(
+        config=config,
+        folder=folder,
+        groups=groups,
+        backend=backend,
+        chunks=wrapped,
+        optimizer=build_optimizer(wrapped, config.train),
+        loader=loader,
+        checkpoints=Checkpoints(folder.checkpoints, config.train.keep_checkpoints),
+    )
+
+
+def policy_dir(config: Config, run: RunFolder, round_index: int) -> Path:
+    """The model that a round starts from: the last round's export, or the base policy."""
+    return config.models.policy if round_index == 0 else run.round(round_index - 1).model
+
+
+def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader:
+    store = ImageStore(run.images)
+    samples = _samples(config, folder, store)
+    dist.barrier()  # rank 0 has stored the images of the mixtures
+    return Loader(
+        samples,
+        config,
+        Chat.from_model_dir(policy),
+        load_tokenizer(policy),
+        ImageSpec.from_model_dir(policy, config.batch.max_tiles),
+        ImageStore(run.images),
+        groups.data_rank,
+        groups.data_size,
+        load_pixels=groups.is_first_stage,
+    )
+
+
+def _samples(config: Config, folder: RoundFolder, store: ImageStore) -> list[Sample]:
+    long_thinking = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
+    default = config.batch.default_system_prompt
+
+    def supervised(mixture: Mixture) -> list[Sample]:
+        return from_mixture(
+            mixture,
+            _add_images(store),
+            long_thinking=long_thinking,
+            default_system=default,
+            max_image_pixels=config.data.max_image_pixels,
+        )
+
+    if config.train.data is not None:
+        main = supervised(Mixture(path=config.train.data, name=SUPERVISED, share=0.5))
+    else:
+        main = from_kept(_read_kept(folder), long_thinking=long_thinking, default_system=default)
+    return [*main, *(sample for mixture in config.batch.mixtures for sample in supervised(mixture))]
+
+
+def _add_images(store: ImageStore):  # type: ignore[no-untyped-def]
+    return store.add_many if dist.get_rank() == 0 else image_digests
+
+
+def _read_kept(folder: RoundFolder) -> Iterable[Kept]:
+    if not folder.kept_file.is_file():
+        raise SophiaError(f"{folder.kept_file}: no such file; run 'sophia score' first")
+    return read_shard(folder.kept_file, Kept)

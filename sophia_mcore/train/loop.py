@@ -1,0 +1,129 @@
+"""The training of one round from wherever it stands: measure, step, log, save, measure, sum up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.progress import Progress
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.track.metrics import MetricsLog, read_metrics
+from sophia_mcore.train.job import Job
+from sophia_mcore.train.measure import mean_logprob
+from sophia_mcore.train.report import StepReport
+from sophia_mcore.train.step import train_step
+
+PHASE = "train"
+_SHOWN_IDS = 8
+
+
+def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
+    """Train to the end, or until ``stop_asked`` on any rank; returns whether it is finished.
+
+    Resumed from a checkpoint it goes on as if nothing had happened. Raises SophiaError for a loss or gradient that is
+    not finite; the newest checkpoint is then from before it.
+    """
+    total, every = job.loader.steps, job.config.train.save_every_steps
+    start = job.checkpoints.load_newest(job.chunks, job.optimizer)
+    log = _Log(job, start)
+    if start == 0:
+        log.event(0, "logprob_before", mean_logprob(job, _measured(job)))
+    progress.start("train", total, start)
+    saved = start
+    log.mark()
+    for step, batches in enumerate(job.loader.prefetch(start), start):
+        report = train_step(job, batches, step, stop_asked())
+        _check_finite(job, report, step)
+        log.step(step + 1, report)
+        progress.advance()
+        progress.note(f"loss {report.loss:.3f}")
+        if (step + 1) % every == 0 or step + 1 == total or report.stop:
+            job.checkpoints.save(step + 1, job.chunks, job.optimizer)
+            saved = step + 1
+            log.mark()  # saving is not part of a step
+        if report.stop and saved < total:
+            log.stopped(saved)
+            return False
+    log.finish(total, mean_logprob(job, _measured(job)))
+    return True
+
+
+def _measured(job: Job) -> Any:
+    return job.loader.fixed(job.config.train.measure_samples)
+
+
+def _check_finite(job: Job, report: StepReport, step: int) -> None:
+    """Stop every rank when the loss or the gradient is not finite, saying where and for which samples."""
+    if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
+        return
+    bad_gradient = not all(bool(torch.isfinite(b.grad_data).all()) for chunk in job.chunks for b in chunk.buffers)
+    mine = (dist.get_rank(), report.bad_samples, bad_gradient)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    samples = sorted({sample for _, bad, _ in everyone for sample in bad})
+    ranks = [rank for rank, bad, gradient in everyone if bad] or [rank for rank, _, gradient in everyone if gradient]
+    what = "loss" if samples else "gradient"
+    if not samples:
+        samples = job.loader.sample_ids(step)
+    shown = ", ".join(samples[:_SHOWN_IDS]) + (f" and {len(samples) - _SHOWN_IDS} more" * (len(samples) > _SHOWN_IDS))
+    raise SophiaError(
+        f"the {what} of step {step + 1} is not finite (loss {report.loss}, gradient norm {report.gradient_norm}) "
+        f"on rank {', '.join(map(str, ranks))}; samples: {shown}; the last checkpoint is from before"
+    )
+
+
+class _Log:
+    """metrics.jsonl, and summary.json in the end, written by the rank that has the losses; elsewhere nothing."""
+
+    def __init__(self, job: Job, start: int) -> None:
+        self._folder = job.folder.train
+        self._log: MetricsLog | None = None
+        self.mark()
+        if job.reports and job.groups.data_rank == 0:
+            (self._folder / "stopped.json").unlink(missing_ok=True)
+            self._log = MetricsLog(self._folder / "metrics.jsonl")
+            self._log.rewind(start if start > 0 else -1, PHASE)
+
+    def mark(self) -> None:
+        """The next step's time begins now."""
+        self._since = time.perf_counter()
+
+    def event(self, step: int, name: str, value: float) -> None:
+        if self._log is not None:
+            self._log.log(step, PHASE, {name: value})
+
+    def step(self, step: int, report: StepReport) -> None:
+        """``step``: the number of updates done."""
+        before, self._since = self._since, time.perf_counter()
+        if self._log is not None:
+            self._log.log(step, PHASE, report.values(self._since - before))
+
+    def stopped(self, step: int) -> None:
+        if self._log is not None:
+            write_json(self._folder / "stopped.json", {"step": step, "time": round(time.time(), 3)})
+
+    def finish(self, steps: int, logprob_after: float) -> None:
+        """Write the last event once, then the summary, which says that the training is finished."""
+        if self._log is None:
+            return
+        lines = [line for line in read_metrics(self._log.path) if line["phase"] == PHASE]
+        if not any("logprob_after" in line for line in lines):
+            self.event(steps, "logprob_after", logprob_after)
+        losses = [line for line in lines if "loss" in line]
+        before = next((line["logprob_before"] for line in lines if "logprob_before" in line), None)
+        summary = {
+            "steps": steps,
+            "loss_first": losses[0]["loss"] if losses else None,
+            "loss_last": losses[-1]["loss"] if losses else None,
+            "logprob_before": before,
+            "logprob_after": logprob_after,
+            "tokens": sum(line["tokens"] for line in losses),
+            "seconds": round(sum(line["step_seconds"] for line in losses), 3),
+        }
+        write_json(self._folder / "summary.json", summary)

@@ -1,0 +1,71 @@
+"""The frame around the training loop on one rank: backend, process groups, signals, and leaving in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.parallel import backend as backends
+from sophia_mcore.parallel import groups as layouts
+from sophia_mcore.progress import Progress
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.train.job import build_job
+from sophia_mcore.train.loop import train
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def train_round(config: Config, run: RunFolder, round_index: int, progress: Progress) -> bool:
+    """Train one round on this rank; returns False when a signal stopped it (state saved), True when it is finished."""
+    backend = backends.select(int(os.environ.get("LOCAL_RANK", 0)))
+    if backend.kind == "cpu":
+        torch.set_num_threads(threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    with stop_signals() as asked, backend.adapt():
+        _join(config, backend)
+        groups = layouts.initialize(
+            config.parallel, backend, config.train.distributed_timeout_seconds, config.run.seed, gloo_copies=False
+        )
+        try:
+            finished = train(build_job(config, run, round_index, groups, backend), progress, asked)
+            dist.barrier()
+        finally:
+            layouts.shutdown()
+    return finished
+
+
+def threads(config: Config, local_ranks: int) -> int:
+    """Threads of one rank on a CPU: the configured number, or an equal share of the cores."""
+    return config.train.threads_per_process or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """While open, SIGTERM and SIGUSR1 only make the yielded function return True; the loop saves and leaves."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _join(config: Config, backend: backends.Backend) -> None:
+    """torchrun's process group, or a group of this process alone."""
+    timeout = timedelta(seconds=config.train.distributed_timeout_seconds)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(backend.distributed, timeout=timeout)
+    elif not dist.is_initialized():
+        dist.init_process_group(backend.distributed, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -1,0 +1,73 @@
+"""One update: the algorithm on one screen.
+
+    L = 1/D * sum over the tokens of the global batch of  loss(log pi(y_t | y_<t, x, v), weight)
+
+D is the step's one denominator, summed over the data-parallel ranks before any micro batch. Then: forward and
+backward of every micro batch through the pipeline, sum over replicas, clip, AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sophia_mcore.batch.collate import PackedBatch
+from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
+from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
+from sophia_mcore.train.job import Job
+from sophia_mcore.train.optim import learning_rate, set_learning_rate
+from sophia_mcore.train.report import StepReport, counts
+from sophia_mcore.train.schedule import model_inputs, run_schedule
+
+
+def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) -> StepReport:
+    """Update number ``step`` (from 0) on this rank's micro batches; every rank calls it together."""
+    objective, device = job.config.objective, job.backend.device
+    denominator = global_denominator(batches, objective.normalization, job.groups.data, device)
+    bad_samples: list[str] = []
+
+    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+        batch = next(iterator).to(device)
+        tokens = Tokens.of(batch, objective.normalization)
+
+        def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:
+            loss = objective_loss(logprobs, tokens, objective)
+            value = float(loss.sum.detach()) / denominator
+            if not math.isfinite(value):
+                bad_samples.extend(batch.sample_ids)
+            # three values, so that the schedule divides by nothing: the denominator is in the loss already
+            return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
+
+        slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
+        return model(**model_inputs(batch, slopes)), loss_function
+
+    for chunk in job.chunks:
+        chunk.zero_grad_buffer()
+    job.optimizer.zero_grad()
+    reports = run_schedule(job, forward_step, batches)
+
+    own = [sum(value for value, _ in reports), *counts(batches)] if job.reports else [0.0] * 4
+    totals = torch.tensor([*own, float(stop)], dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    loss, tokens, target_tokens, samples, stops = totals.tolist()
+
+    rate = learning_rate(step, job.loader.steps, job.config.train)
+    set_learning_rate(job.optimizer, rate)
+    _, gradient_norm, _ = job.optimizer.step()
+    measures = reduce_metrics([metrics for _, metrics in reports], job.groups.data, device) if job.reports else {}
+    return StepReport(
+        loss=loss,
+        gradient_norm=float(gradient_norm),
+        learning_rate=rate,
+        tokens=int(tokens),
+        target_tokens=int(target_tokens),
+        samples=int(samples),
+        stop=stops > 0,
+        bad_samples=tuple(bad_samples),
+        measures=measures,
+    )

@@ -1,0 +1,100 @@
+"""One rank of the training of a round: ``python -m sophia_mcore.train.worker RUN/config.toml --round 0``.
+
+Started by torchrun on every rank, or plainly for one rank. Started again after it was killed, it goes on from the
+newest checkpoint; after it has finished, it returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sophia_mcore.config import load_config
+from sophia_mcore.errors import run_command
+from sophia_mcore.progress import NoProgress, Progress, worker_progress
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lock import folder_lock
+
+EXIT_STOPPED = 75  # a signal asked for it: the state is saved, run again to go on (EX_TEMPFAIL)
+_PR_SET_PDEATHSIG = 1
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit code: 0 done, 1 failed, 2 bad usage, 75 stopped by a signal with its state saved."""
+    parser = argparse.ArgumentParser(prog="sophia_mcore.train.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path, help="RUN/config.toml")
+    parser.add_argument("--round", type=int, default=0)
+    parser.add_argument("--progress-fd", type=int, help="pipe of the parent process for progress events")
+    options = parser.parse_args(arguments)
+    stopped = False
+
+    def work() -> None:
+        nonlocal stopped
+        stopped = not _train(options.config, options.round, options.progress_fd)
+
+    code = run_command("train", work)
+    return EXIT_STOPPED if code == 0 and stopped else code
+
+
+def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool:
+    """Whether the training is finished (False: stopped by a signal)."""
+    config = load_config(config_file)
+    run = RunFolder(config_file.parent)
+    if (run.round(round_index).train / "summary.json").is_file():
+        return True
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
+    from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
+
+    rank = int(os.environ.get("RANK", 0))
+    progress = _progress(progress_fd) if rank == 0 else NoProgress()
+    with _lock(run.round(round_index).train / "lock", rank):
+        try:
+            return train_round(config, run, round_index, progress)
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _LOST_PEER):
+                raise
+            print(f"rank {rank} stops: another rank is gone", file=sys.stderr, flush=True)  # that one says why
+            raise SystemExit(1) from None
+
+
+@contextmanager
+def _lock(path: Path, rank: int) -> Iterator[None]:
+    if rank != 0:
+        yield
+        return
+    with folder_lock(path):
+        yield
+
+
+def _progress(file_descriptor: int | None) -> Progress:
+    """Progress for rank 0. torchrun closes inherited pipes in its ranks: then it is found in torchrun itself."""
+    if file_descriptor is None:
+        return worker_progress(None)
+    try:
+        os.fstat(file_descriptor)
+    except OSError:
+        try:
+            file_descriptor = os.open(f"/proc/{os.getppid()}/fd/{file_descriptor}", os.O_WRONLY)
+        except OSError:
+            return worker_progress(None)
+    return worker_progress(file_descriptor)
+
+
+def _die_with_parent() -> None:
+    """A rank whose torchrun was killed must not go on writing (Linux only)."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
