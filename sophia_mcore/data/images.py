@@ -13,7 +13,7 @@ from PIL import Image
 from sophia_mcore.errors import SophiaError
 
 # Pillow would run an external program for some others (EPS); these are decoded in this process.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error, MemoryError)
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limit decides; twice as many raise
