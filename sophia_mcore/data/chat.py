@@ -18,7 +18,8 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sophia_mcore.data.tiling import ImageSpec, read_json
+from sophia_mcore.data.files import read_json
+from sophia_mcore.data.tiling import ImageSpec
 from sophia_mcore.errors import SophiaError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"

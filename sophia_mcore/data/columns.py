@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,6 @@ from sophia_mcore.errors import UsageError
 
 # Text that would be read as structure once it stands in a prompt.
 RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
-_IMAGE_TAG = re.compile(r"\s*<image>\s*")
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
 
@@ -152,12 +152,13 @@ def _question(value: Any, problems: list[str]) -> str:
 
 
 def _image_tags_removed(text: str) -> str:
-    """Tags at either end go; inside a sentence they become "(image 1)", so that the sentence still makes sense."""
-    count = text.count("<image>")
-    text = re.sub(r"^(?:\s*<image>)+\s*|(?:\s*<image>)+\s*$", "", text)
-    first = count - text.count("<image>")
-    numbers = iter(range(first + 1, count + 1))
-    return _IMAGE_TAG.sub(lambda _: f" (image {next(numbers)}) ", text).strip()
+    """Tags before or after the text go; tags inside it become "(image 1)", so that the sentence keeps its sense."""
+    for pattern in (r"^(?:\s*<image>)+", r"(?:<image>\s*)+$"):
+        rest = re.sub(pattern, "", text).strip()
+        if "<image>" not in rest:
+            return rest
+    numbers = itertools.count(1)
+    return re.sub("<image>", lambda _: f"(image {next(numbers)})", text).strip()
 
 
 def _answer(value: Any, pattern: re.Pattern[str] | None, problems: list[str]) -> str:

@@ -30,10 +30,16 @@ _KINDS = (
     "image too large",
     "image is empty",
     "image path",
+    "image is an address",
     "no image",
     "no question",
     "no answer",
     "duplicate id",
+    "the question",
+    "the answer",
+    "the options",
+    "the id",
+    "line",
 )
 
 Progress = Callable[[int], None]  # gets the number of rows checked so far

@@ -12,6 +12,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
+from sophia_mcore.data.files import read_json
 from sophia_mcore.errors import SophiaError, UsageError
 
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
@@ -121,6 +122,8 @@ def _files(source: Source, suffixes: tuple[str, ...]) -> list[Path]:
 def _read_datasets(source: Source) -> Iterator[Row]:
     """Images stay the bytes they are: they are never decoded here."""
     folder = Path(source.path) if os.path.isdir(source.path) else None
+    if folder is not None and (_saved_empty(folder) or _saved_empty(folder / source.split)):
+        return
     dataset = _open_dataset(source, folder)
     features = dataset.features or {}
     names = list(features) or list(next(iter(dataset), {}))
@@ -155,6 +158,11 @@ def _library_paths(columns: list[str]) -> Any:
         return value
 
     return lambda raw: raw | {name: read(raw[name]) for name in columns if name in raw}
+
+
+def _saved_empty(folder: Path) -> bool:
+    """Whether `save_to_disk` saved no rows here; `datasets` cannot load that again."""
+    return (read_json(folder / "state.json") or {"_data_files": True}).get("_data_files") == []
 
 
 def _open_dataset(source: Source, folder: Path | None) -> Any:

@@ -6,7 +6,6 @@ Shapes: T tiles, S tile size in pixels, 3 colours.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sophia_mcore.data.files import read_json
 from sophia_mcore.errors import SophiaError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,19 +64,6 @@ class ImageSpec:
         """Number of tiles with the thumbnail, found without touching a pixel."""
         columns, rows = self.grid(width, height)
         return columns * rows + (self.use_thumbnail and columns * rows > 1)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None if there is no file. Raises SophiaError if it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise SophiaError(f"{path} is not a JSON object")
-    return value
 
 
 def _native_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageSpec:

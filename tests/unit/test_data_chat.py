@@ -136,7 +136,9 @@ def test_templates_run_in_a_sandbox(tmp_path: Path) -> None:
     with pytest.raises(SophiaError, match="refused"):
         Chat.from_model_dir(model_dir(tmp_path, attack)).render([Message("user", "x")])
     with pytest.raises(SophiaError, match="only users"):
-        template = "{{ messages[0].content }}{% if messages | length > 1 %}{{ raise_exception('only users') }}{% endif %}"
+        template = (
+            "{{ messages[0].content }}{% if messages | length > 1 %}{{ raise_exception('only users') }}{% endif %}"
+        )
         Chat.from_model_dir(model_dir(tmp_path, template)).render([Message("user", "x"), Message("user", "y")])
 
 

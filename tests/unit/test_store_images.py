@@ -103,7 +103,9 @@ def test_model_digest_of_no_model(tmp_path: Path) -> None:
 
 def test_seeds_are_stable_distinct_and_31_bit() -> None:
     assert seed_for(0, "captions", 0, "ab", 1) == 1931567444  # a change would make old runs unrepeatable
-    seeds = {seed_for(run, "captions", r, digest, k) for run in (0, 1) for r in (0, 1) for digest in "abc" for k in (0, 1)}
+    seeds = {
+        seed_for(run, "captions", r, digest, k) for run in (0, 1) for r in (0, 1) for digest in "abc" for k in (0, 1)
+    }
     assert len(seeds) == 24 and all(0 <= seed < 2**31 for seed in seeds)
     assert seed_for(0, 1) != seed_for(0, "1")
     assert prompt_hash("a") == hashlib.sha256(b"a").hexdigest()
