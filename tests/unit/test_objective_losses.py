@@ -124,9 +124,10 @@ CASES = [
 
 
 @pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(str(value) for value in options.values()))
-def test_value_and_gradient_against_the_formula(options):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_value_and_gradient_against_the_formula(options, seed):
     config = Objective(**options)
-    logprobs, tokens = make()
+    logprobs, tokens = make(seed)
     if config.normalization == "sequence_mean":
         tokens = per_sequence(tokens)
     ours_leaf, slow_leaf = (logprobs.clone().requires_grad_() for _ in range(2))
@@ -224,9 +225,22 @@ def test_diagnostics_are_what_they_say():
     leaf = logprobs.clone().requires_grad_()
     objective_loss(leaf, tokens, config).sum.backward()
     assert numbers["coefficient_norm_negative"] == pytest.approx(float(leaf.grad[learned & (a < 0)].norm()))
+    stored = replace(tokens, kind_T=torch.full_like(tokens.kind_T, STORED))
+    unclipped = finish(objective_loss(logprobs, stored, Objective(name="luffy", behaviour="reference")).metrics)
+    assert unclipped["share_clipped"] == 0.0
     same = finish(objective_loss(logprobs, replace(tokens, behaviour_T=logprobs - 1.0), config).metrics)
     assert same["effective_sample_share_tokens"] == pytest.approx(1.0)
     assert same["ratio_p99"] == pytest.approx(math.e, rel=0.05)
+
+
+@pytest.mark.parametrize("shift", [0.5, -0.5])
+def test_topr_tapers_only_what_became_less_likely(shift):
+    logprobs, tokens = make()
+    tokens = replace(tokens, behaviour_T=logprobs - shift)
+    ours = objective_loss(logprobs, tokens, Objective(name="topr", behaviour="reference")).sum
+    assert float(ours) == pytest.approx(float(slow(logprobs, tokens, Objective(name="topr", behaviour="reference"))))
+    nll = objective_loss(logprobs, tokens, Objective(behaviour="reference")).sum
+    assert (float(ours) == pytest.approx(float(nll))) == (shift > 0)
 
 
 def test_a_mode_that_the_batch_cannot_serve_is_refused():
