@@ -112,10 +112,13 @@ def test_seeds_are_stable_distinct_and_31_bit() -> None:
 
 
 def test_second_holder_of_a_lock_is_told_who_has_it(tmp_path: Path) -> None:
-    with folder_lock(tmp_path / "run" / "lock"):
-        with pytest.raises(SophiaError, match=rf"run is in use by process {os.getpid()} on .* since "):
-            with folder_lock(tmp_path / "run" / "lock"):
-                pass
+    told = rf"run is in use by process {os.getpid()} on .* since "
+    with (
+        folder_lock(tmp_path / "run" / "lock"),
+        pytest.raises(SophiaError, match=told),
+        folder_lock(tmp_path / "run" / "lock"),
+    ):
+        pass
     with folder_lock(tmp_path / "run" / "lock"):
         pass
 
