@@ -41,7 +41,7 @@ _BETWEEN_BOXES = re.compile(r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\
 
 def _boxed(text: str) -> list[str]:
     r"""The last boxed answer; boxes joined by nothing but "and", "or" or commas are one answer."""
-    marks = [m for m in _BOX.finditer(text)][-32:]
+    marks = list(_BOX.finditer(text))[-32:]
     end_of_group: int | None = None
     parts: list[str] = []
     for mark in reversed(marks):
@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
         _CHOICE,
     ),
     Rule("whole", _whole),
-    Rule("conclusion", _pattern(rf"(?:\bis|\bare|=|≈|\\approx|\bequals)\s*(?P<answer>[^\s=≈][^\n=≈]{{0,80}})\s*\Z")),
+    Rule("conclusion", _pattern(r"(?:\bis|\bare|=|≈|\\approx|\bequals)\s*(?P<answer>[^\s=≈][^\n=≈]{0,80})\s*\Z")),
 )
 
 _OPEN, _CLOSE = "<think>", "</think>"

@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from sophia_mcore.records import VerdictName
 from sophia_mcore.score import exact
 from sophia_mcore.score.extract import extract
 from sophia_mcore.score.pool import Outcome, Pool
-from sophia_mcore.score.rules import answer_type as infer_type
+from sophia_mcore.score.rules import Rule, rule_for
 from sophia_mcore.score.types import RULES_VERSION, VERIFIER, Grade, GradeItem
 
 WINDOW = 4096  # items read ahead of the slowest unanswered one
@@ -32,8 +32,10 @@ def verifier_version() -> str:
 @dataclass(slots=True)
 class _Row:
     grade: Grade | None
-    key: tuple[Any, ...] = ()
     base: Grade | None = None  # all but the verdict, while it is awaited
+
+
+Key = tuple[exact.Gold, str]
 
 
 class Grader:
@@ -45,10 +47,10 @@ class Grader:
 
     def __init__(self, config: Score) -> None:
         self._pool = Pool(config.workers, config.timeout_seconds, config.memory_limit_mib)
-        self._cache: dict[tuple[Any, ...], VerdictName] = {}
-        self._waiting: dict[tuple[Any, ...], list[_Row]] = {}
+        self._cache: dict[Key, VerdictName] = {}
+        self._waiting: dict[Key, list[_Row]] = {}
         self._version = verifier_version()
-        self._type_of = lru_cache(maxsize=4096)(infer_type)
+        self._prepare_gold = lru_cache(maxsize=4096)(_prepare_gold)
 
     def __enter__(self) -> Grader:
         return self
@@ -81,37 +83,50 @@ class Grader:
                     self._settle(key, outcome)
 
     def _prepare(self, item: GradeItem) -> _Row:
-        answer_type = self._type_of(item.answer_type, item.answer, item.options)
-        extracted = extract(item.response, answer_type)
-        base = Grade(item.id, "no_answer", extracted or "", answer_type, 0.0, VERIFIER, self._version)
+        started = time.perf_counter()
+        gold = self._prepare_gold(item.answer, item.answer_type, item.options, item.rules, item.tolerance)
+        extracted = extract(item.response, gold.type)
+        base = Grade(item.id, "no_answer", extracted or "", gold.type, 0.0, VERIFIER, self._version)
         if extracted is None:
             return _Row(base)
-        started = time.perf_counter()
-        key = (item.answer, extracted, answer_type, item.options, item.rules)
+        key = (gold, extracted)
         verdict = self._cache.get(key)
         if verdict is None and key not in self._waiting:
-            gold, prediction = exact.clean(item.answer), exact.clean(extracted)
-            decided = exact.decide(gold, prediction, answer_type, item.options)
+            decided = exact.decide(gold, extracted)
             if decided is not None:
                 verdict = "correct" if decided else "wrong"
                 self._remember(key, verdict)
             else:
                 self._waiting[key] = []
-                self._pool.submit(key, {"gold": gold, "prediction": prediction, "type": answer_type})
+                self._pool.submit(key, _task(gold, extracted))
         if verdict is not None:
             return _Row(replace(base, verdict=verdict, seconds=time.perf_counter() - started))
-        row = _Row(None, key, base)
+        row = _Row(None, base)
         self._waiting[key].append(row)
         return row
 
-    def _settle(self, key: tuple[Any, ...], outcome: Outcome) -> None:
+    def _settle(self, key: Key, outcome: Outcome) -> None:
         verdict = _VERDICTS[outcome.kind]
         self._remember(key, verdict)
         for index, row in enumerate(self._waiting.pop(key)):
             assert row.base is not None
             row.grade = replace(row.base, verdict=verdict, seconds=0.0 if index else outcome.seconds)
 
-    def _remember(self, key: tuple[Any, ...], verdict: VerdictName) -> None:
+    def _remember(self, key: Key, verdict: VerdictName) -> None:
         if len(self._cache) >= CACHE_ENTRIES:
             self._cache.clear()
         self._cache[key] = verdict
+
+
+def _prepare_gold(
+    answer: str, answer_type: str, options: tuple[str, ...], benchmark: str, tolerance: float | None
+) -> exact.Gold:
+    rule = rule_for(benchmark)
+    return exact.prepare(answer, answer_type, options, rule if tolerance is None else replace(rule, absolute=tolerance))
+
+
+def _task(gold: exact.Gold, prediction: str) -> dict[str, Any]:
+    rule: Rule = gold.rule
+    return {
+        "gold": gold.raw, "prediction": prediction, "type": gold.type, "options": gold.options, "rule": asdict(rule),
+    }  # fmt: skip

@@ -1,8 +1,8 @@
 """A pool of worker processes that are killed and replaced when a comparison takes too long.
 
-No alarm inside the process is relied on: a C loop ignores it. The deadline counts the worker's CPU time, so that a busy
-machine does not turn slow answers into timeouts; ``WALL_FACTOR`` times as much wall time ends a worker that does not even
-compute. One thread drives everything through ``select``, so it works from any thread.
+No alarm inside the process is relied on: a C loop ignores it. The deadline counts the worker's CPU time, so that a
+busy machine does not turn slow answers into timeouts; ``WALL_FACTOR`` times as much wall time ends a worker that does
+not even compute. One thread drives everything through ``select``, so it works from any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 
-WALL_FACTOR = 8.0
+WALL_FACTOR = 5.0
 PREFETCH = 4  # tasks that wait inside a worker, so that it need not wait for the parent
 MAX_DEATHS = 3  # a task that took this many workers down is an error
 START_SECONDS = 120.0
@@ -246,7 +246,7 @@ class Pool:
             spent = _cpu_seconds(worker.pid) - worker.cpu_mark
             if spent >= self._timeout or elapsed >= WALL_FACTOR * self._timeout:
                 task = worker.tasks.popleft()
-                self._done.append((task.key, Outcome("timeout", elapsed)))
+                self._done.append((task.key, Outcome("timeout", min(spent, elapsed))))
                 self._discard(worker)
 
     def _died(self, worker: _Worker) -> None:

@@ -1,4 +1,4 @@
-"""The tables of rules.toml: names of answer types, and precision by benchmark; and inferring a type."""
+"""The tables of rules.toml: names of answer types, units, and the precision of each benchmark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.score import exact
+TYPES = (
+    "integer", "decimal", "percent", "fraction", "scientific", "quantity", "expression", "equation", "interval",
+    "tuple", "set", "matrix", "several", "choice", "yes_no", "date", "time", "list", "text",
+)  # fmt: skip
+NUMBER_TYPES = frozenset({"integer", "decimal", "percent", "fraction", "scientific"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Precision of comparison; every field is a key of rules.toml (docs/grading.md).
+
+    ``places``: numbers written with a decimal point are equal when they agree after rounding to so many places.
+    ``absolute``, ``relative``: largest difference allowed, for any number. ``gold_places``: the prediction is rounded
+    to as many places as the gold answer has. ``truncate_integers``: decimals of the prediction are cut off when the
+    gold answer is an integer. ``similar_option``: a prediction that names no option takes the most similar one.
+    ``judge``: free text is put before the language-model judge if there is one.
+    """
+
+    places: int | None = 6
+    absolute: float | None = None
+    relative: float | None = None
+    gold_places: bool = False
+    truncate_integers: bool = False
+    similar_option: bool = False
+    judge: bool = True
 
 
 @dataclass(frozen=True)
@@ -17,40 +41,30 @@ class Tables:
     """Contents of rules.toml."""
 
     aliases: dict[str, str]
+    units: dict[str, str]  # spelling -> name in pint
+    benchmarks: dict[str, Rule]
+    default: Rule
 
 
 @cache
 def tables() -> Tables:
     """The shipped tables, read once."""
-    raw: dict[str, Any] = tomllib.loads((Path(__file__).parent / "rules.toml").read_text())
-    return Tables(aliases=raw["aliases"])
+    raw: dict[str, Any] = tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
+    aliases = {name: kind for kind, names in raw["types"].items() for name in [kind, *names]}
+    units = {spelling: unit for unit, spellings in raw["units"].items() for spelling in spellings}
+    benchmarks = {name: Rule(**{**raw["default"], **values}) for name, values in raw["benchmarks"].items()}
+    return Tables(aliases, units, benchmarks, Rule(**raw["default"]))
 
 
-_OPTION_LETTER = re.compile(r"[(\[]?[A-J][)\].]?")
+def rule_for(benchmark: str) -> Rule:
+    """The rule of a benchmark by name (case, spaces and punctuation do not count); the default for any other name."""
+    return tables().benchmarks.get(re.sub(r"[^a-z0-9]", "", benchmark.casefold()), tables().default)
 
 
-def answer_type(given: str, answer: str, options: tuple[str, ...]) -> str:
-    """The type to grade by: a known given name, else inferred from the gold answer and the options.
+def known_type(name: str) -> str:
+    """Our name of an answer type as a data set calls it; "" if it is none that we know.
 
-    >>> answer_type("", "B", ())
+    >>> known_type("multi_choice")
     'choice'
     """
-    known = tables().aliases.get(given.strip().casefold(), "") if given else ""
-    if known and not (known == "choice" and not options and not _OPTION_LETTER.fullmatch(answer.strip())):
-        return known
-    if options and exact.option_index(exact.clean(answer), options) is not None:
-        return "choice"
-    return infer(exact.clean(answer))
-
-
-def infer(gold: str) -> str:
-    """Type of a cleaned gold answer from its form alone."""
-    if _OPTION_LETTER.fullmatch(gold):
-        return "choice"
-    if exact.plain_text(gold) in exact.YES_NO:
-        return "yes_no"
-    if exact.parse_number(gold) is not None:
-        return "number"
-    if exact.is_words(exact.plain_text(gold)):
-        return "text"
-    return "math"
+    return tables().aliases.get(re.sub(r"[ -]+", "_", name.strip().casefold()), "")

@@ -22,7 +22,8 @@ class GradeItem:
     answer: str
     answer_type: str = ""  # "" : inferred from the answer
     options: tuple[str, ...] = ()  # texts of a multiple choice question, in order
-    rules: str = ""  # name of the benchmark whose precision applies (rules.toml); "" : the default rules
+    rules: str = ""  # name of the benchmark whose precision applies (rules.toml); any other: the default rules
+    tolerance: float | None = None  # absolute tolerance of this answer, where the benchmark gives one
 
 
 @dataclass(frozen=True, slots=True)

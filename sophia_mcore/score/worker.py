@@ -1,8 +1,8 @@
 """The processes that compare answers with sympy: one that imports everything once and forks the workers.
 
-Started as ``python -m sophia_mcore.score.worker CONTROL_FD MEMORY_MIB BACKSTOP_SECONDS``. A fresh interpreter is safe to
-start from a program with threads, and forking from a process without threads is safe too and takes milliseconds, so that
-a killed worker is replaced at once. Messages are lines of JSON; nothing is unpickled.
+Started as ``python -m sophia_mcore.score.worker CONTROL_FD MEMORY_MIB BACKSTOP_SECONDS``. A fresh interpreter is safe
+to start from a program with threads, and forking from a process without threads is safe too and takes milliseconds, so
+that a killed worker is replaced at once. Messages are lines of JSON; nothing is unpickled.
 """
 
 from __future__ import annotations

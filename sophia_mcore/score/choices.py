@@ -1,0 +1,88 @@
+"""Answers out of a few: options of multiple choice questions, yes and no."""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from functools import lru_cache
+
+from sophia_mcore.score.normalize import TEXT_COMMAND, plain_text
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(
+    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
+)
+_SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_MATHEMATICS = re.compile(r"\\(?:frac|left|right|,|;|!)|[{}$\s]")
+
+
+@lru_cache(maxsize=4096)
+def _option_texts(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    plain = [plain_text(_without_own_letter(option, index)) for index, option in enumerate(options)]
+    return plain, [_MATHEMATICS.sub("", text) for text in plain]
+
+
+def _without_own_letter(option: str, index: int) -> str:
+    """Some data sets write the letter into the option's text: "(B) 12"."""
+    match = _LETTER_AND_TEXT.fullmatch(option.strip())
+    return match[2] if match and match[1] == LETTERS[index % 26] else option
+
+
+def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -> int | None:
+    """Which option an answer names: by its letter, by letter and text, or by its text alone; None if by none.
+
+    A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
+    option stands for an answer that names none (the rule of MathVista).
+    """
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    letter = _LETTER.fullmatch(answer)
+    if letter:
+        index = LETTERS.index(letter[1].upper())
+        if not options or index < len(options):
+            return index
+    plain, dense = _option_texts(options)
+    text = plain_text(answer)
+    if plain.count(text) == 1:
+        return plain.index(text)
+    both = _LETTER_AND_TEXT.fullmatch(answer)
+    if both:
+        index = LETTERS.index(both[1])
+        if not options or index < len(options):
+            return index
+    squeezed = _MATHEMATICS.sub("", text)
+    if squeezed and dense.count(squeezed) == 1:
+        return dense.index(squeezed)
+    if similar and options and text:
+        scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
+        return scores.index(max(scores))
+    return None
+
+
+def option_letters(answer: str) -> frozenset[str] | None:
+    """The letters of an answer that names several options, such as "A, C"; None if it is not of that form."""
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip().strip("$")
+    if not _SEVERAL_LETTERS.fullmatch(answer):
+        return None
+    return frozenset(re.findall(r"[A-J]", answer))
+
+
+YES_NO = {
+    "yes": True, "true": True, "correct": True, "right": True, "是": True, "对": True, "正确": True, "是的": True,
+    "no": False, "false": False, "incorrect": False, "wrong": False, "否": False, "不是": False, "不": False,
+    "错": False, "错误": False, "不对": False, "不正确": False,
+}  # fmt: skip
+_FIRST_WORD = re.compile(r"(yes|no|true|false|是的|不是)(?=[\s,.;:，。!]|$)")
+
+
+def yes_no(answer: str) -> bool | None:
+    """True, False, or None when the answer is neither.
+
+    >>> yes_no("Yes, it is")
+    True
+    """
+    words = plain_text(answer)
+    if words in YES_NO:
+        return YES_NO[words]
+    first = _FIRST_WORD.match(words)
+    return YES_NO[first[1]] if first else None

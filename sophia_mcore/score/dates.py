@@ -1,0 +1,65 @@
+"""Dates and times of day in their usual forms."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from functools import lru_cache
+
+DATE_FORMATS = (
+    "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%B %d %Y", "%b %d %Y", "%d %B %Y", "%d %b %Y", "%m/%d/%Y",
+    "%B %Y", "%b %Y", "%B %d", "%b %d", "%d %B", "%d %b",
+)  # fmt: skip
+TIME_FORMATS = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I %p")
+_CHINESE = re.compile(r"(?:(\d{4})年)?(\d{1,2})月(?:(\d{1,2})[日号])?")
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
+_MERIDIEM = re.compile(r"(?<=\d)\s*([ap])\.?\s?(?:m\b)?\.*$", re.IGNORECASE)
+_LOOKS = re.compile(r"\d")
+
+
+@lru_cache(maxsize=4096)
+def parse_date(text: str) -> tuple[int | None, int, int | None] | None:
+    """(year, month, day) of a date, parts that are not given being None; None if it is not a date.
+
+    >>> parse_date("March 5th, 2021")
+    (2021, 3, 5)
+    """
+    if len(text) > 40 or not _LOOKS.search(text):
+        return None
+    chinese = _CHINESE.fullmatch(text.replace(" ", ""))
+    if chinese:
+        year, month, day = chinese.groups()
+        return (int(year) if year else None, int(month), int(day) if day else None)
+    plain = " ".join(_ORDINAL.sub("", text).replace(",", " ").replace(" of ", " ").split())
+    for form in DATE_FORMATS:
+        has_year = "%Y" in form
+        try:
+            moment = datetime.strptime(plain if has_year else f"{plain} 2000", form if has_year else f"{form} %Y")
+        except ValueError:
+            continue
+        return (moment.year if has_year else None, moment.month, moment.day if "%d" in form else None)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def parse_time(text: str) -> tuple[int, int, int] | None:
+    """(hour, minute, second) of a time of day; None if it is not one.
+
+    >>> parse_time("3:45 p.m.")
+    (15, 45, 0)
+    """
+    if len(text) > 20 or not _LOOKS.search(text):
+        return None
+    plain = _MERIDIEM.sub(lambda match: f" {match[1].upper()}M", text.strip())
+    for form in TIME_FORMATS:
+        try:
+            moment = datetime.strptime(plain, form)
+        except ValueError:
+            continue
+        return (moment.hour, moment.minute, moment.second)
+    return None
+
+
+def has_meridiem(text: str) -> bool:
+    """Whether a time says am or pm; without it "3:45" may also be a ratio."""
+    return _MERIDIEM.search(text) is not None
