@@ -158,27 +158,29 @@ def tiles(image: Image.Image, spec: ImageSpec) -> np.ndarray:
 
 
 def tiles_uint8(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    """Tiles [T, S, S, 3] uint8 before normalisation."""
+    """Tiles [T, 3, S, S] uint8 before normalisation: a quarter of the memory."""
     size = spec.tile_size
     columns, rows = spec.grid(*image.size)
-    count = columns * rows
-    result = np.empty((spec.tile_count(*image.size), size, size, 3), np.uint8)
-    canvas = np.asarray(image.resize((size * columns, size * rows)))
-    cut = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)
-    result[:count].reshape(rows, columns, size, size, 3)[:] = cut
-    if len(result) > count:
-        result[-1] = np.asarray(image.resize((size, size)))
+    result = np.empty((spec.tile_count(*image.size), 3, size, size), np.uint8)
+    canvas = image.resize((size * columns, size * rows))
+    for colour, plane in enumerate(canvas.split()):
+        cut = np.asarray(plane).reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
+        result[: rows * columns, colour].reshape(rows, columns, size, size)[:] = cut
+    if len(result) > rows * columns:
+        result[-1] = np.asarray(image.resize((size, size))).transpose(2, 0, 1)
     return result
 
 
 def normalise(pixels: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """[T, S, S, 3] uint8 -> [T, 3, S, S] float32, (value / 255 - mean) / std in float32.
+    """[T, 3, S, S] uint8 -> float32, (value / 255 - mean) / std.
 
-    A table of the 256 values of each colour: bit-equal to torchvision's ToTensor and Normalize.
+    Three float32 operations in this order, plane by plane: bit-equal to torchvision's ToTensor and Normalize.
     """
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    result = np.empty((pixels.shape[0], 3, *pixels.shape[1:3]), np.float32)
-    for colour in range(3):
-        table = (levels - np.float32(spec.mean[colour])) / np.float32(spec.std[colour])
-        np.take(table, pixels[..., colour], out=result[:, colour], mode="clip")
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    result = np.empty(pixels.shape, np.float32)
+    for source, target in zip(pixels, result, strict=True):
+        for colour in range(3):
+            plane = np.divide(source[colour], np.float32(255), out=target[colour], dtype=np.float32)
+            plane -= mean[colour]
+            plane /= std[colour]
     return result
