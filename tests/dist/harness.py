@@ -1,102 +1,12 @@
-"""Gloo ranks for tests by forking: the parent imports torch and megatron-core once, four ranks start in a second."""
+"""The fork harness of the distributed tests: megatron-core is imported here, once, for all ranks of all tests."""
 
 from __future__ import annotations
 
-import io
-import multiprocessing
-import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from datetime import timedelta
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any
-
-import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401  (imported once, here, for all ranks)
+import megatron.core.models.gpt.gpt_layer_specs  # noqa: F401
 import torch
-import torch.distributed as dist
 
-from sophia_mcore.config.schema import Parallel
-from sophia_mcore.parallel import backend as backends
-from sophia_mcore.parallel import groups as layouts
+from sophia_mcore.parallel.local import RankError, run, run_layout
 
 torch.set_num_threads(1)
 
-
-class RankError(AssertionError):
-    """A rank failed; the message is its traceback."""
-
-
-def run(work: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = 120.0) -> list[Any]:
-    """Call `work(*args)` on each of `world_size` forked gloo ranks and return what they returned, in rank order.
-
-    Inside, `torch.distributed` is initialised. The first rank that fails ends the others and its traceback is raised.
-    """
-    context = multiprocessing.get_context("fork")
-    sys.stdout.flush()
-    with tempfile.TemporaryDirectory(prefix="gloo-") as folder:
-        ends, processes = [], []
-        for rank in range(world_size):
-            mine, theirs = context.Pipe(duplex=False)
-            arguments = (theirs, Path(folder) / "store", rank, world_size, work, args)
-            process = context.Process(target=_rank, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            ends.append(mine)
-            processes.append(process)
-        try:
-            return _collect(ends, time.monotonic() + timeout_seconds)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-
-
-def run_layout(
-    work: Callable[..., Any], parallel: Parallel, *args: Any, data: int = 1, timeout: float = 120.0
-) -> list[Any]:
-    """`work(groups, backend, *args)` on every rank of a layout, inside the CPU adaptation."""
-    world_size = parallel.tensor * parallel.pipeline * parallel.context * data
-    return run(_with_groups, world_size, work, parallel, args, timeout_seconds=timeout)
-
-
-def _with_groups(work: Callable[..., Any], parallel: Parallel, args: tuple[Any, ...]) -> Any:
-    backend = backends.select(kind="cpu")
-    with backend.adapt():
-        groups = layouts.initialize(parallel, backend, timeout_seconds=60, gloo_copies=False)
-        return work(groups, backend, *args)
-
-
-def _rank(end: Connection, store: Path, rank: int, world_size: int, work: Callable[..., Any], args: Any) -> None:
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
-        )
-        answer = (True, work(*args))
-    except BaseException:
-        answer = (False, f"rank {rank}:\n{traceback.format_exc()}")
-    buffer = io.BytesIO()
-    torch.save(answer, buffer)
-    end.send_bytes(buffer.getvalue())
-
-
-def _collect(ends: list[Connection], deadline: float) -> list[Any]:
-    answers: dict[int, Any] = {}
-    while len(answers) < len(ends):
-        missing = [end for rank, end in enumerate(ends) if rank not in answers]
-        ready = wait(missing, timeout=max(0.0, deadline - time.monotonic()))
-        if not ready:
-            late = [rank for rank in range(len(ends)) if rank not in answers]
-            raise RankError(f"ranks {late} did not answer in time")
-        for end in ready:
-            rank = ends.index(end)  # type: ignore[arg-type]
-            try:
-                done, answers[rank] = torch.load(io.BytesIO(ends[rank].recv_bytes()), weights_only=False)
-            except EOFError:
-                raise RankError(f"rank {rank} died without an answer") from None
-            if not done:
-                raise RankError(answers[rank])
-    return [answers[rank] for rank in range(len(ends))]
+__all__ = ["RankError", "run", "run_layout"]

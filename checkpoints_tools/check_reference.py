@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Recompute a reference file's outputs and gradients with the Megatron model, on gloo ranks, at any layout.
+
+Prints one JSON line {"outputs": {name: relative error}, "gradients": {...}, "max"}; exit code 1 above --tolerance.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from sophia_mcore.config.schema import Parallel
+from sophia_mcore.errors import SophiaError, run_command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_dir", type=Path, help="Hugging Face folder, either layout")
+    parser.add_argument("reference", type=Path, help="safetensors file with the reference's tensors")
+    parser.add_argument("--tp", type=int, default=1, help="tensor parallel size")
+    parser.add_argument("--pp", type=int, default=1, help="pipeline parallel size")
+    parser.add_argument("--cp", type=int, default=1, help="context parallel size")
+    parser.add_argument("--sp", action="store_true", help="sequence parallelism (with --tp above 1)")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest relative error that passes")
+    options = parser.parse_args()
+
+    def work() -> None:
+        from sophia_mcore.train.reference import check
+
+        layout = Parallel(tensor=options.tp, pipeline=options.pp, context=options.cp, sequence_parallel=options.sp)
+        result = check(options.model_dir, options.reference, layout)
+        print(json.dumps(result), flush=True)
+        if not result["max"] <= options.tolerance:
+            raise SophiaError(f"the largest relative error is {result['max']:.3g}, above {options.tolerance:g}")
+
+    return run_command("check_reference", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

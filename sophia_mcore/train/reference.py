@@ -1,0 +1,317 @@
+"""Recompute a reference file's outputs and gradients with the Megatron model on gloo ranks, at any layout, in fp32.
+
+The file's format: tests' fixtures (README, section on numerics): `pixel_values`, `vit.*`, `projector.*`,
+`sample{i}.*` (ids, labels, logits, hidden states), `batch.loss`, `grad.<parameter>` and `gradrows.<parameter>` with the
+original release's parameter names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, Parallel, Run, Source, Train
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.model import lvlm
+from sophia_mcore.model.names import Shard, canonical_parameters
+from sophia_mcore.model.projector import pixel_shuffle
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.parallel.backend import Backend
+from sophia_mcore.parallel.context import ContextCut
+from sophia_mcore.parallel.groups import Groups, check_layout, row_multiple, sequence_multiple
+from sophia_mcore.parallel.local import run_layout
+from sophia_mcore.weights.load import load_hf
+from sophia_mcore.weights.tables import resolve
+
+IGNORE = -100
+Part = tuple[str, Shard, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of a reference: ids and labels [L] (labels unshifted), slots = its image tokens' tiles."""
+
+    input_ids: Tensor
+    labels: Tensor
+    tiles: range
+
+
+def check(model_dir: Path, reference_file: Path, parallel: Parallel) -> dict[str, Any]:
+    """{"outputs": {name: relative error}, "gradients": {...}, "max"} of every tensor that the reference file holds.
+
+    Raises:
+        UsageError: a file is missing or the layout does not fit the model.
+        SophiaError: the reference does not belong to the model.
+    """
+    tensors = read(reference_file)
+    spec = ModelSpec.from_model_dir(model_dir)
+    check_layout(spec, parallel)
+    if spec.image_token_id is None:
+        spec = replace(spec, image_token_id=image_token_of(tensors))
+    answers = run_layout(_compute, parallel, spec, model_dir, tensors, timeout=1200.0)
+    found: dict[str, Tensor] = {}
+    for outputs, _ in answers:
+        found |= outputs
+    gradients = original_names(join_parts([part for _, parts in answers for part in parts]), spec)
+    outputs = {n: relative(found[n], v) for n, v in tensors.items() if n in found}
+    slopes = dict(_gradient_errors(tensors, gradients))
+    if not outputs:
+        raise SophiaError(f"{reference_file}: holds nothing that could be compared")
+    return {"outputs": outputs, "gradients": slopes, "max": max([*outputs.values(), *slopes.values()])}
+
+
+def relative(value: Tensor, wanted: Tensor) -> float:
+    """|value - wanted| / |wanted| (Frobenius norms, in float64); where wanted is 0, |value|."""
+    if value.numel() != wanted.numel():
+        return float("inf")
+    value, wanted = value.double().flatten(), wanted.double().flatten()
+    scale = wanted.norm()
+    return float((value - wanted).norm() / scale) if scale > 0 else float(value.norm())
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Tensors of a reference file."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such file") from None
+    except SafetensorError as error:
+        raise UsageError(f"{file}: not a safetensors file ({error})") from None
+
+
+def image_token_of(tensors: dict[str, Tensor]) -> int:
+    """Id of the image token: the one whose place in `inputs_embeds` holds the first feature of the projector."""
+    first = tensors["projector.output"][0, 0]
+    distance = (tensors["sample0.inputs_embeds"] - first).norm(dim=-1)
+    if distance.min() > 1e-3 * first.norm():
+        raise SophiaError("the reference's first sample has no image token; add a tokenizer to the model folder")
+    return int(tensors["sample0.input_ids"][distance.argmin()])
+
+
+def samples(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[Sample]:
+    """The reference's samples; tiles are used up in the order of the samples."""
+    used = number = 0
+    while (ids := tensors.get(f"sample{number}.input_ids")) is not None:
+        count = int((ids == spec.image_token_id).sum()) // max(spec.tokens_per_tile, 1)
+        yield Sample(ids, tensors[f"sample{number}.labels"], range(used, used + count))
+        used, number = used + count, number + 1
+
+
+def _compute(
+    groups: Groups, backend: Backend, spec: ModelSpec, model_dir: Path, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[Part]]:
+    """One rank: (outputs that this rank holds whole, its parts of the gradients)."""
+    chunks = lvlm.build(spec, _config(groups.parallel), groups, backend)
+    load_hf(chunks, model_dir, spec, groups)
+    (model,) = chunks
+    outputs: dict[str, Tensor] = {}
+    if model.pre_process:
+        outputs |= _image_outputs(model, tensors["pixel_values"])
+    found = list(samples(tensors, spec))
+    for number, sample in enumerate(found):
+        hidden = _sample_outputs(model, sample, tensors["pixel_values"])
+        outputs |= {f"sample{number}.{name}": value for name, value in hidden.items()}
+    loss, parts = _gradients(model, found, tensors["pixel_values"])
+    if loss is not None:
+        outputs["batch.loss"] = loss
+    return outputs, parts
+
+
+def _config(parallel: Parallel) -> Config:
+    """fp32, everything trainable; the other sections are not used."""
+    unused = Path("unused")
+    return Config(
+        run=Run(name="reference", folder=unused),
+        models=Models(policy=unused, reasoner=unused),
+        data=Data(questions=(Source(kind="jsonl", path="unused"),)),
+        parallel=parallel,
+        train=Train(dtype="float32", train_vision_tower=True, train_projector=True),
+        batch=Batch(sequence_length_tokens=row_multiple(parallel)),
+        objective=Objective(),
+    )
+
+
+@torch.no_grad()
+def _image_outputs(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    """Tower and projector; the projector's output through the path that shares the tiles between ranks."""
+    embedded, tower = model.vision.embed(pixel_values), model.vision(pixel_values)
+    return {
+        "vit.hidden_states.0": embedded,
+        "vit.hidden_states.1": model.vision.layers[0](embedded),
+        "vit.last_hidden_state": tower,
+        "projector.input": pixel_shuffle(tower[:, 1:], model.projector.side),
+        "projector.output": model.encode_images(pixel_values),
+    }
+
+
+@torch.no_grad()
+def _sample_outputs(model: Any, sample: Sample, pixel_values: Tensor) -> dict[str, Tensor]:
+    """Logits and hidden states of one unpacked sample, padded on the right to what the layout needs."""
+    length = len(sample.input_ids)
+    padded = _round_up(length, row_multiple(model.groups.parallel))
+    inputs = {
+        "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
+        "pixel_values": pixel_values[sample.tiles.start : sample.tiles.stop],
+        "tile_index": torch.arange(len(sample.tiles)),
+    }
+    seen: dict[str, Tensor] = {}
+    with _watched(model, padded, seen):
+        reports = _run(model, padded, inputs, lambda logits: (logits.sum(), torch.tensor(1), logits), True)
+    if model.post_process:
+        seen["logits"] = reports[0][0]
+    seen = {name: value[:length] for name, value in seen.items()}
+    if model.post_process:
+        logits, labels = seen["logits"][:-1], sample.labels[1:]
+        seen["nll_all"] = nn.functional.cross_entropy(logits, sample.input_ids[1:])
+        seen["nll_labels"] = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+    return seen
+
+
+@contextmanager
+def _watched(model: Any, length: int, seen: dict[str, Tensor]) -> Iterator[None]:
+    """While open, hidden states of whole rows go to `seen` under the reference's names."""
+    cut = ContextCut([0, length], model.groups.context, torch.device("cpu"))
+
+    def keep(name: str, hidden: Tensor) -> None:
+        if model.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=model.tp_group)
+        seen[name] = cut.join(hidden, 0)[:, 0].clone()
+
+    decoder = model.language.decoder
+    hooks = []
+    if model.pre_process:
+        hooks.append(
+            decoder.register_forward_pre_hook(
+                lambda _, args, kwargs: keep("inputs_embeds", kwargs["hidden_states"]), with_kwargs=True
+            )
+        )
+        hooks.append(decoder.layers[0].register_forward_hook(lambda _, args, out: keep("hidden_after_layer0", out[0])))
+    if model.post_process:
+        norm = decoder.final_layernorm
+        hooks.append(norm.register_forward_hook(lambda _, args, out: keep("hidden_final_norm", out)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[Tensor | None, list[Part]]:
+    """Loss (last stage only) and gradients of the token mean over all samples, packed into one row."""
+    parallel = model.groups.parallel
+    multiple = sequence_multiple(parallel)
+    lengths = [_round_up(len(sample.input_ids), multiple) for sample in found]
+    lengths[-1] += _round_up(sum(lengths), row_multiple(parallel)) - sum(lengths)
+    ids, targets = torch.zeros(1, sum(lengths), dtype=torch.long), torch.full((1, sum(lengths)), IGNORE)
+    boundaries = [0, *accumulate(lengths)]
+    for sample, start in zip(found, boundaries, strict=False):
+        size = len(sample.input_ids)
+        ids[0, start : start + size] = sample.input_ids
+        targets[0, start : start + size - 1] = sample.labels[1:]
+    ends = torch.tensor(boundaries, dtype=torch.int32)
+    packed = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
+    )
+    inputs = {
+        "input_ids": ids,
+        "packed_seq_params": packed,
+        "pixel_values": pixel_values,
+        "tile_index": torch.arange(found[-1].tiles.stop),
+        "targets": targets,
+    }
+    tokens = int((targets != IGNORE).sum())
+
+    def loss(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean = -logprobs.sum() / tokens
+        return mean, torch.zeros((), dtype=torch.int), mean.detach().clone()
+
+    # the loss is a mean already: nothing is left for the schedule to divide by
+    model.config.finalize_model_grads_func = lambda model, tokens, **rest: finalize_model_grads(model, None, **rest)
+    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
+    wrapped.zero_grad_buffer()
+    reports = _run(wrapped, ids.shape[1], inputs, loss, False)
+    parts = [(n, shard, p.main_grad) for n, p, shard in canonical_parameters([model], model.spec)]
+    return (reports[0] if reports else None), parts
+
+
+def _run(model: nn.Module, length: int, inputs: dict[str, Any], loss: Callable[..., Any], forward_only: bool) -> Any:
+    """One micro batch through the pipeline; what `loss` reports, on the last stage."""
+
+    def step(_: Any, chunk: nn.Module) -> Any:
+        return chunk(**inputs), loss
+
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=None,
+        model=[model],
+        num_microbatches=1,
+        seq_length=length,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+
+
+def join_parts(parts: list[Part]) -> dict[str, Tensor]:
+    """Global tensors by canonical name from the parts of all ranks (copies: the first); padding rows dropped."""
+    by_name: dict[str, dict[int, tuple[Shard, Tensor]]] = {}
+    for name, shard, value in parts:
+        by_name.setdefault(name, {}).setdefault(shard.rank, (shard, value))
+    joined = {}
+    for name, ranks in by_name.items():
+        shard, value = ranks[0]
+        if shard.axis is not None:
+            blocks = [ranks[rank][1].chunk(shard.blocks, shard.axis) for rank in range(shard.size)]
+            value = torch.cat([rank[block] for block in range(shard.blocks) for rank in blocks], shard.axis)
+        joined[name] = value[: len(value) - shard.padding]
+    return joined
+
+
+def original_names(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    """The same tensors under the original release's names and in its cut (`weights.tables`)."""
+    renamed: dict[str, Tensor] = {}
+    for entry in resolve(spec, "hf-custom"):
+        if entry.name not in tensors:
+            continue
+        if len(entry.sources) == 1:
+            renamed[entry.sources[0].name] = tensors[entry.name]
+            continue
+        places: dict[int, list[Tensor]] = {}
+        for block in entry.op.blocks():
+            places.setdefault(block.source, []).append(tensors[entry.name].narrow(0, block.start, block.length))
+        renamed |= {source.name: torch.cat(places[number]) for number, source in enumerate(entry.sources)}
+    return renamed
+
+
+def _gradient_errors(tensors: dict[str, Tensor], gradients: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+    """Relative errors of `grad.*` (whole tensors) and `gradrows.*` (some rows of the tensor as a matrix)."""
+    for name, wanted in tensors.items():
+        kind, _, parameter = name.partition(".")
+        if kind not in ("grad", "gradrows") or name.endswith(".ids"):
+            continue
+        if parameter not in gradients:
+            raise SophiaError(f"the reference has a gradient of {parameter}, which the model does not have")
+        value = gradients[parameter]
+        if kind == "gradrows":
+            value = value.flatten(1)[tensors[f"{name}.ids"]]
+        yield name, relative(value, wanted)
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
