@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,11 +11,11 @@ from typing import Literal
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.weights import torch_dist
-from sophia_mcore.weights.ops import Rectangle, matrix_shape
+from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
 from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.tables import LLAMA_LIKE, Entry, resolve
-from sophia_mcore.weights.tiles import Tile, Tiled, fold_layers, raise_problems, tiles_of_folder
+from sophia_mcore.weights.tiles import Tile, Tiled, raise_problems, tiles_of_folder
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 
@@ -26,6 +26,13 @@ MEMORY_NAMES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )
+
+
+FUSED_NORMS = (
+    ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
+    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
+)
+NOT_WEIGHTS = ("optimizer.", "random", "rng_state")  # beside the model in a trainer's checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,110 +118,65 @@ def same_bytes(a: Tiled, b: Tiled) -> bool:
     return True
 
 
-# Keys of a Megatron checkpoint
-
-# Megatron names a norm after the linear that Transformer Engine fuses it into, whichever spec wrote the checkpoint.
-FUSED_NORMS = (
-    ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
-    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
-)
-NOT_WEIGHTS = ("optimizer.", "random", "rng_state")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-PADDED = ("language.embedding.word_embeddings.weight", "language.output_layer.weight")
-
-
-def stored_keys(name: str) -> list[tuple[str, int | None]]:
-    """Keys under which a checkpoint may hold one of our tensors: (key, index along a leading layer axis or None)."""
-    names = [name] + [name.replace(f".{ours}", f".{fused}") for ours, fused in FUSED_NORMS if f".{ours}" in name]
-    found: list[tuple[str, int | None]] = [(n, None) for n in names]
-    match = _LAYER.search(name)
-    if match:
-        found += [(_LAYER.sub(".layers.", n, count=1), int(match[1])) for n in names]
-    return found
-
-
 def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
+    """A distributed checkpoint, a trainer's or a converted one, at whatever layout it was written."""
     stored, files = torch_dist.read_checkpoint(folder, lambda key: not key.startswith(NOT_WEIGHTS))
-    tensors: dict[str, Tiled] = {}
-    used: set[str] = set()
-    missing = []
-    for entry in resolve(spec, "hf"):
-        key = next(((k, i) for k, i in stored_keys(entry.name) if k in stored), None)
-        if key is None:
-            missing.append(entry.name)
-            continue
-        used.add(key[0])
-        tensors[entry.name] = _megatron_tensor(entry, stored[key[0]], key[1], folder)
-    _check_layer_counts(stored, tensors, used, folder)
-    unused = [key for key in stored if key not in used]
-    raise_problems(f"{folder} does not fit its configuration", {"missing": missing, "not part of this model": unused})
+    entries = {stored_key(entry.name): entry for entry in resolve(spec, "hf")}
+    problems = {
+        "missing": [entry.name for key, entry in entries.items() if key not in stored],
+        "not part of this model": [key for key in stored if key not in entries],
+        "of another shape": [
+            f"{key} {list(stored[key].shape)}, expected {list(entry.shape)}"
+            for key, entry in entries.items()
+            if key in stored and not _fits(entry, stored[key].shape)
+        ],
+    }
+    raise_problems(f"{folder} does not fit its configuration", problems)
+    tensors = {entry.name: _megatron_tensor(entry, stored[key]) for key, entry in entries.items()}
     return Checkpoint(folder, "megatron", spec, tensors, files)
 
 
-def _megatron_tensor(entry: Entry, stored: torch_dist.DistTensor, layer: int | None, folder: Path) -> Tiled:
-    shape = stored.shape if layer is None else stored.shape[1:]
-    padded = entry.name in PADDED and shape[1:] == entry.shape[1:] and shape[0] >= entry.shape[0]
-    if shape != entry.shape and not padded:
-        raise SophiaError(f"{folder}: {stored.key} has shape {list(shape)}, expected {list(entry.shape)}")
-    rows, columns = matrix_shape(entry.shape)
-    leading = len(entry.shape) - len(_squeezed(entry.shape))
+def stored_key(name: str) -> str:
+    """Key of one of our tensors in a distributed checkpoint.
+
+    Megatron names a norm after the linear that Transformer Engine fuses it into, whichever spec wrote the checkpoint.
+    """
+    for ours, fused in FUSED_NORMS:
+        name = name.replace(f".{ours}", f".{fused}")
+    return name
+
+
+def _fits(entry: Entry, shape: tuple[int, ...]) -> bool:
+    """The vocabulary may be padded at its end, everything else has its own shape."""
+    padded = entry.cut is not None and entry.cut.uneven and shape[1:] == entry.shape[1:] and shape[0] > entry.shape[0]
+    return shape == entry.shape or padded
+
+
+def _megatron_tensor(entry: Entry, stored: torch_dist.DistTensor) -> Tiled:
+    whole = Rectangle(0, matrix_shape(entry.shape)[0], 0, matrix_shape(entry.shape)[1])
     tiles = []
     for chunk in stored.chunks:
-        starts, sizes = list(chunk.starts), list(chunk.shape)
-        if layer is not None:
-            if not starts[0] <= layer < starts[0] + sizes[0]:
-                continue
-            skip, starts, sizes = layer - starts[0], starts[1:], sizes[1:]
-        else:
-            skip = 0
-        tiles.append(_chunk_tile(stored, chunk, starts[leading:], sizes[leading:], skip, _squeezed(entry.shape)))
-    whole = Rectangle(0, rows, 0, columns)
-    kept = [replace(t, rectangle=common) for t in tiles if (common := t.rectangle.intersect(whole)) is not None]
-    tiled = Tiled(
-        entry.name, entry.shape, stored.dtype, tuple(kept), "copy" if len(kept) == 1 else f"{len(kept)} shards"
-    )
+        tile = _chunk_tile(stored, chunk)
+        if (kept := tile.rectangle.intersect(whole)) is not None:  # without the vocabulary's padding, at its end
+            tiles.append(replace(tile, rectangle=kept))
+    tiled = Tiled(entry.name, entry.shape, stored.dtype, tuple(tiles), parts_note(len(tiles)))
     tiled.check_covered()
     return tiled
 
 
-def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = list(shape)
-    while len(sizes) > 1 and sizes[0] == 1:
-        del sizes[0]
-    return tuple(sizes)
+def parts_note(parts: int) -> str:
+    """How a tensor of a distributed checkpoint is stored, for the proof file."""
+    return "copy" if parts == 1 else f"{parts} parts"
 
 
-def _chunk_tile(
-    stored: torch_dist.DistTensor, chunk: torch_dist.Chunk, starts: Sequence[int], sizes: Sequence[int], skip: int,
-    shape: Sequence[int],
-) -> Tile:  # fmt: skip
-    """The tile of a chunk, cut along the first two axes at most; ``skip`` layers precede it in the chunk."""
-    if list(sizes[2:]) != list(shape[2:]):
+def _chunk_tile(stored: torch_dist.DistTensor, chunk: torch_dist.Chunk) -> Tile:
+    """The tile of a chunk, which tensor parallelism cuts along the first two axes at most."""
+    leading = len(stored.shape) - len(squeezed(stored.shape))
+    starts, sizes = chunk.starts[leading:], chunk.shape[leading:]
+    if sizes[2:] != stored.shape[leading + 2 :]:
         raise SophiaError(f"{chunk.path}: {stored.key} is cut along its third axis, which is not supported")
-    rows, columns = matrix_shape(sizes) if len(sizes) > 1 else (sizes[0] if sizes else 1, 1)
-    inner = matrix_shape((1, *sizes[2:]))[0] * _product(sizes[2:])
-    size = DTYPE_BYTES[stored.dtype]
-    column = (starts[1] if len(starts) > 1 else 0) * inner
-    rectangle = Rectangle(starts[0] if starts else 0, rows, column, columns)
+    rows, columns = matrix_shape(sizes) if len(sizes) < 3 else (sizes[0], math.prod(sizes[1:]))
+    row, column = (*starts, 0, 0)[:2]
+    rectangle = Rectangle(row, rows, column * math.prod(sizes[2:]), columns)
     key = f"{stored.key}@{','.join(map(str, chunk.starts))}"
-    return Tile(rectangle, key, chunk.path, chunk.offset + skip * rows * columns * size, columns * size)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    return matrix_shape((1, 1, *sizes))[1] if sizes else 1
-
-
-def _check_layer_counts(
-    stored: Mapping[str, torch_dist.DistTensor], tensors: Mapping[str, Tiled], used: set[str], folder: Path
-) -> None:
-    """Refuse a stack of more layers than the configuration has: the rest would be lost without a word."""
-    layers: dict[str, int] = {}
-    for name in tensors:
-        for key, index in stored_keys(name):
-            if index is not None and key in used:
-                layers[key] = layers.get(key, 0) + 1
-    wrong = [
-        f"{key} ({stored[key].shape[0]} layers, {n} expected)" for key, n in layers.items() if stored[key].shape[0] != n
-    ]
-    if wrong:
-        raise SophiaError(f"{folder} does not fit its configuration: {', '.join(fold_layers(wrong))}")
+    return Tile(rectangle, key, chunk.path, chunk.offset, columns * DTYPE_BYTES[stored.dtype])

@@ -116,12 +116,18 @@ class Rectangle:
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor as a matrix: leading axes of size 1 dropped, the first axis kept, others joined.
+    """Rows and columns of a tensor as a matrix: leading axes of size 1 before a matrix dropped, the first axis kept.
 
     >>> matrix_shape((64, 3, 14, 14)), matrix_shape((1, 17, 8)), matrix_shape((5,)), matrix_shape(())
     ((64, 588), (17, 8), (5, 1), (1, 1))
     """
-    sizes = list(shape)
-    while len(sizes) > 1 and sizes[0] == 1:
-        del sizes[0]
+    sizes = squeezed(shape)
     return (sizes[0] if sizes else 1), math.prod(sizes[1:])
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without the leading axes of size 1 that stand before its last two axes."""
+    leading = 0
+    while len(shape) - leading > 2 and shape[leading] == 1:
+        leading += 1
+    return tuple(shape[leading:])

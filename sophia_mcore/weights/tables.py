@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.weights.ops import Interleave, copy, matrix_shape
 
@@ -55,7 +56,7 @@ class Row:
     name: str
     shape: tuple[Size, ...]
     hf: Join
-    custom: Join
+    custom: Join | None  # None: no model has it there
     cut: Cut | None = None
     when: str = ""  # a symbol that must be non-zero for the tensor to exist
 
@@ -135,11 +136,11 @@ LANGUAGE: tuple[Row, ...] = (
     Row(f"{_L}.self_attention.linear_qkv.bias", ("QKV",),
         join(f"{_HL}.self_attn.q_proj.bias", f"{_HL}.self_attn.k_proj.bias", f"{_HL}.self_attn.v_proj.bias",
              parts=("q", "d", "d"), groups="kv"),
-        one(f"{_HL}.attention.wqkv.bias"), ROWS, when="qkv_bias"),
+        None, ROWS, when="qkv_bias"),
     Row(f"{_L}.self_attention.q_layernorm.weight", ("d",),
-        one(f"{_HL}.self_attn.q_norm.weight"), one(f"{_HL}.attention.q_norm.weight"), when="qk_norm"),
+        one(f"{_HL}.self_attn.q_norm.weight"), None, when="qk_norm"),
     Row(f"{_L}.self_attention.k_layernorm.weight", ("d",),
-        one(f"{_HL}.self_attn.k_norm.weight"), one(f"{_HL}.attention.k_norm.weight"), when="qk_norm"),
+        one(f"{_HL}.self_attn.k_norm.weight"), None, when="qk_norm"),
     Row(f"{_L}.self_attention.linear_proj.weight", ("H", "Q"),
         one(f"{_HL}.self_attn.o_proj.weight"), one(f"{_HL}.attention.wo.weight"), COLUMNS),
     Row(f"{_L}.pre_mlp_layernorm.weight", ("H",),
@@ -196,8 +197,7 @@ def sizes_of(spec: ModelSpec) -> dict[str, int]:
         tower = spec.vision
         sizes |= {
             "C": tower.hidden_size, "3C": 3 * tower.hidden_size, "F": tower.intermediate_size,
-            "patch": tower.patch_size,
-            "channels": tower.num_channels, "positions": tower.patches + 1,
+            "patch": tower.patch_size, "channels": tower.num_channels, "positions": tower.patches + 1,
             "vision_qkv_bias": int(tower.qkv_bias), "vision_qk_norm": int(tower.qk_norm),
             "vision_norm_bias": int(tower.norm_type == "layer_norm"), "G": spec.projector.input_size,
         }  # fmt: skip
@@ -240,10 +240,12 @@ def _layer_blocks(table: tuple[Row, ...]) -> Iterator[list[Row]]:
         yield block
 
 
-def _entry(row: Row, cell: Join, sizes: Mapping[str, int], i: int, prefix: str) -> Entry:
+def _entry(row: Row, cell: Join | None, sizes: Mapping[str, int], i: int, prefix: str) -> Entry:
     def number(size: Size) -> int:
         return size if isinstance(size, int) else sizes[size]
 
+    if cell is None:
+        raise SophiaError(f"{row.name} has no place in this layout")
     shape = tuple(number(s) for s in row.shape)
     names = [prefix + name.format(i=i) for name in cell.names]
     if cell.parts:

@@ -123,7 +123,10 @@ def tiles_of_folder(entries: Sequence[Entry], tensors: Mapping[str, StoredTensor
     def place(name: str) -> tuple[str, Path, int]:
         return tensors[name].name, tensors[name].path, tensors[name].offset
 
-    return {e.name: entry_tiles(e, tensors[e.sources[0].name].dtype, place) for e in entries}
+    found = {e.name: entry_tiles(e, tensors[e.sources[0].name].dtype, place) for e in entries}
+    for tensor in found.values():
+        tensor.check_covered()
+    return found
 
 
 def _shape_note(name: str, found: Iterable[int], expected: Iterable[int]) -> str:

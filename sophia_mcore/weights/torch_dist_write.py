@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.model.spec import ModelSpec
-from sophia_mcore.weights.checkpoint import FUSED_NORMS
+from sophia_mcore.weights.checkpoint import parts_note, stored_key
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES
 from sophia_mcore.weights.tables import Entry, resolve
@@ -77,8 +77,7 @@ def plan_megatron(
             pitch = box.columns * DTYPE_BYTES[dtype]
             tiles.append(Tile(box, f"{key}@{','.join(map(str, starts))}", files[first + rank].path, offset, pitch))
         described[key] = TensorStorageMetadata(TensorProperties(_TORCH[dtype]), torch.Size(entry.shape), chunks)
-        operation = "copy" if len(tiles) == 1 else f"{len(tiles)} parts on axis {entry.cut.axis if entry.cut else 0}"
-        tensors[entry.name] = Tiled(entry.name, entry.shape, dtype, tuple(tiles), operation)
+        tensors[entry.name] = Tiled(entry.name, entry.shape, dtype, tuple(tiles), parts_note(len(tiles)))
     described_bytes = pickle.dumps(Metadata(described, storage_data=places, storage_meta=StorageMeta()))
     small = {
         METADATA_NAME: described_bytes,
@@ -89,13 +88,6 @@ def plan_megatron(
         NewFile(folder / name, len(data), ((0, data),)) for name, data in small.items()
     ]
     return Target("megatron", tuple(new_files), tensors)
-
-
-def stored_key(name: str) -> str:
-    """Key of one of our tensors in a distributed checkpoint."""
-    for ours, fused in FUSED_NORMS:
-        name = name.replace(f".{ours}", f".{fused}")
-    return name
 
 
 def _stages(layers: int, pipeline: int) -> list[int]:
