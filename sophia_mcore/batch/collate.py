@@ -120,6 +120,13 @@ def collate(
     )
 
 
+def split_logprobs(batch: PackedBatch, logprobs: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Log-probs [1, S] of a batch's targets by sample id: what `collate` takes as behaviour_logprobs."""
+    flat, ids = logprobs.detach().float().cpu().reshape(-1), batch.sequence_ids.cpu().reshape(-1)
+    mask = batch.target_mask.cpu().reshape(-1)
+    return {name: flat[mask & (ids == index)].numpy() for index, name in enumerate(batch.sample_ids)}
+
+
 def _padding_boundaries(used: int, length: int, multiple: int) -> list[int]:
     step = aligned(_PADDING_SEQUENCE, multiple)
     return [*range(used + step, length, step), length] if used < length else []

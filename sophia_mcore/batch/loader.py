@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from collections import Counter
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
-from sophia_mcore.batch.samples import Sample, require_some
+from sophia_mcore.batch.samples import FRESH, SUPERVISED, Sample, require_some
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config, Parallel
@@ -28,6 +29,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.images import ImageStore
 
 _CACHED_IMAGES = 64
+_FRESH = "\0fresh"  # no mixture can be called so
 
 
 class Loader:
@@ -52,8 +54,6 @@ class Loader:
         data_parallel_size: int = 1,
         *,
         load_pixels: bool = True,
-        behaviour_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
-        rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self._length = config.batch.sequence_length_tokens
         self._sequence_multiple, row_multiple = multiples(config.parallel)
@@ -66,10 +66,7 @@ class Loader:
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
         self._image_spec, self._image_store = image_spec, image_store
         self._load_pixels = load_pixels
-        self._logprobs: dict[str, Any] = {
-            "behaviour_logprobs": behaviour_logprobs,
-            "rollout_logprobs": rollout_logprobs,
-        }
+        self._logprobs: dict[str, Any] = {}
         self._tiles = lru_cache(maxsize=_CACHED_IMAGES)(self._read_tiles)
         done = tokenize(
             require_some(list(samples), "training"),
@@ -106,6 +103,34 @@ class Loader:
                 if index + 1 < indices.stop:
                     following = pool.submit(self.step, index + 1)
                 yield batches
+
+    def with_logprobs(
+        self,
+        behaviour: Mapping[str, NDArray[np.float32]] | None = None,
+        rollout: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> Loader:
+        """The same loader, whose batches bring log mu (and the sampling engine's log-probs) of their targets.
+
+        Both by sample id, one natural log per response token (`collate.split_logprobs` makes them). Samples of further
+        data need none. Raises SophiaError naming a sample that has none, or one that is not finite.
+        """
+        for kind, given in (("behaviour", behaviour), ("rollout", rollout)):
+            for sample in (sample for stream in self._streams for sample in stream):
+                own = None if given is None else given.get(sample.id)
+                if given is None or sample.kind == SUPERVISED:
+                    continue
+                if own is None:
+                    raise SophiaError(f"no {kind} log-probs for sample {sample.id}")
+                if not np.isfinite(own).all():
+                    raise SophiaError(f"{kind} log-probs of sample {sample.id}: {own[~np.isfinite(own)][0]} among them")
+        other = copy.copy(self)
+        other._logprobs = {"behaviour_logprobs": behaviour, "rollout_logprobs": rollout}
+        return other
+
+    def everything(self) -> Iterator[PackedBatch]:
+        """This rank's rows of all samples, each once; the same number on every rank."""
+        for row in self._rows([sample for stream in self._streams for sample in stream]):
+            yield self._collate(row)
 
     def fixed(self, count: int) -> list[PackedBatch]:
         """This rank's micro batches of the first `count` main samples in a shuffled, fixed order: a measuring set."""
@@ -153,21 +178,29 @@ def multiples(parallel: Parallel) -> tuple[int, int]:
 def _schedule(
     samples: Sequence[TokenizedSample], config: Config, dropped: Counter[str]
 ) -> tuple[Schedule, list[list[TokenizedSample]]]:
-    mixtures = config.batch.mixtures
-    shares = {mixture.name: mixture.share for mixture in mixtures}
-    main = [sample for sample in samples if sample.source not in shares]
-    streams = [main, *([sample for sample in samples if sample.source == name] for name in shares)]
-    names = ["the kept trajectories", *(f"mixture {name}" for name in shares)]
-    for name, stream in zip(names, streams, strict=True):
+    """Streams: the main one, one per mixture, and the policy's own samples if objective.fresh_share asks for them."""
+    shares = {mixture.name: mixture.share for mixture in config.batch.mixtures}
+    names = {name: f"mixture {name}" for name in shares}
+    if config.objective.fresh_share:
+        shares[_FRESH] = config.objective.fresh_share
+        names[_FRESH] = "the policy's own trajectories (objective.fresh_share)"
+    members: dict[str, list[TokenizedSample]] = {"": [], **{name: [] for name in shares}}
+    for sample in samples:
+        fresh = sample.kind == FRESH and _FRESH in shares
+        members[_FRESH if fresh else sample.source if sample.source in shares else ""].append(sample)
+    names[""] = "the trajectories of the store"
+    for key, stream in members.items():
         if not stream:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none given"
-            raise SophiaError(f"no sample to train on in {name} (dropped: {reasons})")
-    all_shares = [1.0 - sum(shares.values()), *shares.values()]
+            raise SophiaError(f"no sample to train on in {names[key]} (dropped: {reasons})")
+    rest = 1.0 - sum(shares.values())
+    if rest <= 0:
+        raise UsageError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
     schedule = Schedule(
-        streams=tuple(Stream(n, len(s), share) for n, s, share in zip(names, streams, all_shares, strict=True)),
+        streams=tuple(Stream(key, len(stream), shares.get(key, rest)) for key, stream in members.items()),
         global_batch=config.train.global_batch_samples,
         seed=config.run.seed,
         epochs=config.train.epochs,
         fixed_steps=config.train.steps,
     )
-    return schedule, streams
+    return schedule, list(members.values())

@@ -45,7 +45,8 @@ class TokenizedSample:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What became of the samples. `dropped` counts reasons: too_long, no_response, special_token_in_text."""
+    """What became of the samples. `dropped` counts reasons: too_long, no_response,
+    special_token_in_text, other_end_token (sampled tokens that end with another token than the policy's)."""
 
     samples: list[TokenizedSample]
     dropped: Counter[str]
@@ -101,6 +102,8 @@ def tokenize(
             result.dropped["no_response"] += 1
         elif any(token in sample.response or token in sample.question for token in special):
             result.dropped["special_token_in_text"] += 1
+        elif sample.response_ids is not None and sample.complete and sample.response_ids[-1] != end:
+            result.dropped["other_end_token"] += 1
         else:
             wanted.append(sample)
     for start in range(0, len(wanted), _CALL):

@@ -141,7 +141,7 @@ def test_dropped_are_counted_and_alignment_holds(tmp_path, world):
 def test_nothing_to_train_on(tmp_path, world):
     with pytest.raises(SophiaError, match="no sample"):
         make_loader(tmp_path, world, samples=[])
-    with pytest.raises(SophiaError, match=r"kept trajectories \(dropped: too_long 20\)"):
+    with pytest.raises(SophiaError, match=r"trajectories of the store \(dropped: too_long 20\)"):
         make_loader(tmp_path, world, batch={"sequence_length_tokens": 32})
     zero = [replace(sample, weight=0.0) for sample in world[1]]
     with pytest.raises(SophiaError, match="weights of all 20 samples are zero"):
