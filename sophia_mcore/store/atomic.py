@@ -66,15 +66,16 @@ def creating(path: Path | str) -> Iterator[BinaryIO]:
 def link_once(existing: Path | str, new: Path | str) -> None:
     """Hard-link ``existing`` as ``new``; of several callers exactly one succeeds, the others get FileExistsError.
 
-    Over NFS the reply to a link that was made may be lost and the repeated request then fails: the link count
-    tells what really happened.
+    Over NFS the reply to a link that was made may be lost and the repeated request then fails: whether both names
+    are one file tells what really happened.
     """
-    before = os.stat(existing).st_nlink
     try:
         os.link(existing, new)
     except FileExistsError:
-        if os.stat(existing).st_nlink <= before:
-            raise
+        with suppress(FileNotFoundError):
+            if os.path.samefile(existing, new):
+                return
+        raise
 
 
 def write_bytes(path: Path | str, value: bytes) -> None:

@@ -10,9 +10,10 @@ claimed as the next attempt, and of several takers one wins the link. Attempt nu
 unit is unfinished: releasing replaces the link by one to a file that says "free". So a unit has one holder at a time,
 and even a holder that was stopped for longer than its lease cannot make a second result: the shard is written once.
 
-Cost: one listing of both folders per queue, then about two operations per claim (link, look whether the shard is
-there meanwhile), one touch per heartbeat. Owners try units in different random orders; after _MISSES links lost in a
-row a queue lists again. Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
+Cost: one listing of both folders per queue, then per unit a look whether its shard is there, the link, another look,
+and an unlink at the end; one touch per heartbeat. Owners try units in different random orders; a miss costs one or two
+operations, and after some misses in a row a queue lists again. 200 owners on 6,000 units: 6 operations per unit.
+Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sophia_mcore.store.owner import Owner
 
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 _FREE = "free"
-_MISSES = 64
+_MISSES = 8  # a listing of n names costs about n / 1000 requests: look again after as many misses, or this many
 _LISTINGS_PER_CLAIM = 3
 
 
@@ -76,14 +77,17 @@ class Claim:
         try:
             shards.write_shard(self._queue.shard(self.unit), records, record_type, metadata)
         except FileExistsError:
+            self._queue.clear(self)
             return False
-        finally:
-            self._queue.close_claim(self)
+        except BaseException:
+            self._queue.free(self)
+            raise
+        self._queue.clear(self)
         return True
 
     def release(self) -> None:
         """Give the unit back unfinished; anybody may claim it at once."""
-        self._queue.close_claim(self)
+        self._queue.free(self)
 
 
 class UnitQueue:
@@ -105,6 +109,7 @@ class UnitQueue:
         self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
         self._misses = 0
+        self._max_misses = max(_MISSES, len(self.units) // 1000)
         self._list_done()
 
     def shard(self, unit: Unit) -> Path:
@@ -136,10 +141,10 @@ class UnitQueue:
         Raises SophiaError when the folder cannot be written or has no hard links.
         """
         for _ in range(_LISTINGS_PER_CLAIM):  # a stale listing of a network filesystem must not make this loop spin
-            if not self._candidates or self._misses >= _MISSES:
+            if not self._candidates or self._misses >= self._max_misses:
                 self._candidates = self._list_candidates()
             self._misses = 0
-            while self._candidates and self._misses < _MISSES:
+            while self._candidates and self._misses < self._max_misses:
                 unit_id, attempt = self._candidates.pop()
                 if self._try(unit_id, attempt):
                     return Claim(self, self.units[unit_id], attempt)
@@ -151,13 +156,15 @@ class UnitQueue:
         os.utime(self._owner_file)
         return os.stat(self._owner_file).st_mtime
 
-    def close_claim(self, claim: Claim) -> None:
-        """End a claim: clear away all attempts at a finished unit, mark an unfinished one as free."""
+    def clear(self, claim: Claim) -> None:
+        """Remove the claims on a finished unit."""
+        for attempt in range(claim.attempt + 1):
+            (self._claims / f"{claim.unit.id}.{attempt}").unlink(missing_ok=True)
+
+    def free(self, claim: Claim) -> None:
+        """Mark an unfinished unit as free for the next attempt."""
         path = self._claims / f"{claim.unit.id}.{claim.attempt}"
-        if self.shard(claim.unit).exists():
-            for attempt in range(claim.attempt + 1):
-                (self._claims / f"{claim.unit.id}.{attempt}").unlink(missing_ok=True)
-        elif path.exists():
+        if path.exists():
             atomic.write_text(path, _FREE)
 
     def close(self) -> None:
@@ -175,6 +182,9 @@ class UnitQueue:
 
     def _try(self, unit_id: str, attempt: int) -> bool:
         path = self._claims / f"{unit_id}.{attempt}"
+        shard = self.shard(self.units[unit_id])
+        if shard.exists():
+            return False
         if attempt and not self._is_dead(self._claims / f"{unit_id}.{attempt - 1}", self.renew()):
             return False  # its owner has given a sign of life since it was listed
         try:
@@ -183,7 +193,7 @@ class UnitQueue:
             return False
         except OSError as error:
             raise atomic.write_failed(path, error) from error
-        if self.shard(self.units[unit_id]).exists():  # finished since it was listed
+        if shard.exists():  # finished between the look and the link
             path.unlink(missing_ok=True)
             return False
         return True
