@@ -11,11 +11,14 @@ import harness
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sophia_mcore.config.schema import Batch, Objective, Parallel, Train
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
+from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.export import export_hf
 from sophia_mcore.weights.load import load_hf
 
@@ -30,12 +33,12 @@ def settings(dtype: str) -> Any:
     return SimpleNamespace(train=Train(dtype=dtype), batch=batch, objective=Objective())
 
 
-def build(groups: Any, backend: Any, model_dir: Path, dtype: str) -> list[Any]:
+def build(groups: Any, backend: Any, model_dir: Path, dtype: str, weights: Path | None = None) -> list[Any]:
     spec = ModelSpec.from_model_dir(model_dir)
     if spec.image_token_id is None:
         object.__setattr__(spec, "image_token_id", spec.language.vocab_size - 7)
     chunks = lvlm.build(spec, settings(dtype), groups, backend)
-    load_hf(chunks, model_dir, spec, groups)
+    load_hf(chunks, weights or model_dir, spec, groups)
     return chunks
 
 
@@ -69,3 +72,54 @@ def test_loading_saving_and_exporting_gives_the_same_bytes(tmp_path: Path, layou
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]), name
+
+
+def parameters(chunks: list[Any], spec: ModelSpec) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p, _ in canonical_parameters(chunks, spec)}
+
+
+def load_both_ways(groups: Any, backend: Any, model: Path, converted: Path, dtype: str) -> None:
+    """A converted checkpoint is read by our slices and by megatron-core's own loader: the same parameters."""
+    from megatron.core import dist_checkpointing
+
+    spec = ModelSpec.from_model_dir(model)
+    wanted = parameters(build(groups, backend, model, dtype), spec)
+    ours = build(groups, backend, model, dtype, weights=converted)
+    assert all(torch.equal(wanted[name], value) for name, value in parameters(ours, spec).items())
+    for _, parameter, _ in canonical_parameters(ours, spec):
+        parameter.data.fill_(0.0)
+    state = {f"model{i}": chunk.sharded_state_dict() for i, chunk in enumerate(ours)}
+    ignore = dist_checkpointing.validation.StrictHandling.IGNORE_ALL  # modules' empty _extra_state is not converted
+    loaded = dist_checkpointing.load(state, str(converted), validate_access_integrity=False, strict=ignore)
+    for i, chunk in enumerate(ours):
+        chunk.load_state_dict(loaded[f"model{i}"], strict=False)
+    found = parameters(ours, spec)
+    assert found.keys() == wanted.keys()
+    different = [name for name, value in wanted.items() if not torch.equal(found[name], value)]
+    assert not different
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_converted_checkpoints_load_at_any_layout(tmp_path: Path, layout: str, ranks: tuple[int, int]) -> None:
+    model = FIXTURES / "internvl3-8b-hf"
+    convert(model, tmp_path / "m", "megatron", tensor=ranks[0], pipeline=ranks[1])
+    harness.run_layout(load_both_ways, LAYOUTS[layout], model, tmp_path / "m", "float32")
+
+
+def refuse(groups: Any, backend: Any, model: Path, damaged: Path) -> str:
+    try:
+        build(groups, backend, model, "bfloat16", weights=damaged)
+    except SophiaError as error:
+        return str(error)
+    return ""
+
+
+def test_loading_a_model_that_lacks_tensors_names_them_on_every_rank(tmp_path: Path) -> None:
+    model = FIXTURES / "internvl3-8b-hf"
+    state = load_file(model / "model.safetensors")
+    del state["language_model.model.layers.1.mlp.up_proj.weight"]
+    tmp_path.joinpath("config.json").write_bytes((model / "config.json").read_bytes())
+    save_file(state, tmp_path / "model.safetensors")
+    messages = harness.run_layout(refuse, Parallel(tensor=2), model, tmp_path)
+    assert all("1 tensors missing: language_model.model.layers.1.mlp.up_proj.weight" in m for m in messages)
