@@ -145,6 +145,22 @@ class Reasoning(Section):
     engine: Engine = VllmEngine()
 
 
+class Judge(Section):
+    """A language model that judges free text where it is not literally the gold answer."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model_name: str
+    api_key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    timeout_seconds: Positive = 120.0
+    max_retries: int = Field(default=5, ge=0)
+    concurrency: PositiveInt = 16
+    max_tokens: PositiveInt = 2048  # room for a judge that thinks first
+    extract: bool = False  # ask it also for the final answer where no rule finds one
+    cache_folder: Path = Path("judge_cache")  # replies by content, shared by runs
+    judge_prompt_file: Path | None = None
+    extract_prompt_file: Path | None = None
+
+
 class Score(Section):
     """Verification of final answers in killable worker processes."""
 
@@ -153,6 +169,7 @@ class Score(Section):
     memory_limit_mib: PositiveInt = 2048
     trajectories_per_unit: PositiveInt = 4096
     max_broken_share: Fraction = 0.05  # more timeouts + errors than this stop the phase
+    judge: Judge | None = None
 
 
 class Reward(Section):
