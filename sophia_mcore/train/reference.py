@@ -63,6 +63,9 @@ def check(model_dir: Path, reference_file: Path, parallel: Parallel) -> dict[str
     tensors = read(reference_file)
     spec = ModelSpec.from_model_dir(model_dir)
     check_layout(spec, parallel)
+    words = tensors["sample0.logits"].shape[-1] if "sample0.logits" in tensors else 0
+    if words != spec.language.vocab_size:
+        raise SophiaError(f"{reference_file}: its logits have {words} words, {model_dir} {spec.language.vocab_size}")
     if spec.image_token_id is None:
         spec = replace(spec, image_token_id=image_token_of(tensors))
     answers = run_layout(_compute, parallel, spec, model_dir, tensors, timeout=1200.0)
