@@ -1,118 +1,304 @@
-"""Finding the final answer in a response.
+r"""Finding the final answer in a response.
 
-``RULES`` is the whole table, tried from top to bottom; within a rule the last match in the text wins. Only what follows
-the last ``</think>`` is searched first; a thought that never ends has no answer.
+``RULES`` is the whole table, tried from top to bottom; within a rule the last match in the text wins. Every rule
+carries examples, which are its tests. What follows the last ``</think>`` is searched first, and the thought only when
+nothing follows it; a thought that never ends has no answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sophia_mcore.score.rules import NUMBER_TYPES
+
 TAIL_CHARACTERS = 20_000  # marker rules look at this much of the end; \boxed{} is searched everywhere
-MAX_PLAIN_CHARACTERS = 200  # a whole response may itself be the answer when it is one line of at most this length
-_LINE = r"[^\n]*"
+BOX_CHARACTERS = 20_000  # a box longer than this is not an answer
+ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
+LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
+MAX_BOXES = 16
+Find = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One way in which answers are announced. ``find`` returns the candidates in the order of the text."""
+    """One way in which answers are announced.
+
+    ``find`` returns the candidates in the order of the text. ``words``: the rule is skipped unless the text holds one
+    of them (lower case). ``types``: the answer types it is meant for; None: all. ``examples``: (response, answer).
+    """
 
     name: str
-    find: Callable[[str], list[str]]
-    types: frozenset[str] | None = None  # answer types it is meant for; None: all
+    find: Find
+    examples: tuple[tuple[str, str], ...]
+    words: tuple[str, ...] = ()
+    types: frozenset[str] | None = None
 
 
-def _balanced(text: str, start: int) -> int:
+# ---- boxes
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"\s*([^\s$.,;{}\\]+)")
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*"
+)
+
+
+def _closing_brace(text: str, start: int) -> int:
     """Index of the brace that closes the one at ``start``, or -1. A backslash escapes the next character."""
     depth = 0
-    for match in _BRACE.finditer(text, start):
+    for match in _BRACE.finditer(text, start, start + BOX_CHARACTERS):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
             return match.start()
     return -1
 
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*")
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\text\{\s*(?:and|or)\s*\})*")
+def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, end, content) of the complete, non-empty boxes, from the last to the first."""
+    end = len(text)
+    for _ in range(MAX_BOXES):
+        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+        if start < 0:
+            return
+        inside = text.find("x", start) + (3 if text.startswith("\\boxed", start) else 1)
+        brace = inside + (len(text[inside : inside + 8]) - len(text[inside : inside + 8].lstrip()))
+        if text[brace : brace + 1] == "{":
+            close = _closing_brace(text, brace)
+            if close > 0 and text[brace + 1 : close].strip():
+                yield start, close + 1, text[brace + 1 : close].strip()
+        else:
+            bare = _UNBRACED.match(text, inside)
+            if bare:
+                yield start, bare.end(), bare[1]
+        end = start
 
 
 def _boxed(text: str) -> list[str]:
-    r"""The last boxed answer; boxes joined by nothing but "and", "or" or commas are one answer."""
-    marks = list(_BOX.finditer(text))[-32:]
-    end_of_group: int | None = None
+    """The last boxed answer; boxes joined by nothing but "and", "or" or commas are one answer."""
     parts: list[str] = []
-    for mark in reversed(marks):
-        if mark.end() < len(text) and text[mark.end()] == "{":
-            close = _balanced(text, mark.end())
-            content, end = (text[mark.end() + 1 : close], close + 1) if close > 0 else ("", len(text))
-        else:
-            token = re.compile(r"[^\s$.,;{}\\]+").match(text, mark.end())
-            content, end = (token.group(), token.end()) if token else ("", mark.end())
-        content = content.strip()
-        if not content:
-            continue
-        if end_of_group is not None and not _BETWEEN_BOXES.fullmatch(text, end, end_of_group):
+    next_start = 0
+    for start, end, content in _boxes(text):
+        if parts and not _BETWEEN_BOXES.fullmatch(text, end, next_start):
             break
         parts.append(content)
-        end_of_group = mark.start()
+        next_start = start
     return [", ".join(reversed(parts))] if parts else []
 
 
-def _pattern(expression: str, flags: int = re.IGNORECASE) -> Callable[[str], list[str]]:
+# ---- announcements
+
+_SAY = r"(?:\s*(?:is|are|was|would be|should be|must be|will be)\b\s*:?|\s*[:：=])"
+_STAR = r"[*_`\"']*"
+_REST = r"(?P<answer>\S[^\n]*)"
+
+
+def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
     compiled = re.compile(expression, flags)
-    return lambda text: [m.group("answer") for m in compiled.finditer(text, max(0, len(text) - TAIL_CHARACTERS))]
+    return lambda text: [match["answer"] for match in compiled.finditer(text, max(0, len(text) - TAIL_CHARACTERS))]
 
 
-def _whole(text: str) -> list[str]:
-    text = text.strip()
-    return [text] if "\n" not in text and len(text) <= MAX_PLAIN_CHARACTERS else []
+def _tagged(text: str) -> list[str]:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end)
+    return [text[start + len("<answer>") : end]] if 0 <= start < end else []
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
+_SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
+_YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
+
+
+def _short(text: str) -> list[str]:
+    """A response of one line that is an answer rather than a sentence."""
+    line = text.strip()
+    if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    return [line] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
+
+
+_CONCLUSION = re.compile(r"(?:\b(?:is|are|equals|gives|get|was)\b|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$")
+
+
+def _conclusion(text: str) -> list[str]:
+    found = _CONCLUSION.search(_last_line(text)[-LINE_CHARACTERS:])
+    return [found["answer"]] if found else []
+
+
+_NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?![\w])")
+
+
+def _only_number(text: str) -> list[str]:
+    line = _last_line(text)
+    numbers = _NUMBER.findall(line) if len(line) <= 2 * LINE_CHARACTERS else []
+    return [numbers[0].rstrip(",")] if len(numbers) == 1 else []
+
+
+def _line(text: str) -> list[str]:
+    line = text.strip()
+    return [line] if "\n" not in line and len(line) <= LINE_CHARACTERS else []
 
 
 _CHOICE = frozenset({"choice"})
-_IS = r"\s*(?:is|are|:|=|：|would be|should be)?\s*:?\s*"
+_LETTER = r"(?P<answer>[(（\[]?[A-J][)）\]]?)(?![A-Za-z'’])"
 RULES: tuple[Rule, ...] = (
-    Rule("boxed", _boxed),
-    Rule("tag", _pattern(r"<answer>(?P<answer>.*?)</answer>", re.IGNORECASE | re.DOTALL)),
-    Rule("hashes", _pattern(rf"^####[ \t]*(?P<answer>\S{_LINE})", re.MULTILINE)),
-    Rule("final answer", _pattern(rf"\**\bfinal answer\b\**{_IS}\**[ \t]*:?\**\s*(?P<answer>\S{_LINE})")),
+    Rule(
+        "boxed",
+        _boxed,
+        (
+            (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+            (r"first \boxed{3}, no, \boxed{4}", "4"),
+            (r"\boxed{3} was a mistake; it is \boxed{4}", "4"),
+            (r"$x = \boxed{1}$ or $\boxed{2}$", "1, 2"),
+            (r"\boxed 7", "7"),
+            (r"\fbox{B}", "B"),
+            (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        ),
+        ("\\boxed", "\\fbox"),
+    ),
+    Rule(
+        "tag",
+        _tagged,
+        (("I think so.\n<answer> 12 </answer>", "12"),),
+        ("<answer>",),
+    ),
+    Rule(
+        "hashes",
+        _pattern(r"^####[ \t]*(?P<answer>\S[^\n]*)", re.MULTILINE),
+        (("6*7=42\n#### 42", "42"),),
+        ("####",),
+    ),
+    Rule(
+        "JSON",
+        _pattern(r"[\"'](?:short |final[_ ])?answer[\"']\s*:\s*[\"']?(?P<answer>[^\"'\n}]+)"),
+        (('{"solution": "2+3", "short answer": "5"}', "5"),),
+        ("answer",),
+    ),
+    Rule(
+        "final answer",
+        _pattern(rf"\bfinal answer\b(?:\s+to\b[^\n:：]{{1,80}}?)?{_STAR}(?:{_SAY}|\s*\n){_STAR}\s*{_STAR}{_REST}"),
+        (
+            ("**Final answer**\n\n12", "12"),
+            ("**Final Answer:** $x=3$.", "x=3"),
+            ("The final answer is 7.", "7"),
+            ("**Final Answer**\nThe final answer is 42.", "42"),
+        ),
+        ("final answer",),
+    ),
     Rule(
         "Chinese",
         _pattern(
-            rf"(?:最终)?(?:答案|结果)(?:选项)?\**(?:是|为|应为|应该是|选)?\**\s*[:：]?\**\s*(?P<answer>\S{_LINE})"
+            r"(?:最终|正确)?(?:答案|结果)(?:选项)?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。][^\n。]*)"
         ),
+        (
+            ("所以答案是 12。", "12"),
+            ("**最终答案**：$\\frac{1}{2}$", r"\frac{1}{2}"),
+            ("故答案为：B。", "B"),
+            ("正确答案是C", "C"),
+            ("答案：是", "是"),
+        ),
+        ("答案", "结果"),
     ),
     Rule(
-        "Chinese choice", _pattern(r"(?:故选|应选|选择|选项?)\s*[:：]?\s*(?P<answer>[（(]?[A-J][)）]?)(?![A-Za-z])", 0)
+        "Chinese choice",
+        _pattern(rf"(?:故选|应选|因此选|所以选|选择|选项?)\s*[:：]?\s*{_LETTER}", 0),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C")),
+        ("选",),
     ),
     Rule(
         "answer is",
-        _pattern(
-            rf"\banswer(?:\s+to\s+[^\n:]{{1,80}})?\**\s+(?:is|are|would be|should be)\b\s*:?\**\s*(?P<answer>\S{_LINE})"
+        _pattern(rf"\banswer\b(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        (
+            ("Hence the answer is 5 because 2+3=5.", "5"),
+            ("The answer to the question is: **blue**.", "blue"),
+            ("Answer: (B) 12 cm", "(B) 12 cm"),
+            ("**Answer:** 3/4", "3/4"),
+            ("**Answer**: $5$", "5"),
+            ("The correct answer is $5$, which is odd.", "5"),
+            ("Answer:\n12", "12"),
         ),
+        ("answer",),
     ),
-    Rule("answer:", _pattern(rf"\b(?:answer|solution|result)s?\s*\**\s*[:：=]\s*\**\s*(?P<answer>\S{_LINE})")),
     Rule(
         "option is",
+        _pattern(rf"\b(?:correct|right|best)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        (("So the correct option is C.", "C"), ("The best choice is **(B)**", "(B)")),
+        ("correct", "right", "best"),
+    ),
+    Rule(
+        "is correct",
         _pattern(
-            rf"\b(?:correct|right|best)\s+(?:option|choice|one)\**\s+(?:is|would be)\s*:?\**\s*(?P<answer>\S{_LINE})"
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
+            0,
+        ),
+        (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),
+        (" is ",),
+        _CHOICE,
+    ),
+    Rule(
+        "letter",
+        _pattern(
+            r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
+            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*\s]|$)",
+            re.MULTILINE,
+        ),
+        (("I would choose (A).", "(A)"), ("Thinking about it...\n**D**", "D"), ("Both fit.\nB. 12", "B")),
+        (),
+        _CHOICE,
+    ),
+    Rule("short", _short, (("42", "42"), ("x = 5", "x = 5"), ("Yes, it is larger", "Yes, it is larger"))),
+    Rule(
+        "conclusion",
+        _conclusion,
+        (
+            ("The sum of both numbers is 7.", "7"),
+            ("We add them.\n3 + 4 = 7", "7"),
+            ("So we get $x=\\frac12$.", r"\frac12"),
         ),
     ),
     Rule(
-        "option letter",
-        _pattern(
-            r"(?:\b(?:option|choice|choose|select|pick)\s+\**|^\**)(?P<answer>[(\[]?[A-J](?=[)\].:,\s*]|$)[)\]]?)",
-            re.MULTILINE,
-        ),
-        _CHOICE,
+        "only number",
+        _only_number,
+        (("We count them one by one.\nHe has 7 apples left.", "7"),),
+        (),
+        NUMBER_TYPES,
     ),
-    Rule("whole", _whole),
-    Rule("conclusion", _pattern(r"(?:\bis|\bare|=|≈|\\approx|\bequals)\s*(?P<answer>[^\s=≈][^\n=≈]{0,80})\s*\Z")),
+    Rule("line", _line, (("The cat sat on the mat", "The cat sat on the mat"),)),
 )
+_AGAIN = tuple(rule for rule in RULES if rule.name in ("final answer", "answer is"))
+
+# ---- tidying
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_WRAP = re.compile(
+    r"^(?:\*\*|__|`|\$\$?|\\\(|\\\[|[\"'“‘「])(?P<inner>.+?)(?:\*\*|__|`|\$\$?|\\\)|\\\]|[\"'”’」])$", re.DOTALL
+)
+_CLAUSE = re.compile(
+    r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as we|which|where we|so that|given that)\b|[，。；]).*$",
+    re.DOTALL,
+)
+
+
+def tidy(answer: str) -> str:
+    """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
+    answer = _CLAUSE.sub("", answer.strip()[:ANSWER_CHARACTERS]) if len(answer) > 1 else answer
+    for _ in range(6):
+        before = answer
+        answer = answer.strip().rstrip("。")
+        if answer.endswith(".") and not answer.endswith(".."):
+            answer = answer[:-1]
+        answer = answer.strip("*") if answer.count("**") % 2 else answer
+        answer = answer.strip("$") if answer.count("$") % 2 and "\\$" not in answer else answer
+        wrapped = _WRAP.match(answer)
+        if wrapped and "$" not in wrapped["inner"]:
+            answer = wrapped["inner"]
+        if answer == before:
+            break
+    return answer.strip()
 
 
 def _parts(text: str) -> list[str]:
@@ -124,44 +310,43 @@ def _parts(text: str) -> list[str]:
     return [after, thought] if mark else [after]
 
 
-_WRAP = re.compile(
-    r"^(?:\*\*|__|`|\$\$?|\\\(|\\\[|[\"'“‘「])(?P<inner>.+?)(?:\*\*|__|`|\$\$?|\\\)|\\\]|[\"'”’」])$", re.DOTALL
-)
+def _apply(rule: Rule, text: str, lower: str) -> str:
+    if rule.words and not any(word in lower for word in rule.words):
+        return ""
+    for candidate in reversed(rule.find(text)):
+        answer = candidate if rule.name == "boxed" else tidy(candidate)
+        if answer:
+            return answer
+    return ""
 
 
-def tidy(answer: str) -> str:
-    """An announced answer without the sentence around it: outer emphasis, quotes, math signs and the final stop go."""
-    answer = answer.strip()
-    for _ in range(6):
-        before = answer
-        answer = answer.strip().rstrip("。")
-        if answer.endswith(".") and not answer.endswith(".."):
-            answer = answer[:-1]
-        answer = answer.removesuffix("**") if answer.count("**") % 2 else answer
-        wrapped = _WRAP.match(answer)
-        if wrapped and "$" not in wrapped.group("inner"):
-            answer = wrapped.group("inner")
-        if answer == before:
+def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
+    """(final answer, name of the rule that found it), or None; see ``extract``."""
+    for part in _parts(text):
+        boxed = _apply(RULES[0], part, part)
+        if boxed:
+            return boxed, RULES[0].name
+        lower = part[-TAIL_CHARACTERS:].lower()
+        for rule in RULES[1:]:
+            if rule.types is not None and answer_type not in rule.types:
+                continue
+            answer = _apply(rule, part, lower)
+            if answer:
+                for inner in _AGAIN:  # "**Final answer** The answer is 5"
+                    answer = _apply(inner, answer, answer.lower()) or answer
+                return answer, rule.name
+        if part.strip():
             break
-    return answer.strip()
+    return None
 
 
 def extract(text: str, answer_type: str = "") -> str | None:
     r"""The final answer of a response as text, or None.
 
-    ``answer_type`` is a canonical type or "" and only switches on the rules that are meant for one type.
+    ``answer_type`` (one of ``rules.TYPES`` or "") switches on the rules that are meant for one type.
 
     >>> extract(r"<think>1+1</think>The answer is \boxed{2}.")
     '2'
     """
-    for part in _parts(text):
-        for rule in RULES:
-            if rule.types is not None and answer_type not in rule.types:
-                continue
-            for candidate in reversed(rule.find(part)):
-                answer = tidy(candidate)
-                if answer:
-                    return answer
-        if part.strip():
-            break
-    return None
+    found = find_answer(text, answer_type)
+    return found[0] if found else None

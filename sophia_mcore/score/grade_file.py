@@ -1,161 +1,298 @@
-"""`sophia grade IN.jsonl OUT.jsonl`: grades lines, streaming and resumable."""
+"""`sophia grade IN.jsonl OUT.jsonl`: grades lines, streaming, resumable and on several cores.
+
+The input is cut into units of lines, which any number of processes may share (``OUT.jsonl.parts``); the finished file
+appears at once. Results of another verifier version are kept beside it and compared.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Score
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import UsageError
 from sophia_mcore.progress import NoProgress, Progress
-from sophia_mcore.score.grade import Grader, verifier_version
-from sophia_mcore.score.types import VERIFIER, Grade, GradeItem
+from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.parallel import helpers
+from sophia_mcore.score.phase import shown_by
+from sophia_mcore.score.rescore import VerdictChanges, free_name
+from sophia_mcore.score.types import Grade, GradeItem
+from sophia_mcore.store import atomic
+from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.units import Unit, UnitQueue, run_units
+
+LINES_PER_UNIT = 2_000
+BYTES_PER_UNIT = 32 << 20
+PARALLEL_FROM = 20_000  # lines; below this one process is faster than starting others
+CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
+_ADDED = ("verdict", "extracted", "answer_type", "seconds", "verifier", "verifier_version")
+_NAMES = ("correct", "wrong", "no_answer", "timeout", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradedLine:
+    """A line of the output, with what the summary needs of it."""
+
+    text: str
+    answer_type: str
+    verdict: str
 
 
 @dataclass
 class GradeSummary:
-    """Counts of a graded file, by verdict and by (type, verdict). ``str`` gives a small table."""
+    """Counts of a graded file, by (type, verdict), and the changes from an earlier version. ``str`` is a table."""
 
-    verdicts: Counter[str] = field(default_factory=Counter)
     by_type: Counter[tuple[str, str]] = field(default_factory=Counter)
+    changes: VerdictChanges | None = None
 
-    def add(self, answer_type: str, verdict: str) -> None:
-        """Count one verdict."""
-        self.verdicts[verdict] += 1
-        self.by_type[answer_type, verdict] += 1
+    @property
+    def verdicts(self) -> Counter[str]:
+        """Counts by verdict."""
+        counts: Counter[str] = Counter()
+        for (_, verdict), count in self.by_type.items():
+            counts[verdict] += count
+        return counts
 
     def __str__(self) -> str:
-        names = ("correct", "wrong", "no_answer", "timeout", "error")
-        types = sorted({answer_type for answer_type, _ in self.by_type})
-        rows: list[tuple[str, ...]] = [("type", *names, "all")]
-        for kind in types:
-            counts = [self.by_type[kind, name] for name in names]
+        rows: list[tuple[str, ...]] = [("type", *_NAMES, "all")]
+        for kind in sorted({kind for kind, _ in self.by_type}):
+            counts = [self.by_type[kind, name] for name in _NAMES]
             rows.append((kind, *map(str, counts), str(sum(counts))))
-        rows.append(("all", *(str(self.verdicts[name]) for name in names), str(self.verdicts.total())))
+        totals = self.verdicts
+        rows.append(("all", *(str(totals[name]) for name in _NAMES), str(totals.total())))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*lines, str(self.changes)] if self.changes else lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where a unit's lines lie in the input."""
+
+    start: int
+    end: int
+    first_line: int
 
 
 def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress | None = None) -> GradeSummary:
-    """Grade every line ``{"id", "response", "answer"[, "type", "options", "benchmark"]}`` of ``in_path``.
+    """Grade every line ``{"id", "response", "answer"[, "type", "options", "benchmark", "tolerance", "question"]}``.
 
-    ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "answer_type", "seconds", "verifier"
-    and "verifier_version". While it works the lines grow in ``<out_path>.partial``, which a second run continues;
-    the finished file appears at once. Raises UsageError naming the first bad line.
+    ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "seconds", "answer_type", "verifier"
+    and "verifier_version". Finished units of an interrupted run are not graded again. An existing output of another
+    verifier version is kept as ``OUT.<version>.jsonl``, and the summary shows what changed.
+    Raises UsageError naming the first bad line.
     """
-    progress = progress or NoProgress()
-    total = _check(in_path)
-    partial = out_path.with_name(out_path.name + ".partial")
-    summary = GradeSummary()
+    _check_head(in_path)
+    units, pieces = _plan(in_path, config)
+    lines = sum(len(unit.items) for unit in units)
+    processes = min(config.workers, len(units)) if lines >= PARALLEL_FROM else 1
+    job = {"kind": "file", "config": config.model_dump_json(), "in": str(in_path), "out": str(out_path)}
+    with helpers(processes - 1, job):
+        one = config if processes == 1 else config.model_copy(update={"workers": 1})
+        grade_lines(in_path, out_path, one, progress or NoProgress(), plan=(units, pieces))
+    return _finish(out_path, units)
+
+
+def grade_lines(
+    in_path: Path,
+    out_path: Path,
+    config: Score,
+    progress: Progress,
+    *,
+    plan: tuple[list[Unit], dict[str, _Piece]] | None = None,
+    wait: bool = True,
+) -> None:
+    """Grade the units that are not done, together with any other process that does; ``wait``: until all are."""
+    units, pieces = plan or _plan(in_path, config)
+    parts = _parts(out_path)
+    with Grader(config) as grader:
+
+        def work(unit: Unit, report: Callable[[int], None]) -> list[GradedLine]:
+            return _grade_piece(grader, in_path, pieces[unit.id], report)
+
+        _drop_other_parts(parts, {unit.id for unit in units})
+        run_units(UnitQueue(parts, units, owner="grade"), GradedLine, work, shown_by(progress, "grade"), wait=wait)
+
+
+def _parts(out_path: Path) -> Path:
+    return out_path.with_name(out_path.name + ".parts")
+
+
+def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
+    """Parts of another input or another version are of no use."""
+    if any(path.stem not in unit_ids for path in parts.glob("*.parquet")):
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _plan(path: Path, config: Score) -> tuple[list[Unit], dict[str, _Piece]]:
+    """Units of consecutive lines. Their ids hold a hash of the bytes and of the verifier's version and settings."""
+    with Grader(config) as grader:
+        salt = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}".encode()
+    units: list[Unit] = []
+    pieces: dict[str, _Piece] = {}
     try:
-        done = _resume(in_path, partial, summary)
-        progress.start("grade", total, done)
-        with Grader(config) as grader, open(partial, "a", encoding="utf-8") as out:
-            source = _rows(in_path, done)
-            rows: list[dict[str, Any]] = []
-
-            def items() -> Iterator[GradeItem]:
-                for row in source:
-                    rows.append(row)
-                    yield _item(row)
-
-            for grade in grader.grade_many(items()):
-                row = rows.pop(0)
-                out.write(json.dumps(_merged(row, grade), ensure_ascii=False) + "\n")
-                summary.add(grade.answer_type, grade.verdict)
-                progress.advance()
-        partial.replace(out_path)
+        with open(path, "rb") as file:
+            start = position = 0
+            first = number = 1
+            digest = hashlib.sha256(salt)
+            for line in file:
+                digest.update(line)
+                position += len(line)
+                number += 1
+                if number - first >= LINES_PER_UNIT or position - start >= BYTES_PER_UNIT:
+                    _add(units, pieces, digest.hexdigest(), _Piece(start, position, first), number)
+                    start, first, digest = position, number, hashlib.sha256(salt)
+            if position > start:
+                _add(units, pieces, digest.hexdigest(), _Piece(start, position, first), number)
     except OSError as error:
-        raise SophiaError(f"cannot write {out_path}: {error.strerror}") from error
-    return summary
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    return units, pieces
 
 
-def _merged(row: dict[str, Any], grade: Grade) -> dict[str, Any]:
-    return {
-        **row,
-        "verdict": grade.verdict,
-        "extracted": grade.extracted,
-        "answer_type": grade.answer_type,
-        "seconds": round(grade.seconds, 6),
-        "verifier": grade.verifier,
-        "verifier_version": grade.verifier_version,
-    }
+def _add(units: list[Unit], pieces: dict[str, _Piece], digest: str, piece: _Piece, next_line: int) -> None:
+    unit = Unit(f"{len(units):06d}-{digest[:16]}", tuple(str(n) for n in range(piece.first_line, next_line)))
+    units.append(unit)
+    pieces[unit.id] = piece
+
+
+def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[int], None]) -> list[GradedLine]:
+    with open(path, "rb") as file:
+        file.seek(piece.start)
+        lines = file.read(piece.end - piece.start).split(b"\n")
+    sources: list[tuple[str, dict[str, Any]]] = []
+
+    def items() -> Iterator[GradeItem]:
+        for number, line in enumerate(lines, start=piece.first_line):
+            if line.strip():
+                row = _checked(path, number, line)
+                sources.append((line.decode().rstrip(), row))
+                yield _item(row)
+
+    graded = []
+    for index, grade in enumerate(grader.grade_many(items())):
+        text, row = sources[index]
+        graded.append(GradedLine(text=_merged(text, row, grade), answer_type=grade.answer_type, verdict=grade.verdict))
+        if index % 200 == 199:
+            report(index + 1)
+    return graded
+
+
+def _merged(text: str, row: dict[str, Any], grade: Grade) -> str:
+    added = dict(zip(_ADDED, (grade.verdict, grade.extracted, grade.answer_type, round(grade.seconds, 6),
+                              grade.verifier, grade.verifier_version), strict=True))  # fmt: skip
+    if any(name in row for name in _ADDED):
+        return json.dumps({**row, **added})
+    return f"{text[:-1].rstrip()}, {json.dumps(added)[1:]}"
 
 
 def _item(row: dict[str, Any]) -> GradeItem:
     return GradeItem(
-        str(row["id"]), row["response"], row["answer"], row.get("type") or "", tuple(row.get("options") or ()),
-        row.get("benchmark") or "",
-    )  # fmt: skip
+        id=str(row["id"]),
+        response=row["response"],
+        answer=row["answer"],
+        answer_type=row.get("type") or "",
+        options=tuple(row.get("options") or ()),
+        rules=row.get("benchmark") or "",
+        tolerance=row.get("tolerance"),
+        question=row.get("question") or "",
+    )
 
 
-def _rows(path: Path, skip: int) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
-        filled = (line for line in lines if line.strip())
-        for line in islice(filled, skip, None):
-            yield json.loads(line)
+# ---- checks
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "response": (str,), "answer": (str,), "type": (str, type(None)), "benchmark": (str, type(None)),
+    "question": (str, type(None)), "tolerance": (int, float, type(None)), "options": (list, type(None)),
+}  # fmt: skip
 
 
-def _check(path: Path) -> int:
-    """Number of lines; every line is checked before any work."""
+def _check_head(path: Path) -> None:
     try:
-        with open(path, encoding="utf-8") as lines:
-            count = 0
+        with open(path, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                _check_line(path, number, line)
-                count += 1
-            return count
+                if number > CHECKED_LINES:
+                    return
+                if line.strip():
+                    _checked(path, number, line)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _check_line(path: Path, number: int, line: str) -> None:
+def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """A line as a dictionary with what grading needs. Raises UsageError saying what is wrong and where."""
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise UsageError(f"{where} is not a JSON object")
     for key in ("id", "response", "answer"):
         if key not in row:
             raise UsageError(f'{where} has no "{key}"')
-    for key in ("response", "answer"):
-        if not isinstance(row[key], str):
-            raise UsageError(f'{where}: "{key}" is not a string')
+    for key, kinds in _FIELDS.items():
+        if key in row and not isinstance(row[key], kinds):
+            raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {kinds[0].__name__}')
+    if not all(isinstance(option, str) for option in row.get("options") or ()):
+        raise UsageError(f'{where}: "options" holds something that is not a string')
+    return row
 
 
-def _resume(in_path: Path, partial: Path, summary: GradeSummary) -> int:
-    """Number of lines that an earlier run graded with this verifier; whatever follows them in the file is cut off."""
-    if not partial.exists():
-        return 0
-    done, good_bytes = 0, 0
-    with open(partial, "rb") as lines:
-        for row, line in zip(_rows(in_path, 0), lines, strict=False):
-            graded = _graded(line)
-            if not line.endswith(b"\n") or {key: graded.get(key) for key in row} != row:
-                break
-            if (graded.get("verifier"), graded.get("verifier_version")) != (VERIFIER, verifier_version()):
-                break
-            summary.add(graded["answer_type"], graded["verdict"])
-            done, good_bytes = done + 1, good_bytes + len(line)
-    with open(partial, "r+b") as file:
-        file.truncate(good_bytes)
-    return done
+# ---- the output
 
 
-def _graded(line: bytes) -> dict[str, Any]:
+def _finish(out_path: Path, units: list[Unit]) -> GradeSummary:
+    """Join the parts into the output file, compare it with an older one, and remove the parts."""
+    summary = GradeSummary()
+    parts = _parts(out_path)
+    temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "w", encoding="utf-8") as out:
+            for unit in units:
+                for line in read_shard(parts / f"{unit.id}.parquet", GradedLine):
+                    out.write(line.text + "\n")
+                    summary.by_type[line.answer_type, line.verdict] += 1
+            out.flush()
+            os.fsync(out.fileno())
+        summary.changes = _compare_and_keep(out_path, temporary)
+        temporary.replace(out_path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise atomic.write_failed(out_path, error) from error
+    shutil.rmtree(parts, ignore_errors=True)
+    return summary
+
+
+def _compare_and_keep(old_path: Path, new_path: Path) -> VerdictChanges | None:
+    """The changes if ``old_path`` is the output of another version, which is then kept under that version's name."""
+    if not old_path.is_file():
+        return None
+    changes: VerdictChanges | None = None
+    with open(old_path, "rb") as old_lines, open(new_path, "rb") as new_lines:
+        for old_line, new_line in zip(old_lines, new_lines, strict=False):
+            old, new = _loaded(old_line), json.loads(new_line)
+            if old.get("id") != new["id"] or "verifier_version" not in old:
+                continue
+            if changes is None:
+                if old["verifier_version"] == new["verifier_version"]:
+                    return None
+                changes = VerdictChanges(old["verifier_version"], new["verifier_version"])
+            changes.add(str(new["id"]), str(old.get("verdict")), new["verdict"])
+    if changes is not None:
+        old_path.replace(free_name(old_path, changes.old_version))
+    return changes
+
+
+def _loaded(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
         value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return value if isinstance(value, dict) else {}
+    return {}

@@ -34,7 +34,7 @@ TEXT_COMMAND = re.compile(
 )
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
-_TRAILING_DEGREE = re.compile(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})$")
+_TRAILING_DEGREE = re.compile(r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+$")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 

@@ -20,6 +20,8 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.parallel import helpers
+from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
 from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.atomic import write_json
@@ -28,28 +30,92 @@ from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
+PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than starting others
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
 
 
 def score_round(config: Config, run_folder: RunFolder | Path, round: int, progress: Progress) -> dict[str, Any]:
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
 
-    Finished units are not graded again. Raises SophiaError when there are no trajectories, when more than
+    Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
+    ``verdict_changes.json``. Raises SophiaError when there are no trajectories, when more than
     ``score.max_broken_share`` of the verdicts are timeouts or errors, or when nothing is kept (with the reasons).
     """
     run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
     folder = run.round(round)
-    questions = {q.id: q for q in read_shard(run.questions_file, Question)}
-    shards = {path.name: path for path in shard_files(folder.trajectories)}
-    if not shards:
-        raise SophiaError(f"no trajectories in {folder.trajectories}: run `sophia generate` first")
-    units = plan_units(list(shards.values()), config.score.trajectories_per_unit)
-    queue = UnitQueue(folder.verdicts, units, owner="score")
-    _grade(config, queue, shards, questions, progress)
-    verdicts = {v.trajectory_id: v for unit in units for v in read_shard(queue.shard(unit), Verdict)}
+    units, shards = _units(config, folder)
+    rows = sum(read_metadata(path)["rows"] for path in shards.values())
+    processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
+    job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
+    with helpers(processes - 1, job):
+        grade_round(config, run.path, round, progress, workers=1 if processes > 1 else config.score.workers)
+    verdicts = {
+        v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)
+    }
     counts: Counter[str] = Counter(v.verdict for v in verdicts.values())
     _stop_if_broken(counts, config.score.max_broken_share)
-    return _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
+    questions = {q.id: q for q in read_shard(run.questions_file, Question)}
+    summary = _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
+    _report_changes(folder, verdicts, progress)
+    return summary
+
+
+def grade_round(config: Config, run_path: Path, round: int, progress: Progress, workers: int) -> None:
+    """Make the verdicts of all units of a round that are not done, together with any other process that does."""
+    run = RunFolder(run_path)
+    folder = run.round(round)
+    questions = {q.id: q for q in read_shard(run.questions_file, Question)}
+    units, shards = _units(config, folder)
+    tally: Counter[str] = Counter()
+    with Grader(config.score.model_copy(update={"workers": workers})) as grader:
+        set_aside(folder.verdicts, grader.version, [unit.id for unit in units])
+
+        def work(unit: Unit, report: Callable[[int], None]) -> list[Verdict]:
+            verdicts: list[Verdict] = []
+            for number, name in enumerate(unit.items, start=1):
+                verdicts += grade_shard(grader, shards[name], questions)
+                report(number)
+            tally.update(v.verdict for v in verdicts)
+            if tally.total() >= MIN_VERDICTS_TO_STOP:
+                _stop_if_broken(tally, config.score.max_broken_share)
+            return verdicts
+
+        queue = UnitQueue(folder.verdicts, units, owner="score")
+        run_units(queue, Verdict, work, shown_by(progress, "verdicts"), metadata={"verifier_version": grader.version})
+
+
+def shown_by(progress: Progress, task: str) -> Callable[[int, int], None]:
+    """The callback of ``run_units`` that moves a progress bar."""
+    shown: int | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None:
+            progress.start(task, total, done)
+            shown = done
+        elif done > shown:
+            progress.advance(done - shown)
+            shown = done
+
+    return show
+
+
+def _units(config: Config, folder: RoundFolder) -> tuple[list[Unit], dict[str, Path]]:
+    shards = {path.name: path for path in shard_files(folder.trajectories)} if folder.trajectories.is_dir() else {}
+    if not shards:
+        raise SophiaError(f"no trajectories in {folder.trajectories}: run `sophia generate` first")
+    return plan_units(list(shards.values()), config.score.trajectories_per_unit), shards
+
+
+def _report_changes(folder: RoundFolder, verdicts: dict[str, Verdict], progress: Progress) -> None:
+    """If an earlier verifier version's verdicts were kept aside: what changed, to a file and to the user."""
+    archive = newest_archive(folder.verdicts)
+    if archive is None:
+        return
+    versions = {v.verifier_version for v in verdicts.values()}
+    changes = compare_folders(archive, folder.verdicts, archive.name.partition(".")[2], ", ".join(sorted(versions)))
+    write_json(folder.path / "verdict_changes.json", changes.as_json())
+    progress.note(str(changes))
 
 
 def plan_units(shards: Sequence[Path], trajectories_per_unit: int) -> list[Unit]:
@@ -75,35 +141,6 @@ def plan_units(shards: Sequence[Path], trajectories_per_unit: int) -> list[Unit]
     ]
 
 
-def _grade(
-    config: Config, queue: UnitQueue, shards: dict[str, Path], questions: dict[str, Question], progress: Progress
-) -> None:
-    tally: Counter[str] = Counter()
-    shown = 0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        if total and not shown:
-            progress.start("verdicts", total, done)
-            shown = max(done, 1)
-        progress.advance(max(0, done - shown))
-        shown = max(shown, done)
-
-    with Grader(config.score) as grader:
-
-        def work(unit: Unit, report: Callable[[int], None]) -> list[Verdict]:
-            verdicts: list[Verdict] = []
-            for number, name in enumerate(unit.items, start=1):
-                verdicts += grade_shard(grader, shards[name], questions)
-                report(number)
-            tally.update(v.verdict for v in verdicts)
-            if tally.total() >= MIN_VERDICTS_TO_STOP:
-                _stop_if_broken(tally, config.score.max_broken_share)
-            return verdicts
-
-        run_units(queue, Verdict, work, show)
-
-
 _COLUMNS = ("id", "question_id", "caption_id", "text", "finish_reason")
 
 
@@ -121,7 +158,15 @@ def grade_shard(grader: Grader, path: Path, questions: dict[str, Question]) -> l
     def item(index: int) -> GradeItem:
         question = questions[question_ids[index]]
         text = "" if reasons[index] == "length" else texts[index]
-        return GradeItem(ids[index], text, question.answer, question.answer_type, question.options, question.source)
+        return GradeItem(
+            ids[index],
+            text,
+            question.answer,
+            question.answer_type,
+            question.options,
+            rules=question.source,
+            question=question.question,
+        )
 
     return [
         Verdict(

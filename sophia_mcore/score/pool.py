@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.score.parallel import module_environment
 
 WALL_FACTOR = 5.0
 PREFETCH = 4  # tasks that wait inside a worker, so that it need not wait for the parent
@@ -130,14 +131,12 @@ class Pool:
 
     def _start_starter(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "sophia_mcore.score.worker", str(theirs.fileno())]
         command += [str(self._memory), str(2.0 * self._timeout + 1.0)]
         self._starter = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path},
+            env=module_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from sophia_mcore.score.algebra import evaluate
-from sophia_mcore.score.normalize import split_top, without_degree
+from sophia_mcore.score.normalize import MAX_DEPTH, depth, split_top, without_degree
 from sophia_mcore.score.numbers import parse_number
 
 MAX_PAIRS = 4096  # comparisons of parts with parts; more are not tried one by one
@@ -51,7 +51,11 @@ def infinity(text: str) -> int | None:
 
 @lru_cache(maxsize=1 << 15)
 def parse_structure(text: str) -> Structure | None:
-    """The form of a cleaned answer; None if its brackets do not match or it is described rather than listed."""
+    """The form of a cleaned answer; None if its brackets do not match, are too many, or the answer is not listed."""
+    return _parse(text) if depth(text) <= MAX_DEPTH else None
+
+
+def _parse(text: str) -> Structure | None:
     if parse_number(text) is not None or text.isalnum():
         return Structure("atom", text)
     if "\\in" in text:
@@ -75,7 +79,7 @@ def parse_structure(text: str) -> Structure | None:
 def _of_parts(kind: str, text: str, parts: list[str], brackets: str = "") -> Structure | None:
     if not all(parts):
         return None
-    parsed = [parse_structure(without_degree(part)) for part in parts]
+    parsed = [_parse(without_degree(part)) for part in parts]
     if any(part is None for part in parsed):
         return None
     return Structure(kind, text, tuple(part for part in parsed if part is not None), brackets)
@@ -94,7 +98,7 @@ def _single(text: str) -> Structure | None:
         if parts is None:
             return None
         if len(parts) == 1 and _CLOSES[first] == last:
-            inner = parse_structure(parts[0])
+            inner = _parse(parts[0])
             return Structure("atom", text) if first == "(" and inner is not None and inner.kind == "atom" else inner
         if len(parts) == 2:  # infinity is never included
             first = "(" if infinity(parts[0]) else first

@@ -24,6 +24,7 @@ class GradeItem:
     options: tuple[str, ...] = ()  # texts of a multiple choice question, in order
     rules: str = ""  # name of the benchmark whose precision applies (rules.toml); any other: the default rules
     tolerance: float | None = None  # absolute tolerance of this answer, where the benchmark gives one
+    question: str = ""  # only the judge looks at it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""A language model as judge of free-form answers, through any OpenAI-compatible endpoint.
+
+Greedy, cached by content in files that any number of processes may share, retried by the client, and parsed strictly:
+a judgement that is not of the demanded form is an error, never a verdict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Judge as JudgeConfig
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import VerdictName
+from sophia_mcore.store.atomic import write_json
+
+RESPONSE_CHARACTERS = 4_000  # the end of a response that is shown for extraction
+_VERDICT = re.compile(r"verdict\s*:\s*[*_]*(correct|wrong)[*_]*\.?", re.IGNORECASE)
+_ANSWER = re.compile(r"answer\s*:\s*(?P<answer>\S.*)", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{(question|answer|response)\}")
+
+
+def parse_verdict(reply: str) -> VerdictName:
+    """The verdict of a reply whose last line is "Verdict: CORRECT" or "Verdict: WRONG"; any other reply is "error"."""
+    match = _VERDICT.fullmatch(_last_line(reply).strip("*` "))
+    if match is None:
+        return "error"
+    return "correct" if match[1].lower() == "correct" else "wrong"
+
+
+def parse_extraction(reply: str) -> str | None:
+    """The answer of a reply whose last line is "Answer: ..."; "" for NONE; None for any other reply."""
+    match = _ANSWER.fullmatch(_last_line(reply).strip("*` "))
+    if match is None:
+        return None
+    answer = match["answer"].strip()
+    return "" if answer.upper().strip(".") == "NONE" else answer
+
+
+def _last_line(reply: str) -> str:
+    """Last line of a reply without its thinking."""
+    return reply.rpartition("</think>")[2].strip().rpartition("\n")[2].strip()
+
+
+class Judge:
+    """Asks the endpoint in background threads. Raises SophiaError without the client library, UsageError for a prompt
+    file that cannot be used."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise SophiaError("score.judge needs the `openai` package in this environment") from error
+        self._config = config
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=os.environ.get(config.api_key_variable) or "none",  # many local servers want none
+            timeout=config.timeout_seconds,
+            max_retries=config.max_retries,
+        )
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
+        self._judge_prompt = _template("judge", config.judge_prompt_file)
+        self._extract_prompt = _template("extract_answer", config.extract_prompt_file)
+
+    @property
+    def version(self) -> str:
+        """Model and prompts, for the verifier's version."""
+        prompts = hashlib.sha256((self._judge_prompt + "\0" + self._extract_prompt).encode()).hexdigest()[:8]
+        return f"judge-{self._config.model_name}-{prompts}"
+
+    def close(self) -> None:
+        """Drop what has not been asked yet and end the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+    def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
+        """Whether ``given`` means the same as ``answer``; "error" if the endpoint fails or its reply is malformed."""
+        values = {"question": question, "answer": answer, "response": given}
+        return self._threads.submit(self._ask, _fill(self._judge_prompt, values), parse_verdict, "error")
+
+    def extraction(self, question: str, response: str) -> Future[str | None]:
+        """The final answer that ``response`` commits to, "" if none, None if the endpoint fails."""
+        values = {"question": question, "response": response[-RESPONSE_CHARACTERS:], "answer": ""}
+        return self._threads.submit(self._ask, _fill(self._extract_prompt, values), parse_extraction, None)
+
+    def _ask(self, prompt: str, parse: Callable[[str], Any], failure: Any) -> Any:
+        """The parsed reply to a prompt. Only replies that could be parsed are cached."""
+        import openai
+
+        path = self._cache_path(prompt)
+        try:
+            reply = json.loads(path.read_text(encoding="utf-8"))["reply"]
+            return parse(reply)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # not asked yet, or a damaged entry: ask again
+        try:
+            completion = self._client.chat.completions.create(
+                model=self._config.model_name,
+                messages=[{"role": "user", "content": prompt}],
+                temperature=0.0,
+                max_tokens=self._config.max_tokens,
+                seed=0,
+            )
+            reply = completion.choices[0].message.content or ""
+        except (openai.OpenAIError, IndexError, AttributeError):
+            return failure
+        parsed = parse(reply)
+        if parsed != failure:
+            write_json(path, {"model": self._config.model_name, "prompt": prompt, "reply": reply})
+        return parsed
+
+    def _cache_path(self, prompt: str) -> Path:
+        key = hashlib.sha256(f"{self._config.base_url}\n{self._config.model_name}\n{prompt}".encode()).hexdigest()
+        return self._config.cache_folder / key[:2] / f"{key}.json"
+
+
+def _template(name: str, override: Path | None) -> str:
+    path = override or Path(__file__).parent / "prompts" / f"{name}.txt"
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the {name} prompt cannot be read ({error})") from None
+    if "{response}" not in text:
+        raise UsageError(f"{path}: the {name} prompt lacks {{response}}")
+    return text
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Values in place of the placeholders; braces in the values are data."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
