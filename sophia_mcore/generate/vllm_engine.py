@@ -18,6 +18,7 @@ from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.store.lineage import model_digest
 
 _CHATTY = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.block_pool")  # a line per image or per unit, saying nothing
+_CPU_BATCH_TOKENS = 8192
 _CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a trainer
 
 
@@ -69,10 +70,20 @@ def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[
         arguments["kv_cache_memory_bytes"] = cache_mib << 20
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_fraction
+    if on_cpu:
+        # A prompt cut into chunks needs random generators that can be set back, which the CPU's cannot.
+        length = config.max_model_length_tokens or _longest_position(model_dir)
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, length)
     if renderer.image_spec is not None:
         arguments["limit_mm_per_prompt"] = {"video": 0}
         arguments["mm_processor_kwargs"] = {"max_patches": renderer.image_spec.max_tiles}
     return arguments
+
+
+def _longest_position(model_dir: Path) -> int:
+    config = read_json(model_dir / "config.json")
+    return int(config.get("text_config", config).get("max_position_embeddings", 0))
 
 
 class VllmEngine:
