@@ -88,6 +88,14 @@ def test_fixture_directories_use_the_original_template(name: str) -> None:
     assert chat.tokens_per_tile == 4
 
 
+def test_built_in_templates_differ_in_the_newline_after_a_turn() -> None:
+    assert Chat.built_in("internvl2_5", 1).render(CONVERSATION) == RENDERED
+    assert Chat.built_in("Hermes-2", 1).render(CONVERSATION) == RENDERED.replace("<|im_end|>\n", "<|im_end|>")
+    empty = [Message("system", ""), Message("user", "Hi")]
+    expected = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert Chat.built_in("internvl2_5", 1).render(empty, False) == expected
+
+
 @pytest.mark.parametrize("template", [CHATML, NATIVE, LISTS_ONLY])
 def test_templates_for_strings_and_for_lists(tmp_path: Path, template: str) -> None:
     chat = Chat.from_model_dir(model_dir(tmp_path, template, native_config()))

@@ -47,6 +47,24 @@ def test_grids_equal_the_original() -> None:
         assert own.tile_count(*entry["size"]) == entry["n_tiles"], entry
 
 
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((633, 634), (1, 1)), ((634, 634), (2, 2)), ((1, 2), (1, 2)), ((3, 1), (3, 1)), ((10, 1000), (1, 12))],
+)
+def test_known_grids_and_ties(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Of two grids of one ratio the larger is taken once the image has more than half its pixels."""
+    assert spec().grid(*size) == grid
+
+
+def test_tiles_are_crops_of_the_bicubic_canvas_row_by_row() -> None:
+    image = noise(230, 160)
+    canvas = image.resize((3 * 56, 2 * 56), Image.Resampling.BICUBIC)
+    boxes = [(56 * x, 56 * y, 56 * x + 56, 56 * y + 56) for y in range(2) for x in range(3)]
+    expected = [canvas.crop(box) for box in boxes] + [image.resize((56, 56), Image.Resampling.BICUBIC)]
+    found = tiles_uint8(image, spec(56, max_tiles=6))
+    assert [tile.transpose(1, 2, 0).tobytes() for tile in found] == [tile.tobytes() for tile in expected]
+
+
 @needs_fixtures
 def test_pixels_equal_the_original_bit_for_bit() -> None:
     from safetensors.numpy import load_file

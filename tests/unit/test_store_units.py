@@ -18,7 +18,7 @@ import pytest
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Question
-from sophia_mcore.store import shards
+from sophia_mcore.store import atomic, shards
 from sophia_mcore.store.owner import Owner
 from sophia_mcore.store.units import Unit, UnitQueue, run_units, units_of
 
@@ -150,6 +150,21 @@ def test_a_stalled_holder_does_not_make_a_second_result(tmp_path: Path) -> None:
     before = (tmp_path / f"{UNITS[0].id}.parquet").stat().st_ino
     assert late.finish(records_of(late.unit), Question) is False
     assert (tmp_path / f"{UNITS[0].id}.parquet").stat().st_ino == before
+
+
+def test_a_unit_finished_while_it_is_being_claimed_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = atomic.link_once
+
+    def finished_just_before(existing: Path, new: Path) -> None:
+        monkeypatch.undo()
+        shards.write_shard(tmp_path / f"{UNITS[0].id}.parquet", [], Question)
+        link(existing, new)
+
+    late = queue(tmp_path, UNITS[:1])
+    monkeypatch.setattr(atomic, "link_once", finished_just_before)
+    assert late.claim() is None and late.done()
 
 
 def test_dead_process_on_this_machine_is_known_at_once(tmp_path: Path) -> None:
