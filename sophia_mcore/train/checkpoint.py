@@ -7,7 +7,7 @@ taken over only at the layout that wrote them; everything else loads at any layo
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Checkpoints:
             if problem is None:
                 return manifest.step
             if dist.get_rank() == 0:
-                warnings.warn(f"{problem}; trying the one before", stacklevel=2)
+                print(f"warning: {problem}; trying the one before", file=sys.stderr, flush=True)
         if candidates:
             raise SophiaError(f"{self.folder}: no intact checkpoint; delete the folder to train from the start")
         return 0

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
+from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
+from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.train import loop, session
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity"))
 import tiny_models
@@ -31,11 +39,11 @@ def make_config(folder: Path, policy: Path, **sections: dict[str, Any]) -> Confi
         "run": {"name": "tiny", "folder": folder},
         "models": {"policy": policy, "reasoner": policy},
         "data": {"questions": [{"kind": "jsonl", "path": "unused.jsonl"}]},
-        "batch": {"sequence_length_tokens": 1024, "max_tiles": 2},
+        "batch": {"sequence_length_tokens": 192, "max_tiles": 1, "long_thinking_prompt_file": folder / "prompt.txt"},
         "train": {
             "dtype": "float32",
             "steps": 6,
-            "global_batch_samples": 8,
+            "global_batch_samples": 4,
             "learning_rate": 5e-3,
             "save_every_steps": 2,
             "measure_samples": 8,
@@ -52,7 +60,9 @@ def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Co
     """The run folder with everything that training reads."""
     config = make_config(folder, policy, **sections)
     run = RunFolder(folder)
-    digests = ImageStore(run.images).add_many(tiny_models.picture(40 + 30 * (i % 2), 40, seed=i) for i in range(6))
+    folder.mkdir()
+    config.batch.long_thinking_prompt_file.write_text("Think.")
+    digests = ImageStore(run.images).add_many(tiny_models.picture(40, 40, seed=i) for i in range(6))
     rng = random.Random(1)
     kept = [
         Kept(
@@ -61,7 +71,7 @@ def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Co
             caption_id="k0",
             images=(digests[i % 6],) if i % 4 else (),
             question=f"What is {i}?",
-            response=f"<think>first {i}, third {'2 ' * rng.randint(1, 30)}</think>It is {i}.",
+            response=f"<think>first {i}, third {'2 ' * rng.randint(1, 9)}</think>It is {i}.",
             token_count=5,
             outcome=1.0,
             caption_reward=1.0,
@@ -72,3 +82,37 @@ def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Co
     write_shard(run.round(0).kept_file, kept, Kept)
     run.config_file.write_text(dump_toml(config))
     return config, run
+
+
+def train(config: Config, run: RunFolder, before_step: Callable[[Any, int], None] | None = None) -> bool:
+    """Train round 0 on this rank; ``before_step(job, step)`` is called in front of every update."""
+    if before_step is not None:
+        plain = loop.train_step
+
+        def step(job: Any, batches: Any, index: int, stop: bool) -> Any:
+            before_step(job, index)
+            return plain(job, batches, index, stop)
+
+        loop.train_step = step  # this process is a forked rank: nobody else sees it
+    return session.train_round(config, run, 0, NoProgress())
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every whole tensor of a distributed checkpoint, parameters and optimizer state, by name."""
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        dcp_to_torch_save(checkpoint, file.name)
+        state = torch.load(file.name, weights_only=False)
+    return {name: value for name, value in _flat(state, "") if torch.is_tensor(value)}
+
+
+def _flat(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for name, child in tree.items():
+            yield from _flat(child, f"{prefix}{name}.")
+    else:
+        yield prefix.removesuffix("."), tree
+
+
+def losses(run: RunFolder) -> list[float]:
+    """The loss of every step, in the order of the log."""
+    return [line["loss"] for line in read_metrics(run.round(0).train / "metrics.jsonl") if "loss" in line]

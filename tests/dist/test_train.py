@@ -1,0 +1,244 @@
+"""Training a round: every layout the same, killed and resumed the same to the last bit, and clear when it must stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import train_world
+from harness import RankError, run
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.train.checkpoint_folder import list_checkpoints
+
+FOUR_RANKS = {"parallel": {"tensor": 2, "pipeline": 2}}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return train_world.make_policy(tmp_path_factory.mktemp("models") / "policy")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, policy):
+    """One rank, never interrupted."""
+    config, folder = train_world.make_run(tmp_path_factory.mktemp("one-rank") / "run", policy)
+    assert run(train_world.train, 1, config, folder) == [True]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory, policy):
+    """TP2 x PP2, never interrupted."""
+    config, folder = train_world.make_run(tmp_path_factory.mktemp("four-ranks") / "run", policy, **FOUR_RANKS)
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    return folder
+
+
+def newest(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return train_world.tensors(list_checkpoints(folder.round(0).checkpoints)[0])
+
+
+def assert_same_bits(folder: RunFolder, other: RunFolder) -> None:
+    assert train_world.losses(folder) == train_world.losses(other)
+    mine, theirs = newest(folder), newest(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    summaries = [json.loads((f.round(0).train / "summary.json").read_text()) for f in (folder, other)]
+    for summary in summaries:
+        del summary["seconds"]
+    assert summaries[0] == summaries[1]
+
+
+def assert_close(folder: RunFolder, other: RunFolder) -> None:
+    assert train_world.losses(folder) == pytest.approx(train_world.losses(other), rel=1e-4)
+    mine, theirs = (
+        {name: value for name, value in newest(f).items() if not name.startswith("optimizer")} for f in (folder, other)
+    )
+    assert mine.keys() == theirs.keys()
+    for name in mine:  # by norm: AdamW turns a gradient near zero into a whole step of any sign
+        assert (mine[name] - theirs[name]).norm() < 1e-3 * theirs[name].norm().clamp_min(1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("world", "sections"),
+    [
+        (4, FOUR_RANKS),
+        (2, {}),  # data parallel
+        (4, {"parallel": {"tensor": 2, "sequence_parallel": True}}),  # and data parallel 2
+        (2, {"parallel": {"context": 2}}),
+        (2, {"parallel": {"pipeline": 2}, "train": {"distributed_optimizer": False}}),
+    ],
+    ids=["tp2 pp2", "dp2", "tp2 sp dp2", "cp2", "pp2 plain optimizer"],
+)
+def test_every_layout_trains_the_same(tmp_path, policy, reference, world, sections):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **sections)
+    assert run(train_world.train, world, config, folder) == [True] * world
+    assert_close(folder, reference)
+
+
+def test_it_learns_and_says_so(reference):
+    summary = json.loads((reference.round(0).train / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["logprob_after"] > summary["logprob_before"]
+    assert summary["tokens"] > 0
+
+
+def test_old_checkpoints_go(reference):
+    names = [path.name for path in list_checkpoints(reference.round(0).checkpoints)]
+    assert names == ["step-00000006", "step-00000004"]
+    assert sorted(os.listdir(reference.round(0).checkpoints)) == sorted(names)
+
+
+def kill_rank_one_at_step_three(job, step):
+    if step == 3 and torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_the_second_save(config: Config, folder: RunFolder, when: str) -> None:
+    """Die on rank 0 while a checkpoint is written (before it is visible) or just after."""
+    from sophia_mcore.train import checkpoint_folder
+
+    plain = checkpoint_folder.commit
+
+    def commit(temporary, step, layout, keep):
+        if step == 4 and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(temporary, step, layout, keep)
+        if (step == 4 and when == "after") or (step == 6 and when == "last"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint_folder.commit = commit
+    train_world.train(config, folder)
+
+
+@pytest.mark.parametrize("when", ["in a step", "before", "after", "last"])
+def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path, policy, four_ranks, when):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    with pytest.raises(RankError):
+        if when == "in a step":
+            run(train_world.train, 4, config, folder, kill_rank_one_at_step_three)
+        else:
+            run(kill_in_the_second_save, 4, config, folder, when)
+    assert not (folder.round(0).train / "summary.json").exists()
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    assert_same_bits(folder, four_ranks)
+    assert [p.name for p in folder.round(0).checkpoints.iterdir() if p.name.startswith(".")] == []
+
+
+def signal_rank_two(job, step):
+    if step == 1 and torch.distributed.get_rank() == 2:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_to_one_rank_saves_and_leaves_on_all(tmp_path, policy, four_ranks):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    assert run(train_world.train, 4, config, folder, signal_rank_two) == [False] * 4
+    assert json.loads((folder.round(0).train / "stopped.json").read_text())["step"] == 3
+    assert list_checkpoints(folder.round(0).checkpoints)[0].name == "step-00000003"
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    assert_same_bits(folder, four_ranks)
+    assert not (folder.round(0).train / "stopped.json").exists()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_checkpoint_loads_at_another_layout(tmp_path, policy, reference, world):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    assert run(train_world.train, 4, config, folder, signal_rank_two) == [False] * 4
+    other = train_world.make_config(folder.path, policy)
+    assert run(train_world.train, world, other, folder) == [True] * world
+    assert_close(folder, reference)
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, capfd):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    with pytest.raises(RankError):
+        run(kill_in_the_second_save, 4, config, folder, "after")
+    torn = next((folder.round(0).checkpoints / "step-00000004").glob("*.distcp"))
+    os.truncate(torn, torn.stat().st_size - 1)
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    warning = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warning) == 1 and "step-00000004" in warning[0] and torn.name in warning[0]
+    assert_same_bits(folder, four_ranks)
+
+
+def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, capfd):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    with pytest.raises(RankError):
+        run(kill_in_the_second_save, 4, config, folder, "after")
+    metadata = folder.round(0).checkpoints / "step-00000004" / ".metadata"
+    metadata.write_bytes(b"\0" * metadata.stat().st_size)
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    assert "trying the one before" in capfd.readouterr().err
+    assert_same_bits(folder, four_ranks)
+
+
+def test_no_intact_checkpoint_is_an_error_not_a_fresh_start(tmp_path, policy):
+    config, folder = train_world.make_run(tmp_path / "run", policy, train={"steps": 2})
+    with pytest.raises(RankError):
+        run(kill_at_the_end, 1, config, folder)
+    (folder.round(0).checkpoints / "step-00000002" / "checkpoint.json").write_text("{")
+    with pytest.raises(SophiaError, match="no intact checkpoint"):
+        run(train_world.train, 1, config, folder)
+
+
+def kill_at_the_end(config: Config, folder: RunFolder) -> None:
+    from sophia_mcore.train import loop
+
+    loop._Log.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    train_world.train(config, folder)
+
+
+def poison_at_step_three(job, step):
+    if step == 3:
+        next(job.chunks[-1].parameters()).data.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_names(tmp_path, policy):
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+    with pytest.raises(SophiaError, match=r"loss of step 4 is not finite .* on rank 2, 3; samples: train-\d+"):
+        run(train_world.train, 4, config, folder, poison_at_step_three)
+    assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
+    assert len(train_world.losses(folder)) == 3
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"distributed_optimizer": False}], ids=str)
+def test_other_optimizers_resume_to_the_same_bits(tmp_path, policy, settings):
+    folders = []
+    for name, hook in (("whole", None), ("stopped", signal_rank_two)):
+        sections = {**FOUR_RANKS, "train": settings}
+        config, folder = train_world.make_run(tmp_path / name, policy, **sections)
+        run(train_world.train, 4, config, folder, hook)
+        folders.append(folder)
+    run(train_world.train, 4, config, folder)
+    assert_same_bits(*folders)
+
+
+def test_question_answer_pairs_instead_of_the_kept_set(tmp_path, policy):
+    pairs = [{"id": str(i), "question": f"{i}+1?", "response": f"{i + 1}", "images": ["a.png"]} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "a.png").write_bytes(train_world.tiny_models.picture(40, 40, 1))
+    config, folder = train_world.make_run(
+        tmp_path / "run", policy, train={"data": tmp_path / "pairs.jsonl", "train_vision_tower": True}
+    )
+    folder.round(0).kept_file.unlink()
+    assert run(train_world.train, 2, config, folder) == [True, True]
+    assert train_world.losses(folder)[-1] < train_world.losses(folder)[0]
+
+
+def test_nothing_to_train_on_is_one_line(tmp_path, policy):
+    config, folder = train_world.make_run(tmp_path / "run", policy)
+    folder.round(0).kept_file.unlink()
+    with pytest.raises(SophiaError, match=r"kept.parquet: no such file; run 'sophia score' first"):
+        run(train_world.train, 1, config, folder)
+
+
+def test_train_world_makes_a_policy(policy):
+    assert Path(policy, "model.safetensors").is_file()
