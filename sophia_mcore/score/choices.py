@@ -14,7 +14,7 @@ _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
 )
 _SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
-_MATHEMATICS = re.compile(r"\\(?:frac|left|right|,|;|!)|[{}$\s]")
+_MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 
 
 @lru_cache(maxsize=4096)

@@ -8,10 +8,9 @@ from typing import Any
 from math_verify import parse, verify
 
 from sophia_mcore.score import exact
-from sophia_mcore.score.numbers import parse_number
 from sophia_mcore.score.quantities import parse_quantity
 from sophia_mcore.score.rules import Rule
-from sophia_mcore.score.structures import parse_structure
+from sophia_mcore.score.structures import endpoint, parse_structure
 
 CONVERSION_TOLERANCE = 1e-6  # relative; conversion factors are rounded
 
@@ -52,15 +51,15 @@ def converted_equal(gold: str, prediction: str) -> bool | None:
     a, b = parse_quantity(gold), parse_quantity(prediction)
     if a is None or b is None or not (a.known and b.known):
         return None
-    x, y = parse_number(a.number), parse_number(b.number)
+    x, y = endpoint(a.number), endpoint(b.number)
     if x is None or y is None:
         return None
     units = _units()
     try:
-        converted = units.Quantity(float(y.value), b.unit).to(a.unit).magnitude
+        converted = units.Quantity(float(y), b.unit).to(a.unit).magnitude
     except Exception:  # another dimension, or a power that makes no sense
         return False
-    return abs(converted - float(x.value)) <= CONVERSION_TOLERANCE * max(abs(converted), abs(float(x.value)))
+    return abs(converted - float(x)) <= CONVERSION_TOLERANCE * max(abs(converted), abs(float(x)))
 
 
 def equivalent(task: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from sophia_mcore.score.algebra import Expression, equal, evaluate, proportional
 from sophia_mcore.score.inequalities import inequalities_equal
 from sophia_mcore.score.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
 from sophia_mcore.score.numbers import Number, numbers_equal, parse_number, values_equal
-from sophia_mcore.score.quantities import parse_quantity
+from sophia_mcore.score.quantities import Quantity, parse_quantity
 from sophia_mcore.score.rules import NUMBER_TYPES, Rule, known_type
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -161,10 +161,9 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     name, value = _assignment(text)
     if name and a.kind != "atom" and b.kind == "atom":
         return compare(gold, value, rule, answer_type, oracle)
-    if "atom" in (a.kind, b.kind):
-        found = inequalities_equal(gold, text)
-        if found is not None:
-            return found
+    found = inequalities_equal(gold, text)
+    if found is not None:
+        return found
     return structures.compare(a, b, parts_equal, ordered_pairs=answer_type in ("tuple", "list"))
 
 
@@ -243,9 +242,11 @@ def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule
         result = _expressions_equal(first, second, a, b, rule)
         if result is True:
             return True
-    measured = _quantities_equal(gold, text, rule)  # "3 m" is three metres or three times m
-    if measured is not None or result is not None:
-        return result if measured is None else measured
+    x, y = parse_quantity(gold), parse_quantity(text)
+    if x is not None or y is not None:  # "3 m" is three metres or three times m
+        return _quantities_equal(gold, text, x, y, rule)
+    if result is not None:
+        return result
     if first is None or second is None:
         words, gold_words = plain_text(text), plain_text(gold)
         if is_words(words) and is_words(gold_words):
@@ -278,11 +279,8 @@ def _real(expression: Expression) -> Fraction | None:
     return Fraction(value.real) if value is not None and abs(value.imag) <= 1e-12 * abs(value) else None
 
 
-def _quantities_equal(gold: str, text: str, rule: Rule) -> bool | None:
-    """Numbers with units. A unit that only one of the two has does not count; other conversions are the worker's."""
-    a, b = parse_quantity(gold), parse_quantity(text)
-    if a is None and b is None:
-        return None
+def _quantities_equal(gold: str, text: str, a: Quantity | None, b: Quantity | None, rule: Rule) -> bool | None:
+    """Numbers with units. A unit that only one of the two has does not count; conversions are the worker's."""
     if a is not None and b is not None and a.unit != b.unit:
         if a.known and b.known:
             return None

@@ -126,7 +126,11 @@ _CONCLUSION = re.compile(r"(?:\b(?:is|are|equals|gives|get|was)\b|=|≈|\\approx
 
 def _conclusion(text: str) -> list[str]:
     found = _CONCLUSION.search(_last_line(text)[-LINE_CHARACTERS:])
-    return [found["answer"]] if found else []
+    return (
+        [found["answer"]]
+        if found and "\\boxed" not in found["answer"] and not _SENTENCE.search(found["answer"])
+        else []
+    )
 
 
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?![\w])")
@@ -140,7 +144,7 @@ def _only_number(text: str) -> list[str]:
 
 def _line(text: str) -> list[str]:
     line = text.strip()
-    return [line] if "\n" not in line and len(line) <= LINE_CHARACTERS else []
+    return [line] if "\n" not in line and len(line) <= LINE_CHARACTERS and "\\boxed" not in line else []
 
 
 _CHOICE = frozenset({"choice"})
@@ -301,13 +305,12 @@ def tidy(answer: str) -> str:
     return answer.strip()
 
 
-def _parts(text: str) -> list[str]:
-    """The parts of a response to search, best first."""
+def _parts(text: str) -> tuple[list[str], bool]:
+    """The parts of a response to search, best first, and whether its last thought is unfinished."""
     thought, mark, after = text.rpartition(_CLOSE)
     if _OPEN in after:
-        after = after[: after.index(_OPEN)]
-        return [after] if mark else []
-    return [after, thought] if mark else [after]
+        return [after[: after.index(_OPEN)]] if mark else [], True
+    return [after, thought] if mark else [after], False
 
 
 def _apply(rule: Rule, text: str, lower: str) -> str:
@@ -322,13 +325,14 @@ def _apply(rule: Rule, text: str, lower: str) -> str:
 
 def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
     """(final answer, name of the rule that found it), or None; see ``extract``."""
-    for part in _parts(text):
+    parts, unfinished = _parts(text)
+    for part in parts:
         boxed = _apply(RULES[0], part, part)
         if boxed:
             return boxed, RULES[0].name
         lower = part[-TAIL_CHARACTERS:].lower()
         for rule in RULES[1:]:
-            if rule.types is not None and answer_type not in rule.types:
+            if (rule.types is not None and answer_type not in rule.types) or (unfinished and not rule.words):
                 continue
             answer = _apply(rule, part, lower)
             if answer:

@@ -20,7 +20,7 @@ _CHARACTERS |= str.maketrans(
         "\u200b": "", "\ufeff": "", "\u2061": "", "【": "[", "】": "]",
     }
 )  # fmt: skip
-_SPACE = re.compile(r"(?:\\[,;!: >]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
+_SPACE = re.compile(r"(?:(?<!\\)\\[,;!: >]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
 _DECORATION = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|colon)(?![a-zA-Z])")
