@@ -31,5 +31,6 @@ PRESETS: dict[str, Preset] = {
         answer_pattern=r"(?is)(?:the answer is|answer)\s*:?\s*(.+?)\s*\.?\s*$",
     ),
     # TIGER-Lab/ViRL39K: qid, question (with <image> tags), answer in \boxed{}, image (list of paths), category, source.
+    # Unpack its images and use kind = "parquet": in a folder with both, `datasets` sees only the image files.
     "virl39k": Preset(Columns(images=("image", "images"), answer_type=(), options=(), id=("qid",))),
 }

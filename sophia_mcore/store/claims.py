@@ -162,10 +162,11 @@ class UnitQueue:
             (self._claims / f"{claim.unit.id}.{attempt}").unlink(missing_ok=True)
 
     def free(self, claim: Claim) -> None:
-        """Mark an unfinished unit as free for the next attempt."""
+        """Mark an unfinished unit as free for the next attempt; on a full disk it is free once this process ends."""
         path = self._claims / f"{claim.unit.id}.{claim.attempt}"
-        if path.exists():
-            atomic.write_text(path, _FREE)
+        with suppress(SophiaError):  # what made the work end is what should be reported
+            if path.exists():
+                atomic.write_text(path, _FREE)
 
     def close(self) -> None:
         """Remove this owner's file and, once all units are done, whatever claims are left."""

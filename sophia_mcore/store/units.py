@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.claims import Claim, Unit, UnitQueue, units_of
 
 __all__ = ["Claim", "Progress", "Report", "Unit", "UnitQueue", "run_units", "units_of"]
@@ -51,7 +52,8 @@ def run_units(
                 time.sleep(pause)
                 pause = min(2 * pause, queue.lease_seconds / 4, _LONGEST_PAUSE_SECONDS)
     finally:
-        queue.close()
+        with suppress(SophiaError, OSError):  # tidying up must not hide what made the work end
+            queue.close()
 
 
 def _work_on(

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sophia_mcore.config.schema import Columns, Source
+from sophia_mcore.data.columns import RowReader
 from sophia_mcore.data.prepare import PrepareSummary, prepare_questions
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError, UsageError
@@ -320,6 +321,29 @@ def test_datasets_folders(tmp_path: Path, make: Callable[[Any, Path], Source]) -
     if make is not _as_saved:
         with pytest.raises(SophiaError, match="test"):
             prepare(tmp_path / "other", source.model_copy(update={"split": "test"}))
+
+
+def test_datasets_folder_whose_images_are_paths(tmp_path: Path) -> None:
+    """Paths of a dataset's string columns start in images_folder."""
+    jsonl(tmp_path, [])
+    (tmp_path / "hub").mkdir()
+    columns = {"qid": ["a"], "question": ["<image>?"], "answer": ["\\boxed{3}"], "image": [["0.png", "1.png"]]}
+    _parquet(tmp_path / "hub", columns)
+    options = {"preset": "virl39k", "images_folder": tmp_path / "images"}
+    _, questions, store = prepare(tmp_path, Source(kind="datasets", path=str(tmp_path / "hub"), **options))
+    assert [store.get(digest) for digest in questions[0].images] == [picture(0), picture(1)]
+
+
+def test_images_in_any_form() -> None:
+    reader = RowReader(Source(kind="jsonl", path="x.jsonl"), ["image", "question", "answer"], Path("/pictures"))
+    data = picture(0)
+    opened = Image.open(io.BytesIO(data))
+    forms = [data, bytearray(data), {"bytes": data, "path": "x"}, opened, "a/0.png", {"path": "0.png"}]
+    row = reader.row(0, {"image": forms, "question": "?", "answer": "1"})
+    assert row.problems == () and row.images[:3] == (data,) * 3
+    assert row.images[4:] == (Path("/pictures/a/0.png"), Path("/pictures/0.png"))
+    assert isinstance(row.images[3], bytes)
+    assert Image.open(io.BytesIO(row.images[3])).tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
 
 def test_image_folder(tmp_path: Path) -> None:

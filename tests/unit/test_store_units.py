@@ -317,3 +317,37 @@ def test_operations_per_claim_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     assert counts["listdir"] + counts["scandir"] <= 3
     assert counts["link"] == 300
     assert sum(counts.values()) <= 300 * 4 + 20
+
+
+def test_full_disk_in_the_middle_of_a_phase(tmp_path: Path) -> None:
+    """One line naming the shard, nothing half-written; with room again the same command does the rest."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small tmpfs")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    code = f"""
+import os, sys
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.records import Question
+from sophia_mcore.store.units import UnitQueue, run_units, units_of
+def work(unit, report):
+    return [Question(id=item, question=os.urandom(15_000).hex(), answer="1") for item in unit.items]
+try:
+    print(run_units(UnitQueue({str(folder / "out")!r}, units_of(map(str, range(60)), 3)), Question, work))
+except SophiaError as error:
+    print(error)
+"""
+    try:
+        full = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert full.stdout.count("\n") == 1 and "parquet: No space left on device" in full.stdout
+        before = len(list((folder / "out").glob("*.parquet")))
+        assert 0 < before < 20 and not list((folder / "out").rglob(".tmp-*"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+        rest = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert rest.stdout == f"{20 - before}\n"
+        assert sorted(all_records(folder / "out"), key=int) == [str(i) for i in range(60)]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
