@@ -317,6 +317,7 @@ class Train(Section):
     adam_beta2: Fraction = 0.95
     clip_gradient_norm: Positive = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    fp8: Literal["none", "tensorwise", "delayed", "blockwise"] = "none"  # language layers; needs Transformer Engine
     train_vision_tower: bool = False  # [P]
     train_projector: bool = False  # [C]
     distributed_optimizer: bool = True

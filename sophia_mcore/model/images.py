@@ -5,7 +5,7 @@ Legend: T tiles, n tokens of a tile, H hidden size, b rows of S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +55,27 @@ class ImageEncoder(nn.Module):
             parts = [self.vision(part) for part in pixel_values.split(self.tiles_at_once)]
         with torch.set_grad_enabled(torch.is_grad_enabled() and trainable(self.projector)):
             return torch.cat([self.projector(part) for part in parts])
+
+
+class TileCache:
+    """Features of tiles that several rows of a step show, so that frozen towers encode each tile once per step."""
+
+    def __init__(self) -> None:
+        self._repeated: frozenset[str] = frozenset()
+        self._features: dict[str, Tensor] = {}
+
+    def start(self, repeated: Iterable[str]) -> None:
+        """Forget everything; from now on keep the features of the tiles with these keys."""
+        self._repeated, self._features = frozenset(repeated), {}
+
+    def encode(self, keys: Sequence[str], pixel_values: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """[T, n, H] of the tiles [T, 3, S, S] with these keys; only tiles that are not known go through `encode`."""
+        known = {key: self._features[key] for key in keys if key in self._features}
+        new = [place for place, key in enumerate(keys) if key not in known]
+        if new:
+            known |= zip((keys[place] for place in new), encode(pixel_values[new]), strict=True)
+        self._features |= {key: known[key] for key in keys if key in self._repeated}
+        return torch.stack([known[key] for key in keys])
 
 
 def trainable(module: nn.Module) -> bool:

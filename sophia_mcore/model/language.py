@@ -76,7 +76,13 @@ def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if backend.transformer_engine else "local",
         **_recompute(train),
+        **_fp8(train),
     )
+
+
+def _fp8(train: Train) -> dict[str, object]:
+    """E4M3 forward, E5M2 backward; embedding, output layer and vision tower stay in the parameters' dtype."""
+    return {} if train.fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": train.fp8}
 
 
 def _recompute(train: Train) -> dict[str, object]:

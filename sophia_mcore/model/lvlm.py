@@ -8,8 +8,7 @@ Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V voc
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -26,10 +25,11 @@ from torch import Tensor, nn
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.images import ImageEncoder, check_slots, fill_slots, trainable
+from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
 from sophia_mcore.model.language import LanguageModel, transformer_config
 from sophia_mcore.model.names import canonical_name, tensor_axis
 from sophia_mcore.model.projector import Projector
+from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.model.vision import VisionTower
 from sophia_mcore.objective.logprob import token_logprobs
@@ -38,7 +38,6 @@ from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups, check_layout
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
-VOCABULARY_MULTIPLE = 128  # rows of the embedding and output layer; the same at every usual tensor-parallel size
 
 
 class InternVLModel(MegatronModule):
@@ -72,6 +71,7 @@ class InternVLModel(MegatronModule):
             spec.language, self.config, groups, backend, self.padded_vocab_size,
             self.pre_process, self.post_process, vp_stage,
         )  # fmt: skip
+        self._tiles = TileCache()
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
@@ -99,7 +99,7 @@ class InternVLModel(MegatronModule):
         targets: Tensor | None = None,
         coefficients: Coefficients | None = None,
         *,
-        image_features: Tensor | None = None,
+        tile_keys: Sequence[str] = (),
         sample_ids: Sequence[str] = (),
     ) -> Tensor:
         """Hidden states, log-probs or logits of whole rows; all ranks of a row get the same arguments.
@@ -112,7 +112,7 @@ class InternVLModel(MegatronModule):
             targets: [b, S] ids whose log-prob is wanted, already shifted; negative: none.
             coefficients: d loss / d log-prob up to a factor, [b, S], or a function (log-probs [C], places [C] in the
                 flattened [b, S]) -> [C]; see `objective.logprob`.
-            image_features: [T, n, H] of `encode_images`, instead of pixel_values.
+            tile_keys: names of the T tiles, for `start_step`; () encodes every tile of every row.
             sample_ids: names of the sequences, for error messages.
 
         Returns:
@@ -127,7 +127,8 @@ class InternVLModel(MegatronModule):
         cut = ContextCut(boundaries, self.groups.context, input_ids.device)
         hidden = None
         if self.pre_process:
-            hidden = self._embed(input_ids, pixel_values, tile_index, image_features, boundaries, sample_ids)
+            features = self._features(pixel_values, tile_keys)
+            hidden = self._embed(input_ids, tile_index, features, boundaries, sample_ids)
             hidden = cut.select(hidden, 0)
             if self.config.sequence_parallel:
                 hidden = scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
@@ -140,8 +141,15 @@ class InternVLModel(MegatronModule):
             return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
         return self._logprobs(hidden, targets, coefficients, cut)
 
+    def start_step(self, repeated_tiles: Iterable[str] = ()) -> None:
+        """Begin a step in which tiles with these keys come in several rows: a frozen tower encodes them once.
+
+        Call before every step (parameters or tiles may have changed since).
+        """
+        self._tiles.start(repeated_tiles)
+
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """[T, 3, S, S] -> features [T, n, H] for `forward(image_features=...)`: once for tiles that many rows share."""
+        """[T, 3, S, S] -> features [T, n, H], each tile on one of the ranks that hold the row."""
         shared = self.groups.collection.tp_cp
         return ImageEncoder(self.vision, self.projector, shared, self.groups.context)(pixel_values)
 
@@ -157,23 +165,30 @@ class InternVLModel(MegatronModule):
                 f"a sequence of {longest} tokens exceeds the model's {self.spec.language.max_positions} positions"
             )
         shares = self.groups.context_size * (self.groups.tensor_size if self.config.sequence_parallel else 1)
-        if length % shares:
-            raise ValueError(f"a row of {length} tokens does not divide over {shares} ranks: pad it")
+        unit = shares * (16 if self.config.fp8 else 1)
+        if length % unit:
+            raise ValueError(f"a row of {length} tokens is no multiple of {unit}, which {shares} ranks need: pad it")
         return boundaries
 
+    def _features(self, pixel_values: Tensor | None, tile_keys: Sequence[str]) -> Tensor | None:
+        """[T, n, H] of the row's tiles, None without any."""
+        if pixel_values is None or len(pixel_values) == 0:
+            return None
+        if self.spec.vision is None:
+            raise UsageError("the batch has images, but the model has no vision tower")
+        if not tile_keys or trainable(self.vision) or trainable(self.projector):
+            return self.encode_images(pixel_values)
+        return self._tiles.encode(tile_keys, pixel_values, self.encode_images)
+
     def _embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None, tile_index: Tensor | None, features: Tensor | None,
-        boundaries: list[int], sample_ids: Sequence[str],
+        self, input_ids: Tensor, tile_index: Tensor | None, features: Tensor | None, boundaries: list[int],
+        sample_ids: Sequence[str],
     ) -> Tensor:  # fmt: skip
-        """[b, S] ids and images -> [S, b, H]."""
+        """[b, S] ids and image features -> [S, b, H]."""
         hidden = self.language.embed(input_ids)
         spec = self.spec
         if spec.vision is None or spec.image_token_id is None:
-            if pixel_values is not None and len(pixel_values):
-                raise UsageError("the batch has images, but the model has no vision tower or no image token")
             return hidden
-        if features is None and pixel_values is not None and len(pixel_values):
-            features = self.encode_images(pixel_values)
         slots = tile_index if tile_index is not None else input_ids.new_empty(0)
         tiles = 0 if features is None else len(features)
         check_slots(input_ids, slots, tiles, spec.tokens_per_tile, spec.image_token_id, boundaries, sample_ids)
@@ -219,12 +234,6 @@ class InternVLModel(MegatronModule):
         return super().sharded_state_dict(prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True})
 
 
-def padded_vocab_size(vocab_size: int, tensor_size: int) -> int:
-    """Rows of the embedding and output layer: a multiple of 128 and of the tensor-parallel size."""
-    multiple = math.lcm(VOCABULARY_MULTIPLE, tensor_size)
-    return -(-vocab_size // multiple) * multiple
-
-
 def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> list[nn.Module]:
     """This rank's part of the model: one module per virtual pipeline chunk, parameters allocated but not filled.
 
@@ -233,7 +242,8 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     Raises:
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
-    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens)
+    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.train.fp8 != "none")
+    backend.check_fp8(config.train.fp8)
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
     if spec.vision is not None and spec.image_token_id is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -56,14 +57,14 @@ def tensor_axis(name: str) -> tuple[int | None, int]:
     return 0, 2 if match["gated"] else 1
 
 
-def unwrap(chunk: nn.Module) -> nn.Module:
+def unwrap(chunk: Any) -> Any:
     """The model inside data-parallel wrappers."""
     while hasattr(chunk, "module"):
         chunk = chunk.module
     return chunk
 
 
-def canonical_name(chunk: nn.Module, name: str) -> str:
+def canonical_name(chunk: Any, name: str) -> str:
     """Canonical name of a parameter that `chunk.named_parameters()` calls `name` (chunk unwrapped).
 
     The layer index becomes the model's own (0 = first of the whole model), whatever stage holds it.

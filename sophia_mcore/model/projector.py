@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class Projector(nn.Module):
     def __init__(self, spec: ProjectorSpec, dtype: torch.dtype, device: torch.device | None = None) -> None:
         super().__init__()
         self.side = spec.shuffle
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.norm = nn.LayerNorm(spec.input_size, eps=spec.norm_eps, **factory)
         self.fc1 = Linear(spec.input_size, spec.output_size, **factory)
         self.fc2 = Linear(spec.output_size, spec.output_size, **factory)

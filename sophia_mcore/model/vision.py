@@ -6,6 +6,8 @@ last layer; query-key norms over the full width; layer scales multiply the branc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,7 +100,8 @@ class VisionTower(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.recompute = spec, recompute
-        width, factory = spec.hidden_size, {"dtype": dtype, "device": device}
+        width = spec.hidden_size
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.class_token = nn.Parameter(torch.empty(1, 1, width, **factory))
         self.position_embedding = nn.Parameter(torch.empty(1, spec.patches + 1, width, **factory))
         self.patch_embedding = Patches(spec.num_channels, width, spec.patch_size, spec.patch_size, **factory)

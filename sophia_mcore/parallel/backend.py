@@ -42,10 +42,11 @@ class Backend:
 
         return adaptation()
 
-    def check_fp8(self, recipe: str | None) -> None:
+    def check_fp8(self, recipe: str) -> None:
         """Refuse FP8 where it would silently do nothing (megatron-core ignores it without Transformer Engine)."""
-        if recipe is not None and not self.transformer_engine:
-            raise UsageError(f"fp8 = {recipe!r} needs a CUDA device and Transformer Engine; neither may be missing")
+        if recipe != "none" and not self.transformer_engine:
+            lacks = "a CUDA device" if self.kind == "cpu" else "Transformer Engine"
+            raise UsageError(f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none'")
 
 
 def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:

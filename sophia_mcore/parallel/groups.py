@@ -115,7 +115,9 @@ def shutdown() -> None:
     dist.destroy_process_group()
 
 
-def check_layout(spec: ModelSpec, parallel: Parallel, sequence_length_tokens: int | None = None) -> None:
+def check_layout(
+    spec: ModelSpec, parallel: Parallel, sequence_length_tokens: int | None = None, fp8: bool = False
+) -> None:
     """Refuse, with the nearest fix, a layout that the model cannot be cut into. Pure; needs no process group.
 
     Raises:
@@ -136,7 +138,7 @@ def check_layout(spec: ModelSpec, parallel: Parallel, sequence_length_tokens: in
     if parallel.sequence_parallel and tensor == 1:
         raise UsageError("parallel.sequence_parallel needs parallel.tensor > 1")
     layers_per_stage(language.num_layers, parallel)
-    check_sequence_length(parallel, sequence_length_tokens)
+    check_sequence_length(parallel, sequence_length_tokens, fp8)
 
 
 def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
@@ -174,14 +176,15 @@ def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
     return [[count // chunks] * chunks for count in whole]
 
 
-def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None) -> None:
+def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None, fp8: bool = False) -> None:
     """A row must divide into context parallelism's 2 x CP slices, and those into sequence parallelism's shares."""
-    unit = row_multiple(parallel)
+    unit = row_multiple(parallel, fp8)
     if sequence_length_tokens is not None and sequence_length_tokens % unit:
         nearest = max(unit, sequence_length_tokens // unit * unit)
         raise UsageError(
             f"batch.sequence_length_tokens = {sequence_length_tokens} is not a multiple of {unit}, which "
-            f"parallel.context = {parallel.context} and sequence parallelism need; nearest: {nearest}"
+            f"parallel.context = {parallel.context}{', sequence parallelism' if parallel.sequence_parallel else ''}"
+            f"{', FP8' if fp8 else ''} need; nearest: {nearest}"
         )
 
 

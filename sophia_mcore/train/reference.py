@@ -112,7 +112,7 @@ def samples(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[Sample]:
     """The reference's samples; tiles are used up in the order of the samples."""
     used = number = 0
     while (ids := tensors.get(f"sample{number}.input_ids")) is not None:
-        count = int((ids == spec.image_token_id).sum()) // max(spec.tokens_per_tile, 1)
+        count = int(torch.eq(ids, spec.image_token_id or -1).sum()) // max(spec.tokens_per_tile, 1)
         yield Sample(ids, tensors[f"sample{number}.labels"], range(used, used + count))
         used, number = used + count, number + 1
 
@@ -250,7 +250,7 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
     wrapped.zero_grad_buffer()
     reports = _run(wrapped, ids.shape[1], inputs, loss, False)
-    parts = [(n, shard, p.main_grad) for n, p, shard in canonical_parameters([model], model.spec)]
+    parts = [(n, s, getattr(p, "main_grad")) for n, p, s in canonical_parameters([model], model.spec)]  # noqa: B009
     return (reports[0] if reports else None), parts
 
 

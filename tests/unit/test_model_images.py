@@ -1,0 +1,90 @@
+"""Image features into the text: one to one or a clear error; tiles that repeat within a step are encoded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.model.images import TileCache, check_slots, fill_slots
+from sophia_mcore.model.projector import pixel_shuffle
+
+IMAGE = 9
+
+
+def ids(*runs: int) -> Tensor:
+    """A row in which each run is that many image tokens between two words."""
+    return torch.tensor([[token for run in runs for token in (1, *[IMAGE] * run, 2)]])
+
+
+def check(row: Tensor, slots: list[int], tiles: int, boundaries: list[int], names: tuple[str, ...] = ()) -> None:
+    check_slots(row, torch.tensor(slots, dtype=torch.long), tiles, 4, IMAGE, boundaries, names)
+
+
+def test_matching_rows_pass() -> None:
+    check(ids(4, 8), [0, 1, 1], 2, [0, 6, 16])
+    check(ids(0), [], 0, [0, 2])
+
+
+def test_a_mismatch_names_the_sample() -> None:
+    with pytest.raises(SophiaError) as error:
+        check(ids(4, 3), [0, 0], 1, [0, 6, 11], ("train-1", "train-2"))
+    assert "7 <IMG_CONTEXT> tokens, but 2 tiles x 4 = 8 features" in str(error.value)
+    assert "train-2 has 3" in str(error.value) and "train-1" not in str(error.value)
+
+
+def test_when_only_the_sum_is_wrong_all_samples_with_images_are_named() -> None:
+    with pytest.raises(SophiaError, match="train-1 has 4; train-3 has 8"):
+        check(ids(4, 0, 8), [0, 0], 1, [0, 6, 8, 18], ("train-1", "train-2", "train-3"))
+
+
+def test_image_tokens_without_an_image() -> None:
+    with pytest.raises(SophiaError, match=r"4 <IMG_CONTEXT> tokens, but 0 tiles .*sequence 0 of the row has 4"):
+        check(ids(4), [], 0, [0, 6])
+
+
+def test_a_tile_that_is_not_there() -> None:
+    with pytest.raises(SophiaError, match="names tile 2, but the batch has 2 tiles"):
+        check(ids(4), [2], 2, [0, 6])
+
+
+def test_features_go_to_their_places_and_replaced_embeddings_get_no_gradient() -> None:
+    rows = torch.cat((ids(4), torch.tensor([[3, IMAGE, IMAGE, IMAGE, IMAGE, 3]])))
+    hidden = torch.randn(6, 2, 5, requires_grad=True)
+    features = torch.randn(2, 4, 5, requires_grad=True)
+    filled = fill_slots(hidden, features, rows, IMAGE)
+    torch.testing.assert_close(filled[1:5, 0], features[0])
+    torch.testing.assert_close(filled[1:5, 1], features[1])
+    torch.testing.assert_close(filled[[0, 5]], hidden[[0, 5]])
+    filled.sum().backward()
+    assert hidden.grad is not None and features.grad is not None
+    assert hidden.grad[1:5].abs().max() == 0 and (hidden.grad[[0, 5]] == 1).all() and (features.grad == 1).all()
+
+
+def test_pixel_shuffle_is_row_major_over_squares() -> None:
+    side = 4
+    patches = torch.arange(side * side).view(1, side * side, 1)
+    assert pixel_shuffle(patches, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_repeated_tiles_are_encoded_once_and_others_are_not_kept() -> None:
+    cache, encoded = TileCache(), []
+
+    def encode(pixels: Tensor) -> Tensor:
+        encoded.extend(pixels.flatten().tolist())
+        return pixels.view(-1, 1, 1) * 10
+
+    def tiles(*values: float) -> Tensor:
+        return torch.tensor(values).view(-1, 1, 1, 1)
+
+    cache.start({"a"})
+    assert cache.encode(["a", "b"], tiles(1, 2), encode).flatten().tolist() == [10, 20]
+    assert cache.encode(["c", "a"], tiles(3, 1), encode).flatten().tolist() == [30, 10]
+    assert cache.encode(["a"], tiles(1), encode).flatten().tolist() == [10]
+    assert encoded == [1, 2, 3]
+    cache.encode(["b"], tiles(2), encode)
+    assert encoded == [1, 2, 3, 2], "only tiles announced as repeated may be kept: features are large"
+    cache.start({"a"})
+    cache.encode(["a"], tiles(5), encode)
+    assert encoded[-1] == 5, "a new step must encode again"
