@@ -82,7 +82,7 @@ def _training(metrics_file: Path) -> list[tuple[str, Any]]:
     lines = [line for line in read_metrics(metrics_file) if line["phase"] == "train"]
     shown = {
         "loss": "Loss (filtered negative log-likelihood)",
-        "logprob_mean": "Mean log-prob per token of the kept trajectories",
+        "logprob_kept": "Mean log-prob per token of the kept trajectories",
         "gradient_norm": "Gradient norm",
         "tokens_per_second": "Training tokens per second",
     }
@@ -101,7 +101,7 @@ def _by_type(evaluation: dict[str, Any]) -> Any:
     traces = []
     for index, (label, result) in enumerate(evaluation.items()):
         for protocol, values in result.get("protocols", {}).items():
-            types = {"all": values, **values.get("by_type", {})}
+            types = {"all": values, **values.get("by_answer_type", {})}
             centre = [100 * v["pass_at_1"] for v in types.values()]
             traces.append(
                 go.Bar(
