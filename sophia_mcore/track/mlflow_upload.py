@@ -8,6 +8,7 @@ server that is down costs one short connection attempt and one line on stderr.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -58,6 +59,9 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
 class _Uploader:
     def __init__(self, run: RunFolder, config: Config) -> None:
         from mlflow.tracking import MlflowClient  # here: importing it takes seconds
+
+        for name in ("mlflow", "alembic"):  # a new sqlite store is announced in several lines
+            logging.getLogger(name).setLevel(logging.WARNING)
 
         self._run, self._config = run, config
         self._client = MlflowClient(config.track.tracking_uri)
