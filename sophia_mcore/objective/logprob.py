@@ -6,9 +6,13 @@ C tokens of one chunk, B vocabulary rows of one block.
 Two ways to the gradient of log p(target) = z_target - logsumexp(z), z = hidden weight^T:
 
 * the coefficient d loss / d log-prob of each token is known in the forward pass (the filtered NLL, and every
-  objective in which it depends on that token alone): gradients are formed chunk by chunk while the logits are
-  there - three matrix products in all;
-* otherwise only the log-sum-exp is kept, and the backward pass recomputes the logits block by block - four.
+  objective in which it depends on that token alone): gradients are formed there;
+* otherwise only the log-sum-exp is kept, and the backward pass recomputes the logits.
+
+And two ways to cut the matrix. Chunks of tokens with all their logits need three matrix products, but read the weight
+and add to its gradient once per chunk: right for large chunks. Blocks of the vocabulary with all tokens read and write
+everything once and need no fp32 copy of the weight's gradient, but a fourth product, because a softmax is known only
+after the last block: right for small ones, and the only way when the backward pass recomputes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+# Fewer tokens per chunk than this, and reading the weight for each chunk costs more than a fourth product.
+ONE_PASS_TOKENS = 512
 IGNORE = -100  # a negative target: the token has log-prob 0, no gradient and costs no matrix product
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -197,26 +203,11 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_TH, weight_VH, targets_T, rows_N, logsumexp_N = ctx.saved_tensors
-        hidden_NH, targets_N, grad_N1 = hidden_TH[rows_N], targets_T[rows_N], -grad_T[rows_N].float()[:, None]
-        scaled_NH = (hidden_NH * grad_N1).to(hidden_NH.dtype)
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if want_hidden else None
-        grad_weight_VH = torch.zeros_like(weight_VH) if want_weight else None
-        for start, stop in ctx.shard.blocks(len(rows_N), ctx.chunk_tokens):
-            block_BH = ctx.shard.weight_VH[start:stop]
-            gap_NB = _matmul(hidden_NH, block_BH.T).sub_(logsumexp_N[:, None]).exp_()  # softmax - one-hot
-            column_N1, inside_N1 = ctx.shard.locate(targets_N, start, stop)
-            gap_NB.scatter_add_(1, column_N1, -inside_N1)
-            gap_NB = gap_NB.to(hidden_NH.dtype)
-            if grad_hidden_NH is not None:
-                _add_matmul(grad_hidden_NH, gap_NB, block_BH)
-            if grad_weight_VH is not None:
-                torch.mm(gap_NB.T, scaled_NH, out=grad_weight_VH[start:stop])
-        grad_hidden_TH = None
-        if grad_hidden_NH is not None:
-            grad_hidden_NH = grad_hidden_NH.mul_(grad_N1).to(hidden_TH.dtype)
-            grad_hidden_TH = torch.zeros_like(hidden_TH).index_copy_(0, rows_N, grad_hidden_NH)
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None
+        gradients = _block_gradients(
+            hidden_TH, weight_VH, targets_T, rows_N, logsumexp_N, grad_T,
+            ctx.shard, ctx.chunk_tokens, ctx.needs_input_grad[:2],
+        )  # fmt: skip
+        return (*gradients, None, None, None, None)
 
 
 class _InForward(torch.autograd.Function):
@@ -233,25 +224,11 @@ class _InForward(torch.autograd.Function):
         chunk_tokens: int,
         coefficients_T: Coefficients,
     ) -> Tensor:
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        grad_hidden_TH = torch.zeros_like(hidden_TH) if want_hidden else None
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if want_weight else None
-        logprobs_T = hidden_TH.new_zeros(len(targets_T), dtype=torch.float32)
-        used_T = torch.zeros_like(logprobs_T)
-        for rows_C in rows_N.split(chunk_tokens):
-            hidden_CH = hidden_TH[rows_C]
-            logprobs_C, gap_CV, norm_C = _chunk(hidden_CH, shard, targets_T[rows_C])
-            coefficients_C = _coefficients(coefficients_T, logprobs_C, rows_C)
-            logprobs_T[rows_C], used_T[rows_C] = logprobs_C, coefficients_C
-            # d loss / d logits = -coefficient / norm * gap: the row factor is cheaper on [C, H] than on [C, V]
-            factor_C1 = (-coefficients_C / norm_C)[:, None]
-            if grad_hidden_TH is not None:
-                grad_hidden_TH[rows_C] = _matmul(gap_CV, shard.weight_VH).mul_(factor_C1).to(hidden_TH.dtype)
-            if grad_weight_VH is not None:
-                scaled_CH = (hidden_CH * factor_C1).to(hidden_CH.dtype)
-                _add_matmul(grad_weight_VH[: gap_CV.shape[1]], gap_CV.T, scaled_CH)
-        ctx.gradients = (grad_hidden_TH, grad_weight_VH)
-        ctx.used_T, ctx.rows_N, ctx.weight_dtype = used_T, rows_N, weight_VH.dtype
+        form = _form_by_chunks if chunk_tokens >= ONE_PASS_TOKENS else _form_by_blocks
+        logprobs_T, ctx.used_T, ctx.gradients = form(
+            hidden_TH, weight_VH, targets_T, rows_N, shard, chunk_tokens, coefficients_T, ctx.needs_input_grad[:2]
+        )
+        ctx.rows_N, ctx.weight_dtype = rows_N, weight_VH.dtype
         return logprobs_T
 
     @staticmethod
@@ -265,6 +242,87 @@ class _InForward(torch.autograd.Function):
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.mul_(scale).to(ctx.weight_dtype)
         return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
+
+
+def _form_by_blocks(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    rows_N: Tensor,
+    shard: _Shard,
+    chunk_tokens: int,
+    coefficients_T: Coefficients,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """Log-probs [T], the coefficients used [T], and the gradients of hidden and weight: four products."""
+    logsumexp_N, target_N = _values(hidden_TH[rows_N], shard, targets_T[rows_N], chunk_tokens)
+    logprobs_N = target_N - logsumexp_N
+    used_T = _spread(_coefficients(coefficients_T, logprobs_N, rows_N), rows_N, len(targets_T))
+    gradients = _block_gradients(
+        hidden_TH, weight_VH, targets_T, rows_N, logsumexp_N, used_T, shard, chunk_tokens, wanted
+    )
+    return _spread(logprobs_N, rows_N, len(targets_T)), used_T, gradients
+
+
+def _form_by_chunks(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    rows_N: Tensor,
+    shard: _Shard,
+    chunk_tokens: int,
+    coefficients_T: Coefficients,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+    """The same in three products; the weight's gradient in fp32."""
+    grad_hidden_TH = torch.zeros_like(hidden_TH) if wanted[0] else None
+    grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if wanted[1] else None
+    logprobs_T = hidden_TH.new_zeros(len(targets_T), dtype=torch.float32)
+    used_T = torch.zeros_like(logprobs_T)
+    for rows_C in rows_N.split(chunk_tokens):
+        hidden_CH = hidden_TH[rows_C]
+        logprobs_C, gap_CV, norm_C = _chunk(hidden_CH, shard, targets_T[rows_C])
+        coefficients_C = _coefficients(coefficients_T, logprobs_C, rows_C)
+        logprobs_T[rows_C], used_T[rows_C] = logprobs_C, coefficients_C
+        # d loss / d logits = -coefficient / norm * gap: the row factor is cheaper on [C, H] than on [C, V]
+        factor_C1 = (-coefficients_C / norm_C)[:, None]
+        if grad_hidden_TH is not None:
+            grad_hidden_TH[rows_C] = _matmul(gap_CV, shard.weight_VH).mul_(factor_C1).to(hidden_TH.dtype)
+        if grad_weight_VH is not None:
+            scaled_CH = (hidden_CH * factor_C1).to(hidden_CH.dtype)
+            _add_matmul(grad_weight_VH[: gap_CV.shape[1]], gap_CV.T, scaled_CH)
+    return logprobs_T, used_T, (grad_hidden_TH, grad_weight_VH)
+
+
+def _block_gradients(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    rows_N: Tensor,
+    logsumexp_N: Tensor,
+    grad_T: Tensor,
+    shard: _Shard,
+    chunk_tokens: int,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of hidden and weight for d loss / d log-prob = grad_T, the logits recomputed block by block."""
+    hidden_NH, targets_N, factor_N1 = hidden_TH[rows_N], targets_T[rows_N], -grad_T[rows_N].float()[:, None]
+    scaled_NH = (hidden_NH * factor_N1).to(hidden_NH.dtype)
+    grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if wanted[0] else None
+    grad_weight_VH = torch.zeros_like(weight_VH) if wanted[1] else None
+    for start, stop in shard.blocks(len(rows_N), chunk_tokens):
+        block_BH = shard.weight_VH[start:stop]
+        gap_NB = _matmul(hidden_NH, block_BH.T).sub_(logsumexp_N[:, None]).exp_()  # softmax - one-hot
+        column_N1, inside_N1 = shard.locate(targets_N, start, stop)
+        gap_NB = gap_NB.scatter_add_(1, column_N1, -inside_N1).to(hidden_NH.dtype)
+        if grad_hidden_NH is not None:
+            _add_matmul(grad_hidden_NH, gap_NB, block_BH)
+        if grad_weight_VH is not None:
+            torch.mm(gap_NB.T, scaled_NH, out=grad_weight_VH[start:stop])
+    if grad_hidden_NH is None:
+        return None, grad_weight_VH
+    grad_hidden_NH = grad_hidden_NH.mul_(factor_N1).to(hidden_TH.dtype)
+    return torch.zeros_like(hidden_TH).index_copy_(0, rows_N, grad_hidden_NH), grad_weight_VH
 
 
 def _chunk(hidden_CH: Tensor, shard: _Shard, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:

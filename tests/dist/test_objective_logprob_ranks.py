@@ -1,40 +1,36 @@
 """Vocab-parallel log-probs on gloo ranks: values and gradients, element by element, against float64 on one rank."""
 
-import multiprocessing
-import tempfile
-
 import pytest
 import torch
-from megatron.core.tensor_parallel import mappings  # imported once here, the forked ranks share it
-from torch import distributed as dist
+from harness import run_layout
+from megatron.core.tensor_parallel import mappings
 
+from sophia_mcore.config.schema import Parallel
+from sophia_mcore.objective import logprob as module
 from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
 
 T, H = 24, 8
 
 
-def inputs(vocab, padded):
+def inputs(vocab, padded, size):
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(T, H, generator=generator)
     weight = torch.randn(padded, H, generator=generator)
     targets = torch.randint(0, vocab, (T,), generator=generator)
     targets[3:11] = IGNORE
+    targets[0], targets[1] = min(padded // size - 1, vocab - 1), min(padded // size, vocab - 1)  # a shard's edge
     return hidden, weight, targets, torch.randn(T, generator=generator)
 
 
-def rank_main(rank, size, store, vocab, padded, sequence_parallel, results):
-    torch.set_num_threads(1)
-    torch.cuda.current_device = lambda: torch.device("cpu")  # this forked rank only; megatron-core asks for it
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    group, rows = dist.group.WORLD, padded // size
-    hidden, weight, targets, coefficients = inputs(vocab, padded)
-    shard = slice(rank * rows, (rank + 1) * rows)
-    targets[0], targets[1] = min(rows - 1, vocab - 1), min(rows, vocab - 1)  # both sides of a shard's edge
+def on_rank(groups, backend, vocab, padded, sequence_parallel):
+    size, rank, group = groups.tensor_size, groups.tensor_rank, groups.tensor
+    hidden, weight, targets, coefficients = inputs(vocab, padded, size)
+    shard = weight[rank * padded // size : (rank + 1) * padded // size]
     found = []
-    for given in (None, coefficients):
+    for given, one_pass in ((None, 0), (coefficients, 0), (coefficients, 10**9)):
+        module.ONE_PASS_TOKENS = one_pass  # this forked rank only
         local = hidden[rank * T // size : (rank + 1) * T // size] if sequence_parallel else hidden
-        local = local.clone().requires_grad_()
-        local_weight = weight[shard].clone().requires_grad_()
+        local, local_weight = local.clone().requires_grad_(), shard.clone().requires_grad_()
         if sequence_parallel:
             full = mappings.gather_from_sequence_parallel_region(local, tensor_parallel_output_grad=True, group=group)
         else:
@@ -44,25 +40,8 @@ def rank_main(rank, size, store, vocab, padded, sequence_parallel, results):
         )
         (ours * coefficients).sum().backward()
         found.append((ours.detach(), local.grad, local_weight.grad))
-    entropy = token_entropies(hidden, weight[shard], targets, group=group, vocab_size=vocab, chunk_tokens=5)
-    results.put((rank, [[x.tolist() for x in way] for way in found], entropy.tolist(), targets.tolist()))
-    dist.destroy_process_group()
-
-
-def run_ranks(size, *arguments):
-    context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        results = context.Queue()
-        ranks = [
-            context.Process(target=rank_main, args=(rank, size, f"{folder}/store", *arguments, results))
-            for rank in range(size)
-        ]
-        for process in ranks:
-            process.start()
-        answers = sorted(results.get(timeout=60) for _ in ranks)
-        for process in ranks:
-            process.join()
-    return answers
+    entropy = token_entropies(hidden, shard, targets, group=group, vocab_size=vocab, chunk_tokens=5)
+    return found, entropy
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -71,23 +50,21 @@ def run_ranks(size, *arguments):
     [(2, 30, 32), (4, 29, 32), (4, 15, 32)],  # padding inside the last shard, and shards that are padding only
 )
 def test_over_tensor_parallel_ranks(size, vocab, padded, sequence_parallel):
-    hidden, weight, _, coefficients = (x.double() for x in inputs(vocab, padded))
-    answers = run_ranks(size, vocab, padded, sequence_parallel)
-    targets = torch.tensor(answers[0][3])
-    hidden.requires_grad_(), weight.requires_grad_()
+    hidden, weight, targets, coefficients = inputs(vocab, padded, size)
+    answers = run_layout(on_rank, Parallel(tensor=size), vocab, padded, sequence_parallel)
+    hidden, weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
     full = torch.log_softmax(hidden @ weight[:vocab].T, -1)
     logprobs = full.gather(1, targets.clamp_min(0)[:, None]).squeeze(1) * (targets >= 0)
     (logprobs * coefficients).sum().backward()
-    for way in (0, 1):
-        for rank in range(size):
-            ours = torch.tensor(answers[rank][1][way][0]).double()
-            torch.testing.assert_close(ours, logprobs.detach(), atol=1e-5, rtol=1e-5)
-            assert answers[rank][1][way][0] == answers[0][1][way][0]  # bit for bit the same on every rank
-        hidden_parts = [torch.tensor(answer[1][way][1]).double() for answer in answers]
-        weight_parts = [torch.tensor(answer[1][way][2]).double() for answer in answers]
+    near = {"atol": 1e-5, "rtol": 1e-5}
+    for way in (0, 1, 2):
+        values, hidden_parts, weight_parts = zip(*(found[way] for found, _ in answers), strict=True)
+        for value in values:
+            torch.testing.assert_close(value.double(), logprobs.detach(), **near)
+            assert torch.equal(value, values[0])  # bit for bit the same on every rank
         for part in [torch.cat(hidden_parts)] if sequence_parallel else hidden_parts:
-            torch.testing.assert_close(part, hidden.grad, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.cat(weight_parts), weight.grad, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(part.double(), hidden.grad, **near)
+        torch.testing.assert_close(torch.cat(weight_parts).double(), weight.grad, **near)
     entropy = -(full.exp() * full).sum(-1).detach() * (targets >= 0)
-    for answer in answers:
-        torch.testing.assert_close(torch.tensor(answer[2]).double(), entropy, atol=1e-5, rtol=1e-5)
+    for _, own in answers:
+        torch.testing.assert_close(own.double(), entropy, **near)

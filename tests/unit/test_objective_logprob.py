@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sophia_mcore.objective import logprob as module
 from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
 
 T, H, V, PADDED = 37, 16, 101, 128
@@ -32,6 +33,12 @@ def reference(hidden, weight, targets, coefficients):
 
 def close(ours, reference, tolerance):
     return (ours.double() - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.fixture(params=["by_chunks", "by_blocks"], autouse=True)
+def cut(request, monkeypatch):
+    """Both ways to cut the matrix, whatever the chunk size."""
+    monkeypatch.setattr(module, "ONE_PASS_TOKENS", 0 if request.param == "by_chunks" else 10**9)
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 13, 1000])
