@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import cmath
 import math
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from sophia_mcore.score.expression import CONSTANTS, Node, Parser, Unsupported
 
 MAX_BITS = 20_000
+_SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 EQUAL, DIFFERENT = 1e-9, 1e-6  # relative differences; between them nothing is decided
 TINY = 1e-12  # an inexact value below this may be zero
 POINTS = ((0.6, 1.9), (-2.3, -0.7), (2.1, 3.8))  # variables take values in these ranges
@@ -143,9 +145,12 @@ def _at(node: Node, point: int) -> complex:
 
 
 def _power(base: complex, exponent: complex) -> complex:
-    if exponent.imag == 0 and exponent.real == int(exponent.real) and abs(exponent.real) <= 64:
+    if exponent.imag == 0 and abs(exponent.real) <= 64 and exponent.real == int(exponent.real):
         return base ** int(exponent.real)
-    return base**exponent
+    result = base**exponent
+    if result == 0 and base != 0:
+        raise OverflowError  # too small for a float
+    return result
 
 
 def _factorial(value: complex) -> complex:
@@ -198,7 +203,14 @@ def _log_at(node: Node, point: int) -> tuple[complex, float]:
     if kind in ("^", "root"):
         base, exponent = (node[2], node[1]) if kind == "root" else (node[1], node[2])
         return _log_power(_log_at(base, point), _log_at(exponent, point), kind == "root")
+    if kind == "log" or (kind == "call" and node[1] == r"\ln"):
+        base = math.e if kind == "call" else 10.0 if node[1] is None else _at(node[1], point)
+        m, s = _log_at(node[2], point)
+        return _scaled((s + cmath.log(m)) / cmath.log(base), 0.0)
     return _scaled(_at(node, point), 0.0)
+
+
+_UNKNOWN = complex(math.nan, math.nan)  # the phase of a large power of a number that is not positive
 
 
 def _unsupported() -> Any:
@@ -214,13 +226,14 @@ def _scaled(m: complex, s: float) -> tuple[complex, float]:
 
 def _log_power(base: tuple[complex, float], exponent: tuple[complex, float], root: bool) -> tuple[complex, float]:
     (m, s), (n, t) = base, exponent
-    if abs(n.imag) > 1e-12 or abs(m.imag) > 1e-12 or m.real < 0:
+    if abs(n.imag) > 1e-12:
         raise Unsupported
     power = n.real * (math.exp(t) if t < 700 else math.inf)
     power = 1 / power if root else power
     if abs(s) < 1e-12 or (math.isinf(s) and power == 0):
         raise Unsupported  # one to a large power, infinity to none
-    return 1, s * power
+    positive = abs(m.imag) <= 1e-12 and m.real > 0
+    return 1 if positive else _UNKNOWN, s * power
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +261,9 @@ def _names_in(node: Node) -> set[str]:
 @lru_cache(maxsize=1 << 15)
 def evaluate(text: str) -> Expression | None:
     """A cleaned answer as an expression, or None if it is outside the grammar."""
+    scientific = _SCIENTIFIC.fullmatch(text)
+    if scientific:
+        text = f"{scientific[1]} \\times 10^{{{scientific[2]}}}"
     try:
         parser = Parser(text)
         node = parser.parse()
@@ -261,10 +277,10 @@ def evaluate(text: str) -> Expression | None:
             value = _at(node, point)
             values.append(value if cmath.isfinite(value) else None)
             huge = huge or not cmath.isfinite(value)
-        except OverflowError:
+        except ArithmeticError:  # beyond floats, or a division by what was beyond floats
             values.append(None)
             huge = True
-        except (ArithmeticError, ValueError):
+        except ValueError:
             values.append(None)
         except Unsupported:
             return None

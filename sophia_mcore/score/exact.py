@@ -90,7 +90,7 @@ def _infer_form(text: str) -> str:
     if form is None:
         return "set" if text.startswith(r"\{") else "expression"
     if form.kind == "atom":
-        if _RELATION.search(text):
+        if _related(text):
             return "equation"
         return "expression" if evaluate(text) is not None or "\\" in text or not _PROSE.search(text) else "text"
     if form.kind in ("half", "union") or (form.kind in ("round", "square") and r"\infty" in text):
@@ -99,6 +99,21 @@ def _infer_form(text: str) -> str:
 
 
 _RELATION = re.compile(r"(?<![\\<>!:])=|[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim)(?![a-zA-Z])")
+_BRACED = re.compile(r"\{[^{}]*\}")
+
+
+def _related(text: str) -> bool:
+    """Whether there is a relation sign outside all braces: that of \\sum_{n=1} does not make an equation."""
+    if _RELATION.search(text) is None:
+        return False
+    while "{" in text:
+        shorter = _BRACED.sub(" ", text)
+        if shorter == text:
+            break
+        text = shorter
+    return _RELATION.search(text) is not None
+
+
 _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'’/-]+[^\W\d_]+)*")
 _CONSTANTS = frozenset({"pi", "oo", "inf", "infinity", "nan", "none", "sin", "cos", "tan", "log", "ln", "sqrt"})
@@ -196,7 +211,7 @@ def atoms_equal(gold: str, text: str, rule: Rule) -> bool | None:
     if gold_infinity is not None or infinity is not None:
         value = evaluate(text if infinity is None else gold)
         return False if value is not None and value.is_number else None
-    if _RELATION.search(gold) or _RELATION.search(text):
+    if _related(gold) or _related(text):
         for relation in (inequalities_equal(gold, text), _equations_equal(gold, text, rule)):
             if relation is not None:
                 return relation
@@ -212,7 +227,7 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
     if gold_name and name and gold_name != name:
         values = evaluate(gold_value), evaluate(value)
         return False if all(v is not None and v.is_number for v in values) else None
-    if (not gold_name and _RELATION.search(gold)) or (not name and _RELATION.search(text)):
+    if (not gold_name and _related(gold)) or (not name and _related(text)):
         return None
     return compare(gold_value, value, rule)
 
@@ -220,9 +235,8 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
 def _relations_equal(gold: str, text: str) -> bool | None:
     """Equations and inequalities: never equal to a plain value; two equations are equal when their sides' differences
     are proportional. Anything else takes solving."""
-    first, second = _RELATION.search(gold), _RELATION.search(text)
-    if first is None or second is None:
-        value = evaluate(text if second is None else gold)
+    if not (_related(gold) and _related(text)):
+        value = evaluate(gold if _related(text) else text)
         return False if value is not None and value.is_number else None
     sides = [re.split(r"\\ne(?![a-zA-Z])", side) for side in (gold, text)]
     if len(sides[0]) == len(sides[1]) == 2 and sides[0][0].strip() == sides[1][0].strip():

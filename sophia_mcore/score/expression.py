@@ -11,8 +11,8 @@ from typing import Any
 
 Node = tuple[Any, ...]  # ("number", Fraction) ("name", str) ("+", a, b) ("neg", a) ("call", function, a) ...
 
-MAX_CHARACTERS = 600
-MAX_SYMBOLS = 400
+MAX_CHARACTERS = 1200
+MAX_SYMBOLS = 800
 CONSTANTS = frozenset({r"\pi", "e", "i"})
 FUNCTIONS = frozenset(
     {
@@ -29,7 +29,12 @@ GREEK = frozenset(
 )
 _SYMBOL = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|\S)")
 _NAMES = re.compile(r"(?<![\\a-zA-Z])(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac|pi|arcsin|arccos|arctan|deg)")
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d(?![a-zA-Z]*[+-])")
 _UPRIGHT = re.compile(r"\\(?:mathrm|mathit|mathbf|text|rm|operatorname)\s*\{\s*([A-Za-z])\s*\}")
+
+
+def _is_number(symbol: str) -> bool:
+    return symbol[:1].isdecimal() or (symbol[:1] == "." and symbol != ".")
 
 
 class Unsupported(Exception):
@@ -40,7 +45,7 @@ class Parser:
     """Recursive descent over the tokens of one expression."""
 
     def __init__(self, text: str) -> None:
-        if len(text) > MAX_CHARACTERS or _NAMES.search(text):
+        if len(text) > MAX_CHARACTERS or _NAMES.search(text) or _DERIVATIVE.search(text):
             raise Unsupported
         self.symbols = _SYMBOL.findall(_UPRIGHT.sub(r" \1 ", text) if "\\" in text else text)
         if len(self.symbols) > MAX_SYMBOLS:
@@ -106,7 +111,7 @@ class Parser:
         symbol = self.peek()
         if not symbol:
             return False
-        if symbol[0].isdigit() or symbol[0] == ".":
+        if _is_number(symbol):
             raise Unsupported  # a number after a factor: x2, 2 3
         if symbol == "|":
             return not self.bars
@@ -121,6 +126,8 @@ class Parser:
     def factor(self) -> Node:
         node = self.base()
         while self.peek() in ("^", "!"):
+            if node[0] == "^":
+                raise Unsupported  # x^2^3 and x^2! are read in two ways
             if self.take() == "!":
                 node = ("!", node)
             else:
@@ -136,7 +143,7 @@ class Parser:
         if symbol == "-":
             self.take()
             return ("neg", self.number())
-        if symbol and (symbol[0].isdigit()):
+        if _is_number(symbol):
             return self.number()
         if self._is_name(symbol):
             return ("name", self.take())
@@ -144,7 +151,7 @@ class Parser:
 
     def number(self) -> Node:
         symbol = self.take()
-        if not (symbol[0].isdigit() or symbol[0] == "."):
+        if not _is_number(symbol):
             raise Unsupported
         self.decimal = self.decimal or "." in symbol
         return ("number", Fraction(symbol))
@@ -159,7 +166,7 @@ class Parser:
         symbol = self.peek()
         if not symbol:
             raise Unsupported
-        if symbol[0].isdigit() or symbol[0] == ".":
+        if _is_number(symbol):
             return self.number()
         if symbol == "(":
             return self.group("(", ")")
@@ -189,10 +196,10 @@ class Parser:
         if self.peek() == "{":
             return self.group("{", "}")
         symbol = self.peek()
-        if symbol.isdigit() and len(symbol) > 1:  # \frac12: split the symbol
+        if symbol.isdecimal() and len(symbol) > 1:  # \frac12: split the symbol
             self.symbols[self.position : self.position + 1] = [symbol[0], symbol[1:]]
             symbol = symbol[0]
-        if symbol.isdigit():
+        if symbol.isdecimal():
             return self.number()
         if self._is_name(symbol):
             return ("name", self.take())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+MAX_LAYERS = 24  # wrappers around wrappers that are taken off
 MAX_DEPTH = 60  # nesting of brackets beyond which nobody states a final answer
 
 _CHARACTERS: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width forms
@@ -33,6 +34,9 @@ TEXT_COMMAND = re.compile(
     r"\{([^{}]*)\}"
 )
 _DOLLAR = re.compile(r"(?<!\\)\$")
+_WRAPPING_COMMAND = re.compile(
+    r"\\(?:boxed|text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox)\s*(?=\{)"
+)
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TRAILING_DEGREE = re.compile(r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+$")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
@@ -61,7 +65,7 @@ def clean(answer: str) -> str:
 
 def _strip(answer: str) -> str:
     """Remove what may stand around an answer: mathematics signs, emphasis, a final stop, braces, \text{...}."""
-    while True:
+    for _ in range(MAX_LAYERS):
         before = answer
         answer = answer.strip().rstrip(",;:")
         if answer.endswith(".") and not answer.endswith(".."):
@@ -74,14 +78,15 @@ def _strip(answer: str) -> str:
         if answer.startswith("{"):
             answer = _without_braces(answer)
         if answer.startswith("\\"):
-            whole = TEXT_COMMAND.fullmatch(answer)
-            answer = whole[1] if whole else answer
-            if answer.startswith("\\boxed{"):
-                inner = _without_braces(answer[6:])
-                answer = answer if inner == answer[6:] else inner
+            command = _WRAPPING_COMMAND.match(answer)
+            if command:
+                argument = answer[command.end() :]
+                inner = _without_braces(argument, lists_too=True)
+                answer = answer if inner == argument else inner
         answer = without_degree(answer)
         if answer == before:
-            return answer
+            break
+    return answer
 
 
 def without_degree(answer: str) -> str:
@@ -89,7 +94,7 @@ def without_degree(answer: str) -> str:
     return _TRAILING_DEGREE.sub("", answer) if answer.endswith(("circ", "}")) else answer
 
 
-def _without_braces(answer: str) -> str:
+def _without_braces(answer: str, lists_too: bool = False) -> str:
     """Without the pairs of braces that enclose all of it; braces around a list stay, they may mean a set."""
     depths: list[int] = []  # positions of the open braces
     closes: dict[int, int] = {}
@@ -109,7 +114,9 @@ def _without_braces(answer: str) -> str:
     while start < end and closes.get(start) == end:
         start, end = start + 1, end - 1
     inner = answer[start : end + 1]
-    return answer if start == 0 or "," in inner else inner
+    if start == 0 or (not lists_too and "," in inner and len(split_top(inner, ",") or ()) > 1):
+        return answer
+    return inner
 
 
 def depth(text: str) -> int:
@@ -131,9 +138,10 @@ def plain_text(answer: str) -> str:
     'red car'
     """
     if "\\" in answer:
-        shorter = TEXT_COMMAND.sub(r"\1", answer)
-        while shorter != answer:
-            answer, shorter = shorter, TEXT_COMMAND.sub(r"\1", shorter)
+        for _ in range(MAX_LAYERS):
+            before, answer = answer, TEXT_COMMAND.sub(r"\1", answer)
+            if answer == before:
+                break
     answer = answer.replace("*", "").replace("_", " ").replace("$", "").replace("\\ ", " ")
     words = unicodedata.normalize("NFKC", answer).casefold().split()
     answer = " ".join(words).strip(" .,:;!?\"'`()[]{}")

@@ -12,6 +12,7 @@ from sophia_mcore.score.rules import Rule
 MAX_DIGITS = 300  # longer numbers and larger exponents are left to others
 SMALL = Fraction(1, 100)  # below this size rounding to decimal places says little: relative difference counts
 SMALL_RELATIVE = Fraction(1, 10_000)
+SAME_RELATIVE = Fraction(1, 10**9)  # numbers with a decimal point that agree to nine digits are equal at any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Number:
 
 _PLAIN = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*(?:(?:\\?[$€£¥])\s*)?"
+    r"(?:\\?[$€£¥]\s*)?(?P<sign>[+-]?)\s*(?:\\?[$€£¥]\s*)?"
     rf"(?:(?P<plain>{_PLAIN})(?:[eE](?P<exponent>[+-]?\d{{1,4}}))?"
     r"|(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
     r"|(?P<whole>\d+)?\s*\\frac\s*"
@@ -116,6 +117,8 @@ def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: in
     if rule.truncate_integers and gold.denominator == 1 and gold_places == 0 and int(value) == gold:
         return True
     if rule.gold_places and gold_places and round(value, gold_places) == round(gold, gold_places):
+        return True
+    if inexact and difference <= SAME_RELATIVE * abs(gold):
         return True
     if not inexact or rule.places is None or difference > 1:
         return False

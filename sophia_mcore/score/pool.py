@@ -26,8 +26,10 @@ from sophia_mcore.score.parallel import module_environment
 
 WALL_FACTOR = 5.0
 PREFETCH = 4  # tasks that wait inside a worker, so that it need not wait for the parent
-MAX_DEATHS = 3  # a task that took this many workers down is an error
+MAX_DEATHS = 4  # a task that took this many workers down is an error
+MAX_KILLED_STARTS = 20  # somebody kills the starting process again and again
 START_SECONDS = 120.0
+COMPARE = "sophia_mcore.score.equivalence:equivalent"
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -68,9 +70,13 @@ def _cpu_seconds(pid: int) -> float:
 
 
 class Pool:
-    """Compares answers in ``workers`` processes. Use as a context manager; drive it with ``submit`` and ``collect``."""
+    """Compares answers in ``workers`` processes. Use as a context manager; drive it with ``submit`` and ``collect``.
 
-    def __init__(self, workers: int, timeout_seconds: float, memory_limit_mib: int) -> None:
+    ``compare`` names the function that the workers call with a task; it answers True or False.
+    """
+
+    def __init__(self, workers: int, timeout_seconds: float, memory_limit_mib: int, compare: str = COMPARE) -> None:
+        self._compare = compare
         self._size = workers
         self._timeout = timeout_seconds
         self._memory = memory_limit_mib
@@ -132,7 +138,7 @@ class Pool:
     def _start_starter(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "sophia_mcore.score.worker", str(theirs.fileno())]
-        command += [str(self._memory), str(2.0 * self._timeout + 1.0)]
+        command += [str(self._memory), str(2.0 * self._timeout + 1.0), self._compare]
         self._starter = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
@@ -146,7 +152,7 @@ class Pool:
         self._control = ours
 
     def _spawn(self) -> None:
-        for _ in range(2):  # once more if the starter turns out to be dead
+        for _ in range(MAX_KILLED_STARTS):  # again if the starter turns out to be dead
             if self._control is None:
                 self._start_starter()
             ours, theirs = socket.socketpair()
@@ -155,6 +161,8 @@ class Pool:
                 socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
             except OSError:
                 ours.close()
+                if self._starter is not None:
+                    self._starter.wait(START_SECONDS)
                 self._start_failed()
                 continue
             finally:
@@ -166,16 +174,17 @@ class Pool:
         raise SophiaError("grading: no worker process could be started")
 
     def _start_failed(self) -> None:
-        """The starter died: find out why; give up with its reason after three times in a row."""
+        """A worker died before it could work: find out why, and give up when that happens too often in a row."""
         self._failed_starts += 1
-        reason = "it ended without a word"
-        if self._control is not None:
-            with contextlib.suppress(OSError):
-                self._control.settimeout(1.0)
-                said = self._control.recv(600).decode(errors="replace")
-                reason = reason if said in ("", "ready") else said
-        self._stop_starter()
-        if self._failed_starts >= MAX_DEATHS:
+        limit, reason = MAX_KILLED_STARTS, "its processes are killed"
+        if self._starter is not None and self._control is not None and self._starter.poll() is not None:
+            if self._starter.returncode >= 0:
+                limit, reason = MAX_DEATHS, f"it ended with exit code {self._starter.returncode}"
+                with contextlib.suppress(OSError):
+                    self._control.settimeout(1.0)
+                    reason = self._control.recv(600).decode(errors="replace") or reason
+            self._stop_starter()
+        if self._failed_starts >= limit:
             raise SophiaError(f"grading: the worker process of {sys.executable} does not start: {reason}")
 
     # ---- working

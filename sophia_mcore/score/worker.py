@@ -1,12 +1,13 @@
 """The processes that compare answers with sympy: one that imports everything once and forks the workers.
 
-Started as ``python -m sophia_mcore.score.worker CONTROL_FD MEMORY_MIB BACKSTOP_SECONDS``. A fresh interpreter is safe
-to start from a program with threads, and forking from a process without threads is safe too and takes milliseconds, so
-that a killed worker is replaced at once. Messages are lines of JSON; nothing is unpickled.
+Started as ``python -m sophia_mcore.score.worker CONTROL_FD MEMORY_MIB BACKSTOP_SECONDS MODULE:FUNCTION``. A fresh
+interpreter is safe to start from a program with threads, and forking from a process without threads is safe too and
+takes milliseconds, so that a killed worker is replaced at once. Messages are lines of JSON; nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -60,7 +61,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the sockets
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
     try:
-        from sophia_mcore.score.equivalence import equivalent
+        module, _, name = sys.argv[4].partition(":")
+        compare: Compare = getattr(importlib.import_module(module), name)
     except Exception as error:
         control.send(f"{type(error).__name__}: {error}".encode()[:500])
         return
@@ -73,7 +75,7 @@ def main() -> None:
         if os.fork() == 0:
             control.close()
             try:
-                serve(socket.socket(fileno=descriptors[0]), equivalent, memory_limit_mib, backstop_seconds)
+                serve(socket.socket(fileno=descriptors[0]), compare, memory_limit_mib, backstop_seconds)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the parent is gone
             finally:
