@@ -1,0 +1,133 @@
+"""Reading a model's weights for training, as one rank of TP1 and of TP2, against plain reads of the same bytes.
+
+python -m tests.bench.bench_load [--gigabytes 2] [--repeats 5] [--folder TMP]
+
+Prints one JSON line, in GB per CPU-second, best of the interleaved repeats, page cache warm, parameters allocated and
+touched before. `ours` fills fused parameters from a Hugging Face folder; `pread` reads as many bytes, one file after
+the other, into the same parameters: the ceiling. `safetensors` loads all files; `torch_dcp` loads the same parameters,
+already fused, from a torch distributed checkpoint. The ratio is TP1's; tp2_ratio that of a TP2 rank, which takes half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sophia_mcore.model.names import Shard
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.load import load_parameter
+from sophia_mcore.weights.stream import BUFFER_BYTES, Files
+from sophia_mcore.weights.tables import resolve
+from tests.bench.bench_conversion import make_source
+
+Parameters = dict[str, tuple[torch.Tensor, Shard]]
+
+
+def parameters(source: Path, tensor: int) -> Parameters:
+    """The parameters of rank 0 of `tensor` ranks, touched."""
+    found = {}
+    for entry in resolve(ModelSpec.from_model_dir(source), "hf"):
+        shape = list(entry.shape)
+        shard = Shard(None, 0, 1) if entry.cut is None else Shard(entry.cut.axis, 0, tensor, entry.cut.blocks)
+        if shard.axis is not None:
+            shape[shard.axis] //= tensor
+        found[entry.name] = torch.zeros(shape, dtype=torch.bfloat16).fill_(1.0), shard
+    return found
+
+
+def ours(source: Path, target: Parameters) -> None:
+    opened = open_checkpoint(source)
+    with Files() as files:
+        for name, (tensor, shard) in target.items():
+            load_parameter(opened.tensors[name], tensor, shard, files)
+
+
+def pread(source: Path, target: Parameters) -> None:
+    """Fill the same parameters with the same number of bytes in the order of the files."""
+    paths = sorted(source.glob("*.safetensors"))
+    descriptors = [os.open(path, os.O_RDONLY) for path in paths]
+    sizes = [path.stat().st_size for path in paths]
+    which = position = 0
+    for tensor, _ in target.values():
+        view = memoryview(tensor.view(torch.uint8).view(-1).numpy().data)
+        done = 0
+        while done < len(view):
+            part = view[done : done + BUFFER_BYTES]
+            got = os.preadv(descriptors[which], [part], position)
+            position, done = position + got, done + got
+            if position >= sizes[which]:
+                which, position = (which + 1) % len(paths), 0
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def safetensors_all(source: Path, target: Parameters) -> None:
+    from safetensors.torch import load_file
+
+    for file in sorted(source.glob("*.safetensors")):
+        for tensor in load_file(file).values():
+            tensor.view(-1)[-1].item()
+
+
+def torch_dcp(folder: Path, target: Parameters) -> None:
+    from torch.distributed import checkpoint
+
+    state = {name: tensor for name, (tensor, _) in target.items()}
+    checkpoint.load(state, storage_reader=checkpoint.FileSystemReader(folder), no_dist=True)
+
+
+def cpu_seconds(work: Callable[[], None]) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Print the JSON line."""
+    from torch.distributed import checkpoint
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    best: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        source, dcp = Path(folder) / "source", Path(folder) / "dcp"
+        make_source(source, options.gigabytes)
+        one, two = parameters(source, 1), parameters(source, 2)
+        state = {name: tensor for name, (tensor, _) in one.items()}
+        checkpoint.save(state, storage_writer=checkpoint.FileSystemWriter(dcp), no_dist=True)
+        sizes = {n: sum(t.nbytes for t, _ in p.values()) / 1e9 for n, p in (("tp1", one), ("tp2", two))}
+        cases: dict[str, tuple[float, Callable[[], None]]] = {
+            "pread": (sizes["tp1"], lambda: pread(source, one)), "ours": (sizes["tp1"], lambda: ours(source, one)),
+            "pread_tp2": (sizes["tp2"], lambda: pread(source, two)),
+            "ours_tp2": (sizes["tp2"], lambda: ours(source, two)),
+            "safetensors": (sizes["tp1"], lambda: safetensors_all(source, one)),
+            "torch_dcp": (sizes["tp1"], lambda: torch_dcp(dcp, one)),
+        }  # fmt: skip
+        for _ in range(options.repeats):
+            for name, (size, work) in cases.items():
+                best[name] = max(best.get(name, 0.0), size / cpu_seconds(work))
+    line = {
+        "name": "load", "ours": best["ours"], "peer": best["pread"], "ratio": best["ours"] / best["pread"],
+        "unit": "GB per CPU-second", "peer_name": "pread", "tp2_ratio": best["ours_tp2"] / best["pread_tp2"],
+        "ours_tp2": best["ours_tp2"], "safetensors": best["safetensors"], "torch_dcp": best["torch_dcp"],
+        "safetensors_ratio": best["ours"] / best["safetensors"], "torch_dcp_ratio": best["ours"] / best["torch_dcp"],
+        "gigabytes": sizes["tp1"], "repeats": options.repeats,
+    }  # fmt: skip
+    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}))
+
+
+if __name__ == "__main__":
+    main()
