@@ -1,0 +1,119 @@
+"""The command as a user meets it: exit codes, one clear line, nothing half-written, light commands stay light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sophia(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sophia_mcore.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def write_run(folder: Path, rows: list[dict], extra: str = "") -> Path:
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Image.new("RGB", (32, 32), "white").save(folder / "good.png")
+    (folder / "broken.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    path = folder / "run.toml"
+    path.write_text(
+        '[run]\nname = "x"\nfolder = "run"\n[models]\npolicy = "policy"\nreasoner = "reasoner"\n'
+        f'[[data.questions]]\nkind = "jsonl"\npath = "questions.jsonl"\n{extra}'
+    )
+    return path
+
+
+GOOD = {"id": "a", "question": "What is it?", "answer": "5", "image": "good.png"}
+
+
+def failed(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    line = next(line for line in result.stderr.splitlines() if line.startswith("error: "))
+    for word in words:
+        assert word in result.stderr, (word, line)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**GOOD, "image": "absent.png"}, ["absent.png"]),
+        ({**GOOD, "image": "broken.png"}, ["row 1"]),
+        ({**GOOD, "answer": ""}, ["no answer"]),
+        ({**GOOD, "question": ""}, ["no question"]),
+        ({**GOOD, "image": "../../../etc/hostname"}, ["leads out of"]),
+    ],
+)
+def test_bad_rows_stop_the_run_before_any_model(tmp_path: Path, row: dict, words: list[str]) -> None:
+    config = write_run(tmp_path, [GOOD, {**row, "id": "b"}])
+    failed(sophia("run", str(config), folder=tmp_path), 1, *words)
+    assert not (tmp_path / "run" / "questions.parquet").exists()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_empty_dataset(tmp_path: Path) -> None:
+    failed(sophia("run", str(write_run(tmp_path, [])), folder=tmp_path), 1, "questions.jsonl")
+
+
+def test_configuration_mistakes_are_usage_errors(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD], "[train]\nlearning_rat = 1.0\n")
+    failed(sophia("run", str(config), folder=tmp_path), 2, "train.learning_rat", "did you mean 'learning_rate'")
+    failed(sophia("check", str(tmp_path / "no.toml"), folder=tmp_path), 2, "no such configuration file")
+    config = write_run(tmp_path, [GOOD])
+    failed(sophia("run", str(config), "--only", "trian", folder=tmp_path), 2, "did you mean 'train'")
+    failed(sophia("run", str(config), "--set", "train.steps=x", folder=tmp_path), 2, "train.steps")
+    assert not (tmp_path / "run").exists()
+
+
+def test_interpreter_that_is_missing_is_named(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD])
+    result = sophia("generate", str(config), folder=tmp_path)
+    failed(result, 1, ".venv-vllm/bin/python", "make env")
+
+
+def test_later_phases_check_their_inputs_themselves(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD])
+    for phase in ("score", "train", "export"):
+        result = sophia(phase, str(config), folder=tmp_path)
+        failed(result, 1)
+    assert not list((tmp_path / "run" / "round-0").rglob("*.parquet"))
+
+
+def test_report_of_a_run_that_has_hardly_begun_says_what_is_missing(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD])
+    assert sophia("run", str(config), "--only", "questions", folder=tmp_path).returncode == 0
+    result = sophia("report", str(config), folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "round 0: training" in report["missing"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "round 0: training" in page
+
+
+def test_light_commands_import_no_heavy_module(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD])
+    for arguments in (["--help"], ["check", str(config)]):
+        script = (
+            "import sys\nfrom sophia_mcore.cli import app\n"
+            f"try:\n    app({arguments!r})\nexcept SystemExit:\n    pass\n"
+            "heavy = {'torch', 'numpy', 'pyarrow', 'megatron', 'transformers', 'datasets', 'mlflow', 'vllm'}\n"
+            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert result.stderr.strip() == "[]", result.stderr
