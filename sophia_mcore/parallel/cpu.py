@@ -87,6 +87,16 @@ class CpuRandomStates:
             torch.set_rng_state(outside)
 
 
+class Stream:
+    """A CUDA stream where everything is in order already."""
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+
 def _get_state(*_: Any, **__: Any) -> torch.Tensor:
     return torch.get_rng_state()
 
@@ -102,6 +112,7 @@ def adaptation() -> Iterator[None]:
         patches = (
             (torch.cuda, "current_device", lambda: CPU),
             (torch.cuda, "synchronize", lambda *_: None),
+            (torch.cuda, "current_stream", lambda *_: Stream()),
             (torch.cuda, "manual_seed", torch.manual_seed),
             (mcore_random, "_get_cuda_rng_state", _get_state),
             (mcore_random, "_set_cuda_rng_state", _set_state),
