@@ -9,6 +9,7 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import shard_files
 
 _SUMMARY_FIELDS = ("questions", "captions", "trajectories", "kept", "caption_reward_mean")
 
@@ -76,7 +77,7 @@ def count_tokens(folder: Path) -> int:
     import pyarrow.parquet as pq
 
     total = 0
-    for shard in sorted(folder.glob("*.parquet")):
+    for shard in shard_files(folder):
         try:
             lengths = pc.list_value_length(pq.read_table(shard, columns=["token_ids"]).column(0))
         except (OSError, ValueError):

@@ -14,7 +14,7 @@ from sophia_mcore.records import Caption, Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.reward import visual_rewards
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.store.shards import read_folder, read_shard, shard_files
 
 _THUMBNAIL_PIXELS = 384
 _MAX_TEXT = 20_000  # longer texts are cut in the page; the store has them whole
@@ -68,7 +68,7 @@ def _read(folder: Any, record_type: type) -> list[Any]:
         return list(read_folder(folder, record_type)) if folder.is_dir() else []
     except SophiaError:
         found = []
-        for shard in sorted(folder.rglob("*.parquet")):
+        for shard in shard_files(folder):
             try:
                 found += read_shard(shard, record_type)
             except SophiaError:
