@@ -77,7 +77,7 @@ def count_tokens(folder: Path) -> int:
     import pyarrow.parquet as pq
 
     total = 0
-    for shard in shard_files(folder):
+    for shard in shard_files(folder) if folder.is_dir() else ():
         try:
             lengths = pc.list_value_length(pq.read_table(shard, columns=["token_ids"]).column(0))
         except (OSError, ValueError):
