@@ -62,6 +62,24 @@ def converted_equal(gold: str, prediction: str) -> bool | None:
     return abs(converted - float(x)) <= CONVERSION_TOLERANCE * max(abs(converted), abs(float(x)))
 
 
+_TYPICAL = (
+    r"\frac{\sqrt{2}}{2}+x^{2}",
+    r"\left[-1,\frac{3}{4}\right)",
+    r"\{1,2,3\}",
+    "x=5",
+    r"2\pi r",
+    "1<x<2",
+    r"\sin 2x",
+)
+
+
+def warm_up() -> None:
+    """Fill the parsers' caches once, before the workers are forked: the first answer of each would pay for it."""
+    for answer in _TYPICAL:
+        algebra_equal(answer, answer + "+1")
+    converted_equal("5 m", "5 cm")
+
+
 def equivalent(task: dict[str, Any]) -> bool:
     """Whether ``task["prediction"]`` answers ``task["gold"]``.
 

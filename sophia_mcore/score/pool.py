@@ -52,6 +52,7 @@ class _Task:
 @dataclass(slots=True)
 class _Worker:
     connection: socket.socket
+    starter: subprocess.Popen[bytes] | None  # the process that forks it
     born: float
     pid: int = 0  # 0 until its first message
     buffer: bytes = b""
@@ -167,7 +168,7 @@ class Pool:
                 continue
             finally:
                 theirs.close()
-            worker = _Worker(ours, born=time.monotonic())
+            worker = _Worker(ours, self._starter, born=time.monotonic())
             self._workers.append(worker)
             self._selector.register(ours, selectors.EVENT_READ, worker)
             return
@@ -260,7 +261,8 @@ class Pool:
     def _died(self, worker: _Worker) -> None:
         """A worker ended by itself or was killed by others: its first task is tried again elsewhere."""
         if not worker.pid:
-            self._start_failed()
+            if worker.starter is self._starter:  # else its starter's death has been counted
+                self._start_failed()
         elif worker.tasks:
             task = worker.tasks[0]
             task.deaths += 1

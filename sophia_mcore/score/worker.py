@@ -7,6 +7,7 @@ takes milliseconds, so that a killed worker is replaced at once. Messages are li
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -60,13 +61,16 @@ def main() -> None:
     memory_limit_mib, backstop_seconds = int(sys.argv[2]), float(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the sockets
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
+    logging.disable(logging.CRITICAL)
     try:
         module, _, name = sys.argv[4].partition(":")
-        compare: Compare = getattr(importlib.import_module(module), name)
+        library = importlib.import_module(module)
+        compare: Compare = getattr(library, name)
+        getattr(library, "warm_up", lambda: None)()
     except Exception as error:
         control.send(f"{type(error).__name__}: {error}".encode()[:500])
         return
-    logging.disable(logging.CRITICAL)
+    gc.freeze()  # what is imported by now stays shared between the workers
     control.send(b"ready")
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 16, 1)

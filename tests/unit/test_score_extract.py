@@ -50,11 +50,29 @@ def test_thoughts_and_boxes(text, answer):
 
 @pytest.mark.parametrize(
     "text",
-    ["B", "(B)", "B.", "**B**", "Answer: B", "The answer is (B).", "the correct option is B",
-     "Option B is correct.",
-     "I pick B.", "答案：B", "故选B。", r"\boxed{B}", r"\boxed{\text{(B)}}", "<answer>B</answer>", "**Final answer:** B",
-     "Let me see.\nB", "Let me see.\n(B) 12 cm", "Let me see.\n\n**B. a cat**", '{"answer": "B"}', "答案是选项B"],
-)  # fmt: skip
+    [
+        "B",
+        "(B)",
+        "B.",
+        "**B**",
+        "Answer: B",
+        "The answer is (B).",
+        "the correct option is B",
+        "Option B is correct.",
+        "I pick B.",
+        "答案：B",
+        "故选B。",
+        r"\boxed{B}",
+        r"\boxed{\text{(B)}}",
+        "<answer>B</answer>",
+        "**Final answer:** B",
+        "Let me see.\nB",
+        "Let me see.\n(B) 12 cm",
+        "Let me see.\n\n**B. a cat**",
+        '{"answer": "B"}',
+        "答案是选项B",
+    ],
+)
 def test_option_letters_in_all_shapes(text):
     from sophia_mcore.score import exact
     from sophia_mcore.score.rules import rule_for
@@ -97,11 +115,24 @@ def test_random_bytes(data):
 
 @pytest.mark.parametrize(
     "text",
-    ["\\boxed{" * 100_000, "\\boxed{}" * 100_000, "{" * 1_000_000, "answer " + " " * 1_000_000 + "x",
-     "answer: " * 100_000, "final answer\n" * 80_000, "<answer> " * 100_000, "答案" * 300_000, "*" * 1_000_000,
-     "answer" + "*" * 500_000 + ":", "\\" * 1_000_000, "<think>" * 100_000, "</think>" * 100_000, "\n" * 1_000_000],
+    [
+        "\\boxed{" * 100_000,
+        "\\boxed{}" * 100_000,
+        "{" * 1_000_000,
+        "answer " + " " * 1_000_000 + "x",
+        "answer: " * 100_000,
+        "final answer\n" * 80_000,
+        "<answer> " * 100_000,
+        "答案" * 300_000,
+        "*" * 1_000_000,
+        "answer" + "*" * 500_000 + ":",
+        "\\" * 1_000_000,
+        "<think>" * 100_000,
+        "</think>" * 100_000,
+        "\n" * 1_000_000,
+    ],
     ids=lambda text: text[:12],
-)  # fmt: skip
+)
 def test_a_megabyte_ends(text):
     for answer_type in ("", "choice", "integer"):
         extract(text, answer_type)
