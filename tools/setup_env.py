@@ -48,6 +48,7 @@ class Environment:
     status: str = "waiting"
     started: float = field(default_factory=time.monotonic)
     child: subprocess.Popen | None = None
+    stopped: bool = False
 
     @property
     def python(self) -> Path:
@@ -144,6 +145,8 @@ def _pip(environment: Environment, arguments: list[str]) -> None:
 
 def _call(environment: Environment, command: list[str]) -> None:
     """Run a command; its output goes to the environment's log, its current step to the status line."""
+    if environment.stopped:
+        raise SetupFailed(f"{environment.folder}: stopped")
     errors = []
     with open(environment.folder / LOG, "a") as log:
         log.write("$ " + " ".join(command) + "\n")
@@ -185,6 +188,7 @@ def make_all(wanted: list[Environment], torch_index: str | None) -> None:
                 finished = _line(pending.pop(future))
                 if future.exception():
                     for other in pending.values():  # do not make the user wait for the one that works
+                        other.stopped = True
                         if other.child:
                             other.child.terminate()
                 future.result()

@@ -94,15 +94,17 @@ class OpenAIEngine:
         return self._one(request)
 
     def _ask(self, request: Request, messages: list[dict[str, Any]], with_logprobs: bool) -> Completion:
-        reply = self._client.chat.completions.create(
-            model=self._config.model_name,
-            messages=messages,  # type: ignore[arg-type]
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            max_tokens=request.sampling.max_tokens,
-            seed=request.seed,
-            **({"logprobs": True} if with_logprobs else {}),
-        )
+        body: dict[str, Any] = {
+            "model": self._config.model_name,
+            "messages": messages,
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "max_tokens": request.sampling.max_tokens,
+            "seed": request.seed,
+        }
+        if with_logprobs:
+            body["logprobs"] = True
+        reply = self._client.chat.completions.create(**body)
         if not reply.choices:
             raise SophiaError(f"{self._where}: the reply holds no choice")
         choice = reply.choices[0]

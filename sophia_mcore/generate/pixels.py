@@ -16,7 +16,7 @@ def resize_with_pillow() -> None:
     """Let transformers' InternVL image processor resize as ``data.tiling`` does, from now on in this process."""
     from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 
-    GotOcr2ImageProcessor.resize = _resize
+    GotOcr2ImageProcessor.resize = _resize  # type: ignore[method-assign]
 
 
 def _resize(self: Any, image: Any, size: Any, *_: Any, **__: Any) -> Any:

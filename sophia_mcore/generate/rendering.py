@@ -58,6 +58,15 @@ class Renderer:
         spec = ImageSpec.from_model_dir(model_dir, max_tiles) if is_internvl else None
         return Renderer(Chat.from_model_dir(model_dir), tokenizer, spec, stop_ids, str(model_dir))
 
+    def render_all(self, requests: Sequence[Request]) -> list[Prompt]:
+        """Prompts in order; the many requests that share messages and images are rendered once. Raises like render."""
+        seen: dict[tuple[object, ...], Prompt] = {}
+        for request in requests:
+            key = (request.messages, request.images)
+            if key not in seen:
+                seen[key] = self.render(request)
+        return [seen[request.messages, request.images] for request in requests]
+
     def render(self, request: Request) -> Prompt:
         """Text and token ids of a request. Raises SophiaError for images that do not match their placeholders."""
         if request.images and self.image_spec is None:

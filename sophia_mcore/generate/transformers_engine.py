@@ -38,7 +38,7 @@ def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
     loader = AutoModelForImageTextToText if kind == "internvl" else AutoModelForCausalLM
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
-        model = loader.from_pretrained(model_dir, dtype=wanted, local_files_only=True, trust_remote_code=False)
+        model: Any = loader.from_pretrained(model_dir, dtype=wanted, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise SophiaError(f"transformers cannot load {model_dir}: {line}") from error
@@ -67,7 +67,7 @@ class TransformersEngine:
 
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         """See ``Engine.generate``. Prompts of equal length share a batch, so nothing is padded."""
-        prompts = [self._renderer.render(request) for request in requests]
+        prompts = self._renderer.render_all(requests)
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, prompt in enumerate(prompts):
             self._renderer.check_length(prompt, self._longest)

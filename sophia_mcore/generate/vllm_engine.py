@@ -103,7 +103,7 @@ class VllmEngine:
         """See ``Engine.generate``. The prefix cache starts empty, so that results do not depend on earlier calls:
         a cached prefix changes the shapes of the products and with them the last bits of the log-probs."""
         self._llm.reset_prefix_cache()
-        prompts = [self._renderer.render(request) for request in requests]
+        prompts = self._renderer.render_all(requests)
         longest = self._llm.llm_engine.model_config.max_model_len
         for prompt in prompts:
             self._renderer.check_length(prompt, longest)
