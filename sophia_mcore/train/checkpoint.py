@@ -50,7 +50,7 @@ class Checkpoints:
         Raises SophiaError on every rank when any rank cannot write (full disk); older checkpoints stay.
         """
         temporary = self.folder / f".tmp-{checkpoint_folder.checkpoint_name(step)}"
-        _on_rank_zero(lambda: checkpoint_folder.begin(self.folder, step), f"cannot make {temporary}")
+        on_rank_zero(lambda: checkpoint_folder.begin(self.folder, step), f"cannot make {temporary}")
         state = _sharded_state(chunks, optimizer, is_loading=False)
         try:
             dist_checkpointing.save(state, str(temporary), self._strategy, content_metadata=dict(METADATA))
@@ -58,7 +58,7 @@ class Checkpoints:
             raise SophiaError(f"{temporary}: checkpoint not written: {_first_line(error)}") from error
         final = self.folder / checkpoint_folder.checkpoint_name(step)
         layout = current_layout()
-        _on_rank_zero(lambda: checkpoint_folder.commit(temporary, step, layout, self.keep), f"cannot complete {final}")
+        on_rank_zero(lambda: checkpoint_folder.commit(temporary, step, layout, self.keep), f"cannot complete {final}")
         return final
 
     def load_newest(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> int:
@@ -66,8 +66,8 @@ class Checkpoints:
 
         A broken one is passed over with a warning. Raises SophiaError when there are some, but none can be loaded.
         """
-        _on_rank_zero(lambda: checkpoint_folder.clean(self.folder), f"cannot clean {self.folder}")
-        candidates = _on_rank_zero(
+        on_rank_zero(lambda: checkpoint_folder.clean(self.folder), f"cannot clean {self.folder}")
+        candidates = on_rank_zero(
             lambda: [_inspect(path) for path in checkpoint_folder.list_checkpoints(self.folder)],
             f"cannot read {self.folder}",
         )
@@ -172,7 +172,7 @@ def _inspect(path: Path) -> tuple[Path, checkpoint_folder.Manifest | None, str |
         return path, None, str(error)
 
 
-def _on_rank_zero(work: Any, what: str) -> Any:
+def on_rank_zero(work: Any, what: str) -> Any:
     """Result of ``work`` done by rank 0, on every rank; its failure is raised on every rank."""
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:

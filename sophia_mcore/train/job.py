@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from numpy.typing import NDArray
 
 from sophia_mcore.batch.loader import Loader
-from sophia_mcore.batch.samples import Sample, from_kept, from_mixture, image_digests
+from sophia_mcore.batch.samples import Sample, from_mixture, image_digests
+from sophia_mcore.batch.store_samples import from_store
 from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.config.schema import Config, Mixture
 from sophia_mcore.data.chat import Chat
 from sophia_mcore.data.tiling import ImageSpec
-from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.records import Kept
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
-from sophia_mcore.store.shards import read_shard
 from sophia_mcore.train.checkpoint import Checkpoints
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp
 from sophia_mcore.weights.load import load_hf
 
-SUPERVISED = "supervised"  # source of the samples of train.data
+PAIRS = "pairs"  # source of the samples of train.data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +84,9 @@ def policy_dir(config: Config, run: RunFolder, round_index: int) -> Path:
 
 
 def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader:
-    store = ImageStore(run.images)
-    samples = _samples(config, folder, store)
-    dist.barrier()  # rank 0 has stored the images of the mixtures
-    return Loader(
+    samples, recorded = _samples(config, run, folder, policy)
+    dist.barrier()  # rank 0 has stored the images of the further data
+    loader = Loader(
         samples,
         config,
         Chat.from_model_dir(policy),
@@ -99,33 +97,27 @@ def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, g
         groups.data_size,
         load_pixels=groups.is_first_stage,
     )
+    return loader.with_logprobs(recorded) if recorded else loader
 
 
-def _samples(config: Config, folder: RoundFolder, store: ImageStore) -> list[Sample]:
+def _samples(
+    config: Config, run: RunFolder, folder: RoundFolder, policy: Path
+) -> tuple[list[Sample], dict[str, NDArray[np.float32]]]:
+    """What there is to learn from, and the recorded log-probs of its responses (if the objective wants them)."""
     long_thinking = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
-    default = config.batch.default_system_prompt
+    add_images = ImageStore(run.images).add_many if dist.get_rank() == 0 else image_digests
 
     def supervised(mixture: Mixture) -> list[Sample]:
         return from_mixture(
             mixture,
-            _add_images(store),
+            add_images,
             long_thinking=long_thinking,
-            default_system=default,
+            default_system=config.batch.default_system_prompt,
             max_image_pixels=config.data.max_image_pixels,
         )
 
+    further = [sample for mixture in config.batch.mixtures for sample in supervised(mixture)]
     if config.train.data is not None:
-        main = supervised(Mixture(path=config.train.data, name=SUPERVISED, share=0.5))
-    else:
-        main = from_kept(_read_kept(folder), long_thinking=long_thinking, default_system=default)
-    return [*main, *(sample for mixture in config.batch.mixtures for sample in supervised(mixture))]
-
-
-def _add_images(store: ImageStore):  # type: ignore[no-untyped-def]
-    return store.add_many if dist.get_rank() == 0 else image_digests
-
-
-def _read_kept(folder: RoundFolder) -> Iterable[Kept]:
-    if not folder.kept_file.is_file():
-        raise SophiaError(f"{folder.kept_file}: no such file; run 'sophia score' first")
-    return read_shard(folder.kept_file, Kept)
+        return [*supervised(Mixture(path=config.train.data, name=PAIRS, share=0.5)), *further], {}
+    store = from_store(config, run, folder, policy, long_thinking=long_thinking)
+    return [*store.samples, *further], store.recorded

@@ -14,6 +14,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
+from sophia_mcore.train.behaviour import with_reference
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.measure import mean_logprob
 from sophia_mcore.train.report import StepReport
@@ -31,6 +32,7 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     """
     total, every = job.loader.steps, job.config.train.save_every_steps
     start = job.checkpoints.load_newest(job.chunks, job.optimizer)
+    job = with_reference(job)
     log = _Log(job, start)
     if start == 0:
         log.event(0, "logprob_before", mean_logprob(job, _measured(job)))

@@ -21,28 +21,25 @@ def mean_logprob(job: Job, batches: Sequence[PackedBatch]) -> float:
 
     ``batches`` are this rank's micro batches; the number of them is the same on every rank.
     """
+    total = torch.zeros(2, dtype=torch.float64, device=job.backend.device)
+    for batch, logprobs in zip(batches, target_logprobs(job, batches), strict=False):  # none before the last stage
+        mask = batch.target_mask.to(logprobs.device)
+        total += torch.stack((logprobs[mask].double().sum(), mask.sum().double()))
+    if not job.reports:
+        total.zero_()
+    dist.all_reduce(total)
+    logprob_sum, tokens = total.tolist()
+    return logprob_sum / tokens if tokens else math.nan
+
+
+def target_logprobs(job: Job, batches: Sequence[PackedBatch]) -> list[Tensor]:
+    """Log-probs [1, S] fp32 of the targets of each micro batch under the present policy; [] before the last stage."""
 
     def forward_step(iterator: Iterator[PackedBatch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
-        batch = next(iterator).to(job.backend.device)
-
         def report(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mask = batch.target_mask
-            sums = torch.stack((logprobs[mask].double().sum(), mask.sum().double()))
-            return logprobs.sum(), torch.zeros((), dtype=torch.int), sums
+            return logprobs.sum(), torch.zeros((), dtype=torch.int), logprobs
 
-        return model(**model_inputs(batch)), report
+        return model(**model_inputs(next(iterator).to(job.backend.device))), report
 
     with torch.no_grad():
-        reports = run_schedule(job, forward_step, batches, forward_only=True)
-    total, tokens = all_ranks_sum(job, reports, 2).tolist()
-    return total / tokens if tokens else math.nan
-
-
-def all_ranks_sum(job: Job, reports: Sequence[Tensor], size: int) -> Tensor:
-    """Sum [size] float64 of the reports over micro batches and data-parallel ranks, the same on every rank."""
-    total = torch.zeros(size, dtype=torch.float64, device=job.backend.device)
-    if job.reports:
-        for report in reports:
-            total += report
-    dist.all_reduce(total)
-    return total
+        return run_schedule(job, forward_step, batches, forward_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from sophia_mcore.batch.collate import PackedBatch
 
 
@@ -44,3 +46,10 @@ def counts(batches: Sequence[PackedBatch]) -> tuple[int, int, int]:
         sum(int(batch.target_mask.sum()) for batch in batches),
         sum(len(batch.sample_ids) for batch in batches),
     )
+
+
+def not_finite(logprobs: Tensor, batch: PackedBatch) -> list[str]:
+    """Ids of the samples with a log-prob [1, S] that is not finite; of all, when the loss went wrong elsewhere."""
+    bad = ~logprobs.detach().isfinite() & batch.target_mask
+    rows = batch.sequence_ids[bad].unique().tolist()
+    return [batch.sample_ids[row] for row in rows] or list(batch.sample_ids)

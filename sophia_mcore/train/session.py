@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -34,7 +35,10 @@ def train_round(config: Config, run: RunFolder, round_index: int, progress: Prog
             config.parallel, backend, config.train.distributed_timeout_seconds, config.run.seed, gloo_copies=False
         )
         try:
-            finished = train(build_job(config, run, round_index, groups, backend), progress, asked)
+            job = build_job(config, run, round_index, groups, backend)
+            gc.collect()
+            gc.freeze()  # the model and the libraries stay: later collections need not visit them
+            finished = train(job, progress, asked)
             dist.barrier()
         finally:
             layouts.shutdown()

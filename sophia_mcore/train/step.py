@@ -21,7 +21,7 @@ from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.optim import learning_rate, set_learning_rate
-from sophia_mcore.train.report import StepReport, counts
+from sophia_mcore.train.report import StepReport, counts, not_finite
 from sophia_mcore.train.schedule import model_inputs, run_schedule
 
 
@@ -39,7 +39,7 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
             loss = objective_loss(logprobs, tokens, objective)
             value = float(loss.sum.detach()) / denominator
             if not math.isfinite(value):
-                bad_samples.extend(batch.sample_ids)
+                bad_samples.extend(not_finite(logprobs, batch))
             # three values, so that the schedule divides by nothing: the denominator is in the loss already
             return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
 

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
         return True
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _die_with_parent()
+    warnings.filterwarnings("ignore", module=r"torch|megatron")  # about parts of theirs that we do not use
     from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
 
     rank = int(os.environ.get("RANK", 0))

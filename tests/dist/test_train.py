@@ -15,6 +15,7 @@ from harness import RankError, run
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
 
 FOUR_RANKS = {"parallel": {"tensor": 2, "pipeline": 2}}
@@ -231,6 +232,19 @@ def test_question_answer_pairs_instead_of_the_kept_set(tmp_path, policy):
     folder.round(0).kept_file.unlink()
     assert run(train_world.train, 2, config, folder) == [True, True]
     assert train_world.losses(folder)[-1] < train_world.losses(folder)[0]
+
+
+@pytest.mark.parametrize("hook", [None, signal_rank_two], ids=["whole", "stopped"])
+def test_reference_behaviour_is_the_policy_before_training(tmp_path, policy, hook):
+    objective = {"name": "grpo", "behaviour": "reference", "trajectories": "kept", "advantage": "reward"}
+    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS, objective=objective)
+    if not all(run(train_world.train, 4, config, folder, hook)):
+        assert all(run(train_world.train, 4, config, folder))
+    lines = [line for line in read_metrics(folder.round(0).train / "metrics.jsonl") if "loss" in line]
+    assert lines[0]["ratio_p50"] == pytest.approx(1.0, abs=0.01)  # nothing learned yet
+    assert lines[0]["loss"] == pytest.approx(-1.0, abs=1e-5)  # -ratio x weight
+    assert lines[-1]["ratio_p50"] > 1.02  # what is right has become likelier
+    assert lines[-1]["loss"] < -1.01
 
 
 def test_nothing_to_train_on_is_one_line(tmp_path, policy):
