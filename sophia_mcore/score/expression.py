@@ -125,13 +125,14 @@ class Parser:
 
     def factor(self) -> Node:
         node = self.base()
+        powered = False
         while self.peek() in ("^", "!"):
-            if node[0] == "^":
+            if powered:
                 raise Unsupported  # x^2^3 and x^2! are read in two ways
             if self.take() == "!":
                 node = ("!", node)
             else:
-                node = ("^", node, self.exponent())
+                node, powered = ("^", node, self.exponent()), True
         return node
 
     def exponent(self) -> Node:

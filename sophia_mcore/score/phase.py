@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from sophia_mcore.config.schema import Config
@@ -273,7 +274,7 @@ def _texts(shards: Sequence[Path], wanted: frozenset[str]) -> dict[str, str]:
     for path in shards:
         table = read_table(path, Trajectory, columns=("id", "text"))
         rows = [i for i, trajectory in enumerate(table.column("id").to_pylist()) if trajectory in wanted]
-        taken = table.take(rows)
+        taken = table.take(pa.array(rows, pa.int64()))
         texts.update(zip(taken.column("id").to_pylist(), taken.column("text").to_pylist(), strict=True))
     return texts
 
