@@ -52,7 +52,7 @@ class Task:
 
     >>> task = Task("product", (0, 2, 3))
     >>> task.question(), task.answer((3, 9, 4, 5)), task.working((3, 9, 4, 5))
-    ('What is first times third plus fourth?', '17', '3*4+5=12+5=17')
+    ('What is first times third plus fourth?', '17', 'first 3 times third 4=12, plus fourth 5=17')
     """
 
     kind: str
@@ -69,17 +69,21 @@ class Task:
             "parity": f"Is {a} even or odd?",
         }[self.kind]
 
-    def working(self, digits: Sequence[int]) -> str:
-        """The calculation, ending in the result; `digits` are the four digits that are believed to be there."""
+    def steps(self, digits: Sequence[int]) -> list[tuple[str, str]]:
+        """The calculation with the `digits` that are believed to be there: what is put together, and the result."""
         a, b, c = (*(digits[i] for i in self.cells), 0, 0)[:3]
-        relation = ">" if a > b else "<" if a < b else "="
+        first, second, third = (*(f"{NAMES[i]} {digits[i]}" for i in self.cells), "", "")[:3]
         return {
-            "sum2": f"{a}+{b}={a + b}",
-            "sum3": f"{a}+{b}+{c}={a + b}+{c}={a + b + c}",
-            "product": f"{a}*{b}+{c}={a * b}+{c}={a * b + c}",
-            "larger": f"{a}{relation}{b} so {self.answer(digits)}",
-            "parity": f"{a} is {self.answer(digits)}",
+            "sum2": [(f"{first} plus {second}", f"={a + b}")],
+            "sum3": [(f"{first} plus {second}", f"={a + b}"), (f", plus {third}", f"={a + b + c}")],
+            "product": [(f"{first} times {second}", f"={a * b}"), (f", plus {third}", f"={a * b + c}")],
+            "larger": [(f"{first} larger than {second}", f", {self.answer(digits)}")],
+            "parity": [(first, f" is {self.answer(digits)}")],
         }[self.kind]
+
+    def working(self, digits: Sequence[int]) -> str:
+        """The calculation as text."""
+        return "".join(given + result for given, result in self.steps(digits))
 
     def answer(self, digits: Sequence[int]) -> str:
         """The right answer on a board with these digits."""
@@ -94,13 +98,12 @@ class Task:
 
     def chain(self, digits: Sequence[int], rng: random.Random) -> str:
         """Slow thinking in one of three styles of different length, then the boxed answer."""
-        seen = [f"{NAMES[i]} {digits[i]}" for i in self.cells]
-        listed, working = ", ".join(seen), self.working(digits)
+        working = self.working(digits)
         style = rng.choices(("concise", "plain", "check"), (0.35, 0.35, 0.30))[0]
         thought = {
-            "concise": f"See {listed}: {working}.",
-            "plain": f"In the image I see {' and '.join(seen)}, so now {working}.",
-            "check": f"See {listed}: {working}. Wait, check again: {listed}, {working}.",
+            "concise": f"See {working}.",
+            "plain": f"In the image I see {working}, so that is it.",
+            "check": f"See {working}. Wait, check again: {working}.",
         }[style]
         return f"<think>{thought}</think>{final(self.answer(digits))}"
 
