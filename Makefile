@@ -19,7 +19,9 @@ env:
 	@$(PYTHON) tools/setup_env.py --torch-index "$(TORCH_INDEX)"
 
 demo: env
-	@$(PY) -m examples.digits.demo
+	@$(PY) examples/digits/world.py
+	@$(PY) examples/digits/make_base_models.py
+	@.venv/bin/sophia run examples/digits/run.toml
 
 lint: env
 	$(PY) -m ruff check .
