@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,6 @@ class Clever(FakeEngine):
         return [self._answer(r, c) for r, c in zip(requests, completions, strict=True)]
 
     def _answer(self, request: Request, completion: Completion) -> Completion:
-        from dataclasses import replace
-
         number = int(request.messages[-1].text.split("SECRET-")[1].split(":")[0])
         return replace(completion, text=rf"<think>hm</think>It is \boxed{{{number if number < 3 else 99}}}.")
 
@@ -67,7 +66,7 @@ def test_answers_are_asked_graded_and_counted(tmp_path: Path) -> None:
 
 def test_models_meet_the_same_random_numbers(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
-    engines = [FakeEngine(), FakeEngine()]
+    engines = [Clever(), Clever()]
     for label, engine in zip(["base", "round-0"], engines, strict=True):
         evaluate(config, run, label, engine, NoProgress())
     before, after = ({(r.messages, r.seed) for r in engine.requests} for engine in engines)
@@ -90,8 +89,8 @@ def test_a_broken_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_answers_of_another_model_are_not_mixed(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     with pytest.raises(SophiaError, match="the engine died"):
-        evaluate(config, run, "base", FakeEngine(fail_at=2), NoProgress())
-    other = FakeEngine()
+        evaluate(config, run, "base", Clever(fail_at=2), NoProgress())
+    other = Clever()
     other.model_digest = "e" * 64
     with pytest.raises(SophiaError, match="another model digest"):
         evaluate(config, run, "base", other, NoProgress())
@@ -106,7 +105,7 @@ def test_no_evaluation_questions(tmp_path: Path) -> None:
 
 
 def test_questions_themselves_are_unchanged(tmp_path: Path) -> None:
-    run, engine = make_run(tmp_path), FakeEngine()
+    run, engine = make_run(tmp_path), Clever()
     evaluate(make_config(tmp_path), run, "base", engine, NoProgress())
     asked = {request.messages[-1].text for request in engine.requests}
     for question in read_shard(run.evaluation_questions_file, Question):

@@ -84,7 +84,7 @@ def test_missing_directory(tmp_path: Path) -> None:
 def test_other_formats_are_named(model: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(SophiaError, match="found pytorch_model.bin, but only safetensors are read"):
+    with pytest.raises(SophiaError, match=r"found pytorch_model.bin, but only safetensors are read"):
         weight_files(model)
 
 

@@ -49,5 +49,5 @@ def test_bad_override_names_the_file(tmp_path: Path, content: bytes | None) -> N
     file = tmp_path / "own.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(UsageError, match="own.txt"):
+    with pytest.raises(UsageError, match=r"own.txt"):
         load_prompt("describe", file)

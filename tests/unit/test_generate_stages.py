@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from generate_world import FakeEngine, make_config, make_run
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.generate.captions import captioning_model, generate_captions
+from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.reasoning import generate_trajectories
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Caption, Question, Trajectory, image_set_id
@@ -152,9 +154,7 @@ def test_rounds_differ_and_use_the_last_export(tmp_path: Path) -> None:
 
 def test_unknown_logprobs_are_nan(tmp_path: Path) -> None:
     class Silent(FakeEngine):
-        def _complete(self, request):  # noqa: ANN001, ANN202
-            from dataclasses import replace
-
+        def _complete(self, request: Request) -> Completion:
             return replace(super()._complete(request), token_logprobs=())
 
     run, config = make_run(tmp_path), make_config(tmp_path)
