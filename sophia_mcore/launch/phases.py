@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
@@ -53,8 +54,12 @@ def prepare(context: Context, round_index: int) -> None:
             file,
             max_bad_rows=data.max_bad_rows,
             max_image_pixels=data.max_image_pixels,
-            progress=lambda rows, show=show: show(rows, 0),  # how many there are is known at the end
+            progress=partial(_rows_checked, show),
         )
+
+
+def _rows_checked(show: Callable[[int, int], None], rows: int) -> None:
+    show(rows, 0)  # how many there are is known at the end
 
 
 def captions(context: Context, round_index: int) -> None:

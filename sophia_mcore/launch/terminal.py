@@ -9,7 +9,7 @@ from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
 
 from sophia_mcore.progress import LineProgress, Progress
@@ -31,7 +31,7 @@ class TerminalProgress:
             console=self._console,
             disable=self._plain is not None,
         )
-        self._task = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> TerminalProgress:
         self._bars.start()

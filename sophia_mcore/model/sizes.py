@@ -67,7 +67,7 @@ def rank_parameters(spec: ModelSpec, parallel: Parallel) -> list[Mapping[str, in
     language, whole = spec.language, parameters(spec)
     rows = padded_vocab_size(language.vocab_size, parallel.tensor) // parallel.tensor
     stages = layers_per_stage(language.num_layers, parallel)
-    held = []
+    held: list[Mapping[str, int]] = []
     for number, chunks in enumerate(stages):
         first, last = number == 0, number == len(stages) - 1
         layers = sum(chunks) * layer_parameters(language, parallel.tensor)

@@ -14,8 +14,11 @@ from sophia_mcore.objective.metrics import Metrics, Sums, add, finish
 
 
 class _Batch(Protocol):
-    target_mask: Tensor
-    sequence_ids: Tensor
+    @property
+    def target_mask(self) -> Tensor: ...
+
+    @property
+    def sequence_ids(self) -> Tensor: ...
 
 
 def local_denominator(batches: Sequence[_Batch], normalization: str | None) -> float:

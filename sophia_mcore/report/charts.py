@@ -98,7 +98,7 @@ def _training(metrics_file: Path) -> list[tuple[str, Any]]:
 def _by_type(evaluation: dict[str, Any]) -> Any:
     import plotly.graph_objects as go
 
-    traces = []
+    traces: list[Any] = []
     for index, (label, result) in enumerate(evaluation.items()):
         for protocol, values in result.get("protocols", {}).items():
             types = {"all": values, **values.get("by_answer_type", {})}

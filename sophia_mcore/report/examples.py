@@ -67,7 +67,7 @@ def _read(folder: Any, record_type: type) -> list[Any]:
     try:
         return list(read_folder(folder, record_type)) if folder.is_dir() else []
     except SophiaError:
-        found = []
+        found: list[Any] = []
         for shard in shard_files(folder):
             try:
                 found += read_shard(shard, record_type)
