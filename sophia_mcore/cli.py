@@ -123,6 +123,42 @@ def grade(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC")],
+    destination: Annotated[Path, typer.Argument(metavar="DST")],
+    to: Annotated[str, typer.Option(help="megatron, hf, hf-custom or fp8.")],
+    tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size of a Megatron checkpoint.")] = 1,
+    pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size of a Megatron checkpoint.")] = 1,
+    base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+) -> None:
+    """Convert a checkpoint between Hugging Face, Megatron and FP8 layouts."""
+    import difflib
+
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.weights.command import run_convert
+
+    known = ("megatron", "hf", "hf-custom", "fp8")
+    if to not in known:
+        nearest = difflib.get_close_matches(to, known, n=1)
+        raise UsageError(f"--to {to!r}: " + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {known}"))
+    run_convert(source, destination, to, tensor=tensor, pipeline=pipeline, base=base, verify=verify, dry_run=dry_run)  # type: ignore[arg-type]
+
+
+@app.command()
+def verify(
+    first: Annotated[Path, typer.Argument(metavar="A")],
+    second: Annotated[Path, typer.Argument(metavar="B")],
+    base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
+) -> None:
+    """Compare two checkpoints of any layout, tensor by tensor and bit by bit."""
+    from sophia_mcore.weights.command import run_verify
+
+    run_verify(first, second, base)
+
+
+@app.command()
 def report(run_folder: RunArgument) -> None:
     """Write report.json and report.html of a run."""
     from sophia_mcore.launch.local import config_of
