@@ -1,4 +1,4 @@
-"""The recipe of the two base models: a policy that sees but cannot calculate, a reasoner that calculates but cannot see.
+"""The recipe of the base models: a policy that sees but cannot calculate, a reasoner that calculates but is blind.
 
     python examples/digits/make_base_models.py [--out runs/digits/base] [--seed 0]
 

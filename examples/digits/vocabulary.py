@@ -29,9 +29,10 @@ SPECIAL = (END_OF_TEXT, "<|im_start|>", END_OF_TURN, *IMAGE_TOKENS.values(), "<v
 SPECIAL += ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 THINKING = ("<think>", "</think>")
 NUMBERS = (*(str(n) for n in range(10, 100)), *(f" {n}" for n in range(10)))
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)  # Qwen2's published rule
+SPLIT = (  # Qwen2's published rule
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}\

@@ -123,8 +123,10 @@ def test_different(grader, gold, prediction):
 
 
 GIVEN = {  # types as data sets name them
-    "integer": "integer", "decimal": "float", "percent": "percentage", "fraction": "fraction", "expression": "Expression",
-    "equation": "Equation", "interval": "Interval", "set": "set", "matrix": "matrix", "yes_no": "yes_no", "text": "text",
+    "integer": "integer", "decimal": "float", "percent": "percentage", "fraction": "fraction",
+    "expression": "Expression",
+    "equation": "Equation", "interval": "Interval", "set": "set", "matrix": "matrix", "yes_no": "yes_no",
+    "text": "text",
     "tuple": "Tuple", "date": "date", "time": "time", "list": "list",
 }  # fmt: skip
 
