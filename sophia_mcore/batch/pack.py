@@ -6,7 +6,9 @@ in a bitmap over the free space of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +32,8 @@ def pack(lengths: ArrayLike, capacity: int) -> list[list[int]]:
     """
     items, starts = pack_arrays(lengths, capacity)
     flat, cuts = items.tolist(), starts.tolist()
-    return [flat[start:stop] for start, stop in pairwise(cuts)]
+    with _collector_paused():
+        return [flat[start:stop] for start, stop in pairwise(cuts)]
 
 
 def pack_arrays(lengths: ArrayLike, capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -49,17 +52,29 @@ def volume_bound(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> i
     return -(-int(np.sum(lengths)) // capacity)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Making many lists of integers starts many garbage collections that cannot find anything: most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @njit(cache=True)
 def _best_fit_decreasing(lengths, capacity):  # type: ignore[no-untyped-def]
     order = _longest_first(lengths, capacity)
-    row_of = np.empty(lengths.size, np.int64)
-    top = np.full(capacity + 1, -1, np.int64)  # by free space: last row with exactly that much
-    below = np.empty(lengths.size, np.int64)  # by row: the next one with the same free space
+    row_of = np.empty(order.size, np.int32)  # by place in the order: neighbours in time are neighbours in memory
+    top = np.full(capacity + 1, -1, np.int32)  # by free space: last row with exactly that much
+    below = np.empty(order.size, np.int32)  # by row: the next one with the same free space
     words = np.zeros((capacity >> 6) + 1, np.uint64)  # bit f: some row has f free
     summary = np.zeros((words.size >> 6) + 1, np.uint64)  # bit w: words[w] is not zero
     rows = 0
-    for item in order:
-        length = lengths[item]
+    for place in range(order.size):
+        length = lengths[order[place]]
         free = _next_bit(words, summary, length)
         if free < 0:
             row, free = rows, capacity
@@ -71,7 +86,7 @@ def _best_fit_decreasing(lengths, capacity):  # type: ignore[no-untyped-def]
                 words[free >> 6] ^= np.uint64(1) << np.uint64(free & 63)
                 if words[free >> 6] == 0:
                     summary[free >> 12] ^= np.uint64(1) << np.uint64((free >> 6) & 63)
-        row_of[item] = row
+        row_of[place] = row
         free -= length
         if free > 0:
             below[row], top[free] = top[free], row
@@ -88,7 +103,7 @@ def _longest_first(lengths, capacity):  # type: ignore[no-untyped-def]
         place[capacity - length + 1] += 1
     for key in range(1, place.size):
         place[key] += place[key - 1]
-    order = np.empty(lengths.size, np.int64)
+    order = np.empty(lengths.size, np.int32)
     for item in range(lengths.size):
         key = capacity - lengths[item]
         order[place[key]] = item
@@ -136,8 +151,9 @@ def _group(order, row_of, rows):  # type: ignore[no-untyped-def]
         starts[row + 1] += 1
     for row in range(rows):
         starts[row + 1] += starts[row]
-    items, place = np.empty(order.size, np.int64), starts[:-1].copy()
-    for item in order:
-        items[place[row_of[item]]] = item
-        place[row_of[item]] += 1
+    items, free = np.empty(order.size, np.int64), starts[:-1].copy()
+    for place in range(order.size):
+        row = row_of[place]
+        items[free[row]] = order[place]
+        free[row] += 1
     return items, starts
