@@ -119,6 +119,10 @@ def grade_lines(
             return _grade_piece(grader, in_path, pieces[unit.id], report)
 
         _drop_other_parts(parts, {unit.id for unit in units})
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise atomic.write_failed(out_path, error) from error
         run_units(UnitQueue(parts, units, owner="grade"), GradedLine, work, shown_by(progress, "grade"), wait=wait)
 
 

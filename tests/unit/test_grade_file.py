@@ -1,0 +1,232 @@
+"""`sophia grade`: lines in, the same lines with verdicts out; resumable, in order, with a summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sophia_mcore.config.schema import Score
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.score import grade, grade_file
+from sophia_mcore.score.grade_file import grade_file as grade_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE = Score(workers=1)
+LINES = [
+    {"id": "a", "response": r"so \boxed{5}.", "answer": "5"},
+    {"id": "b", "response": r"so \boxed{6}.", "answer": "5", "type": "integer", "extra": {"kept": ["as", "it", "is"]}},
+    {"id": 3, "response": "<think>never ends", "answer": "5", "type": "integer"},
+    {"id": "d", "response": r"\boxed{\int_0^1 (1+x)\,dt}", "answer": "x+1"},
+    {"id": "e", "response": "The answer is (B).", "answer": "B", "options": ["a cat", "a dog"]},
+    {"id": "f", "response": r"$\boxed{3.14159}$", "answer": "3.14", "type": "float", "benchmark": "mathvista"},
+    {"id": "g", "response": r"\boxed{9.81}", "answer": "9.8", "tolerance": 0.05},
+    {"id": "ü", "response": "答案是 12。", "answer": "12"},
+    {"id": "h", "response": r"\boxed{\prod_{n=1}^{100000} (1+\frac{1}{n})}", "answer": "5"},
+]
+WANTED = ["correct", "wrong", "no_answer", "correct", "correct", "correct", "correct", "correct", "timeout"]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def verdicts(path):
+    return [(row["id"], row["verdict"], row["extracted"]) for row in read(path)]
+
+
+def test_the_contract(tmp_path):
+    out = tmp_path / "out.jsonl"
+    summary = grade_jsonl(write(tmp_path / "in.jsonl", LINES), out, ONE)
+    rows = read(out)
+    assert [row["verdict"] for row in rows] == WANTED
+    for before, after in zip(LINES, rows, strict=True):
+        assert {key: after[key] for key in before} == before
+        assert set(after) - set(before) >= {"verdict", "extracted", "seconds"}
+    assert rows[2]["extracted"] == ""
+    assert rows[7]["extracted"] == "12"
+    assert summary.verdicts == {"correct": 6, "wrong": 1, "no_answer": 1, "timeout": 1}
+    table = str(summary).splitlines()
+    assert table[0].split() == ["type", "correct", "wrong", "no_answer", "timeout", "error", "all"]
+    assert table[-1].split() == ["all", "6", "1", "1", "1", "0", "9"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_empty_lines_and_an_empty_file(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n" + json.dumps(LINES[0]) + "\n\n  \n" + json.dumps(LINES[1]))
+    grade_jsonl(source, tmp_path / "out.jsonl", ONE)
+    assert [row["verdict"] for row in read(tmp_path / "out.jsonl")] == ["correct", "wrong"]
+    source.write_text("")
+    assert grade_jsonl(source, tmp_path / "out.jsonl", ONE).verdicts == {}
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{not json", "is not JSON"),
+        ("[1, 2]", "is not a JSON object"),
+        ('{"id": 1, "response": "5"}', 'has no "answer"'),
+        ('{"id": 1, "answer": "5"}', 'has no "response"'),
+        ('{"response": "5", "answer": "5"}', 'has no "id"'),
+        ('{"id": 1, "response": 5, "answer": "5"}', '"response" is a int, not a str'),
+        ('{"id": 1, "response": "5", "answer": "5", "options": "AB"}', '"options" is a str, not a list'),
+        ('{"id": 1, "response": "5", "answer": "5", "options": [1]}', '"options" holds something that is not a string'),
+        ('{"id": 1, "response": "5", "answer": "5", "tolerance": "small"}', '"tolerance" is a str'),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_bad_line_is_named(tmp_path, monkeypatch, line, reason, late):
+    source = write(tmp_path / "in.jsonl", LINES[:2])
+    with open(source, "a") as file:
+        file.write(line + "\n")
+    if late:  # met while working, not by the first look
+        monkeypatch.setattr(grade_file, "CHECKED_LINES", 2)
+    with pytest.raises(UsageError) as caught:
+        grade_jsonl(source, tmp_path / "out.jsonl", ONE)
+    assert str(caught.value).startswith(f"{source}, line 3")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read .*missing.jsonl"):
+        grade_jsonl(tmp_path / "missing.jsonl", tmp_path / "out.jsonl", ONE)
+    (tmp_path / "bytes.jsonl").write_bytes(b'{"id": "\xff\xfe"}\n')
+    with pytest.raises(UsageError, match="line 1"):
+        grade_jsonl(tmp_path / "bytes.jsonl", tmp_path / "out.jsonl", ONE)
+    source = write(tmp_path / "in.jsonl", LINES[:2])
+    with pytest.raises(SophiaError):
+        grade_jsonl(source, Path("/proc/out.jsonl"), ONE)
+
+
+def many(count):
+    kinds = [r"\boxed{{{0}}}", r"\boxed{{\int_0^1 {0}\,dx}}", "I see {0} cats\nand the answer is {0}."]
+    return [{"id": n, "response": kinds[n % 3].format(n % 11), "answer": str(n % 7)} for n in range(count)]
+
+
+def test_several_processes_give_the_same_file(tmp_path, monkeypatch):
+    source = write(tmp_path / "in.jsonl", many(300))
+    monkeypatch.setattr(grade_file, "LINES_PER_UNIT", 40)
+    grade_jsonl(source, tmp_path / "one.jsonl", ONE)
+    monkeypatch.setattr(grade_file, "PARALLEL_FROM", 1)
+    grade_jsonl(source, tmp_path / "two.jsonl", Score(workers=2))
+    assert verdicts(tmp_path / "one.jsonl") == verdicts(tmp_path / "two.jsonl")
+    assert [row["id"] for row in read(tmp_path / "two.jsonl")] == list(range(300))
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from sophia_mcore.config.schema import Score
+from sophia_mcore.score import grade_file
+grade_file.LINES_PER_UNIT = 40
+original = grade_file._grade_piece
+def slowly(*args):
+    time.sleep(0.3)
+    return original(*args)
+grade_file._grade_piece = slowly
+grade_file.grade_file(Path(sys.argv[1]), Path(sys.argv[2]), Score(workers=1))
+"""
+
+
+@pytest.mark.parametrize("parts_done", [0, 2, 6])
+def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, parts_done):
+    source, out = write(tmp_path / "in.jsonl", many(300)), tmp_path / "out.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(source), str(out)], cwd=ROOT)
+    parts = tmp_path / "out.jsonl.parts"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and len(list(parts.glob("0*.parquet"))) < parts_done:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    done = {path.name for path in parts.glob("0*.parquet")}
+    assert len(done) >= parts_done
+    graded = []
+    original = grade_file._grade_piece
+    monkeypatch.setattr(grade_file, "LINES_PER_UNIT", 40)
+    monkeypatch.setattr(
+        grade_file,
+        "_grade_piece",
+        lambda g, path, piece, report: graded.append(piece) or original(g, path, piece, report),
+    )
+    grade_jsonl(source, out, ONE)
+    assert len(graded) == 8 - len(done)
+    monkeypatch.undo()
+    grade_jsonl(source, tmp_path / "quiet.jsonl", ONE)
+    assert verdicts(out) == verdicts(tmp_path / "quiet.jsonl")
+
+
+def test_parts_of_another_input_are_not_used(tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    monkeypatch.setattr(grade_file, "_finish", lambda *_: None)  # as if killed just before the end
+    grade_jsonl(source, out, ONE)
+    monkeypatch.undo()
+    rows = many(20)
+    rows[3]["answer"] = "99"
+    grade_jsonl(write(source, rows), out, ONE)
+    assert read(out)[3]["answer"] == "99"
+    assert read(out)[3]["verdict"] == "wrong"
+
+
+def test_another_verifier_version_keeps_the_old_file_and_shows_the_changes(tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", LINES[:8]), tmp_path / "out.jsonl"
+    assert grade_jsonl(source, out, ONE).changes is None
+    assert grade_jsonl(source, out, ONE).changes is None  # the same version: nothing to compare
+    old = read(out)
+    monkeypatch.setattr(grade, "RULES_VERSION", "test")
+    original = grade.exact.decide
+    monkeypatch.setattr(grade.exact, "decide", lambda gold, p: p == "6" or (p != "5" and original(gold, p)))
+    summary = grade_jsonl(source, out, ONE)
+    assert summary.changes is not None
+    assert summary.changes.changed == {("correct", "wrong"): 1, ("wrong", "correct"): 1}
+    assert "2 of 8 verdicts changed" in str(summary)
+    (kept,) = [path for path in tmp_path.iterdir() if path.name not in ("in.jsonl", "out.jsonl")]
+    assert kept.suffix == ".jsonl"
+    assert read(kept) == old
+
+
+def test_an_output_graded_again_is_not_doubled(tmp_path):
+    first = tmp_path / "first.jsonl"
+    grade_jsonl(write(tmp_path / "in.jsonl", LINES[:8]), first, ONE)
+    grade_jsonl(first, tmp_path / "second.jsonl", ONE)
+    for line in (tmp_path / "second.jsonl").read_text().splitlines():
+        assert line.count('"verdict"') == 1
+    assert verdicts(first) == verdicts(tmp_path / "second.jsonl")
+
+
+SOPHIA = [sys.executable, "-c", "from sophia_mcore.cli import main; main()"]
+
+
+def test_the_command(tmp_path):
+    source = write(tmp_path / "in.jsonl", LINES[:3])
+    run = subprocess.run(
+        [*SOPHIA, "grade", str(source), str(tmp_path / "o.jsonl")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert [row["verdict"] for row in read(tmp_path / "o.jsonl")] == WANTED[:3]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("nonsense\n")
+    run = subprocess.run(
+        [*SOPHIA, "grade", str(bad), str(tmp_path / "o.jsonl")],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "line 1" in run.stderr
+    assert "Traceback" not in run.stderr
