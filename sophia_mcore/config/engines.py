@@ -1,0 +1,53 @@
+"""Sampling and the engines that sample: vLLM in process, an endpoint, transformers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from sophia_mcore.config.base import NonNegative, Positive, Section
+
+
+class Sampling(Section):
+    """How text is sampled."""
+
+    temperature: NonNegative = 1.0  # [C]; 0 is greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # [C]
+    max_tokens: PositiveInt = 32_768  # [P]
+
+
+class VllmEngine(Section):
+    """vLLM in process, in the rollout environment."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    tensor_parallel: PositiveInt = 1
+    max_model_length_tokens: PositiveInt | None = None
+    max_sequences: PositiveInt = 256
+    gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
+    enforce_eager: bool = False  # no compilation (CPU: always eager)
+
+
+class OpenAIEngine(Section):
+    """Any OpenAI-compatible endpoint, such as a hosted reasoner."""
+
+    kind: Literal["openai"]
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model_name: str
+    api_key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
+    timeout_seconds: Positive = 600.0
+    max_retries: int = Field(default=5, ge=0)
+    concurrency: PositiveInt = 64
+
+
+class TransformersEngine(Section):
+    """Plain transformers generate, for machines where vLLM cannot be installed."""
+
+    kind: Literal["transformers"]
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    max_sequences: PositiveInt = 32
+
+
+Engine = Annotated[VllmEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")]
