@@ -63,13 +63,14 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
         return _open_megatron(folder, ModelSpec.from_model_dir(folder if base is None else base))
     spec = ModelSpec.from_model_dir(folder)
     stored = open_folder(folder)
-    tensors = _hub_names(stored.tensors) if spec.layout == "hf" and spec.vision is not None else dict(stored.tensors)
+    tensors = hub_names(stored.tensors) if spec.layout == "hf" and spec.vision is not None else dict(stored.tensors)
     entries = resolve(spec, spec.layout)
     _drop_tied_head(spec, tensors, folder)
     return Checkpoint(folder, spec.layout, spec, tiles_of_folder(entries, tensors, folder), stored.files)
 
 
-def _hub_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def hub_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a native folder by the hub's names, whichever of the two spellings it has."""
     if not any(name.startswith("model.") for name in tensors):
         return dict(tensors)
     renamed = {}
@@ -89,12 +90,13 @@ def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: P
     embedding = prefix + ("model.tok_embeddings.weight" if custom else "model.embed_tokens.weight")
     if head not in tensors:
         return
-    if embedding in tensors and not same_bytes(_single(tensors[head]), _single(tensors[embedding])):
+    if embedding in tensors and not same_bytes(single_tile(tensors[head]), single_tile(tensors[embedding])):
         raise SophiaError(f"{folder}: tie_word_embeddings is true, but {head} differs from {embedding}")
     del tensors[head]
 
 
-def _single(tensor: StoredTensor) -> Tiled:
+def single_tile(tensor: StoredTensor) -> Tiled:
+    """A stored tensor as it is."""
     rows, columns = matrix_shape(tensor.shape)
     pitch = columns * DTYPE_BYTES[tensor.dtype]
     tile = Tile(Rectangle(0, rows, 0, columns), tensor.name, tensor.path, tensor.offset, pitch)

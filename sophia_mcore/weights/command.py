@@ -73,6 +73,8 @@ def run_convert(
     verify: bool = False,
     checksums: bool = True,
     dry_run: bool = False,
+    calibration: Path | None = None,
+    quantizer: Path | None = None,
 ) -> Summary:
     """`convert.convert` with a bar and a closing line; ``dry_run`` prints the plan instead. Raises as it does."""
     with BytesProgress() as progress:
@@ -88,13 +90,16 @@ def run_convert(
             verify=verify,
             checksums=checksums,
             dry_run=dry_run,
+            calibration=calibration,
+            quantizer=quantizer,
             progress=progress,
         )
     if dry_run:
         print("\n".join(summary.plan))
         print("\n".join(f"{name}: {size} bytes" for name, size in summary.files.items()))
     done = "would write" if dry_run else "wrote"
-    checked = ", read back and equal bit for bit" if summary.verified else ""
+    proven = "every value within the FP8 bound" if to == "fp8" else "equal bit for bit"
+    checked = f", read back and {proven}" if summary.verified else ""
     print(
         f"{done} {len(summary.plan)} tensors, {summary.nbytes / 1e9:.3g} GB, "
         f"{summary.source_layout} -> {summary.target_layout}: {destination}{checked}"
@@ -116,6 +121,12 @@ def convert_tool(to: Destination, description: str, arguments: Sequence[str] | N
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("source", type=Path)
     parser.add_argument("destination", type=Path)
+    if to == "fp8":
+        parser.add_argument("--calibration", type=Path, required=True, help="a run folder, or a file of texts")
+        parser.add_argument("--quantizer", type=Path, help="Python of the environment with nvidia-modelopt")
+        parser.add_argument("--dry-run", action="store_true", help="list the tensors, write nothing")
+        options = vars(parser.parse_args(arguments))
+        return run_command("convert", lambda: run_convert(to=to, **options))
     if to == "megatron":
         parser.add_argument("--tp", type=int, default=1, dest="tensor", help="tensor-parallel ranks to cut for")
         parser.add_argument("--pp", type=int, default=1, dest="pipeline", help="pipeline stages to cut for")

@@ -102,6 +102,19 @@ def custom_config(config: Mapping[str, Any], spec: ModelSpec, processor: Mapping
     }  # fmt: skip
 
 
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> Settings:
+    """The configuration of the same model stored in another dtype, wherever it names one."""
+    changed: Settings = {}
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            value = DTYPE_NAMES[dtype]
+        changed[key] = with_dtype(value, dtype) if isinstance(value, Mapping) else value
+    return changed
+
+
 def _old_rope(language: Mapping[str, Any]) -> Settings:
     """transformers 5 keeps rotary settings and the dtype under other names than the original code reads."""
     settings = dict(language)

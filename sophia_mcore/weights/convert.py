@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.errors import UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
-from sophia_mcore.weights import configs, proof
+from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
 from sophia_mcore.weights.copying import write_target
-from sophia_mcore.weights.export import copy_model_files
 from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.model_files import write_settings
 from sophia_mcore.weights.targets import Target, check_complete, plan_hf
 from sophia_mcore.weights.verify import compare, require_equal
 
@@ -49,6 +47,8 @@ def convert(
     verify: bool = False,
     checksums: bool = True,
     dry_run: bool = False,
+    calibration: Path | None = None,
+    quantizer: Path | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Write ``source`` (any layout) as ``destination`` in layout ``to``.
@@ -60,6 +60,7 @@ def convert(
         verify: read the result back from the disk and compare every tensor with the source, bit by bit.
         checksums: sha256 of every stored tensor in conversion.json (costs about as much again as the copy).
         dry_run: only check and plan; nothing is written.
+        calibration, quantizer: for fp8, see `fp8.quantize_fp8`.
 
     Raises:
         UsageError: unknown layout, the destination exists, a layout that does not divide the model.
@@ -69,8 +70,10 @@ def convert(
     source, destination, progress = Path(source), Path(destination), progress or NoProgress()
     _check_arguments(to, destination, tensor, pipeline, dtype, verify)
     if to == "fp8":
-        raise UsageError("--to fp8 is not available yet: quantize with nvidia-modelopt in its own environment")
+        return _convert_fp8(source, destination, calibration, quantizer, dry_run, progress)
     opened = open_checkpoint(source, base)
+    if opened.spec.vision is None and to not in ("megatron", opened.spec.layout):
+        raise UsageError(f"{source}: a plain text model has only one layout, {opened.spec.layout}")
     dtypes = {name: dtype or tensor_.dtype for name, tensor_ in opened.tensors.items()}
 
     def plan(folder: Path) -> Target:
@@ -88,11 +91,30 @@ def convert(
         target = plan(folder)
         progress.start(f"convert to {to}", target.nbytes)
         digests = write_target(opened, target, checksums=checksums, advance=progress.advance)
-        _write_settings(opened, base or source, folder, to)
+        write_settings(opened.spec, base or source, folder, to, dtype)
         if verify:
             require_equal(compare(opened, open_checkpoint(folder), progress))
         write_json(folder / proof.NAME, proof.proof(opened, target, digests, verify))
     return _summary(opened, target, verify)
+
+
+def _convert_fp8(
+    source: Path, destination: Path, calibration: Path | None, quantizer: Path | None, dry_run: bool, progress: Progress
+) -> Summary:
+    from sophia_mcore.weights import fp8
+
+    if calibration is None:
+        raise UsageError("--to fp8 needs --calibration: a run folder, or a file with one text per line")
+    opened = open_checkpoint(source)
+    plan = tuple(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in opened.tensors.items())
+    nbytes = sum(tensor.nbytes for tensor in opened.tensors.values())
+    if dry_run:
+        return Summary(opened.layout, "fp8", nbytes, {}, plan, verified=False)
+    fp8.quantize_fp8(
+        source, destination, calibration=calibration, quantizer=quantizer or fp8.QUANTIZER, progress=progress
+    )
+    files = {file.name: file.stat().st_size for file in sorted(destination.glob("*.safetensors"))}
+    return Summary(opened.layout, "fp8", nbytes, files, plan, verified=True)
 
 
 def _check_arguments(to: str, destination: Path, tensor: int, pipeline: int, dtype: str | None, verify: bool) -> None:
@@ -118,46 +140,3 @@ def _summary(opened: Checkpoint, target: Target, verified: bool) -> Summary:
     ]
     files = {file.path.name: file.size for file in target.files}
     return Summary(opened.layout, target.layout, target.nbytes, files, tuple(lines), verified)
-
-
-def _write_settings(opened: Checkpoint, model_dir: Path, folder: Path, to: str) -> None:
-    """Configuration, tokenizer and the like: copied, and translated when the layout changes."""
-    copy_model_files(model_dir, folder)
-    config, layout = _read(folder / "config.json"), opened.spec.layout
-    if to in ("megatron", layout):
-        return
-    if opened.spec.vision is None:
-        raise SophiaError(f"{model_dir}: a plain text model has only one layout ({layout})")
-    image = _read(folder / "preprocessor_config.json")
-    if to == "hf-custom":
-        write_json(folder / "config.json", configs.custom_config(config, opened.spec, image))
-        _check_same_model(opened.spec, folder)
-        return
-    write_json(folder / "config.json", configs.native_config(config, opened.spec))
-    for name, settings in configs.native_processor(config, image, opened.spec).items():
-        write_json(folder / name, settings)
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.exists():
-        write_json(tokenizer, configs.native_tokenizer(_read(tokenizer)))
-    _check_same_model(opened.spec, folder)
-
-
-def _check_same_model(spec: ModelSpec, folder: Path) -> None:
-    """The translated configuration must describe the same network."""
-    found = ModelSpec.from_model_dir(folder)
-    family = {"internlm2": "llama"}
-    for part in ("vision", "projector", "language"):
-        old, new = (asdict(getattr(s, part)) for s in (spec, found))
-        old["family"], new["family"] = (family.get(s.language.family, s.language.family) for s in (spec, found))
-        if wrong := [f"{part}.{key} {old[key]!r} became {new[key]!r}" for key in old if old[key] != new[key]]:
-            raise SophiaError(f"{folder}: the translated configuration describes another model: {', '.join(wrong)}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"{path}: cannot be read as JSON ({error})") from None
-    return value if isinstance(value, dict) else {}

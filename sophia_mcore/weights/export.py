@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress, Progress
-from sophia_mcore.store.atomic import write_failed, write_json
+from sophia_mcore.store.atomic import write_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.copying import write_target
 from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.model_files import write_settings
 from sophia_mcore.weights.targets import plan_hf
-from sophia_mcore.weights.torch_dist import METADATA_NAME
-
-# What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
-NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
 
 
 def export_hf(
@@ -50,20 +45,5 @@ def export_hf(
         target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20)
         progress.start("export", target.nbytes)
         digests = write_target(source, target, checksums=checksums, advance=progress.advance)
-        copy_model_files(base.folder, folder)
+        write_settings(base.spec, base.folder, folder, base.layout, dtype)
         write_json(folder / proof.NAME, proof.proof(source, target, digests, verified=False))
-
-
-def copy_model_files(source: Path, target: Path) -> list[str]:
-    """Copy configuration, tokenizer, preprocessor, chat template and the like; returns the names."""
-    copied = []
-    for file in sorted(source.iterdir()):
-        weights = file.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
-        if weights or file.name in NOT_COPIED or file.name.startswith(".") or not file.is_file():
-            continue
-        try:
-            shutil.copyfile(file, target / file.name)
-        except OSError as error:
-            raise write_failed(target / file.name, error) from error
-        copied.append(file.name)
-    return copied

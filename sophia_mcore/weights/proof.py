@@ -32,7 +32,7 @@ def proof(source: Checkpoint, target: Target, digests: Digests, verified: bool) 
         },
         "target": {"layout": target.layout, "files": {f.path.name: f.size for f in target.files}},
         "verified": verified,
-        "versions": _versions(),
+        "versions": versions(),
         "tensors": [_entry(source.tensors[name], tensor) for name, tensor in target.tensors.items()],
         "sha256": {"source": dict(digests.source), "target": dict(digests.target)},
     }
@@ -51,7 +51,8 @@ def _keys(tensor: Tiled) -> list[str]:
     return list(dict.fromkeys(tile.key for tile in tensor.tiles))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the packages that take part."""
     found = {"sophia_mcore": sophia_mcore.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,0 +1,203 @@
+"""FP8 copies of a model for rollouts: made by nvidia-modelopt in its own environment, checked here tensor by tensor.
+
+In the copy the language model's linears are E4M3 with one scale per tensor (weight = stored value x weight_scale; their
+inputs are divided by input_scale); vision tower, projector, norms, biases, embeddings and output layer are untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.progress import Progress
+from sophia_mcore.records import Caption, Trajectory
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_folder
+from sophia_mcore.weights import proof
+from sophia_mcore.weights.checkpoint import hub_names, open_checkpoint, single_tile
+from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.model_files import copy_model_files
+from sophia_mcore.weights.ops import Rectangle, matrix_shape
+from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, StoredTensor, open_folder
+from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
+from sophia_mcore.weights.tiles import raise_problems
+
+QUANTIZER = Path(".venv-modelopt/bin/python")
+CALIBRATION_TEXTS = 256
+SCALES = ("weight_scale", "input_scale")
+_LINEAR = re.compile(r"(?:^|\.)layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight$")
+# E4M3: 3 bits of mantissa, so half a step is 2^-4 of the value; below the normal range a step is 2^-9 of the scale.
+RELATIVE_BOUND, SUBNORMAL_BOUND = 2.0**-4, 2.0**-10
+ROUNDING = 1.0 + 2.0**-7  # the scale itself and the division were rounded
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Check:
+    """What the check of an FP8 copy found."""
+
+    quantized: tuple[str, ...]
+    untouched: int
+    worst: float  # largest error, as a fraction of the bound
+
+
+def quantize_fp8(
+    source: Path, destination: Path, *, calibration: Path, quantizer: Path = QUANTIZER, progress: Progress
+) -> Fp8Check:
+    """Write an FP8 copy of a native Hugging Face folder.
+
+    Args:
+        calibration: a run folder (its stored captions and trajectories are used), or a file with one text per line.
+        quantizer: Python interpreter of the environment with nvidia-modelopt.
+
+    Raises:
+        UsageError: not a native folder, no interpreter, no texts, the destination exists.
+        SophiaError: quantization failed, or its result is not what it must be; nothing is left behind.
+    """
+    opened = open_checkpoint(source)
+    if opened.layout != "hf":
+        raise UsageError(f"{source} is in layout {opened.layout}; convert it --to hf first")
+    if not quantizer.is_file():
+        raise UsageError(f"{quantizer}: no such interpreter; FP8 needs an environment with nvidia-modelopt")
+    texts = calibration_texts(calibration)
+    progress.start("quantize to fp8", 1)
+    with new_folder(destination) as folder:
+        copy_model_files(source, folder)
+        _run(quantizer, source, folder, texts)
+        progress.advance()
+        found = check_fp8(source, folder, progress)
+        write_json(folder / proof.NAME, _proof(source, found, calibration, len(texts)))
+    return found
+
+
+def calibration_texts(calibration: Path) -> list[str]:
+    """Texts spread evenly over a run's captions and trajectories, or the lines of a file. Raises UsageError if none."""
+    if calibration.is_dir():
+        texts = list(_stored_texts(calibration))
+    elif calibration.is_file():
+        texts = [line for line in calibration.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        raise UsageError(f"{calibration}: no such run folder or file of calibration texts")
+    if not texts:
+        raise UsageError(f"{calibration} holds no captions or trajectories to calibrate on")
+    step = max(1, len(texts) // CALIBRATION_TEXTS)
+    return texts[::step][:CALIBRATION_TEXTS]
+
+
+def _stored_texts(run_folder: Path) -> Iterator[str]:
+    for path in sorted(run_folder.glob("round-*")):
+        folder = RunFolder(run_folder).round(int(path.name.removeprefix("round-")))
+        for records, kind in ((folder.captions, Caption), (folder.trajectories, Trajectory)):
+            if records.is_dir():
+                yield from (record.text for record in read_folder(records, kind))
+
+
+def _run(quantizer: Path, source: Path, folder: Path, texts: list[str]) -> None:
+    with TemporaryDirectory() as temporary:
+        file = Path(temporary) / "texts.json"
+        file.write_text(json.dumps(texts))
+        module = "sophia_mcore.weights.quantize_worker"
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            [str(quantizer.absolute()), "-m", module, str(source.absolute()), str(folder.absolute()), str(file)],
+            capture_output=True,
+            text=True,
+            cwd=root,
+        )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((x.removeprefix("error: ") for x in reversed(lines) if x.startswith("error: ")), None)
+        raise SophiaError(f"FP8 quantization failed: {reason or (lines or ['no message'])[-1]}")
+
+
+def check_fp8(source: Path, copy: Path, progress: Progress) -> Fp8Check:
+    """Compare an FP8 copy with its source: format, which tensors, and every value against E4M3's rounding bound.
+
+    Raises SophiaError naming every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
+    """
+    old, new = (hub_names(open_folder(folder).tensors) for folder in (source, copy))
+    linears = [name for name in old if _LINEAR.search(name)]
+    scales = {f"{n.removesuffix('weight')}{scale}" for n in linears for scale in SCALES}
+    problems = {
+        "missing": sorted((old.keys() | scales) - new.keys()),
+        "left over": sorted(new.keys() - old.keys() - scales),
+        "not E4M3": [n for n in linears if n in new and new[n].dtype != "F8_E4M3"],
+        "not one F32 scale": [n for n in scales & new.keys() if (new[n].dtype, new[n].nbytes) != ("F32", 4)],
+        "of another shape": [n for n in old if n in new and new[n].shape != old[n].shape],
+    }
+    raise_problems(f"{copy} is not the FP8 checkpoint it must be", problems)
+    progress.start("check fp8", sum(t.nbytes for t in old.values()))
+    worst, changed, outside = 0.0, [], []
+    with Files() as files:
+        for name, tensor in old.items():
+            if name not in linears:
+                if not _same(tensor, new[name], files):
+                    changed.append(name)
+            else:
+                share = _worst_error(
+                    tensor, new[name], _scalar(new[f"{name.removesuffix('weight')}weight_scale"], files), files
+                )
+                worst = max(worst, share)
+                if not share <= ROUNDING:
+                    outside.append(name)
+            progress.advance(tensor.nbytes)
+    raise_problems(f"{copy} differs from {source}", {"changed": changed, "outside the FP8 bound": outside})
+    return Fp8Check(tuple(linears), len(old) - len(linears), worst)
+
+
+def _same(a: StoredTensor, b: StoredTensor, files: Files) -> bool:
+    if a.dtype != b.dtype:
+        return False
+    return all(x == y for x, y in zip(_bands(a, files), _bands(b, files), strict=True))
+
+
+def _bands(tensor: StoredTensor, files: Files) -> Iterator[bytes]:
+    rows, columns = matrix_shape(tensor.shape)
+    row_bytes = columns * DTYPE_BYTES[tensor.dtype]
+    # bands of the wider type's size, so that both sides come in the same rows
+    for row, count in bands(rows, columns * 4, BUFFER_BYTES):
+        buffer = bytearray(count * row_bytes)
+        read_box(single_tile(tensor), Rectangle(row, count, 0, columns), memoryview(buffer), files)
+        yield bytes(buffer)
+
+
+def _scalar(tensor: StoredTensor, files: Files) -> float:
+    import numpy
+
+    return float(numpy.frombuffer(b"".join(_bands(tensor, files)), numpy.float32)[0])
+
+
+def _worst_error(old: StoredTensor, new: StoredTensor, scale: float, files: Files) -> float:
+    """Largest |old - new x scale| as a fraction of the rounding bound; infinity for values that are not finite."""
+    import torch
+
+    from sophia_mcore.weights.load import TORCH_DTYPES
+
+    worst = 0.0
+    for a, b in zip(_bands(old, files), _bands(new, files), strict=True):
+        exact = torch.frombuffer(bytearray(a), dtype=TORCH_DTYPES[old.dtype]).float()
+        found = torch.frombuffer(bytearray(b), dtype=torch.float8_e4m3fn).float() * scale
+        bound = torch.clamp(exact.abs() * RELATIVE_BOUND, min=scale * SUBNORMAL_BOUND)
+        share = ((exact - found).abs() / bound).max().item()
+        worst = max(worst, share if share == share else float("inf"))
+    return worst
+
+
+def _proof(source: Path, found: Fp8Check, calibration: Path, texts: int) -> Mapping[str, Any]:
+    return {
+        "format": proof.FORMAT,
+        "source": {"folder": source.name, "layout": "hf"},
+        "target": {"layout": "fp8"},
+        "calibration": {"from": calibration.name, "texts": texts},
+        "quantized": list(found.quantized),
+        "untouched": found.untouched,
+        "worst_error_of_bound": found.worst,
+        "versions": proof.versions(),
+    }

@@ -1,0 +1,86 @@
+"""What lies beside the weights: configuration, tokenizer, preprocessor, chat template - copied, or translated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.store.atomic import write_failed, write_json
+from sophia_mcore.weights import configs, proof
+from sophia_mcore.weights.torch_dist import METADATA_NAME
+
+# What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
+NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
+
+
+def copy_model_files(source: Path, target: Path, *, code: bool = True) -> list[str]:
+    """Copy configuration, tokenizer, preprocessor, chat template and the like; returns the names.
+
+    ``code`` False leaves a release's own Python files behind, which do not fit another layout.
+    """
+    copied = []
+    for file in sorted(source.iterdir()):
+        weights = file.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+        weights = weights or (file.suffix == ".py" and not code)
+        if weights or file.name in NOT_COPIED or file.name.startswith(".") or not file.is_file():
+            continue
+        try:
+            shutil.copyfile(file, target / file.name)
+        except OSError as error:
+            raise write_failed(target / file.name, error) from error
+        copied.append(file.name)
+    return copied
+
+
+def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtype: str | None = None) -> None:
+    """Configuration, tokenizer and the like of ``model_dir`` for a new folder, translated when its layout is another.
+
+    ``dtype`` is written into the configuration if given. Raises SophiaError if a translation changed the network.
+    """
+    same = to in ("megatron", spec.layout)
+    copy_model_files(model_dir, folder, code=same)
+    config = _read(folder / "config.json")
+    if dtype is not None:
+        config = configs.with_dtype(config, dtype)
+        write_json(folder / "config.json", config)
+    if same:
+        return
+    image = _read(folder / "preprocessor_config.json")
+    if to == "hf-custom":
+        write_json(folder / "config.json", configs.custom_config(config, spec, image))
+        _check_same_model(spec, folder)
+        return
+    write_json(folder / "config.json", configs.native_config(config, spec))
+    for name, settings in configs.native_processor(config, image, spec).items():
+        write_json(folder / name, settings)
+    tokenizer = folder / "tokenizer_config.json"
+    if tokenizer.exists():
+        write_json(tokenizer, configs.native_tokenizer(_read(tokenizer)))
+    _check_same_model(spec, folder)
+
+
+def _check_same_model(spec: ModelSpec, folder: Path) -> None:
+    """The translated configuration must describe the same network."""
+    found = ModelSpec.from_model_dir(folder)
+    family = {"internlm2": "llama"}
+    for part in ("vision", "projector", "language"):
+        old, new = (asdict(getattr(s, part)) for s in (spec, found))
+        old["family"], new["family"] = (family.get(s.language.family, s.language.family) for s in (spec, found))
+        if wrong := [f"{part}.{key} {old[key]!r} became {new[key]!r}" for key in old if old[key] != new[key]]:
+            raise SophiaError(f"{folder}: the translated configuration describes another model: {', '.join(wrong)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SophiaError(f"{path}: cannot be read as JSON ({error})") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,44 @@
+"""docs/weights.md shows the tables as they are. `python tests/unit/test_weights_docs.py` prints them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sophia_mcore.weights import tables
+from sophia_mcore.weights.tables import Join, Row
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "weights.md"
+
+
+def cell(join: Join | None) -> str:
+    """Source names, their common beginning written once, and how they interleave."""
+    if join is None:
+        return "-"
+    names = "<br>".join(f"`{name}`" for name in join.names)
+    if not join.parts:
+        return names
+    parts = " + ".join(map(str, join.parts))
+    return f"{names}<br>rows {parts}" + ("" if join.groups == 1 else f", {join.groups} times")
+
+
+def line(row: Row) -> str:
+    """A row as a line of Markdown."""
+    cut = (
+        "-" if row.cut is None else ("rows", "columns")[row.cut.axis] + (" of each half" if row.cut.blocks == 2 else "")
+    )
+    when = f" (if {row.when.replace('_', ' ')})" if row.when else ""
+    shape = " x ".join(map(str, row.shape))
+    return f"| `{row.name}`{when} | {shape} | {cut} | {cell(row.hf)} | {cell(row.custom)} |"
+
+
+def test_every_row_stands_in_the_document() -> None:
+    document = DOCUMENT.read_text().splitlines()
+    missing = [
+        row.name for t in (tables.VISION, tables.PROJECTOR, tables.LANGUAGE) for row in t if line(row) not in document
+    ]
+    assert not missing, "print the tables anew (see the first line of this file)"
+
+
+if __name__ == "__main__":
+    for name in ("VISION", "PROJECTOR", "LANGUAGE"):
+        print(f"\n{name}\n", *map(line, getattr(tables, name)), sep="\n")
