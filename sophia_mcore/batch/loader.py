@@ -56,7 +56,7 @@ class Loader:
         load_pixels: bool = True,
     ) -> None:
         self._length = config.batch.sequence_length_tokens
-        self._sequence_multiple, row_multiple = multiples(config.parallel)
+        self._sequence_multiple, row_multiple = multiples(config.parallel, fp8=config.train.fp8 != "none")
         if self._length % row_multiple:
             raise UsageError(
                 f"batch.sequence_length_tokens = {self._length} must be a multiple of {row_multiple} for this layout; "
@@ -165,14 +165,15 @@ class Loader:
         return tiles(decode(self._image_store.get(digest)), self._image_spec)
 
 
-def multiples(parallel: Parallel) -> tuple[int, int]:
+def multiples(parallel: Parallel, fp8: bool = False) -> tuple[int, int]:
     """What every sequence's length and the row's length must be multiples of.
 
-    Context parallelism cuts each sequence into 2 CP pieces (zigzag); sequence parallelism cuts a rank's part by TP.
+    Context parallelism cuts each sequence into 2 CP pieces (zigzag); sequence parallelism cuts a rank's part by TP; FP8
+    products need multiples of 16 tokens on each rank.
     """
     context = 2 * parallel.context if parallel.context > 1 else 1
-    scatter = parallel.context * parallel.tensor if parallel.sequence_parallel else 1
-    return context, math.lcm(context, scatter)
+    per_rank = (parallel.tensor if parallel.sequence_parallel else 1) * (16 if fp8 else 1)
+    return context, math.lcm(context, parallel.context * per_rank)
 
 
 def _schedule(
