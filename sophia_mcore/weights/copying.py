@@ -151,7 +151,7 @@ def cast(data: memoryview, old: str, new: str) -> memoryview:
     """The same values in another floating-point type (round to nearest even)."""
     import torch  # only for checkpoints of mixed precision; plain copies need no torch
 
-    from sophia_mcore.weights.load import TORCH_DTYPES
+    from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 
     if old not in TORCH_DTYPES or new not in TORCH_DTYPES:
         raise SophiaError(f"cannot cast {old} to {new}")

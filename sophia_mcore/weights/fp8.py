@@ -67,11 +67,12 @@ def quantize_fp8(
     if not quantizer.is_file():
         raise UsageError(f"{quantizer}: no such interpreter; FP8 needs an environment with nvidia-modelopt")
     texts = calibration_texts(calibration)
-    progress.start("quantize to fp8", 1)
+    progress.note("quantizing")
     with new_folder(destination) as folder:
-        copy_model_files(source, folder)
         _run(quantizer, source, folder, texts)
-        progress.advance()
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # modelopt makes them for the owner alone
+        copy_model_files(source, folder, skip=("config.json",))  # its own configuration stays: it names the format
         found = check_fp8(source, folder, progress)
         write_json(folder / proof.NAME, _proof(source, found, calibration, len(texts)))
     return found
@@ -178,7 +179,7 @@ def _worst_error(old: StoredTensor, new: StoredTensor, scale: float, files: File
     """Largest |old - new x scale| as a fraction of the rounding bound; infinity for values that are not finite."""
     import torch
 
-    from sophia_mcore.weights.load import TORCH_DTYPES
+    from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 
     worst = 0.0
     for a, b in zip(_bands(old, files), _bands(new, files), strict=True):

@@ -18,13 +18,8 @@ from sophia_mcore.weights.ops import Rectangle, matrix_shape, split
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES
 from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.tiles import Tiled, raise_problems, split_rectangles
+from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 EMBEDDING, HEAD = "language.embedding.word_embeddings.weight", "language.output_layer.weight"
 
 

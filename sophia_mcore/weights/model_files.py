@@ -19,16 +19,16 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".
 NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
 
 
-def copy_model_files(source: Path, target: Path, *, code: bool = True) -> list[str]:
+def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tuple[str, ...] = ()) -> list[str]:
     """Copy configuration, tokenizer, preprocessor, chat template and the like; returns the names.
 
-    ``code`` False leaves a release's own Python files behind, which do not fit another layout.
+    ``code`` False leaves a release's own Python files behind, which do not fit another layout; ``skip`` names more.
     """
     copied = []
     for file in sorted(source.iterdir()):
         weights = file.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         weights = weights or (file.suffix == ".py" and not code)
-        if weights or file.name in NOT_COPIED or file.name.startswith(".") or not file.is_file():
+        if weights or file.name in (*NOT_COPIED, *skip) or file.name.startswith(".") or not file.is_file():
             continue
         try:
             shutil.copyfile(file, target / file.name)

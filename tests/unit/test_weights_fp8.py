@@ -1,0 +1,141 @@
+"""FP8 copies: the check of format and values on copies made by hand, and a real one where modelopt is installed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from weights_models import FAMILIES, make, write
+
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.records import Caption
+from sophia_mcore.store.shards import write_shard
+from sophia_mcore.weights.convert import convert
+from sophia_mcore.weights.fp8 import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
+
+ROOT = Path(__file__).parents[2]
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    sizes = FAMILIES["300m + qwen2"]
+    return write(tmp_path / "source", sizes, make(sizes), "hf")
+
+
+def is_linear(name: str) -> bool:
+    return name.startswith("language_model.model.layers.") and name.endswith(tuple(f"{x}.weight" for x in LINEARS))
+
+
+def quantized(source: Path) -> dict[str, torch.Tensor]:
+    """An FP8 copy as the format wants it, made with torch alone."""
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if not is_linear(name):
+            state[name] = tensor
+            continue
+        scale = tensor.float().abs().max() / 448.0
+        state[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        state[name.removesuffix("weight") + "weight_scale"] = scale
+        state[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.1)
+    return state
+
+
+def saved(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_a_right_copy_passes(source: Path, tmp_path: Path) -> None:
+    found = check_fp8(source, saved(tmp_path / "copy", quantized(source)), NoProgress())
+    assert len(found.quantized) == 14 and found.untouched == len(load_file(source / "model.safetensors")) - 14
+    assert 0.5 < found.worst <= 1.0 + 2.0**-7  # the bound is tight: rounding reaches it
+
+
+@pytest.mark.parametrize(
+    "what", ["tower", "scale missing", "extra", "not fp8", "scale wrong", "one value", "nan", "shape"]
+)
+def test_every_kind_of_wrong_copy_is_refused(source: Path, tmp_path: Path, what: str) -> None:
+    state = quantized(source)
+    linear = "language_model.model.layers.1.mlp.up_proj."
+    if what == "tower":
+        state["multi_modal_projector.linear_1.weight"] = state["multi_modal_projector.linear_1.weight"] * 2
+    elif what == "scale missing":
+        del state[linear + "input_scale"]
+    elif what == "extra":
+        state[linear + "lora_A"] = torch.zeros(1)
+    elif what == "not fp8":
+        state[linear + "weight"] = state[linear + "weight"].to(torch.bfloat16)
+    elif what == "scale wrong":
+        state[linear + "weight_scale"] = state[linear + "weight_scale"] * 1.2
+    elif what == "one value":
+        values = state[linear + "weight"].float()
+        values[0, 0] = -values[0, 0] if values[0, 0] else 448.0
+        state[linear + "weight"] = values.to(torch.float8_e4m3fn)
+    elif what == "nan":
+        raw = state[linear + "weight"].view(torch.uint8)
+        raw[0, 0] = 0x7F
+    else:
+        state[linear + "weight"] = state[linear + "weight"][:-1].clone()
+    name = "linear_1" if what == "tower" else "1.mlp.up_proj"
+    with pytest.raises(SophiaError, match=name):
+        check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+
+
+def test_calibration_texts_come_from_a_run_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\n\ntwo\n")
+    assert calibration_texts(tmp_path / "texts.txt") == ["one", "two"]
+    common = {"token_ids": (), "token_logprobs": (), "logprob_sum": 0.0, "finish_reason": "stop", "temperature": 1.0,
+              "top_p": 1.0, "max_tokens": 9, "seed": 0, "model_digest": "m", "prompt_hash": "p",
+              "images": ("a",)}  # fmt: skip
+    captions = [Caption(id=f"a.k{k}", index=k, text=f"caption {k}", **common) for k in range(600)]  # type: ignore[arg-type]
+    folder = tmp_path / "run" / "round-0" / "captions"
+    folder.mkdir(parents=True)
+    write_shard(folder / "0.parquet", captions, Caption)
+    texts = calibration_texts(tmp_path / "run")
+    assert len(texts) == CALIBRATION_TEXTS and texts[1] == "caption 2"
+    (tmp_path / "empty").mkdir()
+    for missing in (tmp_path / "empty", tmp_path / "nothing"):
+        with pytest.raises(UsageError, match="calibrat"):
+            calibration_texts(missing)
+
+
+def test_what_cannot_be_quantized_is_refused_before_anything_runs(source: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("one\n")
+    with pytest.raises(UsageError, match="--calibration"):
+        convert(source, tmp_path / "out", "fp8")
+    with pytest.raises(UsageError, match="no such interpreter"):
+        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "python")
+    custom = write(tmp_path / "custom", FAMILIES["6b + qwen2"], make(FAMILIES["6b + qwen2"]), "hf-custom")
+    with pytest.raises(UsageError, match="convert it --to hf first"):
+        convert(custom, tmp_path / "out", "fp8", calibration=texts)
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".tmp-out").exists()
+
+
+def save_word_tokenizer(folder: Path, vocabulary: int) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.skipif(
+    not (ROOT / QUANTIZER).exists(), reason="needs .venv-modelopt (docs/weights.md says how to make it)"
+)
+def test_modelopt_makes_a_right_copy(tmp_path: Path) -> None:
+    sizes = replace(FAMILIES["qwen2 text"], hidden=32, mlp=64, head_size=16, heads_per_group=2, vocabulary=48)
+    folder = write(tmp_path / "source", sizes, make(sizes), "hf")
+    save_word_tokenizer(folder, sizes.vocabulary)
+    (tmp_path / "texts.txt").write_text("w1 w2 w3 w4\nw9 w8 w7\n")
+    convert(folder, tmp_path / "out", "fp8", calibration=tmp_path / "texts.txt", quantizer=ROOT / QUANTIZER)
+    proof = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert len(proof["quantized"]) == 14 and proof["calibration"]["texts"] == 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_algo"] == "FP8"
