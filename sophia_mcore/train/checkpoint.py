@@ -8,7 +8,9 @@ taken over only at the layout that wrote them; everything else loads at any layo
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.train import checkpoint_folder
 
+_FAILURES = (Exception, CheckpointException)  # torch's is no Exception
 # fully_reshardable: optimizer state in parameter shape; the other formats cannot change the layout, or raise.
 METADATA: Mapping[str, Any] = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -36,30 +41,65 @@ METADATA: Mapping[str, Any] = {
 class Checkpoints:
     """The checkpoints of one training run.
 
-    Every method is called by all ranks together; ``folder`` is on a filesystem that all of them see.
+    Every method is called by all ranks together; ``folder`` is on a filesystem that all of them see. With
+    ``asynchronous`` a save copies the state to host memory and writes it in a thread; `finish` makes it visible.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, *, asynchronous: bool = False) -> None:
         self.folder = folder
         self.keep = keep
-        self._strategy = PlainSaveStrategy("torch_dist", 1)
+        # collectives of the thread must not mix with those of the training, hence a group of its own
+        self._group = dist.new_group(backend="gloo") if asynchronous else None
+        self._pending: tuple[int, AsyncRequest] | None = None
 
-    def save(self, step: int, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> Path:
-        """Write the state after ``step`` updates and prune older checkpoints; returns the complete folder.
+    def save(self, step: int, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Write the state after ``step`` updates and prune older checkpoints.
 
         Raises SophiaError on every rank when any rank cannot write (full disk); older checkpoints stay.
         """
-        temporary = self.folder / f".tmp-{checkpoint_folder.checkpoint_name(step)}"
+        self.finish()
+        temporary = self._temporary(step)
         on_rank_zero(lambda: checkpoint_folder.begin(self.folder, step), f"cannot make {temporary}")
         state = _sharded_state(chunks, optimizer, is_loading=False)
-        try:
-            dist_checkpointing.save(state, str(temporary), self._strategy, content_metadata=dict(METADATA))
-        except Exception as error:
-            raise SophiaError(f"{temporary}: checkpoint not written: {_first_line(error)}") from error
-        final = self.folder / checkpoint_folder.checkpoint_name(step)
-        layout = current_layout()
-        on_rank_zero(lambda: checkpoint_folder.commit(temporary, step, layout, self.keep), f"cannot complete {final}")
-        return final
+        strategy = PlainSaveStrategy("torch_dist", 1)
+        strategy.group = self._group
+        with _write_errors(temporary):
+            request = dist_checkpointing.save(
+                state,
+                str(temporary),
+                strategy,
+                content_metadata=dict(METADATA),
+                async_sharded_save=self._group is not None,
+            )
+        if request is not None:
+            self._pending = (step, request)
+        else:
+            self._commit(step)
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread still writes."""
+        return self._pending is not None and not self._pending[1].finalize_fns[0].done.is_set()
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one, and make it visible."""
+        if self._pending is None:
+            return
+        (step, request), self._pending = self._pending, None
+        with _write_errors(self._temporary(step)):
+            for finalize in request.finalize_fns:
+                finalize()
+        self._commit(step)
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".tmp-{checkpoint_folder.checkpoint_name(step)}"
+
+    def _commit(self, step: int) -> None:
+        layout, temporary = current_layout(), self._temporary(step)
+        on_rank_zero(
+            lambda: checkpoint_folder.commit(temporary, step, layout, self.keep),
+            f"cannot complete {self.folder / checkpoint_folder.checkpoint_name(step)}",
+        )
 
     def load_newest(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> int:
         """Load the newest intact checkpoint and return its step; 0 when there is none.
@@ -101,7 +141,7 @@ class Checkpoints:
             optimizer.load_state_dict(state["optimizer"])
             if same_layout:
                 _set_random_state(state["random"])
-        except Exception as error:
+        except _FAILURES as error:
             problem = f"{path}: cannot be loaded: {_first_line(error)}"
         problems: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(problems, problem)
@@ -115,18 +155,70 @@ class PlainSaveStrategy(torch_strategies.TorchDistSaveShardedStrategy):
     processes behind when a rank dies; torch's own writer needs neither.
     """
 
+    group: dist.ProcessGroup | None = None  # of the asynchronous writer
+
     def save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> None:
         """Write this rank's shards into ``checkpoint_dir`` (collective)."""
+        self._write(self._tensors(sharded_state_dict), checkpoint_dir)
+
+    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> AsyncRequest:
+        """The same in a thread, from a copy in host memory; its first finalize function waits for the thread."""
+        state = self._tensors(sharded_state_dict, copy=True)
+        return AsyncRequest(None, (), [_Writing(lambda: self._write(state, checkpoint_dir))])
+
+    def _tensors(self, sharded_state_dict: Any, copy: bool = False) -> Any:
         by_key, _, _ = torch_strategies._replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
+        if copy:
+            for parts in by_key.values():
+                for part in parts:
+                    if torch.is_tensor(part.data):
+                        part.data = part.data.detach().to("cpu", copy=True)
+        return torch_strategies.mcore_to_pyt_state_dict(by_key, False)
+
+    def _write(self, state: Any, checkpoint_dir: Path | str) -> None:
         torch_checkpoint.save(
-            torch_strategies.mcore_to_pyt_state_dict(by_key, False),
+            state,
             storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
             planner=torch_strategies.MCoreSavePlanner(
                 dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
             ),
+            process_group=self.group,
         )
+
+
+class _Writing:
+    """A writer thread; calling it waits for the end and raises what the thread raised."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self.done = threading.Event()
+        self._error: BaseException | None = None
+        self._write = write
+        # not a daemon: the process must not end in the middle of a file
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.done.set()
+
+    def __call__(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        raise SophiaError(f"{folder}: checkpoint not written: {_first_line(error)}") from error
 
 
 def current_layout() -> dict[str, int]:
@@ -187,5 +279,8 @@ def on_rank_zero(work: Any, what: str) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_first_line(cause)}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -74,7 +74,9 @@ def build_job(config: Config, run: RunFolder, round_index: int, groups: Groups, 
         chunks=wrapped,
         optimizer=build_optimizer(wrapped, config.train),
         loader=loader,
-        checkpoints=Checkpoints(folder.checkpoints, config.train.keep_checkpoints),
+        checkpoints=Checkpoints(
+            folder.checkpoints, config.train.keep_checkpoints, asynchronous=config.train.save_asynchronously
+        ),
     )
 
 

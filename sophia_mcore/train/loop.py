@@ -45,13 +45,17 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
         log.step(step + 1, report)
         progress.advance()
         progress.note(f"loss {report.loss:.3f}")
+        if not report.writing:
+            job.checkpoints.finish()
         if (step + 1) % every == 0 or step + 1 == total or report.stop:
             job.checkpoints.save(step + 1, job.chunks, job.optimizer)
             saved = step + 1
             log.mark()  # saving is not part of a step
         if report.stop and saved < total:
+            job.checkpoints.finish()
             log.stopped(saved)
             return False
+    job.checkpoints.finish()
     log.finish(total, mean_logprob(job, _measured(job)))
     return True
 

@@ -21,6 +21,7 @@ class StepReport:
     target_tokens: int
     samples: int
     stop: bool  # some rank was asked to stop
+    writing: bool  # some rank still writes a checkpoint in the background
     bad_samples: tuple[str, ...]  # samples of this rank's micro batches whose loss is not finite
     measures: Mapping[str, float]  # of the objective, such as "logprob_kept"; complete where Job.reports
 

@@ -52,9 +52,10 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
     reports = run_schedule(job, forward_step, batches)
 
     own = [sum(value for value, _ in reports), *counts(batches)] if job.reports else [0.0] * 4
-    totals = torch.tensor([*own, float(stop)], dtype=torch.float64, device=device)
+    states = [float(stop), float(job.checkpoints.writing)]
+    totals = torch.tensor([*own, *states], dtype=torch.float64, device=device)
     dist.all_reduce(totals)
-    loss, tokens, target_tokens, samples, stops = totals.tolist()
+    loss, tokens, target_tokens, samples, stops, writing = totals.tolist()
 
     rate = learning_rate(step, job.loader.steps, job.config.train)
     set_learning_rate(job.optimizer, rate)
@@ -68,6 +69,7 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
         target_tokens=int(target_tokens),
         samples=int(samples),
         stop=stops > 0,
+        writing=writing > 0,
         bad_samples=tuple(bad_samples),
         measures=measures,
     )

@@ -170,12 +170,13 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, capfd):
     assert_same_bits(folder, four_ranks)
 
 
-def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, capfd):
+@pytest.mark.parametrize("damaged", [".metadata", "common.pt", "*.distcp"])
+def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, capfd, damaged):
     config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
     with pytest.raises(RankError):
         run(kill_in_the_second_save, 4, config, folder, "after")
-    metadata = folder.round(0).checkpoints / "step-00000004" / ".metadata"
-    metadata.write_bytes(b"\0" * metadata.stat().st_size)
+    for path in (folder.round(0).checkpoints / "step-00000004").glob(damaged):
+        path.write_bytes(b"\0" * path.stat().st_size)
     assert run(train_world.train, 4, config, folder) == [True] * 4
     assert "trying the one before" in capfd.readouterr().err
     assert_same_bits(folder, four_ranks)
@@ -208,6 +209,42 @@ def test_a_loss_that_is_not_finite_stops_with_names(tmp_path, policy):
         run(train_world.train, 4, config, folder, poison_at_step_three)
     assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
     assert len(train_world.losses(folder)) == 3
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_asynchronous_saves_are_the_same_and_survive_kills(tmp_path, policy, four_ranks, when):
+    sections = {**FOUR_RANKS, "train": {"save_asynchronously": True}}
+    config, folder = train_world.make_run(tmp_path / "run", policy, **sections)
+    with pytest.raises(RankError):
+        run(kill_in_the_second_save, 4, config, folder, when)
+    found = [path.name for path in list_checkpoints(folder.round(0).checkpoints)]
+    assert found == {"before": ["step-00000002"], "after": ["step-00000004", "step-00000002"]}[when]
+    assert run(train_world.train, 4, config, folder) == [True] * 4
+    assert_same_bits(folder, four_ranks)
+
+
+def fail_to_write(config: Config, folder: RunFolder) -> None:
+    """Rank 1 cannot write its second checkpoint."""
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    plain = FileSystemWriter.write_data
+
+    def write_data(self, plan, planner):
+        if torch.distributed.get_rank() == 1 and "00004" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return plain(self, plan, planner)
+
+    FileSystemWriter.write_data = write_data
+    train_world.train(config, folder)
+
+
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, policy, asynchronously):
+    sections = {**FOUR_RANKS, "train": {"save_asynchronously": asynchronously}}
+    config, folder = train_world.make_run(tmp_path / "run", policy, **sections)
+    with pytest.raises(SophiaError, match=r"step-00000004: checkpoint not written: .*No space left"):
+        run(fail_to_write, 4, config, folder)
+    assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"distributed_optimizer": False}], ids=str)
