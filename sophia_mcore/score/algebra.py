@@ -27,6 +27,8 @@ POINTS = ((0.6, 1.9), (-2.3, -0.7), (2.1, 3.8))  # variables take values in thes
 _CONSTANTS: dict[str, complex] = {r"\pi": math.pi, "e": math.e, "i": 1j}
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "|": abs,
+    r"\lfloor": lambda z: _round(math.floor, z),
+    r"\lceil": lambda z: _round(math.ceil, z),
     r"\sin": cmath.sin,
     r"\cos": cmath.cos,
     r"\tan": cmath.tan,
@@ -44,13 +46,26 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 }
 
 
+_ROUNDED: dict[str, Callable[[Fraction], int]] = {r"\lfloor": math.floor, r"\lceil": math.ceil}
+
+
+def _round(rounded: Callable[[float], int], value: complex) -> complex:
+    if abs(value.imag) > 1e-12 or abs(value.real - round(value.real)) < 1e-9:
+        raise ValueError("too near to an integer to be rounded")
+    return complex(rounded(value.real))
+
+
 def _exact(node: Node) -> Fraction | None:
     """The rational value of a node, or None if it has none or takes too much work."""
     kind = node[0]
     if kind == "number":
         return node[1]
-    if kind in ("name", "call", "log"):
+    if kind in ("name", "log"):
         return None
+    if kind == "call":
+        rounded = _ROUNDED.get(node[1])
+        value = _exact(node[2]) if rounded else None
+        return None if value is None or rounded is None else Fraction(rounded(value))
     if kind in ("root", "^"):
         return _exact_power(node)
     values = [_exact(child) for child in node[1:]]
@@ -60,6 +75,8 @@ def _exact(node: Node) -> Fraction | None:
     assert a is not None
     if kind == "neg":
         return -a
+    if kind == "+":
+        return _exact_sum([value for value in values if value is not None])
     if kind == "!":
         return Fraction(math.factorial(int(a))) if a.denominator == 1 and 0 <= a <= 500 else None
     b = values[1]
@@ -72,7 +89,16 @@ def _exact(node: Node) -> Fraction | None:
         return a / b if b else None
     if a.numerator.bit_length() + b.numerator.bit_length() > MAX_BITS:
         return None
-    return a + b if kind == "+" else a - b if kind == "-" else a * b
+    return a * b
+
+
+def _exact_sum(terms: list[Fraction]) -> Fraction | None:
+    total = Fraction(0)
+    for term in terms:
+        total += term
+        if total.denominator.bit_length() + total.numerator.bit_length() > MAX_BITS:
+            return None
+    return total
 
 
 def _exact_power(node: Node) -> Fraction | None:
@@ -119,16 +145,14 @@ def _at(node: Node, point: int) -> complex:
     if kind == "log":
         base = 10.0 if node[1] is None else _at(node[1], point)
         return cmath.log(_at(node[2], point)) / cmath.log(base)
+    if kind == "+":
+        return sum(_at(term, point) for term in node[1:])
     a = _at(node[1], point)
     if kind == "neg":
         return -a
     if kind == "!":
         return _factorial(a)
     b = _at(node[2], point)
-    if kind == "+":
-        return a + b
-    if kind == "-":
-        return a - b
     if kind == "*":
         return a * b
     if kind == "/":
@@ -178,17 +202,8 @@ def _log_at(node: Node, point: int) -> tuple[complex, float]:
     if kind in ("*", "/"):
         (m1, s1), (m2, s2) = _log_at(node[1], point), _log_at(node[2], point)
         return _scaled(m1 * m2, s1 + s2) if kind == "*" else _scaled(m1 / m2, s1 - s2)
-    if kind in ("+", "-"):
-        (m1, s1), (m2, s2) = _log_at(node[1], point), _log_at(node[2], point)
-        top = max(s1, s2)
-        if top == math.inf:
-            if s1 == s2:
-                raise Unsupported
-            return (m1, s1) if s1 > s2 else (m2 if kind == "+" else -m2, s2)
-        total = m1 * math.exp(s1 - top) + (m2 if kind == "+" else -m2) * math.exp(s2 - top)
-        if abs(total) < 1e-6:
-            raise Unsupported  # they cancel: nothing is known
-        return _scaled(total, top)
+    if kind == "+":
+        return _log_sum([_log_at(term, point) for term in node[1:]])
     if kind == "!":
         n, s = _log_at(node[1], point)
         if s > 700 or n.imag or n.real < 0:
@@ -203,6 +218,9 @@ def _log_at(node: Node, point: int) -> tuple[complex, float]:
     if kind in ("^", "root"):
         base, exponent = (node[2], node[1]) if kind == "root" else (node[1], node[2])
         return _log_power(_log_at(base, point), _log_at(exponent, point), kind == "root")
+    if kind == "call" and node[1] in _ROUNDED:
+        m, s = _log_at(node[2], point)
+        return (m, s) if s > 40 else _scaled(_at(node, point), 0.0)
     if kind == "log" or (kind == "call" and node[1] == r"\ln"):
         base = math.e if kind == "call" else 10.0 if node[1] is None else _at(node[1], point)
         m, s = _log_at(node[2], point)
@@ -211,6 +229,17 @@ def _log_at(node: Node, point: int) -> tuple[complex, float]:
 
 
 _UNKNOWN = complex(math.nan, math.nan)  # the phase of a large power of a number that is not positive
+
+
+def _log_sum(terms: list[tuple[complex, float]]) -> tuple[complex, float]:
+    top = max(s for _, s in terms)
+    if top == math.inf:
+        largest = [m for m, s in terms if s == math.inf]
+        return (largest[0], top) if len(largest) == 1 else _unsupported()
+    total = sum(m * math.exp(s - top) for m, s in terms)
+    if abs(total) < 1e-6:
+        raise Unsupported  # they cancel: nothing is known
+    return _scaled(total, top)
 
 
 def _unsupported() -> Any:

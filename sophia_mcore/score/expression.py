@@ -9,10 +9,10 @@ import re
 from fractions import Fraction
 from typing import Any
 
-Node = tuple[Any, ...]  # ("number", Fraction) ("name", str) ("+", a, b) ("neg", a) ("call", function, a) ...
+# ("number", Fraction) ("name", str) ("+", a, b, ...) ("*", a, b) ("neg", a) ("call", function, a) ("root", n, a) ...
+Node = tuple[Any, ...]
 
-MAX_CHARACTERS = 1200
-MAX_SYMBOLS = 800
+MAX_SYMBOLS = 2_000
 CONSTANTS = frozenset({r"\pi", "e", "i"})
 FUNCTIONS = frozenset(
     {
@@ -45,7 +45,7 @@ class Parser:
     """Recursive descent over the tokens of one expression."""
 
     def __init__(self, text: str) -> None:
-        if len(text) > MAX_CHARACTERS or _NAMES.search(text) or _DERIVATIVE.search(text):
+        if _NAMES.search(text) or _DERIVATIVE.search(text):
             raise Unsupported
         self.symbols = _SYMBOL.findall(_UPRIGHT.sub(r" \1 ", text) if "\\" in text else text)
         if len(self.symbols) > MAX_SYMBOLS:
@@ -71,10 +71,11 @@ class Parser:
         return node
 
     def sum(self) -> Node:
-        node = self.product()
+        terms = [self.product()]
         while self.peek() in ("+", "-"):
-            node = (self.take(), node, self.product())
-        return node
+            sign = self.take()
+            terms.append(self.product() if sign == "+" else ("neg", self.product()))
+        return terms[0] if len(terms) == 1 else ("+", *terms)
 
     def product(self) -> Node:
         node = self.run()
@@ -92,10 +93,13 @@ class Parser:
 
     def run(self) -> Node:
         """Factors side by side, with a sign."""
-        if self.peek() in ("+", "-"):
-            sign = self.take()
-            node = self.run()
-            return ("neg", node) if sign == "-" else node
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take() == "-"
+        node = self.factors()
+        return ("neg", node) if negative else node
+
+    def factors(self) -> Node:
         node = self.factor()
         if node[0] == "number" and self.peek() == r"\frac" and node[1].denominator == 1:
             part = self.factor()
@@ -178,6 +182,8 @@ class Parser:
             node = self.group("|", "|")
             self.bars -= 1
             return ("call", "|", node)
+        if symbol == r"\lfloor" or symbol == r"\lceil":
+            return ("call", symbol, self.group(symbol, symbol.replace(r"\l", r"\r")))
         if symbol == r"\frac":
             self.take()
             return ("/", self.argument(), self.argument())

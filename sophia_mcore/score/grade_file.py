@@ -26,7 +26,7 @@ from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
 from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store import atomic
-from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
 LINES_PER_UNIT = 2_000
@@ -132,7 +132,7 @@ def _parts(out_path: Path) -> Path:
 
 def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
     """Parts of another input or another version are of no use."""
-    if any(path.stem not in unit_ids for path in parts.glob("*.parquet")):
+    if parts.is_dir() and any(path.stem not in unit_ids for path in shard_files(parts)):
         shutil.rmtree(parts, ignore_errors=True)
 
 

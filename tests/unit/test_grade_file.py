@@ -23,12 +23,12 @@ LINES = [
     {"id": "a", "response": r"so \boxed{5}.", "answer": "5"},
     {"id": "b", "response": r"so \boxed{6}.", "answer": "5", "type": "integer", "extra": {"kept": ["as", "it", "is"]}},
     {"id": 3, "response": "<think>never ends", "answer": "5", "type": "integer"},
-    {"id": "d", "response": r"\boxed{\int_0^1 (1+x)\,dt}", "answer": "x+1"},
+    {"id": "d", "response": r"\boxed{500 \text{ cm}}", "answer": "5 m"},
     {"id": "e", "response": "The answer is (B).", "answer": "B", "options": ["a cat", "a dog"]},
     {"id": "f", "response": r"$\boxed{3.14159}$", "answer": "3.14", "type": "float", "benchmark": "mathvista"},
     {"id": "g", "response": r"\boxed{9.81}", "answer": "9.8", "tolerance": 0.05},
     {"id": "ü", "response": "答案是 12。", "answer": "12"},
-    {"id": "h", "response": r"\boxed{\prod_{n=1}^{100000} (1+\frac{1}{n})}", "answer": "5"},
+    {"id": "h", "response": r"\boxed{\sqrt[1000003]{2^{1000003}+1}+3}", "answer": "5"},
 ]
 WANTED = ["correct", "wrong", "no_answer", "correct", "correct", "correct", "correct", "correct", "timeout"]
 
@@ -115,8 +115,8 @@ def test_files_that_cannot_be_used(tmp_path):
 
 
 def many(count):
-    kinds = [r"\boxed{{{0}}}", r"\boxed{{\int_0^1 {0}\,dx}}", "I see {0} cats\nand the answer is {0}."]
-    return [{"id": n, "response": kinds[n % 3].format(n % 11), "answer": str(n % 7)} for n in range(count)]
+    kinds = [r"\boxed{{{0}}}", r"\boxed{{{0}000 m}}", "I measure {0} km\nand the answer is {0}."]
+    return [{"id": n, "response": kinds[n % 3].format(n % 11), "answer": f"{n % 7} km"} for n in range(count)]
 
 
 def test_several_processes_give_the_same_file(tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ ITEMS = [
     GradeItem("again", r"\boxed{azure}", "blue", "text", question="Which colour?"),
     GradeItem("other", r"\boxed{red}", "blue", "text", question="Which colour?"),
     GradeItem("number", r"\boxed{6}", "5", question="How many?"),
-    GradeItem("algebra", r"\boxed{\int_0^1 2x\,dx}", "1", question="How many?"),
+    GradeItem("algebra", r"\boxed{100 \text{ cm}}", "1 m", question="How long?"),
 ]
 
 

@@ -160,7 +160,7 @@ def test_an_unknown_question_is_a_clear_stop(tmp_path):
 
 
 def test_too_many_broken_verdicts_stop_the_phase(tmp_path):
-    monster = r"\prod_{n=1}^{100000} (1+\frac{1}{n})"
+    monster = r"\sqrt[1000003]{2^{1000003}+1}+5"  # equals 7 in all digits of a float
     rows = [trajectory(0, 0, n, monster if n < 2 else "7") for n in range(10)]
     run = make_run(tmp_path / "run", rows, shards=1)
     score = Score(workers=1, timeout_seconds=0.3, max_broken_share=0.1)

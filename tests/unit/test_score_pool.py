@@ -181,15 +181,10 @@ def test_a_worker_that_cannot_start_is_one_line(monkeypatch, executable, compare
 
 # ---- through the grader, with real algebra
 
-HANG = r"\prod_{n=1}^{100000} (1+\frac{1}{n})"
-
-
-def integral(n):
-    return rf"\int_0^1 {n}\,dx"
-
+HANG = r"\sqrt[1000003]{2^{1000003}+1}+3"  # equals 5 in all digits of a float: nothing but algebra tells
 
 ITEMS = [
-    *(GradeItem(f"{n}", f"\\boxed{{{integral(n % 7) if n % 3 else n % 7}}}", str(n % 5)) for n in range(90)),
+    *(GradeItem(f"{n}", f"\\boxed{{{n % 7}{'000 m' if n % 3 else ' km'}}}", f"{n % 5} km") for n in range(90)),
     GradeItem("hang", f"\\boxed{{{HANG}}}", "5"),
     GradeItem("none", "I cannot tell.\nThe picture is too dark to see anything in it", "5"),
     GradeItem("last", r"\boxed{2}", "2"),
