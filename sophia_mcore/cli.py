@@ -99,7 +99,7 @@ for _name, _help in {
 
 @app.command()
 def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
-    """Check a configuration and print it resolved; starts nothing."""
+    """Check a configuration file and print it resolved; looks at no data and no model."""
     from sophia_mcore.config import dump_toml
 
     typer.echo(dump_toml(_load(config, overlay, set_)), nl=False)
@@ -161,24 +161,22 @@ def verify(
 @app.command()
 def report(run_folder: RunArgument) -> None:
     """Write report.json and report.html of a run."""
-    from sophia_mcore.launch.local import config_of
+    from sophia_mcore.launch.local import open_run
     from sophia_mcore.report.build import write_report
-    from sophia_mcore.store.layout import RunFolder
 
-    config = config_of(run_folder)
-    typer.echo(write_report(config, RunFolder(config.run.folder)))
+    folder, config = open_run(run_folder)
+    typer.echo(write_report(config, folder))
 
 
 @app.command()
 def track(run_folder: RunArgument) -> None:
     """Upload to MLflow whatever of the run it does not have yet."""
     from sophia_mcore.errors import SophiaError
-    from sophia_mcore.launch.local import config_of
-    from sophia_mcore.store.layout import RunFolder
+    from sophia_mcore.launch.local import open_run
     from sophia_mcore.track.mlflow_upload import upload
 
-    config = config_of(run_folder)
-    if not upload(RunFolder(config.run.folder), config):
+    folder, config = open_run(run_folder)
+    if not upload(folder, config):
         raise SophiaError(f"{config.track.tracking_uri}: not reachable; nothing is lost, run this again later")
 
 

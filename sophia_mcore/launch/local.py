@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import PHASES, Context
+from sophia_mcore.launch.phases import PHASES, Context, preflight
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
@@ -20,6 +20,7 @@ from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.metrics import MetricsLog
 
 GROUPS = {"generate": ("questions", "captions", "reasoning")}  # names that stand for several phases
+USES_MODELS = {"captions", "reasoning", "train", "export"}
 ONCE = ("questions",)  # phases that are the same in every round
 
 # What may change between two starts of one run: it decides where and how fast work is done, not its result.
@@ -41,13 +42,17 @@ def run_phases(
     """
     folder = RunFolder(config.run.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
-    chosen = set(phases)
+    chosen, rounds = set(phases), list(rounds)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings)
         context, metrics = Context(config, folder, progress), MetricsLog(folder.metrics_file)
+        checked = False
         for round_index in rounds:
             for name, phase in PHASES.items():
                 if name in chosen and not (name in ONCE and round_index > 0):
+                    if name in USES_MODELS and not checked:
+                        preflight(context, round_index)
+                        checked = True
                     began = time.monotonic()
                     _run_phase(name, phase, context, round_index)
                     metrics.log(round_index, name, {"seconds": round(time.monotonic() - began, 3)})
@@ -113,6 +118,17 @@ def _differences(old: Config, new: Config) -> set[str]:
     return {".".join(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
 
 
-def config_of(path: Path) -> Config:
-    """Configuration of a run folder, or of a config file: commands take either."""
-    return load_config(path / "config.toml" if path.is_dir() else path)
+def open_run(path: Path) -> tuple[RunFolder, Config]:
+    """A run by its folder (wherever it was moved to) or by its config file.
+
+    Raises UsageError when it is neither, or when the config's run has not begun.
+    """
+    if path.is_dir():
+        folder = RunFolder(path)
+        if not folder.config_file.is_file():
+            raise UsageError(f"{path}: not a run folder (it has no config.toml)")
+        return folder, load_config(folder.config_file)
+    if not path.exists():
+        raise UsageError(f"{path}: no such run folder or configuration file")
+    config = load_config(path)
+    return RunFolder(config.run.folder), config

@@ -36,6 +36,23 @@ class Context:
         return self.config.models.policy if round_index == 0 else self.run.round(round_index - 1).model
 
 
+def preflight(context: Context, round_index: int) -> None:
+    """What can be refused before any work: model folders that cannot be loaded, a layout the policy does not fit.
+
+    Raises SophiaError or UsageError, as the phase that would have failed later.
+    """
+    from sophia_mcore.generate.model_dir import check_model_dir
+    from sophia_mcore.model.spec import ModelSpec
+    from sophia_mcore.parallel.layout import check_layout
+
+    config = context.config
+    policy = context.policy(round_index)
+    check_model_dir(policy)
+    if config.models.reasoner is not None:
+        check_model_dir(config.models.reasoner)
+    check_layout(ModelSpec.from_model_dir(policy), config.parallel, config.batch.sequence_length_tokens)
+
+
 def prepare(context: Context, round_index: int) -> None:
     """Check every question and image before any model starts, and put them into the store."""
     from sophia_mcore.data.prepare import prepare_questions

@@ -35,7 +35,8 @@ from sophia_mcore.model.vision import VisionTower
 from sophia_mcore.objective.logprob import token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
-from sophia_mcore.parallel.groups import Groups, check_layout
+from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.parallel.layout import check_layout
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 

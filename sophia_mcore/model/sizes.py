@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
-from sophia_mcore.parallel.groups import layers_per_stage
+from sophia_mcore.parallel.layout import layers_per_stage
 
 VOCABULARY_MULTIPLE = 128  # rows of the embedding and output layer; the same at every usual tensor-parallel size
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel.backend import Backend
 
 if TYPE_CHECKING:
-    from sophia_mcore.model.spec import ModelSpec
+    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,91 +112,3 @@ def shutdown() -> None:
     """Leave all groups."""
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
-
-
-def check_layout(
-    spec: ModelSpec, parallel: Parallel, sequence_length_tokens: int | None = None, fp8: bool = False
-) -> None:
-    """Refuse, with the nearest fix, a layout that the model cannot be cut into. Pure; needs no process group.
-
-    Raises:
-        UsageError: one line with the setting, its value and what would fit.
-    """
-    language = spec.language
-    heads, kv_heads, tensor = language.num_attention_heads, language.num_key_value_heads, parallel.tensor
-    if heads % tensor:
-        raise UsageError(f"parallel.tensor = {tensor} does not divide {heads} attention heads; {_divisors(heads)} do")
-    if kv_heads % tensor and tensor % kv_heads:
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-        raise UsageError(
-            f"parallel.tensor = {tensor} fits no even share of {kv_heads} key-value heads; "
-            f"{', '.join(map(str, fitting))} do"
-        )
-    if language.intermediate_size % tensor:
-        raise UsageError(f"parallel.tensor = {tensor} does not divide intermediate_size = {language.intermediate_size}")
-    if parallel.sequence_parallel and tensor == 1:
-        raise UsageError("parallel.sequence_parallel needs parallel.tensor > 1")
-    layers_per_stage(language.num_layers, parallel)
-    check_sequence_length(parallel, sequence_length_tokens, fp8)
-
-
-def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
-    """Language layers of each [pipeline rank][model chunk], as counts.
-
-    >>> layers_per_stage(8, Parallel(pipeline=2, virtual_pipeline=2))
-    [[2, 2], [2, 2]]
-    >>> layers_per_stage(7, Parallel(pipeline=2, layers_on_first_stage=3))
-    [[3], [4]]
-
-    Raises:
-        UsageError: the layers do not fit the stages.
-    """
-    stages, chunks = parallel.pipeline, parallel.virtual_pipeline or 1
-    first, last = parallel.layers_on_first_stage, parallel.layers_on_last_stage
-    if stages == 1:
-        if parallel.virtual_pipeline is not None:
-            raise UsageError("parallel.virtual_pipeline needs parallel.pipeline > 1")
-        if first is not None or last is not None:
-            raise UsageError("parallel.layers_on_first_stage and layers_on_last_stage need parallel.pipeline > 1")
-        return [[layers]]
-    counts: list[int | None] = [None] * stages
-    counts[0], counts[-1] = first, last
-    free = [i for i, count in enumerate(counts) if count is None]
-    rest = layers - (first or 0) - (last or 0)
-    if rest < len(free) or (free and rest % len(free)) or (not free and rest):
-        raise UsageError(
-            f"{layers} language layers do not fit parallel.pipeline = {stages} with layers_on_first_stage = {first}, "
-            f"layers_on_last_stage = {last}: {rest} layers are left for {len(free)} stages"
-        )
-    whole = [count if count is not None else rest // len(free) for count in counts]
-    uneven = [count for count in whole if count % chunks]
-    if uneven:
-        raise UsageError(f"parallel.virtual_pipeline = {chunks} does not divide a stage of {uneven[0]} language layers")
-    return [[count // chunks] * chunks for count in whole]
-
-
-def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None, fp8: bool = False) -> None:
-    """A row must divide into context parallelism's 2 x CP slices, and those into sequence parallelism's shares."""
-    unit = row_multiple(parallel, fp8)
-    if sequence_length_tokens is not None and sequence_length_tokens % unit:
-        nearest = max(unit, sequence_length_tokens // unit * unit)
-        raise UsageError(
-            f"batch.sequence_length_tokens = {sequence_length_tokens} is not a multiple of {unit}, which "
-            f"parallel.context = {parallel.context}{', sequence parallelism' if parallel.sequence_parallel else ''}"
-            f"{', FP8' if fp8 else ''} need; nearest: {nearest}"
-        )
-
-
-def sequence_multiple(parallel: Parallel) -> int:
-    """Every packed sequence's length must be a multiple of this (context parallelism cuts each into 2 x CP)."""
-    return 2 * parallel.context if parallel.context > 1 else 1
-
-
-def row_multiple(parallel: Parallel, fp8: bool = False) -> int:
-    """A whole row's length must be a multiple of this; FP8 products need multiples of 16 tokens on each rank."""
-    per_rank = (parallel.tensor if parallel.sequence_parallel else 1) * (16 if fp8 else 1)
-    return math.lcm(sequence_multiple(parallel), parallel.context * per_rank)
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

@@ -63,8 +63,11 @@ def assert_close(folder: RunFolder, other: RunFolder) -> None:
         {name: value for name, value in newest(f).items() if not name.startswith("optimizer")} for f in (folder, other)
     )
     assert mine.keys() == theirs.keys()
-    for name in mine:  # by norm: AdamW turns a gradient near zero into a whole step of any sign
-        assert (mine[name] - theirs[name]).norm() < 1e-3 * theirs[name].norm().clamp_min(1e-3), name
+    # By norm, and not tighter: AdamW makes whole steps of gradients that are mere rounding (the key bias has hardly any
+    # other). Training moves a matrix by about a tenth of its norm, so a wrong gradient is far outside. Gradients are
+    # compared element by element in test_model_layouts.py.
+    for name in mine:
+        assert (mine[name] - theirs[name]).norm() < 4e-3 * theirs[name].norm().clamp_min(1e-3), name
 
 
 @pytest.mark.parametrize(

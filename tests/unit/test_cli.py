@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.phases import interpreter
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -80,9 +83,25 @@ def test_configuration_mistakes_are_usage_errors(tmp_path: Path) -> None:
 
 
 def test_interpreter_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SophiaError, match="make env"):
+        interpreter(tmp_path / "bin" / "python")
+
+
+def test_models_are_looked_at_before_any_starts(tmp_path: Path) -> None:
     config = write_run(tmp_path, [GOOD])
-    result = sophia("generate", str(config), folder=tmp_path)
-    failed(result, 1, ".venv-vllm/bin/python", "make env")
+    failed(sophia("generate", str(config), folder=tmp_path), 1, "policy: no such model directory")
+    assert not (tmp_path / "run" / "round-0").exists()
+
+
+def test_a_run_is_found_by_its_folder_wherever_it_is(tmp_path: Path) -> None:
+    config = write_run(tmp_path, [GOOD])
+    assert sophia("run", str(config), "--only", "questions", folder=tmp_path).returncode == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    result = sophia("report", "moved", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "moved" / "report.json").is_file()
+    assert not (tmp_path / "run").exists()
+    failed(sophia("report", "nowhere", folder=tmp_path), 2, "no such run folder")
 
 
 def test_later_phases_check_their_inputs_themselves(tmp_path: Path) -> None:
