@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophia_mcore.config.schema import Reward
 from sophia_mcore.score.reward import Candidate, outcome, select, visual_rewards
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def candidates(question, caption, verdicts, lengths=None, truncated=()):

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from sophia_mcore.score.extract import RULES, extract, find_answer
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 EXAMPLES = [(rule, text, answer) for rule in RULES for text, answer in rule.examples]
 
 
