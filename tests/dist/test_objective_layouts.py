@@ -93,7 +93,6 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
     found = {}
     for name, objective in OBJECTIVES.items():
         optimizer = SimpleNamespace(
-            checkpoints=SimpleNamespace(writing=False),
             zero_grad=lambda: None,
             step=lambda: (True, 0.0, None),
             param_groups=[],
@@ -105,6 +104,7 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
             chunks=wrapped,
             optimizer=optimizer,
             loader=SimpleNamespace(steps=1),
+            checkpoints=SimpleNamespace(writing=False),
             reports=groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0,
         )
         report = train_step(job, mine, 0, False)  # type: ignore[arg-type]
