@@ -32,6 +32,15 @@ STAMP = "sophia-setup.json"
 RUNNING = "sophia-setup-running"
 LOG = "sophia-setup.log"
 EDITABLE_INSTALL = threading.Lock()  # both environments build into the same egg-info folder
+# torchvision's default wheel is linked against CUDA. Its image transforms are plain torch, but importing it beside a
+# CPU torch fails at two operators whose schemas the missing library would have declared. They are declared in the
+# environment, not by the code that uses it: vLLM looks at models in processes of its own.
+TORCHVISION_SCHEMAS = """
+if not _has_ops():  # added by tools/setup_env.py: the C++ operators are linked against CUDA, their schemas suffice here
+    _declared = torch.library.Library("torchvision", "DEF")
+    for _schema in ("nms", "qnms"):
+        _declared.define(_schema + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 
 class SetupFailed(Exception):
@@ -64,7 +73,7 @@ class Environment:
 
     def stamp(self) -> dict:
         """What the environment was made from; equal stamps mean nothing to do."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(TORCHVISION_SCHEMAS.encode())
         for file in [*self.locks, ROOT / "pyproject.toml"]:
             digest.update(file.read_bytes())
         return {"made_from": digest.hexdigest(), "checkout": str(ROOT), "python": sys.version.split()[0]}
@@ -100,6 +109,7 @@ def make(environment: Environment, torch_index: str | None) -> None:
     for lock in environment.locks:
         hashes = ["--require-hashes"] if "--hash=" in lock.read_text() else []
         _pip(environment, ["install", "--no-deps", "--no-compile", *hashes, *index, "-r", str(lock)])
+    _declare_torchvision_schemas(environment)
     with EDITABLE_INSTALL:
         environment.status = "this package"
         _pip(environment, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
@@ -108,6 +118,13 @@ def make(environment: Environment, torch_index: str | None) -> None:
     os.replace(temporary, environment.folder / STAMP)
     running.unlink()
     environment.status = "ready"
+
+
+def _declare_torchvision_schemas(environment: Environment) -> None:
+    for file in environment.folder.glob("lib/python*/site-packages/torchvision/extension.py"):
+        text = file.read_text()
+        if TORCHVISION_SCHEMAS not in text:
+            file.write_text(text + TORCHVISION_SCHEMAS)
 
 
 def _made_by_other_python(environment: Environment) -> bool:

@@ -19,13 +19,6 @@ _ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling costs minutes and runs at 20-140 tokens/s meanwhile
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no NUMA binding: containers often hide the topology
 }
-# torchvision's default wheel is linked against CUDA. Its image transforms are plain torch, but importing it beside a
-# CPU torch fails at two operators whose schemas the missing library would have declared.
-_TORCHVISION_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-_declared: list[object] = []  # torch drops declarations whose Library object is collected
 
 
 def is_cpu_build() -> bool:
@@ -45,23 +38,3 @@ def prepare_process() -> None:
     """Set what vLLM reads from the environment; a value that the user has set stays."""
     for name, value in {**_ALWAYS, **(_ON_CPU if is_cpu_build() else {})}.items():
         os.environ.setdefault(name, value)
-
-
-def make_torchvision_importable() -> None:
-    """Import torchvision; where its operators are missing, declare their schemas (not their kernels) first."""
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        import sys
-
-        import torch
-
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in _TORCHVISION_SCHEMAS:
-            library.define(schema)
-        _declared.append(library)
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # half imported
-        import torchvision  # noqa: F401

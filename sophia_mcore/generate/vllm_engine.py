@@ -30,8 +30,6 @@ def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine
             f"sophia convert {model_dir} NEW_FOLDER --to hf"
         )
     vllm_cpu.prepare_process()
-    if vllm_cpu.is_cpu_build():
-        vllm_cpu.make_torchvision_importable()
     try:
         from vllm import LLM
     except ImportError as error:

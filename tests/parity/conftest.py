@@ -46,6 +46,14 @@ def rollout_python() -> Path:
     return python
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cold_vllm_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """vLLM remembers in the home folder what it found out about models: a test must not live on an earlier find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm-cache")))
+        yield
+
+
 def rollout_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

@@ -134,3 +134,17 @@ def test_both_locks_agree_where_the_two_meet() -> None:
     trainer, rollout = versions("trainer.txt"), versions("rollout.txt")
     shared = ["torch", "pyarrow", "safetensors", "tokenizers", "pydantic", "pillow", "Jinja2", "math-verify", "tomli_w"]
     assert {name: trainer[name] for name in shared} == {name: rollout[name] for name in shared}
+
+
+def test_torchvision_declares_its_operators_once_in_the_environment(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension = tmp_path / ".venv-vllm/lib/python3.11/site-packages/torchvision/extension.py"
+    (tmp_path / ".venv-vllm/bin").mkdir(parents=True)
+    (tmp_path / ".venv-vllm/bin/python").touch()
+    extension.parent.mkdir(parents=True)
+    extension.write_text("def _has_ops(): return False\n")
+    assert run(setup_env, tmp_path, monkeypatch, "rollout") == 0
+    (tmp_path / ".venv-vllm" / setup_env.STAMP).unlink()
+    assert run(setup_env, tmp_path, monkeypatch, "rollout") == 0
+    assert extension.read_text().count('Library("torchvision", "DEF")') == 1
