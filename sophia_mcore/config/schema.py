@@ -188,6 +188,7 @@ class Train(Section):
     train_vision_tower: bool = False  # [P]
     train_projector: bool = False  # [C]
     distributed_optimizer: bool = True
+    optimizer_offload_fraction: Fraction = 0.0  # of the optimizer's state and update on the host; needs CUDA
     recompute: Literal["none", "selective", "full"] = "none"
     save_every_steps: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
@@ -265,6 +266,8 @@ class Config(Section):
             )
         if p.sequence_parallel and p.tensor == 1:
             raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")
+        if self.train.optimizer_offload_fraction and not self.train.distributed_optimizer:
+            raise ValueError("train.optimizer_offload_fraction needs train.distributed_optimizer = true")
         if sum(m.share for m in self.batch.mixtures) >= 1.0:
             raise ValueError("batch.mixtures: the shares must sum to less than 1")
         return self

@@ -245,6 +245,7 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     """
     check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.train.fp8 != "none")
     backend.check_fp8(config.train.fp8)
+    backend.check_offload(config.train.optimizer_offload_fraction)
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
     if spec.vision is not None and spec.image_token_id is None:

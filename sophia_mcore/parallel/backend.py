@@ -48,6 +48,11 @@ class Backend:
             lacks = "a CUDA device" if self.kind == "cpu" else "Transformer Engine"
             raise UsageError(f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none'")
 
+    def check_offload(self, fraction: float) -> None:
+        """Refuse to move the optimizer to the host where it is there already (megatron-core would copy it twice)."""
+        if fraction and self.kind == "cpu":
+            raise UsageError(f"train.optimizer_offload_fraction = {fraction} needs a CUDA device; set it to 0")
+
 
 def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
     """The backend of this process; `local_rank` chooses the CUDA device (torchrun's LOCAL_RANK)."""

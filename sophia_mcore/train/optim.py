@@ -78,6 +78,9 @@ def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) ->
         params_dtype=torch.bfloat16 if train.dtype == "bfloat16" else torch.float32,
         use_distributed_optimizer=train.distributed_optimizer,
         overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,
+        optimizer_cpu_offload=train.optimizer_offload_fraction > 0,
+        optimizer_offload_fraction=train.optimizer_offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=train.optimizer_offload_fraction > 0,
     )
     return get_megatron_optimizer(config, list(wrapped), use_gloo_process_groups=False)
 

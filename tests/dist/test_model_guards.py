@@ -73,6 +73,7 @@ def _build_fails(groups: Any, backend: Any, spec: Any, train: dict[str, Any]) ->
     [
         ({"image_token_id": None}, {}, "the id of <IMG_CONTEXT> is unknown"),
         ({}, {"fp8": "tensorwise"}, "train.fp8 = 'tensorwise' needs a CUDA device"),
+        ({}, {"optimizer_offload_fraction": 0.5}, "train.optimizer_offload_fraction = 0.5 needs a CUDA device"),
     ],
 )
 def test_build_refuses(change: dict[str, Any], train: dict[str, Any], message: str) -> None:

@@ -1,55 +1,24 @@
-"""Production layouts on meta tensors at real size: every rank's parameters, counted by part against the releases."""
+"""Production layouts on meta tensors at real size: every stage's parameters, counted by part against the releases."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-import harness  # noqa: F401  (imports megatron-core once)
 import layouts
 import pytest
-import torch
-import torch.distributed as dist
 from harness import run
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from real_models import BILLIONS, MODELS, count
 
-from sophia_mcore.config.schema import Parallel
-from sophia_mcore.model import lvlm
-from sophia_mcore.model.names import canonical_parameters
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.model.sizes import parameters, rank_parameters
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
-from sophia_mcore.parallel import backend as backends
-from sophia_mcore.parallel import groups as groups_module
+from sophia_mcore.model.spec import ModelSpec
 
-
-def vision(six_billion: bool) -> VisionSpec:
-    hidden, layers, heads, ffn = (3200, 45, 25, 12800) if six_billion else (1024, 24, 16, 4096)
-    return VisionSpec(
-        hidden_size=hidden, num_layers=layers, num_attention_heads=heads, intermediate_size=ffn, image_size=448,
-        patch_size=14, num_channels=3, qkv_bias=not six_billion, qk_norm=six_billion,
-        norm_type="rms_norm" if six_billion else "layer_norm", norm_eps=1e-6,
-    )  # fmt: skip
-
-
-def spec(
-    family: Any, six_billion: bool, hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int
-) -> ModelSpec:
-    tower = vision(six_billion)
-    language = LanguageSpec(
-        family=family, num_layers=layers, hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads,
-        num_key_value_heads=kv, head_dim=128, vocab_size=vocab, norm_eps=1e-6, rope_theta=1e6, max_positions=32768,
-        qkv_bias=family == "qwen2", qk_norm=family == "qwen3", tied_embeddings=False,
-    )  # fmt: skip
-    projector = ProjectorSpec(shuffle=2, input_size=4 * tower.hidden_size, output_size=hidden)
-    return ModelSpec(vision=tower, projector=projector, language=language, layout="hf", image_token_id=vocab - 7)
-
-
-MODELS = {
-    "internvl3_38b": (spec("qwen2", True, 5120, 64, 40, 8, 27648, 151674), 38.39),
-    "internvl3_8b": (spec("qwen2", False, 3584, 28, 28, 4, 18944, 151674), 7.94),
-    "internvl2_5_8b": (spec("internlm2", False, 4096, 32, 32, 8, 14336, 92553), 8.08),
-    "internvl3_5_8b": (spec("qwen3", False, 4096, 36, 32, 8, 12288, 151678), 8.53),
-    "internvl3_5_38b": (spec("qwen3", True, 5120, 64, 64, 8, 25600, 151678), 38.39),
-}
+ROOT = Path(__file__).resolve().parents[2]
+HYPERPARAMETERS = ROOT.parent / "shared" / "fixtures" / "internvl" / "real_hparams.json"
+EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("internvl*/run.toml"))
 LAYOUTS = {
     "tp8 pp4 uneven": Parallel(tensor=8, pipeline=4, sequence_parallel=True, layers_on_first_stage=10, processes=32),
     "tp4 pp2 cp2": Parallel(tensor=4, pipeline=2, context=2, sequence_parallel=True, processes=16),
@@ -58,40 +27,79 @@ LAYOUTS = {
 }
 
 
-def count(parallel: Parallel, model: ModelSpec, rank: int) -> dict[str, int]:
-    """Parameters by part that one rank of a layout builds; no other rank is needed."""
-    dist.destroy_process_group()
-    dist.init_process_group("fake", rank=rank, world_size=parallel.processes or 1, store=FakeStore())
-    backend = backends.select(kind="cpu")
-    with backend.adapt():
-        groups = groups_module.initialize(parallel, backend, gloo_copies=False)
-        with torch.device("meta"):
-            chunks = lvlm.build(model, layouts.tiny_config(parallel), groups, backend)
-    held = {"vision": 0, "projector": 0, "language": 0}
-    for name, parameter, shard in canonical_parameters(chunks, model):
-        assert parameter.is_meta
-        held[name.split(".")[0]] += parameter.numel()
-        if shard.axis is not None:
-            assert parameter.shape[shard.axis] % shard.blocks == 0
-    return held
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("model", MODELS)
-def test_every_stage_holds_what_the_release_has(model: str, layout: str) -> None:
-    built, billions = MODELS[model]
-    parallel = LAYOUTS[layout]
-    if built.language.num_attention_heads % parallel.tensor:  # 28 heads
-        parallel = parallel.model_copy(update={"tensor": 4, "processes": (parallel.processes or 1) // 2})
-    if parallel.layers_on_first_stage is not None:  # the tower's stage takes fewer language layers
-        first = {64: 10, 28: 4, 32: 5, 36: 6}[built.language.num_layers]
-        parallel = parallel.model_copy(update={"layers_on_first_stage": first})
-    assert round(sum(parameters(built).values()) / 1e9, 2) == billions
+def assert_stages(config: Config, built: ModelSpec) -> None:
+    """The first rank of every stage builds what the arithmetic says, and all of them hold the model once."""
+    parallel = config.parallel
     world, wanted = parallel.processes or 1, rank_parameters(built, parallel)
     for stage in range(parallel.pipeline):
-        (held,) = run(count, 1, parallel, built, stage * world // parallel.pipeline)
+        (held,) = run(count, 1, config, built, stage * world // parallel.pipeline)
         assert held == wanted[stage], f"stage {stage}"
     padding = sum(w["language"] for w in wanted) * parallel.tensor - parameters(built)["language"]
     norms = built.language.num_layers * (2 * built.language.hidden_size + 256 * built.language.qk_norm)
     replicated = (parallel.tensor - 1) * (norms + built.language.hidden_size)
     assert 0 <= padding - replicated < 2 * 128 * built.language.hidden_size, "ranks hold the model once, plus padding"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parts_have_the_releases_sizes(model: str) -> None:
+    counts = parameters(MODELS[model])
+    *parts, whole = BILLIONS[model]
+    assert [round(counts[part] / 1e9, 2) for part in ("vision", "projector", "language")] == parts
+    assert round(sum(counts.values()) / 1e9, 2) == whole
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "internvl2_5_38b"])  # the same as internvl3_38b
+def test_every_stage_holds_what_the_release_has(model: str, layout: str) -> None:
+    built, parallel = MODELS[model], LAYOUTS[layout]
+    if built.language.num_attention_heads % parallel.tensor:  # 28 heads
+        parallel = parallel.model_copy(update={"tensor": 4, "processes": (parallel.processes or 1) // 2})
+    if parallel.layers_on_first_stage is not None:  # the tower's stage takes fewer language layers
+        first = {64: 10, 28: 4, 32: 5, 36: 6}[built.language.num_layers]
+        parallel = parallel.model_copy(update={"layers_on_first_stage": first})
+    assert_stages(layouts.tiny_config(parallel), built)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_builds_at_its_real_size(name: str) -> None:
+    config = load_config(ROOT / "examples" / name / "run.toml")
+    assert config.batch.sequence_length_tokens == 32_768 and config.parallel.processes_per_node == 8
+    assert config.train.dtype == "bfloat16" and config.train.distributed_optimizer
+    # what only CUDA has is taken out; the layout, the tower's stage and recomputation stay
+    cuda_only = {"fp8": "none", "optimizer_offload_fraction": 0.0}
+    assert_stages(config.model_copy(update={"train": config.train.model_copy(update=cuda_only)}), MODELS[name])
+
+
+def test_every_model_has_an_example() -> None:
+    assert EXAMPLES == sorted(MODELS)
+    for name in EXAMPLES:
+        policy = load_config(ROOT / "examples" / name / "run.toml").models.policy
+        assert policy.parent == Path("models") and policy.name.lower().replace("-", "_") == name
+
+
+@pytest.mark.skipif(not HYPERPARAMETERS.is_file(), reason="the releases' hyperparameters are not beside the checkout")
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("internvl3_5")])
+def test_sizes_are_those_of_the_configs(name: str) -> None:
+    known = json.loads(HYPERPARAMETERS.read_text())
+    model = known["-".join(name.rsplit("_", 1))]
+    language, tower = MODELS[name].language, MODELS[name].vision
+    assert tower is not None
+
+    def fields(values: dict[str, Any], *names: str) -> list[Any]:
+        return [values[field] for field in names]
+
+    assert fields(model["llm"], "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads") == [
+        language.hidden_size, language.num_layers, language.num_attention_heads, language.num_key_value_heads
+    ]  # fmt: skip
+    assert fields(model["llm"], "intermediate_size", "vocab_size") == [language.intermediate_size, language.vocab_size]
+    assert model["llm"].get("qkv_bias", False) == language.qkv_bias
+    vit = known[model["vit"]]
+    assert fields(vit, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "norm_type") == [
+        tower.hidden_size, tower.num_layers, tower.num_attention_heads, tower.intermediate_size, tower.norm_type
+    ]  # fmt: skip
+    assert fields(vit, "patch_size", "image_size", "qkv_bias", "qk_normalization") == [
+        14,
+        448,
+        tower.qkv_bias,
+        tower.qk_norm,
+    ]

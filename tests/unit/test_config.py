@@ -57,6 +57,8 @@ def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
         ("[train]\nsteps = 'many'\n", "train.steps: input should be a valid integer"),
         ("[reward]\nalpha = 1.5\n", "reward.alpha: input should be less than 1 (got 1.5)"),
         ("[parallel]\ntensor = 2\nprocesses = 3\n", "parallel.processes = 3 is not a multiple"),
+        ("[train]\noptimizer_offload_fraction = 0.5\ndistributed_optimizer = false\n",
+         "needs train.distributed_optimizer"),
         ("[parallel]\nsequence_parallel = true\n", "parallel.sequence_parallel needs parallel.tensor > 1"),
         ("[objective]\nname = 'sofia'\n", "objective.name"),
     ],
