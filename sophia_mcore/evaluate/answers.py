@@ -105,6 +105,7 @@ class _Exam:
                 answer_type=question.answer_type,
                 options=question.options,
                 rules=question.source,
+                question=question.question,
             )
             for (question, index), completion in zip(keys, completions, strict=True)
         ]

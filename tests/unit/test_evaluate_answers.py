@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from sophia_mcore.generate.engine import Completion, OnDone, Request
 from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store.shards import read_folder, read_shard
 
 PROTOCOLS = (
@@ -62,6 +64,21 @@ def test_answers_are_asked_graded_and_counted(tmp_path: Path) -> None:
     details = found["base"]["protocols"]["greedy"]
     assert details["samples"] == 5 and details["verdicts"] == {"correct": 3, "wrong": 2}
     assert details["by_answer_type"]["integer"]["n"] == 5
+
+
+def test_the_judge_is_told_the_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, str] = {}
+
+    class Listening(Grader):
+        def grade_many(self, items: Iterable[GradeItem]) -> Iterator[Grade]:
+            for item in (items := list(items)):
+                asked[item.id.split(".")[0]] = item.question
+            return super().grade_many(items)
+
+    monkeypatch.setattr("sophia_mcore.evaluate.answers.Grader", Listening)
+    run = make_run(tmp_path)
+    evaluate(make_config(tmp_path), run, "base", Clever(), NoProgress())
+    assert asked == {q.id: q.question for q in read_shard(run.evaluation_questions_file, Question)}
 
 
 def test_models_meet_the_same_random_numbers(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ PLACEHOLDERS = {
     "describe": set(),
     "simulate_seeing": {"{caption}", "{question}"},
     "long_thinking": set(),
-    "extract_answer": {"{question}", "{response}"},
-    "judge": {"{question}", "{answer}", "{response}"},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import UsageError
 
-NAMES = ("describe", "simulate_seeing", "long_thinking", "extract_answer", "judge")
+NAMES = ("describe", "simulate_seeing", "long_thinking")
 
 
 def load_prompt(name: str, override: Path | None = None, needs: tuple[str, ...] = ()) -> str:
