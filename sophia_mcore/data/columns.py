@@ -19,6 +19,7 @@ from sophia_mcore.errors import UsageError
 
 # Text that would be read as structure once it stands in a prompt.
 RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
 
@@ -47,6 +48,28 @@ def source_name(source: Source) -> str:
     path = Path(source.path.rstrip("/"))
     stem = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else path.name
     return source.name or stem or "questions"
+
+
+def with_options(question: str, options: tuple[str, ...]) -> str:
+    r"""The question as models are asked it: followed by its lettered options, unless it lists them itself.
+
+    >>> with_options("Which is larger?", ("a", "b"))
+    'Which is larger?\n(A) a\n(B) b'
+    >>> with_options("Which is larger? A. red B. blue", ("red", "blue"))
+    'Which is larger? A. red B. blue'
+    """
+    if not options or len(options) > len(LETTERS):
+        return question
+    pairs = [(letter, _without_letter(text, letter)) for letter, text in zip(LETTERS, options, strict=False)]
+    listed = ".*?".join(rf"(?<![^\W_]){letter}[).:,\s]+{re.escape(text)}" for letter, text in pairs)
+    if re.search(listed, question, re.DOTALL):
+        return question
+    return "\n".join([question, *(f"({letter}) {text}" for letter, text in pairs)])
+
+
+def _without_letter(option: str, letter: str) -> str:
+    """Some data sets write the letter into the option: "(B) 12"."""
+    return re.sub(rf"^\s*\(?{letter}[).:]\s*(?=\S)", "", option).strip()
 
 
 class RowReader:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data import images as image_files
-from sophia_mcore.data.columns import Row, source_name
+from sophia_mcore.data.columns import Row, source_name, with_options
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
@@ -196,7 +196,7 @@ class _Checker:
         self.questions.append(
             Question(
                 id=row.id,
-                question=row.question,
+                question=with_options(row.question, row.options),
                 answer=row.answer,
                 answer_type=row.answer_type,
                 images=tuple(digests),

@@ -91,8 +91,8 @@ def test_several_images_options_types_and_numbers(tmp_path: Path) -> None:
     assert [len(question.images) for question in questions] == [2, 1, 1, 2]
     assert [question.question for question in questions] == [
         "Same?",
-        "Which?",
-        "Which?",
+        "Which?\n(A) one\n(B) two",
+        "Which?\n(A) x\n(B) y\n(C) z",
         "Is (image 1) like (image 2)?",
     ]
     assert [question.answer for question in questions] == ["True", "B", "C", "7.5"]
