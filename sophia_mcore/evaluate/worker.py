@@ -1,6 +1,6 @@
-"""The evaluation of one model, in the rollout environment.
+"""The evaluation of models of one architecture, one after the other in one engine, in the rollout environment.
 
-python -m sophia_mcore.evaluate.worker RUN/config.toml --label base|round-N --model DIR
+python -m sophia_mcore.evaluate.worker RUN/config.toml --model base=DIR --model round-N=DIR
 """
 
 from __future__ import annotations
@@ -21,21 +21,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code (errors.run_command)."""
     parser = argparse.ArgumentParser(prog="sophia_mcore.evaluate.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, help="RUN/config.toml")
-    parser.add_argument("--label", required=True, help="base or round-N: the folder of the answers")
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face directory of the policy")
+    parser.add_argument(
+        "--model", required=True, action="append", metavar="LABEL=DIR", type=_labelled, dest="models",
+        help="folder of the answers (base or round-N) and Hugging Face directory of the policy; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--progress-fd", type=int, default=None)
     options = parser.parse_args(arguments)
     progress = worker_progress(options.progress_fd)
-    return run_command(
-        f"evaluation of {options.label}", lambda: work(options.config, options.label, options.model, progress)
-    )
+    names = " and ".join(label for label, _ in options.models)
+    return run_command(f"evaluation of {names}", lambda: work(options.config, options.models, progress))
 
 
-def work(config_file: Path, label: str, model_dir: Path, progress: Progress) -> None:
-    """Evaluate ``model_dir`` for the run that ``config_file`` lies in."""
+def _labelled(text: str) -> tuple[str, Path]:
+    label, separator, folder = text.partition("=")
+    if not (label and separator and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not LABEL=DIR")
+    return label, Path(folder)
+
+
+def work(config_file: Path, models: list[tuple[str, Path]], progress: Progress) -> None:
+    """Evaluate each (label, directory) for the run that ``config_file`` lies in."""
     config, run = load_config(config_file), RunFolder(config_file.parent)
-    engine = lazy_engine(config, config.evaluate.engine, model_dir, progress)
-    evaluate(config, run, label, engine, progress)
+    engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    for label, model_dir in models:
+        engine.reload(model_dir)
+        evaluate(config, run, label, engine, progress)
     engine.close()
 
 

@@ -89,15 +89,16 @@ def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int 
 class LazyEngine:
     """An engine that is opened when it is first asked for a text: a phase with nothing left to do starts none."""
 
-    def __init__(self, open_it: Callable[[], Engine]) -> None:
+    def __init__(self, open_it: Callable[[Path | None], Engine], model_dir: Path | None) -> None:
         self._open_it = open_it
+        self._model_dir = model_dir
         self._engine: Engine | None = None
 
     @property
     def engine(self) -> Engine:
         """The engine behind, opened by now."""
         if self._engine is None:
-            self._engine = self._open_it()
+            self._engine = self._open_it(self._model_dir)
         return self._engine
 
     @property
@@ -108,7 +109,11 @@ class LazyEngine:
         return self.engine.generate(requests, on_done)
 
     def reload(self, model_dir: Path) -> None:
-        self.engine.reload(model_dir)
+        if self._engine is None:
+            self._model_dir = model_dir
+        elif model_dir != self._model_dir:
+            self._engine.reload(model_dir)
+            self._model_dir = model_dir
 
     def close(self) -> None:
         if self._engine is not None:

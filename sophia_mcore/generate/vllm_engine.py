@@ -37,14 +37,28 @@ def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine
     renderer = Renderer.from_model_dir(model_dir, max_tiles)
     if renderer.image_spec is not None:
         resize_with_pillow()
+    if vllm_cpu.is_cpu_build():
+        _look_at_models_here(model_dir)
     try:
         llm = LLM(**_arguments(config, model_dir, renderer))
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "validation error" not in line]
+        line = lines[0] if lines else type(error).__name__
         raise SophiaError(f"vLLM cannot load {model_dir}: {line}") from error
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     return VllmEngine(llm, renderer, model_dir, max_tiles)
+
+
+def _look_at_models_here(model_dir: Path) -> None:
+    """vLLM looks at an architecture's class in a process of its own, lest CUDA be initialised; on a CPU that is only
+    a second import of everything (8 s for each architecture, the first time on a machine)."""
+    from vllm import ModelRegistry
+
+    for name in read_json(model_dir / "config.json").get("architectures") or ():
+        known = ModelRegistry.models.get(name)
+        if known is not None:
+            ModelRegistry.register_model(name, known.load_model_cls())
 
 
 def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[str, Any]:

@@ -53,13 +53,13 @@ def work(config_file: Path, round_index: int, stage: str, progress: Progress) ->
 def lazy_engine(config: Config, engine: EngineConfig, model_dir: Path | None, progress: Progress) -> LazyEngine:
     """The engine of a phase, opened at the first unit; sets the process up for it."""
 
-    def open_it() -> Engine:
+    def open_it(chosen: Path | None) -> Engine:
         progress.note(f"starting {engine.kind}")
-        return open_engine(engine, model_dir, max_tiles=config.batch.max_tiles)
+        return open_engine(engine, chosen, max_tiles=config.batch.max_tiles)
 
     if engine.kind == "vllm":
         prepare_process()
-    return LazyEngine(open_it)
+    return LazyEngine(open_it, model_dir)
 
 
 if __name__ == "__main__":

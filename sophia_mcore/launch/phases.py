@@ -133,9 +133,8 @@ def evaluate(context: Context, round_index: int) -> None:
     models = [(f"round-{round_index}", context.run.round(round_index).model)]
     if context.config.evaluate.evaluate_base and round_index == 0:
         models.insert(0, (BASE_LABEL, context.config.models.policy))
-    for label, model in models:
-        arguments = ["sophia_mcore.evaluate.worker", "--label", label, "--model", str(model)]
-        _rollout(context, f"evaluate-{label}", arguments, None)
+    flags = [f"--model={label}={model}" for label, model in models]
+    _rollout(context, f"evaluate-round-{round_index}", ["sophia_mcore.evaluate.worker", *flags], None)
 
 
 def report(context: Context, round_index: int) -> None:

@@ -20,6 +20,7 @@ from sophia_mcore.generate.prompts import fill, load_prompt
 from sophia_mcore.records import Answer, Caption, Question, Trajectory
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import model_digest
 from sophia_mcore.store.shards import read_folder, shard_files, write_shard
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -82,10 +83,13 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_a_round_of_workers(rollout_python: Path, tiny_internvl: Path, tiny_qwen2: Path, tmp_path: Path) -> None:
+def test_a_round_of_workers(
+    rollout_python: Path, tiny_internvl: Path, other_internvl: Path, tiny_qwen2: Path, tmp_path: Path
+) -> None:
     config, run = make_run(tmp_path / "run", tiny_internvl, tiny_qwen2)
     started = [worker(rollout_python, "generate", run, "--round", "0", "--stage", "captions")]
-    started.append(worker(rollout_python, "evaluate", run, "--label", "base", "--model", str(tiny_internvl)))
+    models = (f"--model=base={tiny_internvl}", f"--model=round-0={other_internvl}")  # one engine, reloaded in between
+    started.append(worker(rollout_python, "evaluate", run, *models))
     for process in started:
         finish(process)
     finish(worker(rollout_python, "generate", run, "--round", "0", "--stage", "reasoning"))
@@ -97,6 +101,10 @@ def test_a_round_of_workers(rollout_python: Path, tiny_internvl: Path, tiny_qwen
     assert len({caption.model_digest for caption in captions.values()}) == 1
     assert {t.model_digest for t in trajectories} != {c.model_digest for c in captions.values()}
     assert results(run, config)["base"]["n"] == 3 == len(list(read_folder(run.evaluation("base", "greedy"), Answer)))
+    answers = {label: list(read_folder(run.evaluation(label, "greedy"), Answer)) for label in ("base", "round-0")}
+    digests = {label: {answer.model_digest for answer in rows} for label, rows in answers.items()}
+    assert digests == {"base": {model_digest(tiny_internvl)}, "round-0": {model_digest(other_internvl)}}
+    assert [a.token_ids for a in answers["base"]] != [a.token_ids for a in answers["round-0"]]
     check_greedy_reasoner(tiny_qwen2, trajectories, captions, tmp_path / "run" / "seeing.txt")
 
 
