@@ -196,6 +196,9 @@ def make(out: Path, seed: int, show: Progress) -> dict[str, float]:
     def report(name: str, count: int, note: str) -> None:
         show.start_task(bars[name])
         show.update(bars[name], advance=count, **({"note": note} if note else {}))
+        task = show.tasks[bars[name]]
+        if count and not show.console.is_terminal and task.completed % max(1, task.total // 4) == 0:
+            print(f"{task.description}: {task.completed}/{task.total} {note}", flush=True)
 
     model, figures = attempt(stage_a, seed, lambda count, note: report("language model", count, note))
     start = {name: value.clone() for name, value in model.state_dict().items()}

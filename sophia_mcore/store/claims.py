@@ -268,13 +268,14 @@ class UnitQueue:
         return owner.is_known_dead() or now - touched > self.lease_seconds
 
     def _write_owner_file(self) -> None:
-        for _ in range(3):
+        attempts_left = 3
+        while True:
             try:
                 return atomic.write_text(self._owner_file, self.owner.to_json())
             except SophiaError:
-                if self._claims.is_dir():
+                attempts_left -= 1
+                if self._claims.is_dir() or not attempts_left:
                     raise  # else: another owner, seeing the end of all work, has just removed the folder
-        return None
 
 
 def _checked(units: Iterable[Unit]) -> list[Unit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -254,6 +255,15 @@ def _worker(folder: str, log: str, pause: float) -> None:
         return records_of(unit)
 
     run_units(UnitQueue(folder, UNITS, lease_seconds=60.0), Question, logged)
+
+
+def test_a_folder_that_cannot_be_made_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(SophiaError, match="read-only"):
+        run_units(queue(tmp_path / "captions"), Question, work, None)
 
 
 def test_processes_that_race_do_every_unit_exactly_once(tmp_path: Path) -> None:
