@@ -39,6 +39,7 @@ class PackedBatch:
     pixel_values: Tensor | None  # [T, 3, h, w] fp32, distinct tiles ([0, 3, h, w] if none); None: not loaded
     tile_index: Tensor  # [slots] int64: which tile fills the i-th run of tokens_per_tile image tokens
     sample_ids: tuple[str, ...]
+    tile_keys: tuple[str, ...] = ()  # a name for each of the T tiles, the same wherever the image appears
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
     rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
 
@@ -108,7 +109,7 @@ def collate(
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
     sizes = np.diff(boundaries)
     positions = np.arange(length) - np.repeat(boundaries[:-1], sizes)
-    pixel_values, tile_index = _pixels(samples, tiles, tile_size)
+    pixel_values, tile_index, tile_keys = _pixels(samples, tiles, tile_size)
     return PackedBatch(
         **{name: torch.from_numpy(column)[None] for name, column in columns.items()},
         position_ids=torch.from_numpy(positions)[None],
@@ -117,6 +118,7 @@ def collate(
         pixel_values=pixel_values,
         tile_index=tile_index,
         sample_ids=tuple(sample.id for sample in samples),
+        tile_keys=tile_keys,
     )
 
 
@@ -154,20 +156,21 @@ def _token_values(
 
 def _pixels(
     samples: Sequence[TokenizedSample], tiles: Callable[[str], NDArray[np.float32]] | None, tile_size: int
-) -> tuple[Tensor | None, Tensor]:
-    """Tiles of the distinct images in order of appearance, and for each slot the tile that fills it."""
+) -> tuple[Tensor | None, Tensor, tuple[str, ...]]:
+    """Tiles of the distinct images in order of appearance, for each slot the tile that fills it, the tiles' names."""
     first_tile: dict[str, int] = {}
     index: list[int] = []
-    total = 0
+    keys: list[str] = []
     for sample in samples:
         for image, count in zip(sample.images, sample.tile_counts, strict=True):
             if image not in first_tile:
-                first_tile[image], total = total, total + count
+                first_tile[image] = len(keys)
+                keys += (f"{image}:{number}" for number in range(count))
             index += range(first_tile[image], first_tile[image] + count)
     if tiles is None:
-        return None, torch.tensor(index, dtype=torch.int64)
-    pixels = np.empty((total, 3, tile_size, tile_size), np.float32)
+        return None, torch.tensor(index, dtype=torch.int64), tuple(keys)
+    pixels = np.empty((len(keys), 3, tile_size, tile_size), np.float32)
     for image, first in first_tile.items():
         own = tiles(image)
         pixels[first : first + len(own)] = own
-    return torch.from_numpy(pixels), torch.tensor(index, dtype=torch.int64)
+    return torch.from_numpy(pixels), torch.tensor(index, dtype=torch.int64), tuple(keys)

@@ -5,7 +5,8 @@ Legend: T tiles, n tokens of a tile, H hidden size, b rows of S tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -36,45 +37,67 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[T, 3, S, S], the same on all ranks of `shared` -> [T, n, H] on all of them."""
-        size, rank = self.shared.size(), self.shared.rank()
-        share = -(-len(pixel_values) // size)
-        mine = pixel_values[rank * share : (rank + 1) * share]
-        if len(mine) < share:  # the last ranks fill up with blank tiles, whose features nobody reads
-            blank = pixel_values.new_zeros((share - len(mine), *pixel_values.shape[1:]))
-            mine = torch.cat((mine, blank))
-        features = self.encode(mine)
-        if size == 1:
-            return features
-        return _GatherTiles.apply(features, self.shared, self.context)[: len(pixel_values)]
+        return self._share_out(pixel_values, lambda mine: self._project(self._see(mine)))
 
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """This rank's tiles [t, 3, S, S] -> [t, n, H]."""
-        if trainable(self.vision):
-            return self.projector(self.vision(pixel_values))
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """[T, 3, S, S] -> what the tower makes of them, [T, 1 + patches, C], on all ranks; without gradient."""
         with torch.no_grad():
-            parts = [self.vision(part) for part in pixel_values.split(self.tiles_at_once)]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trainable(self.projector)):
-            return torch.cat([self.projector(part) for part in parts])
+            return self._share_out(pixel_values, self._see)
+
+    def project(self, seen: Tensor) -> Tensor:
+        """What `see` returned -> [T, n, H], on all ranks."""
+        return self._share_out(seen, self._project)
+
+    def _share_out(self, whole: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """`work` on this rank's share of the tiles [T, ...]; the results of all ranks in order."""
+        size, rank = self.shared.size(), self.shared.rank()
+        if size == 1:
+            return work(whole)
+        share = -(-len(whole) // size)
+        mine = whole[rank * share : (rank + 1) * share]
+        if len(mine) < share:  # the last ranks fill up with blank tiles, whose features nobody reads
+            mine = torch.cat((mine, whole.new_zeros((share - len(mine), *whole.shape[1:]))))
+        return _GatherTiles.apply(work(mine), self.shared, self.context)[: len(whole)]
+
+    def _see(self, pixel_values: Tensor) -> Tensor:
+        if trainable(self.vision):
+            return self.vision(pixel_values)
+        with torch.no_grad():
+            return torch.cat([self.vision(part) for part in pixel_values.split(self.tiles_at_once)])
+
+    def _project(self, seen: Tensor) -> Tensor:
+        if trainable(self.vision) or trainable(self.projector):
+            return self.projector(seen)
+        with torch.no_grad():
+            return torch.cat([self.projector(part) for part in seen.split(self.tiles_at_once)])
 
 
 class TileCache:
-    """Features of tiles that several rows of a step show, so that frozen towers encode each tile once per step."""
+    """Features of tiles that several rows of a step show, so that a frozen tower encodes each tile once per step."""
 
     def __init__(self) -> None:
-        self._repeated: frozenset[str] = frozenset()
+        self._rows_left: Counter[str] = Counter()
         self._features: dict[str, Tensor] = {}
 
-    def start(self, repeated: Iterable[str]) -> None:
-        """Forget everything; from now on keep the features of the tiles with these keys."""
-        self._repeated, self._features = frozenset(repeated), {}
+    def start(self, rows: Mapping[str, int]) -> None:
+        """Forget everything; `rows`: in how many rows of the step to come each tile appears."""
+        self._rows_left, self._features = Counter(rows), {}
 
     def encode(self, keys: Sequence[str], pixel_values: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """[T, n, H] of the tiles [T, 3, S, S] with these keys; only tiles that are not known go through `encode`."""
+        """`encode` of the row's tiles [T, 3, S, S] with these keys; only tiles that are not known go through it.
+
+        A tile's features are kept until its last row has come.
+        """
         known = {key: self._features[key] for key in keys if key in self._features}
         new = [place for place, key in enumerate(keys) if key not in known]
         if new:
             known |= zip((keys[place] for place in new), encode(pixel_values[new]), strict=True)
-        self._features |= {key: known[key] for key in keys if key in self._repeated}
+        self._rows_left.subtract(keys)
+        for key in keys:
+            if self._rows_left[key] <= 0:
+                self._features.pop(key, None)
+            elif key not in self._features:
+                self._features[key] = known[key].clone()  # a view would keep the whole row's features
         return torch.stack([known[key] for key in keys])
 
 

@@ -8,7 +8,7 @@ Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V voc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -142,17 +142,19 @@ class InternVLModel(MegatronModule):
             return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
         return self._logprobs(hidden, targets, coefficients, cut)
 
-    def start_step(self, repeated_tiles: Iterable[str] = ()) -> None:
-        """Begin a step in which tiles with these keys come in several rows: a frozen tower encodes them once.
+    def start_step(self, rows_of_tiles: Mapping[str, int]) -> None:
+        """Begin a step: in how many of its rows each tile appears, by `tile_keys`. A frozen tower encodes each once.
 
-        Call before every step (parameters or tiles may have changed since).
+        Call before every step (parameters or tiles may have changed since); {} encodes every row's tiles anew.
         """
-        self._tiles.start(repeated_tiles)
+        self._tiles.start(rows_of_tiles)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """[T, 3, S, S] -> features [T, n, H], each tile on one of the ranks that hold the row."""
-        shared = self.groups.collection.tp_cp
-        return ImageEncoder(self.vision, self.projector, shared, self.groups.context)(pixel_values)
+        return self._encoder()(pixel_values)
+
+    def _encoder(self) -> ImageEncoder:
+        return ImageEncoder(self.vision, self.projector, self.groups.collection.tp_cp, self.groups.context)
 
     def _boundaries(self, input_ids: Tensor, packed: PackedSeqParams | None) -> list[int]:
         """Where the row's sequences begin, and its end; checked against the layout and the model's positions."""
@@ -177,8 +179,11 @@ class InternVLModel(MegatronModule):
             return None
         if self.spec.vision is None:
             raise UsageError("the batch has images, but the model has no vision tower")
-        if not tile_keys or trainable(self.vision) or trainable(self.projector):
+        if not tile_keys or trainable(self.vision):
             return self.encode_images(pixel_values)
+        if trainable(self.projector):
+            encoder = self._encoder()
+            return encoder.project(self._tiles.encode(tile_keys, pixel_values, encoder.see))
         return self._tiles.encode(tile_keys, pixel_values, self.encode_images)
 
     def _embed(

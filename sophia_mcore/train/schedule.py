@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def model_inputs(batch: PackedBatch, coefficients: Any = None) -> dict[str, Any]
         "tile_index": batch.tile_index,
         "targets": batch.targets,
         "coefficients": coefficients,
+        "tile_keys": batch.tile_keys,
         "sample_ids": batch.sample_ids,
     }
 
@@ -39,7 +41,13 @@ def model_inputs(batch: PackedBatch, coefficients: Any = None) -> dict[str, Any]
 def run_schedule(
     job: Job, forward_step: Any, batches: Sequence[PackedBatch], *, forward_only: bool = False
 ) -> list[Any]:
-    """Megatron's pipeline schedule over the micro batches; returns the reports (last stage), one per micro batch."""
+    """Megatron's pipeline schedule over the micro batches; returns the reports (last stage), one per micro batch.
+
+    An image that several of them show goes through a frozen vision tower once.
+    """
+    rows_of_tiles = Counter(key for batch in batches for key in batch.tile_keys)
+    for chunk in job.chunks:
+        chunk.module.start_step(rows_of_tiles)
     return get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=[iter(batches) for _ in job.chunks] if len(job.chunks) > 1 else iter(batches),

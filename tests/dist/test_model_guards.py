@@ -98,7 +98,7 @@ def _encoded(groups: Any, backend: Any, keys: bool) -> tuple[int, list[Tensor]]:
     seen: list[int] = []
     model.vision.register_forward_hook(lambda module, arguments, out: seen.append(len(out)))
     row = layouts.rows(2)[0]
-    model.start_step(["a", "b"])
+    model.start_step({"a": 4, "b": 4})
     logprobs = []
     with torch.no_grad():
         for _ in range(4):

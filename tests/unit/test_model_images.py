@@ -78,13 +78,14 @@ def test_repeated_tiles_are_encoded_once_and_others_are_not_kept() -> None:
     def tiles(*values: float) -> Tensor:
         return torch.tensor(values).view(-1, 1, 1, 1)
 
-    cache.start({"a"})
+    cache.start({"a": 3, "b": 1, "c": 1})
     assert cache.encode(["a", "b"], tiles(1, 2), encode).flatten().tolist() == [10, 20]
     assert cache.encode(["c", "a"], tiles(3, 1), encode).flatten().tolist() == [30, 10]
     assert cache.encode(["a"], tiles(1), encode).flatten().tolist() == [10]
     assert encoded == [1, 2, 3]
-    cache.encode(["b"], tiles(2), encode)
-    assert encoded == [1, 2, 3, 2], "only tiles announced as repeated may be kept: features are large"
-    cache.start({"a"})
-    cache.encode(["a"], tiles(5), encode)
-    assert encoded[-1] == 5, "a new step must encode again"
+    cache.encode(["a", "b"], tiles(1, 2), encode)
+    assert encoded == [1, 2, 3, 1, 2], "nothing may be kept beyond its last row: features are large"
+    cache.start({"a": 2})
+    cache.encode(["a"], tiles(4), encode)
+    cache.start({"a": 2})
+    assert cache.encode(["a"], tiles(5), encode).item() == 50, "a new step must encode again"
