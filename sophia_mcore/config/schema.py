@@ -14,9 +14,10 @@ from pydantic import Field, PositiveInt, model_validator
 from sophia_mcore.config.base import Fraction, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
 from sophia_mcore.config.objective import OBJECTIVE_OPTIONS, Objective
+from sophia_mcore.config.precision import Fp8, Recipe
 
 __all__ = [  # sections of other files that are found here too
-    "OBJECTIVE_OPTIONS", "Engine", "Objective", "OpenAIEngine", "Sampling", "Section", "TransformersEngine",
+    "OBJECTIVE_OPTIONS", "Engine", "Fp8", "Objective", "OpenAIEngine", "Sampling", "Section", "TransformersEngine",
     "VllmEngine",
 ]  # fmt: skip
 
@@ -184,7 +185,9 @@ class Train(Section):
     adam_beta2: Fraction = 0.95
     clip_gradient_norm: Positive = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    fp8: Literal["none", "tensorwise", "delayed", "blockwise"] = "none"  # language layers; needs Transformer Engine
+    fp8: Recipe = "none"  # scaling of the language layers' FP8 products; details in [fp8]
+    # emulated: values are rounded to FP8 and multiplied in fp32; slow, for checks without an FP8 device
+    fp8_backend: Literal["transformer_engine", "emulated"] = "transformer_engine"
     train_vision_tower: bool = False  # [P]
     train_projector: bool = False  # [C]
     distributed_optimizer: bool = True
@@ -250,6 +253,7 @@ class Config(Section):
     parallel: Parallel = Parallel()
     objective: Objective = Objective()
     train: Train = Train()
+    fp8: Fp8 = Fp8()
     export: Export = Export()
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
@@ -268,6 +272,9 @@ class Config(Section):
             raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")
         if self.train.optimizer_offload_fraction and not self.train.distributed_optimizer:
             raise ValueError("train.optimizer_offload_fraction needs train.distributed_optimizer = true")
+        problem = self.fp8.problem(self.train.fp8, self.train.fp8_backend)
+        if problem:
+            raise ValueError(problem)
         if sum(m.share for m in self.batch.mixtures) >= 1.0:
             raise ValueError("batch.mixtures: the shares must sum to less than 1")
         return self

@@ -20,16 +20,21 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from sophia_mcore.config.schema import Train
+from sophia_mcore.config.schema import Fp8, Train
+from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16
+from sophia_mcore.model.padding import zero_padding
 from sophia_mcore.model.parts import CoreAttention, Norm
 from sophia_mcore.model.spec import LanguageSpec
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 
 
-def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend: Backend) -> TransformerConfig:
+def transformer_config(
+    spec: LanguageSpec, train: Train, fp8: Fp8, groups: Groups, backend: Backend
+) -> TransformerConfig:
     """megatron-core's description of the language model in this layout and on this backend."""
     parallel = groups.parallel
     interleaved = parallel.virtual_pipeline is not None
@@ -76,13 +81,28 @@ def transformer_config(spec: LanguageSpec, train: Train, groups: Groups, backend
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if backend.transformer_engine else "local",
         **_recompute(train),
-        **_fp8(train),
+        **_fp8(train, fp8),
     )
 
 
-def _fp8(train: Train) -> dict[str, object]:
-    """E4M3 forward, E5M2 backward; embedding, output layer and vision tower stay in the parameters' dtype."""
-    return {} if train.fp8 == "none" else {"fp8": "hybrid", "fp8_recipe": train.fp8}
+def _fp8(train: Train, fp8: Fp8) -> dict[str, object]:
+    """megatron-core's settings for Transformer Engine; the emulation is in the layers instead (`layer_specs`).
+
+    Embedding, output layer and vision tower are not part of the decoder and stay in the parameters' dtype.
+    """
+    if train.fp8 == "none" or train.fp8_backend == "emulated":
+        return {}
+    start, end = fp8.layers_at_start_in_bf16, fp8.layers_at_end_in_bf16
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": train.fp8,
+        "fp8_param": fp8.primary_weights,
+        "fp8_amax_history_len": fp8.amax_history,
+        "fp8_amax_compute_algo": fp8.amax_algorithm,
+        "first_last_layers_bf16": bool(start or end),
+        "num_layers_at_start_in_bf16": start,
+        "num_layers_at_end_in_bf16": end,
+    }
 
 
 def _recompute(train: Train) -> dict[str, object]:
@@ -94,22 +114,31 @@ def _recompute(train: Train) -> dict[str, object]:
 
 
 def layer_specs(
-    spec: LanguageSpec, config: TransformerConfig, backend: Backend, layers: int
+    spec: LanguageSpec, config: TransformerConfig, backend: Backend, layers: range, emulated: Emulation | None = None
 ) -> TransformerBlockSubmodules:
-    """Which module is which part: Transformer Engine's fused layers, or megatron-core's with plain torch parts."""
+    """Which module is which part of the decoder layers with these numbers.
+
+    Transformer Engine's fused layers, or megatron-core's with plain torch parts, where `emulated` says which products
+    are FP8.
+    """
     if backend.transformer_engine:
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=spec.qk_norm)
-        return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=TENorm)
-    layer = get_gpt_layer_local_spec(qk_layernorm=spec.qk_norm, normalization="RMSNorm")
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
-    attention = parts.self_attention
-    attention.submodules.core_attention = CoreAttention
-    if spec.qk_norm:
-        attention.submodules.q_layernorm = attention.submodules.k_layernorm = Norm
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+        return TransformerBlockSubmodules(layer_specs=[layer] * len(layers), layer_norm=TENorm)
+    found = []
+    for number in layers:
+        layer = get_gpt_layer_local_spec(qk_layernorm=spec.qk_norm, normalization="RMSNorm")
+        parts = layer.submodules
+        parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+        attention = parts.self_attention.submodules
+        attention.core_attention = CoreAttention
+        if spec.qk_norm:
+            attention.q_layernorm = attention.k_layernorm = Norm
+        if emulated is not None:
+            emulated.replace(layer, number, config.num_layers)
+        found.append(layer)
+    return TransformerBlockSubmodules(layer_specs=found, layer_norm=Norm)
 
 
 class LanguageModel(MegatronModule):
@@ -125,6 +154,8 @@ class LanguageModel(MegatronModule):
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None,
+        train: Train,
+        fp8: Fp8,
     ) -> None:
         super().__init__(config)
         self.collection, self.tp_group = groups.collection, groups.tensor
@@ -145,15 +176,21 @@ class LanguageModel(MegatronModule):
             use_cpu_initialization=True,
             cp_group=groups.context,
         )
-        layers = get_num_layers_to_build(config, vp_stage, groups.pipeline_rank)
+        first = get_transformer_layer_offset(config, vp_stage, groups.pipeline_rank)
+        layers = range(first, first + get_num_layers_to_build(config, vp_stage, groups.pipeline_rank))
+        emulated = Emulation(train.fp8, fp8) if train.fp8 != "none" and train.fp8_backend == "emulated" else None
         self.decoder = TransformerBlock(
             config=config,
-            spec=layer_specs(spec, config, backend, layers),
+            spec=layer_specs(spec, config, backend, layers, emulated),
             pre_process=pre_process,
             post_process=post_process,
             pg_collection=groups.collection,
             vp_stage=vp_stage,
         )
+        if train.fp8 != "none":
+            zero_padding(self.decoder)
+        if config.fp8:
+            keep_in_bf16(self.decoder, fp8)
         if post_process:
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,

@@ -28,6 +28,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
 from sophia_mcore.model.language import LanguageModel, transformer_config
 from sophia_mcore.model.names import canonical_name, tensor_axis
+from sophia_mcore.model.padding import mark_padding
 from sophia_mcore.model.projector import Projector
 from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.model.spec import ModelSpec
@@ -51,11 +52,12 @@ class InternVLModel(MegatronModule):
         self, spec: ModelSpec, config: Config, groups: Groups, backend: Backend, vp_stage: int | None = None
     ) -> None:
         chunks = groups.parallel.virtual_pipeline or 1
-        super().__init__(transformer_config(spec.language, config.train, groups, backend))
+        super().__init__(transformer_config(spec.language, config.train, config.fp8, groups, backend))
         self.spec, self.groups, self.vp_stage = spec, groups, vp_stage
         self.pre_process = groups.is_first_stage and (vp_stage or 0) == 0
         self.post_process = groups.is_last_stage and (vp_stage or 0) == chunks - 1
         self.chunk_tokens = config.objective.chunk_tokens
+        self.fp8 = config.train.fp8 != "none"
         self.padded_vocab_size = padded_vocab_size(spec.language.vocab_size, groups.tensor_size)
         # megatron-core's schedules and gradient finalisation read these
         self.model_type = ModelType.encoder_or_decoder
@@ -70,7 +72,7 @@ class InternVLModel(MegatronModule):
             self.projector.requires_grad_(config.train.train_projector)
         self.language = LanguageModel(
             spec.language, self.config, groups, backend, self.padded_vocab_size,
-            self.pre_process, self.post_process, vp_stage,
+            self.pre_process, self.post_process, vp_stage, config.train, config.fp8,
         )  # fmt: skip
         self._tiles = TileCache()
         self._mark_parameters()
@@ -102,6 +104,7 @@ class InternVLModel(MegatronModule):
         *,
         tile_keys: Sequence[str] = (),
         sample_ids: Sequence[str] = (),
+        real_tokens: Tensor | None = None,
     ) -> Tensor:
         """Hidden states, log-probs or logits of whole rows; all ranks of a row get the same arguments.
 
@@ -115,6 +118,7 @@ class InternVLModel(MegatronModule):
                 flattened [b, S]) -> [C]; see `objective.logprob`.
             tile_keys: names of the T tiles, for `start_step`; () encodes every tile of every row.
             sample_ids: names of the sequences, for error messages.
+            real_tokens: [b, S] bool, False on padding; under FP8 padding then takes no part in scales (packed rows).
 
         Returns:
             Not last stage: [s, b, H]. Last: [b, S] fp32 log-probs of the targets, the same on every rank of the row
@@ -134,6 +138,9 @@ class InternVLModel(MegatronModule):
             if self.config.sequence_parallel:
                 hidden = scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
         longest = max(end - start for start, end in pairwise(boundaries))
+        if self.fp8 and packed_seq_params is not None and real_tokens is not None:
+            shares = self.groups.tensor_size if self.config.sequence_parallel else 1
+            mark_padding(packed_seq_params, cut.select(real_tokens.transpose(0, 1), 0), self.groups.tensor_rank, shares)
         hidden = self.language.decode(hidden, longest, packed_seq_params)
         if not self.post_process:
             return hidden
@@ -168,7 +175,7 @@ class InternVLModel(MegatronModule):
                 f"a sequence of {longest} tokens exceeds the model's {self.spec.language.max_positions} positions"
             )
         shares = self.groups.context_size * (self.groups.tensor_size if self.config.sequence_parallel else 1)
-        unit = shares * (16 if self.config.fp8 else 1)
+        unit = shares * (16 if self.fp8 else 1)
         if length % unit:
             raise ValueError(f"a row of {length} tokens is no multiple of {unit}, which {shares} ranks need: pad it")
         return boundaries
@@ -249,8 +256,9 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
     check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.train.fp8 != "none")
-    backend.check_fp8(config.train.fp8)
     backend.check_offload(config.train.optimizer_offload_fraction)
+    backend.check_fp8(config.train.fp8, config.train.fp8_backend)
+    _check_fp8_layers(config, spec.language.num_layers)
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
     if spec.vision is not None and spec.image_token_id is None:
@@ -258,3 +266,9 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
     return [InternVLModel(spec, config, groups, backend, stage) for stage in numbers]
+
+
+def _check_fp8_layers(config: Config, layers: int) -> None:
+    beyond = [layer for layer in config.fp8.layers_in_bf16 if layer >= layers]
+    if config.train.fp8 != "none" and beyond:
+        raise UsageError(f"fp8.layers_in_bf16: there is no layer {beyond[0]}, the last one is {layers - 1}")

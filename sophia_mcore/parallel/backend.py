@@ -42,11 +42,25 @@ class Backend:
 
         return adaptation()
 
-    def check_fp8(self, recipe: str) -> None:
-        """Refuse FP8 where it would silently do nothing (megatron-core ignores it without Transformer Engine)."""
-        if recipe != "none" and not self.transformer_engine:
+    def check_fp8(self, recipe: str, implementation: str = "transformer_engine") -> None:
+        """Refuse FP8 where it would silently do nothing (megatron-core ignores it without Transformer Engine).
+
+        `implementation` is train.fp8_backend: an emulation is used only where it was asked for by name.
+        """
+        if recipe == "none":
+            return
+        if implementation == "emulated":
+            if self.transformer_engine:
+                raise UsageError(
+                    "train.fp8_backend = 'emulated', but Transformer Engine is here: set it to 'transformer_engine'"
+                )
+            return
+        if not self.transformer_engine:
             lacks = "a CUDA device" if self.kind == "cpu" else "Transformer Engine"
-            raise UsageError(f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none'")
+            raise UsageError(
+                f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none', or train.fp8_backend to "
+                "'emulated' (slow: for checks)"
+            )
 
     def check_offload(self, fraction: float) -> None:
         """Refuse to move the optimizer to the host where it is there already (megatron-core would copy it twice)."""

@@ -65,7 +65,12 @@ def build_job(config: Config, run: RunFolder, round_index: int, groups: Groups, 
     chunks = lvlm.build(spec, config, groups, backend)
     if not list_checkpoints(folder.checkpoints):
         load_hf(chunks, policy, spec, groups)
-    wrapped = wrap_ddp(chunks, config.train, overlap=backend.kind == "cuda")
+    wrapped = wrap_ddp(
+        chunks,
+        config.train,
+        overlap=backend.kind == "cuda",
+        fp8_weights=config.train.fp8 != "none" and config.fp8.primary_weights,
+    )
     return Job(
         config=config,
         folder=folder,

@@ -33,17 +33,20 @@ def learning_rate(step: int, total_steps: int, train: Train) -> float:
     return train.learning_rate * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def wrap_ddp(chunks: Sequence[MegatronModule], train: Train, *, overlap: bool) -> list[DistributedDataParallel]:
+def wrap_ddp(
+    chunks: Sequence[MegatronModule], train: Train, *, overlap: bool, fp8_weights: bool = False
+) -> list[DistributedDataParallel]:
     """Model chunks with contiguous fp32 gradient buffers, summed (not averaged) over data and context parallel ranks.
 
     ``overlap`` starts the gradient exchange during the backward pass (CUDA). The denominator is already in the loss
-    coefficients, so nothing is divided here.
+    coefficients, so nothing is divided here. ``fp8_weights``: the parameters are FP8 (fp8.primary_weights).
     """
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=train.distributed_optimizer,
         overlap_grad_reduce=overlap,
         overlap_param_gather=overlap and train.distributed_optimizer,
+        fp8_param_gather=fp8_weights and train.distributed_optimizer,
     )
     model_config = get_model_config(chunks[0])
     if not model_config.calculate_per_token_loss:
@@ -75,6 +78,7 @@ def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) ->
         adam_eps=ADAM_EPSILON,
         clip_grad=train.clip_gradient_norm,
         bf16=train.dtype == "bfloat16",
+        fp8_recipe=None if train.fp8 == "none" or train.fp8_backend == "emulated" else train.fp8,
         params_dtype=torch.bfloat16 if train.dtype == "bfloat16" else torch.float32,
         use_distributed_optimizer=train.distributed_optimizer,
         overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,

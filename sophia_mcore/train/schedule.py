@@ -35,6 +35,7 @@ def model_inputs(batch: PackedBatch, coefficients: Any = None) -> dict[str, Any]
         "coefficients": coefficients,
         "tile_keys": batch.tile_keys,
         "sample_ids": batch.sample_ids,
+        "real_tokens": batch.sequence_ids >= 0,
     }
 
 

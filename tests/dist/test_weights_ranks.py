@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from sophia_mcore.config.schema import Batch, Objective, Parallel, Train
+from sophia_mcore.config.schema import Batch, Fp8, Objective, Parallel, Train
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
@@ -30,7 +30,7 @@ if not FIXTURES.exists():
 def settings(dtype: str) -> Any:
     """The part of a Config that the model reads."""
     batch = Batch(sequence_length_tokens=64)
-    return SimpleNamespace(train=Train(dtype=dtype), batch=batch, objective=Objective())
+    return SimpleNamespace(train=Train(dtype=dtype), fp8=Fp8(), batch=batch, objective=Objective())
 
 
 def build(groups: Any, backend: Any, model_dir: Path, dtype: str, weights: Path | None = None) -> list[Any]:
