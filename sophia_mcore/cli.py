@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sophia_mcore.cli_cluster import add_cluster_commands
 from sophia_mcore.errors import run_command
 
 if TYPE_CHECKING:
@@ -178,6 +179,9 @@ def track(run_folder: RunArgument) -> None:
     folder, config = open_run(run_folder)
     if not upload(folder, config):
         raise SophiaError(f"{config.track.tracking_uri}: not reachable; nothing is lost, run this again later")
+
+
+add_cluster_commands(app)
 
 
 def main() -> None:

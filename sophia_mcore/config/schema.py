@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from sophia_mcore.config.base import Fraction, NonNegative, OpenFraction, Positive, Section
+from sophia_mcore.config.cluster import Cluster
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
 from sophia_mcore.config.objective import OBJECTIVE_OPTIONS, Objective
 from sophia_mcore.config.precision import Fp8, Recipe
@@ -257,6 +258,7 @@ class Config(Section):
     export: Export = Export()
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
+    cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -21,7 +21,7 @@ from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 
 
-def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progress: Progress) -> int:
+def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progress: Progress, attempts: int = 1) -> int:
     """Answer and grade every evaluation question under every protocol; returns how many units were left to do.
 
     Writes one shard of ``records.Answer`` per unit into ``run.evaluation(label, protocol)``.
@@ -42,6 +42,7 @@ def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progres
                 plan=exam.requests,
                 collect=exam.answers,
                 settings={"prompt_template": prompt_hash(system)},
+                attempts=attempts,
             )
     return finished
 

@@ -39,13 +39,13 @@ def _labelled(text: str) -> tuple[str, Path]:
     return label, Path(folder)
 
 
-def work(config_file: Path, models: list[tuple[str, Path]], progress: Progress) -> None:
+def work(config_file: Path, models: list[tuple[str, Path]], progress: Progress, attempts: int = 1) -> None:
     """Evaluate each (label, directory) for the run that ``config_file`` lies in."""
     config, run = load_config(config_file), RunFolder(config_file.parent)
     engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
     for label, model_dir in models:
         engine.reload(model_dir)
-        evaluate(config, run, label, engine, progress)
+        evaluate(config, run, label, engine, progress, attempts)
     engine.close()
 
 

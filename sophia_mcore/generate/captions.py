@@ -20,7 +20,9 @@ from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 
 
-def generate_captions(config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress) -> int:
+def generate_captions(
+    config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress, attempts: int = 1
+) -> int:
     """Caption every image set of the round that has no captions yet; returns how many units this process finished.
 
     Writes one shard of ``records.Caption`` per unit into ``run.round(round_index).captions``.
@@ -59,6 +61,7 @@ def generate_captions(config: Config, run: RunFolder, round_index: int, engine: 
         progress,
         plan=plan,
         collect=collect,
+        attempts=attempts,
         settings={"prompt_template": prompt_hash(template)},
     )
 

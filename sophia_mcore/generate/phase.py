@@ -33,8 +33,9 @@ def run_phase(
     plan: Plan,
     collect: Collect,
     settings: Mapping[str, str],
+    attempts: int = 1,
 ) -> int:
-    """Sample every unit that is not done; returns how many units this process finished.
+    """Sample every unit that is not done; returns how many units this process finished (``attempts``: ``run_units``).
 
     ``settings`` (such as the hash of the prompt template) go into the shards' metadata beside the model's digest.
     Raises SophiaError when shards that are there were made by another model or with other settings.
@@ -60,7 +61,7 @@ def run_phase(
         meter.sampled(completions, time.monotonic() - started)
         return collect(unit, requests, completions, metadata["model_digest"])
 
-    return run_units(queue, record_type, work, meter.show, metadata=metadata)
+    return run_units(queue, record_type, work, meter.show, metadata=metadata, attempts=attempts)
 
 
 def _check_same(queue: UnitQueue, metadata: Mapping[str, str]) -> None:

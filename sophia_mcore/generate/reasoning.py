@@ -22,7 +22,9 @@ from sophia_mcore.store.shards import read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 
 
-def generate_trajectories(config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress) -> int:
+def generate_trajectories(
+    config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress, attempts: int = 1
+) -> int:
     """Sample the trajectories of every question that has none yet; returns how many units this process finished.
 
     Writes one shard of ``records.Trajectory`` per unit into ``run.round(round_index).trajectories``.
@@ -69,6 +71,7 @@ def generate_trajectories(config: Config, run: RunFolder, round_index: int, engi
         progress,
         plan=plan,
         collect=collect,
+        attempts=attempts,
         settings={"prompt_template": prompt_hash(template)},
     )
 

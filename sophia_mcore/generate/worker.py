@@ -38,15 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def work(config_file: Path, round_index: int, stage: str, progress: Progress) -> None:
+def work(config_file: Path, round_index: int, stage: str, progress: Progress, attempts: int = 1) -> None:
     """Do the stage of the round of the run that ``config_file`` lies in."""
     config, run = load_config(config_file), RunFolder(config_file.parent)
     if stage == "captions":
         engine = lazy_engine(config, config.captions.engine, captioning_model(config, run, round_index), progress)
-        generate_captions(config, run, round_index, engine, progress)
+        generate_captions(config, run, round_index, engine, progress, attempts)
     else:
         engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
-        generate_trajectories(config, run, round_index, engine, progress)
+        generate_trajectories(config, run, round_index, engine, progress, attempts)
     engine.close()
 
 

@@ -25,7 +25,7 @@ ONCE = ("questions",)  # phases that are the same in every round
 
 # What may change between two starts of one run: it decides where and how fast work is done, not its result.
 _CHANGEABLE = {
-    ("environments",), ("track",), ("run", "rounds"), ("score", "workers"), ("captions", "engine"),
+    ("environments",), ("track",), ("cluster",), ("run", "rounds"), ("score", "workers"), ("captions", "engine"),
     ("reasoning", "engine"), ("evaluate", "engine"), ("train", "save_every_steps"), ("train", "keep_checkpoints"),
     ("train", "threads_per_process"), ("train", "distributed_timeout_seconds"), ("export",),
     ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),

@@ -52,7 +52,7 @@ def run_worker(
             follow(events)
             code = child.wait()
         except BaseException:
-            _stop(child)
+            stop_child(child)
             raise
     if code != 0:
         raise _failure(code, _error_line(log_file, start), log_file)
@@ -70,7 +70,8 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
     return in_child
 
 
-def _stop(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
+def stop_child(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
+    """TERM, and KILL for one that does not listen."""
     child.terminate()
     try:
         child.wait(patience_seconds)

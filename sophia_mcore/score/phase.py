@@ -35,7 +35,9 @@ PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than st
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
 
 
-def score_round(config: Config, run_folder: RunFolder | Path, round: int, progress: Progress) -> dict[str, Any]:
+def score_round(
+    config: Config, run_folder: RunFolder | Path, round: int, progress: Progress, attempts: int = 1
+) -> dict[str, Any]:
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
 
     Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
@@ -49,7 +51,7 @@ def score_round(config: Config, run_folder: RunFolder | Path, round: int, progre
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
     job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
     with helpers(processes - 1, job):
-        grade_round(config, run.path, round, progress, workers=1 if processes > 1 else config.score.workers)
+        grade_round(config, run.path, round, progress, 1 if processes > 1 else config.score.workers, attempts)
     verdicts = {
         v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)
     }
@@ -61,7 +63,9 @@ def score_round(config: Config, run_folder: RunFolder | Path, round: int, progre
     return summary
 
 
-def grade_round(config: Config, run_path: Path, round: int, progress: Progress, workers: int) -> None:
+def grade_round(
+    config: Config, run_path: Path, round: int, progress: Progress, workers: int, attempts: int = 1
+) -> None:
     """Make the verdicts of all units of a round that are not done, together with any other process that does."""
     run = RunFolder(run_path)
     folder = run.round(round)
@@ -82,7 +86,8 @@ def grade_round(config: Config, run_path: Path, round: int, progress: Progress, 
             return verdicts
 
         queue = UnitQueue(folder.verdicts, units, owner="score")
-        run_units(queue, Verdict, work, shown_by(progress, "verdicts"), metadata={"verifier_version": grader.version})
+        metadata = {"verifier_version": grader.version}
+        run_units(queue, Verdict, work, shown_by(progress, "verdicts"), metadata=metadata, attempts=attempts)
 
 
 def shown_by(progress: Progress, task: str) -> Callable[[int, int], None]:

@@ -31,6 +31,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store import atomic, shards
+from sophia_mcore.store.failures import Failure, read_failures, record_failure
 from sophia_mcore.store.owner import Owner
 
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
@@ -89,6 +90,13 @@ class Claim:
         """Give the unit back unfinished; anybody may claim it at once."""
         self._queue.free(self)
 
+    def fail(self, error: Exception) -> None:
+        """Give the unit back as one that failed; the attempt counts where ``UnitQueue.attempts`` limits them."""
+        if self._queue.attempts > 1:
+            with suppress(SophiaError):  # a full disk must not hide what made the work fail
+                record_failure(self._queue.folder, self.unit.id, error)
+        self._queue.free(self)
+
 
 class UnitQueue:
     """The units of one folder, seen by one owner. Not for use by several threads at once, except ``renew``.
@@ -104,6 +112,7 @@ class UnitQueue:
         self.units = {unit.id: unit for unit in _checked(units)}
         self.owner = Owner.this_process(owner)
         self.lease_seconds = lease_seconds
+        self.attempts = 1  # more: a unit that has failed so often is not handed out again
         self._claims = self.folder / "claims"
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
         self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
@@ -127,6 +136,12 @@ class UnitQueue:
     def done_units(self) -> set[str]:
         """Ids of the finished units (one listing)."""
         return self._list_done()
+
+    def given_up(self) -> list[Failure]:
+        """The unfinished units that have failed as often as ``attempts`` allows (two listings)."""
+        failures = read_failures(self.folder) if self.attempts > 1 else {}
+        spent = [failure for failure in failures.values() if failure.attempts >= self.attempts]
+        return [failure for failure in spent if failure.unit not in self._list_done()]
 
     def claimed(self) -> int:
         """How many unfinished units a live owner holds (one listing, and one look at each owner)."""
@@ -218,7 +233,8 @@ class UnitQueue:
         held, inodes = self._list_held()
         if not self._owner_file.exists():
             self._write_owner_file()
-        todo = [unit_id for unit_id in self.units if unit_id not in done]
+        spent = {failure.unit for failure in self.given_up()}
+        todo = [unit_id for unit_id in self.units if unit_id not in done and unit_id not in spent]
         found = [(unit_id, 0) for unit_id in todo if unit_id not in held]
         if not found:
             found = self._abandoned({u: held[u] for u in todo if u in held}, inodes, self.renew())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import creating
 
+UID_FILE = "track.uid"  # names the run for all time, wherever its folder is moved
 # Everything that changes what a model says; training leftovers and readme files do not.
 _MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.tiktoken")
 
@@ -53,3 +57,11 @@ def seed_for(run_seed: int, *parts: str | int) -> int:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (run_seed, *parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFF_FFFF
+
+
+def run_uid(folder: Path) -> str:
+    """The run's own name, made at the first call: MLflow's runs and Slurm's jobs are found by it."""
+    path = folder / UID_FILE
+    with contextlib.suppress(FileExistsError), creating(path) as file:
+        file.write(uuid.uuid4().hex.encode())
+    return path.read_text().strip()

@@ -16,9 +16,10 @@ from sophia_mcore.store.atomic import write_failed
 
 
 @contextmanager
-def folder_lock(path: Path | str) -> Iterator[None]:
+def folder_lock(path: Path | str, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
 
+    ``shared``: any number of processes may hold it so, but none of them together with one that does not share.
     Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why it cannot be had.
     """
     target = Path(path)
@@ -29,16 +30,17 @@ def folder_lock(path: Path | str) -> Iterator[None]:
         raise write_failed(target, error) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SophiaError(f"{target.parent} is in use by {_holder(descriptor)}; wait for it or stop it") from None
         except OSError as error:
             raise SophiaError(f"cannot lock {target}: {error.strerror} (the filesystem must support flock)") from error
-        _write_holder(descriptor, target)
+        _write_holder(descriptor, target)  # of several that share it, the last to come
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            if not shared:
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.claims import Claim, Unit, UnitQueue, units_of
+from sophia_mcore.store.failures import Failure
 
 __all__ = ["Claim", "Progress", "Report", "Unit", "UnitQueue", "run_units", "units_of"]
 
@@ -29,24 +30,37 @@ def run_units(
     *,
     metadata: Mapping[str, Any] | None = None,
     wait: bool = True,
+    attempts: int = 1,
 ) -> int:
     """Claim units and work on them until none is left; returns how many this process finished.
 
     ``work(unit, report)`` returns the unit's records. While it runs, a thread renews the lease. When ``work`` raises,
     the unit is given back and the exception goes on. ``wait``: stay until the units that others hold are done too, and
     take over those of owners that die; otherwise leave as soon as nothing is free.
+
+    ``attempts`` > 1: a unit that fails is left to others, or for later, until it has failed so often; the other units
+    are worked on meanwhile. Then SophiaError says how many failed and why the first did. When units fail in a row, as
+    many as ``attempts``, the fault lies rather with this process, which stops.
     """
+    queue.attempts = attempts
     meter = _Meter(queue, progress)
-    finished, pause = 0, _FIRST_PAUSE_SECONDS
+    finished, pause, in_a_row = 0, _FIRST_PAUSE_SECONDS, 0
     try:
         while True:
             meter.refresh()
             claim = queue.claim()
             if claim is not None:
-                finished += _work_on(claim, record_type, work, meter, metadata)
+                try:
+                    finished += _work_on(claim, record_type, work, meter, metadata)
+                    in_a_row = 0
+                except Exception:
+                    in_a_row += 1
+                    if in_a_row >= attempts:
+                        raise
                 pause = _FIRST_PAUSE_SECONDS
-            elif not wait or queue.done():
+            elif not wait or queue.remaining() == len(queue.given_up()):
                 meter.refresh(at_once=True)
+                _complain(queue.given_up(), len(queue.units))
                 return finished
             else:
                 time.sleep(pause)
@@ -66,12 +80,24 @@ def _work_on(
     try:
         with _heartbeats(claim):
             records = work(claim.unit, meter.report)
+    except Exception as error:
+        claim.fail(error)
+        raise
     except BaseException:
         claim.release()
         raise
     first = claim.finish(records, record_type, metadata)
     meter.add(claim.unit)
     return first
+
+
+def _complain(failures: Sequence[Failure], units: int) -> None:
+    if failures:
+        first = failures[0]
+        raise SophiaError(
+            f"{len(failures)} of {units} work units failed, {first.unit} after {first.attempts} attempts, "
+            f"on {first.host}: {first.error}"
+        )
 
 
 class _Meter:

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from urllib.parse import urlsplit
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.atomic import creating
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact, rounds_of
 
 METRICS_PER_REQUEST = 900  # MLflow takes 1,000 entities in a request; room for the cursor
 PARAMS_PER_REQUEST = 90
-UID_FILE = "track.uid"  # names the run for all time, wherever its folder is moved
 _PORTS = {"http": 80, "https": 443}
 _UID, _ROUND, _PHASE = "sophia.run_uid", "sophia.round", "sophia.phase"
 _LINES, _DIGEST = "sophia.uploaded_lines", "sophia.uploaded_digest"
@@ -65,7 +63,7 @@ class _Uploader:
 
         self._run, self._config = run, config
         self._client = MlflowClient(config.track.tracking_uri)
-        self._uid = _run_uid(run.path)
+        self._uid = run_uid(run.path)
         self._experiment = self._experiment_id()
 
     def upload(self) -> None:
@@ -178,13 +176,6 @@ def _artifact_location(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
-
-
-def _run_uid(folder: Path) -> str:
-    path = folder / UID_FILE
-    with contextlib.suppress(FileExistsError), creating(path) as file:
-        file.write(uuid.uuid4().hex.encode())
-    return path.read_text().strip()
 
 
 def _warn(uri: str, reason: str) -> None:

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, run_command
-from sophia_mcore.progress import worker_progress
+from sophia_mcore.progress import Progress, worker_progress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.export import export_hf
@@ -43,23 +44,22 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def work() -> None:
-        config = load_config(arguments.config)
-        run, index = RunFolder(arguments.config.parent), arguments.round_index
-        base = config.models.policy if index == 0 else run.round(index - 1).model
-        out = run.round(index).model
-        checkpoint = newest(run.round(index).checkpoints)
-        if out.exists() and _made_from(out) == checkpoint.name:
-            return
-        shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint: training went on
-        export_hf(
-            checkpoint,
-            base,
-            out,
-            config.export.shard_size_mib,
-            progress=worker_progress(arguments.progress_fd),
-        )
+        progress = worker_progress(arguments.progress_fd)
+        run = RunFolder(arguments.config.parent)
+        export_round(load_config(arguments.config), run, arguments.round_index, progress)
 
     return run_command("export", work)
+
+
+def export_round(config: Config, run: RunFolder, index: int, progress: Progress) -> None:
+    """Export the newest checkpoint of a round, unless that is done already. Raises as ``export_hf``."""
+    base = config.models.policy if index == 0 else run.round(index - 1).model
+    out = run.round(index).model
+    checkpoint = newest(run.round(index).checkpoints)
+    if out.exists() and _made_from(out) == checkpoint.name:
+        return
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint: training went on
+    export_hf(checkpoint, base, out, config.export.shard_size_mib, progress=progress)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LAYERS = {
     "store": 1, "data": 1, "score": 1, "batch": 1, "objective.losses": 1, "objective.reduce": 1, "objective": 1,
     "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,
     "train": 3, "evaluate": 3, "track": 3,
-    "launch": 4, "report": 4, "cli": 4,
+    "launch": 4, "report": 4, "cli": 4, "cli_cluster": 4,
 }  # fmt: skip
 ROLLOUT_HALF = {"generate"}
 MEGATRON_HALF = {"model", "parallel", "weights", "objective.logprob"}

@@ -1,0 +1,51 @@
+# Sourced by every .sbatch file with its three arguments: run folder, round, snapshot of code and env file.
+# A job's own messages go to RUN/slurm/logs/NAME-JOB.batch.log, those of its tasks to NAME-JOB-RESTART.log.
+set -uo pipefail
+RUN=$1 ROUND=$2 CODE=$3
+if [[ ! -f $RUN/config.toml || ! -f $CODE/cluster.env ]]; then
+    echo "error: $(hostname) does not see $RUN: the run folder must lie on a filesystem that all nodes share" >&2
+    exit 1
+fi
+set -a
+source "$CODE/cluster.env"
+set +a
+export PYTHONPATH=$CODE PYTHONSAFEPATH=1  # the snapshot, not what lies in the working directory by now
+RESTART=${SLURM_RESTART_COUNT:-0}
+SLURM_NAME=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # only this element of an array
+SLURM_NAME=${SLURM_NAME:-$SLURM_JOB_ID}
+export SOPHIA_LOG=$RUN/slurm/logs/$SLURM_JOB_NAME-$SLURM_NAME-$RESTART.log
+SOPHIA_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)  # where the ranks of a training meet
+export SOPHIA_HEAD
+if (( RESTART > MAX_RESTARTS )); then
+    echo "error: restarted $RESTART times, more than cluster.max_restarts = $MAX_RESTARTS; giving up" >&2
+    exit 1
+fi
+
+again() { # again [NODE,...]: requeue this job or array element, without these nodes; Slurm then ends this script
+    trap '' TERM USR1
+    echo "$(date +%FT%T) requeued after restart $RESTART${1:+, without $1}"
+    scontrol requeue "$SLURM_NAME" || exit 1
+    for _ in 1 2 3 4 5 6 7 8 9 10; do  # possible once the job counts as pending again
+        if [[ -z ${1:-} ]] || scontrol update "JobId=$SLURM_NAME" "ExcNodeList=$1" 2>/dev/null; then
+            scontrol update "JobId=$SLURM_NAME" StartTime=now 2>/dev/null && break  # else Slurm waits two minutes
+        fi
+        sleep 0.3
+    done
+    sleep 600
+}
+
+attempt() { # attempt COMMAND...: run it, pass USR1 on, and decide by its exit code what happens to the job
+    local code=0 asked=''
+    "$@" &
+    local child=$!
+    trap 'asked=1; kill -USR1 $child 2>/dev/null' USR1
+    wait $child || code=$?
+    while kill -0 $child 2>/dev/null; do code=0; wait $child || code=$?; done  # wait returns at every signal
+    echo "$(date +%FT%T) restart $RESTART on $SLURM_JOB_NODELIST ended with code $code${asked:+ after a signal}"
+    case $code in
+        0) exit 0 ;;
+        75) [[ $asked ]] && again; sleep 600 ;;  # put its work down; without USR1 Slurm itself ends or requeues the job
+        76) again "$(cat "$RUN"/slurm/unhealthy/"$SLURM_JOB_ID"-* 2>/dev/null | sort -u | paste -sd,)" ;;
+    esac
+    exit $code
+}

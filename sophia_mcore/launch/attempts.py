@@ -1,0 +1,112 @@
+"""One file per attempt of a Slurm task: RUN/slurm/attempts/PHASE-rROUND-JOB-RESTART.json. What happened, where, when.
+
+One writer per file, so nothing is shared: a task that is killed leaves a record without an end.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sophia_mcore.store import atomic
+from sophia_mcore.store.layout import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A task of a phase, from its start to its end (``ended`` None: it runs, or was killed)."""
+
+    phase: str
+    round: int
+    job: str  # "17", or "17_3" for an element of an array
+    restart: int
+    nodes: str
+    began: float  # seconds since 1970
+    ended: float | None = None
+    code: int | None = None
+    message: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """In a word, for people."""
+        names = {None: "no end seen", 0: "done", 75: "stopped by a signal", 76: "unhealthy node"}
+        return names.get(self.code, "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmTask:
+    """Where this process stands in its job, as Slurm tells it."""
+
+    job_id: str = "0"
+    array_job: str = ""
+    array_task: str = ""
+    restart: int = 0
+    nodes: str = ""
+    node: str = ""
+    node_count: int = 1
+    node_index: int = 0
+    head: str = "127.0.0.1"
+
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> SlurmTask:
+        """From the variables of a Slurm task; outside of Slurm, a job of one task on this host."""
+        get = environment.get
+        return SlurmTask(
+            job_id=get("SLURM_JOB_ID", "0"),
+            array_job=get("SLURM_ARRAY_JOB_ID", ""),
+            array_task=get("SLURM_ARRAY_TASK_ID", ""),
+            restart=int(get("SLURM_RESTART_COUNT", 0)),
+            nodes=get("SLURM_JOB_NODELIST", socket.gethostname()),
+            node=get("SLURMD_NODENAME", socket.gethostname()),
+            node_count=int(get("SLURM_STEP_NUM_NODES", get("SLURM_NNODES", 1))),
+            node_index=int(get("SLURM_NODEID", 0)),
+            head=get("SOPHIA_HEAD", "127.0.0.1"),
+        )
+
+    @property
+    def name(self) -> str:
+        """As squeue shows it."""
+        return f"{self.array_job}_{self.array_task}" if self.array_job else self.job_id
+
+    @property
+    def port(self) -> int:
+        """A rendezvous port of this job and restart: what an earlier attempt left behind cannot be met there."""
+        return 20_000 + (int(self.job_id) * 31 + self.restart) % 20_000
+
+
+def attempts_folder(run: RunFolder) -> Path:
+    return run.path / "slurm" / "attempts"
+
+
+def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask) -> Attempt:
+    """Record that a task has started."""
+    attempt = Attempt(
+        phase=phase, round=round_index, job=task.name, restart=task.restart, nodes=task.nodes, began=time.time()
+    )
+    _write(run, attempt)
+    return attempt
+
+
+def end_attempt(run: RunFolder, attempt: Attempt, code: int, message: str = "") -> None:
+    """Record how it ended."""
+    _write(run, replace(attempt, ended=time.time(), code=code, message=message))
+
+
+def read_attempts(run: RunFolder) -> list[Attempt]:
+    """All attempts by their start; a file that cannot be read is left out."""
+    found = []
+    for path in attempts_folder(run).glob("*.json"):
+        try:
+            found.append(Attempt(**json.loads(path.read_bytes())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return sorted(found, key=lambda attempt: attempt.began)
+
+
+def _write(run: RunFolder, attempt: Attempt) -> None:
+    name = f"{attempt.phase}-r{attempt.round}-{attempt.job}-{attempt.restart}.json"
+    atomic.write_json(attempts_folder(run) / name, asdict(attempt))

@@ -1,0 +1,177 @@
+"""From the state of a run to the jobs that are missing, and to sbatch's command lines. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.resources import gpus_per_task, training_nodes
+from sophia_mcore.launch.state import PhaseState
+from sophia_mcore.store.layout import RunFolder
+
+ARRAYS = ("captions", "reasoning", "score", "evaluate")  # phases whose tasks share work units
+_BEFORE = {"reasoning": "captions", "score": "reasoning", "train": "score", "export": "train", "evaluate": "export",
+           "report": "evaluate"}  # fmt: skip
+_READ = re.compile(r"(OPTIONS_[A-Z]+|TASKS_[A-Z]+|GPUS_BY)=(.*)")
+_MAX_TASKS = 10_000
+Key = tuple[str, int]  # phase, round
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the env file says to `sophia submit`; the rest of it is for the jobs."""
+
+    values: Mapping[str, str]
+
+    def options(self, *names: str) -> list[str]:
+        """sbatch options of OPTIONS_<name>, in order: for later ones sbatch takes the last word."""
+        return [option for name in names for option in shlex.split(self.values.get(f"OPTIONS_{name.upper()}", ""))]
+
+    def tasks(self, phase: str) -> int:
+        """Tasks of an array."""
+        return int(self.values.get(f"TASKS_{phase.upper()}", "1"))
+
+    @property
+    def gpus_by(self) -> str:
+        """The option that asks for GPUs, up to their number; "" on a cluster without."""
+        return self.values.get("GPUS_BY", "--gpus-per-node=")
+
+
+def read_site(path: Path) -> Site:
+    """The OPTIONS_, TASKS_ and GPUS_BY lines of an env file.
+
+    Raises UsageError: no such file, a line that a shell would not read as one assignment, a number that is none.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: no such env file (cluster.env_file); copy the nearest slurm/env/*.example there and edit it"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    values: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = _READ.match(line)
+        if match is None:
+            continue
+        try:
+            words = shlex.split(match[2], comments=True)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: {error}") from None
+        if len(words) > 1:
+            raise UsageError(f'{path}:{number}: put the value into quotes: {match[1]}="{match[2].strip()}"')
+        values[match[1]] = words[0] if words else ""
+        if match[1].startswith("TASKS_") and not (
+            values[match[1]].isdigit() and 0 < int(values[match[1]]) <= _MAX_TASKS
+        ):
+            raise UsageError(f"{path}:{number}: {match[1]} must be a number from 1 to {_MAX_TASKS}")
+    return Site(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One submission: a phase of a round that is not finished."""
+
+    phase: str
+    round: int
+    tasks: int | None = None  # of an array
+    options: tuple[str, ...] = ()
+    after: Key | None = None  # the job that it waits for
+    after_array: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.phase, self.round
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase}-r{self.round}"
+
+
+def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[Job]:
+    """A job for every phase that is not finished, in the order of ``states``; reports follow other jobs only.
+
+    Raises UsageError for a training that cannot be spread over nodes.
+    """
+    open_ = {(state.phase, state.round): state for state in states if not state.finished}
+    for state in states:  # a report tells what has been done since
+        if state.phase == "report" and any(key[1] == state.round for key in open_):
+            open_[state.phase, state.round] = state
+    jobs = []
+    for state in states:
+        key = (state.phase, state.round)
+        if key not in open_:
+            continue
+        before = _before(key)
+        while before is not None and before not in open_:
+            before = _before(before) if state.phase == "report" else None
+        jobs.append(_job(config, site, state, before))
+    return jobs
+
+
+def _before(key: Key) -> Key | None:
+    phase, index = key
+    if phase == "captions":
+        return ("questions", 0) if index == 0 else ("export", index - 1)
+    return (_BEFORE[phase], index) if phase in _BEFORE else None
+
+
+def _job(config: Config, site: Site, state: PhaseState, before: Key | None) -> Job:
+    phase, gpus = state.phase, gpus_per_task(config, state.phase)
+    options = site.options("all", "gpu" if gpus else "cpu")
+    if phase == "train":
+        options.append(f"--nodes={training_nodes(config)}")
+    if gpus and site.gpus_by:
+        options.append(f"{site.gpus_by}{gpus}")
+    left = state.total - state.done if state.total else None
+    return Job(
+        phase=phase,
+        round=state.round,
+        tasks=max(1, min(site.tasks(phase), left or _MAX_TASKS)) if phase in ARRAYS else None,
+        options=(*options, *site.options(phase)),
+        after=before,
+        after_array=before is not None and before[0] in ARRAYS,
+    )
+
+
+def sbatch_command(
+    job: Job, run: RunFolder, scripts: Path, uid: str, ids: Mapping[Key, str], *, test_only: bool = False
+) -> list[str]:
+    """The command that submits ``job``. ``ids``: numbers of the jobs submitted before it.
+
+    After an array the next phase starts in any case and looks itself whether all is there: one lost task must not
+    stop a chain whose work others have done. After a single job it starts only if that succeeded.
+    """
+    folder = run.path.absolute()
+    pattern = "%x-%A_%a" if job.tasks else "%x-%j"
+    command = ["sbatch", "--test-only" if test_only else "--parsable", f"--job-name={job.name}"]
+    command += [f"--comment={comment(uid, job.key)}", f"--output={folder}/slurm/logs/{pattern}.batch.log"]
+    if job.tasks:
+        command.append(f"--array=0-{job.tasks - 1}")
+    if job.after is not None and not test_only:
+        kind = "afterany" if job.after_array else "afterok"
+        command += [f"--dependency={kind}:{ids[job.after]}", "--kill-on-invalid-dep=yes"]
+    script = scripts / f"{job.phase}.sbatch"
+    return [*command, *job.options, str(script), str(folder), str(job.round), str(scripts.absolute())]
+
+
+def comment(uid: str, key: Key) -> str:
+    """What marks a job as this run's."""
+    return f"sophia:{uid}:{key[0]}:{key[1]}"
+
+
+def parse_comment(text: str, uid: str) -> Key | None:
+    """The phase and round of a job of this run; None for other jobs."""
+    match = re.fullmatch(rf"sophia:{re.escape(uid)}:(\w+):(\d+)", text)
+    return (match[1], int(match[2])) if match else None
+
+
+def shown(commands: Iterable[Sequence[str]]) -> str:
+    """Commands as one would type them."""
+    return "\n".join(shlex.join(command) for command in commands)

@@ -1,0 +1,134 @@
+"""What `sophia submit` and `sophia status` print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch import slurm
+from sophia_mcore.launch.attempts import Attempt, read_attempts
+from sophia_mcore.launch.health import unhealthy_nodes
+from sophia_mcore.launch.slurm import QueuedJob
+from sophia_mcore.launch.state import PhaseState, states
+from sophia_mcore.launch.submit import Submission, read_submission
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import run_uid
+
+_WIDTH = 110
+
+
+def submission_table(submission: Submission, *, dry_run: bool) -> str:
+    """The jobs that were submitted, or Slurm's judgement of those that would be."""
+    if not submission.jobs:
+        return "nothing is missing: no job submitted"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("phase", "round", "tasks", "after", "Slurm says" if dry_run else "job"):
+        table.add_column(name, overflow="fold")
+    for job in submission.jobs:
+        after = f"{job.after[0]} of round {job.after[1]}" if job.after else ""
+        answer = submission.answers.get(job.key, "")
+        table.add_row(job.phase, str(job.round), str(job.tasks or 1), after, escape(answer))
+    return _text(table)
+
+
+def status_text(config: Config, run: RunFolder) -> str:
+    """The table of phases, then what went wrong."""
+    rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
+    found = states(config, run, range(rounds))
+    try:
+        jobs, remarks = slurm.queue(run_uid(run.path)), []
+    except SophiaError as error:
+        jobs, remarks = [], [f"jobs are not known: {error}"]
+    attempts = read_attempts(run)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("phase", "round", "done", "claimed", "failed", "jobs", "attempts", "loss", "left"):
+        table.add_column(name, overflow="fold")
+    for state in found:
+        mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
+        tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
+        table.add_row(*_row(state, mine, tried))
+    return "\n".join([_text(table), *remarks, *problems(run, found, jobs, attempts)])
+
+
+def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]) -> list[str]:
+    counted = Counter((job.id.partition("_")[0], job.state.lower()) for job in jobs)
+    done = f"{state.done}/{state.total or '?'}" + (" [green]ok[/]" if state.finished else "")
+    return [
+        state.phase,
+        str(state.round),
+        done,
+        str(state.claimed or ""),
+        str(state.failed or ""),
+        ", ".join(
+            f"{number} {name}" + (f" x{count}" if count > 1 else "") for (number, name), count in counted.items()
+        ),
+        str(len(attempts) or ""),
+        "" if state.loss is None else f"{state.loss:.4f}",
+        "" if state.seconds_left is None else duration(state.seconds_left),
+    ]
+
+
+def problems(
+    run: RunFolder, found: Sequence[PhaseState], jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]
+) -> list[str]:
+    """One line for each thing that keeps an unfinished phase from going on."""
+    lines = []
+    for state in found:
+        if state.finished:
+            continue
+        key = (state.phase, state.round)
+        mine = [attempt for attempt in attempts if (attempt.phase, attempt.round) == key]
+        bad = [attempt for attempt in mine if attempt.outcome in ("failed", "unhealthy node")]
+        messages = dict.fromkeys(
+            f"{a.outcome} on {a.nodes} (job {a.job}, restart {a.restart}): {a.message}" for a in bad
+        )
+        lines += [f"{state.phase} of round {state.round}: {message}" for message in list(messages)[-3:]]
+        waiting = [job.id for job in jobs if job.key == key and slurm.NEVER in job.reason]
+        if waiting:
+            lines.append(f"{state.phase} of round {state.round}: job {', '.join(waiting)} waits for what can never be")
+        ended = [job for job in jobs if job.key == key and job.state not in slurm.LIVE]
+        seen = {attempt.job for attempt in mine}
+        lines += [
+            f"{state.phase} of round {state.round}: {_without_attempt(run, j)}" for j in ended if j.id not in seen
+        ]
+    lines += [f"node {node} is left out by job {', '.join(by)}" for node, by in unhealthy_nodes(run).items()]
+    return lines
+
+
+def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
+    """Why a job ended before its task could begin a record: its own log says it, or there is none."""
+    name = f"{job.key[0]}-r{job.key[1]}-{job.id}.batch.log"
+    path: Path = run.path / "slurm" / "logs" / name
+    try:
+        errors = [line for line in path.read_text(errors="replace").splitlines() if "error:" in line]
+        hint = errors[-1].strip() if errors else "no error line in its log"
+    except OSError:
+        hint = f"it left no log; does {job.nodes or 'its node'} see {run.path.absolute()}?"
+        if "dependency" in job.reason.lower() or not job.nodes:
+            hint = "it never ran: what it waited for did not succeed" if job.state == "CANCELLED" else hint
+    return f"job {job.id} {job.state.lower()}: {hint}"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes.
+
+    >>> duration(5000)
+    '1 h 23 min'
+    """
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
+
+
+def _text(table: Table) -> str:
+    console = Console(file=StringIO(), width=_WIDTH, force_terminal=False)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)

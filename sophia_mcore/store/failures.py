@@ -1,0 +1,58 @@
+"""Work units that could not be done: FOLDER/failures/<unit>.json says how often they were tried, and why they failed.
+
+A unit that fails must cost only itself: it goes back to the queue, and after some attempts nobody takes it any more.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store import atomic
+
+_FOLDER = "failures"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a unit failed the last time, and how often it has failed."""
+
+    unit: str
+    attempts: int
+    error: str
+    host: str
+
+
+def read_failures(folder: Path) -> dict[str, Failure]:
+    """Failures by unit id; a file that is damaged counts as none."""
+    found: dict[str, Failure] = {}
+    for path in sorted((folder / _FOLDER).glob("*.json")):
+        try:
+            failure = Failure(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            continue
+        found[failure.unit] = failure
+    return found
+
+
+def record_failure(folder: Path, unit_id: str, error: Exception) -> Failure:
+    """Count one more failed attempt; only the holder of the unit's claim may do so."""
+    path = folder / _FOLDER / f"{unit_id}.json"
+    before = read_failures(folder).get(unit_id)
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not isinstance(error, SophiaError):
+        text = f"{type(error).__name__}: {text}"
+    failure = Failure(unit_id, before.attempts + 1 if before else 1, text, socket.gethostname())
+    atomic.write_json(path, asdict(failure))
+    return failure
+
+
+def forget_failures(folder: Path) -> int:
+    """Let every failed unit be tried again; returns how many there were."""
+    count = len(read_failures(folder))
+    shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+    return count
