@@ -22,7 +22,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError, run_command
 from sophia_mcore.launch import health
 from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt
-from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.launch.phases import BASE_LABEL, PHASES
 from sophia_mcore.launch.resources import gpus_per_task, processes_per_node, training_nodes
 from sophia_mcore.launch.state import check_inputs, evaluated_labels, state_of
 from sophia_mcore.progress import LineProgress
@@ -141,11 +141,9 @@ def _export(config: Config, run: RunFolder, round_index: int, task: SlurmTask, s
 def _evaluate(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
     from sophia_mcore.evaluate import worker
 
-    models = {label: run.round(round_index).model for label in evaluated_labels(config, round_index)}
-    if "base" in models:
-        models["base"] = config.models.policy
-    for label, model in models.items():
-        worker.work(run.config_file, label, model, LineProgress(), config.cluster.unit_attempts)
+    folders = {BASE_LABEL: config.models.policy}
+    models = [(n, folders.get(n, run.round(round_index).model)) for n in evaluated_labels(config, round_index)]
+    worker.work(run.config_file, models, LineProgress(), config.cluster.unit_attempts)
 
 
 def _report(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
