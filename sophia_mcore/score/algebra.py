@@ -22,6 +22,7 @@ from sophia_mcore.score.expression import CONSTANTS, Node, Parser, Unsupported
 MAX_BITS = 20_000
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 EQUAL, DIFFERENT = 1e-9, 1e-6  # relative differences; between them nothing is decided
+IMMENSE = 1e9  # natural logarithm; written out, such a number fills 180 MB
 TINY = 1e-12  # an inexact value below this may be zero
 POINTS = ((0.6, 1.9), (-2.3, -0.7), (2.1, 3.8))  # variables take values in these ranges
 _CONSTANTS: dict[str, complex] = {r"\pi": math.pi, "e": math.e, "i": 1j}
@@ -314,6 +315,17 @@ def evaluate(text: str) -> Expression | None:
         except Unsupported:
             return None
     return Expression(node, parser.decimal, exact, tuple(values), huge)
+
+
+def immense(node: Node) -> bool:
+    """Whether a power or factorial of plain numbers in the tree is larger than e to the ``IMMENSE``."""
+    if node[0] in ("^", "!") and not _names_in(node):
+        try:
+            if _log_at(node, 0)[1] > IMMENSE:
+                return True
+        except (Unsupported, ArithmeticError, ValueError):
+            pass
+    return any(immense(child) for child in node[1:] if isinstance(child, tuple))
 
 
 def equal(a: Expression, b: Expression) -> bool | None:

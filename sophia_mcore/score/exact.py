@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sophia_mcore.score import choices, dates, structures
-from sophia_mcore.score.algebra import evaluate
+from sophia_mcore.score.algebra import evaluate, immense
 from sophia_mcore.score.compare import Oracle, assignment, compare, is_words, related
 from sophia_mcore.score.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
 from sophia_mcore.score.numbers import numbers_equal, parse_number
@@ -101,7 +101,9 @@ _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 # What is still to be worked out is no final answer, unless the gold answer leaves it so too.
 _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
+    r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
+_CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
 
 
 def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | None:
@@ -111,7 +113,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     """
     if gold.raw == prediction and prediction:
         return True
-    if len(prediction) > MAX_RAW_CHARACTERS:
+    longest = 2 * max(MAX_CHARACTERS, MAX_FACTOR * len(gold.text))  # decorated twice as long as it is: cheap to tell
+    if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
     text = clean(prediction)
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
@@ -126,11 +129,20 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return numbers_equal(gold_number, number, gold.rule)
     if depth(text) > MAX_DEPTH and depth(gold.text) <= MAX_DEPTH:
         return False
-    if _UNEVALUATED.search(text) and not _UNEVALUATED.search(gold.text):
-        return False
+    for hopeless in (_UNEVALUATED, _CHAIN):
+        if hopeless.search(text) and not hopeless.search(gold.text):
+            return False
     if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
         return False  # a matrix, cases or a described set against a number
     return compare(gold.text, text, gold.rule, gold.type, oracle)
+
+
+def endless(prediction: str) -> bool:
+    """Whether algebra on ``prediction`` would begin by writing down a number of hundreds of millions of digits."""
+    if len(prediction) > MAX_CHARACTERS:
+        return False
+    expression = evaluate(clean(prediction))
+    return expression is not None and expression.huge and immense(expression.node)
 
 
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")

@@ -124,6 +124,9 @@ class Grader:
             decided = _decide(gold, extracted)
             if decided is not None and not (judged and not decided):
                 verdict = "correct" if decided else "wrong"
+            elif decided is None and exact.endless(extracted):
+                verdict = "timeout"  # no worker would come to an end
+            if verdict is not None:
                 self._remember(key, verdict)
         if verdict is not None:
             row.grade = replace(row.base, verdict=verdict, seconds=time.perf_counter() - started)

@@ -1,6 +1,6 @@
 """Answers that hang naive graders: how each of them ends, and what one in a hundred of them costs.
 
-python -m tests.bench.bench_hanging [--questions 600] [--responses 16]
+python -m tests.bench.bench_hanging [--questions 1000] [--responses 64]
 
 Prints one JSON line. `ours`: throughput with 1% of hanging answers over that without, in CPU-seconds, all kinds mixed;
 `named_only`: with the kinds of the performance notes alone. `slowest_cpu_seconds`, `slowest_wall_seconds`: of a single
@@ -51,9 +51,9 @@ def one_by_one() -> list[dict[str, object]]:
 def main() -> None:
     """Print the line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--questions", type=int, default=600)
-    parser.add_argument("--responses", type=int, default=16)
-    parser.add_argument("--peer", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--responses", type=int, default=64)
+    parser.add_argument("--peer", type=int, default=100)
     options = parser.parse_args()
     items = stream(options.questions, options.responses)
     clean, _ = ours(items)

@@ -259,3 +259,11 @@ def test_items_are_read_lazily():
         next(stream)
         assert len(taken) < 5000
         stream.close()
+
+
+def test_no_process_starts_for_algebra_that_could_not_end():
+    before = len(descendants())
+    with Grader(Score()) as grader:
+        (grade,) = grader.grade_many([GradeItem("a", r"\boxed{\sin(10^{10^{10}})}", "0.25")])
+        assert len(descendants()) == before
+    assert grade.verdict == "timeout"

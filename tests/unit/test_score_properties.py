@@ -218,9 +218,39 @@ def test_cleaning_is_idempotent(text):
         "x" * 1900,
         "1e999999999",
         "10^{999999999}",
+        "2^" * 300 + "2",
+        r"\begin{pmatrix}1&1\\1&0\end{pmatrix}^{10^{9}}",
+        r"\begin{bmatrix}a&b\\c&d\end{bmatrix}^{-1}",
     ],
     ids=lambda text: text[:20],
 )
 def test_monsters_are_seen_through_at_once(prediction):
     assert decide("9", prediction) is False
     assert decide("9", "{" * 5000 + "9" + "}" * 5000) is True
+
+
+@pytest.mark.parametrize("gold", ["x^2+1", "y=3x+4", "(3, -4)", "[-2, 5)", "7"])
+def test_a_long_union_is_none_of_these(gold):
+    assert decide(gold, r"\cup".join(f"({2 * i},{2 * i + 1})" for i in range(150))) is False
+
+
+def test_a_union_of_neighbours_is_one_interval():
+    assert decide("(1,3)", r"(1,2]\cup(2,3)") is True
+    assert decide(r"\begin{pmatrix}1&2\end{pmatrix}^{2}", r"\begin{pmatrix}1&2\end{pmatrix}^{2}") is True
+    assert decide("x^2", "x^2") is True and decide("2^{2^2}", "16") is True
+
+
+@pytest.mark.parametrize(
+    ("prediction", "hopeless"),
+    [
+        (r"\sin(10^{10^{10}})", True),
+        (r"\cos(9^{9^{10}})+1", True),
+        (r"\sin((10^{12})!)", True),
+        (r"\sin(10^{10})", False),
+        (r"\sin(x^{10^{10}})", False),
+        (r"\sqrt{2}", False),
+        ("9" * 5000, False),
+    ],
+)
+def test_algebra_that_could_not_end_is_known_beforehand(prediction, hopeless):
+    assert exact.endless(prediction) is hopeless
