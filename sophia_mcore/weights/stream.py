@@ -77,7 +77,7 @@ def check_space(folder: Path, size: int) -> None:
     """Raise SophiaError when the disk of ``folder`` has no room for ``size`` bytes, before anything is copied."""
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
-    if 0 < disk.f_blocks and free < size:
+    if disk.f_blocks > 0 and free < size:
         full = OSError(errno.ENOSPC, f"No space left on device: {size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
         raise write_failed(folder, full)
 
