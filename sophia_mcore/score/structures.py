@@ -234,10 +234,10 @@ def _compare_unordered(a: tuple[Structure, ...], b: tuple[Structure, ...], equal
 
 
 def _compare_unions(gold: Structure, prediction: Structure) -> bool | None:
-    union, other = (gold, prediction) if gold.kind == "union" else (prediction, gold)
+    several, other = (gold, prediction) if gold.kind == "union" else (prediction, gold)
     sides = other.text.split("=") if other.kind == "atom" else []
     if other.kind in ("round", "square", "half") or (sides and all(evaluate(side) is not None for side in sides)):
-        pieces = intervals_of(union)
+        pieces = intervals_of(several)
         if pieces is not None and len(pieces) > 1:
             return False  # no interval, point, value or equation is that
     atom = gold if gold.kind == "atom" else prediction
