@@ -160,6 +160,39 @@ def verify(
 
 
 @app.command()
+def plan(
+    config: ConfigArgument,
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")],
+    gpu: Annotated[str, typer.Option(help="Which: h100, h200, ...")] = "h100",
+    fp8: Annotated[bool, typer.Option("--fp8", help="Consider FP8 too.")] = False,
+    questions: Annotated[int | None, typer.Option(help="How many questions.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(help="Mean length of a trajectory.")] = None,
+    caption_tokens: Annotated[float | None, typer.Option(help="Mean length of a caption.")] = None,
+    tiles: Annotated[float | None, typer.Option(min=0, help="Mean number of image tiles of a question.")] = None,
+    kept: Annotated[float | None, typer.Option(help="Share of the questions that keep a trajectory.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many layouts to show.")] = 8,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the best layout as an overlay.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+) -> None:
+    """Which layouts fit, how fast they train, and what the round costs; needs no GPU and no weights."""
+    from rich.console import Console
+
+    from sophia_mcore.plan.command import make_plan, write_overlay
+    from sophia_mcore.plan.show import show
+    from sophia_mcore.plan.workload import Assumptions
+
+    given = Assumptions(
+        questions=questions, response_tokens=response_tokens, caption_tokens=caption_tokens, tiles=tiles, kept=kept
+    )
+    made = make_plan(_load(config, overlay, set_), gpu, gpus, given, fp8)
+    show(made, Console(), top)
+    if write is not None:
+        write_overlay(write, made.best, config, overlay or (), set_ or ())
+        typer.echo(f"wrote {write}: sophia run {config} --overlay {write}")
+
+
+@app.command()
 def report(run_folder: RunArgument) -> None:
     """Write report.json and report.html of a run."""
     from sophia_mcore.launch.local import open_run

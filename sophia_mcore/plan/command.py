@@ -1,0 +1,105 @@
+"""`sophia plan`: read the configuration and the models' sizes, rank the layouts, print, write the overlay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from sophia_mcore.config.load import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.plan.hardware import Device, load_gpu
+from sophia_mcore.plan.layouts import Option, Ranking, rank_layouts
+from sophia_mcore.plan.round import Phase, round_phases
+from sophia_mcore.plan.workload import Assumptions, Workload, workload
+from sophia_mcore.store.atomic import write_text
+
+_OVERLAY_KEYS = (
+    "tensor", "pipeline", "virtual_pipeline", "context", "sequence_parallel", "processes", "processes_per_node",
+    "layers_on_first_stage", "layers_on_last_stage",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything `sophia plan` has to say."""
+
+    config: Config
+    spec: ModelSpec
+    reasoner: ModelSpec | None
+    device: Device
+    gpus: int
+    work: Workload
+    ranking: Ranking
+    phases: list[Phase]
+
+    @property
+    def best(self) -> Option:
+        return self.ranking.options[0]
+
+
+def make_plan(config: Config, gpu: str, gpus: int, given: Assumptions, fp8: bool = False) -> Plan:
+    """Plan a round of `config` on `gpus` GPUs.
+
+    Raises:
+        UsageError: an impossible number, an unknown GPU, no config.json of the policy.
+        SophiaError: no layout fits.
+    """
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: at least 1")
+    device = load_gpu(gpu)
+    if gpus > device.per_node and gpus % device.per_node:
+        raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {gpus // device.per_node * 8}")
+    spec = ModelSpec.from_model_dir(config.models.policy)
+    reasoner = _reasoner(config)
+    work = workload(config, spec, given)
+    ranking = rank_layouts(config, spec, work, device, gpus, fp8)
+    phases = round_phases(config, spec, reasoner, work, ranking.options[0], device, gpus)
+    return Plan(
+        config=config, spec=spec, reasoner=reasoner, device=device, gpus=gpus, work=work, ranking=ranking, phases=phases
+    )
+
+
+def _reasoner(config: Config) -> ModelSpec | None:
+    """The reasoner's sizes; None where it is an endpoint or of a family that only the engine knows."""
+    folder = config.models.reasoner
+    if folder is None or config.reasoning.engine.kind != "vllm":
+        return None
+    try:
+        return ModelSpec.from_model_dir(folder)
+    except UsageError:
+        return None
+
+
+def overlay(option: Option) -> str:
+    """TOML with the layout, to be given as `--overlay`."""
+    values = option.setting.parallel.model_dump(exclude_none=True)
+    train = option.setting.train
+    tree = {
+        "parallel": {key: values[key] for key in _OVERLAY_KEYS if key in values},
+        "train": {
+            "recompute": train.recompute,
+            "fp8": train.fp8,
+            "distributed_optimizer": train.distributed_optimizer,
+        },
+    }
+    return tomli_w.dumps(tree)
+
+
+def write_overlay(path: Path, option: Option, config_file: Path, overlays: Sequence[Path], sets: Sequence[str]) -> None:
+    """Write the overlay atomically; it must give the layout when it is laid over the configuration.
+
+    Raises:
+        UsageError: the configuration sets a key of [parallel] that the layout has not, which no overlay can unset.
+    """
+    before = load_config(config_file, overlays, sets).parallel
+    wanted = option.setting.parallel
+    stuck = [key for key in _OVERLAY_KEYS if getattr(wanted, key) is None and getattr(before, key) not in (None, False)]
+    if stuck:
+        raise UsageError(f"{config_file}: remove parallel.{stuck[0]}, which the best layout does not have; then again")
+    write_text(path, overlay(option))
+    load_config(config_file, [*overlays, path], sets)

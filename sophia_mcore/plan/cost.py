@@ -1,0 +1,234 @@
+"""Seconds of every part of a training step. Formulas: docs/planner.md.
+
+Backward passes of matrix products cost twice the forward, of attention 2.5 times (it makes the scores again).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from sophia_mcore.model.sizes import parameters, rank_parameters, vision_parameters
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.parallel.layout import layers_per_stage
+from sophia_mcore.plan.hardware import Device
+from sophia_mcore.plan.memory import ONE_PASS_TOKENS, Row, Setting, layer_bytes, trained_parameters
+from sophia_mcore.plan.pipeline import Chunk, Timeline, step_seconds
+
+ATTENTION_BACKWARD = 2.5
+TRAFFIC_PER_SAVED_BYTE = 2.0  # a saved tensor is written once and read once more in the same pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """One pass of a micro batch, by part."""
+
+    products: float = 0.0  # matrix products of the decoder layers
+    attention: float = 0.0
+    memory: float = 0.0  # kernels that memory bounds, and fixed costs
+    communication: float = 0.0  # of tensor and context parallelism, as far as it does not hide
+    logits: float = 0.0
+    tower: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def times(self, factor: float) -> Seconds:
+        return Seconds(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds of one optimizer step. `parts`: busy time of the busiest stage; `bubble`: share of the pipeline lost."""
+
+    total: float
+    pipeline: float
+    bubble: float
+    gradients: float  # exchange of gradients and parameters that does not hide
+    optimizer: float
+    parts: Seconds
+
+
+def step_time(setting: Setting, device: Device) -> StepTime:
+    """One step of the layout, its pipeline simulated.
+
+    Raises:
+        UsageError: the layers or micro batches do not fit the stages.
+    """
+    passes = [
+        [chunk_seconds(setting, device, stage, chunk) for chunk in range(setting.parallel.virtual_pipeline or 1)]
+        for stage in range(setting.parallel.pipeline)
+    ]
+    costs = [[Chunk(forward.total, backward.total) for forward, backward in stage] for stage in passes]
+    timeline: Timeline = step_seconds(costs, setting.micro_batches, _transfer_seconds(setting, device))
+    busiest = max(range(len(passes)), key=lambda stage: timeline.busy[stage])
+    parts = Seconds()
+    for forward, backward in passes[busiest]:
+        parts = parts + (forward + backward).times(setting.micro_batches)
+    gradients, optimizer = _exchange_seconds(setting, device), _optimizer_seconds(setting, device)
+    return StepTime(
+        total=timeline.makespan + gradients + optimizer + device.step_seconds,
+        pipeline=timeline.makespan,
+        bubble=timeline.bubble,
+        gradients=gradients,
+        optimizer=optimizer + device.step_seconds,
+        parts=parts,
+    )
+
+
+def chunk_seconds(setting: Setting, device: Device, stage: int, chunk: int) -> tuple[Seconds, Seconds]:
+    """(forward, backward) of a micro batch through one model chunk."""
+    parallel = setting.parallel
+    last = stage == parallel.pipeline - 1 and chunk == (parallel.virtual_pipeline or 1) - 1
+    layers = layers_per_stage(setting.spec.language.num_layers, parallel)[stage][chunk]
+    one = layer_seconds(setting, device)
+    forward = one.times(layers)
+    backward = Seconds(
+        products=2 * forward.products,
+        attention=ATTENTION_BACKWARD * forward.attention,
+        memory=2 * forward.memory + _accumulation_seconds(setting, device, stage, chunk),
+        communication=1.5 * forward.communication,  # the gathered input is gathered again
+    )
+    if setting.train.recompute == "full":
+        backward = backward + forward
+    elif setting.train.recompute == "selective":
+        backward = backward + Seconds(attention=forward.attention)
+    if last:
+        forward = forward + Seconds(logits=_logit_seconds(setting, device))
+    if stage == 0 and chunk == 0:
+        tower = tower_seconds(setting, device)
+        forward = forward + Seconds(tower=tower)
+        if setting.train.train_vision_tower:
+            again = 1 if setting.train.recompute != "none" else 0
+            backward = backward + Seconds(tower=(2 + again) * tower)
+    return forward, backward
+
+
+def layer_seconds(setting: Setting, device: Device) -> Seconds:
+    """Forward of one decoder layer on one rank."""
+    spec, parallel, tokens = setting.spec.language, setting.parallel, setting.rank_tokens
+    query, key, mlp = setting.widths()
+    weights = spec.hidden_size * (2 * query + 2 * key + 3 * mlp)
+    rate = device.bf16 if setting.train.fp8 == "none" else device.fp8
+    attention = 2 * setting.row.squares * query / parallel.context / device.attention  # scores and values, half masked
+    plain = setting if setting.train.recompute == "none" else _without_recompute(setting)
+    traffic = TRAFFIC_PER_SAVED_BYTE * layer_bytes(plain)
+    hidden = setting.element * tokens * spec.hidden_size
+    exchanged = collective_seconds(device, 4 * hidden, parallel.tensor, parallel.tensor, 4)
+    around = device.tensor_overlap if parallel.tensor > 1 else 0.0
+    ring = setting.element * 2 * key * tokens * (parallel.context - 1)
+    ring_seconds = ring / link(device, parallel.tensor * parallel.context)
+    return Seconds(
+        products=2 * tokens * weights / rate,
+        attention=attention,
+        memory=traffic / device.bandwidth + device.layer_seconds,
+        communication=exchanged * (1 - around) + max(0.0, ring_seconds - attention),
+    )
+
+
+def _without_recompute(setting: Setting) -> Setting:
+    return replace(setting, train=setting.train.model_copy(update={"recompute": "none"}))
+
+
+def link(device: Device, span: int) -> float:
+    """Bytes/s between ranks of a group that covers `span` neighbouring ranks."""
+    return device.nvlink if span <= device.per_node else device.network
+
+
+def collective_seconds(device: Device, size: float, ranks: int, span: int, messages: int = 1) -> float:
+    """All-gathers or reduce-scatters of `size` bytes in all (the whole tensors) over a ring of `ranks`."""
+    if ranks == 1:
+        return 0.0
+    return size * (ranks - 1) / ranks / link(device, span) + messages * device.message_seconds
+
+
+def _accumulation_seconds(setting: Setting, device: Device, stage: int, chunk: int) -> float:
+    """Adding weight gradients to the fp32 buffer, where no fused kernel does it."""
+    if setting.fused:
+        return 0.0
+    held = trained_parameters(setting, rank_parameters(setting.spec, setting.parallel)[stage])
+    return held / (setting.parallel.virtual_pipeline or 1) * (2 * setting.element + 8) / device.bandwidth
+
+
+def _logit_seconds(setting: Setting, device: Device) -> float:
+    """Output layer with the log-probs and both gradients, formed together; targets only."""
+    targets = setting.row.targets / setting.parallel.context
+    hidden, rows = setting.spec.language.hidden_size, setting.vocabulary_rows
+    large = setting.objective.chunk_tokens >= ONE_PASS_TOKENS
+    chunks = math.ceil(targets / setting.objective.chunk_tokens) if large else 1
+    traffic = 6 * 4 * targets * rows + 8 * (chunks + 1) * rows * hidden  # logits; the weight's gradient per chunk
+    flops = (3 if large else 4) * 2 * targets * rows * hidden
+    return flops / device.bf16 + traffic / device.bandwidth
+
+
+def tower_seconds(setting: Setting, device: Device) -> float:
+    """Forward of vision tower and projector over a rank's share of the row's tiles, and the gather."""
+    vision, projector = setting.spec.vision, setting.spec.projector
+    if vision is None or projector is None or setting.row.tiles == 0:
+        return 0.0
+    parallel = setting.parallel
+    ranks = parallel.tensor * parallel.context
+    share = math.ceil(setting.row.tiles / ranks)
+    tokens, element = vision.patches + 1, setting.element
+    features = setting.spec.tokens_per_tile * projector.output_size
+    flops = tile_flops(setting.spec)
+    saved = vision.num_layers * tokens * element * (12 * vision.hidden_size + 2 * vision.intermediate_size)
+    gather = collective_seconds(device, setting.row.tiles * features * element, ranks, ranks)
+    fixed = vision.num_layers * device.layer_seconds
+    return share * (flops / device.bf16 + TRAFFIC_PER_SAVED_BYTE * saved / device.bandwidth) + gather + fixed
+
+
+def tile_flops(spec: ModelSpec) -> float:
+    """Forward FLOP of tower and projector for one tile."""
+    vision, projector = spec.vision, spec.projector
+    if vision is None or projector is None:
+        return 0.0
+    tokens = vision.patches + 1
+    weights = vision_parameters(vision)
+    attention = 4 * vision.num_layers * tokens**2 * vision.hidden_size
+    return 2 * tokens * weights + attention + 2 * spec.tokens_per_tile * parameters(spec)["projector"]
+
+
+def _transfer_seconds(setting: Setting, device: Device) -> float:
+    """A hidden state to the next stage; stages lie world / PP ranks apart."""
+    parallel = setting.parallel
+    if parallel.pipeline == 1:
+        return 0.0
+    hidden = setting.element * setting.residual_tokens * setting.spec.language.hidden_size
+    world = parallel.tensor * parallel.pipeline * parallel.context * setting.data
+    return hidden / link(device, world) + device.message_seconds
+
+
+def _largest(setting: Setting) -> int:
+    held = [trained_parameters(setting, part) for part in rank_parameters(setting.spec, setting.parallel)]
+    return max(held)
+
+
+def _exchange_seconds(setting: Setting, device: Device) -> float:
+    """fp32 gradients summed over the replicas and, with the distributed optimizer, parameters gathered again."""
+    ranks = setting.data * setting.parallel.context
+    trained = _largest(setting)
+    size = trained * (4 + setting.element) if setting.train.distributed_optimizer else trained * 8
+    return collective_seconds(device, size, ranks, ranks * setting.parallel.tensor, 2) * (1 - device.data_overlap)
+
+
+def _optimizer_seconds(setting: Setting, device: Device) -> float:
+    """Norm, clipping and AdamW: gradients read three times and zeroed, state and parameters read and written."""
+    replicas = setting.data * setting.parallel.context if setting.train.distributed_optimizer else 1
+    trained = _largest(setting)
+    return trained * (4 + (12 + 24 + setting.element) / replicas) / device.bandwidth
+
+
+def model_flops(spec: ModelSpec, row: Row, *, train_tower: bool = False) -> float:
+    """FLOP that the model needs for a row, forward and backward, nothing recomputed: what MFU counts."""
+    language = spec.language
+    query = language.num_attention_heads * language.head_dim
+    key = language.num_key_value_heads * language.head_dim
+    weights = language.hidden_size * (2 * query + 2 * key + 3 * language.intermediate_size)
+    decoder = language.num_layers * (6 * row.tokens * weights + 6 * row.squares * query)
+    logits = 6 * row.targets * language.hidden_size * language.vocab_size
+    return decoder + logits + row.tiles * tile_flops(spec) * (3 if train_tower else 1)

@@ -1,0 +1,153 @@
+"""The plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.table import Table
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.plan.command import Plan
+from sophia_mcore.plan.cost import Seconds
+from sophia_mcore.plan.hardware import GIB
+from sophia_mcore.plan.layouts import Option, Refusal, describe, micro_batches, simulated_option
+from sophia_mcore.plan.memory import Memory, model_parameters
+from sophia_mcore.plan.round import (
+    Phase,
+    gpu_hours,
+    longer,
+    preempted,
+    round_phases,
+    storage,
+    total_seconds,
+    towers_otherwise,
+)  # fmt: skip
+
+PREEMPTION_HOURS = 4
+
+
+def show(plan: Plan, console: Console, top: int) -> None:
+    """Print the plan."""
+    work = plan.work
+    console.print(
+        f"{model_parameters(plan.spec) / 1e9:.1f}B parameters on {plan.gpus} x {plan.device.name}: "
+        f"{work.rows_per_step} rows of {work.sequence_length:,} tokens per step, samples of {work.mean_tokens:,.0f} "
+        f"tokens on average; {plan.ranking.fitting} layouts fit, {len(plan.ranking.refusals)} do not",
+        highlight=False,
+    )
+    if work.assumed:
+        console.print("assumed: " + "; ".join(work.assumed), highlight=False)
+    options = distinct(plan.ranking.options)[:top]
+    console.print(_layout_table(options))
+    console.print(_parts_table(plan))
+    console.print(_round_table(plan))
+    console.print(_what_if_table(plan))
+    for refusal in nearest(plan.ranking.refusals)[:5]:
+        console.print(f"does not fit: {refusal.reason}", highlight=False, soft_wrap=True)
+
+
+def distinct(options: tuple[Option, ...]) -> list[Option]:
+    """The fastest option of each (TP, PP, VPP, CP, FP8)."""
+    seen: dict[tuple[object, ...], Option] = {}
+    for option in options:
+        p = option.setting.parallel
+        seen.setdefault((p.tensor, p.pipeline, p.virtual_pipeline, p.context, option.setting.train.fp8), option)
+    return list(seen.values())
+
+
+def nearest(refusals: tuple[Refusal, ...]) -> list[Refusal]:
+    """The nearest miss of each tensor-parallel size, and the first reason of each size that cannot be cut."""
+    seen: dict[int, Refusal] = {}
+    for refusal in refusals:
+        seen.setdefault(refusal.parallel.tensor, refusal)
+    return list(seen.values())
+
+
+def _layout_table(options: list[Option]) -> Table:
+    table = Table(title="layouts, fastest first", title_justify="left")
+    for name in ("layout", "rows/rank", "step s", "tokens/s/GPU", "MFU", "bubble", "GiB"):
+        table.add_column(name, justify="left" if name == "layout" else "right", overflow="fold")
+    for option in options:
+        assert option.time is not None
+        table.add_row(
+            describe(option.setting),
+            str(option.setting.micro_batches),
+            f"{option.time.total:.1f}",
+            f"{option.tokens_per_second:,.0f}",
+            f"{option.mfu:.1%}",
+            f"{option.time.bubble:.1%}",
+            f"{option.memory.total / GIB:.0f}",
+        )
+    return table
+
+
+def _parts_table(plan: Plan) -> Table:
+    """Memory of the fullest stage, and the time of the busiest one with what is around it."""
+    time, memory = plan.best.time, plan.best.memory
+    assert time is not None
+    table = Table(title="the fastest layout in parts", title_justify="left")
+    for name in (f"memory, stage {plan.best.stage}", "GiB", "time of a step", "s"):
+        table.add_column(name, justify="right" if name in ("GiB", "s") else "left")
+    sizes = {field.name: getattr(memory, field.name) for field in fields(Memory)} | {"total": memory.total}
+    seconds = {field.name: getattr(time.parts, field.name) for field in fields(Seconds)}
+    seconds |= {"waiting": time.pipeline - time.parts.total, "gradients": time.gradients, "optimizer": time.optimizer}
+    seconds |= {"total": time.total}
+    left = [(name, f"{size / GIB:.1f}") for name, size in sizes.items()]
+    right = [(name, f"{value:.2f}") for name, value in seconds.items()]
+    for (what, size), (part, value) in zip_longest(left, right, fillvalue=("", "")):
+        table.add_row(what, size, part, value)
+    return table
+
+
+def _round_table(plan: Plan) -> Table:
+    table = Table(title="the round", title_justify="left")
+    for name in ("phase", "hours", "GPU-hours", ""):
+        table.add_column(name, justify="right" if name in ("hours", "GPU-hours") else "left", overflow="fold")
+    for phase in plan.phases:
+        known = phase.seconds is not None
+        hours = f"{(phase.seconds or 0) / 3600:,.1f}" if known else "?"
+        spent = f"{(phase.seconds or 0) * phase.gpus / 3600:,.0f}" if known else "?"
+        table.add_row(phase.name, hours, spent, phase.note)
+    missing = [phase.name for phase in plan.phases if phase.seconds is None]
+    seconds = total_seconds(plan.phases)
+    note = f"{seconds / 86400:.1f} days" + (f" without {', '.join(missing)}" if missing else "")
+    table.add_row("all", f"{seconds / 3600:,.1f}", f"{gpu_hours(plan.phases):,.0f}", note)
+    stored = storage(plan.config, plan.spec, plan.work)
+    listed = ", ".join(f"{name} {size / 1e9:,.0f}" for name, size in stored.items())
+    table.add_row("storage", "", "", f"{sum(stored.values()) / 1e9:,.0f} GB beside the images: {listed}")
+    return table
+
+
+def _what_if_table(plan: Plan) -> Table:
+    table = Table(title="what if", title_justify="left")
+    table.add_column("change")
+    table.add_column("effect", overflow="fold")
+    best = plan.best
+    assert best.time is not None
+    for layers, seconds in towers_otherwise(best, plan.device):
+        table.add_row(f"tower's stage: {layers} layers", f"step {seconds:.1f} s ({seconds / best.time.total - 1:+.1%})")
+    table.add_row("trajectories 2x longer", _compare(plan, _longer_phases(plan)))
+    try:
+        changed = _compare(plan, preempted(plan.phases, PREEMPTION_HOURS * 3600))
+    except SophiaError as error:
+        changed = str(error)
+    table.add_row(f"preemption every {PREEMPTION_HOURS} hours", changed)
+    return table
+
+
+def _longer_phases(plan: Plan) -> list[Phase]:
+    """Sampling and training of the same layout with trajectories twice as long."""
+    work = longer(plan.work, 2.0)
+    old = plan.best.setting
+    setting = replace(
+        old, row=work.row(), micro_batches=micro_batches(work.rows_per_step, old.data, old.parallel)
+    )  # fmt: skip
+    option = simulated_option(replace(plan.best, setting=setting), work, plan.device, plan.gpus)
+    return round_phases(plan.config, plan.spec, plan.reasoner, work, option, plan.device, plan.gpus)
+
+
+def _compare(plan: Plan, phases: list[Phase]) -> str:
+    before, after = total_seconds(plan.phases), total_seconds(phases)
+    return f"{after / 86400:.2f} days instead of {before / 86400:.2f} ({after / before - 1:+.0%})"

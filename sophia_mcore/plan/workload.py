@@ -1,0 +1,150 @@
+"""What there is to do in a round: questions, lengths and tiles, and the packed rows that training makes of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.plan.memory import Row
+
+PAPER_QUESTIONS = 80_000  # arXiv 2507.16814: about 80K questions
+_QUANTILES = 400
+_FILL = 0.98  # of a packed row; the packer of batch.pack stays within 0.5% of the volume bound, the last row is ragged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Lognormal token counts, cut off at `limit`; `spread` is the standard deviation of the logarithm."""
+
+    mean: float
+    spread: float
+    limit: int
+
+    def values(self, count: int = _QUANTILES) -> list[float]:
+        """That many evenly spread quantiles, rising."""
+        normal = NormalDist()
+        shift = math.log(self.mean) - self.spread**2 / 2
+        points = (normal.inv_cdf((i + 0.5) / count) for i in range(count))
+        return [min(self.limit, max(1.0, math.exp(shift + self.spread * z))) for z in points]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A round's work. Lengths in tokens; `tiles` is the mean number of tiles of a question's images."""
+
+    questions: int
+    assumed: tuple[str, ...]  # which numbers were assumed, for the reader
+    captions: int  # K
+    trajectories: int  # N
+    prompt_tokens: float
+    tiles: float
+    tokens_per_tile: int
+    caption: Lengths
+    response: Lengths
+    kept: float  # share of the questions that keep a trajectory
+    sequence_length: int
+    global_batch: int
+    steps: int
+
+    @cached_property
+    def _samples(self) -> list[tuple[float, float]]:
+        """(whole length, response length) of training samples; the loader drops those longer than a row."""
+        fixed = self.prompt_tokens + self.tiles * self.tokens_per_tile
+        whole = [(fixed + length, length) for length in self.response.values()]
+        return [pair for pair in whole if pair[0] <= self.sequence_length]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length of a training sample."""
+        return sum(length for length, _ in self._samples) / len(self._samples)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Packed rows of a global batch."""
+        return math.ceil(self.global_batch * self.mean_tokens / (self.sequence_length * _FILL))
+
+    @property
+    def step_tokens(self) -> float:
+        """Tokens of a global batch, padding not counted."""
+        return self.global_batch * self.mean_tokens
+
+    def row(self) -> Row:
+        """The mean packed row."""
+        if not self._samples:
+            raise UsageError(
+                f"batch.sequence_length_tokens = {self.sequence_length} is shorter than the images and the prompt of "
+                f"one sample ({self.prompt_tokens + self.tiles * self.tokens_per_tile:.0f} tokens)"
+            )
+        count = self.sequence_length * _FILL / self.mean_tokens
+        return Row(
+            tokens=self.sequence_length,
+            squares=count * sum(length**2 for length, _ in self._samples) / len(self._samples),
+            targets=count * sum(response for _, response in self._samples) / len(self._samples),
+            tiles=count * self.tiles,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What a configuration cannot tell; None: a default that the output names."""
+
+    questions: int | None = None
+    response_tokens: float | None = None
+    caption_tokens: float | None = None
+    tiles: float | None = None
+    kept: float | None = None
+
+
+def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
+    """The round of a configuration.
+
+    Raises:
+        UsageError: an assumption that is not positive, or a row too short for one sample.
+    """
+    for name in ("questions", "response_tokens", "caption_tokens", "kept"):
+        value = getattr(given, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive")
+    limits = [source.limit for source in config.data.questions]
+    listed = sum(limit for limit in limits if limit is not None) if all(limits) else None
+    known = given.questions or listed
+    spread = 0.9  # of the logarithm; the benchmark of batch.pack draws its lengths so
+    limit = config.reasoning.sampling.max_tokens
+    response = given.response_tokens or min(3000.0, 0.5 * limit)
+    caption_limit = config.captions.sampling.max_tokens
+    caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
+    tiles = given.tiles if given.tiles is not None else 0.5 * (config.batch.max_tiles + 1)
+    kept = min(1.0, given.kept or 0.5)
+    questions = known or PAPER_QUESTIONS
+    assumed = [
+        *([] if known else [f"{PAPER_QUESTIONS:,} questions (the paper's; --questions)"]),
+        *([] if given.response_tokens else [f"trajectories of {response:,.0f} tokens on average (--response-tokens)"]),
+        *([] if given.caption_tokens else [f"captions of {caption:,.0f} tokens (--caption-tokens)"]),
+        *([] if given.tiles is not None else [f"{tiles:g} tiles per question (--tiles)"]),
+        *([] if given.kept else [f"{kept:.0%} of the questions keep a trajectory (--kept)"]),
+    ]
+    samples = questions * kept * config.reward.keep
+    share = 1.0 - sum(mixture.share for mixture in config.batch.mixtures)
+    batch = config.train.global_batch_samples
+    made = Workload(
+        questions=questions,
+        assumed=tuple(assumed),
+        captions=config.captions.per_image,
+        trajectories=config.reasoning.per_caption,
+        prompt_tokens=min(300.0, 0.25 * config.batch.sequence_length_tokens),
+        tiles=tiles if spec.vision is not None else 0.0,
+        tokens_per_tile=spec.tokens_per_tile,
+        caption=Lengths(mean=caption, spread=0.5, limit=caption_limit),
+        response=Lengths(mean=response, spread=spread, limit=limit),
+        kept=kept,
+        sequence_length=config.batch.sequence_length_tokens,
+        global_batch=batch,
+        steps=config.train.steps or math.ceil(config.train.epochs * samples / share / batch),
+    )
+    made.row()
+    return made
