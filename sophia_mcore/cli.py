@@ -98,6 +98,14 @@ for _name, _help in {
     _phase_command(_name, _help)
 
 
+@app.command("fp8-check")
+def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = None, set_: Sets = None) -> None:
+    """Measure FP8 against training without it on stored trajectories; `train` asks for a passed check."""
+    from sophia_mcore.launch.fp8_check import run_fp8_check
+
+    typer.echo(run_fp8_check(_load(config, overlay, set_), round_))
+
+
 @app.command()
 def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
     """Check a configuration file and print it resolved; looks at no data and no model."""

@@ -66,6 +66,10 @@ GROUPS: dict[str, dict[str, Variant]] = {
     },
     "precision": {
         "bfloat16": Variant(("train.dtype=bfloat16",)),
+    }
+    | {
+        f"fp8_{recipe}": Variant((f"train.fp8={recipe}", "train.fp8_backend=emulated", "fp8.without_check=true"))
+        for recipe in ("tensorwise", "delayed", "blockwise")
     },
     "halves": {"k_half": Variant(captions=2), "n_half": Variant(trajectories=2)},
 }

@@ -13,6 +13,7 @@ a resume, with the present tensor's amax.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,7 @@ class Rounding(nn.Module):
     def __init__(self, scaling: Scaling) -> None:
         super().__init__()
         self.scaling = scaling
+        self.active = True
         if scaling.recipe == "delayed":
             self.register_buffer("history", torch.zeros(3, scaling.history), persistent=False)
 
@@ -135,6 +137,8 @@ class _Product(torch.autograd.Function):
 
 def fp8_linear(x: Tensor, weight: Tensor, rounding: Rounding) -> Tensor:
     """x [..., K] times weight [N, K] in emulated FP8, in x's dtype."""
+    if not rounding.active:
+        return nn.functional.linear(x, weight)
     out = _Product.apply(x.flatten(0, -2), weight, rounding, torch.is_grad_enabled())
     return out.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
 
@@ -199,19 +203,34 @@ class Emulation:
 def keep_in_bf16(decoder: nn.Module, settings: Fp8) -> None:
     """Transformer Engine: leave the FP8 context in what stays in bf16 beyond megatron-core's first and last layers."""
     for layer in decoder.layers:  # type: ignore[union-attr]
-        if layer.layer_number - 1 in settings.layers_in_bf16:
-            _outside_fp8(layer)
-        elif settings.attention_in_bf16:
+        layer.in_fp8 = layer.layer_number - 1 not in settings.layers_in_bf16
+        _outside_fp8(layer, unless=layer)
+        if settings.attention_in_bf16:
             _outside_fp8(layer.self_attention.linear_qkv)
             _outside_fp8(layer.self_attention.linear_proj)
 
 
-def _outside_fp8(module: nn.Module) -> None:
+def switch_layers(decoder: nn.Module, in_fp8: Callable[[int], bool]) -> None:
+    """Turn FP8 off in the decoder layers (by number) that `in_fp8` does not want, until called again.
+
+    Layers that the configuration keeps in bf16 stay there. Not for the delayed recipe.
+    """
+    for layer in decoder.layers:  # type: ignore[union-attr]
+        layer.in_fp8 = in_fp8(layer.layer_number - 1)
+        for module in layer.modules():
+            if isinstance(module, Rounding):
+                module.active = layer.in_fp8
+
+
+def _outside_fp8(module: nn.Module, unless: Any = None) -> None:
+    """Compute `module` outside Transformer Engine's FP8 context, unless the layer `unless` is in FP8 at that time."""
     from transformer_engine.pytorch import fp8_autocast
 
     forward = module.forward
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if unless is not None and unless.in_fp8:
+            return forward(*args, **kwargs)
         with fp8_autocast(enabled=False):
             return forward(*args, **kwargs)
 

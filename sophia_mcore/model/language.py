@@ -189,7 +189,7 @@ class LanguageModel(MegatronModule):
         )
         if train.fp8 != "none":
             zero_padding(self.decoder)
-        if config.fp8:
+        if config.fp8 and train.fp8 != "delayed":
             keep_in_bf16(self.decoder, fp8)
         if post_process:
             self.output_layer = ColumnParallelLinear(

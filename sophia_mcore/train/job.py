@@ -53,8 +53,12 @@ class Job:
         return groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0
 
 
-def build_job(config: Config, run: RunFolder, round_index: int, groups: Groups, backend: Backend) -> Job:
+def build_job(
+    config: Config, run: RunFolder, round_index: int, groups: Groups, backend: Backend, *, from_policy: bool = False
+) -> Job:
     """Read the samples, build the model and fill it with the policy's weights, unless a checkpoint will do that.
+
+    ``from_policy``: with the policy's weights in any case.
 
     Raises SophiaError or UsageError: nothing to train on, a policy that is missing or damaged, an impossible layout.
     """
@@ -63,7 +67,7 @@ def build_job(config: Config, run: RunFolder, round_index: int, groups: Groups, 
     spec = ModelSpec.from_model_dir(policy)
     loader = _loader(config, run, folder, policy, groups)
     chunks = lvlm.build(spec, config, groups, backend)
-    if not list_checkpoints(folder.checkpoints):
+    if from_policy or not list_checkpoints(folder.checkpoints):
         load_hf(chunks, policy, spec, groups)
     wrapped = wrap_ddp(
         chunks,

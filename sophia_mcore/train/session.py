@@ -18,6 +18,8 @@ from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as layouts
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.train.checkpoint import on_rank_zero
+from sophia_mcore.train.fp8_gate import require_check
 from sophia_mcore.train.job import build_job
 from sophia_mcore.train.loop import train
 
@@ -25,24 +27,35 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def train_round(config: Config, run: RunFolder, round_index: int, progress: Progress) -> bool:
-    """Train one round on this rank; returns False when a signal stopped it (state saved), True when it is finished."""
+    """Train one round on this rank; returns False when a signal stopped it (state saved), True when it is finished.
+
+    Raises SophiaError when the configuration asks for FP8 that `sophia fp8-check` has not admitted.
+    """
+    with stop_signals() as asked, joined(config) as (groups, backend):
+        on_rank_zero(lambda: require_check(config, run), "FP8 is not admitted")
+        job = build_job(config, run, round_index, groups, backend)
+        gc.collect()
+        gc.freeze()  # the model and the libraries stay: later collections need not visit them
+        finished = train(job, progress, asked)
+        dist.barrier()
+    return finished
+
+
+@contextmanager
+def joined(config: Config) -> Iterator[tuple[layouts.Groups, backends.Backend]]:
+    """This rank's backend and process groups, for as long as the context is open."""
     backend = backends.select(int(os.environ.get("LOCAL_RANK", 0)))
     if backend.kind == "cpu":
         torch.set_num_threads(threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    with stop_signals() as asked, backend.adapt():
+    with backend.adapt():
         _join(config, backend)
         groups = layouts.initialize(
             config.parallel, backend, config.train.distributed_timeout_seconds, config.run.seed, gloo_copies=False
         )
         try:
-            job = build_job(config, run, round_index, groups, backend)
-            gc.collect()
-            gc.freeze()  # the model and the libraries stay: later collections need not visit them
-            finished = train(job, progress, asked)
-            dist.barrier()
+            yield groups, backend
         finally:
             layouts.shutdown()
-    return finished
 
 
 def threads(config: Config, local_ranks: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
+from sophia_mcore.objective.metrics import Metrics
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.optim import learning_rate, set_learning_rate
@@ -27,30 +28,8 @@ from sophia_mcore.train.schedule import model_inputs, run_schedule
 
 def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) -> StepReport:
     """Update number ``step`` (from 0) on this rank's micro batches; every rank calls it together."""
-    objective, device = job.config.objective, job.backend.device
-    denominator = global_denominator(batches, objective.normalization, job.groups.data, device)
-    bad_samples: list[str] = []
-
-    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
-        batch = next(iterator).to(device)
-        tokens = Tokens.of(batch, objective.normalization)
-
-        def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:
-            loss = objective_loss(logprobs, tokens, objective)
-            value = float(loss.sum.detach()) / denominator
-            if not math.isfinite(value):
-                bad_samples.extend(not_finite(logprobs, batch))
-            # three values, so that the schedule divides by nothing: the denominator is in the loss already
-            return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
-
-        slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
-        return model(**model_inputs(batch, slopes)), loss_function
-
-    for chunk in job.chunks:
-        chunk.zero_grad_buffer()
-    job.optimizer.zero_grad()
-    reports = run_schedule(job, forward_step, batches)
-
+    device = job.backend.device
+    reports, bad_samples = backward(job, batches)
     own = [sum(value for value, _ in reports), *counts(batches)] if job.reports else [0.0] * 4
     states = [float(stop), float(job.checkpoints.writing)]
     totals = torch.tensor([*own, *states], dtype=torch.float64, device=device)
@@ -73,3 +52,33 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
         bad_samples=tuple(bad_samples),
         measures=measures,
     )
+
+
+def backward(job: Job, batches: Sequence[PackedBatch]) -> tuple[list[tuple[float, Metrics]], list[str]]:
+    """Gradients of the loss over the global batch into `main_grad`, summed over replicas.
+
+    Returns (loss, metrics) of each micro batch, on the last stage, and the samples whose loss is not finite.
+    """
+    objective, device = job.config.objective, job.backend.device
+    denominator = global_denominator(batches, objective.normalization, job.groups.data, device)
+    bad_samples: list[str] = []
+
+    def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+        batch = next(iterator).to(device)
+        tokens = Tokens.of(batch, objective.normalization)
+
+        def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:
+            loss = objective_loss(logprobs, tokens, objective)
+            value = float(loss.sum.detach()) / denominator
+            if not math.isfinite(value):
+                bad_samples.extend(not_finite(logprobs, batch))
+            # three values, so that the schedule divides by nothing: the denominator is in the loss already
+            return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
+
+        slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
+        return model(**model_inputs(batch, slopes)), loss_function
+
+    for chunk in job.chunks:
+        chunk.zero_grad_buffer()
+    job.optimizer.zero_grad()
+    return run_schedule(job, forward_step, batches), bad_samples

@@ -56,7 +56,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
 
     rank = int(os.environ.get("RANK", 0))
-    progress = _progress(progress_fd) if rank == 0 else NoProgress()
+    progress = open_progress(progress_fd) if rank == 0 else NoProgress()
     with _lock(run.round(round_index).train / "lock", rank):
         try:
             return train_round(config, run, round_index, progress)
@@ -76,7 +76,7 @@ def _lock(path: Path, rank: int) -> Iterator[None]:
         yield
 
 
-def _progress(file_descriptor: int | None) -> Progress:
+def open_progress(file_descriptor: int | None) -> Progress:
     """Progress for rank 0. torchrun closes inherited pipes in its ranks: then it is found in torchrun itself."""
     if file_descriptor is None:
         return worker_progress(None)

@@ -151,8 +151,8 @@ def test_progress_finds_the_pipe_in_torchrun(tmp_path):
     """torchrun closes inherited pipes in its ranks; /proc of the parent still has them."""
     read_end, write_end = os.pipe()
     code = (
-        "import os, sys; from sophia_mcore.train.worker import _progress; "
-        "p = _progress(int(sys.argv[1])); p.start('train', 3); p.note('x')"
+        "import os, sys; from sophia_mcore.train.worker import open_progress; "
+        "p = open_progress(int(sys.argv[1])); p.start('train', 3); p.note('x')"
     )
     arguments = [sys.executable, "-c", code, str(write_end)]
     subprocess.run(arguments, timeout=60, check=True)  # close_fds, as torchrun does

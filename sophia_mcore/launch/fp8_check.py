@@ -1,0 +1,70 @@
+"""`sophia fp8-check`: measure in a worker, write the page, say what was found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sophia_mcore.config import dump_toml
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.phases import interpreter
+from sophia_mcore.launch.process import run_worker
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lock import folder_lock
+
+
+def run_fp8_check(config: Config, round_index: int) -> str:
+    """Check FP8 on the run's stored trajectories; returns what to tell the user when it has passed.
+
+    Writes RUN/fp8_check.toml (the settings), fp8_check.json and fp8_check.html. Raises UsageError when the
+    configuration asks for no FP8, SophiaError when nothing is stored yet or the check is not passed (with a proposal).
+    """
+    from sophia_mcore.report.fp8_page import write_fp8_page
+
+    if config.train.fp8 == "none":
+        raise UsageError("train.fp8 is 'none': there is nothing to check; --set train.fp8=tensorwise asks for it")
+    run = RunFolder(config.run.folder)
+    if not run.round(round_index).kept_file.is_file():
+        raise SophiaError(f"{run.round(round_index).kept_file}: no such file; run 'sophia score' first")
+    with folder_lock(run.lock_file), TerminalProgress() as progress:
+        settings = run.path / "fp8_check.toml"
+        write_text(settings, dump_toml(config))
+        (run.path / "fp8_check.json").unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
+        parallel, threads = config.parallel, config.train.threads_per_process
+        ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+        run_worker(
+            [
+                interpreter(config.environments.trainer),
+                *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
+                *("-m", "sophia_mcore.train.fp8_worker", str(settings), "--round", str(round_index)),
+            ],
+            log_file=run.path / "logs" / "fp8-check.log",
+            environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
+            follow=progress.follow,
+        )
+    found = json.loads((run.path / "fp8_check.json").read_text())
+    page = write_fp8_page(run)
+    if not found["passed"]:
+        raise SophiaError(f"FP8 is not admitted: {'; '.join(found['failures'])}{_advice(found)} (see {page})")
+    gap = found["logprob_gap"]
+    return (
+        f"FP8 is admitted: log-prob gap mean {gap['mean']:.4f}, p99 {gap['p99']:.4f}, max {gap['max']:.4f} nats; "
+        f"lowest gradient cosine {min(row['cosine'] for row in found['layers']):.4f}; "
+        f"loss differs by {found['loss']['gap']:.2%} over {len(found['loss']['fp8'])} steps (see {page})"
+    )
+
+
+def _advice(found: dict[str, Any]) -> str:
+    proposed = found["proposed"]
+    if proposed is None:
+        return "; with the delayed recipe no layer can stay in bf16: try tensorwise or blockwise"
+    if not proposed:
+        return "; log-probs and gradients are near enough, the loss curve is not: try blockwise"
+    every = [row["layer"] for row in found["layers"] if row["in_fp8"]]
+    if len(proposed) == len(every):
+        return "; only without any FP8 layer are the limits met"
+    kept = sorted({*proposed, *found["settings"]["layers_in_bf16"]})
+    return f"; the limits on log-probs and gradients are met with fp8.layers_in_bf16 = {kept}"

@@ -1,0 +1,47 @@
+"""FP8 is admitted by measurement: what `sophia fp8-check` has to have found before training in FP8 begins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import model_digest
+
+_NOT_NUMERICS = {"without_check", "check_samples", "check_steps"}
+
+
+def check_file(run: RunFolder) -> Path:
+    """Where the result of the check lies."""
+    return run.path / "fp8_check.json"
+
+
+def check_digest(config: Config) -> str:
+    """sha256 over what the check's result depends on: FP8 settings, thresholds, dtype, and every byte of the policy."""
+    train, fp8 = config.train, config.fp8.model_dump(mode="json")
+    numerics: dict[str, Any] = {name: value for name, value in fp8.items() if name not in _NOT_NUMERICS}
+    numerics |= {"recipe": train.fp8, "backend": train.fp8_backend, "dtype": train.dtype}
+    text = json.dumps(numerics, sort_keys=True) + model_digest(config.models.policy)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_check(config: Config, run: RunFolder) -> None:
+    """Raise SophiaError unless training needs no check, or one of these settings and this policy has passed."""
+    if config.train.fp8 == "none" or config.fp8.without_check:
+        return
+    file, remedy = check_file(run), "run 'sophia fp8-check CONFIG', or set fp8.without_check = true"
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise SophiaError(f"train.fp8 = {config.train.fp8!r} without a check of it in {run.path}: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise SophiaError(f"{file}: cannot be read ({error}); {remedy}") from None
+    if found.get("digest") != check_digest(config):
+        raise SophiaError(f"{file} is about other FP8 settings or another policy: {remedy}")
+    if found.get("passed") is not True:
+        why = "; ".join(found.get("failures", [])) or "it says not why"
+        raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.without_check = true")

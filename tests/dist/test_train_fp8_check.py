@@ -1,0 +1,148 @@
+"""FP8 is measured before it is used: the check on a tiny run, and what training refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import train_world
+from harness import run
+
+from sophia_mcore.config import dump_toml
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import fp8_check as command
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.train import fp8_worker
+from sophia_mcore.train.fp8_check import curve_gap, smallest
+from sophia_mcore.train.fp8_gate import check_digest, require_check
+from sophia_mcore.train.gaps import gap_statistics
+
+LOOSE = {
+    "max_logprob_gap_mean": 10.0, "max_logprob_gap_p99": 10.0, "min_gradient_cosine": 0.0,
+    "max_gradient_norm_gap": 10.0, "max_loss_gap": 10.0, "check_samples": 8, "check_steps": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_world.make_policy(tmp_path_factory.mktemp("policy") / "model")
+
+
+def world(folder: Path, policy: Path, fp8: dict[str, Any], recipe: str = "tensorwise") -> tuple[Config, RunFolder]:
+    config, run = train_world.make_run(folder, policy)
+    merged = config.train.model_copy(update={"fp8": recipe, "fp8_backend": "emulated"})
+    values = config.model_dump() | {"train": merged.model_dump(), "fp8": LOOSE | fp8}
+    config = Config.model_validate(values)
+    run.config_file.write_text(dump_toml(config))
+    return config, run
+
+
+def checked(folder: RunFolder, ranks: int = 1) -> dict[str, Any]:
+    codes = run(lambda: fp8_worker.main([str(folder.config_file), "--round", "0"]), ranks)
+    assert codes == [0] * ranks
+    return json.loads((folder.path / "fp8_check.json").read_text())
+
+
+def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
+    config, folder = world(tmp_path / "run", policy, {})
+    with pytest.raises(SophiaError, match="without a check of it"):
+        require_check(config, folder)
+    with pytest.raises(SophiaError, match=r"FP8 is not admitted.*sophia fp8-check"):
+        run(train_world.train, 1, config, folder)
+    found = checked(folder)
+    assert found["passed"] and found["failures"] == [] and found["proposed"] == []
+    assert 0 < found["logprob_gap"]["mean"] <= found["logprob_gap"]["p99"] <= found["logprob_gap"]["max"] < 5
+    assert [row["layer"] for row in found["layers"]] == [0, 1]
+    assert all(0.8 < row["cosine"] < 1 and 0.8 < row["norm_ratio"] < 1.2 for row in found["layers"])
+    assert len(found["loss"]["fp8"]) == 3 and found["loss"]["fp8"] != found["loss"]["reference"]
+    require_check(config, folder)
+    assert run(train_world.train, 1, config, folder) == [True]
+    other = Config.model_validate(config.model_dump() | {"fp8": LOOSE | {"format": "e4m3"}})
+    with pytest.raises(SophiaError, match="other FP8 settings or another policy"):
+        require_check(other, folder)
+    require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
+
+
+def test_failed_check_proposes_layers_and_refuses(tmp_path: Path, policy: Path) -> None:
+    """With limits that FP8 cannot meet; the proposal then meets them."""
+    config, folder = world(tmp_path / "run", policy, {"max_logprob_gap_mean": 1e-9})
+    found = checked(folder)
+    assert not found["passed"] and "log-prob gap mean" in found["failures"][0]
+    assert found["proposed"] == [0, 1]  # every layer rounds
+    with pytest.raises(SophiaError, match="did not pass"):
+        require_check(config, folder)
+    _, kept = world(tmp_path / "kept", policy, {"max_logprob_gap_mean": 1e-9, "layers_in_bf16": [0, 1]})
+    found = checked(kept)
+    assert found["passed"] and found["logprob_gap"]["max"] == 0.0
+
+
+def test_proposal_is_no_larger_than_needed(tmp_path: Path, policy: Path) -> None:
+    _, folder = world(tmp_path / "a", policy, {})
+    alone = {row["layer"]: row["alone"] for row in checked(folder)["layers"]}
+    worst = max(alone, key=lambda layer: alone[layer])
+    rest = next(value for layer, value in alone.items() if layer != worst)
+    _, folder = world(tmp_path / "b", policy, {"max_logprob_gap_mean": rest * 1.0001})
+    assert checked(folder)["proposed"] == [worst]
+
+
+def test_layouts_find_the_same(tmp_path: Path, policy: Path) -> None:
+    """Pipeline stages have different layers; two replicas see different rows."""
+    _, one = world(tmp_path / "one", policy, {})
+    wanted = checked(one)
+    config, two = train_world.make_run(tmp_path / "two", policy, parallel={"pipeline": 2, "processes": 4})
+    values = config.model_dump()
+    values["train"] |= {"fp8": "tensorwise", "fp8_backend": "emulated"}
+    two.config_file.write_text(dump_toml(Config.model_validate(values | {"fp8": LOOSE})))
+    found = checked(two, 4)
+    assert found["logprob_gap"]["tokens"] == wanted["logprob_gap"]["tokens"]
+    for row, other in zip(found["layers"], wanted["layers"], strict=True):
+        assert row["cosine"] == pytest.approx(other["cosine"], abs=0.01)
+
+
+def test_delayed_has_no_proposal(tmp_path: Path, policy: Path) -> None:
+    _, folder = world(tmp_path / "run", policy, {"max_logprob_gap_mean": 1e-9}, "delayed")
+    found = checked(folder)
+    assert found["proposed"] is None and "try tensorwise" in command._advice(found)
+
+
+def test_page_and_advice(tmp_path: Path, policy: Path) -> None:
+    from sophia_mcore.report.fp8_page import write_fp8_page
+
+    _, folder = world(tmp_path / "run", policy, {"max_logprob_gap_mean": 1e-9})
+    found = checked(folder)
+    text = write_fp8_page(folder).read_text()
+    assert "not passed" in text and text.count("<figure>") == 4
+    assert "http://" not in text.split("<main>")[1]
+    assert command._advice(found) == "; only without any FP8 layer are the limits met"
+    assert "layers_in_bf16 = [1]" in command._advice(found | {"proposed": [1]})
+
+
+def test_refusals(tmp_path: Path, policy: Path) -> None:
+    config, folder = train_world.make_run(tmp_path / "run", policy)
+    with pytest.raises(UsageError, match="there is nothing to check"):
+        command.run_fp8_check(config, 0)
+    require_check(config, folder)
+    fp8, folder = world(tmp_path / "fp8", policy, {})
+    with pytest.raises(SophiaError, match="run 'sophia score' first"):
+        command.run_fp8_check(fp8, 1)
+    (folder.path / "fp8_check.json").write_text("{")
+    with pytest.raises(SophiaError, match="cannot be read"):
+        require_check(fp8, folder)
+    (folder.path / "fp8_check.json").write_text(json.dumps({"digest": check_digest(fp8)}))
+    with pytest.raises(SophiaError, match="did not pass"):
+        require_check(fp8, folder)
+
+
+def test_small_parts() -> None:
+    import numpy as np
+
+    assert smallest([5, 1, 3], lambda kept: True) == [] and smallest([5, 1, 3], lambda kept: False) == [1, 3, 5]
+    assert curve_gap([2.0, 1.0], [9.0, float("nan")]) != 0
+    assert gap_statistics(np.array([np.nan, 0.0]), 1.0)["max"] == float("inf")
+    assert gap_statistics(np.zeros(0), 1.0)["tokens"] == 0
+    assert gap_statistics(np.arange(101.0), 50.0) == {
+        "mean": 50.0, "p99": 99.0, "max": 100.0, "share_beyond": 50 / 101, "tokens": 101,
+    }  # fmt: skip
