@@ -201,13 +201,27 @@ def plan(
 
 
 @app.command()
-def report(run_folder: RunArgument) -> None:
-    """Write report.json and report.html of a run."""
+def report(
+    run_folder: RunArgument,
+    other: Annotated[Path | None, typer.Argument(metavar="RUN_B", help="A second run: compare the two.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where a comparison goes.")] = None,
+) -> None:
+    """Write report.json and report.html of a run, or one page that compares two runs."""
+    from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.report.build import write_report
 
-    folder, config = open_run(run_folder)
-    typer.echo(write_report(config, folder))
+    opened = open_run(run_folder)
+    if other is not None:
+        from sophia_mcore.report.compare import write_comparison
+
+        second = open_run(other)
+        target = output or second[0].path / f"compare-with-{opened[0].path.resolve().name}.html"
+        typer.echo(write_comparison(opened, second, target))
+    elif output is not None:
+        raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")
+    else:
+        typer.echo(write_report(opened[1], opened[0]))
 
 
 @app.command()

@@ -10,6 +10,8 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.score import exact
+from sophia_mcore.score.rules import rule_for
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 
@@ -48,9 +50,19 @@ def _labels(run: RunFolder) -> list[str]:
     return ["base"] * ("base" in names) + sorted(rounds, key=lambda name: int(name.removeprefix("round-"))) + others
 
 
+def answer_type(question: Question) -> str:
+    """The type that the grader uses for the question's answer: given, or inferred from the answer."""
+    try:
+        gold = exact.prepare(question.answer, question.answer_type, question.options, rule_for(question.source))
+    except Exception:  # a strange gold answer: the grader says "error", here it only lacks a type
+        return question.answer_type or "untyped"
+    return gold.type or "untyped"
+
+
 def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, Any]:
     """Details of the answers in ``folder`` so far. Raises SophiaError for an answer to an unknown question."""
     rights: list[tuple[str, bool]] = []
+    types = {name: answer_type(question) for name, question in questions.items()}
     by_type: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     verdicts: Counter[str] = Counter()
     truncated = tokens = 0
@@ -60,7 +72,7 @@ def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, 
             if question_id not in questions:
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
-            by_type[questions[question_id].answer_type or "untyped"].append(rights[-1])
+            by_type[types[question_id]].append(rights[-1])
             verdicts[verdict] += 1
             truncated += reason == "length"
             tokens += len(ids)

@@ -1,7 +1,9 @@
-"""Write report.json and report.html of a run. Works on unfinished runs: what is missing is named, not guessed."""
+"""Write report.json and report.html of a run. Works on unfinished and damaged runs: what is missing is named."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import platform
 import time
 from pathlib import Path
@@ -11,43 +13,71 @@ from sophia_mcore import __version__
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.report.collect import collect
+from sophia_mcore.report.reading import Problems
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.runs import redact
 
 MAX_EXAMPLES = 10_000
+_HERE = Path(__file__).parent / "page"
 
 
 def write_report(config: Config, run: RunFolder) -> Path:
     """Write both files and return the path of the page. Raises SophiaError when they cannot be written."""
-    report = collect(config, run)
+    problems = Problems()
+    report = collect(config, run, problems)
+    page = render_page(config, run, report, problems)
     write_json(run.report_json, report)
-    write_text(run.report_html, render_page(config, run, report))
+    write_text(run.report_html, page)
     return run.report_html
 
 
-def render_page(config: Config, run: RunFolder, report: dict[str, Any]) -> str:
-    """The run as one HTML page without any outside resource; texts from models are data, never markup."""
+def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems: Problems) -> str:
+    """The run as one HTML page without any outside resource; texts from models are data, never markup.
+
+    What turns out to be unreadable is added to ``report["missing"]``.
+    """
+    from sophia_mcore.report.charts import Charted, charts
+    from sophia_mcore.report.examples import browser, in_script
+
+    drawn = charts([Charted(run, config, report, problems=problems)])
+    begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
+    shown = browser(run, begun or [0], MAX_EXAMPLES, config.reward, problems)
+    report["missing"] += [line for line in problems.lines if line not in report["missing"]]
+    return render(
+        "page.html.jinja",
+        ["page.js", "browser.js"],
+        report=report,
+        charts=drawn,
+        browser=shown,
+        index=in_script(shown.index),
+        config=config,
+        config_text=redact(dump_toml(config)),
+    )
+
+
+def render(template: str, scripts: list[str], **values: Any) -> str:
+    """A page of the package. Only its own scripts may run: the page names their hashes, all else is refused."""
     import jinja2
     from plotly.offline import get_plotlyjs
-
-    from sophia_mcore.report.charts import charts
-    from sophia_mcore.report.examples import examples, pack
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sophia_mcore.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    here = Path(__file__).parent / "page"
-    shown, images = examples(run, MAX_EXAMPLES)
-    return environment.get_template("page.html.jinja").render(
-        report=report,
-        charts=charts(run, report),
-        examples=pack({"examples": shown, "images": images}),
-        example_count=len(shown),
-        config_text=dump_toml(config),
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    script = "\n".join((_HERE / name).read_text() for name in scripts)
+    plotly = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")  # as the browser will read it
+    return environment.get_template(template).render(
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
         python=platform.python_version(),
-        style=(here / "page.css").read_text(),
-        script=(here / "page.js").read_text(),
-        plotly=get_plotlyjs(),
+        style=(_HERE / "page.css").read_text(),
+        script=script,
+        plotly=plotly,
+        script_hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),
+        **values,
     )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,39 +1,79 @@
-"""The report's charts, as plotly figures in JSON that the page draws."""
+"""The report's charts, as plotly figures in JSON that the page draws. With two runs the same charts lay them over."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.config.schema import Config
+from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
+from sophia_mcore.report.examples import in_script
+from sophia_mcore.report.reading import Problems, columns, records
+from sophia_mcore.score.reward import Candidate, visual_rewards
+from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.track.metrics import read_metrics
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#3b7dd8", "#d9822b", "#3a9d5d", "#8a8f98"
-_COLOURS = (_GREY, _BLUE, _GREEN, _ORANGE)
+_BLUE, _ORANGE, _GREEN, _GREY, _RED, _PURPLE = "#3b7dd8", "#d9822b", "#3a9d5d", "#8a8f98", "#c9544b", "#8a63c9"
+_COLOURS = (_GREY, _BLUE, _GREEN, _ORANGE, _PURPLE, _RED)
+_VERDICT_COLOURS = {"correct": _GREEN, "wrong": _RED, "no_answer": _GREY, "timeout": _ORANGE, "error": _PURPLE}
+_TRAINING = {
+    "loss": "Loss (of the objective)",
+    "logprob_kept": "Mean log-prob per token of the kept trajectories",
+    "gradient_norm": "Gradient norm",
+    "tokens_per_second": "Training tokens per second",
+    "learning_rate": "Learning rate",
+}
+_BINS = 60
 
 
-def charts(run: RunFolder, report: dict[str, Any]) -> list[dict[str, str]]:
-    """Charts for which the run has data: [{"id", "title", "figure": JSON}], in the order of the flow."""
-    figures: list[tuple[str, Any]] = []
-    for entry in report["rounds"]:
-        folder = run.round(entry["round"])
-        label = f"round {entry['round']}"
-        if "verdicts" in entry:
-            figures.append((f"Verdicts, {label}", _bars(entry["verdicts"], "trajectories")))
-        if entry.get("dropped"):
-            figures.append((f"Why trajectories were dropped, {label}", _bars(entry["dropped"], "trajectories")))
-        if folder.kept_file.is_file():
-            figures.append((f"Length of kept trajectories, {label}", _lengths(folder.kept_file)))
-        figures += [(f"{name}, {label}", figure) for name, figure in _training(folder.train / "metrics.jsonl")]
-    by_type = _by_type(report["evaluation"])
-    if by_type is not None:
-        figures.insert(0, ("pass@1 by answer type", by_type))
+@dataclass
+class Charted:
+    """One run to draw: its name in legends ("" when it is the only one), and its report."""
+
+    run: RunFolder
+    config: Config
+    report: dict[str, Any]
+    name: str = ""
+    problems: Problems = field(default_factory=Problems)
+
+
+def charts(runs: list[Charted]) -> list[dict[str, str]]:
+    """Charts for which there is data: [{"id", "title", "figure": JSON}], in the order of the flow."""
+    figures: list[tuple[str, Any]] = [("pass@1 by answer type, 95% intervals", _pass_at_1(runs, "by_answer_type"))]
+    for index in sorted({entry["round"] for charted in runs for entry in charted.report["rounds"]}):
+        label = f"round {index}"
+        figures += [(f"{title}, {label}", figure) for title, figure in _round_figures(runs, index)]
+    figures.append(("Time of each phase", _seconds(runs)))
     return [
-        {"id": f"chart-{i}", "title": title, "figure": json.dumps(json.loads(figure.to_json())).replace("<", "\\u003c")}
-        for i, (title, figure) in enumerate(figures)
+        {"id": f"chart-{i}", "title": title, "figure": in_script(json.loads(figure.to_json()))}
+        for i, (title, figure) in enumerate((title, figure) for title, figure in figures if figure is not None)
     ]
+
+
+def _round_figures(runs: list[Charted], index: int) -> list[tuple[str, Any]]:
+    drawn = []
+    entry: dict[str, Any]
+    for charted in runs:
+        entry = next((e for e in charted.report["rounds"] if e["round"] == index), {})
+        drawn.append((charted, charted.run.round(index), entry))
+    counted = {"verdicts": "Verdicts", "dropped": "Why trajectories were dropped"}
+    figures = [
+        (title, _bars([(charted.name, entry.get(name) or {}) for charted, _, entry in drawn], "trajectories"))
+        for name, title in counted.items()
+    ]
+    if len(runs) == 1:
+        figures.append(("Verdicts by answer type", _verdicts_by_type(drawn[0][2].get("verdicts_by_type", {}))))
+    rewards = [(charted.name, *_rewards(folder, charted)) for charted, folder, _ in drawn]
+    alpha = runs[0].config.reward.alpha
+    figures.append(("Visual reward of captions", _reward_figure([(n, caption) for n, caption, _ in rewards], alpha)))
+    outcomes = [(name, outcome) for name, _, outcome in rewards]
+    figures.append(("Outcome reward: share of right trajectories of a question", _reward_figure(outcomes, None)))
+    figures += _length_figures([(charted, folder) for charted, folder, _ in drawn])
+    lines = [(charted.name, _training(folder)) for charted, folder, _ in drawn]
+    figures += [(title, _curve(lines, name)) for name, title in _TRAINING.items()]
+    return figures
 
 
 def _figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> Any:
@@ -42,82 +82,174 @@ def _figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> Any:
     figure = go.Figure(traces)
     figure.update_layout(
         template="none",
-        height=280,
-        margin={"l": 60, "r": 20, "t": 10, "b": 45},
+        height=280 + 20 * (len(traces) > 4),
+        margin={"l": 60, "r": 20, "t": 10 + 20 * -(-len(traces) // 2) * (len(traces) > 1), "b": 45},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": _GREY},
         xaxis={"title": x, "gridcolor": "rgba(138,143,152,0.25)"},
         yaxis={"title": y, "gridcolor": "rgba(138,143,152,0.25)", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": 1.1},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        showlegend=len(traces) > 1,
         **layout,
     )
     return figure
 
 
-def _bars(counts: dict[str, int], unit: str) -> Any:
+def _bars(counts: list[tuple[str, dict[str, int]]], unit: str) -> Any:
     import plotly.graph_objects as go
 
-    names = sorted(counts, key=lambda name: -counts[name])
+    total: Counter[str] = Counter()
+    for _, mine in counts:
+        total.update(mine)
+    names = [name for name, _ in total.most_common()]
+    if not names:
+        return None
     labels = [name.replace("_", " ") for name in names]
-    return _figure(go.Bar(x=labels, y=[counts[n] for n in names], marker_color=_BLUE), y=unit)
+    traces = [
+        go.Bar(name=run, x=labels, y=[mine.get(n, 0) for n in names], marker_color=_colour(i))
+        for i, (run, mine) in enumerate(counts)
+    ]
+    return _figure(*traces, y=unit, barmode="group")
 
 
-def _lengths(kept_file: Path) -> Any:
-    import plotly.graph_objects as go
-    import pyarrow.parquet as pq
-
-    lengths = pq.read_table(kept_file, columns=["token_count"]).column(0).to_pylist()
-    counted = sorted(Counter(lengths).items())
-    if len(counted) <= 60:
-        trace = go.Bar(x=[c[0] for c in counted], y=[c[1] for c in counted], marker_color=_GREEN)
-    else:
-        trace = go.Histogram(x=lengths, nbinsx=60, marker_color=_GREEN)
-    return _figure(trace, x="tokens of the reasoner", y="kept trajectories")
+def _colour(index: int) -> str:
+    return (_BLUE, _ORANGE)[index % 2]
 
 
-def _training(metrics_file: Path) -> list[tuple[str, Any]]:
+def _verdicts_by_type(by_type: dict[str, dict[str, int]]) -> Any:
     import plotly.graph_objects as go
 
-    lines = [line for line in read_metrics(metrics_file) if line["phase"] == "train"]
-    shown = {
-        "loss": "Loss (filtered negative log-likelihood)",
-        "logprob_kept": "Mean log-prob per token of the kept trajectories",
-        "gradient_norm": "Gradient norm",
-        "tokens_per_second": "Training tokens per second",
-    }
-    found = []
-    for name, title in shown.items():
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    if not by_type:
+        return None
+    traces = [
+        go.Bar(
+            name=verdict.replace("_", " "),
+            x=list(by_type),
+            y=[counts.get(verdict, 0) for counts in by_type.values()],
+            marker_color=colour,
+        )
+        for verdict, colour in _VERDICT_COLOURS.items()
+        if any(verdict in counts for counts in by_type.values())
+    ]
+    return _figure(*traces, y="trajectories", barmode="stack")
+
+
+def _rewards(folder: RoundFolder, charted: Charted) -> tuple[list[float], list[float]]:
+    """Visual rewards of all (question, caption) pairs; shares of right trajectories of all questions."""
+    names = ["trajectory_id", "question_id", "caption_id", "verdict"]
+    rows = columns(folder.verdicts, Verdict, names, charted.problems)
+    candidates = [Candidate(t, q, c, 0, False, v) for t, q, c, v in zip(*rows.values(), strict=True)]
+    asked, right = Counter(c.question_id for c in candidates), Counter[str]()
+    right.update(c.question_id for c in candidates if c.verdict == "correct")
+    rewards = visual_rewards(candidates, charted.config.reward.broken)
+    return list(rewards.values()), [right[question] / asked[question] for question in asked]
+
+
+def _reward_figure(values: list[tuple[str, list[float]]], alpha: float | None) -> Any:
+    import plotly.graph_objects as go
+
+    if not any(rewards for _, rewards in values):
+        return None
+    steps = [i / 20 for i in range(21)]
+    traces = []
+    for i, (name, rewards) in enumerate(values):
+        counted = Counter(round(reward * 20) for reward in rewards)
+        traces.append(go.Bar(name=name, x=steps, y=[counted[n] for n in range(21)], marker_color=_colour(i)))
+    figure = _figure(*traces, x="reward", y="count", barmode="group")
+    if alpha is not None:
+        figure.add_vline(x=alpha, line={"color": _RED, "dash": "dash"}, annotation_text=f"alpha {alpha}")
+    return figure
+
+
+def _length_figures(drawn: list[tuple[Charted, RoundFolder]]) -> list[tuple[str, Any]]:
+    captions, right, others, kept = [], [], [], []
+    for charted, folder in drawn:
+        prefix, problems = f"{charted.name} " if charted.name else "", charted.problems
+        lengths = dict(zip(*columns(folder.trajectories, Trajectory, ["id", "tokens"], problems).values(), strict=True))
+        rows = columns(folder.verdicts, Verdict, ["trajectory_id", "verdict"], problems)
+        correct = {t for t, v in zip(*rows.values(), strict=True) if v == "correct"}
+        captions.append((f"{prefix}captions", columns(folder.captions, Caption, ["tokens"], problems)["tokens"]))
+        right.append((f"{prefix}correct", [n for t, n in lengths.items() if t in correct]))
+        others.append((f"{prefix}others", [n for t, n in lengths.items() if t not in correct]))
+        kept.append((f"{prefix}kept", [k.token_count for k in records(folder.kept_file, Kept, problems)]))
+    return [
+        ("Length of captions", _lengths(captions)),
+        ("Length of trajectories", _lengths(right + others)),
+        ("Length of kept trajectories", _lengths(kept)),
+    ]
+
+
+def _lengths(groups: list[tuple[str, list[int]]]) -> Any:
+    import plotly.graph_objects as go
+
+    groups = [group for group in groups if group[1]]
+    if not groups:
+        return None
+    low, high = min(min(n) for _, n in groups), max(max(n) for _, n in groups)
+    width = max(1, -(-(high - low + 1) // _BINS))
+    places = range(low, high + 1, width)
+    traces = []
+    for i, (name, lengths) in enumerate(groups):
+        counted = Counter((length - low) // width for length in lengths)
+        bars = [counted[n] for n in range(len(places))]
+        traces.append(go.Bar(name=name, x=list(places), y=bars, marker_color=_COLOURS[(i + 1) % len(_COLOURS)]))
+    return _figure(*traces, x="tokens of the sampling model", y="count", barmode="overlay", bargap=0.05).update_traces(
+        opacity=0.75 if len(traces) > 1 else 1.0
+    )
+
+
+def _training(folder: RoundFolder) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder.train / "metrics.jsonl") if line["phase"] == "train"]
+
+
+def _curve(runs: list[tuple[str, list[dict[str, Any]]]], name: str) -> Any:
+    import plotly.graph_objects as go
+
+    traces = []
+    for i, (run, lines) in enumerate(runs):
+        points = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), int | float)]
         if points:
-            trace = go.Scatter(x=[p[0] for p in points], y=[p[1] for p in points], mode="lines", line={"color": _BLUE})
-            found.append((title, _figure(trace, x="step")))
-    return found
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            traces.append(go.Scatter(name=run, x=x, y=y, mode="lines", line={"color": _colour(i)}))
+    return _figure(*traces, x="step") if traces else None
 
 
-def _by_type(evaluation: dict[str, Any]) -> Any:
+def _seconds(runs: list[Charted]) -> Any:
     import plotly.graph_objects as go
 
     traces: list[Any] = []
-    for index, (label, result) in enumerate(evaluation.items()):
-        for protocol, values in result.get("protocols", {}).items():
-            types = {"all": values, **values.get("by_answer_type", {})}
-            centre = [100 * v["pass_at_1"] for v in types.values()]
-            traces.append(
-                go.Bar(
-                    name=f"{label}, {protocol}",
-                    x=list(types),
-                    y=centre,
-                    marker={"color": _COLOURS[index % len(_COLOURS)], "pattern": {"shape": _pattern(len(traces))}},
-                    error_y={
-                        "array": [100 * v["ci95"][1] - c for v, c in zip(types.values(), centre, strict=True)],
-                        "arrayminus": [c - 100 * v["ci95"][0] for v, c in zip(types.values(), centre, strict=True)],
-                        "color": _GREY,
-                    },
+    for charted in runs:
+        for entry in charted.report["rounds"]:
+            if entry.get("seconds"):
+                label = f"{charted.name} round {entry['round']}".strip()
+                spent = entry["seconds"]
+                colour = _COLOURS[(len(traces) + 1) % len(_COLOURS)]
+                traces.append(go.Bar(name=label, x=list(spent), y=list(spent.values()), marker_color=colour))
+    return _figure(*traces, y="seconds", barmode="group") if traces else None
+
+
+def _pass_at_1(runs: list[Charted], split: str) -> Any:
+    import plotly.graph_objects as go
+
+    traces: list[Any] = []
+    for charted in runs:
+        for label, result in charted.report["evaluation"].items():
+            for protocol, values in result.get("protocols", {}).items():
+                types = {"all": values, **values.get(split, {})}
+                centre = [100 * v["pass_at_1"] for v in types.values()]
+                colour = _COLOURS[(len(traces) // 2) % len(_COLOURS)]
+                traces.append(
+                    go.Bar(
+                        name=f"{charted.name} {label}, {protocol}".strip(),
+                        x=list(types),
+                        y=centre,
+                        marker={"color": colour, "pattern": {"shape": ("", "/")[len(traces) % 2]}},
+                        error_y={
+                            "array": [100 * v["ci95"][1] - c for v, c in zip(types.values(), centre, strict=True)],
+                            "arrayminus": [c - 100 * v["ci95"][0] for v, c in zip(types.values(), centre, strict=True)],
+                            "color": _GREY,
+                        },
+                    )
                 )
-            )
     return _figure(*traces, y="pass@1, %, 95% interval", barmode="group") if traces else None
-
-
-def _pattern(index: int) -> str:
-    return ("", "/")[index % 2]

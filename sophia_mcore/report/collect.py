@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import results
-from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import shard_files
+from sophia_mcore.records import Caption, Trajectory, Verdict
+from sophia_mcore.report.reading import Problems, columns, read_json
+from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.track.metrics import read_metrics
 
 _SUMMARY_FIELDS = ("questions", "captions", "trajectories", "kept", "caption_reward_mean")
 
 
-def collect(config: Config, run: RunFolder) -> dict[str, Any]:
+def collect(config: Config, run: RunFolder, problems: Problems | None = None) -> dict[str, Any]:
     """The content of report.json.
 
     {"run", "rounds": [{"round", "questions", "captions", "trajectories", "kept", "caption_reward_mean",
-    "tokens_generated", "verdicts", "dropped", "train": {"steps", "loss_first", "loss_last", ...}}],
+    "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "dropped", "seconds": {phase: seconds},
+    "train": {"steps", "loss_first", "loss_last", ...}}],
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
-    A part that is not there yet is absent and named in "missing".
+    A part that is not there yet is absent and named in "missing", and so is a damaged file.
     """
+    problems = problems or Problems()
     missing: list[str] = []
     rounds = []
+    seconds = _seconds(run.metrics_file)
     for index in range(max(config.run.rounds, _rounds_begun(run))):
-        entry = _round(run, index, missing)
+        entry = _round(run, index, missing, problems)
+        if seconds.get(index):
+            entry["seconds"] = seconds[index]
         if len(entry) > 1 or index == 0:
             rounds.append(entry)
-    evaluation = results(run, config)
+    try:
+        evaluation = results(run, config)
+    except SophiaError as error:
+        problems.add(str(error))
+        evaluation = {}
     for label in ["base"] * config.evaluate.evaluate_base + [f"round-{r['round']}" for r in rounds]:
         if config.evaluate.questions and label not in evaluation:
             missing.append(f"evaluation of {label}")
+    missing += problems.lines
     return {"run": config.run.name, "rounds": rounds, "evaluation": evaluation, "missing": missing}
 
 
@@ -42,19 +55,35 @@ def _rounds_begun(run: RunFolder) -> int:
     return count
 
 
-def _round(run: RunFolder, index: int, missing: list[str]) -> dict[str, Any]:
+def _seconds(metrics_file: Path) -> dict[int, dict[str, float]]:
+    """Seconds of each phase by round; a phase that was started several times has the sum."""
+    spent: dict[int, dict[str, float]] = defaultdict(dict)
+    for line in read_metrics(metrics_file):
+        value = line.get("seconds")
+        if isinstance(value, int | float):
+            phases = spent[line["step"]]
+            phases[line["phase"]] = round(phases.get(line["phase"], 0.0) + value, 3)
+    return dict(spent)
+
+
+def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -> dict[str, Any]:
     folder = run.round(index)
     entry: dict[str, Any] = {"round": index}
-    kept = read_json(folder.kept_summary_file)
+    captions = columns(folder.captions, Caption, ["tokens"], problems)["tokens"]
+    trajectories = columns(folder.trajectories, Trajectory, ["tokens"], problems)["tokens"]
+    kept = read_json(folder.kept_summary_file, problems)
     if kept is None:
+        so_far = {"captions": len(captions), "trajectories": len(trajectories)}
+        entry.update({name: count for name, count in so_far.items() if count})
         missing.append(f"round {index}: verdicts and kept trajectories")
+        missing += [f"round {index}: {name}" for name, count in so_far.items() if not count]
     else:
         entry.update({name: kept[name] for name in _SUMMARY_FIELDS if name in kept})
-        entry.update({name: kept[name] for name in ("verdicts", "dropped") if name in kept})
-    tokens = sum(count_tokens(shards) for shards in (folder.captions, folder.trajectories))
-    if tokens:
-        entry["tokens_generated"] = tokens
-    train = read_json(folder.train / "summary.json")
+        entry.update({name: kept[name] for name in ("verdicts", "dropped", "verifier_versions") if name in kept})
+    if captions or trajectories:
+        entry["tokens_generated"] = sum(captions) + sum(trajectories)
+    entry.update(_grading(folder, problems))
+    train = read_json(folder.train / "summary.json", problems)
     if train is None:
         missing.append(f"round {index}: training")
     else:
@@ -62,25 +91,18 @@ def _round(run: RunFolder, index: int, missing: list[str]) -> dict[str, Any]:
     return entry
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None when it is absent or damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def count_tokens(folder: Path) -> int:
-    """Tokens sampled into the Parquet shards of ``folder``; only that column is read."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    total = 0
-    for shard in shard_files(folder) if folder.is_dir() else ():
-        try:
-            lengths = pc.list_value_length(pq.read_table(shard, columns=["token_ids"]).column(0))
-        except (OSError, ValueError):
-            continue  # a damaged shard is the store's to report, not the report's to die of
-        total += int(pc.sum(lengths).as_py() or 0)
-    return total
+def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:
+    """Verdict counts by the answer type that the grader used, and what another verifier version said differently."""
+    found: dict[str, Any] = {}
+    verdicts = columns(folder.verdicts, Verdict, ["answer_type", "verdict"], problems)
+    by_type: dict[str, dict[str, int]] = {}
+    for answer_type, verdict in zip(verdicts["answer_type"], verdicts["verdict"], strict=True):
+        counts = by_type.setdefault(answer_type or "untyped", {})
+        counts[verdict] = counts.get(verdict, 0) + 1
+    if by_type:
+        found["verdicts_by_type"] = {name: dict(sorted(by_type[name].items())) for name in sorted(by_type)}
+    changes = read_json(folder.path / "verdict_changes.json", problems)
+    if changes is not None:
+        kept = ("old_version", "new_version", "compared", "changed")
+        found["verdict_changes"] = {name: changes[name] for name in kept if name in changes}
+    return found

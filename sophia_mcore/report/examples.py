@@ -1,4 +1,7 @@
-"""The browser of single examples: image -> captions with rewards -> trajectories with verdicts, the kept one marked."""
+"""The browser of single examples: image -> captions with rewards -> trajectories with verdicts, the kept one marked.
+
+The page holds them in blocks that it unpacks when they are looked at, and an index with what the filters ask.
+"""
 
 from __future__ import annotations
 
@@ -7,107 +10,213 @@ import gzip
 import io
 import json
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+from sophia_mcore.config.schema import Reward
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.evaluate.results import answer_type
 from sophia_mcore.records import Caption, Kept, Question, Trajectory, Verdict
-from sophia_mcore.score.reward import visual_rewards
+from sophia_mcore.report.reading import Problems, columns, read_json, records
+from sophia_mcore.score.reward import BROKEN, Candidate, visual_rewards
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_folder, read_shard, shard_files
+from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.store.shards import read_metadata, shard_files
 
-_THUMBNAIL_PIXELS = 384
-_MAX_TEXT = 20_000  # longer texts are cut in the page; the store has them whole
+BLOCK_SIZE = 50
+FLAGS = ("kept", "none", "wrong", "broken", "rewarded", "captions", "verifiers")  # bit i of an example's flags
+_MAX_TEXT = 20_000  # characters of one text in the page; the store has it whole
+_MIN_TEXT = 300
+_ALL_TEXTS = 60_000_000  # characters of all trajectories in the page: many are cut shorter each
+_IMAGE_PIXELS = ((1_000, 384), (4_000, 256))  # up to so many questions: side of a thumbnail
+_SMALL_PIXELS = 160
 
 
-def examples(run: RunFolder, limit: int, round_index: int = 0) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The first ``limit`` questions with all that was made of them, and their images as data URLs by digest."""
-    if not run.questions_file.is_file():
-        return [], {}
-    questions = read_shard(run.questions_file, Question)[:limit]
-    folder = run.round(round_index)
-    captions: dict[tuple[str, ...], list[Caption]] = defaultdict(list)
-    for caption in _read(folder.captions, Caption):
-        captions[caption.images].append(caption)
-    trajectories: dict[tuple[str, str], list[Trajectory]] = defaultdict(list)
-    for trajectory in _read(folder.trajectories, Trajectory):
-        trajectories[trajectory.question_id, trajectory.caption_id].append(trajectory)
-    verdicts = {verdict.trajectory_id: verdict for verdict in _read(folder.verdicts, Verdict)}
-    rewards = visual_rewards(verdicts.values())
-    kept_file = folder.kept_file
-    kept = {k.trajectory_id for k in read_shard(kept_file, Kept)} if kept_file.is_file() else set()
+@dataclass
+class Browser:
+    """What the page needs: ``index`` (columns), and per block the packed examples and its images as data URLs."""
+
+    index: dict[str, Any]
+    blocks: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.index["flags"])
+
+
+def browser(run: RunFolder, rounds: list[int], limit: int, reward: Reward, problems: Problems) -> Browser:
+    """The first ``limit`` questions of the rounds (shared evenly) with all that was made of them."""
+    questions = records(run.questions_file, Question, problems)
+    shown: list[dict[str, Any]] = []
+    share = limit // max(1, len(rounds))
+    for index in rounds:
+        shown += _round_examples(run.round(index), index, questions[:share], reward, problems)
+    types = sorted({example["type"] for example in shown})
+    result = Browser(
+        {
+            "block": BLOCK_SIZE,
+            "names": list(FLAGS),
+            "flags": [example.pop("flags") for example in shown],
+            "types": types,
+            "type": [types.index(example["type"]) for example in shown],
+            "round": [example["round"] for example in shown],
+        }
+    )
+    side = next((pixels for most, pixels in _IMAGE_PIXELS if len(shown) <= most), _SMALL_PIXELS)
+    store = _open_images(run, problems)
+    unreadable: list[str] = []
+    for start in range(0, len(shown), BLOCK_SIZE):
+        block = shown[start : start + BLOCK_SIZE]
+        result.blocks.append(pack(block))
+        digests = sorted({digest for example in block for digest in example["images"]})
+        result.images.append(in_script(_thumbnails(store, digests, side, unreadable) if store else {}))
+    if unreadable:
+        problems.add(f"{len(unreadable)} images cannot be shown: {unreadable[0]}")
+    return result
+
+
+def _open_images(run: RunFolder, problems: Problems) -> ImageStore | None:
+    try:
+        return ImageStore(run.images)
+    except SophiaError as error:
+        problems.add(str(error))
+        return None
+
+
+def _round_examples(
+    folder: RoundFolder, index: int, questions: list[Question], reward: Reward, problems: Problems
+) -> list[dict[str, Any]]:
+    captions = _captions(folder, problems)
+    names = ["trajectory_id", "question_id", "caption_id", "verdict", "extracted"]
+    columns_of_verdicts = columns(folder.verdicts, Verdict, names, problems, lambda _, text: text[:500])
+    verdicts = {row[0]: row for row in zip(*columns_of_verdicts.values(), strict=True)}
+    candidates = (Candidate(row[0], row[1], row[2], 0, False, row[3]) for row in verdicts.values())
+    rewards = visual_rewards(candidates, reward.broken)
+    kept = {k.trajectory_id for k in records(folder.kept_file, Kept, problems)}
+    trajectories = _trajectories(folder, kept, verdicts, problems)
+    changes = read_json(folder.path / "verdict_changes.json") or {}
+    disputed = {e.get("id"): e.get("old") for e in changes.get("examples", []) if isinstance(e, dict)}
     shown = []
     for question in questions:
-        made = [
-            {
-                "text": _cut(caption.text),
-                "reward": rewards.get((question.id, caption.id)),
-                "trajectories": [
-                    _trajectory(t, verdicts.get(t.id), t.id in kept)
-                    for t in sorted(trajectories[question.id, caption.id], key=lambda t: t.index)
-                ],
-            }
-            for caption in sorted(captions.get(question.images, ()), key=lambda c: c.index)
-        ]
+        made = []
+        for caption_id, text in captions.get(question.images, ()):
+            answers = trajectories.get((question.id, caption_id), [])
+            for answer in answers:
+                if answer["id"] in disputed:
+                    answer["before"] = disputed[answer["id"]]
+            made.append({"text": text, "reward": rewards.get((question.id, caption_id)), "trajectories": answers})
         shown.append(
             {
                 "id": question.id,
-                "question": _cut(question.question),
-                "answer": question.answer,
-                "type": question.answer_type,
+                "round": index,
+                "question": _cut(question.question, _MAX_TEXT),
+                "options": [_cut(option, _MAX_TEXT) for option in question.options],
+                "answer": _cut(question.answer, _MAX_TEXT),
+                "type": answer_type(question),
+                "source": question.source,
                 "images": list(question.images),
                 "captions": made,
+                "flags": _flags(made, reward.alpha),
             }
         )
-    return shown, _thumbnails(run, {digest for question in questions for digest in question.images})
+    return shown
 
 
-def _read(folder: Any, record_type: type) -> list[Any]:
-    """All whole shards of a folder; a damaged one is left out, for a report must not die of it."""
-    try:
-        return list(read_folder(folder, record_type)) if folder.is_dir() else []
-    except SophiaError:
-        found: list[Any] = []
-        for shard in shard_files(folder):
-            try:
-                found += read_shard(shard, record_type)
-            except SophiaError:
-                continue
-        return found
+def _captions(folder: RoundFolder, problems: Problems) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+    """(id, text) of the captions of each image set, in the order of k."""
+    found = columns(folder.captions, Caption, ["images", "index", "id", "text"], problems, _limit(_MAX_TEXT))
+    captions: dict[tuple[str, ...], list[tuple[int, str, str]]] = defaultdict(list)
+    for images, position, caption, text in zip(*found.values(), strict=True):
+        captions[tuple(images)].append((position, caption, text))
+    return {images: [(name, text) for _, name, text in sorted(made)] for images, made in captions.items()}
 
 
-def _trajectory(trajectory: Trajectory, verdict: Verdict | None, kept: bool) -> dict[str, Any]:
-    return {
-        "text": _cut(trajectory.text),
-        "tokens": len(trajectory.token_ids),
-        "finish": trajectory.finish_reason,
-        "verdict": verdict.verdict if verdict else "",
-        "extracted": verdict.extracted[:500] if verdict else "",
+def _trajectories(
+    folder: RoundFolder, kept: set[str], verdicts: dict[str, tuple[str, ...]], problems: Problems
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    limit = min(_MAX_TEXT, max(_MIN_TEXT, _ALL_TEXTS // max(1, _rows(folder))))
+    names = ["id", "question_id", "caption_id", "index", "text", "tokens", "finish_reason"]
+    found = columns(folder.trajectories, Trajectory, names, problems, _limit(limit))
+    made: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for name, question, caption, position, text, tokens, finish in zip(*found.values(), strict=True):
+        verdict = verdicts.get(name)
+        trajectory = {
+            "id": name,
+            "text": text,
+            "tokens": tokens,
+            "finish": finish,
+            "verdict": verdict[3] if verdict else "",
+            "extracted": verdict[4] if verdict else "",
+        }
+        if name in kept:
+            trajectory["kept"] = True
+        made[question, caption].append((position, trajectory))
+    return {pair: [t for _, t in sorted(rows, key=lambda row: row[0])] for pair, rows in made.items()}
+
+
+def _rows(folder: RoundFolder) -> int:
+    rows = 0
+    for shard in shard_files(folder.trajectories) if folder.trajectories.is_dir() else ():
+        try:
+            rows += read_metadata(shard)["rows"]
+        except SophiaError:
+            continue  # named when its rows are read
+    return rows
+
+
+def _flags(captions: list[dict[str, Any]], alpha: float) -> int:
+    made = [t for caption in captions for t in caption["trajectories"]]
+    judged = [t for t in made if t["verdict"]]
+    rewards = [caption["reward"] for caption in captions if caption["reward"] is not None]
+    kept = any("kept" in t for t in made)
+    holds = {
         "kept": kept,
+        "none": not kept,
+        "wrong": bool(judged) and all(t["verdict"] != "correct" for t in judged),
+        "broken": any(t["verdict"] in BROKEN for t in judged),
+        "rewarded": any(
+            (caption["reward"] or 0) > alpha
+            and any(t["verdict"] not in ("correct", "") for t in caption["trajectories"])
+            for caption in captions
+        ),
+        "captions": bool(rewards) and min(rewards) == 0 and max(rewards) == 1,
+        "verifiers": any("before" in t for t in made),
     }
+    return sum(1 << bit for bit, name in enumerate(FLAGS) if holds[name])
 
 
-def _cut(text: str) -> str:
-    left_out = len(text) - _MAX_TEXT
-    return text if left_out <= 0 else f"{text[:_MAX_TEXT]} ... [{left_out:,} more characters in the store]"
+def _limit(characters: int) -> Callable[[str, str], str]:
+    return lambda name, text: _cut(text, characters) if name == "text" else text
 
 
-def _thumbnails(run: RunFolder, digests: set[str]) -> dict[str, str]:
+def _cut(text: str, most: int) -> str:
+    """``text``, or its head and tail (the answer stands at the end) with a word on what is between them."""
+    left_out = len(text) - most
+    if left_out <= 0:
+        return text
+    half = most // 2
+    return f"{text[:half]} [... {left_out:,} more characters in the store ...] {text[-half:]}"
+
+
+def _thumbnails(store: ImageStore, digests: list[str], side: int, unreadable: list[str]) -> dict[str, str]:
     from sophia_mcore.data.images import decode
 
-    store, urls = ImageStore(run.images), {}
-    for digest in sorted(digests):
+    urls = {}
+    for digest in digests:
         try:
             image = decode(store.get(digest))
-        except (SophiaError, OSError, KeyError):
+        except (SophiaError, OSError, KeyError) as error:
+            unreadable.append((str(error).splitlines() or ["unreadable"])[0])
             continue
-        image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
         if max(image.size) <= 64:
             image.save(buffer, "PNG", optimize=True)
             kind = "png"
         else:
-            image.save(buffer, "JPEG", quality=80)
+            image.save(buffer, "JPEG", quality=80 if side > _SMALL_PIXELS else 70)
             kind = "jpeg"
         urls[digest] = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return urls
@@ -115,4 +224,9 @@ def _thumbnails(run: RunFolder, digests: set[str]) -> dict[str, str]:
 
 def pack(value: object) -> str:
     """JSON, gzipped, base64: no character of it can end a script block, and it is small."""
-    return base64.b64encode(gzip.compress(json.dumps(value).encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(json.dumps(value).encode(), compresslevel=6, mtime=0)).decode()
+
+
+def in_script(value: object) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or open a comment."""
+    return json.dumps(value).replace("<", "\\u003c")

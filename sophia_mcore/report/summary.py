@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sophia_mcore.report.collect import read_json
+from sophia_mcore.report.reading import read_json
 from sophia_mcore.store.layout import RunFolder
 
 

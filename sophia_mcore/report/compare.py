@@ -1,0 +1,129 @@
+"""Two runs side by side: settings that differ, pass@1 with the interval of the difference, questions that flipped."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.evaluate.statistics import Z95
+from sophia_mcore.records import Answer, Question
+from sophia_mcore.report.build import render
+from sophia_mcore.report.charts import Charted, charts
+from sophia_mcore.report.collect import collect
+from sophia_mcore.report.reading import Problems, columns, records
+from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.runs import redact
+
+MAX_FLIPS = 200  # questions listed per model and protocol
+_MAX_TEXT = 2_000
+
+Answers = dict[str, tuple[float, str]]  # question id -> share of right samples, an extracted answer
+
+
+def write_comparison(first: tuple[RunFolder, Config], second: tuple[RunFolder, Config], target: Path) -> Path:
+    """Write the page that compares two runs to ``target`` and return it. Damaged parts are named on the page."""
+    runs = [_charted(*first, "A"), _charted(*second, "B")]
+    pairs = compare_answers(runs[0], runs[1])
+    missing = [f"{charted.name}: {line}" for charted in runs for line in charted.report["missing"]]
+    missing += [f"{c.name}: {line}" for c in runs for line in c.problems.lines if line not in c.report["missing"]]
+    page = render(
+        "compare.html.jinja",
+        ["page.js"],
+        runs=runs,
+        pairs=pairs,
+        settings=differing_settings(first[1], second[1]),
+        missing=missing,
+        charts=charts(runs),
+    )
+    write_text(target, page)
+    return target
+
+
+def _charted(run: RunFolder, config: Config, name: str) -> Charted:
+    problems = Problems()
+    return Charted(run, config, collect(config, run, problems), name, problems)
+
+
+def differing_settings(first: Config, second: Config) -> list[tuple[str, str, str]]:
+    """(key, value in the first, value in the second) of every setting that differs; "-" where one has none."""
+
+    def flat(tree: Any, path: str = "") -> dict[str, str]:
+        if isinstance(tree, dict):
+            return {k: v for name, child in tree.items() for k, v in flat(child, f"{path}{name}.").items()}
+        return {path.removesuffix("."): redact(str(tree))}
+
+    before, after = (flat(config.model_dump(mode="json", exclude_none=True)) for config in (first, second))
+    return [
+        (key, before.get(key, "-"), after.get(key, "-"))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def compare_answers(first: Charted, second: Charted) -> list[dict[str, Any]]:
+    """For each model and protocol that both runs have answers of: counts of questions by who is right, and flips.
+
+    The difference B - A is paired by question (id and text): mean of the differences, with the normal 95% interval
+    of a mean of paired differences.
+    """
+    questions = [
+        {q.id: q for q in records(c.run.evaluation_questions_file, Question, c.problems)} for c in (first, second)
+    ]
+    common = {
+        name: question
+        for name, question in questions[0].items()
+        if name in questions[1]
+        and (questions[1][name].question, questions[1][name].images) == (question.question, question.images)
+    }
+    pairs = []
+    for label in first.report["evaluation"]:
+        for protocol in first.report["evaluation"][label]["protocols"]:
+            answers = [_answers(charted, label, protocol) for charted in (first, second)]
+            both = [name for name in common if name in answers[0] and name in answers[1]]
+            if both:
+                pair = _pair(both, answers[0], answers[1], common)
+                pairs.append({"label": label, "protocol": protocol} | pair)
+    return pairs
+
+
+def _answers(charted: Charted, label: str, protocol: str) -> Answers:
+    names = ["question_id", "verdict", "extracted"]
+    rows = columns(charted.run.evaluation(label, protocol), Answer, names, charted.problems)
+    grouped: dict[str, list[tuple[bool, str]]] = defaultdict(list)
+    for question, verdict, extracted in zip(*rows.values(), strict=True):
+        grouped[question].append((verdict == "correct", extracted[:_MAX_TEXT]))
+    return {q: (sum(right for right, _ in made) / len(made), made[0][1]) for q, made in grouped.items()}
+
+
+def _pair(both: list[str], first: Answers, second: Answers, questions: dict[str, Question]) -> dict[str, Any]:
+    differences = [second[name][0] - first[name][0] for name in both]
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
+    half = Z95 * math.sqrt(variance / n)
+    flips = [name for name, difference in zip(both, differences, strict=True) if difference]
+    return {
+        "n": n,
+        "a": math.fsum(first[name][0] for name in both) / n,
+        "b": math.fsum(second[name][0] for name in both) / n,
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "better": sum(d > 0 for d in differences),
+        "worse": sum(d < 0 for d in differences),
+        "flips": [
+            {
+                "id": name,
+                "question": questions[name].question[:_MAX_TEXT],
+                "answer": questions[name].answer[:_MAX_TEXT],
+                "a": first[name],
+                "b": second[name],
+            }
+            for name in flips[:MAX_FLIPS]
+        ],
+        "flips_in_all": len(flips),
+    }

@@ -1,0 +1,87 @@
+"""Columns of a run's shards for people: whole shards are read, damaged ones are named and passed over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.shards import read_shard, read_table, shard_files
+
+Columns = dict[str, list[Any]]
+
+
+class Problems:
+    """What could not be read, each named once, in the order it was met."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        """Note one problem."""
+        if line not in self.lines:
+            self.lines.append(line)
+
+
+def columns(
+    folder: Path,
+    record_type: type,
+    names: Sequence[str],
+    problems: Problems,
+    shorten: Callable[[str, str], str] | None = None,
+) -> Columns:
+    """The named columns of all whole shards of ``folder``, shard after shard; "tokens" counts token_ids.
+
+    ``shorten(name, text)`` is applied to every text while it is read, so that long ones never pile up.
+    """
+    found: Columns = {name: [] for name in names}
+    stored = ["token_ids" if name == "tokens" else name for name in names]
+    for shard in shard_files(folder) if folder.is_dir() else ():
+        try:
+            table = read_table(shard, record_type, columns=stored)
+        except SophiaError as error:
+            problems.add(str(error))
+            continue
+        for name in names:
+            found[name] += _values(table, name, shorten)
+    return found
+
+
+def _values(table: Any, name: str, shorten: Callable[[str, str], str] | None) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name == "tokens":
+        return pc.list_value_length(table.column("token_ids")).to_pylist()
+    column = table.column(name)
+    if shorten is not None and column.type == pa.string():
+        return [shorten(name, value.as_py()) for value in column]
+    return column.to_pylist()
+
+
+def records(path: Path, record_type: type, problems: Problems) -> list[Any]:
+    """Records of one shard; [] when it is not there (yet) or damaged, the latter named."""
+    if not path.is_file():
+        return []
+    try:
+        return read_shard(path, record_type)
+    except SophiaError as error:
+        problems.add(str(error))
+        return []
+
+
+def read_json(path: Path, problems: Problems | None = None) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None when it is absent or damaged (the latter named)."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        if problems is not None:
+            problems.add(f"{path} is damaged: not a JSON object")
+        return None
+    return value

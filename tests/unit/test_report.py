@@ -1,0 +1,173 @@
+"""The report says what a run holds, survives damage, and lets no text of a model out of its place."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_world import HOSTILE, make_finished_run
+
+pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
+
+from sophia_mcore.report.build import write_report
+from sophia_mcore.report.compare import differing_settings, write_comparison
+from sophia_mcore.report.examples import FLAGS
+from sophia_mcore.store.layout import RunFolder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Any]:
+    return make_finished_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture
+def run(finished: tuple[RunFolder, Any], tmp_path: Path) -> tuple[RunFolder, Any]:
+    shutil.copytree(finished[0].path, tmp_path / "run")
+    return RunFolder(tmp_path / "run"), finished[1]
+
+
+def examples_of(page: str) -> list[dict[str, Any]]:
+    blocks = re.findall(r'data-block="\d+">([^<]*)</script>', page)
+    return [e for block in blocks for e in json.loads(gzip.decompress(base64.b64decode(block)))]
+
+
+def index_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="index">([^<]*)</script>', page)
+    assert found
+    return json.loads(found[1])
+
+
+def flagged(page: str, name: str) -> set[str]:
+    bit = 1 << FLAGS.index(name)
+    flags = index_of(page)["flags"]
+    return {e["id"] for e, mine in zip(examples_of(page), flags, strict=True) if mine & bit}
+
+
+def test_a_finished_run_is_told_whole(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    page = write_report(config, folder).read_text()
+    report = json.loads(folder.report_json.read_text())
+    assert report["missing"] == []
+    (entry,) = report["rounds"]
+    assert entry["kept"] == 29 and entry["seconds"] == {"captions": 12.5, "reasoning": 12.5, "train": 12.5}
+    assert entry["verdicts_by_type"] == {"integer": {"correct": 59, "wrong": 61}}
+    base = report["evaluation"]["base"]["protocols"]["paper"]
+    assert base["by_answer_type"]["integer"]["pass_at_1"] == 0.2
+    for title in ("Visual reward of captions", "Why trajectories were dropped", "Length of trajectories",
+                  "Gradient norm", "Time of each phase", "pass@1 by answer type"):  # fmt: skip
+        assert title in page
+    shown = {e["id"]: e for e in examples_of(page)}
+    assert len(shown) == 30
+    good, bad = shown["q5"]["captions"]
+    assert (good["reward"], bad["reward"]) == (1.0, 0.0)
+    assert [t.get("kept", False) for t in good["trajectories"]] == [True, False]
+    assert flagged(page, "wrong") == {"q2"} == flagged(page, "none")
+    assert flagged(page, "captions") == set(shown) - {"q2", "q3"}
+    assert flagged(page, "rewarded") == flagged(page, "broken") == flagged(page, "verifiers") == set()
+
+
+def test_disagreeing_verifier_versions_are_shown(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    page = write_report(config, folder).read_text()
+    disputed = examples_of(page)[7]["captions"][0]["trajectories"][1]["id"]
+    changes = {
+        "old_version": "<old>",
+        "new_version": "2",
+        "compared": 120,
+        "changed": [{"old": "wrong", "new": "correct", "count": 1}],
+        "examples": [{"id": disputed, "old": "wrong", "new": "correct"}],
+    }
+    (folder.round(0).path / "verdict_changes.json").write_text(json.dumps(changes))
+    page = write_report(config, folder).read_text()
+    assert flagged(page, "verifiers") == {"q7"}
+    assert "1 of 120 verdicts differ" in page and "&lt;old&gt;" in page
+
+
+def test_texts_of_models_are_never_markup(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    page = write_report(config, folder).read_text()
+    assert HOSTILE in examples_of(page)[3]["captions"][0]["text"]  # whole, in the packed data
+    without_plotly = page[: page.rindex("<script>")]
+    for part in ("window.hacked", "onerror", "\u202e"):
+        assert part not in without_plotly
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy and "script-src 'sha256-" in policy[1] and "unsafe-eval" not in policy[1]
+    assert "unsafe-inline" not in policy[1].split("script-src")[1]
+    assert not re.search(r'(?:src|href)="(?!#|data:)', without_plotly)  # nothing from outside
+
+
+def test_a_megabyte_line_is_cut_in_the_middle(tmp_path: Path) -> None:
+    from sophia_mcore.report.examples import _cut
+
+    text = _cut("a" * 1_000_000 + "end", 20_000)
+    assert len(text) < 20_100 and text.endswith("end") and "980,003 more characters" in text
+
+
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        ("round-0/trajectories/000001-b.parquet", "round-0/trajectories/000001-b.parquet"),
+        ("round-0/verdicts", "round-0/verdicts"),
+        ("round-0/captions/000000-a.parquet", "captions/000000-a.parquet"),
+        ("round-0/kept.parquet", "kept.parquet"),
+        ("round-0/kept.json", "kept.json is damaged"),
+        ("round-0/train/summary.json", "summary.json is damaged"),
+        ("questions.parquet", "questions.parquet"),
+        ("evaluation/base/paper/000000-a.parquet", "evaluation/base/paper/000000-a.parquet"),
+        ("images", "images"),
+    ],
+)
+def test_damage_is_named_and_the_rest_is_shown(run: tuple[RunFolder, Any], damaged: str, words: str) -> None:
+    folder, config = run
+    path = folder.path / damaged
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2 :] = b"\x00" * (len(data) - len(data) // 2)
+        file.write_bytes(data)
+    page = write_report(config, folder).read_text()
+    missing = json.loads(folder.report_json.read_text())["missing"]
+    assert any(words in line for line in missing), missing
+    assert 'id="missing"' in page and "Not there (yet)" in page
+    assert damaged == "questions.parquet" or len(examples_of(page)) == 30
+
+
+def test_an_unfinished_run_shows_what_is_there(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    for gone in (folder.round(0).verdicts, folder.round(0).train, folder.path / "evaluation"):
+        shutil.rmtree(gone)
+    folder.round(0).kept_file.unlink()
+    folder.round(0).kept_summary_file.unlink()
+    page = write_report(config, folder).read_text()
+    report = json.loads(folder.report_json.read_text())
+    assert report["rounds"][0]["trajectories"] == 120
+    assert {"round 0: training", "round 0: verdicts and kept trajectories"} <= set(report["missing"])
+    assert examples_of(page)[5]["captions"][0]["reward"] is None
+
+
+def test_two_runs_are_compared_question_by_question(run: tuple[RunFolder, Any], tmp_path: Path) -> None:
+    first, config = run
+    second, _ = make_finished_run(tmp_path / "second")
+    shutil.rmtree(second.evaluation("round-0", "paper"))
+    shutil.copytree(second.evaluation("base", "paper"), second.evaluation("round-0", "paper"))
+    other = config.model_copy(update={"reward": config.reward.model_copy(update={"alpha": 0.5})})
+    target = write_comparison((first, config), (second, other), tmp_path / "out" / "compare.html")
+    page = target.read_text()
+    row = re.search(r"<tr><td>round-0</td><td>paper</td>(.*?)</tr>", page, re.DOTALL)
+    assert row and re.findall(r">([^<>\n]+)</td>", row[1]) == [
+        "80.0%",
+        "20.0%",
+        "-60.0",
+        "-82.0 to -38.0",
+        "0",
+        "12",
+        "20",
+    ]
+    assert "round-0, paper: 12 questions" in page and "&lt;b&gt;99" in page
+    assert differing_settings(config, other) == [("reward.alpha", "0.75", "0.5")]
+    assert "reward.alpha" in page
