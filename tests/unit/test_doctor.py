@@ -1,0 +1,110 @@
+"""The doctor never crashes, names what is missing with its cost, and refuses a configuration with the reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.doctor import environments, machine, rows, storage
+from sophia_mcore.launch.doctor.command import doctor, examine
+from sophia_mcore.launch.doctor.rows import Row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def by_name(found: list[Row]) -> dict[str, Row]:
+    return {row.name: row for row in found}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(
+        '[run]\nname = "x"\nfolder = "runs/x"\n[models]\npolicy = "policy"\nreasoner = "reasoner"\n'
+        '[[data.questions]]\nkind = "jsonl"\npath = "questions.jsonl"\n'
+        '[train]\nfp8 = "tensorwise"\n[track]\ntracking_uri = "http://me:hunter2@127.0.0.1:9"\n'
+    )
+    return load_config(tmp_path / "run.toml")
+
+
+def test_a_bare_machine_is_described_without_a_crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi, no Slurm, no munge
+    monkeypatch.chdir(tmp_path)  # and no environment
+    found = by_name(examine(None))
+    for name in ("GPUs", "Slurm", "munge", "rollout environment", "vLLM", "ModelOpt"):
+        assert found[name].state == "missing" and found[name].cost and found[name].remedy, name
+    assert found["atomic rename"].state == found["hard links"].state == found["file locks"].state == "ok"
+    doctor(None, Console(file=io.StringIO()))  # without a configuration nothing is refused
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_cannot_run_is_refused_with_all_reasons(config: Config) -> None:
+    output = io.StringIO()
+    with pytest.raises(SophiaError) as caught:
+        doctor(config, Console(file=output, width=300))
+    for words in ("models.policy: policy: no such model directory", "questions.jsonl: no such file", "train.fp8"):
+        assert words in str(caught.value)
+    assert "MLflow" not in str(caught.value)  # a server that is down stops nothing
+    assert "hunter2" not in output.getvalue()
+    found = by_name(examine(config))
+    assert found["MLflow server"].state == "warning" and "metrics.jsonl" in found["MLflow server"].cost
+
+
+def test_gpus_are_counted_against_the_processes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"nvidia-smi": "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54\n" * 2}
+
+    def ask(*command: str) -> str | None:
+        return "GPU0 X NV18\nGPU1 NV18 X" if "topo" in command else answers.get(command[0])
+
+    monkeypatch.setattr(machine, "ask", ask)
+    wide = config.model_copy(update={"parallel": config.parallel.model_copy(update={"tensor": 4})})
+    assert by_name(examine(wide))["processes"].state == "stops"
+    found = by_name(examine(config))
+    assert found["processes"].state == "ok" and found["NVLink"].found == "NV18"
+    assert found["GPUs"].found.startswith("2 x NVIDIA H100")
+
+
+def test_a_filesystem_without_hard_links_or_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(storage.os, "link", refused)
+    monkeypatch.setattr(storage.fcntl, "flock", lambda *_: None)  # locks that lock nothing
+    found = by_name(storage.checks(tmp_path))
+    assert found["hard links"].state == found["file locks"].state == "stops"
+
+
+def test_versions_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name, version, requires in (("alpha", "1.0", "beta>=2"), ("beta", "1.5", ""), ("pyarrow", "24.0.0", "")):
+        folder = site / f"{name}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        wants = f"Requires-Dist: {requires}\n" if requires else ""
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{wants}")
+    assert environments.site_of(tmp_path / "bin" / "python") == site
+    (row,) = environments.requirements("trainer", site)
+    assert "alpha wants beta>=2, it is 1.5" in row.found
+    found = environments.packages(site)
+    other = environments.agreement({"trainer": found, "rollout": {"pyarrow": "25.0.0"}})
+    assert other.state == "warning" and "pyarrow 24.0.0 (trainer), 25.0.0 (rollout)" in other.found
+
+
+def test_a_check_that_fails_unforeseen_becomes_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Row]:
+        raise RuntimeError("strange machine")
+
+    monkeypatch.setattr(machine, "checks", broken)
+    assert by_name(examine(None))["machine"].found == "RuntimeError: strange machine"
+
+
+def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_PATIENCE_SECONDS", 0.2)
+    assert rows.ask("sleep", "60") is None
+    assert rows.ask("no-such-command-here") is None
