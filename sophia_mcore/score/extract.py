@@ -38,7 +38,7 @@ class Rule:
 
 # ---- boxes
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"\\.|\{+|\}+", re.DOTALL)
 _UNBRACED = re.compile(r"\s*([^\s$.,;{}\\]+)")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*"
@@ -49,9 +49,13 @@ def _closing_brace(text: str, start: int) -> int:
     """Index of the brace that closes the one at ``start``, or -1. A backslash escapes the next character."""
     depth = 0
     for match in _BRACE.finditer(text, start, start + BOX_CHARACTERS):
-        depth += {"{": 1, "}": -1}.get(match.group(), 0)
-        if depth == 0:
-            return match.start()
+        run = match.group()
+        if run[0] == "{":
+            depth += len(run)
+        elif run[0] == "}":
+            if len(run) >= depth:
+                return match.start() + depth - 1
+            depth -= len(run)
     return -1
 
 

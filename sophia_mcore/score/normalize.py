@@ -21,7 +21,7 @@ _CHARACTERS |= str.maketrans(
         "\u200b": "", "\ufeff": "", "\u2061": "", "【": "[", "】": "]",
     }
 )  # fmt: skip
-_SPACE = re.compile(r"(?:(?<!\\)\\[,;!: >]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
+_SPACE = re.compile(r"(?:(?<!\\)\\[,;!:\s>]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
 _DECORATION = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|colon)(?![a-zA-Z])")
@@ -39,6 +39,7 @@ _WRAPPING_COMMAND = re.compile(
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TRAILING_DEGREE = re.compile(r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+$")
+_BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -96,6 +97,10 @@ def without_degree(answer: str) -> str:
 
 def _without_braces(answer: str, lists_too: bool = False) -> str:
     """Without the pairs of braces that enclose all of it; braces around a list stay, they may mean a set."""
+    core = answer.strip("{}")
+    around = (len(answer) - len(core)) // 2
+    if core and _BRACED_CHARACTERS.isdisjoint(core) and answer == "{" * around + core + "}" * around:
+        return core  # the usual case, and one of thousands of braces
     depths: list[int] = []  # positions of the open braces
     closes: dict[int, int] = {}
     escaped = False

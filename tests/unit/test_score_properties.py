@@ -189,6 +189,7 @@ def test_any_formula_is_decided_or_left(gold, prediction):
 
 
 @given(st.text(max_size=200))
+@example("\\\r0")
 def test_cleaning_is_idempotent(text):
     assert clean(clean(text)) == clean(text)
 
