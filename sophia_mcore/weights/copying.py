@@ -17,7 +17,6 @@ from sophia_mcore.weights.stream import (
     Files,
     Piece,
     bands,
-    check_space,
     pieces,
     read_box,
     rows_of,
@@ -78,8 +77,6 @@ def write_target(
     """
     check_complete(target.tensors, source.tensors)
     before, after = Checksums(checksums), Checksums(checksums)
-    if target.files:
-        check_space(target.files[0].path.parent, sum(file.size for file in target.files))
     with Files() as reading, Files() as writing:
         for file in target.files:
             writing.create(file.path, file.size)
