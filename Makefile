@@ -1,6 +1,7 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
 # make test   from a fresh clone: environments, then the tests
 # make check  lint, types and tests: what CI runs
+# make docs   the documentation as a site, in build/site
 # make bench  the benchmarks, one JSON line each (ONLY=name for one)
 #
 # Variables: PYTHON (3.11), TORCH_INDEX (extra package index with CPU builds of torch, where the default has none)
@@ -34,6 +35,14 @@ test: env
 	$(PY) -m pytest
 
 check: lint types test
+
+.venv-docs/ready: constraints/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints/docs.txt
+	@touch $@
+
+docs: .venv-docs/ready
+	.venv-docs/bin/python -m mkdocs build --quiet --strict
 
 bench: env
 	@for name in $(or $(ONLY),$(BENCHES)); do \

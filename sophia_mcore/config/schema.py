@@ -59,14 +59,14 @@ class Columns(Section):
 
 
 class Source(Section):
-    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL + images."""
+    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV + images."""
 
-    kind: Literal["datasets", "parquet", "jsonl"]
+    kind: Literal["datasets", "parquet", "jsonl", "csv"]
     path: str
     name: str = ""  # label kept with each question; "" = last part of path
     subset: str | None = None  # `datasets` configuration name
     split: str = "train"
-    images_folder: Path | None = None  # jsonl: image paths are relative to it (default: the file's folder)
+    images_folder: Path | None = None  # jsonl, csv: image paths are relative to it (default: the file's folder)
     preset: Literal["default", "mathv360k", "virl39k"] = "default"  # column mapping shipped with the package
     columns: Columns | None = None  # overrides the preset
     limit: PositiveInt | None = None  # first n rows

@@ -1,7 +1,8 @@
-"""Rows of a question source: `datasets` (hub name or local folder), Parquet files, JSON lines beside images."""
+"""Rows of a question source: `datasets` (hub name or local folder), Parquet files, JSON lines or CSV beside images."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import os
@@ -23,7 +24,7 @@ def read_source(source: Source) -> Iterator[Row]:
 
     Raises UsageError for a missing file, split or column, SophiaError for a damaged file or an empty dataset.
     """
-    readers = {"datasets": _read_datasets, "parquet": _read_parquet, "jsonl": _read_jsonl}
+    readers = {"datasets": _read_datasets, "parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
     count = 0
     for row in islice(readers[source.kind](source), source.limit):
         count += 1
@@ -83,6 +84,26 @@ def _json_object(line: bytes, number: int) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as error:
         return f"line {number} is not valid JSON ({str(error)[:80]})"
     return item if isinstance(item, dict) else f"line {number} is not a JSON object"
+
+
+def _read_csv(source: Source) -> Iterator[Row]:
+    """Comma-separated tables whose first line names the columns; an empty cell counts as absent."""
+    files = _files(source, (".csv",))
+    folder = source.images_folder or files[0].parent
+    number = 0
+    for path in files:
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                table = csv.DictReader(file, strict=True)
+                reader = RowReader(source, table.fieldnames or (), folder)
+                for raw in table:
+                    if None in raw:
+                        yield reader.broken(number, f"line {table.line_num} has more cells than the first line")
+                    else:
+                        yield reader.row(number, {name: cell for name, cell in raw.items() if cell})
+                    number += 1
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SophiaError(f"cannot read {path}: not a table of comma-separated UTF-8 text ({error})") from error
 
 
 def _read_parquet(source: Source) -> Iterator[Row]:

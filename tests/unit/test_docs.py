@@ -1,0 +1,136 @@
+"""Links lead somewhere, commands exist, the tutorial runs, quoted errors are in the code."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from sophia_mcore.cli import app
+from sophia_mcore.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+TUTORIAL = ROOT / "docs" / "own_data.md"
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """(language, text) of the fenced blocks of a page."""
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        yield match[1], match[2]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words of every line of a block that calls `sophia`, without the comment behind it."""
+    for _, text in blocks(page):
+        for line in text.replace("\\\n", " ").splitlines():
+            for part in re.split(r";|&&|\|\|", line.split(" # ")[0].split("  #")[0]):
+                found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?sophia (.*)", part)
+                if found:
+                    yield shlex.split(found[1])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    broken = [t for t in targets if "://" not in t and t[0] != "#" and not (page.parent / t.partition("#")[0]).exists()]
+    assert not broken, broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_and_flags_exist(page: Path) -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for words in commands(page):
+        for name in words[0].split("|"):
+            if name.startswith("-"):
+                continue
+            assert name in known, f"sophia {name}"
+            flags = {flag for parameter in known[name].params for flag in parameter.opts} | {"--help"}
+            used = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+            assert used <= flags, (name, used - flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shell_blocks_parse_and_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for language, text in blocks(page):
+        if language in ("bash", "sh", "shell"):
+            done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+            assert done.returncode == 0, done.stderr
+        for target in re.findall(r"^make ([a-z]+)", text, re.MULTILINE):
+            assert target in targets, f"make {target}"
+
+
+def test_settings_named_on_the_command_line_exist() -> None:
+    for page in PAGES:
+        for words in commands(page):
+            sets = [value for flag, value in pairwise(words) if flag == "--set"]
+            if sets:
+                load_config(ROOT / "examples" / "digits" / "run.toml", (), sets)
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
+    script = "set -e\n" + "\n".join(text for language, text in blocks(TUTORIAL) if language == "bash")
+    (tmp_path / "bin").mkdir()
+    for name, arguments in (("sophia", " -m sophia_mcore.cli"), ("python", "")):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        ["bash"], input=script, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "mydata" / "questions.parquet").is_file()
+    assert "models.policy: models/InternVL3-8B: no such model directory" in done.stderr  # doctor's word on it
+
+    from sophia_mcore.records import Question
+    from sophia_mcore.store.shards import read_shard
+
+    rows = read_shard(tmp_path / "runs" / "mydata" / "questions.parquet", Question)
+    assert [(q.id, q.answer, q.answer_type) for q in rows] == [
+        ("q1", "3", "integer"),
+        ("q2", "4", "integer"),
+        ("q3", "B", ""),
+    ]
+    assert rows[2].options == ("a triangle", "a square") and rows[1].images == rows[2].images != rows[0].images
+
+
+def test_quoted_error_messages_are_in_the_code() -> None:
+    templates = [text for path in (ROOT / "sophia_mcore").rglob("*.py") for text in _texts(ast.parse(path.read_text()))]
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [row.split("|")[1].strip().strip("`") for row in text.splitlines() if row.startswith("| `")]
+    assert len(quoted) > 15
+    for message in quoted:
+        pattern = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+        assert any(pattern.search(template) for template in templates), message
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """Every string of a module; what an f-string fills in is "…"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_site_names_pages_that_exist_and_versions_that_are_exact() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().split("nav:")[1]
+    pages = re.findall(r"[\w./-]+\.md", navigation)
+    assert len(pages) > 8
+    assert [page for page in pages if not (ROOT / "docs" / page).is_file()] == []
+    pins = [line for line in (ROOT / "constraints" / "docs.txt").read_text().splitlines() if line[:1] not in ("#", "")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "sophia-mcore"
