@@ -16,6 +16,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.train import session
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
 
 FOUR_RANKS = {"parallel": {"tensor": 2, "pipeline": 2}}
@@ -212,6 +213,31 @@ def test_a_loss_that_is_not_finite_stops_with_names(tmp_path, policy):
         run(train_world.train, 4, config, folder, poison_at_step_three)
     assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
     assert len(train_world.losses(folder)) == 3
+
+
+def poison_a_gradient_at_step_three(job, step):
+    if step == 3 and torch.distributed.get_rank() == 1:
+        parameter = [p for chunk in job.chunks for p in chunk.parameters() if p.requires_grad][-1]
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+
+
+def test_a_gradient_that_is_not_finite_stops_with_names(tmp_path, policy):
+    """The loss is fine; only the backward pass of one rank is not."""
+    config, folder = train_world.make_run(tmp_path / "run", policy, parallel={"pipeline": 2})
+    with pytest.raises(SophiaError, match=r"gradient of step 4 is not finite .* on rank 1; samples: train-\d+"):
+        run(train_world.train, 2, config, folder, poison_a_gradient_at_step_three)
+    assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
+    assert len(train_world.losses(folder)) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_both_signals_only_ask(number):
+    before = signal.getsignal(number)
+    with session.stop_signals() as asked:
+        assert not asked()
+        signal.raise_signal(number)
+        assert asked()
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -1,0 +1,69 @@
+"""The digits example on one GPU: NCCL, one rank, bf16; prints report.json's evaluation and the training's summary.
+
+python tests/gpu/digits.py OUT.json [--engine transformers|vllm]
+
+Needs the example's models (made here if missing; minutes on the CPU). `transformers` samples where vLLM for CUDA is not
+installed. Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from gpu_world import CUDA
+
+from sophia_mcore.config import dump_toml, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def configuration(engine: str, folder: Path) -> dict[str, Any]:
+    """The example's configuration with one rank, bf16 and an engine that this machine has."""
+    import tomllib
+
+    values = tomllib.loads(dump_toml(load_config(ROOT / "examples" / "digits" / "run.toml")))
+    values["run"] |= {"name": "digits-gpu", "folder": str(folder)}
+    values["parallel"] = {}
+    values["train"] |= {"dtype": "bfloat16"}
+    values["train"].pop("threads_per_process", None)
+    values["environments"]["rollout"] = sys.executable
+    if engine == "transformers":
+        for section in ("captions", "reasoning", "evaluate"):
+            values[section]["engine"] = {"kind": "transformers", "max_sequences": 128}
+    return values
+
+
+def main() -> None:
+    """Prepare, run, collect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    options = parser.parse_args()
+    if not CUDA:
+        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script does and where")
+    if not (ROOT / "runs" / "digits" / "base" / "policy").is_dir():
+        for script in ("world.py", "make_base_models.py"):
+            subprocess.run([sys.executable, f"examples/digits/{script}"], check=True, cwd=ROOT)
+    folder = ROOT / "runs" / "digits-gpu"
+    folder.parent.mkdir(exist_ok=True)
+    config = folder.with_suffix(".toml")
+    config.write_text(tomli_w.dumps(configuration(options.engine, folder)))
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "sophia_mcore.cli", "run", str(config)], check=True, cwd=ROOT)
+    report = json.loads((folder / "report.json").read_text())
+    summary = json.loads((folder / "round-0" / "train" / "summary.json").read_text())
+    seconds = round(time.perf_counter() - start, 1)
+    result = {"seconds": seconds, "evaluation": report["evaluation"], "train": summary}
+    options.out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

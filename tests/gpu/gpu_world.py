@@ -1,0 +1,73 @@
+"""One CUDA rank: process group, backend with or without Transformer Engine, rows on the device, and arithmetic."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from sophia_mcore.config.schema import Config, Parallel
+from sophia_mcore.model.spec import LanguageSpec, ModelSpec
+from sophia_mcore.parallel import backend as backends
+from sophia_mcore.parallel import groups as layouts
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dist"))
+
+CUDA = torch.cuda.is_available()
+TRANSFORMER_ENGINE = CUDA and importlib.util.find_spec("transformer_engine") is not None
+needs_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device: run on a GPU machine as docs/gpu.md says")
+needs_te = pytest.mark.skipif(
+    not TRANSFORMER_ENGINE, reason="no CUDA device with Transformer Engine: run on a GPU machine as docs/gpu.md says"
+)
+
+
+@contextmanager
+def one_rank(transformer_engine: bool = True) -> Iterator[tuple[Any, Any]]:
+    """(groups, backend) of a layout of one rank over NCCL; everything is left again."""
+    backend = replace(backends.select(kind="cuda"), transformer_engine=transformer_engine)
+    dist.init_process_group(backend.distributed, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with backend.adapt():
+            yield layouts.initialize(Parallel(), backend), backend
+    finally:
+        layouts.shutdown()
+
+
+def packed(lengths: list[int]) -> PackedSeqParams:
+    """Sequences of these lengths in one row."""
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
+    )
+
+
+def text_only(model: ModelSpec, layers: int, vocab_size: int) -> ModelSpec:
+    """The language model alone, cut to some layers and words."""
+    language = replace(model.language, num_layers=layers, vocab_size=vocab_size)
+    return replace(model, vision=None, projector=None, language=language, image_token_id=None)
+
+
+def with_train(config: Config, **train: Any) -> Config:
+    """The configuration with other training settings."""
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+
+def step_flops(spec: LanguageSpec, lengths: list[int]) -> float:
+    """Multiplications and additions of one forward and backward pass over packed sequences, without recomputation.
+
+    6 per weight and token for the matrix products (2 forward, 4 backward); causal attention as half of the full one.
+    """
+    queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
+    layer = spec.hidden_size * (2 * queries + 2 * keys) + 3 * spec.hidden_size * spec.intermediate_size
+    weights = spec.num_layers * layer + spec.hidden_size * spec.vocab_size
+    attention = sum(12 * length**2 * queries / 2 for length in lengths) * spec.num_layers
+    return 6.0 * weights * sum(lengths) + attention

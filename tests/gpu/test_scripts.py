@@ -1,0 +1,36 @@
+"""The measuring scripts: on a GPU a short run gives finite numbers; without one they say so in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu_world import CUDA, needs_te
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}"}
+
+
+@pytest.mark.skipif(CUDA, reason="a CUDA device is here")
+@pytest.mark.parametrize("script", ["blocks.py", "digits.py"])
+def test_without_a_gpu_one_line_says_so(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", str(HERE / script), str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: no CUDA device")
+    assert not (tmp_path / "out.json").exists()
+
+
+@needs_te
+def test_blocks_measure_something(tmp_path: Path) -> None:
+    small = ["--layers=1", "--loss-steps=20", "--lengths", "4096", "--recipes", "none", "tensorwise"]
+    command = [sys.executable, str(HERE / "blocks.py"), str(tmp_path / "out.json"), *small, "--tower-tiles", "2"]
+    subprocess.run(command, check=True, env=ENVIRONMENT)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert all(part["tflops"] > 1 for part in found["steps"].values())
+    assert found["losses"]["none"]["losses"][-1] < found["losses"]["none"]["losses"][0]
+    assert abs(found["losses"]["tensorwise"]["loss_gap"]) < 0.05
+    assert found["tower"]["2"]["tiles_per_second"] > 0
