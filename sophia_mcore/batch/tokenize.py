@@ -100,6 +100,8 @@ def tokenize(
     for sample in samples:
         if not sample.response.strip():
             result.dropped["no_response"] += 1
+        elif sample.response_ids is not None and image_token in sample.response_ids:
+            result.dropped["special_token_in_text"] += 1  # sampled, and not to be seen in the decoded text
         elif any(token in sample.response or token in sample.question for token in special):
             result.dropped["special_token_in_text"] += 1
         elif sample.response_ids is not None and sample.complete and sample.response_ids[-1] != end:

@@ -198,6 +198,8 @@ class Train(Section):
     keep_checkpoints: PositiveInt = 2
     save_asynchronously: bool = False  # write checkpoints while training goes on (costs host memory for one copy)
     measure_samples: PositiveInt = 256  # kept trajectories whose log-prob is measured before and after
+    # nats, at the 99th percentile: beyond it trainer and sampling engine disagree about the policy's captions
+    warn_rollout_gap: Positive = 0.2
     threads_per_process: PositiveInt | None = None  # CPU only
     distributed_timeout_seconds: Positive = 1800.0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from megatron.core.enums import ModelType
@@ -33,7 +34,7 @@ from sophia_mcore.model.projector import Projector
 from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.model.vision import VisionTower
-from sophia_mcore.objective.logprob import token_logprobs
+from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
@@ -105,6 +106,7 @@ class InternVLModel(MegatronModule):
         tile_keys: Sequence[str] = (),
         sample_ids: Sequence[str] = (),
         real_tokens: Tensor | None = None,
+        entropies: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states, log-probs or logits of whole rows; all ranks of a row get the same arguments.
 
@@ -118,6 +120,7 @@ class InternVLModel(MegatronModule):
                 flattened [b, S]) -> [C]; see `objective.logprob`.
             tile_keys: names of the T tiles, for `start_step`; () encodes every tile of every row.
             sample_ids: names of the sequences, for error messages.
+            entropies: takes the entropies [b, S] fp32 (nats, no gradient) where there are targets, on the last stage.
             real_tokens: [b, S] bool, False on padding; under FP8 padding then takes no part in scales (packed rows).
 
         Returns:
@@ -147,7 +150,7 @@ class InternVLModel(MegatronModule):
         if targets is None:
             logits, _ = self.language.output_layer(hidden)
             return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
-        return self._logprobs(hidden, targets, coefficients, cut)
+        return self._logprobs(hidden, targets, coefficients, cut, entropies)
 
     def start_step(self, rows_of_tiles: Mapping[str, int]) -> None:
         """Begin a step: in how many of its rows each tile appears, by `tile_keys`. A frozen tower encodes each once.
@@ -214,7 +217,10 @@ class InternVLModel(MegatronModule):
             hidden = hidden + 0.0 * self.encode_images(blank).sum()
         return hidden
 
-    def _logprobs(self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut) -> Tensor:
+    def _logprobs(
+        self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut,
+        entropies: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """[s, b, H] of this rank and whole-row targets [b, S] -> log-probs [b, S]."""
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=self.tp_group)
@@ -231,15 +237,15 @@ class InternVLModel(MegatronModule):
             coefficients_T: Coefficients | None = cut.select(coefficients.transpose(0, 1), 0).reshape(-1)
         else:
             coefficients_T = None if coefficients is None else of_places
-        logprobs = token_logprobs(
-            hidden.reshape(-1, hidden.shape[-1]),
-            self.language.output_layer.weight,
-            local.reshape(-1),
-            group=self.tp_group,
-            vocab_size=self.spec.language.vocab_size,
-            chunk_tokens=self.chunk_tokens,
-            coefficients_T=coefficients_T,
-        )
+        where: Any = {
+            "group": self.tp_group,
+            "vocab_size": self.spec.language.vocab_size,
+            "chunk_tokens": self.chunk_tokens,
+        }
+        inputs = (hidden.reshape(-1, hidden.shape[-1]), self.language.output_layer.weight, local.reshape(-1))
+        logprobs = token_logprobs(*inputs, coefficients_T=coefficients_T, **where)
+        if entropies is not None:
+            entropies.append(cut.join(token_entropies(*inputs, **where).view(-1, rows), 0).transpose(0, 1))
         return cut.join(logprobs.view(-1, rows), 0).transpose(0, 1)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:

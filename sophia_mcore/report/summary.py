@@ -38,6 +38,10 @@ def _round_line(entry: dict[str, Any]) -> str:
         before, after = train.get("logprob_before"), train.get("logprob_after")
         if before is not None and after is not None:
             line += f"; log-prob per token of the kept {before:.3f} -> {after:.3f}"
+        gap = train.get("rollout_gap")
+        if gap:
+            line += f"; trainer against sampling engine {gap['mean']:.4f} nats per token, p99 {gap['p99']:.4f}"
+            line += ": TOO FAR APART" * (gap["p99"] > train["rollout_gap_limit"])
     return line
 
 

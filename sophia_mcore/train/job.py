@@ -15,9 +15,10 @@ from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.samples import Sample, from_mixture, image_digests
 from sophia_mcore.batch.store_samples import from_store
 from sophia_mcore.batch.tokenize import load_tokenizer
-from sophia_mcore.config.schema import Config, Mixture
+from sophia_mcore.config.schema import Config, Mixture, Objective
 from sophia_mcore.data.chat import Chat
 from sophia_mcore.data.tiling import ImageSpec
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.spec import ModelSpec
@@ -25,6 +26,7 @@ from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.train.caption_samples import caption_samples
 from sophia_mcore.train.checkpoint import Checkpoints
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp
@@ -45,6 +47,7 @@ class Job:
     optimizer: MegatronOptimizer
     loader: Loader
     checkpoints: Checkpoints
+    captions: Loader | None  # of captions whose log-probs the sampling engine has recorded
 
     @property
     def reports(self) -> bool:
@@ -83,6 +86,7 @@ def build_job(
         chunks=wrapped,
         optimizer=build_optimizer(wrapped, config.train),
         loader=loader,
+        captions=_caption_loader(config, run, folder, policy, groups),
         checkpoints=Checkpoints(
             folder.checkpoints, config.train.keep_checkpoints, asynchronous=config.train.save_asynchronously
         ),
@@ -97,7 +101,25 @@ def policy_dir(config: Config, run: RunFolder, round_index: int) -> Path:
 def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader:
     samples, recorded = _samples(config, run, folder, policy)
     dist.barrier()  # rank 0 has stored the images of the further data
-    loader = Loader(
+    loader = _loader_of(samples, config, run, policy, groups)
+    return loader.with_logprobs(recorded) if recorded else loader
+
+
+def _caption_loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader | None:
+    samples = caption_samples(config, folder) if config.train.data is None else []
+    if not samples:
+        return None
+    plain = config.model_copy(
+        update={"batch": config.batch.model_copy(update={"mixtures": ()}), "objective": Objective()}
+    )
+    try:
+        return _loader_of(samples, plain, run, policy, groups)
+    except SophiaError:  # none fits into a row: nothing to compare, which is no reason not to train
+        return None
+
+
+def _loader_of(samples: list[Sample], config: Config, run: RunFolder, policy: Path, groups: Groups) -> Loader:
+    return Loader(
         samples,
         config,
         Chat.from_model_dir(policy),
@@ -108,7 +130,6 @@ def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, g
         groups.data_size,
         load_pixels=groups.is_first_stage,
     )
-    return loader.with_logprobs(recorded) if recorded else loader
 
 
 def _samples(

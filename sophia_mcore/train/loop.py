@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from sophia_mcore.track.metrics import MetricsLog, read_metrics
 from sophia_mcore.train.behaviour import with_reference
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.measure import mean_logprob
+from sophia_mcore.train.mismatch import rollout_gap
 from sophia_mcore.train.report import StepReport
 from sophia_mcore.train.step import train_step
 
@@ -35,7 +37,8 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     job = with_reference(job)
     log = _Log(job, start)
     if start == 0:
-        log.event(0, "logprob_before", mean_logprob(job, _measured(job)))
+        log.event(0, {"logprob_before": mean_logprob(job, _measured(job))})
+        log.rollout_gap(rollout_gap(job))
     progress.start("train", total, start)
     saved = start
     log.mark()
@@ -88,7 +91,7 @@ class _Log:
     """metrics.jsonl, and summary.json in the end, written by the rank that has the losses; elsewhere nothing."""
 
     def __init__(self, job: Job, start: int) -> None:
-        self._folder = job.folder.train
+        self._folder, self._limit = job.folder.train, job.config.train.warn_rollout_gap
         self._log: MetricsLog | None = None
         self.mark()
         if job.reports and job.groups.data_rank == 0:
@@ -100,9 +103,23 @@ class _Log:
         """The next step's time begins now."""
         self._since = time.perf_counter()
 
-    def event(self, step: int, name: str, value: float) -> None:
+    def event(self, step: int, values: Mapping[str, float]) -> None:
         if self._log is not None:
-            self._log.log(step, PHASE, {name: value})
+            self._log.log(step, PHASE, values)
+
+    def rollout_gap(self, gap: dict[str, float] | None) -> None:
+        """Log the statistics; warn when more than one token in a hundred lies beyond train.warn_rollout_gap."""
+        if gap is None or self._log is None:
+            return
+        self.event(0, {f"rollout_gap_{name}": value for name, value in gap.items()})
+        if gap["p99"] > self._limit:
+            print(
+                f"warning: trainer and sampling engine disagree about the policy: log-probs of the same caption tokens "
+                f"differ by {gap['mean']:.3f} nats on average, p99 {gap['p99']:.3f}, max {gap['max']:.3f} "
+                f"(train.warn_rollout_gap = {self._limit})",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def step(self, step: int, report: StepReport) -> None:
         """``step``: the number of updates done."""
@@ -120,10 +137,14 @@ class _Log:
             return
         lines = [line for line in read_metrics(self._log.path) if line["phase"] == PHASE]
         if not any("logprob_after" in line for line in lines):
-            self.event(steps, "logprob_after", logprob_after)
+            self.event(steps, {"logprob_after": logprob_after})
         losses = [line for line in lines if "loss" in line]
         before = next((line["logprob_before"] for line in lines if "logprob_before" in line), None)
+        gap = next((line for line in lines if "rollout_gap_mean" in line), {})
+        names = [name for name in gap if name.startswith("rollout_gap_")]
         summary = {
+            "rollout_gap": {name.removeprefix("rollout_gap_"): gap[name] for name in names} or None,
+            "rollout_gap_limit": self._limit,
             "steps": steps,
             "loss_first": losses[0]["loss"] if losses else None,
             "loss_last": losses[-1]["loss"] if losses else None,

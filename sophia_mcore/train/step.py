@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
-from sophia_mcore.objective.metrics import Metrics
+from sophia_mcore.objective.metrics import Metrics, mean
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.optim import learning_rate, set_learning_rate
@@ -66,17 +66,20 @@ def backward(job: Job, batches: Sequence[PackedBatch]) -> tuple[list[tuple[float
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator).to(device)
         tokens = Tokens.of(batch, objective.normalization)
+        entropies: list[Tensor] | None = [] if objective.log_entropy else None
 
         def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:
             loss = objective_loss(logprobs, tokens, objective)
             value = float(loss.sum.detach()) / denominator
             if not math.isfinite(value):
                 bad_samples.extend(not_finite(logprobs, batch))
+            if entropies:
+                loss.metrics["entropy"] = mean(entropies[0].reshape(-1), tokens.mask_T)
             # three values, so that the schedule divides by nothing: the denominator is in the loss already
             return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
 
         slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
-        return model(**model_inputs(batch, slopes)), loss_function
+        return model(**model_inputs(batch, slopes), entropies=entropies), loss_function
 
     for chunk in job.chunks:
         chunk.zero_grad_buffer()
