@@ -155,7 +155,10 @@ def splits(setting: Setting, device: Device) -> list[Parallel]:
     chunks = parallel.virtual_pipeline or 1
     if parallel.pipeline == 1:
         return [parallel]
-    found = [] if layers % (parallel.pipeline * chunks) else [parallel]
+    each = layers // parallel.pipeline
+    # written out even where it is even, so that an overlay replaces what a configuration says
+    even = parallel.model_copy(update={"layers_on_first_stage": each, "layers_on_last_stage": each})
+    found = [] if layers % (parallel.pipeline * chunks) else [even]
     balanced = _balanced(setting, device, layers, chunks)
     return found if balanced is None or balanced in found else [*found, balanced]
 
@@ -180,9 +183,7 @@ def _balanced(setting: Setting, device: Device, layers: int, chunks: int) -> Par
                 best = (slowest, first, middle, last)
     if best is None:
         return None
-    _, first, middle, last = best
-    if first == last and middle in (0, first):
-        return setting.parallel
+    _, first, _, last = best
     split = setting.parallel.model_copy(update={"layers_on_first_stage": first, "layers_on_last_stage": last})
     layers_per_stage(layers, split)
     return split
@@ -221,7 +222,8 @@ def describe(setting: Setting) -> str:
         if value > 1:
             words.append(f"{name}{value}")
     words.append(f"DP{setting.data}")
-    if p.layers_on_first_stage is not None:
+    each = setting.spec.language.num_layers / p.pipeline
+    if p.layers_on_first_stage is not None and (p.layers_on_first_stage, p.layers_on_last_stage) != (each, each):
         words.append(f"{p.layers_on_first_stage}..{p.layers_on_last_stage} layers")
     if setting.train.recompute != "none":
         words.append(f"recompute {setting.train.recompute}")

@@ -157,16 +157,15 @@ def towers_otherwise(best: Option, device: Device) -> list[tuple[str, float]]:
     chunks, stages = parallel.virtual_pipeline or 1, parallel.pipeline
     if stages == 1:
         return []
-    even = layers / stages
-    first = parallel.layers_on_first_stage or int(even)
-    last = parallel.layers_on_last_stage or int(even)
+    each = layers // stages
+    first, last = parallel.layers_on_first_stage or each, parallel.layers_on_last_stage or each
     for moved in (-2, -1, 1, 2):
         split = (first + moved * chunks, last - moved * chunks)
         if min(split) < chunks:
             continue
         changed = parallel.model_copy(update={"layers_on_first_stage": split[0], "layers_on_last_stage": split[1]})
         found.append((f"{split[0]}..{split[1]}", step_time(replace(setting, parallel=changed), device).total))
-    if layers % (stages * chunks) == 0 and parallel.layers_on_first_stage is not None:
-        level = parallel.model_copy(update={"layers_on_first_stage": None, "layers_on_last_stage": None})
-        found.append((f"even, {layers // stages} each", step_time(replace(setting, parallel=level), device).total))
+    if layers % (stages * chunks) == 0 and (first, last) != (each, each):
+        level = parallel.model_copy(update={"layers_on_first_stage": each, "layers_on_last_stage": each})
+        found.append((f"{each}..{each}, even", step_time(replace(setting, parallel=level), device).total))
     return found

@@ -127,7 +127,9 @@ def _what_if_table(plan: Plan) -> Table:
     best = plan.best
     assert best.time is not None
     for layers, seconds in towers_otherwise(best, plan.device):
-        table.add_row(f"tower's stage: {layers} layers", f"step {seconds:.1f} s ({seconds / best.time.total - 1:+.1%})")
+        table.add_row(
+            f"first and last stage: {layers} layers", f"step {seconds:.1f} s ({seconds / best.time.total - 1:+.1%})"
+        )
     table.add_row("trajectories 2x longer", _compare(plan, _longer_phases(plan)))
     try:
         changed = _compare(plan, preempted(plan.phases, PREEMPTION_HOURS * 3600))
