@@ -34,6 +34,14 @@ again() { # again [NODE,...]: requeue this job or array element, without these n
     sleep 600
 }
 
+unreachable() { # the nodes of this job on which no process can be started any more
+    local node
+    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+        timeout 20 srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" true >/dev/null 2>&1 || echo "$node" &
+    done
+    wait
+}
+
 attempt() { # attempt COMMAND...: run it, pass USR1 on, and decide by its exit code what happens to the job
     local code=0 asked=''
     "$@" &
@@ -45,7 +53,10 @@ attempt() { # attempt COMMAND...: run it, pass USR1 on, and decide by its exit c
     case $code in
         0) exit 0 ;;
         75) [[ $asked ]] && again; sleep 600 ;;  # put its work down; without USR1 Slurm itself ends or requeues the job
-        76) again "$(cat "$RUN"/slurm/unhealthy/"$SLURM_JOB_ID"-* 2>/dev/null | sort -u | paste -sd,)" ;;
+        76|77|137)  # a node is unhealthy, or a process was lost: killed, or its node is gone
+            if [[ ! -e $RUN/slurm/failed/$SLURM_JOB_ID-$RESTART ]]; then  # no task says that it failed by itself
+                again "$({ cat "$RUN"/slurm/unhealthy/"$SLURM_JOB_ID"-* 2>/dev/null; unreachable; } | sort -u | paste -sd,)"
+            fi ;;
     esac
     exit $code
 }

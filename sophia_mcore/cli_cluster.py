@@ -20,6 +20,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show every command and ask Slurm; submit nothing.")
     ] = False,
+    only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
     overlay: Annotated[list[Path] | None, typer.Option("--overlay", metavar="FILE", help="TOML over CONFIG.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")] = None,
     new_settings: Annotated[bool, typer.Option("--new-settings", help="Go on with other settings.")] = False,
@@ -28,14 +29,16 @@ def submit(
     from sophia_mcore.config import load_config
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch import jobs, submit
+    from sophia_mcore.launch.local import PHASES, expand
     from sophia_mcore.launch.status import submission_table
 
     loaded = load_config(config, overlay or (), set_ or ())
+    names = expand([only] if only else PHASES)
     if dry_run:
-        found = submit.dry_run(loaded, rounds)
+        found = submit.dry_run(loaded, rounds, names)
         typer.echo(jobs.shown(found.commands))
     else:
-        found = submit.submit(loaded, rounds, new_settings=new_settings)
+        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings)
     typer.echo(submission_table(found, dry_run=dry_run))
     refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
     if refused:

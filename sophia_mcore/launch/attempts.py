@@ -9,9 +9,11 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.store import atomic
 from sophia_mcore.store.layout import RunFolder
 
@@ -33,7 +35,7 @@ class Attempt:
     @property
     def outcome(self) -> str:
         """In a word, for people."""
-        names = {None: "no end seen", 0: "done", 75: "stopped by a signal", 76: "unhealthy node"}
+        names = {None: "no end seen", 0: "done", 75: "stopped by a signal", 76: "unhealthy node", 77: "lost process"}
         return names.get(self.code, "failed")
 
 
@@ -94,6 +96,12 @@ def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask)
 def end_attempt(run: RunFolder, attempt: Attempt, code: int, message: str = "") -> None:
     """Record how it ended."""
     _write(run, replace(attempt, ended=time.time(), code=code, message=message))
+
+
+def note_failed(run: RunFolder, task: SlurmTask) -> None:
+    """Tell job.sh that this task failed by itself: to requeue the job would only repeat it."""
+    with suppress(SophiaError):  # a full disk
+        atomic.write_text(run.path / "slurm" / "failed" / f"{task.job_id}-{task.restart}", task.node + "\n")
 
 
 def read_attempts(run: RunFolder) -> list[Attempt]:

@@ -23,9 +23,19 @@ _QUERY_SECONDS = 60
 
 
 class Unhealthy(SophiaError):
-    """This node should be left out, and the work done elsewhere."""
+    """``node`` ("" for this one) should be left out, and the work done elsewhere."""
 
     exit_code = 76
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+
+
+class LostProcess(SophiaError):
+    """A process was killed or its node is gone: the same job may succeed, and is requeued."""
+
+    exit_code = 77
 
 
 def query_gpus() -> str | None:

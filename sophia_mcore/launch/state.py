@@ -181,6 +181,12 @@ def check_inputs(config: Config, run: RunFolder, phase: str, round_index: int) -
     before = needs.get(phase)
     if before is None or (before == "score" and config.train.data is not None):
         return
+    if before == "score":  # its summary is the last thing that it writes
+        if not run.round(round_index).kept_summary_file.is_file():
+            raise SophiaError(
+                f"train of round {round_index} cannot start: score of round {round_index} is not finished"
+            )
+        return
     index = 0 if before == "questions" else round_index
     state = state_of(config, run, before, index)
     if not state.finished:

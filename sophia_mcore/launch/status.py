@@ -86,7 +86,7 @@ def problems(
             continue
         key = (state.phase, state.round)
         mine = [attempt for attempt in attempts if (attempt.phase, attempt.round) == key]
-        bad = [attempt for attempt in mine if attempt.outcome in ("failed", "unhealthy node")]
+        bad = [attempt for attempt in mine if attempt.outcome in ("failed", "unhealthy node", "lost process")]
         messages = dict.fromkeys(
             f"{a.outcome} on {a.nodes} (job {a.job}, restart {a.restart}): {a.message}" for a in bad
         )

@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import slurm
 from sophia_mcore.launch.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.launch.phases import Context, preflight
+from sophia_mcore.launch.phases import PHASES, Context, preflight
 from sophia_mcore.launch.state import states
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_json, write_text
@@ -40,8 +41,10 @@ class Submission:
     commands: list[list[str]]
 
 
-def submit(config: Config, rounds: int | None = None, *, new_settings: bool = False) -> Submission:
-    """Snapshot code and configuration, submit what is missing.
+def submit(
+    config: Config, rounds: int | None = None, *, only: Collection[str] = tuple(PHASES), new_settings: bool = False
+) -> Submission:
+    """Snapshot code and configuration, submit what is missing (of the phases ``only``).
 
     Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
     are still alive. SophiaError: another process works in the folder, Slurm does not answer, nothing can be written.
@@ -51,15 +54,17 @@ def submit(config: Config, rounds: int | None = None, *, new_settings: bool = Fa
     check_scripts(config)
     number = rounds or config.run.rounds
     run.path.mkdir(parents=True, exist_ok=True)
-    with folder_lock(run.path / "slurm" / "lock"), folder_lock(run.lock_file):
-        claim_folder(config, run, new_settings=new_settings)
+    with ExitStack() as locks:
+        locks.enter_context(folder_lock(run.path / "slurm" / "lock"))
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
+        locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
+        claim_folder(config, run, new_settings=new_settings)
         preflight(Context(config, run, TerminalProgress()), 0)
         for folder in (run.path.glob("round-*/*/failures"), run.path.glob("evaluation/*/*/failures")):
             for failures in folder:
                 forget_failures(failures.parent)
-        jobs = plan_jobs(config, site, states(config, run, range(number)))
+        jobs = plan_jobs(config, site, [s for s in states(config, run, range(number)) if s.phase in only])
         code = snapshot(config, run)
         (run.path / "slurm" / "logs").mkdir(parents=True, exist_ok=True)
         for job in jobs:
@@ -67,12 +72,13 @@ def submit(config: Config, rounds: int | None = None, *, new_settings: bool = Fa
         return _submit(run, jobs, lambda job, ids: sbatch_command(job, run, code, uid, ids), number, code)
 
 
-def dry_run(config: Config, rounds: int | None = None) -> Submission:
+def dry_run(config: Config, rounds: int | None = None, only: Collection[str] = tuple(PHASES)) -> Submission:
     """What `submit` would do, with Slurm's own judgement of each job; writes nothing."""
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
     check_scripts(config)
-    jobs = plan_jobs(config, site, states(config, run, range(rounds or config.run.rounds)))
+    found = states(config, run, range(rounds or config.run.rounds))
+    jobs = plan_jobs(config, site, [state for state in found if state.phase in only])
     scripts = config.cluster.scripts
     answers: dict[Key, str] = {}
     for job in jobs:

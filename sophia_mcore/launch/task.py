@@ -21,7 +21,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError, run_command
 from sophia_mcore.launch import health
-from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt
+from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
 from sophia_mcore.launch.phases import BASE_LABEL, PHASES
 from sophia_mcore.launch.resources import gpus_per_task, processes_per_node, training_nodes
 from sophia_mcore.launch.state import check_inputs, evaluated_labels, state_of
@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = 130
     if stop.asked and code in (130, 143):
         code = EXIT_STOPPED
+    if code in (1, 2):
+        note_failed(run, task)
     if attempt is not None:
         end_attempt(run, attempt, code, outcome[0] if outcome else "")
     return code
@@ -94,8 +96,8 @@ def do(config: Config, run: RunFolder, phase: str, round_index: int, task: Slurm
         health.check_node(run, task, gpus=gpus_per_task(config, phase), canary_seconds=cluster.canary_seconds)
         check_inputs(config, run, phase, round_index)
         _WORK[phase](config, run, round_index, task, stop)
-    except health.Unhealthy:
-        health.exclude(run, task, [task.node], cluster.max_excluded_nodes)
+    except health.Unhealthy as error:
+        health.exclude(run, task, [error.node or task.node], cluster.max_excluded_nodes)
         raise
 
 

@@ -39,12 +39,13 @@ def run_units(
     take over those of owners that die; otherwise leave as soon as nothing is free.
 
     ``attempts`` > 1: a unit that fails is left to others, or for later, until it has failed so often; the other units
-    are worked on meanwhile. Then SophiaError says how many failed and why the first did. When units fail in a row, as
-    many as ``attempts``, the fault lies rather with this process, which stops.
+    are worked on meanwhile. Then SophiaError says how many failed and why the first did. When different units fail in
+    a row, as many as ``attempts``, the fault lies rather with this process, which stops.
     """
     queue.attempts = attempts
     meter = _Meter(queue, progress)
-    finished, pause, in_a_row = 0, _FIRST_PAUSE_SECONDS, 0
+    finished, pause = 0, _FIRST_PAUSE_SECONDS
+    in_a_row: set[str] = set()  # different units that failed since one was done
     try:
         while True:
             meter.refresh()
@@ -52,10 +53,10 @@ def run_units(
             if claim is not None:
                 try:
                     finished += _work_on(claim, record_type, work, meter, metadata)
-                    in_a_row = 0
+                    in_a_row.clear()
                 except Exception:
-                    in_a_row += 1
-                    if in_a_row >= attempts:
+                    in_a_row.add(claim.unit.id)
+                    if attempts == 1 or len(in_a_row) >= attempts:
                         raise
                 pause = _FIRST_PAUSE_SECONDS
             elif not wait or queue.remaining() == len(queue.given_up()):

@@ -26,6 +26,7 @@ from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact, 
 
 METRICS_PER_REQUEST = 900  # MLflow takes 1,000 entities in a request; room for the cursor
 PARAMS_PER_REQUEST = 90
+TAGS_PER_REQUEST = 90
 _PORTS = {"http": 80, "https": 443}
 _UID, _ROUND, _PHASE = "sophia.run_uid", "sophia.round", "sophia.phase"
 _LINES, _DIGEST = "sophia.uploaded_lines", "sophia.uploaded_digest"
@@ -136,6 +137,9 @@ class _Uploader:
             self._client.log_text(run_id, text, name)
         now = get_current_time_millis()
         metrics = [Metric(name, value, now, 0) for name, value in tracked.summary.items()]
+        tags = [RunTag(name[:250], value[:5000]) for name, value in tracked.tags.items()]
+        for start in range(0, len(tags), TAGS_PER_REQUEST):
+            self._client.log_batch(run_id, tags=tags[start : start + TAGS_PER_REQUEST])
         self._client.log_batch(run_id, metrics[:METRICS_PER_REQUEST], tags=[RunTag(_DIGEST, tracked.digest())])
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.lineage import lineage_of, tags_of
 from sophia_mcore.track.metrics import RESERVED, read_metrics
 
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
@@ -35,10 +36,11 @@ class TrackedRun:
     summary: dict[str, float] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)  # artifact name -> content
+    tags: dict[str, str] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Changes when the summary or an artifact changes."""
-        content = json.dumps([self.summary, self.texts], sort_keys=True)
+        content = json.dumps([self.summary, self.texts, self.tags], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -56,13 +58,15 @@ def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
     evaluation = report.get("evaluation", {})
     if not isinstance(evaluation, dict):
         evaluation = {}
+    lineage = lineage_of(run, index)
     mine_evaluated = {label: evaluation[label] for label in ("base", f"round-{index}") if label in evaluation}
     return TrackedRun(
         phase="round",
         finished=f"round-{index}" in evaluation or (bool(mine) and run.round(index).model.is_dir()),
         summary={**_numbers(mine), **_numbers(mine_evaluated, "evaluation.")},
         params=_params(config),
-        texts=_texts(run),
+        texts={**_texts(run), "lineage.json": json.dumps(lineage, indent=2)},
+        tags=tags_of(lineage),
     )
 
 
@@ -76,6 +80,11 @@ def children_of(run: RunFolder, index: int) -> list[TrackedRun]:
         children["train"] = TrackedRun(
             phase="train", finished=bool(summary), lines=_points(train_lines), summary=_numbers(summary)
         )
+    system = read_metrics(folder.train / "system.jsonl")
+    if system:
+        children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=_points(system))
+    for attempt in _attempts(run, index):
+        children[attempt.phase] = attempt
     kept = _read_json(folder.kept_summary_file)
     if kept:
         children["score"] = TrackedRun(phase="score", finished=True, summary=_numbers(kept))
@@ -85,6 +94,39 @@ def children_of(run: RunFolder, index: int) -> list[TrackedRun]:
             if line["phase"] != "train":
                 child.lines.extend(_points([line]))
     return list(children.values())
+
+
+def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
+    """The attempts of jobs of one task; of an array, whose tasks may be thousands, all in one."""
+    arrays: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((run.path / "slurm" / "attempts").glob(f"*-r{index}-*.json")):
+        attempt = _read_json(path)
+        if attempt.get("round") != index:
+            continue
+        if "_" in attempt["job"]:
+            arrays.setdefault(attempt["phase"], []).append(attempt)
+            continue
+        values = {"code": attempt["code"], "restart": attempt["restart"], "seconds": _seconds(attempt)}
+        yield TrackedRun(
+            phase=f"{attempt['phase']} attempt {attempt['job']}.{attempt['restart']}",
+            finished=attempt["ended"] is not None,
+            summary=_numbers(values),
+            tags={"slurm.job": attempt["job"], "slurm.nodes": attempt["nodes"], "message": attempt["message"][:500]},
+        )
+    for phase, found in arrays.items():
+        values = {
+            "attempts": len(found),
+            "failed": sum(attempt["code"] not in (0, 75, None) for attempt in found),
+            "stopped": sum(attempt["code"] == 75 for attempt in found),
+            "task_seconds": sum(_seconds(attempt) or 0.0 for attempt in found),
+        }
+        ended = all(attempt["ended"] is not None for attempt in found)
+        texts = {"attempts.json": json.dumps(found, indent=2)}
+        yield TrackedRun(phase=f"{phase} attempts", finished=ended, summary=_numbers(values), texts=texts)
+
+
+def _seconds(attempt: Mapping[str, Any]) -> float | None:
+    return None if attempt["ended"] is None else attempt["ended"] - attempt["began"]
 
 
 def redact(text: str) -> str:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from sophia_mcore.config.schema import Config
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as layouts
+from sophia_mcore.parallel import network
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.train.checkpoint import on_rank_zero
@@ -49,6 +50,8 @@ def joined(config: Config) -> Iterator[tuple[layouts.Groups, backends.Backend]]:
         torch.set_num_threads(threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     with backend.adapt():
         _join(config, backend)
+        cluster = config.cluster
+        network.check_network(backend.device, cluster.join_seconds, cluster.allreduce_floor_gb_per_second)
         groups = layouts.initialize(
             config.parallel, backend, config.train.distributed_timeout_seconds, config.run.seed, gloo_copies=False
         )

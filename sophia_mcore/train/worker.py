@@ -13,15 +13,17 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sophia_mcore.config import load_config
-from sophia_mcore.errors import run_command
+from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.progress import NoProgress, Progress, worker_progress
+from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
 
+FAILED = "failed.json"  # in the training folder, when a rank failed and not merely lost another
 EXIT_STOPPED = 75  # a signal asked for it: the state is saved, run again to go on (EX_TEMPFAIL)
 _PR_SET_PDEATHSIG = 1
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
@@ -62,9 +64,22 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
             return train_round(config, run, round_index, progress)
         except RuntimeError as error:
             if not any(sign in str(error) for sign in _LOST_PEER):
+                _note_failure(run.round(round_index).train, rank, error)
                 raise
             print(f"rank {rank} stops: another rank is gone", file=sys.stderr, flush=True)  # that one says why
             raise SystemExit(1) from None
+        except Exception as error:
+            _note_failure(run.round(round_index).train, rank, error)
+            raise
+
+
+def _note_failure(folder: Path, rank: int, error: Exception) -> None:
+    """For whoever started the ranks: this one failed by itself, so the same would happen again."""
+    node = getattr(error, "node", None)
+    if node is None and (folder / FAILED).is_file():
+        return  # the first to fail knows best, and whoever can name a node
+    with suppress(SophiaError):  # a full disk, which may be what the error is about
+        write_json(folder / FAILED, {"rank": rank, "error": str(error), "node": node})
 
 
 @contextmanager

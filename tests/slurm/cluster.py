@@ -24,8 +24,7 @@ _NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "unshare")
 _CONFIGURATION = """
 ClusterName=mini
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=17001
-SlurmdPort=17002
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -220,8 +219,9 @@ class Cluster:
         for name in ("state", "spool", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
-        nodes = [_NODE.format(name=name, number=i, port=17010 + i) for i, name in enumerate(NODES, 1)]
-        head = _CONFIGURATION.format(folder=self.folder, host=os.uname().nodename)
+        port = 14_000 + os.getpid() % 400 * 10  # several sessions may test at a time
+        nodes = [_NODE.format(name=name, number=i, port=port + i) for i, name in enumerate(NODES, 1)]
+        head = _CONFIGURATION.format(port=port, folder=self.folder, host=os.uname().nodename)
         self.configuration.write_text(head + "\n".join(nodes) + _PARTITIONS)
         gres = "NodeName=node[1-4] Name=gpu Type=h100 File=/dev/tty[0-7] AutoDetect=off\n"
         (self.folder / "gres.conf").write_text(gres)

@@ -1,0 +1,99 @@
+"""Where a round's result comes from, link by link: evaluation <- export <- checkpoint <- kept <- verdicts <- captions.
+
+Every link is named by content: hashes of shards, digests of models, the proof of the conversion. Pure reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_metadata, shard_files
+
+_SAID = ("model_digest", "prompt_template", "verifier_version", "fingerprint")  # of a shard's own metadata
+
+
+def lineage_of(run: RunFolder, index: int) -> dict[str, Any]:
+    """The links of a round that exist so far, last first; a damaged shard is named instead of hashed."""
+    folder = run.round(index)
+    evaluation = {
+        f"{label.name}/{protocol.name}": _shards(shard_files(protocol))
+        for label in sorted(run.evaluation_questions_file.parent.glob("*"))
+        if label.is_dir() and label.name in ("base", f"round-{index}")
+        for protocol in sorted(label.iterdir())
+        if protocol.is_dir()
+    }
+    links: dict[str, Any] = {
+        "evaluation": evaluation,
+        "export": _export(folder.model / "conversion.json"),
+        "checkpoint": _checkpoint(folder.checkpoints),
+        "kept": _shards([folder.kept_file]),
+        "verdicts": _shards(_listed(folder.verdicts)),
+        "trajectories": _shards(_listed(folder.trajectories)),
+        "captions": _shards(_listed(folder.captions)),
+        "questions": _shards([run.questions_file]),
+    }
+    return {name: link for name, link in links.items() if link}
+
+
+def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
+    """The lineage as flat tags: "lineage.captions.sha256" -> hash."""
+    found: dict[str, str] = {}
+
+    def visit(prefix: str, tree: Any) -> None:
+        if isinstance(tree, dict):
+            for name, child in tree.items():
+                visit(f"{prefix}.{name}", child)
+        else:
+            found[prefix] = str(tree)
+
+    visit("lineage", lineage)
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    return shard_files(folder) if folder.is_dir() else []
+
+
+def _shards(paths: Iterable[Path]) -> dict[str, Any]:
+    """How many, one hash over the content hashes of all, and what they say about their origin."""
+    hashes, count = hashlib.sha256(), 0
+    said: dict[str, str] = {}
+    for path in paths:
+        if not path.is_file():
+            continue
+        count += 1
+        try:
+            metadata = read_metadata(path)
+        except SophiaError as error:
+            return {"damaged": str(error)}
+        hashes.update(f"{path.name} {metadata['sha256']}\n".encode())
+        said |= {name: metadata["metadata"][name] for name in _SAID if name in metadata["metadata"]}
+    return {"shards": count, "sha256": hashes.hexdigest(), **said} if count else {}
+
+
+def _export(proof: Path) -> dict[str, Any]:
+    try:
+        content = proof.read_bytes()
+        value = json.loads(content)
+        return {
+            "conversion_sha256": hashlib.sha256(content).hexdigest(),
+            "from_checkpoint": value["source"]["folder"],
+            "verified": value["verified"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    names = sorted((path.name for path in folder.glob("step-*")), key=lambda name: (len(name), name))
+    if not names:
+        return {}
+    files = sorted(path for path in (folder / names[-1]).rglob("*") if path.is_file())
+    listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
+    return {"name": names[-1], "listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}

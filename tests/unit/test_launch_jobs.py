@@ -1,0 +1,157 @@
+"""Planning of Slurm jobs, their command lines, health checks and attempts: without a cluster."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from generate_world import make_config
+
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import health
+from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt, read_attempts
+from sophia_mcore.launch.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
+from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.launch.state import PhaseState, check_inputs
+from sophia_mcore.store.layout import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = Site({"OPTIONS_ALL": "--account=a", "OPTIONS_GPU": "--partition=gpu", "OPTIONS_CPU": "--partition=cpu",
+             "OPTIONS_TRAIN": "--time=9", "TASKS_CAPTIONS": "16"})  # fmt: skip
+
+
+def phases(rounds: int = 1, **finished: int) -> list[PhaseState]:
+    """All phases; ``finished`` phases of round 0, others with the given number of units left of 20."""
+    found = []
+    for index in range(rounds):
+        for phase in PHASES:
+            if phase == "questions" and index:
+                continue
+            left = finished.get(phase) if index == 0 else None
+            done = {} if left is None else {"total": 20, "done": 20 - left, "finished": left == 0}
+            found.append(PhaseState(phase=phase, round=index, **done))
+    return found
+
+
+def test_the_chain_of_two_rounds(tmp_path: Path) -> None:
+    jobs = plan_jobs(make_config(tmp_path), SITE, phases(2))
+    after = {job.key: job.after for job in jobs}
+    assert len(jobs) == 15
+    assert after["captions", 1] == ("export", 0)  # with the trained policy
+    assert after["train", 0] == ("score", 0) and after["report", 1] == ("evaluate", 1)
+    assert after["questions", 0] is None
+
+
+def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
+    done = {"questions": 0, "captions": 3, "score": 0, "export": 0, "evaluate": 0, "report": 0}
+    jobs = {job.phase: job for job in plan_jobs(make_config(tmp_path), SITE, phases(**done))}
+    assert list(jobs) == ["captions", "reasoning", "train", "report"]
+    assert jobs["captions"].tasks == 3 and jobs["captions"].after is None  # no more tasks than units
+    assert jobs["train"].after is None  # what lies before it is finished
+    assert jobs["report"].after == ("train", 0)
+    assert plan_jobs(make_config(tmp_path), SITE, phases(**dict.fromkeys(PHASES, 0))) == []
+
+
+def test_commands(tmp_path: Path) -> None:
+    config = make_config(tmp_path, parallel={"tensor": 8, "pipeline": 4, "processes": 64, "processes_per_node": 8})
+    jobs = {job.phase: job for job in plan_jobs(config, SITE, phases())}
+    ids = {job.key: str(number) for number, job in enumerate(jobs.values(), 100)}
+    run = RunFolder(tmp_path)
+    train = sbatch_command(jobs["train"], run, ROOT / "slurm", "u", ids)
+    assert train[-9:-4] == ["--account=a", "--partition=gpu", "--nodes=8", "--gpus-per-node=8", "--time=9"]
+    assert f"--dependency=afterany:{ids['score', 0]}" in train  # after an array, whatever became of its tasks
+    export = sbatch_command(jobs["export"], run, ROOT / "slurm", "u", ids)
+    assert f"--dependency=afterok:{ids['train', 0]}" in export and "--kill-on-invalid-dep=yes" in export
+    assert "--partition=cpu" in export and not any("gpus" in word for word in export)
+    assert "--array=0-15" in sbatch_command(jobs["captions"], run, ROOT / "slurm", "u", ids)
+    test = sbatch_command(jobs["train"], run, ROOT / "slurm", "u", {}, test_only=True)
+    assert "--test-only" in test and not any("dependency" in word for word in test)
+    assert parse_comment(comment("u", ("train", 3)), "u") == ("train", 3)
+    assert parse_comment(comment("other", ("train", 3)), "u") is None
+
+
+def test_impossible_nodes(tmp_path: Path) -> None:
+    config = make_config(tmp_path, parallel={"processes": 6, "processes_per_node": 4})
+    with pytest.raises(UsageError, match=r"processes = 6 is not a multiple of parallel.processes_per_node = 4"):
+        plan_jobs(config, SITE, phases())
+
+
+def test_every_example_can_be_read_and_every_script_is_short() -> None:
+    examples = sorted((ROOT / "slurm" / "env").glob("*.example"))
+    assert len(examples) >= 3
+    for example in examples:
+        site = read_site(example)
+        assert site.options("all") and site.options("gpu") and site.tasks("captions") > 1
+    for phase in PHASES:
+        assert (ROOT / "slurm" / f"{phase}.sbatch").read_text().count("\n") <= 60
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("OPTIONS_ALL=--account=a --qos=b", "put the value into quotes"),
+        ("OPTIONS_ALL='--account=a", "No closing quotation"),
+        ("TASKS_SCORE=0", "number from 1 to"),
+    ],
+)
+def test_env_files_that_a_shell_reads_otherwise(tmp_path: Path, line: str, told: str) -> None:
+    path = tmp_path / "cluster.env"
+    path.write_text(f"# a comment\n{line}\n")
+    with pytest.raises(UsageError, match=f"cluster.env:2: .*{told}"):
+        read_site(path)
+
+
+def test_gpus_that_are_missing_or_broken() -> None:
+    health.check_gpus("0, 0\n1, 0\n", 2)
+    health.check_gpus("0, [N/A]\n", 1)  # no ECC on this card
+    health.check_gpus(None, 8)  # no nvidia-smi here
+    with pytest.raises(health.Unhealthy, match="1 GPUs instead of 2"):
+        health.check_gpus("0, 0\n", 2)
+    with pytest.raises(health.Unhealthy, match="errors on GPU 1"):
+        health.check_gpus("0, 0\n1, 3\n", 2)
+
+
+def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    health.check_filesystem(tmp_path, "x", 10.0)
+    never = threading.Event()
+    monkeypatch.setattr(health.atomic, "write_text", lambda path, text: never.wait(20))
+    with pytest.raises(health.Unhealthy, match=r"took more than 0\.1 s"):
+        health.check_filesystem(tmp_path, "x", 0.1)
+    never.set()
+
+
+def test_exclusion_is_bounded(tmp_path: Path) -> None:
+    run, task = RunFolder(tmp_path), SlurmTask(job_id="7", node="n1")
+    health.exclude(run, task, ["n1"], limit=2)
+    health.exclude(run, task, ["n1", "n2"], limit=2)
+    with pytest.raises(SophiaError, match=r"3 nodes of job 7 are unhealthy \(n1, n2, n3\)"):
+        health.exclude(run, task, ["n3"], limit=2)
+    assert health.unhealthy_nodes(run) == {"n1": ["7"], "n2": ["7"]}
+
+
+def test_attempts_and_ports(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    first = SlurmTask.of({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"})
+    second = SlurmTask.of({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"})
+    assert first.name == "10_2" and first.port != second.port
+    end_attempt(run, begin_attempt(run, "train", 0, first), 76, "node n1: 7 GPUs instead of 8")
+    begin_attempt(run, "train", 0, second)
+    assert [(a.restart, a.outcome) for a in read_attempts(run)] == [(0, "unhealthy node"), (1, "no end seen")]
+
+
+def test_inputs_that_are_missing_are_named(tmp_path: Path) -> None:
+    config, run = make_config(tmp_path), RunFolder(tmp_path)
+    for phase, before in (("captions", "questions"), ("train", "score"), ("export", "train")):
+        with pytest.raises(SophiaError, match=f"{phase} of round 0 cannot start: {before} of round 0 is not finished"):
+            check_inputs(config, run, phase, 0)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_scripts_are_valid_bash() -> None:
+    import subprocess
+
+    for path in [*sorted((ROOT / "slurm").glob("*.sbatch")), ROOT / "slurm" / "job.sh"]:
+        subprocess.run(["bash", "-n", str(path)], check=True)
