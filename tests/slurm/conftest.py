@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "dist"), str(HERE.parent / "parity")]
 
 from cluster import Cluster, missing  # noqa: E402
-from world import Endpoint  # noqa: E402
+from slurm_world import Endpoint  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster import Cluster, wait_for
-from world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
+from slurm_world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.state import PhaseState, state_of

@@ -9,7 +9,7 @@ import torch
 import train_world
 from cluster import Cluster, wait_for
 from harness import run as run_ranks
-from world import ROOT, attempts, finish, jobs, logs, sophia
+from slurm_world import ROOT, attempts, finish, jobs, logs, sophia
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.store.layout import RunFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import Cluster
-from world import Endpoint, attempts, finish, logs, make_config, sophia
+from slurm_world import Endpoint, attempts, finish, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.state import states
