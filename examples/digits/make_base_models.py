@@ -6,7 +6,8 @@ stage A  one language model learns to look cells up and to calculate (`lessons.d
 stage V  the policy's tower and projector learn to turn a cell into the sum of two of the language model's own word
          embeddings, its name and its digit; the language model is frozen
 stage B  the reasoner learns to think aloud from a description                             } side by side,
-stage C  the policy's language model learns to caption and to answer at once, tower frozen } one thread each
+stage C  the policy's language model learns to caption and to answer at once: `sophia train` } one thread each
+         on question-answer pairs (warmup.toml), tower and projector frozen
 
 Each stage is checked and, if it fails, repeated from another seed. The result is two Hugging Face directories,
 OUT/policy (InternVL, native format) and OUT/reasoner (Qwen2), and OUT/base.json with the figures of the checks. Run
@@ -32,23 +33,27 @@ from threading import Thread
 
 import torch
 from checks import caption_figures, reasoner_figures
-from lessons import drill, policy_lesson, read_prompt, reasoner_lesson
+from lessons import drill, read_prompt, reasoner_lesson
 from models import language_config, policy_config, save_model
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from teach import Schedule, Words, accuracy, answer_logits, cross_entropy, imagined, pictures, teach, tower_eyes
+from teach import Schedule, Words, accuracy, answer_logits, cross_entropy, imagined, teach, tower_eyes
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration, Qwen2ForCausalLM
 from vocabulary import build_tokenizer
+from warmup import STEPS as WARMUP_STEPS
+from warmup import warm_up, write_pairs
 from world import random_board
 
 HERE = Path(__file__).parent
 STAGE_A = Schedule(steps=400, rows=32, muon=0.01, adamw=4e-3)
 STAGE_V = Schedule(steps=200, rows=64, muon=0.01, adamw=3e-3)
 STAGE_B = Schedule(steps=600, rows=16, muon=0.005, adamw=1.5e-3)
-STAGE_C = Schedule(steps=160, rows=16, muon=0.005, adamw=1.5e-3)
-WARMUP_BOARDS = 800
 ATTEMPTS = 3
+RECIPE = (
+    "checks.py", "lessons.py", "make_base_models.py", "models.py", "teach.py", "vocabulary.py", "warmup.py",
+    "warmup.toml", "world.py",
+)  # fmt: skip
 Report = Callable[[int, str], None]
 
 
@@ -126,29 +131,8 @@ def stage_v(policy: InternVLForConditionalGeneration, vocabulary: Words, seed: i
     teach(policy, STAGE_V, loss, report)
 
 
-def stage_c(policy: InternVLForConditionalGeneration, vocabulary: Words, seed: int, report: Report) -> None:
-    """Warm the policy up: captions, short answers, arithmetic; plain NLL, tower and projector frozen."""
-    rng = random.Random(f"C{seed}")
-    policy.requires_grad_(False)
-    policy.model.language_model.requires_grad_(True)
-    policy.lm_head.requires_grad_(True)
-    boards = [random_board("base", rng) for _ in range(WARMUP_BOARDS)]
-    place = {id(board): index for index, board in enumerate(boards)}
-    with torch.no_grad():  # the tower no longer changes: look at each picture once
-        seen = policy.model.get_image_features(pixel_values=pictures(boards, rng)).pooler_output
-
-    def loss(_: float) -> Tensor:
-        lessons = [policy_lesson(rng, rng.choice(boards)) for _ in range(STAGE_C.rows)]
-        body, head = policy.model.language_model, policy.lm_head
-        see = lambda shown: seen[[place[id(board)] for board in shown]]  # noqa: E731
-        return cross_entropy(answer_logits(body, head, vocabulary, lessons, see))
-
-    teach(policy, STAGE_C, loss, report)
-    policy.requires_grad_(True)
-
-
 def stages_v_and_c(
-    start: dict[str, Tensor], seed: int, report: Report
+    start: dict[str, Tensor], folder: Path, seed: int, report: Report
 ) -> tuple[InternVLForConditionalGeneration, dict[str, float]]:
     """The policy."""
     torch.manual_seed(seed)
@@ -158,7 +142,10 @@ def stages_v_and_c(
     policy.model.language_model.load_state_dict(body)
     policy.lm_head.load_state_dict({"weight": start["lm_head.weight"]})
     stage_v(policy, vocabulary, seed, report)
-    stage_c(policy, vocabulary, seed, report)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(policy, vocabulary.tokenizer, folder / "seeing")
+    write_pairs(folder, random.Random(f"C{seed}"))
+    policy = InternVLForConditionalGeneration.from_pretrained(warm_up(folder, report), dtype=torch.float32)
     figures = caption_figures(policy, vocabulary)
     return policy, require("C", figures, {"captions_greedy": 0.75})
 
@@ -179,8 +166,11 @@ def in_child(name: str, start: dict[str, Tensor], seed: int, folder: Path, event
     """Make one of the two models with one thread and save it."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    stage = {"policy": stages_v_and_c, "reasoner": stage_b}[name]
-    model, figures = attempt(stage, seed, lambda count, note: events.put((name, count, note)), start)
+    say = lambda count, note: events.put((name, count, note))  # noqa: E731
+    if name == "policy":
+        model, figures = attempt(stages_v_and_c, seed, say, start, folder / "stage-c")
+    else:
+        model, figures = attempt(stage_b, seed, say, start)
     save_model(model, words().tokenizer, folder / name)
     return figures
 
@@ -189,7 +179,7 @@ def make(out: Path, seed: int, show: Progress) -> dict[str, float]:
     """All stages; the two directories appear in `out` when both are finished."""
     bars = {
         "language model": show.add_task("language model (stage A)", total=STAGE_A.steps, note=""),
-        "policy": show.add_task("policy (stages V, C)", total=STAGE_V.steps + STAGE_C.steps, note="", start=False),
+        "policy": show.add_task("policy (stages V, C)", total=STAGE_V.steps + WARMUP_STEPS, note="", start=False),
         "reasoner": show.add_task("reasoner (stage B)", total=STAGE_B.steps, note="", start=False),
     }
 
@@ -217,13 +207,13 @@ def make(out: Path, seed: int, show: Progress) -> dict[str, float]:
     for name in ("policy", "reasoner"):
         shutil.rmtree(out / name, ignore_errors=True)
         (unfinished / name).replace(out / name)
-    unfinished.rmdir()
+    shutil.rmtree(unfinished)
     return figures
 
 
 def fingerprint(seed: int) -> str:
     """Changes whenever the recipe does."""
-    files = sorted([*HERE.glob("*.py"), *(HERE / "prompts").glob("*.txt")])
+    files = sorted([*(HERE / name for name in RECIPE), *(HERE / "prompts").glob("*.txt")])
     return hashlib.sha256(b"\0".join([str(seed).encode(), *(file.read_bytes() for file in files)])).hexdigest()[:16]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
@@ -19,6 +21,7 @@ import lessons
 import make_base_models as recipe
 import models
 import teach
+import warmup
 import world
 from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2ForCausalLM
 
@@ -122,6 +125,32 @@ def test_saved_models_are_what_was_saved(base: Path, words: teach.Words) -> None
     eyes = teach.tower_eyes(loaded, random.Random(0))
     logits, labels = teach.answer_logits(loaded.model.language_model, loaded.lm_head, words, [lesson], eyes)
     assert logits.shape == (len(labels), words.tokenizer.get_vocab_size())
+
+
+def test_warm_up_pairs_say_what_the_lessons_say(base: Path) -> None:
+    chat, rng = Chat.from_model_dir(base / "policy"), random.Random(5)
+    board = world.random_board("base", rng)
+    for number in range(60):
+        lesson = lessons.policy_lesson(rng, board)
+        row = warmup.pair(number, lesson, "boards/0.png" if lesson.board else None)
+        system = [Message("system", str(row["system"]))] if "system" in row else []
+        images = row.get("images", [])
+        assert isinstance(images, list)
+        user = Message("user", user_text(str(row["question"]), len(images)))
+        text = chat.expand(chat.render([*system, user], add_generation_prompt=True), [1] * len(images))
+        assert text == lesson.prompt
+        assert f"{row['response']}<|im_end|>" == lesson.pieces[1][0]
+
+
+def test_the_warm_up_is_sophias_own_training(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "policy", tmp_path / "seeing")
+    warmup.write_pairs(tmp_path, random.Random(0), steps=2)
+    seen: list[tuple[int, str]] = []
+    trained = warmup.warm_up(tmp_path, lambda count, note: seen.append((count, note)), steps=2)
+    assert sum(count for count, _ in seen) == 2
+    before, after = (load_file(folder / "model.safetensors") for folder in (base / "policy", trained))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("vision" not in name and "multi_modal_projector" not in name for name in moved)
 
 
 def test_the_loss_is_taken_on_what_is_to_be_learnt(words: teach.Words) -> None:
