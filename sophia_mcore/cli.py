@@ -244,10 +244,12 @@ def track(run_folder: RunArgument) -> None:
     from sophia_mcore.errors import SophiaError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.track.mlflow_upload import upload
+    from sophia_mcore.track.runs import redact
 
     folder, config = open_run(run_folder)
-    if not upload(folder, config):
-        raise SophiaError(f"{config.track.tracking_uri}: not reachable; nothing is lost, run this again later")
+    if not upload(folder, config):  # which has said why
+        raise SophiaError("MLflow has not got everything; nothing is lost, run this again later")
+    typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
 add_cluster_commands(app)

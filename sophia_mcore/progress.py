@@ -84,6 +84,9 @@ class LineProgress:
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
         """Begin a task."""
+        if self._task and not self._total:  # how many there were is known only now
+            self._total = self._done
+            self._print()
         self._task, self._total, self._done, self._note = task, total, completed, ""
         self._print()
 

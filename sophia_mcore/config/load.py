@@ -33,7 +33,8 @@ def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] =
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error, Config)}") from None
+        files = " + ".join(str(file) for file in (path, *overlays))
+        raise UsageError(f"{files}: {explain(error, Config)}") from None
 
 
 def dump_toml(config: BaseModel) -> str:
@@ -100,7 +101,12 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {assignment!r}: {part!r} is not a section")
+            what = (
+                "a list: replace it whole in a file of its own (--overlay FILE)"
+                if isinstance(tree, list)
+                else "a value"
+            )
+            raise UsageError(f"--set {assignment!r}: {part!r} is {what}, not a section")
     tree[parts[-1]] = value
 
 

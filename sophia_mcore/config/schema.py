@@ -7,9 +7,9 @@ Relative paths are relative to the working directory. Units stand in the names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from sophia_mcore.config.base import Fraction, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
@@ -48,7 +48,7 @@ class Environments(Section):
 
 
 class Columns(Section):
-    """Which column of the source holds what. A tuple is tried in order."""
+    """Which column of the source holds what: a name, or a list of names that are tried in order."""
 
     images: tuple[str, ...] = ("images", "image", "image_path")
     question: tuple[str, ...] = ("question", "problem", "query")
@@ -56,6 +56,11 @@ class Columns(Section):
     answer_type: tuple[str, ...] = ("answer_type", "type")
     options: tuple[str, ...] = ("options", "choices")
     id: tuple[str, ...] = ("id", "qid", "pid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_name(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
 
 
 class Source(Section):

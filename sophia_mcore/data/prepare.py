@@ -21,6 +21,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
 from sophia_mcore.store import atomic, shards
 from sophia_mcore.store.images import ImageAdder, ImageStore
+from sophia_mcore.store.lineage import file_digest
 
 _WINDOW_ROWS = 256  # rows whose images are read and checked together
 _LISTED = 20
@@ -88,8 +89,9 @@ def prepare_questions(
     """
     target = Path(questions_file)
     settings = _fingerprint(sources, max_image_pixels)
+    contents = _contents(sources)
     if target.exists():
-        return _already_prepared(target, settings)
+        return _already_prepared(target, settings, contents)
     checker = _Checker(image_store, max_image_pixels)
     with image_store.adding() as adder:
         for rows in _windows(_all_rows(sources)):
@@ -106,7 +108,12 @@ def prepare_questions(
         reasons=dict(checker.reasons),
     )
     with suppress(FileExistsError):  # another process prepared the same
-        shards.write_shard(target, checker.questions, Question, {"settings": settings, "summary": asdict(summary)})
+        shards.write_shard(
+            target,
+            checker.questions,
+            Question,
+            {"settings": settings, "contents": contents, "summary": asdict(summary)},
+        )
     return summary
 
 
@@ -115,8 +122,18 @@ def _fingerprint(sources: Sequence[Source], max_image_pixels: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _already_prepared(target: Path, settings: str) -> PrepareSummary:
+def _contents(sources: Sequence[Source]) -> dict[str, str]:
+    """sha256 of each source that is a single file here."""
+    files = [Path(source.path) for source in sources]
+    return {str(file): file_digest(file) for file in files if file.is_file()}
+
+
+def _already_prepared(target: Path, settings: str, contents: dict[str, str]) -> PrepareSummary:
     metadata = shards.read_metadata(target)["metadata"]
+    before = metadata.get("contents", {})
+    changed = [file for file, digest in contents.items() if before.get(file, digest) != digest]
+    if changed:
+        raise SophiaError(f"{changed[0]} has changed since {target} was made from it: use another run folder")
     if metadata.get("settings") != settings:
         raise SophiaError(
             f"{target} was made from other sources or settings: use another run folder, or remove the file and "

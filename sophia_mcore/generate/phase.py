@@ -121,7 +121,7 @@ def sampled_fields(request: Request, completion: Completion, model_digest: str) 
 def read_questions(questions_file: Path, *, with_images: bool) -> list[Question]:
     """The checked questions. Raises SophiaError when there are none, or one has no image though ``with_images``."""
     if not questions_file.is_file():
-        raise SophiaError(f"{questions_file}: no such file; run the phase 'questions' first")
+        raise SophiaError(f"{questions_file}: no such file; run `sophia generate` first")
     questions = read_shard(questions_file, Question)
     if not questions:
         raise SophiaError(f"{questions_file}: no questions in it")

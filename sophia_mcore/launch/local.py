@@ -25,7 +25,8 @@ ONCE = ("questions",)  # phases that are the same in every round
 
 # What may change between two starts of one run: it decides where and how fast work is done, not its result.
 _CHANGEABLE = {
-    ("environments",), ("track",), ("cluster",), ("run", "rounds"), ("score", "workers"), ("captions", "engine"),
+    ("environments",), ("track",), ("cluster",), ("run", "rounds"), ("run", "folder"), ("score", "workers"),
+    ("captions", "engine"),
     ("reasoning", "engine"), ("evaluate", "engine"), ("train", "save_every_steps"), ("train", "keep_checkpoints"),
     ("train", "threads_per_process"), ("train", "distributed_timeout_seconds"), ("export",),
     ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
@@ -131,4 +132,7 @@ def open_run(path: Path) -> tuple[RunFolder, Config]:
     if not path.exists():
         raise UsageError(f"{path}: no such run folder or configuration file")
     config = load_config(path)
-    return RunFolder(config.run.folder), config
+    folder = RunFolder(config.run.folder)
+    if not folder.config_file.is_file():
+        raise UsageError(f"{folder.path}: nothing has been run there yet (`sophia run {path}`)")
+    return folder, config

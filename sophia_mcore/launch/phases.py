@@ -98,6 +98,9 @@ def score(context: Context, round_index: int) -> None:
 
 def train(context: Context, round_index: int) -> None:
     """Megatron training on the kept set, under torchrun."""
+    kept_file = context.run.round(round_index).kept_file
+    if context.config.train.data is None and not kept_file.is_file():  # said here: the ranks take a while to start
+        raise SophiaError(f"{kept_file}: no such file; run `sophia score` first")
     parallel = context.config.parallel
     ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
     threads = context.config.train.threads_per_process

@@ -88,8 +88,12 @@ def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress 
     ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "seconds", "answer_type", "verifier"
     and "verifier_version". Finished units of an interrupted run are not graded again. An existing output of another
     verifier version is kept as ``OUT.<version>.jsonl``, and the summary shows what changed.
-    Raises UsageError naming the first bad line.
+    Raises UsageError naming the first bad line, or for an output that is a folder or the input.
     """
+    if out_path.is_dir():
+        raise UsageError(f"{out_path}: a folder; the output is a file")
+    if out_path.exists() and out_path.samefile(in_path):
+        raise UsageError(f"{out_path}: input and output are the same file")
     _check_head(in_path)
     units, pieces = _plan(in_path, config)
     lines = sum(len(unit.items) for unit in units)

@@ -26,6 +26,7 @@ from sophia_mcore.score.rescore import compare_folders, newest_archive, set_asid
 from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
 from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
@@ -47,6 +48,7 @@ def score_round(
     run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
     folder = run.round(round)
     units, shards = _units(config, folder)
+    _require_all_questions(run, folder, list(shards.values()))
     rows = sum(read_metadata(path)["rows"] for path in shards.values())
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
     job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
@@ -111,6 +113,19 @@ def _units(config: Config, folder: RoundFolder) -> tuple[list[Unit], dict[str, P
     if not shards:
         raise SophiaError(f"no trajectories in {folder.trajectories}: run `sophia generate` first")
     return plan_units(list(shards.values()), config.score.trajectories_per_unit), shards
+
+
+def _require_all_questions(run: RunFolder, folder: RoundFolder, shards: Sequence[Path]) -> None:
+    """Every question has trajectories, except those of units that failed for good and are recorded as such."""
+    questions = set(read_table(run.questions_file, Question, columns=("id",)).column("id").to_pylist())
+    columns = (read_table(path, Trajectory, columns=("question_id",)).column("question_id") for path in shards)
+    answered = {question for column in columns for question in pc.unique(column).to_pylist()}
+    missing = sorted(questions - answered)
+    if missing and not read_failures(folder.trajectories):
+        raise SophiaError(
+            f"{folder.trajectories}: {len(missing)} of {len(questions)} questions have no trajectories yet, such as "
+            f"{missing[0]!r}: run `sophia generate` to the end first"
+        )
 
 
 def _report_changes(folder: RoundFolder, verdicts: dict[str, Verdict], progress: Progress) -> None:

@@ -30,14 +30,15 @@ def model_digest(model_dir: Path | str) -> str:
         raise SophiaError(f"model directory {folder} holds no weights or configuration")
     try:
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
-            digests = list(pool.map(_file_digest, files))
+            digests = list(pool.map(file_digest, files))
     except OSError as error:
         raise SophiaError(f"cannot read model directory {folder}: {error}") from error
     lines = (f"{path.name}\t{digest}\n" for path, digest in zip(files, digests, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -71,7 +71,7 @@ class _Uploader:
         for index in rounds_of(self._run):
             parent = parent_of(self._run, self._config, index)
             parent_id = self._sync(parent, index, None)
-            for child in children_of(self._run, index):
+            for child in children_of(self._run, self._config, index):
                 self._sync(child, index, parent_id)
 
     def _experiment_id(self) -> str:

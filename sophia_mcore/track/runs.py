@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from sophia_mcore.track.metrics import RESERVED, read_metrics
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
 HIDDEN = "***"
+_SETTINGS = {  # sections of the configuration that are a phase's parameters; the parent has all
+    "questions": ("data",),
+    "captions": ("models", "captions"),
+    "reasoning": ("models", "reasoning"),
+    "score": ("score", "reward"),
+    "train": ("models", "batch", "parallel", "objective", "train", "fp8"),
+    "export": ("export",),
+    "evaluate": ("evaluate",),
+}
 Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
 
 
@@ -70,8 +79,9 @@ def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
     )
 
 
-def children_of(run: RunFolder, index: int) -> list[TrackedRun]:
+def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
     """Phases of the round that have something to show: training, scoring, and whatever RUN/metrics.jsonl names."""
+    params = _params(config)
     folder = run.round(index)
     train_lines = read_metrics(folder.train / "metrics.jsonl")
     summary = _read_json(folder.train / "summary.json")
@@ -88,12 +98,16 @@ def children_of(run: RunFolder, index: int) -> list[TrackedRun]:
     kept = _read_json(folder.kept_summary_file)
     if kept:
         children["score"] = TrackedRun(phase="score", finished=True, summary=_numbers(kept))
-    for line in read_metrics(run.metrics_file):
-        if line.get("round", 0) == index:
-            child = children.setdefault(line["phase"], TrackedRun(phase=line["phase"]))
-            if line["phase"] != "train":
+    for line in read_metrics(run.metrics_file):  # written when a phase has ended; its step is the round
+        if line.get("step", 0) == index:
+            phase = line["phase"]
+            child = children.setdefault(phase, TrackedRun(phase=phase, finished=True))
+            if phase != "train":
                 child.lines.extend(_points([line]))
-    return list(children.values())
+    return [
+        replace(child, params={n: v for n, v in params.items() if n.split(".")[0] in _SETTINGS.get(child.phase, ())})
+        for child in children.values()
+    ]
 
 
 def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:

@@ -14,6 +14,7 @@ from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.progress import Progress, worker_progress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.weights import proof
+from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.export import export_hf
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -35,6 +36,28 @@ def _made_from(model: Path) -> str | None:
         return None
 
 
+def _require_finished(summary_file: Path, checkpoint: Path) -> None:
+    try:
+        steps = int(json.loads(summary_file.read_bytes())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        steps = None
+    if steps is None or checkpoint.name != f"step-{steps:08d}":
+        end = "is not finished" if steps is None else f"has {steps} steps"
+        raise SophiaError(
+            f"{checkpoint} is the newest checkpoint, but the training {end}: run `sophia train` again, or convert this "
+            "checkpoint as it is (`sophia convert CHECKPOINT OUT --to hf --base POLICY`)"
+        )
+
+
+def _is_intact(model: Path) -> bool:
+    """Whether every weights file of an export is there and whole (by its header)."""
+    try:
+        open_checkpoint(model)
+    except SophiaError:
+        return False
+    return True
+
+
 def main() -> int:
     """Parse, export, exit code. A finished export is left alone."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -52,13 +75,17 @@ def main() -> int:
 
 
 def export_round(config: Config, run: RunFolder, index: int, progress: Progress) -> None:
-    """Export the newest checkpoint of a round, unless that is done already. Raises as ``export_hf``."""
+    """Export the last checkpoint of a round's training, unless that is done already and intact.
+
+    Raises as ``export_hf``, and SophiaError when the training is not finished.
+    """
     base = config.models.policy if index == 0 else run.round(index - 1).model
     out = run.round(index).model
     checkpoint = newest(run.round(index).checkpoints)
-    if out.exists() and _made_from(out) == checkpoint.name:
+    _require_finished(run.round(index).train / "summary.json", checkpoint)
+    if out.exists() and _made_from(out) == checkpoint.name and _is_intact(out):
         return
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint: training went on
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint (training went on), or damaged
     export_hf(checkpoint, base, out, config.export.shard_size_mib, progress=progress)
 
 

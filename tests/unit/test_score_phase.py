@@ -20,6 +20,7 @@ from sophia_mcore.records import Kept, Question, Trajectory, Verdict
 from sophia_mcore.score import grade, phase, types
 from sophia_mcore.score.phase import plan_units, score_round
 from sophia_mcore.score.rescore import newest_archive
+from sophia_mcore.store.failures import record_failure
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, shard_files, write_shard
 
@@ -62,11 +63,14 @@ def config_for(folder, **sections):
 
 def make_run(folder, rows=None, shards=6):
     run = RunFolder(folder)
+    rows = rows or [t for q in range(QUESTIONS) for t in trajectories(q)]
+    asked = {row.question_id for row in rows}
     questions = [
-        Question(id=f"q{q}", question="?", answer=right_answer(q), images=(f"image{q % 3}",)) for q in range(QUESTIONS)
+        Question(id=f"q{q}", question="?", answer=right_answer(q), images=(f"image{q % 3}",))
+        for q in range(QUESTIONS)
+        if f"q{q}" in asked
     ]
     write_shard(run.questions_file, questions, Question)
-    rows = rows or [t for q in range(QUESTIONS) for t in trajectories(q)]
     for index in range(shards):
         write_shard(run.round(0).trajectories / f"unit-{index}.parquet", rows[index::shards], Trajectory)
     return run
@@ -276,3 +280,14 @@ def test_a_kept_set_left_by_a_killed_process_is_completed(run):
     shutil.rmtree(run.round(0).verdicts)
     score_round(config, run, 0, NoProgress())
     assert content(run) == before
+
+
+def test_questions_without_trajectories_stop_the_phase_unless_their_units_failed_for_good(run):
+    run.questions_file.unlink()
+    questions = [Question(id=f"q{q}", question="?", answer="1", images=("image0",)) for q in range(QUESTIONS + 2)]
+    write_shard(run.questions_file, questions, Question)
+    with pytest.raises(SophiaError, match=r"2 of 14 questions have no trajectories yet, such as 'q12'"):
+        score_round(config_for(run.path), run, 0, NoProgress())
+    assert not run.round(0).kept_file.exists()
+    record_failure(run.round(0).trajectories, "000007", SophiaError("a bad node"))
+    assert score_round(config_for(run.path), run, 0, NoProgress())["questions"] > 0
