@@ -51,13 +51,13 @@ def _answer(question: int, caption: int, number: int) -> str:
 
 
 def make_finished_run(
-    folder: Path, questions: int = 30, captions: int = 2, answers: int = 2
+    folder: Path, questions: int = 30, captions: int = 2, answers: int = 2, images: list[bytes] | None = None
 ) -> tuple[RunFolder, Config]:
-    """A run of one round with ``captions`` per image and ``answers`` per caption; one image per question."""
+    """A run of one round with ``captions`` per image and ``answers`` per caption; ``images`` are used in turn."""
     held_out = [{"kind": "jsonl", "path": "unused"}]
     config = make_config(folder, evaluate={"protocols": PROTOCOLS, "questions": held_out})
     run = RunFolder(folder)
-    digests = ImageStore(run.images).add_many([png(i % 250) for i in range(min(questions, 250))])
+    digests = ImageStore(run.images).add_many(images or [png(i % 250) for i in range(min(questions, 250))])
     asked = [
         Question(id=f"q{i}", question=f"What is number {i}?", answer=str(i), images=(digests[i % len(digests)],))
         for i in range(questions)
