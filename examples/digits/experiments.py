@@ -109,7 +109,11 @@ def prepare(seed: int, rollouts: RunFolder, folder: Path, variant: Variant) -> C
     source, target = rollouts.round(0), run.round(0)
     target.path.mkdir(parents=True, exist_ok=True)
     whole = (variant.captions, variant.trajectories) == (config.captions.per_image, config.reasoning.per_caption)
-    pairs = [(rollouts.images, run.images), (rollouts.questions_file, run.questions_file)]
+    pairs = [
+        (rollouts.images, run.images),
+        (rollouts.questions_file, run.questions_file),
+        (source.captions, target.captions),
+    ]
     if whole:
         pairs += [(source.trajectories, target.trajectories), (source.verdicts, target.verdicts)]
     for there, here in pairs:
