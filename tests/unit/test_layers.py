@@ -133,3 +133,14 @@ def test_heavy_modules_are_not_imported_by_light_ones() -> None:
     allowed = {"objective", "batch/collate.py"}
     wrong = [w for w in wrong if not any(f"sophia_mcore/{a}" in w for a in allowed)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_modules_that_are_imported_by_their_plain_name_have_one_name_each() -> None:
+    """Tests and examples share one interpreter in which the first `world` would hide every other."""
+    by_name = defaultdict(list)
+    for folder in (ROOT / "tests", ROOT / "examples", ROOT / "tools"):
+        for path in sorted(folder.rglob("*.py")):
+            if path.name not in ("conftest.py", "__init__.py"):
+                by_name[path.name].append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in by_name.items() if len(paths) > 1}
+    assert not twice, twice
