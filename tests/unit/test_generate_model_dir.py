@@ -102,7 +102,7 @@ def test_the_worker_says_so_in_one_line(tmp_path: Path, module: str) -> None:
     (tmp_path / "config.toml").write_text(dump_toml(make_config(tmp_path)))
     flags = {
         "generate": ["--round", "0", "--stage", "captions"],
-        "evaluate": ["--label", "base", "--model", str(tmp_path / "policy")],
+        "evaluate": ["--model", f"base={tmp_path / 'policy'}"],
     }[module]
     command = [sys.executable, "-m", f"sophia_mcore.{module}.worker", str(tmp_path / "config.toml"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -284,7 +284,10 @@ def test_a_kept_set_left_by_a_killed_process_is_completed(run):
 
 def test_questions_without_trajectories_stop_the_phase_unless_their_units_failed_for_good(run):
     run.questions_file.unlink()
-    questions = [Question(id=f"q{q}", question="?", answer="1", images=("image0",)) for q in range(QUESTIONS + 2)]
+    questions = [
+        Question(id=f"q{q}", question="?", answer=right_answer(q), images=(f"image{q % 3}",))
+        for q in range(QUESTIONS + 2)
+    ]
     write_shard(run.questions_file, questions, Question)
     with pytest.raises(SophiaError, match=r"2 of 14 questions have no trajectories yet, such as 'q12'"):
         score_round(config_for(run.path), run, 0, NoProgress())
