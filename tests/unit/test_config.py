@@ -73,6 +73,23 @@ def test_unknown_key_in_a_list_names_its_position(tmp_path: Path) -> None:
     assert "tuple" not in text  # only the cause, not what follows from it
 
 
+def test_a_column_is_a_name_or_several_to_try(tmp_path: Path) -> None:
+    extra = 'columns = {question = "ask", answer = ["gold", "key"]}\n'
+    columns = load_config(write(tmp_path, extra)).data.questions[0].columns
+    assert (columns.question, columns.answer) == (("ask",), ("gold", "key"))
+
+
+def test_what_is_in_a_list_is_set_by_a_file(tmp_path: Path) -> None:
+    assert "a list: replace it whole" in message(write(tmp_path), "data.questions.path=other.jsonl")
+
+
+def test_mistakes_after_an_overlay_name_both_files(tmp_path: Path) -> None:
+    overlay = tmp_path / "more.toml"
+    overlay.write_text("[train]\nstepz = 3\n")
+    with pytest.raises(UsageError, match=r"run\.toml \+ .*more\.toml: .*stepz"):
+        load_config(write(tmp_path), overlays=[overlay])
+
+
 def test_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
     assert "no such configuration file" in message(tmp_path / "absent.toml")
     assert "not valid TOML" in message(write(tmp_path, "= 3"))

@@ -79,6 +79,16 @@ def test_prepared_questions_are_kept_and_other_settings_refused(tmp_path: Path) 
         prepare(tmp_path, source.model_copy(update={"limit": 2}))
 
 
+def test_a_source_that_changed_since_is_refused(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, rows_of(3))
+    prepare(tmp_path, source)
+    before = (tmp_path / "run" / "questions.parquet").read_bytes()
+    jsonl(tmp_path, rows_of(4))
+    with pytest.raises(SophiaError, match=r"train\.jsonl has changed since .*questions\.parquet was made"):
+        prepare(tmp_path, source)
+    assert (tmp_path / "run" / "questions.parquet").read_bytes() == before
+
+
 def test_several_images_options_types_and_numbers(tmp_path: Path) -> None:
     rows = [
         {"images": ["0.png", "1.png"], "question": "<image>\n<image>\nSame?", "answer": True, "type": "yesno"},

@@ -54,10 +54,14 @@ def _client(config):
     return MlflowClient(config.track.tracking_uri)
 
 
-def _runs(config):
+def _all_runs(config):
     client = _client(config)
     experiment = client.get_experiment_by_name(config.track.experiment)
-    return {run.data.tags["sophia.phase"]: run for run in client.search_runs([experiment.experiment_id])}
+    return client.search_runs([experiment.experiment_id])
+
+
+def _runs(config):
+    return {run.data.tags["sophia.phase"]: run for run in _all_runs(config)}
 
 
 def _history(config, name):
@@ -81,6 +85,18 @@ def test_one_parent_and_a_child_and_nothing_is_sent_twice(config, run):
     assert runs["train"].data.metrics["steps"] == 4
     assert (runs["train"].info.status, runs["round"].info.status) == ("FINISHED", "RUNNING")
     assert runs["round"].data.params["train.learning_rate"] == "2e-05"
+
+
+def test_a_phase_is_finished_when_its_line_is_there_and_shows_its_own_settings(config, run):
+    log = MetricsLog(run.metrics_file)
+    log.log(0, "captions", {"seconds": 3.0})
+    log.log(1, "captions", {"seconds": 4.0})  # of the next round
+    assert mlflow_upload.upload(run, config)
+    runs = [r for r in _all_runs(config) if r.data.tags["sophia.phase"] == "captions"]
+    assert [(r.info.status, r.data.metrics["seconds"]) for r in runs] == [("FINISHED", 3.0)]
+    sections = {name.split(".")[0] for name in runs[0].data.params}
+    assert sections == {"models", "captions"}
+    assert {"captions", "train"} < {name.split(".")[0] for name in _runs(config)["round"].data.params}
 
 
 def test_no_secret_leaves_the_machine(config, run):
