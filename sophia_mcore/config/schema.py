@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from sophia_mcore.config.base import Fraction, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
@@ -129,6 +129,7 @@ class Score(Section):
     memory_limit_mib: PositiveInt = 2048
     trajectories_per_unit: PositiveInt = 4096
     max_broken_share: Fraction = 0.05  # more timeouts + errors than this stop the phase
+    second_opinions: NonNegativeInt = 500  # verdicts of a round that math-verify judges too, for the report; 0: none
     judge: Judge | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def render(template: str, scripts: list[str], **values: Any) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sophia_mcore.report", "page"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("sophia_mcore.report", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not Markup
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     script = "\n".join((_HERE / name).read_text() for name in scripts)
@@ -77,6 +81,16 @@ def render(template: str, scripts: list[str], **values: Any) -> str:
         script_hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),
         **values,
     )
+
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)  # page.js has the same
+
+
+def visible(text: str) -> str:
+    """``text`` with the characters written out that are not seen or that turn the reading direction."""
+    return _HIDDEN.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", text)
 
 
 def _digest(text: str) -> str:

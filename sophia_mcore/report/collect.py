@@ -14,6 +14,7 @@ from sophia_mcore.report.reading import Problems, columns, read_json
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.track.metrics import read_metrics
 
+MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
 _SUMMARY_FIELDS = ("questions", "captions", "trajectories", "kept", "caption_reward_mean")
 
 
@@ -21,8 +22,8 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     """The content of report.json.
 
     {"run", "rounds": [{"round", "questions", "captions", "trajectories", "kept", "caption_reward_mean",
-    "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "dropped", "seconds": {phase: seconds},
-    "train": {"steps", "loss_first", "loss_last", ...}}],
+    "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "second_opinion", "dropped",
+    "seconds": {phase: seconds}, "train": {"steps", "loss_first", "loss_last", ...}}],
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
     A part that is not there yet is absent and named in "missing", and so is a damaged file.
     """
@@ -101,6 +102,10 @@ def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:
         counts[verdict] = counts.get(verdict, 0) + 1
     if by_type:
         found["verdicts_by_type"] = {name: dict(sorted(by_type[name].items())) for name in sorted(by_type)}
+    opinion = read_json(folder.second_opinion_file, problems)
+    if opinion is not None and opinion.get("by_type"):
+        summary = {name: opinion.get(name, 0) for name in ("peer", "compared", "undecided", "left_out", "by_type")}
+        found["second_opinion"] = summary | {"examples": opinion.get("examples", [])[:MAX_DIFFERING]}
     changes = read_json(folder.path / "verdict_changes.json", problems)
     if changes is not None:
         kept = ("old_version", "new_version", "compared", "changed")

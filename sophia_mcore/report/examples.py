@@ -25,7 +25,7 @@ from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.shards import read_metadata, shard_files
 
 BLOCK_SIZE = 50
-FLAGS = ("kept", "none", "wrong", "broken", "rewarded", "captions", "verifiers")  # bit i of an example's flags
+FLAGS = ("kept", "none", "wrong", "broken", "rewarded", "captions", "verifiers", "peer")  # bit i of an example's flags
 _MAX_TEXT = 20_000  # characters of one text in the page; the store has it whole
 _MIN_TEXT = 300
 _ALL_TEXTS = 60_000_000  # characters of all trajectories in the page: many are cut shorter each
@@ -97,15 +97,17 @@ def _round_examples(
     kept = {k.trajectory_id for k in records(folder.kept_file, Kept, problems)}
     trajectories = _trajectories(folder, kept, verdicts, problems)
     changes = read_json(folder.path / "verdict_changes.json") or {}
-    disputed = {e.get("id"): e.get("old") for e in changes.get("examples", []) if isinstance(e, dict)}
+    opinion = read_json(folder.second_opinion_file) or {}
+    disputed = _by_id(changes, "old"), _by_id(opinion, "peer")
     shown = []
     for question in questions:
         made = []
         for caption_id, text in captions.get(question.images, ()):
             answers = trajectories.get((question.id, caption_id), [])
             for answer in answers:
-                if answer["id"] in disputed:
-                    answer["before"] = disputed[answer["id"]]
+                for name, said in zip(("before", "peer"), disputed, strict=True):
+                    if answer["id"] in said:
+                        answer[name] = said[answer["id"]]
             made.append({"text": text, "reward": rewards.get((question.id, caption_id)), "trajectories": answers})
         shown.append(
             {
@@ -122,6 +124,11 @@ def _round_examples(
             }
         )
     return shown
+
+
+def _by_id(found: dict[str, Any], name: str) -> dict[str, str]:
+    """What another verifier said of the trajectories that a file lists as examples."""
+    return {str(e.get("id")): str(e.get(name)) for e in found.get("examples", []) if isinstance(e, dict)}
 
 
 def _captions(folder: RoundFolder, problems: Problems) -> dict[tuple[str, ...], list[tuple[str, str]]]:
@@ -183,6 +190,7 @@ def _flags(captions: list[dict[str, Any]], alpha: float) -> int:
         ),
         "captions": bool(rewards) and min(rewards) == 0 and max(rewards) == 1,
         "verifiers": any("before" in t for t in made),
+        "peer": any("peer" in t for t in made),
     }
     return sum(1 << bit for bit, name in enumerate(FLAGS) if holds[name])
 

@@ -24,6 +24,7 @@ from sophia_mcore.score.grade import Grader
 from sophia_mcore.score.parallel import helpers
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
+from sophia_mcore.score.second_opinion import write_second_opinion
 from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
@@ -42,8 +43,9 @@ def score_round(
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
 
     Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
-    ``verdict_changes.json``. Raises SophiaError when there are no trajectories, when more than
-    ``score.max_broken_share`` of the verdicts are timeouts or errors, or when nothing is kept (with the reasons).
+    ``verdict_changes.json``; math-verify's word on a sample goes to ``second_opinion.json``. Raises SophiaError when
+    there are no trajectories, when more than ``score.max_broken_share`` of the verdicts are timeouts or errors, or when
+    nothing is kept (with the reasons).
     """
     run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
     folder = run.round(round)
@@ -62,6 +64,11 @@ def score_round(
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
     summary = _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)
+    try:
+        opinion = folder.second_opinion_file
+        write_second_opinion(opinion, config.score, list(shards.values()), questions, verdicts, progress)
+    except SophiaError as error:  # training does not wait for it
+        progress.note(f"no second opinion: {error}")
     return summary
 
 

@@ -37,6 +37,10 @@ class RoundFolder:
         return self.path / "kept.json"
 
     @property
+    def second_opinion_file(self) -> Path:
+        return self.path / "second_opinion.json"
+
+    @property
     def train(self) -> Path:
         return self.path / "train"
 

@@ -33,7 +33,7 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> Config:
         "data": {"questions": ({"kind": "jsonl", "path": "unused"},)},
         "captions": {"per_image": 2, "images_per_unit": 2},
         "reasoning": {"per_caption": 3, "questions_per_unit": 2},
-        "score": {"workers": 1},
+        "score": {"workers": 1, "second_opinions": 0},
         "evaluate": {"questions_per_unit": 2},
     }
     for name, section in sections.items():

@@ -89,6 +89,23 @@ def test_disagreeing_verifier_versions_are_shown(run: tuple[RunFolder, Any]) -> 
     assert "1 of 120 verdicts differ" in page and "&lt;old&gt;" in page
 
 
+def test_disagreements_with_math_verify_are_shown_by_answer_type(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    disputed = examples_of(write_report(config, folder).read_text())[7]["captions"][0]["trajectories"][1]["id"]
+    example = {"id": disputed, "type": "integer", "ours": "correct", "peer": "wrong", "answer": "7"}
+    example |= {"extracted": "\u202e<b>7</b>", "end": "the end"}
+    counts = {"compared": 40, "only_ours": 1, "only_peer": 0, "undecided": 2}
+    opinion = {"peer": "math-verify 0", "compared": 40, "undecided": 2, "left_out": 0, "by_type": {"integer": counts}}
+    folder.round(0).second_opinion_file.write_text(json.dumps(opinion | {"examples": [example]}))
+    page = write_report(config, folder).read_text()
+    assert flagged(page, "peer") == {"q7"} and examples_of(page)[7]["captions"][0]["trajectories"][1]["peer"] == "wrong"
+    section = page[page.index("Disagreements with math-verify 0") :]
+    row = re.search(r'<td class="text">integer</td>(.*?)</tr>', section)
+    assert row and re.findall(r">(\d+)<", row[1]) == ["40", "1", "0", "2"]
+    assert "\u27e8U+202E\u27e9&lt;b&gt;7" in section
+    assert "Verdicts that differ: 1; it could not decide 2 more." in section
+
+
 def test_texts_of_models_are_never_markup(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
     page = write_report(config, folder).read_text()

@@ -17,7 +17,7 @@ from sophia_mcore.config.schema import Config, Data, Models, Reward, Run, Score,
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score import grade, phase, types
+from sophia_mcore.score import grade, phase, second_opinion, types
 from sophia_mcore.score.phase import plan_units, score_round
 from sophia_mcore.score.rescore import newest_archive
 from sophia_mcore.store.failures import record_failure
@@ -57,7 +57,7 @@ def config_for(folder, **sections):
         run=Run(name="test", folder=folder),
         models=Models(policy=Path("policy"), reasoner=Path("reasoner")),
         data=Data(questions=(Source(kind="jsonl", path="questions.jsonl"),)),
-        **{"score": Score(workers=1, trajectories_per_unit=24), **sections},
+        **{"score": Score(workers=1, trajectories_per_unit=24, second_opinions=0), **sections},
     )
 
 
@@ -167,7 +167,7 @@ def test_too_many_broken_verdicts_stop_the_phase(tmp_path):
     monster = r"\sqrt[1000003]{2^{1000003}+1}+5"  # equals 7 in all digits of a float
     rows = [trajectory(0, 0, n, monster if n < 2 else "7") for n in range(10)]
     run = make_run(tmp_path / "run", rows, shards=1)
-    score = Score(workers=1, timeout_seconds=0.3, max_broken_share=0.1)
+    score = Score(workers=1, timeout_seconds=0.3, max_broken_share=0.1, second_opinions=0)
     with pytest.raises(SophiaError, match=r"2 of 10 verdicts are timeouts or errors .*max_broken_share = 0.1"):
         score_round(config_for(run.path, score=score), run, 0, NoProgress())
     assert not run.round(0).kept_file.exists()
@@ -266,7 +266,9 @@ def test_helper_processes_of_the_phase_itself(tmp_path, monkeypatch):
     run, quiet = make_run(tmp_path / "run"), make_run(tmp_path / "quiet")
     score_round(config_for(quiet.path), quiet, 0, NoProgress())
     monkeypatch.setattr(phase, "PARALLEL_FROM", 1)
-    score_round(config_for(run.path, score=Score(workers=3, trajectories_per_unit=24)), run, 0, NoProgress())
+    score_round(
+        config_for(run.path, score=Score(workers=3, trajectories_per_unit=24, second_opinions=0)), run, 0, NoProgress()
+    )
     assert content(run) == content(quiet)
 
 
@@ -294,3 +296,44 @@ def test_questions_without_trajectories_stop_the_phase_unless_their_units_failed
     assert not run.round(0).kept_file.exists()
     record_failure(run.round(0).trajectories, "000007", SophiaError("a bad node"))
     assert score_round(config_for(run.path), run, 0, NoProgress())["questions"] > 0
+
+
+def test_math_verify_judges_a_sample_too_and_its_disagreements_are_listed(run, monkeypatch):
+    rows = [trajectory(0, 0, n, answer) for n, answer in enumerate(["7", "7.0000001", "12345", "8"])]
+    run = make_run(run.path.parent / "other", rows, shards=1)
+    config = config_for(run.path, score=Score(workers=1, second_opinions=3), reward=Reward(alpha=0.25))
+    score_round(config, run, 0, NoProgress())
+    path = run.round(0).second_opinion_file
+    first = json.loads(path.read_text())
+    assert first["compared"] == 3 and first["peer"].startswith("math-verify 0.")
+    everything = config.model_copy(update={"score": Score(workers=1, second_opinions=50)})
+    score_round(everything, run, 0, NoProgress())
+    found = json.loads(path.read_text())
+    assert found["by_type"] == {"integer": {"compared": 4, "only_ours": 1, "only_peer": 0, "undecided": 0}}
+    (example,) = found["examples"]
+    assert (example["extracted"], example["ours"], example["peer"]) == ("7.0000001", "correct", "wrong")
+    monkeypatch.setattr(second_opinion, "Pool", None)  # the same verdicts are not asked about again
+    score_round(everything, run, 0, NoProgress())
+
+
+def test_the_sample_holds_every_answer_type_and_does_not_depend_on_the_order():
+    verdicts = {
+        f"t{i}": Verdict(
+            trajectory_id=f"t{i}", question_id="q", caption_id="c", verdict="timeout" if i == 5 else "wrong",
+            seconds=0.0, extracted="", answer_type="text" if i < 9 else "integer", verifier="v", verifier_version="1",
+        )
+        for i in range(1000)
+    }  # fmt: skip
+    chosen = second_opinion.sample(verdicts, 100)
+    assert len(chosen) == 100 and sum(v.answer_type == "text" for v in chosen) == 8  # not the timeout
+    assert chosen == second_opinion.sample(dict(reversed(verdicts.items())), 100)
+
+
+def test_no_second_opinion_never_stops_a_round(run, monkeypatch):
+    def fails(*_, **__):
+        raise SophiaError("no worker")
+
+    monkeypatch.setattr(second_opinion, "Pool", fails)
+    config = config_for(run.path, score=Score(workers=1, second_opinions=10))
+    assert score_round(config, run, 0, NoProgress())["kept"] == QUESTIONS
+    assert not run.round(0).second_opinion_file.exists()

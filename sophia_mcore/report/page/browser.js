@@ -49,6 +49,7 @@ function trajectoryNode(t) {
   if (t.kept) node.append(element("span", "badge correct", "kept"));
   if (t.verdict) node.append(element("span", "badge " + t.verdict, t.verdict.replace("_", " ")));
   if (t.before) node.append(element("span", "badge error", "another verifier version: " + t.before.replace("_", " ")));
+  if (t.peer) node.append(element("span", "badge error", "math-verify: " + t.peer));
   node.append(element("span", "dim", t.tokens.toLocaleString() + " tokens" + (t.finish === "length" ? ", cut off" : "")));
   if (t.extracted) node.append(element("span", "dim text", ", answer read: " + t.extracted));
   node.append(thinking(t.text));
