@@ -377,10 +377,8 @@ def test_a_hub_name_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypat
         raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub\nmore lines")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = refused(tmp_path, Source(kind="datasets", path="nobody/nothing"))
-    assert message == (
-        "source 'nothing': cannot read dataset nobody/nothing: Couldn't reach 'nobody/nothing' on the Hub"
-    )
+    said = "cannot read dataset nobody/nothing: Couldn't reach 'nobody/nothing' on the Hub"
+    assert refused(tmp_path, Source(kind="datasets", path="nobody/nothing")) == f"source 'nothing': {said}"
 
 
 def test_killed_preparation_is_simply_run_again(tmp_path: Path) -> None:
