@@ -22,7 +22,8 @@ def results(run: RunFolder, config: Config) -> dict[str, Any]:
     """The "evaluation" of report.json: {label: {"pass_at_1", "n", "ci95": [lo, hi], "protocols": {name: details}}}.
 
     Labels are "base" first, then "round-0", "round-1", ...; the first three numbers are those of the first protocol.
-    Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, by_answer_type.
+    Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, and
+    by_answer_type and by_source (the question's data set): {name: {"pass_at_1", "n", "ci95"}}.
     A label is left out until every question is answered under the first protocol.
     Raises SophiaError for damaged shards.
     """
@@ -64,6 +65,7 @@ def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, 
     rights: list[tuple[str, bool]] = []
     types = {name: answer_type(question) for name, question in questions.items()}
     by_type: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    by_source: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     verdicts: Counter[str] = Counter()
     truncated = tokens = 0
     for shard in shard_files(folder) if folder.is_dir() else []:
@@ -73,6 +75,7 @@ def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, 
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
             by_type[types[question_id]].append(rights[-1])
+            by_source[questions[question_id].source or "unnamed"].append(rights[-1])
             verdicts[verdict] += 1
             truncated += reason == "length"
             tokens += len(ids)
@@ -83,6 +86,7 @@ def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, 
         "truncated": truncated / count,
         "tokens_mean": tokens / count,
         "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
+        "by_source": {name: _summary(rows) for name, rows in sorted(by_source.items())},
     }
 
 

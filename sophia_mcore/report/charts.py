@@ -42,6 +42,8 @@ class Charted:
 def charts(runs: list[Charted]) -> list[dict[str, str]]:
     """Charts for which there is data: [{"id", "title", "figure": JSON}], in the order of the flow."""
     figures: list[tuple[str, Any]] = [("pass@1 by answer type, 95% intervals", _pass_at_1(runs, "by_answer_type"))]
+    if any(len(values["by_source"]) > 1 for charted in runs for values in _protocols(charted)):
+        figures.append(("pass@1 by data set, 95% intervals", _pass_at_1(runs, "by_source")))
     for index in sorted({entry["round"] for charted in runs for entry in charted.report["rounds"]}):
         label = f"round {index}"
         figures += [(f"{title}, {label}", figure) for title, figure in _round_figures(runs, index)]
@@ -227,6 +229,10 @@ def _seconds(runs: list[Charted]) -> Any:
                 colour = _COLOURS[(len(traces) + 1) % len(_COLOURS)]
                 traces.append(go.Bar(name=label, x=list(spent), y=list(spent.values()), marker_color=colour))
     return _figure(*traces, y="seconds", barmode="group") if traces else None
+
+
+def _protocols(charted: Charted) -> list[dict[str, Any]]:
+    return [p for result in charted.report["evaluation"].values() for p in result["protocols"].values()]
 
 
 def _pass_at_1(runs: list[Charted], split: str) -> Any:

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from report_world import HOSTILE, make_finished_run
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 
+from sophia_mcore.records import Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import differing_settings, write_comparison
 from sophia_mcore.report.examples import FLAGS
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_shard, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,26 @@ def test_a_finished_run_is_told_whole(run: tuple[RunFolder, Any]) -> None:
     assert flagged(page, "wrong") == {"q2"} == flagged(page, "none")
     assert flagged(page, "captions") == set(shown) - {"q2", "q3"}
     assert flagged(page, "rewarded") == flagged(page, "broken") == flagged(page, "verifiers") == set()
+
+
+def test_pass_at_1_has_an_interval_for_each_answer_type_and_data_set(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    asked = read_shard(folder.evaluation_questions_file, Question)
+    changed = [
+        replace(q, source="second" if i < 5 else "first", answer="yes" if i < 5 else q.answer)
+        for i, q in enumerate(asked)
+    ]
+    folder.evaluation_questions_file.unlink()
+    write_shard(folder.evaluation_questions_file, changed, Question)
+    page = write_report(config, folder).read_text()
+    rows = re.findall(r"<tr(?: class=\"dim\")?><td>.*?</tr>", page[page.index('id="evaluation"') :], re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in rows]
+    names = ["all", "first", "second", "integer", "yes_no"]
+    base, after = cells[:5], cells[5:10]
+    assert [row[2] for row in base] == [row[2] for row in after] == names
+    assert [row[3] for row in base] == ["20.0%", "0.0%", "80.0%", "0.0%", "80.0%"]
+    assert [row[4] for row in base][2] == "37.6 to 96.4" and [row[5] for row in base] == ["20", "15", "5", "15", "5"]
+    assert "pass@1 by data set" in page
 
 
 def test_disagreeing_verifier_versions_are_shown(run: tuple[RunFolder, Any]) -> None:
