@@ -139,7 +139,10 @@ def convert(
     tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size of a Megatron checkpoint.")] = 1,
     pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size of a Megatron checkpoint.")] = 1,
     base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="For fp8: a run folder, or a file of texts.")] = None,
+    quantizer: Annotated[Path | None, typer.Option(help="For fp8: Python of the ModelOpt environment.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
+    checksums: Annotated[bool, typer.Option(" /--no-checksums", help="No sha256 in conversion.json.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
 ) -> None:
     """Convert a checkpoint between Hugging Face, Megatron and FP8 layouts."""
@@ -152,7 +155,19 @@ def convert(
     if to not in known:
         nearest = difflib.get_close_matches(to, known, n=1)
         raise UsageError(f"--to {to!r}: " + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {known}"))
-    run_convert(source, destination, to, tensor=tensor, pipeline=pipeline, base=base, verify=verify, dry_run=dry_run)  # type: ignore[arg-type]
+    run_convert(
+        source,
+        destination,
+        to,  # type: ignore[arg-type]
+        tensor=tensor,
+        pipeline=pipeline,
+        base=base,
+        calibration=calibration,
+        quantizer=quantizer,
+        verify=verify,
+        checksums=checksums,
+        dry_run=dry_run,
+    )
 
 
 @app.command()

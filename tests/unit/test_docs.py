@@ -21,6 +21,7 @@ from sophia_mcore.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+SHELL = ("bash", "sh")
 TUTORIAL = ROOT / "docs" / "own_data.md"
 
 
@@ -31,45 +32,91 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Words of every line of a block that calls `sophia`, without the comment behind it."""
-    for _, text in blocks(page):
-        for line in text.replace("\\\n", " ").splitlines():
-            for part in re.split(r";|&&|\|\|", line.split(" # ")[0].split("  #")[0]):
-                found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?sophia (.*)", part)
-                if found:
-                    yield shlex.split(found[1])
+    """Words of every call of `sophia`, in blocks (without the comment behind it) and in the running text."""
+    for line in (*shell_lines(page), *inline_code(page)):
+        for part in re.split(r";|&&|\|\|", line.split(" # ")[0].split("  #")[0]):
+            found = re.match(r"\s*(?:\$ )?(?:\.venv/bin/)?sophia (.*)", part)
+            if found:
+                yield shlex.split(found[1])
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """Lines of the shell blocks, continued ones joined."""
+    for language, text in blocks(page):
+        if language in SHELL:
+            yield from text.replace("\\\n", " ").splitlines()
+
+
+def inline_code(page: Path) -> list[str]:
+    """What stands between backticks in the running text."""
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(page))]
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name after "#": the headings, as GitHub and MkDocs write them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-    broken = [t for t in targets if "://" not in t and t[0] != "#" and not (page.parent / t.partition("#")[0]).exists()]
-    assert not broken, broken
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page)) + re.findall(r'(?:src|href)="([^"]+)"', prose(page))
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        assert (page.parent / path).exists(), target
+        other = page.parent / path if path else page
+        assert not anchor or anchor in anchors(other), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_and_flags_exist(page: Path) -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     for words in commands(page):
-        for name in words[0].split("|"):
+        for name in words[0].strip("`'\",.").split("|"):
             if name.startswith("-"):
                 continue
             assert name in known, f"sophia {name}"
             flags = {flag for parameter in known[name].params for flag in parameter.opts} | {"--help"}
-            used = {word.partition("=")[0] for word in words[1:] if word.startswith("--")}
+            used = {re.split(r"[=\]|]", word.lstrip("["))[0] for word in words[1:] if word.lstrip("[").startswith("--")}
             assert used <= flags, (name, used - flags)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_shell_blocks_parse_and_make_targets_exist(page: Path) -> None:
+def test_shell_blocks_parse_and_name_what_exists(page: Path) -> None:
     targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for language, text in blocks(page):
-        if language in ("bash", "sh", "shell"):
+        if language in SHELL:
             done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
             assert done.returncode == 0, done.stderr
-        for target in re.findall(r"^make ([a-z]+)", text, re.MULTILINE):
+        else:
+            commands_in_it = re.findall(
+                r"^(?:\$ )?(?:sophia|make|git|python3?|pip|source|\.venv/\S+) .*", text, re.MULTILINE
+            )
+            assert language == "python" or not commands_in_it, f"tag the block as sh: {commands_in_it}"
+    for line in (*shell_lines(page), *inline_code(page)):
+        for target in re.findall(r"^make ([a-z]+)", line):
             assert target in targets, f"make {target}"
+        for path in re.findall(
+            r"(?<!\S)((?:examples|slurm(?=/env|/\w+\.sbatch)|tests|docs|tools|checkpoints_tools)/[\w./-]+)", line
+        ):
+            made = re.search(rf"(?:^cp \S+|>) {re.escape(path)}", line)
+            if page.name != "LOG.md" and not made:  # history may name what is gone
+                pattern = re.sub(r"\b[A-Z]+\b", "*", path.rstrip("/."))  # slurm/PHASE.sbatch
+                assert any(ROOT.glob(pattern)) or (ROOT / f"{path}.py").exists(), path
+        module = re.search(r"python -m ((?:sophia_mcore|tests)[\w.]*)(.*)", line)
+        if module:
+            source = ROOT / f"{module[1].replace('.', '/')}.py"
+            assert source.is_file(), module[1]
+            options = re.findall(r"--([a-z][a-z-]*)", module[2])
+            unknown = [name for name in options if name not in source.read_text()]
+            assert not unknown, (module[1], unknown)
 
 
 def test_settings_named_on_the_command_line_exist() -> None:
@@ -130,7 +177,7 @@ def test_the_site_names_pages_that_exist_and_versions_that_are_exact() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("nav:")[1]
     pages = re.findall(r"[\w./-]+\.md", navigation)
     assert len(pages) > 8
-    assert [page for page in pages if not (ROOT / "docs" / page).is_file()] == []
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").rglob("*.md"))  # none is left out
     pins = [line for line in (ROOT / "constraints" / "docs.txt").read_text().splitlines() if line[:1] not in ("#", "")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "sophia-mcore"
