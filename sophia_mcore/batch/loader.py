@@ -194,9 +194,7 @@ def _schedule(
         if not stream:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none given"
             raise SophiaError(f"no sample to train on in {names[key]} (dropped: {reasons})")
-    rest = 1.0 - sum(shares.values())
-    if rest <= 0:
-        raise UsageError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
+    rest = 1.0 - sum(shares.values())  # the configuration sees to it that something is left
     schedule = Schedule(
         streams=tuple(Stream(key, len(stream), shares.get(key, rest)) for key, stream in members.items()),
         global_batch=config.train.global_batch_samples,

@@ -55,7 +55,7 @@ class Objective(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in OBJECTIVE_OPTIONS:
-            near = difflib.get_close_matches(name, OBJECTIVE_OPTIONS, n=1, cutoff=0.3)
+            near = difflib.get_close_matches(name.lower(), OBJECTIVE_OPTIONS, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown objective ({hint}valid: {', '.join(OBJECTIVE_OPTIONS)})")
         return name
@@ -67,19 +67,20 @@ class Objective(Section):
         if not isinstance(given, dict):
             return given
         name = given.get("name", "sophia")
-        if name not in OBJECTIVE_OPTIONS:
+        if not isinstance(name, str) or name not in OBJECTIVE_OPTIONS:
             return given  # the name's own check says so
         every = {option for options in OBJECTIVE_OPTIONS.values() for option in options}
         foreign = [key for key in given if key in every - set(OBJECTIVE_OPTIONS[name]) and given[key] is not None]
         if foreign:
             own = ", ".join(OBJECTIVE_OPTIONS[name]) or "none"
             raise ValueError(f"{foreign[0]!r} is not an option of objective {name!r} (its own: {own})")
-        kept = name in _LEARNS_FROM_KEPT
+        trajectories = given.get("trajectories") or ("kept" if name in _LEARNS_FROM_KEPT else "all")
+        plain = trajectories == "kept" or name in _LEARNS_FROM_KEPT
         defaults: dict[str, Any] = {
             "behaviour": "unit" if name == "luffy" else "none",
             "normalization": "sequence_mean" if name == "gspo" else "token_mean",
-            "trajectories": "kept" if kept else "all",
-            "advantage": "reward" if kept else "signed" if name == "topr" else "group_normalized",
+            "trajectories": trajectories,
+            "advantage": "reward" if plain else "signed" if name == "topr" else "group_normalized",
         }
         given = {key: value for key, value in given.items() if value is not None}
         return defaults | OBJECTIVE_OPTIONS[name] | given
@@ -88,6 +89,9 @@ class Objective(Section):
     def _possible(self) -> Objective:
         if self.correction_low > self.correction_high:
             raise ValueError(f"correction_low = {self.correction_low} exceeds correction_high = {self.correction_high}")
+        if self.trajectories == "kept" and (self.advantage != "reward" or self.trajectories_per_question):
+            which = "trajectories_per_question" if self.advantage == "reward" else f"advantage = {self.advantage!r}"
+            raise ValueError(f"{which} needs trajectories = 'all': the kept ones are all right, and chosen already")
         if self.dual_clip is not None and 0.0 < self.dual_clip <= 1.0:
             raise ValueError(f"dual_clip = {self.dual_clip} must be 0 (off) or greater than 1")
         if self.clip_low is not None and self.clip_low > 1.0:

@@ -204,6 +204,8 @@ class Train(Section):
     keep_checkpoints: PositiveInt = 2
     save_asynchronously: bool = False  # write checkpoints while training goes on (costs host memory for one copy)
     measure_samples: PositiveInt = 256  # kept trajectories whose log-prob is measured before and after
+    # the gradient's norm by term of the loss (right, wrong, further data), where there are several; 0: never
+    term_gradients_every_steps: int = Field(default=100, ge=0)
     # nats, at the 99th percentile: beyond it trainer and sampling engine disagree about the policy's captions
     warn_rollout_gap: Positive = 0.2
     threads_per_process: PositiveInt | None = None  # CPU only
@@ -285,6 +287,6 @@ class Config(Section):
         problem = self.fp8.problem(self.train.fp8, self.train.fp8_backend)
         if problem:
             raise ValueError(problem)
-        if sum(m.share for m in self.batch.mixtures) >= 1.0:
-            raise ValueError("batch.mixtures: the shares must sum to less than 1")
+        if sum(m.share for m in self.batch.mixtures) + self.objective.fresh_share >= 1.0:
+            raise ValueError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
         return self

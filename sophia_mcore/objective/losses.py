@@ -64,6 +64,17 @@ class Tokens:
         return replace(self, **chosen)
 
 
+TERMS = ("positive", "negative", "supervised")  # the loss is their sum; every token with a target is in one
+
+
+def term_mask(tokens: Tokens, term: str) -> Tensor:
+    """[T] targets of one term: trajectories with A > 0, with A <= 0, or further data."""
+    supervised_T = tokens.kind_T == SUPERVISED
+    if term == "supervised":
+        return tokens.mask_T & supervised_T
+    return tokens.mask_T & ~supervised_T & ((tokens.weights_T > 0) == (term == "positive"))
+
+
 class Loss(NamedTuple):
     """`sum` [] over all positions, to be divided by the step's global denominator; `metrics` are additive."""
 
@@ -118,16 +129,6 @@ def coefficients(tokens: Tokens, config: Objective) -> Tensor | Callable[[Tensor
         return gradient
     everything = torch.arange(len(tokens.mask_T), device=tokens.mask_T.device)
     return gradient(torch.zeros_like(tokens.weights_T), everything)
-
-
-def require_finite(logprobs: Tensor, batch: Any) -> None:
-    """Raise SophiaError naming the samples with a log-prob that is not finite. Waits for the device."""
-    bad_T = ~logprobs.detach().reshape(-1).isfinite() & batch.target_mask.reshape(-1)
-    if bool(bad_T.any()):
-        rows = batch.sequence_ids.reshape(-1)[bad_T].unique().tolist()
-        names = ", ".join(batch.sample_ids[row] for row in rows[:3])
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        raise SophiaError(f"the policy's log-prob is not finite on {int(bad_T.sum())} tokens of {names}{more}")
 
 
 def sequence_sum(values_T: Tensor, tokens: Tokens) -> Tensor:
@@ -283,11 +284,7 @@ def _diagnostics(
     learned_T = tokens.mask_T & (tokens.kind_T != SUPERVISED)
     right_T = tokens.mask_T & (tokens.kind_T == STORED) & (tokens.weights_T > 0)
     gradient_T = _gradient(logprobs_T, tokens, config)
-    parts = {
-        "positive": learned_T & (tokens.weights_T > 0),
-        "negative": learned_T & (tokens.weights_T < 0),
-        "supervised": tokens.mask_T & (tokens.kind_T == SUPERVISED),
-    }
+    parts = {term: term_mask(tokens, term) for term in TERMS}
     found = {
         "logprob_kept": measure.mean(logprobs_T, right_T),  # what the paper assumes and does not measure
         "logprob": measure.mean(logprobs_T, tokens.mask_T),

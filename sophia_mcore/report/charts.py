@@ -22,6 +22,8 @@ _TRAINING = {
     "loss": "Loss (of the objective)",
     "logprob_kept": "Mean log-prob per token of the kept trajectories",
     "gradient_norm": "Gradient norm",
+    "effective_sample_share": "Effective sample size over number of samples (importance ratios)",
+    "share_clipped": "Share of tokens whose ratio was clipped",
     "tokens_per_second": "Training tokens per second",
     "learning_rate": "Learning rate",
 }

@@ -81,7 +81,12 @@ def check_fp8(
 def variant(config: Config, recipe: str) -> Config:
     """The configuration with this recipe, whole gradients on every replica, and the filtered NLL."""
     train = config.train.model_copy(
-        update={"fp8": recipe, "distributed_optimizer": False, "optimizer_offload_fraction": 0.0}
+        update={
+            "fp8": recipe,
+            "distributed_optimizer": False,
+            "optimizer_offload_fraction": 0.0,
+            "term_gradients_every_steps": 0,
+        }
     )
     fp8 = config.fp8 if recipe != "none" else config.fp8.model_copy(update={"primary_weights": False})
     objective = Objective(chunk_tokens=config.objective.chunk_tokens)

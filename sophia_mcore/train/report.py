@@ -23,7 +23,7 @@ class StepReport:
     stop: bool  # some rank was asked to stop
     writing: bool  # some rank still writes a checkpoint in the background
     bad_samples: tuple[str, ...]  # samples of this rank's micro batches whose loss is not finite
-    measures: Mapping[str, float]  # of the objective, such as "logprob_kept"; complete where Job.reports
+    measures: Mapping[str, float]  # of the objective, such as "logprob_kept"; all of them where Job.reports
 
     def values(self, seconds: float) -> dict[str, float | int]:
         """The line of metrics.jsonl for an update that took ``seconds``."""

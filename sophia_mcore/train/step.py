@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
-from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
+from sophia_mcore.config.schema import Config
+from sophia_mcore.objective.losses import TERMS, Tokens, coefficients, objective_loss, term_mask
 from sophia_mcore.objective.metrics import Metrics, mean
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
 from sophia_mcore.train.job import Job
@@ -29,6 +31,8 @@ from sophia_mcore.train.schedule import model_inputs, run_schedule
 def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) -> StepReport:
     """Update number ``step`` (from 0) on this rank's micro batches; every rank calls it together."""
     device = job.backend.device
+    every = job.config.train.term_gradients_every_steps
+    by_term = term_gradient_norms(job, batches) if every and step % every == 0 else {}
     reports, bad_samples = backward(job, batches)
     own = [sum(value for value, _ in reports), *counts(batches)] if job.reports else [0.0] * 4
     states = [float(stop), float(job.checkpoints.writing)]
@@ -50,12 +54,40 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
         stop=stops > 0,
         writing=writing > 0,
         bad_samples=tuple(bad_samples),
-        measures=measures,
+        measures=measures | by_term,
     )
 
 
-def backward(job: Job, batches: Sequence[PackedBatch]) -> tuple[list[tuple[float, Metrics]], list[str]]:
-    """Gradients of the loss over the global batch into `main_grad`, summed over replicas.
+def term_gradient_norms(job: Job, batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """Norm of each term's part of the gradient, on every rank; costs one forward and backward pass per term.
+
+    {} where the run has one term only: that is `gradient_norm`. The gradients are left behind; no update.
+    """
+    norms = {}
+    for term in _terms_of(job.config):
+        backward(job, batches, term)
+        job.optimizer.prepare_grads()
+        norms[f"gradient_norm_{term}"] = float(job.optimizer.get_grad_norm() or 0.0)
+    return norms
+
+
+def _terms_of(config: Config) -> tuple[str, ...]:
+    """Terms that the run's samples can have, or () for one alone."""
+    objective, pairs = config.objective, config.train.data is not None
+    awr = objective.name == "awr"  # learns from a reward of 0 too
+    possible = {
+        "positive": not pairs,
+        "negative": not pairs and objective.trajectories == "all" and (objective.advantage != "reward" or awr),
+        "supervised": pairs or bool(config.batch.mixtures),
+    }
+    found = tuple(term for term in TERMS if possible[term])
+    return found if len(found) > 1 else ()
+
+
+def backward(
+    job: Job, batches: Sequence[PackedBatch], term: str | None = None
+) -> tuple[list[tuple[float, Metrics]], list[str]]:
+    """Gradients of the loss over the global batch, or of one of its terms, into `main_grad`, summed over replicas.
 
     Returns (loss, metrics) of each micro batch, on the last stage, and the samples whose loss is not finite.
     """
@@ -66,6 +98,8 @@ def backward(job: Job, batches: Sequence[PackedBatch]) -> tuple[list[tuple[float
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator).to(device)
         tokens = Tokens.of(batch, objective.normalization)
+        if term is not None:
+            tokens = replace(tokens, mask_T=term_mask(tokens, term))
         entropies: list[Tensor] | None = [] if objective.log_entropy else None
 
         def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:

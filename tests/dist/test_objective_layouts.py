@@ -5,6 +5,7 @@ data, context, tensor and pipeline parallel; through the trainer's own step.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,9 @@ from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
 from sophia_mcore.batch.tokenize import TokenizedSample
 from sophia_mcore.config.schema import OBJECTIVE_OPTIONS, Objective, Parallel
 from sophia_mcore.model import lvlm
+from sophia_mcore.objective.losses import TERMS
 from sophia_mcore.train.optim import wrap_ddp
-from sophia_mcore.train.step import train_step
+from sophia_mcore.train.step import backward, train_step
 
 OBJECTIVES = {
     **{name: Objective(name=name, behaviour="reference", chunk_tokens=16) for name in OBJECTIVE_OPTIONS},
@@ -85,7 +87,9 @@ def batches(row_length: int, multiple: int, rank: int, ranks: int) -> list[Packe
 
 def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: int) -> dict[str, Any]:
     """By objective: what the trainer's step reports, and the gradients before the optimizer would use them."""
-    config = layouts.tiny_config(parallel, distributed_optimizer=False)  # all gradients stay on all ranks
+    config = layouts.tiny_config(  # all gradients stay on all ranks
+        parallel, distributed_optimizer=False, term_gradients_every_steps=0
+    )
     chunks = lvlm.build(spec, config, groups, backend)
     layouts.fill(chunks, spec)
     wrapped = wrap_ddp(chunks, config.train, overlap=False)
@@ -109,7 +113,21 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
         )
         report = train_step(job, mine, 0, False)  # type: ignore[arg-type]
         found[name] = report.loss, report.measures, list(layouts.parts(chunks, spec, "main_grad"))
+        if torch.distributed.get_world_size() == 1:
+            check_terms(job, mine, found[name][2], lambda: layouts.parts(chunks, spec, "main_grad"))
     return found
+
+
+def check_terms(job: Any, mine: list[PackedBatch], whole: list[Any], parts: Callable[[], Iterable[Any]]) -> None:
+    """The gradients of the terms add up to the whole one, and each has a part in it."""
+    total = {name: torch.zeros_like(gradient) for name, _, gradient in whole}
+    for term in TERMS:
+        backward(job, mine, term)
+        own = {name: gradient for name, _, gradient in parts()}
+        assert any(gradient.abs().max() > 0 for gradient in own.values()), term
+        total = {name: gradient + own[name] for name, gradient in total.items()}
+    for name, _, gradient in whole:
+        torch.testing.assert_close(total[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 @functools.cache

@@ -105,3 +105,26 @@ def test_entropy_is_logged_when_asked_for(tmp_path, policy):
     config, folder = world(tmp_path / "off", policy)
     trained(config, folder, 1)
     assert not any("entropy" in line for line in read_metrics(folder.round(0).train / "metrics.jsonl"))
+
+
+def test_gradient_norm_by_term(tmp_path, policy):
+    """Kept trajectories and further data: two norms that fit the whole one, at any layout; training is not touched."""
+    pairs = [{"id": str(i), "question": f"{i}+1?", "response": f"It is {i + 1}."} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    mixture = {"path": tmp_path / "pairs.jsonl", "name": "sums", "share": 0.5}
+    found, losses = {}, {}
+    four = {"tensor": 2, "pipeline": 2, "sequence_parallel": True}
+    for name, layout, ranks, every in (("one", {}, 1, 2), ("cut", four, 4, 2), ("off", {}, 1, 0)):
+        config, folder = world(tmp_path / name, policy, parallel=layout, batch={"mixtures": [mixture]})
+        train = config.train.model_copy(update={"steps": 3, "term_gradients_every_steps": every})
+        trained(config.model_copy(update={"train": train}), folder, ranks)
+        found[name] = [line for line in read_metrics(folder.round(0).train / "metrics.jsonl") if "loss" in line]
+        losses[name] = train_world.losses(folder)
+    names = ("gradient_norm_positive", "gradient_norm_supervised")
+    assert [all(name in line for name in names) for line in found["one"]] == [True, False, True]
+    assert not any(key.startswith("gradient_norm_") for line in found["off"] for key in line)
+    assert losses["one"] == losses["off"]
+    positive, supervised, whole = (found["one"][0][name] for name in (*names, "gradient_norm"))
+    assert abs(positive - supervised) < whole < positive + supervised
+    for line, other in zip(found["one"], found["cut"], strict=True):
+        assert all(line[name] == pytest.approx(other[name], rel=1e-3) for name in names if name in line)

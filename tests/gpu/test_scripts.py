@@ -16,7 +16,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}"}
 
 
 @pytest.mark.skipif(CUDA, reason="a CUDA device is here")
-@pytest.mark.parametrize("script", ["blocks.py", "digits.py"])
+@pytest.mark.parametrize("script", ["blocks.py", "digits.py", "logprob_peers.py"])
 def test_without_a_gpu_one_line_says_so(script: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(HERE / script), str(tmp_path / "out.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)

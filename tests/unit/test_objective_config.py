@@ -31,6 +31,11 @@ def load(tmp_path, text):
     [
         ("[objective]\nname = 'sofia'", "objective.name: unknown objective .did you mean 'sophia'"),
         ("[objective]\nname = 'gsop'", "did you mean 'gspo'"),
+        ("[objective]\nname = 'GRPO'", "did you mean 'grpo'"),
+        ("[objective]\nname = ['grpo']", "objective.name: input should be a valid string"),
+        ("[objective]\nadvantage = 'signed'", "advantage = 'signed' needs trajectories = 'all'"),
+        ("[objective]\ntrajectories_per_question = 4", "trajectories_per_question needs trajectories = 'all'"),
+        ("[objective]\nfresh_share = 1.0", "objective.fresh_share: the shares must sum to less than 1"),
         ("[objective]\nbeta = 1.0", "'beta' is not an option of objective 'sophia'"),
         ("[objective]\nname = 'grpo'\nshaping = 0.1", "its own: clip_low, clip_high, dual_clip"),
         ("[objective]\nname = 'grpo'\nclip_lo = 0.1", "objective.clip_lo: unknown key .did you mean 'clip_low'"),
@@ -56,6 +61,7 @@ def test_defaults_depend_on_the_name(tmp_path):
     assert (gspo.normalization, gspo.clip_low, gspo.clip_high) == ("sequence_mean", 3e-4, 4e-4)
     assert (luffy.behaviour, luffy.shaping) == ("unit", 0.1)
     assert (topr.trajectories, topr.advantage) == ("all", "signed")
+    assert Objective(name="grpo", trajectories="kept").advantage == "reward"
     assert Objective(name="awr").max_weight == 20.0 and Objective(name="awr", beta=0.5).beta == 0.5
 
 
