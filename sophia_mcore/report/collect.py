@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.records import Caption, Trajectory, Verdict
-from sophia_mcore.report.reading import Problems, columns, read_json
+from sophia_mcore.report.reading import Problems, columns, metrics, read_json
 from sophia_mcore.store.layout import RoundFolder, RunFolder
-from sophia_mcore.track.metrics import read_metrics
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
 _SUMMARY_FIELDS = ("questions", "captions", "trajectories", "kept", "caption_reward_mean")
@@ -30,7 +28,7 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     problems = problems or Problems()
     missing: list[str] = []
     rounds = []
-    seconds = _seconds(run.metrics_file)
+    seconds = _seconds(metrics(run.metrics_file, problems))
     for index in range(max(config.run.rounds, _rounds_begun(run))):
         entry = _round(run, index, missing, problems)
         if seconds.get(index):
@@ -56,10 +54,10 @@ def _rounds_begun(run: RunFolder) -> int:
     return count
 
 
-def _seconds(metrics_file: Path) -> dict[int, dict[str, float]]:
+def _seconds(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Seconds of each phase by round; a phase that was started several times has the sum."""
     spent: dict[int, dict[str, float]] = defaultdict(dict)
-    for line in read_metrics(metrics_file):
+    for line in lines:
         value = line.get("seconds")
         if isinstance(value, int | float):
             phases = spent[line["step"]]
@@ -89,6 +87,9 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
         missing.append(f"round {index}: training")
     else:
         entry["train"] = train
+        if not folder.model.is_dir():
+            missing.append(f"round {index}: the exported model")
+    metrics(folder.train / "metrics.jsonl", problems)  # the charts draw what is whole
     return entry
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
+from sophia_mcore.track.metrics import read_metrics
 
 Columns = dict[str, list[Any]]
 
@@ -70,6 +71,19 @@ def records(path: Path, record_type: type, problems: Problems) -> list[Any]:
     except SophiaError as error:
         problems.add(str(error))
         return []
+
+
+def metrics(path: Path, problems: Problems) -> list[dict[str, Any]]:
+    """Whole lines of a metrics file, [] when there is none; what is not a metrics line is named."""
+    lines = read_metrics(path)
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return lines
+    damaged = data.count(b"\n") - len(lines) + (b"\0" in data[data.rfind(b"\n") + 1 :])  # a torn last line is usual
+    if damaged:
+        problems.add(f"{path}: {damaged} lines are damaged")
+    return lines
 
 
 def read_json(path: Path, problems: Problems | None = None) -> dict[str, Any] | None:

@@ -72,6 +72,7 @@ def make_finished_run(
     train.close()
     summary = {"steps": 19, "loss_first": 1.0, "loss_last": 0.05, "logprob_before": -1.0, "logprob_after": -0.1}
     (run.round(0).train / "summary.json").write_text(json.dumps(summary))
+    run.round(0).model.mkdir()
     phases = MetricsLog(run.metrics_file)
     for name in ("captions", "reasoning", "train"):
         phases.log(0, name, {"seconds": 12.5})

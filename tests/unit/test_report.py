@@ -158,6 +158,7 @@ def test_a_megabyte_line_is_cut_in_the_middle(tmp_path: Path) -> None:
         ("round-0/kept.parquet", "kept.parquet"),
         ("round-0/kept.json", "kept.json is damaged"),
         ("round-0/train/summary.json", "summary.json is damaged"),
+        ("round-0/train/metrics.jsonl", "train/metrics.jsonl: 1 lines are damaged"),
         ("questions.parquet", "questions.parquet"),
         ("evaluation/base/paper/000000-a.parquet", "evaluation/base/paper/000000-a.parquet"),
         ("images", "images"),
@@ -179,6 +180,9 @@ def test_damage_is_named_and_the_rest_is_shown(run: tuple[RunFolder, Any], damag
 
 def test_an_unfinished_run_shows_what_is_there(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
+    folder.round(0).model.rmdir()
+    page = write_report(config, folder).read_text()
+    assert json.loads(folder.report_json.read_text())["missing"] == ["round 0: the exported model"]
     for gone in (folder.round(0).verdicts, folder.round(0).train, folder.path / "evaluation"):
         shutil.rmtree(gone)
     folder.round(0).kept_file.unlink()
