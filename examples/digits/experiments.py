@@ -5,7 +5,7 @@
 
 Needs the base models and the data of `make demo`. Every variant is trained by one process on one thread, two variants
 at a time, and answers the validation questions in one vLLM. Finished work is not redone: --minutes only says when to
-begin nothing more. Prints the table and writes OUT/results.json.
+begin nothing more. Prints the tables and writes OUT/results.json: pass@1, and how good the kept trajectories are.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import run_command
 from sophia_mcore.progress import NoProgress
-from sophia_mcore.records import Answer, Trajectory
+from sophia_mcore.records import Answer, Caption, Kept, Trajectory
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files, write_shard
@@ -68,7 +69,9 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "bfloat16": Variant(("train.dtype=bfloat16",)),
     }
     | {
-        f"fp8_{recipe}": Variant((f"train.fp8={recipe}", "train.fp8_backend=emulated", "fp8.without_check=true"))
+        f"fp8_{recipe}": Variant(
+            ("train.dtype=bfloat16", f"train.fp8={recipe}", "train.fp8_backend=emulated", "fp8.without_check=true")
+        )
         for recipe in ("tensorwise", "delayed", "blockwise")
     },
     "halves": {"k_half": Variant(captions=2), "n_half": Variant(trajectories=2)},
@@ -264,6 +267,39 @@ def table(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             yield row
 
 
+def boards(count: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Digits of the four cells and the cells asked for, by id of the first training questions."""
+    import world  # not in the rollout environment
+
+    rng, found = random.Random("questions of train"), {}
+    for index in range(count):
+        board, task = world.random_board("train", rng), world.random_task(rng)
+        world.draw(board, rng)  # draws from the same stream
+        found[f"train-{index}"] = board.digits, task.cells
+    return found
+
+
+def kept_sets(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """By variant and seed: how many trajectories were kept, and from how many captions that miss or misread a cell."""
+    from world import NAMES
+
+    truth = boards(1200)
+    for name in variants(options.groups):
+        row: dict[str, object] = {"variant": name}
+        for seed in options.seeds:
+            run = RunFolder(options.out / f"seed-{seed}" / name).round(0)
+            if not run.kept_file.is_file():
+                continue
+            captions = {c.id: c.text for shard in shard_files(run.captions) for c in read_shard(shard, Caption)}
+            kept = read_shard(run.kept_file, Kept)
+            flawed = 0
+            for one in kept:
+                digits, cells = truth[one.question_id]
+                flawed += any(f"{NAMES[i]} {digits[i]}" not in captions[one.caption_id] for i in cells)
+            row[f"seed {seed}"] = {"kept": len(kept), "from flawed captions": round(flawed / len(kept), 3)}
+        yield row
+
+
 def work(options: argparse.Namespace) -> None:
     """Seed after seed, then the table."""
     if options.evaluate is not None:
@@ -276,8 +312,8 @@ def work(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         if left() > 0:
             run_seed(seed, options, lambda: left() <= 0, left)
-    rows = list(table(options))
-    write_json(options.out / "results.json", {"rows": rows})
+    rows, kept = list(table(options)), [row for row in kept_sets(options) if len(row) > 1]
+    write_json(options.out / "results.json", {"rows": rows, "kept": kept})
     for row in rows:
         low, high = row["ci95"]  # type: ignore[misc]
         line = f"{row['protocol']:7}{row['variant']:20}{row['pass_at_1']:6.1f}% ({low:.1f}-{high:.1f})"
@@ -285,6 +321,8 @@ def work(options: argparse.Namespace) -> None:
             low, high = row["difference_ci95"]  # type: ignore[misc]
             line += f"  {row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
         print(f"{line}  {row['per_seed']}")
+    for row in kept:
+        print(row)
     return None
 
 

@@ -15,6 +15,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 sys.path.insert(0, str(EXAMPLE))
 
+import experiments
 import lessons
 import world
 
@@ -122,3 +123,13 @@ def test_the_project_reads_the_questions(small: Path) -> None:
     assert [row.question for row in rows] == [row["question"] for row in written]
     assert [row.answer for row in rows] == [row["answer"] for row in written]
     assert all(len(row.images) == 1 for row in rows)
+
+
+def test_experiments_know_the_boards(tmp_path: Path) -> None:
+    """What is drawn for a question is found again without its picture."""
+    world.write_questions("train", 20, tmp_path)
+    known = experiments.boards(20)
+    for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines()):
+        digits, cells = known[row["id"]]
+        assert row["answer"] == solve(row["question"], digits)
+        assert [world.NAMES.index(name) for name in re.findall("|".join(world.NAMES), row["question"])] == list(cells)

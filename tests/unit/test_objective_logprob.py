@@ -124,7 +124,7 @@ def test_entropy():
 
 
 def test_never_a_full_matrix():
-    """No tensor of T x V elements is made, in either way."""
+    """No tensor of T x V elements is made, in either way, nor for the entropy."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -142,6 +142,7 @@ def test_never_a_full_matrix():
             kind = coefficients if given else None
             ours = token_logprobs(hidden, weight, targets, vocab_size=V, chunk_tokens=4, coefficients_T=kind)
             (ours * coefficients).sum().backward()
+            token_entropies(hidden, weight, targets, vocab_size=V, chunk_tokens=4)
         assert largest.size <= max(PADDED * H, 4 * PADDED) < T * V
 
 
