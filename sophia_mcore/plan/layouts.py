@@ -109,6 +109,16 @@ def candidates(
             ))  # fmt: skip
 
 
+def configured(config: Config, spec: ModelSpec, work: Workload, ranks: int) -> Setting:
+    """The layout that the configuration itself asks for."""
+    parallel = config.parallel
+    data = max(1, ranks // (parallel.tensor * parallel.pipeline * parallel.context))
+    return Setting(
+        spec=spec, parallel=parallel, train=config.train, objective=config.objective, row=work.row(), data=data,
+        micro_batches=micro_batches(work.rows_per_step, data, parallel),
+    )  # fmt: skip
+
+
 def micro_batches(rows: int, data: int, parallel: Parallel) -> int:
     """Rows of one data-parallel rank; interleaving needs a multiple of the stages."""
     own = max(1, math.ceil(rows / data))

@@ -6,13 +6,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+import plan_models
 import pytest
 from rich.console import Console
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.doctor import environments, machine, rows, storage
+from sophia_mcore.launch.doctor import environments, machine, rows, run, storage
 from sophia_mcore.launch.doctor.command import doctor, examine
 from sophia_mcore.launch.doctor.rows import Row
 
@@ -69,6 +70,34 @@ def test_gpus_are_counted_against_the_processes(config: Config, monkeypatch: pyt
     found = by_name(examine(config))
     assert found["processes"].state == "ok" and found["NVLink"].found == "NV18"
     assert found["GPUs"].found.startswith("2 x NVIDIA H100")
+
+
+def test_what_is_installed_but_fails_is_not_called_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("sinfo", "munge"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert machine.slurm().found == "sinfo is here, but fails" and machine.slurm().state == "missing"
+    assert machine.munge().remedy == "start munged"
+
+
+def test_far_more_processes_than_cores_are_warned_of(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: {0, 1})
+    states = {}
+    for ranks in (8, 64):
+        wide = config.model_copy(update={"parallel": config.parallel.model_copy(update={"processes": ranks})})
+        states[ranks] = {row.name: row.state for row in run.devices(wide)}["processes"]
+    assert states == {8: "ok", 64: "warning"}
+
+
+def test_a_model_too_large_for_the_gpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(plan_models.write_config(tmp_path, "internvl3-8b"))
+    states = {}
+    for mib in (40_000, 140_000, 1_000_000):
+        monkeypatch.setattr(machine, "gpu_names", lambda size=mib: [f"NVIDIA X, {size} MiB, 550.54"])
+        (row,) = run.gpu_memory(config, 1)
+        states[mib] = row.state
+    assert states == {40_000: "stops", 140_000: "warning", 1_000_000: "ok"}
 
 
 def test_a_filesystem_without_hard_links_or_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,18 @@ def test_a_phase_is_finished_when_its_line_is_there_and_shows_its_own_settings(c
     assert {"captions", "train"} < {name.split(".")[0] for name in _runs(config)["round"].data.params}
 
 
+def test_the_report_is_an_artifact_of_the_round_as_it_is(config, run):
+    run.report_html.write_text("<p>token = hf_x, a user's text</p>")
+    assert mlflow_upload.upload(run, config)
+    round_id = _runs(config)["round"].info.run_id
+    assert (
+        Path(_client(config).download_artifacts(round_id, "report.html")).read_bytes() == run.report_html.read_bytes()
+    )
+    run.report_html.write_text("a newer one")
+    assert mlflow_upload.upload(run, config)
+    assert Path(_client(config).download_artifacts(round_id, "report.html")).read_text() == "a newer one"
+
+
 def test_no_secret_leaves_the_machine(config, run):
     assert mlflow_upload.upload(run, config)
     parent = _runs(config)["round"]

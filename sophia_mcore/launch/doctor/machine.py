@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 
 from sophia_mcore.launch.doctor.rows import Row, ask
@@ -103,9 +104,10 @@ def slurm() -> Row:
     version = ask("sinfo", "--version")
     if version:
         return Row(name="Slurm", state="ok", found=version)
-    return Row(
-        name="Slurm", state="missing", found="no sinfo", cost="no `sophia submit`; `sophia run` works", remedy=_SLURM
-    )
+    found, remedy = "no sinfo", _SLURM
+    if shutil.which("sinfo"):
+        found, remedy = "sinfo is here, but fails", "run sinfo to see why: no slurm.conf, or no controller that answers"
+    return Row(name="Slurm", state="missing", found=found, cost="no `sophia submit`; `sophia run` works", remedy=remedy)
 
 
 def munge() -> Row:
@@ -117,5 +119,5 @@ def munge() -> Row:
         state="missing",
         found="no credential can be made",
         cost="Slurm commands are refused",
-        remedy=f"start munged; {_SLURM}",
+        remedy="start munged" if shutil.which("munge") else _SLURM,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def models(config: Config) -> list[Row]:
 
     def folder(path: Path) -> str:
         check_model_dir(path)
-        return f"{path}, {_weights(path) / 2**30:.2f} GiB"
+        return f"{path}, {_size(_weights(path))}"
 
     def layout() -> str:
         check_layout(
@@ -60,6 +61,10 @@ def models(config: Config) -> list[Row]:
     if rows[0].state == "ok":
         rows.append(_tried("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
     return rows
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def _weights(folder: Path) -> int:
@@ -161,8 +166,9 @@ def devices(config: Config) -> list[Row]:
         if here > gpus:
             remedy = "fewer processes, or several nodes (parallel.processes_per_node and `sophia submit`)"
             return [_stops("processes", f"{here} training processes on this node, {gpus} GPUs", remedy)]
-        return [Row(name="processes", state="ok", found=f"{ranks} training processes, {here} on a node of {gpus} GPUs")]
-    rows = [Row(name="processes", state="ok", found=f"{ranks} training processes over gloo on the CPU")]
+        found = f"{ranks} training processes, {here} on a node of {gpus} GPUs"
+        return [Row(name="processes", state="ok", found=found), *gpu_memory(config, ranks)]
+    rows = [_gloo(ranks)]
     if config.train.fp8 != "none" and config.train.fp8_backend != "emulated":
         remedy = "train.fp8 = 'none', or train.fp8_backend = 'emulated' for checks"
         rows.append(_stops("train.fp8", f"{config.train.fp8}: needs a GPU with FP8 and Transformer Engine", remedy))
@@ -170,9 +176,44 @@ def devices(config: Config) -> list[Row]:
         rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
     weights, memory = _weights(config.models.policy) if config.models.policy.is_dir() else 0, machine.memory_bytes()
     if memory and weights > memory:
-        sizes = f"weights of {weights / 2**30:.0f} GiB, memory of {memory / 2**30:.0f} GiB"
+        sizes = f"weights of {_size(weights)}, memory of {_size(memory)}"
         rows.append(_stops("memory", sizes, "a machine with GPUs: `sophia plan` says how many"))
     return rows
+
+
+def gpu_memory(config: Config, ranks: int) -> list[Row]:
+    """The planner's estimate of the fullest rank against the smallest GPU; [] where the model cannot be read."""
+    from sophia_mcore.model.spec import ModelSpec
+    from sophia_mcore.plan.layouts import configured
+    from sophia_mcore.plan.memory import worst_rank
+    from sophia_mcore.plan.workload import Assumptions, workload
+
+    sizes = [int(size[1]) for line in machine.gpu_names() if (size := re.search(r"(\d+) MiB", line))]
+    try:
+        spec = ModelSpec.from_model_dir(config.models.policy)
+        work = workload(config, spec, Assumptions())
+        stage, memory = worst_rank(configured(config, spec, work, ranks))
+    except SophiaError:  # the rows about models and layout say why
+        return []
+    have, state = min(sizes, default=0) * 2**20, memory.weights + memory.gradients + memory.optimizer
+    found = f"about {_size(memory.total)} of {_size(have)} on stage {stage}, {_size(state)} of it for the model's state"
+    remedy = "another [parallel] or more GPUs: `sophia plan CONFIG --gpus N` shows what fits"
+    if have and state > have:
+        return [_stops("GPU memory", found, remedy)]
+    if have and memory.total > have:
+        cost = "training may run out of memory; this is an estimate"
+        return [Row(name="GPU memory", state="warning", found=found, cost=cost, remedy=remedy)]
+    return [Row(name="GPU memory", state="ok", found=found)]
+
+
+def _gloo(ranks: int) -> Row:
+    """Processes on the CPU: several on a core work, many only wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    found = f"{ranks} training processes over gloo on {cores} cores"
+    if ranks <= 4 * cores:
+        return Row(name="processes", state="ok", found=found)
+    remedy = "GPUs, or a smaller layout: `--set parallel.processes=2` and its tensor, pipeline and context sizes"
+    return Row(name="processes", state="warning", found=found, cost="each step takes very long", remedy=remedy)
 
 
 def tracking(config: Config) -> Row:
@@ -202,7 +243,7 @@ def storage_needs(config: Config) -> list[Row]:
         return []
     needed = weights * (1 + 8 * config.train.keep_checkpoints) * config.run.rounds  # bf16 weights: 2 of the 16 bytes
     free = shutil.disk_usage(storage.existing(config.run.folder)).free
-    found = f"about {needed / 2**30:,.1f} GiB for checkpoints and exports, {free / 2**30:,.1f} GiB free"
+    found = f"about {_size(needed)} for checkpoints and exports, {_size(free)} free"
     if free < weights:
         return [_stops("space for the run", found, "another run.folder")]
     if free < needed:
