@@ -68,7 +68,7 @@ def round_phases(
             name="training",
             seconds=training + (0.0 if config.train.save_asynchronously else saving),
             gpus=gpus,
-            note=f"{work.steps} steps of {best.time.total:.1f} s",
+            note=f"{work.steps} steps of {best.time.total:,.3g} s",
             lost=config.train.save_every_steps * best.time.total / 2,
         ),
         Phase(name="export", seconds=2 * 2.0 * parameters / DISK, gpus=0, note="read and write bf16 weights"),

@@ -32,13 +32,21 @@ def show(plan: Plan, console: Console, top: int) -> None:
     """Print the plan."""
     work = plan.work
     console.print(
-        f"{model_parameters(plan.spec) / 1e9:.1f}B parameters on {plan.gpus} x {plan.device.name}: "
+        f"{_number(model_parameters(plan.spec) / 1e9, 1)}B parameters on {plan.gpus} x {plan.device.name}: "
         f"{work.rows_per_step} rows of {work.sequence_length:,} tokens per step, samples of {work.mean_tokens:,.0f} "
         f"tokens on average; {plan.ranking.fitting} layouts fit, {len(plan.ranking.refusals)} do not",
         highlight=False,
     )
     if work.assumed:
         console.print("assumed: " + "; ".join(work.assumed), highlight=False)
+    idle = plan.best.setting.data - work.rows_per_step
+    if idle > 0:
+        console.print(
+            f"{idle:,} of {plan.best.setting.data:,} replicas have no row of the step's {work.rows_per_step:,}: fewer "
+            "GPUs or a larger train.global_batch_samples",
+            style="yellow",
+            highlight=False,
+        )
     options = distinct(plan.ranking.options)[:top]
     console.print(_layout_table(options))
     console.print(_parts_table(plan))
@@ -74,11 +82,11 @@ def _layout_table(options: list[Option]) -> Table:
         table.add_row(
             describe(option.setting),
             str(option.setting.micro_batches),
-            f"{option.time.total:.1f}",
+            _number(option.time.total, 1),
             f"{option.tokens_per_second:,.0f}",
             f"{option.mfu:.1%}",
             f"{option.time.bubble:.1%}",
-            f"{option.memory.total / GIB:.0f}",
+            _number(option.memory.total / GIB, 0),
         )
     return table
 
@@ -94,8 +102,8 @@ def _parts_table(plan: Plan) -> Table:
     seconds = {field.name: getattr(time.parts, field.name) for field in fields(Seconds)}
     seconds |= {"waiting": time.pipeline - time.parts.total, "gradients": time.gradients, "optimizer": time.optimizer}
     seconds |= {"total": time.total}
-    left = [(name, f"{size / GIB:.1f}") for name, size in sizes.items()]
-    right = [(name, f"{value:.2f}") for name, value in seconds.items()]
+    left = [(name, _number(size / GIB, 1)) for name, size in sizes.items()]
+    right = [(name, _number(value, 2)) for name, value in seconds.items()]
     for (what, size), (part, value) in zip_longest(left, right, fillvalue=("", "")):
         table.add_row(what, size, part, value)
     return table
@@ -107,16 +115,16 @@ def _round_table(plan: Plan) -> Table:
         table.add_column(name, justify="right" if name in ("hours", "GPU-hours") else "left", overflow="fold")
     for phase in plan.phases:
         known = phase.seconds is not None
-        hours = f"{(phase.seconds or 0) / 3600:,.1f}" if known else "?"
-        spent = f"{(phase.seconds or 0) * phase.gpus / 3600:,.0f}" if known else "?"
+        hours = _number((phase.seconds or 0) / 3600, 1) if known else "?"
+        spent = _number((phase.seconds or 0) * phase.gpus / 3600, 0) if known else "?"
         table.add_row(phase.name, hours, spent, phase.note)
     missing = [phase.name for phase in plan.phases if phase.seconds is None]
     seconds = total_seconds(plan.phases)
-    note = f"{seconds / 86400:.1f} days" + (f" without {', '.join(missing)}" if missing else "")
-    table.add_row("all", f"{seconds / 3600:,.1f}", f"{gpu_hours(plan.phases):,.0f}", note)
+    note = f"{_number(seconds / 86400, 1)} days" + (f" without {', '.join(missing)}" if missing else "")
+    table.add_row("all", _number(seconds / 3600, 1), _number(gpu_hours(plan.phases), 0), note)
     stored = storage(plan.config, plan.spec, plan.work)
-    listed = ", ".join(f"{name} {size / 1e9:,.0f}" for name, size in stored.items())
-    table.add_row("storage", "", "", f"{sum(stored.values()) / 1e9:,.0f} GB beside the images: {listed}")
+    listed = ", ".join(f"{name} {_number(size / 1e9, 0)}" for name, size in stored.items())
+    table.add_row("storage", "", "", f"{_number(sum(stored.values()) / 1e9, 0)} GB beside the images: {listed}")
     return table
 
 
@@ -128,7 +136,8 @@ def _what_if_table(plan: Plan) -> Table:
     assert best.time is not None
     for layers, seconds in towers_otherwise(best, plan.device):
         table.add_row(
-            f"first and last stage: {layers} layers", f"step {seconds:.1f} s ({seconds / best.time.total - 1:+.1%})"
+            f"first and last stage: {layers} layers",
+            f"step {_number(seconds, 1)} s ({seconds / best.time.total - 1:+.1%})",
         )
     table.add_row("trajectories 2x longer", _compare(plan, _longer_phases(plan)))
     try:
@@ -152,4 +161,9 @@ def _longer_phases(plan: Plan) -> list[Phase]:
 
 def _compare(plan: Plan, phases: list[Phase]) -> str:
     before, after = total_seconds(plan.phases), total_seconds(phases)
-    return f"{after / 86400:.2f} days instead of {before / 86400:.2f} ({after / before - 1:+.0%})"
+    return f"{_number(after / 86400, 2)} days instead of {_number(before / 86400, 2)} ({after / before - 1:+.0%})"
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many decimals, and one digit of what would be shown as zero."""
+    return f"{value:,.{digits}f}" if value < 1e-9 or value >= 10**-digits / 2 else f"{value:.1g}"

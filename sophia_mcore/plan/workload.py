@@ -104,12 +104,14 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     """The round of a configuration.
 
     Raises:
-        UsageError: an assumption that is not positive, or a row too short for one sample.
+        UsageError: an assumption that is not positive or a share above 1, or a row too short for one sample.
     """
     for name in ("questions", "response_tokens", "caption_tokens", "kept"):
         value = getattr(given, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive")
+    if given.kept is not None and given.kept > 1:
+        raise UsageError(f"--kept {given.kept}: a share of the questions, at most 1")
     limits = [source.limit for source in config.data.questions]
     listed = sum(limit for limit in limits if limit is not None) if all(limits) else None
     known = given.questions or listed
@@ -119,7 +121,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     caption_limit = config.captions.sampling.max_tokens
     caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
     tiles = given.tiles if given.tiles is not None else 0.5 * (config.batch.max_tiles + 1)
-    kept = min(1.0, given.kept or 0.5)
+    kept = given.kept or 0.5
     questions = known or PAPER_QUESTIONS
     assumed = [
         *([] if known else [f"{PAPER_QUESTIONS:,} questions (the paper's; --questions)"]),

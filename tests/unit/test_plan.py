@@ -189,9 +189,9 @@ def test_gpus_come_in_nodes(config_38b) -> None:
         make_plan(load_config(config_38b), "h100", 20, Assumptions())
 
 
-@pytest.mark.parametrize("given", [{"questions": 0}, {"response_tokens": -1}, {"kept": -0.5}])
+@pytest.mark.parametrize("given", [{"questions": 0}, {"response_tokens": -1}, {"kept": -0.5}, {"kept": 3}])
 def test_impossible_assumptions(config_38b, given) -> None:
-    with pytest.raises(UsageError, match="must be positive"):
+    with pytest.raises(UsageError, match="must be positive|a share of the questions, at most 1"):
         make_plan(load_config(config_38b), "h100", 64, Assumptions(**given))
 
 
@@ -246,6 +246,8 @@ def test_the_command(tmp_path: Path) -> None:
     for word in ("tokens/s/GPU", "trajectories 2x longer", "preemption every 4 hours", "does not fit", "assumed:"):
         assert word in result.stdout, word
     assert (tmp_path / "layout.toml").exists()
+    many = sophia("plan", config, "--gpus", "8000", folder=tmp_path)
+    assert "replicas have no row of the step's" in many.stdout and "replicas have no row" not in result.stdout
     failed(sophia("plan", config, "--gpus", "0", folder=tmp_path), 2, "--gpus 0: at least 1")
     failed(sophia("plan", config, "--gpus", "8", "--gpu", "h20O", folder=tmp_path), 2, "did you mean 'h20'")
     failed(sophia("plan", config, "--gpus", "1", folder=tmp_path), 1, "nearest miss")
