@@ -179,7 +179,8 @@ def calibrate(measured: dict[str, float]) -> Device:
         pull = sum(math.log(getattr(trial, name) / getattr(start, name)) ** 2 for name in FITTED)
         return sum(math.log(predicted(c, trial) / measured[c.name]) ** 2 for c in cases) + 1e-4 * pull
 
-    start, width, best = device, 2.0, badness(device)
+    start, width = device, 2.0
+    best = badness(device)
     while width > 1.01:
         improved = False
         for name in FITTED:
@@ -202,6 +203,7 @@ def main() -> None:
     for case in CASES:
         taken = run_layout(fastest_step, Parallel(**case.layout), case, options.steps, data=case.data, timeout=300)
         measured[case.name] = max(taken)
+        print(f"{case.name}: {measured[case.name]:.4f} s", file=sys.stderr)
     device = calibrate(measured)
     guesses = {case.name: predicted(case, device) for case in CASES}
     errors = {case.name: guesses[case.name] / measured[case.name] - 1 for case in CASES}

@@ -191,7 +191,7 @@ def test_gpus_come_in_nodes(config_38b) -> None:
 
 @pytest.mark.parametrize("given", [{"questions": 0}, {"response_tokens": -1}, {"kept": -0.5}, {"kept": 3}])
 def test_impossible_assumptions(config_38b, given) -> None:
-    with pytest.raises(UsageError, match="must be positive|a share of the questions, at most 1"):
+    with pytest.raises(UsageError, match=r"must be positive|a share of the questions, at most 1"):
         make_plan(load_config(config_38b), "h100", 64, Assumptions(**given))
 
 
