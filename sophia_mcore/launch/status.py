@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
@@ -19,6 +20,7 @@ from sophia_mcore.launch.health import unhealthy_nodes
 from sophia_mcore.launch.slurm import QueuedJob
 from sophia_mcore.launch.state import PhaseState, states
 from sophia_mcore.launch.submit import Submission, read_submission
+from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 
@@ -95,10 +97,16 @@ def problems(
         if waiting:
             lines.append(f"{state.phase} of round {state.round}: job {', '.join(waiting)} waits for what can never be")
         ended = [job for job in jobs if job.key == key and job.state not in slurm.LIVE]
-        seen = {attempt.job for attempt in mine}
-        lines += [
-            f"{state.phase} of round {state.round}: {_without_attempt(run, j)}" for j in ended if j.id not in seen
-        ]
+        last = {attempt.job: attempt for attempt in mine}  # of each job; they are in order of time
+        for job in ended:
+            if job.id not in last:
+                lines.append(f"{state.phase} of round {state.round}: {_without_attempt(run, job)}")
+            elif last[job.id].ended is None:
+                where = f"job {job.id} {job.state.lower()} on {last[job.id].nodes}"
+                lines.append(
+                    f"{state.phase} of round {state.round}: {where}: killed, or what it had to say was not written"
+                )
+    lines += _full_disk(run) if lines else []
     lines += [f"node {node} is left out by job {', '.join(by)}" for node, by in unhealthy_nodes(run).items()]
     return lines
 
@@ -115,6 +123,18 @@ def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
         if "dependency" in job.reason.lower() or not job.nodes:
             hint = "it never ran: what it waited for did not succeed" if job.state == "CANCELLED" else hint
     return f"job {job.id} {job.state.lower()}: {hint}"
+
+
+def _full_disk(run: RunFolder) -> list[str]:
+    """What was to be recorded on a full disk could not be: look whether the run folder takes a file now."""
+    path = run.path / "slurm" / ".canary-status"
+    try:
+        write_text(path, " " * 4096)
+    except SophiaError as error:
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+        return [str(error)] if full else []  # who may only read may still ask for the status
+    path.unlink(missing_ok=True)
+    return []
 
 
 def duration(seconds: float) -> str:

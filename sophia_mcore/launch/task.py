@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -83,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     if code in (1, 2):
         note_failed(run, task)
     if attempt is not None:
-        end_attempt(run, attempt, code, outcome[0] if outcome else "")
+        with suppress(SophiaError):  # a full disk, which the outcome has named already
+            end_attempt(run, attempt, code, outcome[0] if outcome else "")
     return code
 
 

@@ -13,6 +13,7 @@ and even a holder that was stopped for longer than its lease cannot make a secon
 Cost: one listing of both folders per queue, then per unit a look whether its shard is there, the link, another look,
 and an unlink at the end; one touch per heartbeat. Owners try units in different random orders; a miss costs one or two
 operations, and after some misses in a row a queue lists again. 200 owners on 6,000 units: 6 operations per unit.
+Who finds nothing free lists both folders again at each try, and looks at every other owner once per lease.
 Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
 """
 
@@ -117,6 +118,7 @@ class UnitQueue:
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
         self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
+        self._leases: dict[int, tuple[Owner, float]] = {}  # inode of an owner file -> who, not dead before
         self._misses = 0
         self._max_misses = max(_MISSES, len(self.units) // 1000)
         self._list_done()
@@ -141,7 +143,8 @@ class UnitQueue:
         """The unfinished units that have failed as often as ``attempts`` allows (two listings)."""
         failures = read_failures(self.folder) if self.attempts > 1 else {}
         spent = [failure for failure in failures.values() if failure.attempts >= self.attempts]
-        return [failure for failure in spent if failure.unit not in self._list_done()]
+        done = self._list_done() if spent else set()
+        return [failure for failure in spent if failure.unit not in done]
 
     def claimed(self) -> int:
         """How many unfinished units a live owner holds (one listing, and one look at each owner)."""
@@ -158,6 +161,8 @@ class UnitQueue:
         for _ in range(_LISTINGS_PER_CLAIM):  # a stale listing of a network filesystem must not make this loop spin
             if not self._candidates or self._misses >= self._max_misses:
                 self._candidates = self._list_candidates()
+                if not self._candidates:
+                    return None
             self._misses = 0
             while self._candidates and self._misses < self._max_misses:
                 unit_id, attempt = self._candidates.pop()
@@ -261,7 +266,7 @@ class UnitQueue:
         for unit_id, attempt in held.items():
             inode = inodes[unit_id, attempt]
             if inode not in verdicts:
-                verdict = self._is_dead(self._claims / f"{unit_id}.{attempt}", now)
+                verdict = self._is_dead(self._claims / f"{unit_id}.{attempt}", now, inode)
                 if verdict is None:
                     continue  # gone since the listing
                 verdicts[inode] = verdict
@@ -269,7 +274,11 @@ class UnitQueue:
                 found.append((unit_id, attempt + 1))
         return found
 
-    def _is_dead(self, claim: Path, now: float) -> bool | None:
+    def _is_dead(self, claim: Path, now: float, inode: int | None = None) -> bool | None:
+        """With its ``inode``, an owner whose lease cannot have run out since the last look is not read again."""
+        known = None if inode is None else self._leases.get(inode)
+        if known is not None and now < known[1]:
+            return known[0].is_known_dead()
         try:
             with open(claim) as file:
                 text = file.read()
@@ -281,6 +290,8 @@ class UnitQueue:
             return text == _FREE or now - touched > self.lease_seconds
         if owner.nonce == self.owner.nonce:
             return False
+        if inode is not None:
+            self._leases[inode] = owner, touched + self.lease_seconds
         return owner.is_known_dead() or now - touched > self.lease_seconds
 
     def _write_owner_file(self) -> None:

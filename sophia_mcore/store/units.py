@@ -20,6 +20,7 @@ Progress = Callable[[int, int], None]  # gets the items done by anybody, and all
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 15.0
 _PROGRESS_LISTING_SECONDS = 2.0
+_UNITS_PER_SECOND = 200  # a folder of n units is listed for the progress every n / 200 seconds at most
 
 
 def run_units(
@@ -121,7 +122,8 @@ class _Meter:
         self._done |= self._queue.done_units()
         self._items = sum(len(self._queue.units[unit_id].items) for unit_id in self._done)
         end = time.monotonic()
-        self._next = end + max(_PROGRESS_LISTING_SECONDS, 50 * (end - start))
+        pause = max(_PROGRESS_LISTING_SECONDS, 50 * (end - start), len(self._queue.units) / _UNITS_PER_SECOND)
+        self._next = end + pause
         self._show(self._items)
 
     def report(self, items: int) -> None:

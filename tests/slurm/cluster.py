@@ -91,6 +91,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.configuration = folder / "slurm.conf"
+        self.small = folder / "small"  # a filesystem of a few MiB that all nodes share
         path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
         self.environment = {**kept, "SLURM_CONF": str(self.configuration), "PATH": path}
@@ -100,6 +101,8 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self._write_configuration()
         folder = self.folder
+        self.small.mkdir()
+        self.command("mount", "-t", "tmpfs", "-o", "size=4m", "none", str(self.small))
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
@@ -133,6 +136,7 @@ class Cluster:
                 daemon.wait()
         for process in self._processes(lambda environment: True):
             process.kill()
+        self.command("umount", "--lazy", str(self.small), check=False)
 
     def command(self, *arguments: str, check: bool = True, **options: object) -> str:
         """Run a command of Slurm's; returns what it printed."""

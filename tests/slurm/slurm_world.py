@@ -93,7 +93,7 @@ def make_config(folder: Path, policy: Path, endpoint: Endpoint, **sections: dict
     (folder / "seeing.txt").write_text("I see {caption}. {question}")
     (folder / "short.txt").write_text("Think.")
     (folder / "cluster.env").write_text(
-        f"OPTIONS_ALL='--cpus-per-task=2 --mem=1G'\nTASKS_CAPTIONS=2\nTASKS_REASONING=2\nTASKS_EVALUATE=2\n"
+        f"OPTIONS_ALL='--cpus-per-task=2 --mem=1G'\nTASKS_CAPTIONS=2\nTASKS_REASONING=2\nTASKS_EVALUATE=1\n"
         f"PYTHON_TRAINER={sys.executable}\nPYTHON_ROLLOUT={sys.executable}\nOMP_NUM_THREADS=1\n"
     )
     source = {"kind": "jsonl", "path": str(folder / "questions.jsonl"), "images_folder": str(images)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -33,7 +34,7 @@ def submit_captions(cluster: Cluster, config_file: Path) -> RunFolder:
     sophia(cluster, "submit", config_file, "--only", "questions")
     finish(cluster)
     sophia(cluster, "submit", config_file, "--only", "captions")
-    return RunFolder(config_file.parent / "run")
+    return RunFolder(load_config(config_file).run.folder)
 
 
 def shards(run: RunFolder) -> list[Path]:
@@ -181,6 +182,31 @@ def test_bad_input_is_refused_at_submission(
         assert refused.returncode == 2
         assert told in " ".join((refused.stdout + refused.stderr).split()), refused.stdout + refused.stderr
     assert len(jobs(cluster)) == before
+
+
+def test_a_full_filesystem(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
+    config_file = make_config(tmp_path, policy, endpoint, run={"name": "tiny", "folder": cluster.small / "run"})
+    endpoint.seconds = 1.0
+    run = submit_captions(cluster, config_file)
+    wait_for(lambda: shards(run), "the first unit", 60)
+    ballast = cluster.small / "ballast"
+    with contextlib.suppress(OSError), open(ballast, "wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    finish(cluster)
+    assert not state(config_file, "captions").finished
+    told = " ".join(sophia(cluster, "status", run.path).stdout.split())
+    assert "No space left on device (free some space and run again)" in told, told
+    refused = sophia(cluster, "submit", config_file, "--only", "captions", check=False)
+    assert refused.returncode == 1 and "No space left on device" in refused.stderr
+    written = {path: path.stat().st_mtime_ns for path in shards(run)}
+    ballast.unlink()
+    endpoint.seconds = 0.0
+    sophia(cluster, "submit", config_file, "--only", "captions")
+    finish(cluster)
+    assert_captions_once(run, endpoint, redone=4)
+    assert all(path.stat().st_mtime_ns == before for path, before in written.items())
 
 
 def test_a_node_that_does_not_see_run_or_model(

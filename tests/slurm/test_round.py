@@ -1,34 +1,122 @@
-"""A whole round through `sophia submit`, on nodes of a real Slurm."""
+"""A whole round through `sophia submit` on a real Slurm, MLflow's server dying meanwhile; then a second one."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import Cluster
+import pytest
+from cluster import Cluster, wait_for
+from mlflow_server import MlflowServer
 from slurm_world import Endpoint, attempts, finish, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.state import states
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_folder
+from sophia_mcore.store.lineage import model_digest
+from sophia_mcore.store.shards import read_folder, read_metadata, shard_files
+from sophia_mcore.track.metrics import read_metrics
+
+PHASES = ["questions", "captions", "reasoning", "score", "train", "export", "evaluate", "report"]
+HAS_SERVER = all(importlib.util.find_spec(name) for name in ("mlflow", "flask", "flask_cors"))
 
 
-def test_a_round_on_two_nodes(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
-    config_file = make_config(tmp_path, policy, endpoint)
-    done = sophia(cluster, "submit", config_file)
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
-        "questions", "captions", "reasoning", "score", "train", "export", "evaluate", "report",
-    ]  # fmt: skip
-    finish(cluster, 180)
-    config, run = load_config(config_file), RunFolder(tmp_path / "run")
+@dataclass
+class Round:
+    """A round that Slurm has done, and what was left behind by it."""
+
+    config_file: Path
+    run: RunFolder
+    endpoint: Endpoint
+    server: MlflowServer
+    submitted: str
+
+
+@pytest.fixture(scope="module")
+def done(cluster: Cluster, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
+    folder = tmp_path_factory.mktemp("round")
+    server = MlflowServer(folder / "mlflow")
+    if HAS_SERVER:
+        server.start()
+    track = {"enabled": True, "tracking_uri": server.url, "experiment": "round", "timeout_seconds": 20.0}
+    with Endpoint() as endpoint:
+        config_file, run = make_config(folder / "world", policy, endpoint, track=track), RunFolder(folder / "world/run")
+        submitted = sophia(cluster, "submit", config_file).stdout
+        if HAS_SERVER:
+            server.wait()
+            metrics = run.round(0).train / "metrics.jsonl"
+            wait_for(lambda: any("loss" in line for line in read_metrics(metrics)), "the first step", 120)
+            sophia(cluster, "track", run.path)
+            server.kill()
+        finish(cluster, 180)
+        yield Round(config_file, run, endpoint, server, submitted)
+        server.kill()
+
+
+def test_a_round_on_two_nodes(cluster: Cluster, done: Round) -> None:
+    assert [line.split()[0] for line in done.submitted.splitlines()[1:]] == PHASES
+    config, run = load_config(done.config_file), done.run
     open_ = [state for state in states(config, run, [0]) if not state.finished]
     assert open_ == [], logs(run)
     assert len(list(read_folder(run.round(0).captions, Caption))) == 12
     trajectories = [trajectory.id for trajectory in read_folder(run.round(0).trajectories, Trajectory)]
     assert len(trajectories) == len(set(trajectories)) == 24
-    assert endpoint.prompts.total() == len(endpoint.prompts) == 12 + 24  # nothing was done twice
+    assert done.endpoint.prompts.total() == len(done.endpoint.prompts) == 12 + 24  # nothing was done twice
     (training,) = attempts(run, "train")
     assert training.nodes == "node[1-2]" and training.code == 0
-    assert "nothing is missing" in sophia(cluster, "submit", config_file).stdout
+    (report,) = attempts(run, "report")
+    assert report.code == 0 and "not reachable; upload later with 'sophia track" in logs(run)
+    assert "nothing is missing" in sophia(cluster, "submit", done.config_file).stdout
     assert sophia(cluster, "status", run.path).stdout.count(" ok") == 8
+
+
+@pytest.mark.skipif(
+    not HAS_SERVER, reason="NOT TESTED with MLflow's server: pip install flask flask-cors mlflow-skinny"
+)
+def test_the_mlflow_server_was_killed_and_is_back(cluster: Cluster, done: Round) -> None:
+    from mlflow.tracking import MlflowClient
+
+    down = sophia(cluster, "track", done.run.path, check=False)
+    assert down.returncode == 1 and "nothing is lost" in down.stderr
+    done.server.start()
+    done.server.wait()
+    sophia(cluster, "track", done.run.path)
+    client = MlflowClient(done.server.url)
+    experiment = client.get_experiment_by_name("round")
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.data.tags["sophia.phase"]: run for run in found}
+    assert len(runs) == len(found)
+    parent, train = runs.pop("round"), runs["train"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {phase.split()[0] for phase in runs} >= {*PHASES} - {"round"}
+    loss = client.get_metric_history(train.info.run_id, "loss")
+    assert [point.step for point in loss] == [1, 2, 3, 4, 5, 6]  # each once
+    lineage = {name.removeprefix("lineage."): value for name, value in parent.data.tags.items() if "lineage." in name}
+    policy, trained = load_config(done.config_file).models.policy, done.run.round(0).model
+    assert lineage["evaluation.base/greedy.model_digest"] == model_digest(policy)
+    assert lineage["evaluation.round-0/greedy.model_digest"] == model_digest(trained)
+    assert lineage["export.from_checkpoint"] == lineage["checkpoint.name"] == "step-00000006"
+    assert {
+        f"{link}.sha256" for link in ("kept", "verdicts", "trajectories", "captions", "questions")
+    } <= lineage.keys()
+
+
+def test_the_second_round_is_captioned_by_the_trained_policy(cluster: Cluster, done: Round) -> None:
+    with open(done.config_file.with_name("cluster.env"), "a") as file:
+        file.write("TASKS_CAPTIONS=1\n")
+    engine = 'captions.engine={kind = "transformers", dtype = "float32"}'  # the endpoint would answer for any policy
+    submit = ("submit", done.config_file, "--rounds", "2", "--set", engine)
+    planned = sophia(cluster, *submit, "--dry-run").stdout.splitlines()
+    rows = [line.split()[:2] for line in planned if line.startswith(tuple(PHASES))]
+    assert rows == [[phase, "1"] for phase in PHASES[1:]]  # all that is missing
+    sophia(cluster, *submit, "--only", "captions")
+    finish(cluster)
+    shards = shard_files(done.run.round(1).captions)
+    assert shards, logs(done.run)
+    used = {read_metadata(path)["metadata"]["model_digest"] for path in shards}
+    assert (
+        used == {model_digest(done.run.round(0).model)} != {model_digest(load_config(done.config_file).models.policy)}
+    )

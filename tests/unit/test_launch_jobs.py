@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,16 @@ def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(health.Unhealthy, match=r"took more than 0\.1 s"):
         health.check_filesystem(tmp_path, "x", 0.1)
     never.set()
+
+
+def test_a_used_up_quota_is_not_the_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(health.atomic.os, "fsync", refuse)
+    with pytest.raises(SophiaError, match=r"Disk quota exceeded \(the quota is used up: free some space") as told:
+        health.check_filesystem(tmp_path, "x", 10.0)
+    assert not isinstance(told.value, health.Unhealthy)  # which would leave the node out and try another one
 
 
 def test_exclusion_is_bounded(tmp_path: Path) -> None:

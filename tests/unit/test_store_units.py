@@ -95,6 +95,8 @@ def test_a_live_owner_elsewhere_is_left_alone_until_its_lease_ends(tmp_path: Pat
     assert here.claim() is None
     assert here.claimed() == 2
     expire(far)
+    assert here.claimed() == 2  # seen alive a moment ago: not looked at again before its lease can have run out
+    here = queue(tmp_path, UNITS[:2])
     assert here.claimed() == 0
     claim = here.claim()
     assert claim is not None and claim.attempt == 1
