@@ -43,6 +43,8 @@ def submit(
     refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
+    if dry_run and (complaint := submit.would_refuse(loaded)):
+        typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 
 
 def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ _FIELDS = "%i|%T|%r|%N|%k"
 LIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
         "SIGNALING", "STAGE_OUT", "STOPPED"}  # fmt: skip
 NEVER = "DependencyNeverSatisfied"
+_NOT_ABOUT_THE_JOB = ("no sbatch here", "sbatch gave no answer", "contact", "configuration source")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def sbatch(command: Sequence[str], where: str) -> str:
     try:
         return call(command).strip().splitlines()[-1].partition(";")[0]
     except SophiaError as error:
-        if str(error).startswith(("no sbatch", "sbatch gave")) or "contact" in str(error):
+        if any(words in str(error) for words in _NOT_ABOUT_THE_JOB):
             raise
         raise UsageError(f"{where}: {error}") from None
 
@@ -79,5 +81,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 def _complaint(program: str, text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words = [line.split("error:", 1)[-1].removeprefix("allocation failure:").strip() for line in lines]
+    words = [
+        re.sub(r"^.*?(error|fatal):", "", line).strip().removeprefix("allocation failure:").strip() for line in lines
+    ]
     return f"{program}: {'; '.join(dict.fromkeys(words)) or 'failed without a word'}"

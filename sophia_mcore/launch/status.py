@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
@@ -74,8 +75,20 @@ def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attemp
         ),
         str(len(attempts) or ""),
         "" if state.loss is None else f"{state.loss:.4f}",
-        "" if state.seconds_left is None else duration(state.seconds_left),
+        "" if (left := seconds_left(state, jobs, attempts, time.time())) is None else duration(left),
     ]
+
+
+def seconds_left(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt], now: float) -> float | None:
+    """Seconds that the tasks running now will need if units go on taking as long as they did; None: not known.
+
+    ``jobs`` and ``attempts`` are the phase's own; ``now`` in seconds since 1970. A training knows it from its steps.
+    """
+    running = {job.id for job in jobs if job.state == "RUNNING"}
+    if state.seconds_left is not None or not running or not state.done:
+        return state.seconds_left
+    spent = sum((a.ended or now) - a.began for a in attempts if a.ended is not None or a.job in running)
+    return (state.total - state.done) * spent / state.done / len(running)
 
 
 def problems(

@@ -85,9 +85,18 @@ def dry_run(config: Config, rounds: int | None = None, only: Collection[str] = t
         try:
             answers[job.key] = slurm.sbatch(sbatch_command(job, run, scripts, "dry", {}, test_only=True), job.name)
         except UsageError as error:
-            answers[job.key] = f"refused: {error}"
+            answers[job.key] = "refused: " + str(error).removeprefix(f"{job.name}: ")
     ids = {job.key: f"<{job.name}>" for job in jobs}
     return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs])
+
+
+def would_refuse(config: Config) -> str:
+    """What `submit` would say about the models before it submits anything; "" when nothing."""
+    try:
+        preflight(Context(config, RunFolder(config.run.folder), TerminalProgress()), 0)
+    except SophiaError as error:
+        return str(error)
+    return ""
 
 
 def cancel(run: RunFolder) -> list[str]:

@@ -9,13 +9,15 @@ units of each of 20 sources, in a row, share a factor. A share of the tasks dies
 holds is taken over once its lease has run out. Bound: the work must fit into the time that the tasks live, and no
 schedule is shorter than the longest unit. Lengths and deaths are assumptions, not measurements.
 
-The operations are real: processes of the real ``UnitQueue`` share one folder with all units done but the last few
-thousand, some are killed in the middle of a unit, and the filesystem calls of the survivors are counted per unit.
+The operations are real: processes of the real ``UnitQueue`` share one folder, some are killed in the middle of a unit,
+and the filesystem calls of the survivors are counted per unit. Then the calls of one look for work of a task that finds
+nothing free while ``--holders`` other tasks hold a unit each.
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
 import heapq
 import json
 import multiprocessing
@@ -149,11 +151,40 @@ def operations(folder: Path, units: int, owners: int, deaths: int) -> dict[str, 
     }
 
 
+def idle_look(folder: Path, units: int, holders: int) -> dict[str, Any]:
+    """Filesystem calls of a first and a later look for work when ``holders`` others hold all that is left."""
+    everything = [Unit(f"{i:06d}", (str(i),)) for i in range(units)]
+    queues = [UnitQueue(folder, everything[:holders], lease_seconds=LEASE_SECONDS) for _ in range(holders)]
+    held = [queue.claim() for queue in queues]
+    for unit in everything[holders:]:
+        (folder / f"{unit.id}.parquet").touch()
+    idle = UnitQueue(folder, everything, lease_seconds=LEASE_SECONDS)
+    counts: Counter[str] = Counter()
+    count_calls(counts)
+    plain = builtins.open
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        counts["open"] += 1
+        return plain(*arguments, **options)
+
+    looks: list[dict[str, int]] = []
+    builtins.open = counting  # type: ignore[assignment]
+    try:
+        for _ in range(2):
+            counts.clear()
+            assert idle.claim() is None and idle.remaining() == len(held)
+            looks.append(dict(sorted(counts.items())))
+    finally:
+        builtins.open = plain
+    return {"units": units, "holders": holders, "first_look": looks[0], "later_look": looks[1]}
+
+
 def main() -> None:
     """Run both parts, print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("tasks", 1000), ("units", 100_000), ("owners", 24), ("real-units", 2000)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--holders", type=int, default=256, help="tasks that hold a unit while another finds none")
     parser.add_argument("--deaths", type=float, default=0.05, help="share of the tasks that die")
     parser.add_argument("--folder", type=Path, help="on the filesystem to measure (default: the temporary one)")
     options = parser.parse_args()
@@ -166,12 +197,19 @@ def main() -> None:
     ours, peer = makespan / bound(lengths, deaths), static(lengths, options.tasks) / bound(lengths, deaths)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        real = operations(folder, options.real_units, options.owners, options.owners // 4)
+        real = operations(folder / "busy", options.real_units, options.owners, options.owners // 4)
+        idle = idle_look(folder / "idle", options.real_units, options.holders)
     finally:
         shutil.rmtree(folder)
     line = {"name": "claims", "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(peer / ours, 2)}
     line |= {"unit": "makespan/bound", "peer_name": "static shards, without any death", "tasks": options.tasks}
-    line |= {"simulated_units": options.units, "dead_tasks": int(dying.sum()), "begun_again": twice, "real": real}
+    line |= {
+        "simulated_units": options.units,
+        "dead_tasks": int(dying.sum()),
+        "begun_again": twice,
+        "real": real,
+        "idle": idle,
+    }
     print(json.dumps(line))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from generate_world import make_config
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import health
-from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt, read_attempts
+from sophia_mcore.launch.attempts import Attempt, SlurmTask, begin_attempt, end_attempt, read_attempts
 from sophia_mcore.launch.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
 from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.launch.slurm import QueuedJob
 from sophia_mcore.launch.state import PhaseState, check_inputs
+from sophia_mcore.launch.status import seconds_left
 from sophia_mcore.store.layout import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +154,18 @@ def test_attempts_and_ports(tmp_path: Path) -> None:
     end_attempt(run, begin_attempt(run, "train", 0, first), 76, "node n1: 7 GPUs instead of 8")
     begin_attempt(run, "train", 0, second)
     assert [(a.restart, a.outcome) for a in read_attempts(run)] == [(0, "unhealthy node"), (1, "no end seen")]
+
+
+def test_time_left_of_work_units() -> None:
+    def tried(job: str, began: float, ended: float | None) -> Attempt:
+        return Attempt(phase="captions", round=0, job=job, restart=0, nodes="n", began=began, ended=ended)
+
+    state = PhaseState(phase="captions", round=0, total=100, done=20)
+    jobs = [QueuedJob(f"1_{i}", "RUNNING" if i < 2 else "PENDING", "", "", ("captions", 0)) for i in range(4)]
+    tries = [tried("1_0", 0.0, None), tried("1_1", 50.0, None), tried("1_3", 0.0, 50.0), tried("9_0", 0.0, None)]
+    assert seconds_left(state, jobs, tries, 100.0) == 80 * (200 / 20) / 2  # 10 task-seconds per unit, two tasks
+    assert seconds_left(state, jobs[2:], tries, 100.0) is None  # nothing runs
+    assert seconds_left(replace(state, done=0), jobs, tries, 100.0) is None
 
 
 def test_inputs_that_are_missing_are_named(tmp_path: Path) -> None:
