@@ -16,6 +16,12 @@ _FIELDS = "%i|%T|%r|%N|%k"
 LIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
         "SIGNALING", "STAGE_OUT", "STOPPED"}  # fmt: skip
 NEVER = "DependencyNeverSatisfied"
+_HINTS = {
+    "node configuration is not available": " (no node has so many CPUs or GPUs or so much memory: #SBATCH lines of the"
+    " phase's file, OPTIONS_ lines of the env file, [parallel])",
+    "nvalid partition": " (OPTIONS_ lines of the env file; sinfo lists the partitions)",
+    "nvalid account": " (OPTIONS_ lines of the env file)",
+}
 _NOT_ABOUT_THE_JOB = ("no sbatch here", "sbatch gave no answer", "contact", "configuration source")
 
 
@@ -59,7 +65,8 @@ def sbatch(command: Sequence[str], where: str) -> str:
     except SophiaError as error:
         if any(words in str(error) for words in _NOT_ABOUT_THE_JOB):
             raise
-        raise UsageError(f"{where}: {error}") from None
+        hint = next((text for words, text in _HINTS.items() if words in str(error)), "")
+        raise UsageError(f"{where}: {error}{hint}") from None
 
 
 def queue(uid: str) -> list[QueuedJob]:

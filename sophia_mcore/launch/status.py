@@ -106,7 +106,7 @@ def problems(
             f"{a.outcome} on {a.nodes} (job {a.job}, restart {a.restart}): {a.message}" for a in bad
         )
         lines += [f"{state.phase} of round {state.round}: {message}" for message in list(messages)[-3:]]
-        waiting = [job.id for job in jobs if job.key == key and slurm.NEVER in job.reason]
+        waiting = [job.id for job in jobs if job.key == key and job.state in slurm.LIVE and not job.live]
         if waiting:
             lines.append(f"{state.phase} of round {state.round}: job {', '.join(waiting)} waits for what can never be")
         ended = [job for job in jobs if job.key == key and job.state not in slurm.LIVE]

@@ -53,12 +53,15 @@ def run_units(
             claim = queue.claim()
             if claim is not None:
                 try:
-                    finished += _work_on(claim, record_type, work, meter, metadata)
-                    in_a_row.clear()
+                    records = _work_on(claim, work, meter)
                 except Exception:
                     in_a_row.add(claim.unit.id)
                     if attempts == 1 or len(in_a_row) >= attempts:
                         raise
+                else:  # a shard that cannot be written is no fault of its unit: the next one could not be either
+                    finished += claim.finish(records, record_type, metadata)
+                    meter.add(claim.unit)
+                    in_a_row.clear()
                 pause = _FIRST_PAUSE_SECONDS
             elif not wait or queue.remaining() == len(queue.given_up()):
                 meter.refresh(at_once=True)
@@ -72,25 +75,16 @@ def run_units(
             queue.close()
 
 
-def _work_on(
-    claim: Claim,
-    record_type: type,
-    work: Callable[[Unit, Report], Sequence[Any]],
-    meter: _Meter,
-    metadata: Mapping[str, Any] | None,
-) -> bool:
+def _work_on(claim: Claim, work: Callable[[Unit, Report], Sequence[Any]], meter: _Meter) -> Sequence[Any]:
     try:
         with _heartbeats(claim):
-            records = work(claim.unit, meter.report)
+            return work(claim.unit, meter.report)
     except Exception as error:
         claim.fail(error)
         raise
     except BaseException:
         claim.release()
         raise
-    first = claim.finish(records, record_type, metadata)
-    meter.add(claim.unit)
-    return first
 
 
 def _complain(failures: Sequence[Failure], units: int) -> None:

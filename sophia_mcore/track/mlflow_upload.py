@@ -43,7 +43,7 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
         _warn(uri, "not reachable")
         return False
     try:
-        with folder_lock(run_folder.path / "track.lock"), _short_timeouts(track.timeout_seconds):
+        with folder_lock(run_folder.path / "track.lock"), _patience(track.timeout_seconds):
             _Uploader(run_folder, config).upload()
     except SophiaError as error:
         _warn(uri, str(error))
@@ -156,12 +156,13 @@ def _reachable(uri: str, timeout_seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def _short_timeouts(seconds: float) -> Iterator[None]:
-    """MLflow takes its HTTP patience from variables only, and its default is minutes."""
+def _patience(seconds: float) -> Iterator[None]:
+    """MLflow takes its HTTP patience from variables only, and its default is minutes; nor need it print every run."""
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(seconds))),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

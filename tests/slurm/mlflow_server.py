@@ -1,11 +1,14 @@
 """MLflow's own server on this machine, which can be killed and started again with what it had stored.
 
-python tests/slurm/mlflow_server.py FOLDER PORT
+    python tests/slurm/mlflow_server.py FOLDER PORT
+
+imports MLflow once, which takes seconds, and forks a server for every line it reads; it answers with the process's id.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from cluster import wait_for
 
 
 class MlflowServer:
-    """``start`` returns at once, ``wait`` when it answers. Needs flask and flask-cors beside mlflow-skinny."""
+    """``prepare`` returns at once, ``start`` when it answers. Needs flask and flask-cors beside mlflow-skinny."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,25 +28,37 @@ class MlflowServer:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._child: subprocess.Popen[bytes] | None = None
+        self._forker: subprocess.Popen[str] | None = None
+        self._server = 0
+
+    def prepare(self) -> None:
+        command = [sys.executable, __file__, str(self.folder), str(self.port)]
+        pipe = subprocess.PIPE
+        with open(self.folder / "log", "ab") as log:
+            self._forker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
 
     def start(self) -> None:
-        with open(self.folder / "log", "ab") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, __file__, str(self.folder), str(self.port)], stdout=log, stderr=log
-            )
-
-    def wait(self) -> None:
-        wait_for(self._answers, "MLflow's server", 90)
+        forker = self._forker
+        assert forker is not None and forker.stdin is not None and forker.stdout is not None
+        print("start", file=forker.stdin, flush=True)
+        answer = forker.stdout.readline()
+        assert answer, (self.folder / "log").read_text()
+        self._server = int(answer)
+        wait_for(self._answers, "MLflow's server", 60)
 
     def kill(self) -> None:
         """SIGKILL: it can put nothing in order."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+        if self._server:
+            os.kill(self._server, signal.SIGKILL)
+            self._server = 0
+            wait_for(lambda: not self._answers(), "the end of MLflow's server", 10)
+
+    def close(self) -> None:
+        self.kill()
+        if self._forker is not None:
+            self._forker.communicate()
 
     def _answers(self) -> bool:
-        assert self._child is not None and self._child.poll() is None, (self.folder / "log").read_text()
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5) as reply:
                 return reply.status == 200
@@ -64,7 +79,12 @@ def serve(folder: str, port: int) -> None:
     from mlflow.server import app
     from werkzeug.serving import run_simple
 
-    run_simple("127.0.0.1", port, app, threaded=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what was killed
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            run_simple("127.0.0.1", port, app, threaded=True)
+        print(child, flush=True)
 
 
 if __name__ == "__main__":

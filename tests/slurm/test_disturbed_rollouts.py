@@ -186,7 +186,7 @@ def test_bad_input_is_refused_at_submission(
 
 def test_a_full_filesystem(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
     config_file = make_config(tmp_path, policy, endpoint, run={"name": "tiny", "folder": cluster.small / "run"})
-    endpoint.seconds = 1.0
+    endpoint.seconds = 0.5
     run = submit_captions(cluster, config_file)
     wait_for(lambda: shards(run), "the first unit", 60)
     ballast = cluster.small / "ballast"

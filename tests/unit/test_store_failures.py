@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Kept
+from sophia_mcore.store import atomic
 from sophia_mcore.store.failures import forget_failures, read_failures
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
@@ -58,3 +60,18 @@ def test_without_attempts_the_first_failure_ends_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be done"):
         run_units(UnitQueue(tmp_path, UNITS), Kept, work)
     assert len(tried) == 1 and not (tmp_path / "failures").exists()
+
+
+def test_a_full_disk_wastes_one_unit_of_work_and_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    work, tried = work_without(set())
+    queue = UnitQueue(tmp_path, UNITS, lease_seconds=0.2)
+    queue.claim().release()  # its own file is there before the disk is full
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
+    with pytest.raises(SophiaError, match="No space left on device"):
+        run_units(queue, Kept, work, attempts=3)
+    assert len(tried) == 1 and read_failures(tmp_path) == {}
+    monkeypatch.undo()
+    assert run_units(UnitQueue(tmp_path, UNITS, lease_seconds=0.2), Kept, work, attempts=3) == 6
