@@ -248,8 +248,11 @@ def doctor(
     """What this machine has, what it lacks, what that costs and how to get it."""
     from rich.console import Console
 
+    from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.doctor.command import doctor as examine
 
+    if config is None and (overlay or set_):
+        raise UsageError("--overlay and --set change a CONFIG: name it too")
     examine(None if config is None else _load(config, overlay, set_), Console())
 
 

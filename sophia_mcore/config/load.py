@@ -76,7 +76,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        hint = f"; did you mean {path / 'config.toml'}?" if (path / "config.toml").is_file() else ""
+        raise UsageError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
 
