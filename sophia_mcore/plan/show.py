@@ -10,7 +10,7 @@ from rich.table import Table
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.plan.command import Plan
-from sophia_mcore.plan.cost import Seconds
+from sophia_mcore.plan.cost import Seconds, chunk_seconds
 from sophia_mcore.plan.hardware import GIB
 from sophia_mcore.plan.layouts import Option, Refusal, describe, micro_batches, simulated_option
 from sophia_mcore.plan.memory import Memory, model_parameters
@@ -50,6 +50,8 @@ def show(plan: Plan, console: Console, top: int) -> None:
     options = distinct(plan.ranking.options)[:top]
     console.print(_layout_table(options))
     console.print(_parts_table(plan))
+    if plan.spec.vision is not None:
+        console.print(_tower_line(plan), highlight=False)
     console.print(_round_table(plan))
     console.print(_what_if_table(plan))
     for refusal in nearest(plan.ranking.refusals)[:5]:
@@ -107,6 +109,14 @@ def _parts_table(plan: Plan) -> Table:
     for (what, size), (part, value) in zip_longest(left, right, fillvalue=("", "")):
         table.add_row(what, size, part, value)
     return table
+
+
+def _tower_line(plan: Plan) -> str:
+    """What the tower costs where it is: on the first stage, which need not be the busiest."""
+    setting = plan.best.setting
+    forward, backward = chunk_seconds(setting, plan.device, 0, 0)
+    spent = (forward.tower + backward.tower) * setting.micro_batches
+    return f"tower, on stage 0: {setting.row.tiles:.0f} tiles per row, {_number(spent, 2)} s of the step"
 
 
 def _round_table(plan: Plan) -> Table:

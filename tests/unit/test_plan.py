@@ -243,6 +243,7 @@ def test_the_command(tmp_path: Path) -> None:
     config = str(plan_models.write_config(tmp_path, "internvl3-8b"))
     result = sophia("plan", config, "--gpus", "8", "--write", "layout.toml", folder=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "tower, on stage 0: 42 tiles per row" in result.stdout
     for word in ("tokens/s/GPU", "trajectories 2x longer", "preemption every 4 hours", "does not fit", "assumed:"):
         assert word in result.stdout, word
     assert (tmp_path / "layout.toml").exists()
