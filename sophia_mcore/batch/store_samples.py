@@ -43,17 +43,11 @@ def from_store(
     Trajectories are read in a stream, so that memory holds the chosen ones only.
 
     Raises SophiaError: a phase before has not been run, nothing is left to train on, a recorded log-prob is missing,
-    not finite or positive. UsageError: objective.behaviour = "recorded" with a reasoner of another tokenizer, or
-    objective.correction, which the store cannot serve.
+    not finite or positive. UsageError: objective.behaviour = "recorded" with a reasoner of another tokenizer.
     """
     default = config.batch.default_system_prompt
     objective = config.objective
     recorded = objective.behaviour == "recorded"
-    if objective.correction != "none":
-        raise UsageError(
-            f"objective.correction = {objective.correction!r} weighs trajectories that the policy itself has sampled; "
-            "the store's are the reasoner's: set it to 'none'"
-        )
     if recorded:
         require_same_tokenizer(policy, config.models.reasoner)
     if objective.trajectories != "all" and not recorded:

@@ -287,6 +287,11 @@ class Config(Section):
         problem = self.fp8.problem(self.train.fp8, self.train.fp8_backend)
         if problem:
             raise ValueError(problem)
+        if self.objective.correction != "none" and not self.objective.fresh_share:
+            raise ValueError(
+                f"objective.correction = {self.objective.correction!r} weighs trajectories that the policy itself has "
+                "sampled; the store's are the reasoner's: set it to 'none', or objective.fresh_share"
+            )
         if sum(m.share for m in self.batch.mixtures) + self.objective.fresh_share >= 1.0:
             raise ValueError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
         return self

@@ -96,6 +96,7 @@ def token_entropies(
     for start, stop in shard.blocks(len(rows_N), chunk_tokens):
         logprobs_NB = _matmul(hidden_NH, shard.weight_VH[start:stop].T).sub_(logsumexp_N[:, None])
         entropy_N -= (logprobs_NB.exp() * logprobs_NB).sum(1)
+        del logprobs_NB
     return _spread(shard.sum(entropy_N), rows_N, len(targets_T))
 
 
@@ -177,6 +178,7 @@ def _values(hidden_NH: Tensor, shard: _Shard, targets_N: Tensor, chunk_tokens: i
         block_N = logits_NB.sub_(new_max_N[:, None]).exp_().sum(1)
         total_N = total_N * (max_N - new_max_N).exp() + block_N
         max_N = new_max_N
+        del logits_NB  # or the next block's would be made beside it
     global_max_N = shard.max(max_N.clone())
     total_N, target_N = shard.sum(torch.stack((total_N * (max_N - global_max_N).exp(), target_N)))
     return global_max_N + total_N.log(), target_N
@@ -291,6 +293,7 @@ def _form_by_chunks(
         if grad_weight_VH is not None:
             scaled_CH = (hidden_CH * factor_C1).to(hidden_CH.dtype)
             _add_matmul(grad_weight_VH[: gap_CV.shape[1]], gap_CV.T, scaled_CH)
+        del gap_CV
     return logprobs_T, used_T, (grad_hidden_TH, grad_weight_VH)
 
 
@@ -319,6 +322,7 @@ def _block_gradients(
             _add_matmul(grad_hidden_NH, gap_NB, block_BH)
         if grad_weight_VH is not None:
             torch.mm(gap_NB.T, scaled_NH, out=grad_weight_VH[start:stop])
+        del gap_NB
     if grad_hidden_NH is None:
         return None, grad_weight_VH
     grad_hidden_NH = grad_hidden_NH.mul_(factor_N1).to(hidden_TH.dtype)

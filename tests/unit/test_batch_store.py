@@ -194,8 +194,6 @@ def test_recorded_with_another_tokenizer_is_refused(store):
     with pytest.raises(UsageError, match=r"differ \(vocabulary\).*none, unit or reference"):
         load(store, name="grpo", behaviour="recorded")
     load(store, name="grpo", behaviour="unit")
-    with pytest.raises(UsageError, match=r"correction = 'tis' .* the reasoner's"):
-        load(store, name="grpo", correction="tis")
     with pytest.raises(UsageError, match="endpoint"):
         require_same_tokenizer(store[0] / "policy", None)
     with pytest.raises(UsageError, match="cannot be read"):

@@ -35,6 +35,7 @@ def load(tmp_path, text):
         ("[objective]\nname = ['grpo']", "objective.name: input should be a valid string"),
         ("[objective]\nadvantage = 'signed'", "advantage = 'signed' needs trajectories = 'all'"),
         ("[objective]\ntrajectories_per_question = 4", "trajectories_per_question needs trajectories = 'all'"),
+        ("[objective]\ncorrection = 'tis'", "correction = 'tis' weighs .* the reasoner's: set it to 'none'"),
         ("[objective]\nfresh_share = 1.0", "objective.fresh_share: the shares must sum to less than 1"),
         ("[objective]\nbeta = 1.0", "'beta' is not an option of objective 'sophia'"),
         ("[objective]\nname = 'grpo'\nshaping = 0.1", "its own: clip_low, clip_high, dual_clip"),
