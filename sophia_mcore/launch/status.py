@@ -133,8 +133,9 @@ def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
         hint = errors[-1].strip() if errors else "no error line in its log"
     except OSError:
         hint = f"it left no log; does {job.nodes or 'its node'} see {run.path.absolute()}?"
-        if "dependency" in job.reason.lower() or not job.nodes:
-            hint = "it never ran: what it waited for did not succeed" if job.state == "CANCELLED" else hint
+        if job.state == "CANCELLED" and not job.nodes:
+            never = slurm.NEVER in job.reason
+            hint = "it never ran: what it waited for did not succeed" if never else "it never ran"
     return f"job {job.id} {job.state.lower()}: {hint}"
 
 

@@ -159,6 +159,7 @@ def test_dependency_that_can_never_be_met(cluster: Cluster, endpoint: Endpoint, 
     sophia(cluster, "submit", config_file, "--only", "reasoning")
     finish(cluster)
     assert state(config_file, "reasoning").finished
+    assert endpoint.prompts.total() == len(endpoint.prompts) == REQUESTS + 4 * QUESTIONS
 
 
 @pytest.mark.parametrize(

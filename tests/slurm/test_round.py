@@ -90,7 +90,7 @@ def test_the_mlflow_server_was_killed_and_is_back(cluster: Cluster, done: Round)
     assert len(runs) == len(found)
     parent, train = runs.pop("round"), runs["train"]
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
-    assert {phase.split()[0] for phase in runs} >= {*PHASES} - {"round"}
+    assert {phase.split()[0] for phase in runs} >= {*PHASES, "system"}
     loss = client.get_metric_history(train.info.run_id, "loss")
     assert [point.step for point in loss] == [1, 2, 3, 4, 5, 6]  # each once
     lineage = {name.removeprefix("lineage."): value for name, value in parent.data.tags.items() if "lineage." in name}
@@ -104,8 +104,13 @@ def test_the_mlflow_server_was_killed_and_is_back(cluster: Cluster, done: Round)
 
 
 def test_the_second_round_is_captioned_by_the_trained_policy(cluster: Cluster, done: Round) -> None:
+    """On another node than the first, whose GPU has memory errors."""
+    query = done.config_file.with_name("bin") / "nvidia-smi"
+    query.parent.mkdir()
+    query.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" = node1 ] && echo "0, 3" || echo "0, 0"\n')
+    query.chmod(0o755)
     with open(done.config_file.with_name("cluster.env"), "a") as file:
-        file.write("TASKS_CAPTIONS=1\n")
+        file.write(f"TASKS_CAPTIONS=1\nPATH={query.parent}:$PATH\n")
     engine = 'captions.engine={kind = "transformers", dtype = "float32"}'  # the endpoint would answer for any policy
     sophia(cluster, "submit", done.config_file, "--rounds", "2", "--only", "captions", "--set", engine)
     finish(cluster)
@@ -114,4 +119,10 @@ def test_the_second_round_is_captioned_by_the_trained_policy(cluster: Cluster, d
     used = {read_metadata(path)["metadata"]["model_digest"] for path in shards}
     assert (
         used == {model_digest(done.run.round(0).model)} != {model_digest(load_config(done.config_file).models.policy)}
+    )
+    ill, well = attempts(done.run, "captions")[-2:]
+    assert (ill.nodes, ill.code, ill.message) == ("node1", 76, "node node1: uncorrected memory (ECC) errors on GPU 0")
+    assert well.nodes != "node1" and (well.job, well.code, well.restart) == (ill.job, 0, 1)
+    assert (
+        f"node node1 is left out by job {ill.job.partition('_')[0]}" in sophia(cluster, "status", done.run.path).stdout
     )
