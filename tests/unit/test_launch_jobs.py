@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,7 +179,22 @@ def test_inputs_that_are_missing_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_scripts_are_valid_bash() -> None:
-    import subprocess
-
     for path in [*sorted((ROOT / "slurm").glob("*.sbatch")), ROOT / "slurm" / "job.sh"]:
         subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("restarts", "code", "told"), [(2, 3, "ended with code 3"), (3, 1, "restarted 3 times")])
+def test_a_job_is_not_restarted_for_ever(tmp_path: Path, restarts: int, code: int, told: str) -> None:
+    run, snapshot = tmp_path / "run", tmp_path / "code"
+    for folder in (run, snapshot, tmp_path / "bin"):
+        folder.mkdir()
+    (run / "config.toml").write_text("")
+    (snapshot / "cluster.env").write_text("MAX_RESTARTS=2\n")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    script = f"set -- {run} 0 {snapshot}; source {ROOT / 'slurm' / 'job.sh'}; attempt sh -c 'exit 3'"
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": str(restarts),
+                   "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train-r0", "SLURM_JOB_NODELIST": "node1"}  # fmt: skip
+    done = subprocess.run(["bash", "-c", script], env=environment, text=True, capture_output=True)
+    assert done.returncode == code and told in done.stdout + done.stderr
