@@ -85,10 +85,14 @@ def _texts(shards: Sequence[Path], wanted: set[str]) -> dict[str, str]:
     """What follows the thought, of the wanted trajectories that were not cut off."""
     texts = {}
     for path in shards if wanted else ():
-        table = read_table(path, Trajectory, columns=("id", "text", "finish_reason"))
-        for index, name in enumerate(table.column("id").to_pylist()):
-            if name in wanted and table.column("finish_reason")[index].as_py() != "length":
-                texts[name] = table.column("text")[index].as_py().rpartition("</think>")[2][-_MAX_TEXT:]
+        ids = read_table(path, Trajectory, columns=("id",)).column("id").to_pylist()
+        mine = [index for index, name in enumerate(ids) if name in wanted]
+        if not mine:
+            continue  # texts are large, and a sample is in few shards
+        table = read_table(path, Trajectory, columns=("text", "finish_reason"))
+        for index in mine:
+            if table.column("finish_reason")[index].as_py() != "length":
+                texts[ids[index]] = table.column("text")[index].as_py().rpartition("</think>")[2][-_MAX_TEXT:]
     return texts
 
 
