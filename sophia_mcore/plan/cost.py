@@ -126,7 +126,7 @@ def layer_seconds(setting: Setting, device: Device) -> Seconds:
         products=2 * tokens * weights / rate,
         attention=attention,
         memory=traffic / device.bandwidth + device.layer_seconds,
-        communication=exchanged * (1 - around) + max(0.0, ring_seconds - attention),
+        communication=exchanged * (1 - around) + max(0.0, ring_seconds - (attention if setting.fused else 0.0)),
     )
 
 
@@ -213,7 +213,7 @@ def _exchange_seconds(setting: Setting, device: Device) -> float:
     ranks = setting.data * setting.parallel.context
     trained = _largest(setting)
     size = trained * (4 + setting.element) if setting.train.distributed_optimizer else trained * 8
-    return collective_seconds(device, size, ranks, ranks * setting.parallel.tensor, 2) * (1 - device.data_overlap)
+    return collective_seconds(device, size, ranks, ranks * setting.parallel.tensor, 2) * device.data_exposed
 
 
 def _optimizer_seconds(setting: Setting, device: Device) -> float:
