@@ -11,6 +11,7 @@ from cluster import Cluster, wait_for
 from slurm_world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
+from sophia_mcore.launch.local import run_phases
 from sophia_mcore.launch.state import PhaseState, state_of
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.layout import RunFolder
@@ -31,10 +32,10 @@ def set_options(config_file: Path, **options: str) -> None:
 
 
 def submit_captions(cluster: Cluster, config_file: Path) -> RunFolder:
-    sophia(cluster, "submit", config_file, "--only", "questions")
-    finish(cluster)
+    """The questions are checked here, as `sophia run` does it: what was begun without Slurm goes on with it."""
+    run = run_phases(load_config(config_file), ["questions"], [0])
     sophia(cluster, "submit", config_file, "--only", "captions")
-    return RunFolder(load_config(config_file).run.folder)
+    return run
 
 
 def shards(run: RunFolder) -> list[Path]:
@@ -80,7 +81,7 @@ def test_preempted_then_cancelled_then_continued(
     endpoint.seconds = 1.0
     run = submit_captions(cluster, config_file)
     wait_for(lambda: shards(run), "the first unit", 60)
-    cluster.command("sbatch", "--nodelist=node4", "--exclusive", "--wrap=sleep 1")
+    cluster.command("sbatch", "--output=/dev/null", "--nodelist=node4", "--exclusive", "--wrap=sleep 1")
     wait_for(lambda: attempts(run, "captions")[0].code == 75, "the unit given back", 30)
     wait_for(lambda: len(attempts(run, "captions")) == 2 or hurry(cluster), "a second attempt", 60)
     before = len(shards(run))
@@ -148,10 +149,10 @@ def test_dependency_that_can_never_be_met(cluster: Cluster, endpoint: Endpoint, 
     run = submit_captions(cluster, config_file)
     finish(cluster)
     (uid,) = (run.path / "track.uid").read_text().split()
-    failed = cluster.command("sbatch", "--parsable", "--wrap=exit 1").strip()
+    failed = cluster.command("sbatch", "--output=/dev/null", "--parsable", "--wrap=exit 1").strip()
     wait_for(lambda: failed not in cluster.command("squeue", "-h", "-o", "%i"), "the failing job", 30)
     cluster.command(
-        *("sbatch", f"--dependency=afterok:{failed}", f"--comment=sophia:{uid}:reasoning:0"),
+        *("sbatch", "--output=/dev/null", f"--dependency=afterok:{failed}", f"--comment=sophia:{uid}:reasoning:0"),
         *("--kill-on-invalid-dep=no", "--job-name=reasoning-r0", "--wrap=true"),
     )
     wait_for(lambda: "DependencyNeverSatisfied" in cluster.command("squeue", "-h", "-o", "%r"), "the verdict", 30)

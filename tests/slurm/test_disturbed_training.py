@@ -43,7 +43,8 @@ def test_preempted_and_then_without_one_node(cluster: Cluster, policy: Path, tmp
     (job,) = [job for job in jobs(cluster, "train") if job.live]
     assert run_ranks(train_world.train, 2, same, undisturbed) == [True] * 2  # meanwhile
     wait_for(lambda: steps_done(run) > 0, "the first step", 120)
-    urgent = cluster.command("sbatch", "--parsable", "--partition=batch", "--nodes=4", "--exclusive", "--wrap=sleep 1")
+    quiet = ("--parsable", "--output=/dev/null")
+    urgent = cluster.command("sbatch", *quiet, "--partition=batch", "--nodes=4", "--exclusive", "--wrap=sleep 1")
     wait_for(lambda: len(attempts(run, "train")) == 1 and attempts(run, "train")[0].code == 75, "the saved state", 60)
     at = steps_done(run)
     assert list_checkpoints(run.round(0).checkpoints)[0].name == f"step-{at:08d}"
