@@ -9,7 +9,7 @@
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 PY := .venv/bin/python
-BENCHES := conversion load grading hanging packing logprob claims tiling store startup step
+BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
 .PHONY: help env demo test check lint types bench docs clean
 
@@ -42,7 +42,7 @@ check: lint types test
 	@touch $@
 
 docs: .venv-docs/ready
-	.venv-docs/bin/python -m mkdocs build --quiet --strict
+	.venv-docs/bin/python -m mkdocs build --strict # not --quiet, which also turns its checks off
 
 bench: env
 	@for name in $(or $(ONLY),$(BENCHES)); do \
