@@ -108,7 +108,7 @@ def make_config(folder: Path, policy: Path, endpoint: Endpoint, **sections: dict
                      "prompt_file": folder / "short.txt"},
         "reasoning": {"per_caption": 2, "questions_per_unit": 1, "sampling": short, "engine": served,
                       "prompt_file": folder / "seeing.txt"},
-        "score": {"workers": 1},
+        "score": {"workers": 1, "second_opinions": 0},
         "batch": {"sequence_length_tokens": 192, "max_tiles": 1, "long_thinking_prompt_file": folder / "short.txt"},
         "parallel": {"pipeline": 2, "processes": 2, "processes_per_node": 1},
         "train": {"dtype": "float32", "steps": 6, "global_batch_samples": 2, "learning_rate": 5e-3,
