@@ -47,7 +47,10 @@ def write_second_opinion(
     peer = _peer()
     told = [(v.trajectory_id, v.verdict, questions[v.question_id].answer) for v in chosen]
     fingerprint = hashlib.sha256(json.dumps([peer, told]).encode()).hexdigest()
-    if not chosen or _fingerprint(path) == fingerprint:
+    if chosen and _fingerprint(path) == fingerprint:
+        return
+    path.unlink(missing_ok=True)  # about other verdicts
+    if not chosen:
         return
     progress.start("second opinion (math-verify)", len(chosen), 0)
     tasks = [{"gold": questions[v.question_id].answer, "response": texts[v.trajectory_id]} for v in chosen]

@@ -314,6 +314,8 @@ def test_math_verify_judges_a_sample_too_and_its_disagreements_are_listed(run, m
     assert (example["extracted"], example["ours"], example["peer"]) == ("7.0000001", "correct", "wrong")
     monkeypatch.setattr(second_opinion, "Pool", None)  # the same verdicts are not asked about again
     score_round(everything, run, 0, NoProgress())
+    score_round(config_for(run.path, reward=Reward(alpha=0.25)), run, 0, NoProgress())
+    assert not path.exists()  # nobody is asked now, and an old word is not kept
 
 
 def test_the_sample_holds_every_answer_type_and_does_not_depend_on_the_order():
