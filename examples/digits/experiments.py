@@ -1,7 +1,7 @@
 """Ablations on digits: the rollouts of a seed are made once, only selection, training and evaluation differ.
 
     python examples/digits/experiments.py [--seeds 0 1 2] [--groups ladder objectives precision halves]
-        [--out runs/experiments] [--minutes 60]
+        [--only VARIANT ...] [--out runs/experiments] [--minutes 60]
 
 Needs the base models and the data of `make demo`. Every variant is trained by one process on one thread, two variants
 at a time, and answers the validation questions in one vLLM. Finished work is not redone: --minutes only says when to
@@ -27,7 +27,7 @@ import numpy as np
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import run_command
+from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Kept, Trajectory
 from sophia_mcore.store.atomic import write_json, write_text
@@ -78,9 +78,16 @@ GROUPS: dict[str, dict[str, Variant]] = {
 }
 
 
-def variants(groups: Iterable[str]) -> dict[str, Variant]:
-    """The variants of these groups and the one that all are compared with."""
-    return {REFERENCE: Variant()} | {name: variant for group in groups for name, variant in GROUPS[group].items()}
+def variants(options: argparse.Namespace) -> dict[str, Variant]:
+    """The variants that were asked for, in that order, and the one that all are compared with.
+
+    Raises UsageError naming an unknown one.
+    """
+    every = {name: variant for group in options.groups for name, variant in GROUPS[group].items()}
+    unknown = sorted(set(options.only or ()) - set(every))
+    if unknown:
+        raise UsageError(f"--only {unknown[0]}: not among {', '.join(every)}")
+    return {REFERENCE: Variant()} | {name: every[name] for name in options.only or every}
 
 
 def seed_config(seed: int, folder: Path, sets: Iterable[str] = ()) -> Config:
@@ -220,7 +227,7 @@ def run_seed(seed: int, options: argparse.Namespace, late: Callable[[], bool], l
     out = options.out / f"seed-{seed}"
     rollouts = RunFolder(out / "rollouts")
     config = make_rollouts(seed, rollouts.path)
-    chosen = variants(options.groups)
+    chosen = variants(options)
     train_all(seed, rollouts, out, chosen, late)
     models = {
         name: config.models.policy if not v.trained else out / name / "round-0/model" for name, v in chosen.items()
@@ -246,7 +253,7 @@ def table(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     rng = np.random.default_rng(0)
     for protocol in ("paper", "greedy"):
         scores: dict[str, dict[int, np.ndarray]] = {}
-        for name in variants(options.groups):
+        for name in variants(options):
             for seed, run in folders.items():
                 right = _right(run.evaluation(name, protocol))
                 if len(right) == 500:
@@ -284,7 +291,7 @@ def kept_sets(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     from world import NAMES
 
     truth = boards(1200)
-    for name in variants(options.groups):
+    for name in variants(options):
         row: dict[str, object] = {"variant": name}
         for seed in options.seeds:
             run = RunFolder(options.out / f"seed-{seed}" / name).round(0)
@@ -331,6 +338,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="of these groups")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--evaluate", type=Path, help=argparse.SUPPRESS)

@@ -6,6 +6,7 @@ Rank 0 writes fp8_check.json beside the configuration file.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -39,14 +40,15 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     from sophia_mcore.train.fp8_check import check_fp8
     from sophia_mcore.train.fp8_gate import check_digest, check_file
     from sophia_mcore.train.session import joined
-    from sophia_mcore.train.worker import open_progress
+    from sophia_mcore.train.worker import die_with_parent, open_progress
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    progress = open_progress(progress_fd) if int(os.environ.get("RANK", 0)) == 0 else NoProgress()
     began = time.time()
     with joined(config) as (groups, backend):
         first = dist.get_rank() == 0
-        found = check_fp8(
-            config, run, round_index, groups, backend, open_progress(progress_fd) if first else NoProgress()
-        )
+        found = check_fp8(config, run, round_index, groups, backend, progress)
         if first:
             where = {
                 "device": torch.cuda.get_device_name() if backend.kind == "cuda" else platform.machine() + " CPU",

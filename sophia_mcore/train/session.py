@@ -30,9 +30,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 def train_round(config: Config, run: RunFolder, round_index: int, progress: Progress) -> bool:
     """Train one round on this rank; returns False when a signal stopped it (state saved), True when it is finished.
 
-    Raises SophiaError when the configuration asks for FP8 that `sophia fp8-check` has not admitted.
+    Raises SophiaError when the configuration asks for FP8 that `sophia fp8-check` has not admitted, UsageError when
+    there is nothing here to run it with.
     """
     with stop_signals() as asked, joined(config) as (groups, backend):
+        backend.check_fp8(config.train.fp8, config.train.fp8_backend)
         on_rank_zero(lambda: require_check(config, run), "FP8 is not admitted")
         job = build_job(config, run, round_index, groups, backend)
         gc.collect()

@@ -53,7 +53,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     if (run.round(round_index).train / "summary.json").is_file():
         return True
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _die_with_parent()
+        die_with_parent()
     warnings.filterwarnings("ignore", module=r"torch|megatron")  # about parts of theirs that we do not use
     from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
 
@@ -93,11 +93,7 @@ def _lock(path: Path, rank: int) -> Iterator[None]:
 
 def open_progress(file_descriptor: int | None) -> Progress:
     """Progress for rank 0. torchrun closes inherited pipes in its ranks: then it is found in torchrun itself."""
-    if file_descriptor is None:
-        return worker_progress(None)
-    try:
-        os.fstat(file_descriptor)
-    except OSError:
+    if file_descriptor is not None and "TORCHELASTIC_RUN_ID" in os.environ:  # the number may be another file's here
         try:
             file_descriptor = os.open(f"/proc/{os.getppid()}/fd/{file_descriptor}", os.O_WRONLY)
         except OSError:
@@ -105,7 +101,7 @@ def open_progress(file_descriptor: int | None) -> Progress:
     return worker_progress(file_descriptor)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A rank whose torchrun was killed must not go on writing (Linux only)."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

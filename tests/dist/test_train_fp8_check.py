@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     with pytest.raises(SophiaError, match="other FP8 settings or another policy"):
         require_check(other, folder)
     require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
+
+
+def test_the_command_itself(tmp_path: Path, policy: Path) -> None:
+    """Under the real torchrun, with progress over a pipe."""
+    config, folder = world(tmp_path / "run", policy, {})
+    here = config.environments.model_copy(update={"trainer": Path(sys.executable)})
+    text = command.run_fp8_check(config.model_copy(update={"environments": here}), 0)
+    assert "FP8 is admitted" in text and (folder.path / "fp8_check.html").is_file()
+    require_check(config, folder)
 
 
 def test_failed_check_proposes_layers_and_refuses(tmp_path: Path, policy: Path) -> None:
@@ -128,6 +138,9 @@ def test_refusals(tmp_path: Path, policy: Path) -> None:
     fp8, folder = world(tmp_path / "fp8", policy, {})
     with pytest.raises(SophiaError, match="run 'sophia score' first"):
         command.run_fp8_check(fp8, 1)
+    absent = fp8.model_copy(update={"train": fp8.train.model_copy(update={"fp8_backend": "transformer_engine"})})
+    with pytest.raises(UsageError, match=r"needs a CUDA device.*fp8_backend to 'emulated'"):
+        run(train_world.train, 1, absent, folder)
     (folder.path / "fp8_check.json").write_text("{")
     with pytest.raises(SophiaError, match="cannot be read"):
         require_check(fp8, folder)

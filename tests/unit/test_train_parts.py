@@ -148,14 +148,16 @@ def test_bad_configuration_is_one_line_and_exit_code_two(tmp_path, capsys):
 
 
 def test_progress_finds_the_pipe_in_torchrun(tmp_path):
-    """torchrun closes inherited pipes in its ranks; /proc of the parent still has them."""
+    """torchrun closes inherited pipes in its ranks and their numbers are used again; its own are in /proc."""
     read_end, write_end = os.pipe()
     code = (
-        "import os, sys; from sophia_mcore.train.worker import open_progress; "
+        "import os, sys; os.dup2(os.open(os.devnull, os.O_RDONLY), int(sys.argv[1])); "
+        "from sophia_mcore.train.worker import open_progress; "
         "p = open_progress(int(sys.argv[1])); p.start('train', 3); p.note('x')"
     )
     arguments = [sys.executable, "-c", code, str(write_end)]
-    subprocess.run(arguments, timeout=60, check=True)  # close_fds, as torchrun does
+    torchrun = {**os.environ, "TORCHELASTIC_RUN_ID": "x"}
+    subprocess.run(arguments, timeout=60, check=True, env=torchrun)  # close_fds, as torchrun does
     os.close(write_end)
     with os.fdopen(read_end) as events:
         assert [json.loads(line)["event"] for line in events] == ["start", "note"]
