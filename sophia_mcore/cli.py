@@ -193,6 +193,9 @@ def plan(
     caption_tokens: Annotated[float | None, typer.Option(help="Mean length of a caption.")] = None,
     tiles: Annotated[float | None, typer.Option(min=0, help="Mean number of image tiles of a question.")] = None,
     kept: Annotated[float | None, typer.Option(help="Share of the questions that keep a trajectory.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rates from what tests/gpu/blocks.py measured.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many layouts to show.")] = 8,
     write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the best layout as an overlay.")] = None,
     overlay: Overlays = None,
@@ -208,7 +211,7 @@ def plan(
     given = Assumptions(
         questions=questions, response_tokens=response_tokens, caption_tokens=caption_tokens, tiles=tiles, kept=kept
     )
-    made = make_plan(_load(config, overlay, set_), gpu, gpus, given, fp8)
+    made = make_plan(_load(config, overlay, set_), gpu, gpus, given, fp8, measured)
     show(made, Console(), top)
     if write is not None:
         write_overlay(write, made.best, config, overlay or (), set_ or ())

@@ -12,6 +12,7 @@ from sophia_mcore.config.load import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
 from sophia_mcore.plan.layouts import Option, Ranking, rank_layouts
 from sophia_mcore.plan.round import Phase, round_phases
@@ -36,17 +37,20 @@ class Plan:
     work: Workload
     ranking: Ranking
     phases: list[Phase]
+    calibration: str  # what the rates were fitted to; "": the table's
 
     @property
     def best(self) -> Option:
         return self.ranking.options[0]
 
 
-def make_plan(config: Config, gpu: str, gpus: int, given: Assumptions, fp8: bool = False) -> Plan:
-    """Plan a round of `config` on `gpus` GPUs.
+def make_plan(
+    config: Config, gpu: str, gpus: int, given: Assumptions, fp8: bool = False, measured: Path | None = None
+) -> Plan:
+    """Plan a round of `config` on `gpus` GPUs, with the rates of `measured` (see `calibrate`) where it is given.
 
     Raises:
-        UsageError: an impossible number, an unknown GPU, no config.json of the policy.
+        UsageError: an impossible number, an unknown GPU, no config.json of the policy, a strange `measured`.
         SophiaError: no layout fits.
     """
     if gpus < 1:
@@ -55,13 +59,18 @@ def make_plan(config: Config, gpu: str, gpus: int, given: Assumptions, fp8: bool
     if gpus > device.per_node and gpus % device.per_node:
         raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {gpus // device.per_node * 8}")
     spec = ModelSpec.from_model_dir(config.models.policy)
+    calibration = ""
+    if measured is not None:
+        recipe = config.train.fp8 if config.train.fp8 != "none" or not fp8 else "tensorwise"
+        device, calibration = calibrated(device, spec, measured, recipe)
     reasoner = _reasoner(config)
     work = workload(config, spec, given)
     ranking = rank_layouts(config, spec, work, device, gpus, fp8)
     phases = round_phases(config, spec, reasoner, work, ranking.options[0], device, gpus)
     return Plan(
-        config=config, spec=spec, reasoner=reasoner, device=device, gpus=gpus, work=work, ranking=ranking, phases=phases
-    )
+        config=config, spec=spec, reasoner=reasoner, device=device, gpus=gpus, work=work, ranking=ranking,
+        phases=phases, calibration=calibration,
+    )  # fmt: skip
 
 
 def _reasoner(config: Config) -> ModelSpec | None:

@@ -39,6 +39,8 @@ def show(plan: Plan, console: Console, top: int) -> None:
     )
     if work.assumed:
         console.print("assumed: " + "; ".join(work.assumed), highlight=False)
+    if plan.calibration:
+        console.print(plan.calibration, highlight=False)
     idle = plan.best.setting.data - work.rows_per_step
     if idle > 0:
         console.print(

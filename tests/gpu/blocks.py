@@ -140,7 +140,8 @@ def main() -> None:
 
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "megatron_core": megatron.core.__version__,
-        "model": options.model, "layers": options.layers, "steps": {}, "losses": {}, "tower": {},
+        "model": options.model, "layers": options.layers, "vocabulary": VOCABULARY, "sequence": SEQUENCE,
+        "steps": {}, "losses": {}, "tower": {},
     }  # fmt: skip
     for length in options.lengths:
         for recipe in options.recipes:

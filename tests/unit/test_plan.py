@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from dataclasses import replace
@@ -13,7 +14,9 @@ import pytest
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.plan import calibrate
 from sophia_mcore.plan.command import make_plan, overlay, write_overlay
+from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import known_gpus, load_gpu
 from sophia_mcore.plan.layouts import describe
 from sophia_mcore.plan.pipeline import Chunk, in_flight, schedule, simulate, step_seconds
@@ -232,6 +235,47 @@ def test_a_sampler_too_large_for_the_gpus_is_said_not_counted(config_38b, plan_3
     )
     assert phases[0].seconds is None and "needs 2 GPUs" in phases[0].note
     assert describe(plan_38b.best.setting).startswith("TP")
+
+
+# Calibration.
+
+
+def write_measured(folder: Path, spec, device, slower: float) -> Path:
+    """What blocks.py would write on a GPU whose every kernel is so much slower, and FP8 products twice that."""
+    real = replace(
+        device, bf16=device.bf16 / slower, attention=device.attention / slower,
+        bandwidth=device.bandwidth / slower, fp8=device.fp8 / slower / 2,
+    )  # fmt: skip
+    steps = {
+        f"{recipe} {length}": {"seconds": step_time(calibrate.measured_setting(spec, {}, length, recipe), real).total}
+        for recipe in ("none", "tensorwise")
+        for length in (16_384, 32_768)
+    }
+    path = folder / "blocks.json"
+    path.write_text(json.dumps({"device": "X", "model": "m", "steps": steps | {"delayed 16384": {"error": "no"}}}))
+    return path
+
+
+def test_a_measured_gpu_gives_its_rates_back(tmp_path: Path, plan_38b) -> None:
+    table = load_gpu("h100")
+    path = write_measured(tmp_path, plan_38b.spec, table, 1.5)
+    found, line = calibrate.calibrated(table, plan_38b.spec, path, "tensorwise")
+    assert found.bf16 == pytest.approx(table.bf16 / 1.5, rel=0.01)
+    assert found.fp8 == pytest.approx(table.fp8 / 3, rel=0.02)
+    assert line == "calibrated on X with m: bf16 x 0.67, tensorwise x 0.33 of the table's rates"
+    slower = make_plan(plan_38b.config, "h100", 64, Assumptions(), measured=path)
+    assert slower.best.time.total > 1.2 * plan_38b.best.time.total and slower.calibration.startswith("calibrated on X")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "not JSON"), ("[]", "no measured steps"), ('{"steps": {"none 16384": {"error": "x"}}}', "no bf16 step")],
+)
+def test_a_strange_file_of_measurements(tmp_path: Path, plan_38b, text: str, words: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        make_plan(plan_38b.config, "h100", 64, Assumptions(), measured=path)
 
 
 # The command.
