@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sophia_mcore.config.schema import Objective, Reward
 from sophia_mcore.records import Verdict
 
-_BROKEN = ("timeout", "error")
+BROKEN = ("timeout", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Scored:
     id: str
     question_id: str
     reward: float
+    fresh: bool = False  # the policy's own
 
 
 def rewards(
@@ -37,7 +38,7 @@ def rewards(
     for verdict in verdicts:
         if verdict.trajectory_id not in truncated:
             dropped["no_trajectory"] += 1
-        elif verdict.verdict in _BROKEN:
+        elif verdict.verdict in BROKEN:
             dropped[verdict.verdict] += 1
             if config.broken == "not_correct":
                 right[verdict.question_id, verdict.caption_id].append(False)
@@ -78,13 +79,14 @@ def group_weights(values: Sequence[float], advantage: str | None) -> list[float]
 def weigh(scored: Iterable[Scored], objective: Objective, seed: int) -> tuple[dict[str, float], Counter[str]]:
     """Weight by trajectory id of those that training uses, and why the others are not used.
 
-    A weight of 0 teaches nothing and is left out (awr: exp(0) = 1, kept). Of more than
-    objective.trajectories_per_question, right and wrong ones are drawn in balance; the draw depends on `seed` and the
-    ids alone.
+    A group is the stored trajectories of a question, or the policy's own; for luffy both together (arXiv 2504.14945),
+    so that stored right answers weigh more where the policy fails. A weight of 0 teaches nothing and is left out (awr:
+    exp(0) = 1, kept). Of more stored ones than objective.trajectories_per_question, right and wrong ones are drawn in
+    balance; the draw depends on `seed` and the ids alone.
     """
-    groups: dict[str, list[Scored]] = defaultdict(list)
+    groups: dict[tuple[str, bool], list[Scored]] = defaultdict(list)
     for row in scored:
-        groups[row.question_id].append(row)
+        groups[row.question_id, row.fresh and objective.name != "luffy"].append(row)
     weights: dict[str, float] = {}
     dropped: Counter[str] = Counter()
     for question in sorted(groups):
@@ -94,7 +96,8 @@ def weigh(scored: Iterable[Scored], objective: Objective, seed: int) -> tuple[di
         )
         useful = [row for row in group if own[row.id] != 0.0 or objective.name == "awr"]
         dropped["zero_weight"] += len(group) - len(useful)
-        chosen = _balanced(useful, objective.trajectories_per_question, seed)
+        stored, own_answers = ([row for row in useful if row.fresh is fresh] for fresh in (False, True))
+        chosen = [*_balanced(stored, objective.trajectories_per_question, seed), *own_answers]
         dropped["not_drawn"] += len(useful) - len(chosen)
         weights |= {row.id: own[row.id] for row in chosen}
     return weights, +dropped

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
-from sophia_mcore.batch.samples import FRESH, SUPERVISED, Sample, require_some
+from sophia_mcore.batch.samples import FRESH, STORED, Sample, require_some
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config, Parallel
@@ -108,23 +108,30 @@ class Loader:
         self,
         behaviour: Mapping[str, NDArray[np.float32]] | None = None,
         rollout: Mapping[str, NDArray[np.float32]] | None = None,
+        *,
+        stored: bool = True,
     ) -> Loader:
         """The same loader, whose batches bring log mu (and the sampling engine's log-probs) of their targets.
 
-        Both by sample id, one natural log per response token (`collate.split_logprobs` makes them). Samples of further
-        data need none. Raises SophiaError naming a sample that has none, or one that is not finite.
+        Both by sample id, one natural log per response token (`collate.split_logprobs` makes them); None leaves what is
+        there. The policy's own samples need both; those of the store only log mu, and only if ``stored``; further data
+        none. Raises SophiaError naming a sample that has none, or one that is not finite.
         """
-        for kind, given in (("behaviour", behaviour), ("rollout", rollout)):
+        for kind, given, kinds in (
+            ("behaviour", behaviour, (FRESH, STORED) if stored else (FRESH,)),
+            ("rollout", rollout, (FRESH,)),
+        ):
             for sample in (sample for stream in self._streams for sample in stream):
                 own = None if given is None else given.get(sample.id)
-                if given is None or sample.kind == SUPERVISED:
+                if given is None or sample.kind not in kinds:
                     continue
                 if own is None:
                     raise SophiaError(f"no {kind} log-probs for sample {sample.id}")
                 if not np.isfinite(own).all():
                     raise SophiaError(f"{kind} log-probs of sample {sample.id}: {own[~np.isfinite(own)][0]} among them")
         other = copy.copy(self)
-        other._logprobs = {"behaviour_logprobs": behaviour, "rollout_logprobs": rollout}
+        new = {"behaviour_logprobs": behaviour, "rollout_logprobs": rollout}
+        other._logprobs = self._logprobs | {name: values for name, values in new.items() if values is not None}
         return other
 
     def everything(self) -> Iterator[PackedBatch]:

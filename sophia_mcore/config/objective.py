@@ -39,7 +39,7 @@ class Objective(Section):
     reward: Literal["outcome", "filtered"] = "outcome"  # filtered: 1 only if the caption's reward exceeds alpha too
     advantage: Literal["reward", "signed", "group_mean", "group_normalized"] | None = None  # None: by objective
     trajectories_per_question: PositiveInt | None = None  # of `all`: at most this many, right and wrong in balance
-    fresh_share: Fraction = 0.0  # share of each global batch that is sampled by the policy itself, where there is any
+    fresh_share: Fraction = 0.0  # share of each global batch that the policy has sampled itself at the round's start
     correction: Literal["none", "tis", "icepop"] = "none"  # of the gap between trainer and sampling engine
     correction_low: NonNegative = 0.5
     correction_high: Positive = 2.0

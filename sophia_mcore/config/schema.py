@@ -95,6 +95,17 @@ class Captions(Section):
     engine: Engine = VllmEngine()
 
 
+class Fresh(Section):
+    """The policy's own answers to the questions, for objective.fresh_share. The engine is the captions': same model.
+
+    Sampled at temperature 1 and top-p 1, so that their log-probs are the policy's.
+    """
+
+    per_question: PositiveInt = 8
+    max_tokens: PositiveInt = 16_384
+    questions_per_unit: PositiveInt = 32
+
+
 class Reasoning(Section):
     """Off-policy reasoning: a text-only model answers from a caption."""
 
@@ -257,6 +268,7 @@ class Config(Section):
     data: Data
     environments: Environments = Environments()
     captions: Captions = Captions()
+    fresh: Fresh = Fresh()
     reasoning: Reasoning = Reasoning()
     score: Score = Score()
     reward: Reward = Reward()
@@ -292,6 +304,8 @@ class Config(Section):
                 f"objective.correction = {self.objective.correction!r} weighs trajectories that the policy itself has "
                 "sampled; the store's are the reasoner's: set it to 'none', or objective.fresh_share"
             )
+        if self.objective.fresh_share and self.train.data is not None:
+            raise ValueError("objective.fresh_share: train.data takes the place of all trajectories")
         if sum(m.share for m in self.batch.mixtures) + self.objective.fresh_share >= 1.0:
             raise ValueError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
         return self

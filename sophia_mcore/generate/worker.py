@@ -1,4 +1,4 @@
-"""Captions or trajectories of a round, in the rollout environment.
+"""What the policy samples (captions, and its own answers for objective.fresh_share) or the reasoner does.
 
     python -m sophia_mcore.generate.worker RUN/config.toml --round R --stage captions|reasoning
 
@@ -17,6 +17,7 @@ from sophia_mcore.config.schema import Engine as EngineConfig
 from sophia_mcore.errors import run_command
 from sophia_mcore.generate.captions import captioning_model, generate_captions
 from sophia_mcore.generate.engine import Engine, LazyEngine, open_engine
+from sophia_mcore.generate.fresh import generate_fresh
 from sophia_mcore.generate.reasoning import generate_trajectories
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.progress import Progress, worker_progress
@@ -44,6 +45,8 @@ def work(config_file: Path, round_index: int, stage: str, progress: Progress, at
     if stage == "captions":
         engine = lazy_engine(config, config.captions.engine, captioning_model(config, run, round_index), progress)
         generate_captions(config, run, round_index, engine, progress, attempts)
+        if config.objective.fresh_share:
+            generate_fresh(config, run, round_index, engine, progress, attempts)
     else:
         engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
         generate_trajectories(config, run, round_index, engine, progress, attempts)

@@ -65,6 +65,7 @@ def queues_of(config: Config, run: RunFolder, phase: str, round_index: int) -> l
     """The work units of captions, reasoning or evaluate; [] while the questions are not there."""
     from sophia_mcore.evaluate.answers import evaluation_queue
     from sophia_mcore.generate.captions import caption_queue, image_sets_of
+    from sophia_mcore.generate.fresh import fresh_queue
     from sophia_mcore.generate.reasoning import reasoning_queue
 
     if phase == "evaluate":
@@ -75,9 +76,10 @@ def queues_of(config: Config, run: RunFolder, phase: str, round_index: int) -> l
         return [evaluation_queue(config, run, label, p, ids) for label in labels for p in config.evaluate.protocols]
     if not run.questions_file.is_file():
         return []
-    if phase == "captions":
-        return [caption_queue(config, run, round_index, image_sets_of(run))]
     ids = [question.id for question in read_shard(run.questions_file, Question)]
+    if phase == "captions":
+        queues = [caption_queue(config, run, round_index, image_sets_of(run))]
+        return [*queues, fresh_queue(config, run, round_index, ids)] if config.objective.fresh_share else queues
     return [reasoning_queue(config, run, round_index, ids)]
 
 

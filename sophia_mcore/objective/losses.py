@@ -172,8 +172,9 @@ def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
 def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor:
     """TIS: sg(clip(pi_old / pi_rollout, low, high)); icepop: the ratio inside [low, high], 0 outside.
 
-    pi_old is the trainer's own log-prob at sampling time (the batch's, else the present one), pi_rollout the
-    sampling engine's. Sources: truncated importance sampling (fengyao 2025); IcePop (Ling team 2025).
+    1 for what the policy has not sampled. pi_old is the trainer's own log-prob at sampling time (the batch's, else the
+    present one), pi_rollout the sampling engine's. Sources: truncated importance sampling (fengyao 2025); IcePop
+    (Ling team 2025).
     """
     if config.correction == "none":
         return torch.ones_like(logprobs_T)
@@ -183,8 +184,10 @@ def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor
     ratio_T = (old_T - tokens.rollout_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     low, high = config.correction_low, config.correction_high
     if config.correction == "tis":
-        return ratio_T.clamp(low, high)
-    return torch.where((ratio_T >= low) & (ratio_T <= high), ratio_T, torch.zeros_like(ratio_T))
+        correction_T = ratio_T.clamp(low, high)
+    else:
+        correction_T = torch.where((ratio_T >= low) & (ratio_T <= high), ratio_T, torch.zeros_like(ratio_T))
+    return torch.where(tokens.kind_T == FRESH, correction_T, torch.ones_like(ratio_T))
 
 
 def sophia(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
@@ -302,9 +305,10 @@ def _diagnostics(
         found["share_clipped"] = measure.mean(terms.clipped_T.double(), learned_T)
     if config.correction != "none":
         correction_T = _correction(logprobs_T, tokens, config)
-        found["correction"] = measure.mean(correction_T, learned_T)
+        fresh_T = learned_T & (tokens.kind_T == FRESH)
+        found["correction"] = measure.mean(correction_T, fresh_T)
         assert tokens.rollout_T is not None
-        found["rollout_gap"] = measure.mean((logprobs_T - tokens.rollout_T).abs(), learned_T)
+        found["rollout_gap"] = measure.mean((logprobs_T - tokens.rollout_T).abs(), fresh_T)
     return found
 
 

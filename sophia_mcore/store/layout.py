@@ -25,6 +25,10 @@ class RoundFolder:
         return self.path / "trajectories"
 
     @property
+    def fresh(self) -> Path:
+        return self.path / "fresh"
+
+    @property
     def verdicts(self) -> Path:
         return self.path / "verdicts"
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from numpy.typing import NDArray
 
 from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.samples import Sample, from_mixture, image_digests
-from sophia_mcore.batch.store_samples import from_store
+from sophia_mcore.batch.store_samples import StoreSamples, from_store
 from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.config.schema import Config, Mixture, Objective
 from sophia_mcore.data.chat import Chat
@@ -99,10 +98,11 @@ def policy_dir(config: Config, run: RunFolder, round_index: int) -> Path:
 
 
 def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader:
-    samples, recorded = _samples(config, run, folder, policy)
+    store = _samples(config, run, folder, policy)
     dist.barrier()  # rank 0 has stored the images of the further data
-    loader = _loader_of(samples, config, run, policy, groups)
-    return loader.with_logprobs(recorded) if recorded else loader
+    loader = _loader_of(store.samples, config, run, policy, groups)
+    recorded = config.objective.behaviour == "recorded"
+    return loader.with_logprobs(store.behaviour or None, store.rollout or None, stored=recorded)
 
 
 def _caption_loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader | None:
@@ -132,10 +132,8 @@ def _loader_of(samples: list[Sample], config: Config, run: RunFolder, policy: Pa
     )
 
 
-def _samples(
-    config: Config, run: RunFolder, folder: RoundFolder, policy: Path
-) -> tuple[list[Sample], dict[str, NDArray[np.float32]]]:
-    """What there is to learn from, and the recorded log-probs of its responses (if the objective wants them)."""
+def _samples(config: Config, run: RunFolder, folder: RoundFolder, policy: Path) -> StoreSamples:
+    """What there is to learn from, and the log-probs of its responses that the objective wants."""
     long_thinking = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
     add_images = ImageStore(run.images).add_many if dist.get_rank() == 0 else image_digests
 
@@ -150,6 +148,8 @@ def _samples(
 
     further = [sample for mixture in config.batch.mixtures for sample in supervised(mixture)]
     if config.train.data is not None:
-        return [*supervised(Mixture(path=config.train.data, name=PAIRS, share=0.5)), *further], {}
+        pairs = supervised(Mixture(path=config.train.data, name=PAIRS, share=0.5))
+        return StoreSamples([*pairs, *further], Counter(), {}, {})
     store = from_store(config, run, folder, policy, long_thinking=long_thinking)
-    return [*store.samples, *further], store.recorded
+    store.samples.extend(further)
+    return store

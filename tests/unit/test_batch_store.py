@@ -10,12 +10,13 @@ from batch_world import CHAT, SPEC, make_config, make_images, make_samples, make
 from sophia_mcore.batch.advantage import group_weights, rewards, weigh
 from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.batch.loader import Loader
+from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
 from sophia_mcore.batch.samples import FRESH, SUPERVISED, Sample
-from sophia_mcore.batch.store_samples import from_store, recorded_logprobs, require_same_tokenizer
+from sophia_mcore.batch.store_samples import from_store
 from sophia_mcore.batch.tokenize import tokenize
 from sophia_mcore.config.schema import Objective, Reward
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.records import Answer, Kept, Question, Sampled, Trajectory, Verdict
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 
@@ -116,7 +117,7 @@ def weights_of(found):
 
 def test_kept_is_the_default(store):
     found = load(store)
-    assert weights_of(found) == {"q1.c.k0.n1": 1.0} and not found.recorded
+    assert weights_of(found) == {"q1.c.k0.n1": 1.0} and not found.behaviour
 
 
 def test_group_advantages_over_the_full_store(store):
@@ -178,9 +179,9 @@ def test_recorded_uses_the_sampled_tokens(store):
     rows = {row.id: row for row in store[3]}
     for sample in found.samples:
         assert sample.response_ids == rows[sample.id].token_ids
-        assert found.recorded[sample.id].tolist() == pytest.approx(list(rows[sample.id].token_logprobs))
+        assert found.behaviour[sample.id].tolist() == pytest.approx(list(rows[sample.id].token_logprobs))
     kept = load(store, behaviour="recorded")
-    assert list(kept.recorded) == ["q1.c.k0.n1"] and kept.samples[0].response_ids is not None
+    assert list(kept.behaviour) == ["q1.c.k0.n1"] and kept.samples[0].response_ids is not None
 
 
 def test_recorded_with_another_tokenizer_is_refused(store):
@@ -213,7 +214,7 @@ def test_recorded_with_another_tokenizer_is_refused(store):
 def test_bad_recorded_logprobs_are_named(values, message):
     row = replace(trajectory("q", "c", 0, make_tokenizer()), token_ids=(1, 2, 3, 4, 5), token_logprobs=values)
     with pytest.raises(SophiaError, match=rf"trajectory q.c.n0: .*{message}"):
-        recorded_logprobs(row)
+        recorded_logprobs(row, "objective.behaviour = 'recorded'")
 
 
 def test_a_phase_that_was_not_run_is_named(tmp_path):
@@ -271,8 +272,7 @@ def test_logprobs_go_round(tmp_path):
         assert np.allclose(row.behaviour_logprobs[row.kinds != SUPERVISED], wanted)
         assert row.rollout_logprobs is None
     assert loader.step(0)[0].behaviour_logprobs is None
-    with pytest.raises(SophiaError, match="no rollout log-probs for sample kept-0"):
-        loader.with_logprobs(rollout={})
+    loader.with_logprobs(rollout={})  # what others have written has none
     logprobs[samples[2].id][0] = -np.inf
     with pytest.raises(SophiaError, match="behaviour log-probs of sample kept-2: -inf"):
         loader.with_logprobs(behaviour=logprobs)
@@ -289,3 +289,59 @@ def test_fresh_trajectories_by_their_share(tmp_path):
     with pytest.raises(SophiaError, match="own trajectories"):
         make_loader(tmp_path, stored, fresh_share=0.25)
     assert make_loader(tmp_path, [*stored, *fresh]).steps == 4
+
+
+def answer(question, n, verdict, finish="stop"):
+    row = trajectory(question, "c.k0", n, make_tokenizer(), finish)
+    fields = {name: getattr(row, name) for name in Sampled.__dataclass_fields__}
+    return Answer(id=f"{question}.n{n}", question_id=question, index=n, verdict=verdict, extracted="", **fields)
+
+
+def fresh_store(store):
+    """The policy's own: q1 always right, q2 right once of twice, q3 cut off and not judged."""
+    _, _, folder, _ = store
+    rows = [answer("q1", 0, "correct"), answer("q1", 1, "correct"), answer("q2", 0, "correct")]
+    rows += [answer("q2", 1, "wrong"), answer("q3", 0, "correct", "length"), answer("q3", 1, "timeout")]
+    write_shard(folder.fresh / "0.parquet", rows, Answer)
+    return store
+
+
+def test_fresh_answers_join_the_kept(store):
+    found = load(fresh_store(store), fresh_share=0.5)
+    assert weights_of(found) == {"q1.c.k0.n1": 1.0, "q1.n0": 1.0, "q1.n1": 1.0, "q2.n0": 1.0}
+    own = {sample.id: sample for sample in found.samples if sample.kind == FRESH}
+    assert len(own) == 3 and {sample.system for sample in own.values()} == {"LONG"}
+    assert own["q2.n0"].response_ids is not None and own["q2.n0"].source == "fresh"
+    assert found.rollout.keys() == found.behaviour.keys() == own.keys()
+    assert found.rollout["q2.n0"].tolist() == pytest.approx(
+        [-0.1 * (i + 1) for i in range(len(found.rollout["q2.n0"]))]
+    )
+
+
+def test_fresh_groups_are_their_own_but_for_luffy(store):
+    """q2: the store has four wrong ones, the policy one right and one wrong; q1: both kinds."""
+    fresh_store(store)
+    grpo = weights_of(load(store, name="grpo", fresh_share=0.5))
+    assert {name: grpo[name] for name in grpo if name.startswith("q2")} == {"q2.n0": 1.0, "q2.n1": -1.0}
+    assert not any(name in grpo for name in ("q1.n0", "q1.n1"))  # all right: nothing to compare
+    luffy = weights_of(load(store, name="luffy", fresh_share=0.5))
+    assert luffy["q2.n0"] == pytest.approx(5**0.5, abs=1e-3)  # one right of six
+    assert luffy["q2.c.k0.n0"] == luffy["q2.n1"] == pytest.approx(-(0.2**0.5), abs=1e-3)
+    assert luffy["q1.n0"] > 0 > luffy["q1.c.k1.n1"]
+
+
+def test_the_limit_per_question_leaves_the_policys_own_alone(store):
+    fresh_store(store)
+    found = weights_of(load(store, name="luffy", fresh_share=0.5, trajectories_per_question=1))
+    assert sum(name.startswith("q1.c") for name in found) == 1
+    assert {"q1.n0", "q1.n1"} <= found.keys()
+
+
+def test_fresh_answers_that_are_missing_or_unknown_are_refused(store):
+    with pytest.raises(SophiaError, match=r"3 of 3 questions have no answers .*'q1': run `sophia generate`"):
+        load(store, fresh_share=0.5)
+    _, _, folder, _ = store
+    rows = [replace(answer(q, 0, "correct"), token_logprobs=()) for q in ("q1", "q2", "q3")]
+    write_shard(folder.fresh / "0.parquet", rows, Answer)
+    with pytest.raises(SophiaError, match=r"q1\.n0: objective\.fresh_share cannot be served, its engine recorded no"):
+        load(store, fresh_share=0.5)

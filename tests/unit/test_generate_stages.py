@@ -12,9 +12,12 @@ from generate_world import FakeEngine, make_config, make_run
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.generate.captions import captioning_model, generate_captions
 from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.fresh import generate_fresh
+from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.generate.reasoning import generate_trajectories
+from sophia_mcore.launch.state import state_of
 from sophia_mcore.progress import NoProgress
-from sophia_mcore.records import Caption, Question, Trajectory, image_set_id
+from sophia_mcore.records import Answer, Caption, Question, Trajectory, image_set_id
 from sophia_mcore.store.lineage import prompt_hash
 from sophia_mcore.store.shards import read_folder, read_shard
 
@@ -167,3 +170,25 @@ def test_image_placeholders_in_data_ask_for_no_image(tmp_path: Path) -> None:
     generate_captions(config, run, 0, FakeEngine(reply="I see <IMG_CONTEXT> {seed}"), NoProgress())
     generate_trajectories(config, run, 0, engine, NoProgress())
     assert not any("<IMG_CONTEXT>" in message.text for request in engine.requests for message in request.messages)
+
+
+def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path) -> None:
+    """Image, question and long-thinking prompt, at temperature 1; its units count for the phase's state."""
+    run = make_run(tmp_path)
+    config = make_config(
+        tmp_path, objective={"fresh_share": 0.5}, fresh={"per_question": 3, "questions_per_unit": 2, "max_tokens": 9}
+    )
+    generate_captions(config, run, 0, FakeEngine(), NoProgress())
+    assert not state_of(config, run, "captions", 0).finished
+    with pytest.raises(SophiaError, match="the engine died"):
+        generate_fresh(config, run, 0, FakeEngine(fail_at=2), NoProgress())
+    engine = FakeEngine(reply=r"<think>{seed}</think>\boxed{{1}}")
+    assert generate_fresh(config, run, 0, engine, NoProgress()) == 2  # the third was done
+    answers = sorted(read_folder(run.round(0).fresh, Answer), key=lambda row: row.id)
+    assert [row.id for row in answers] == [f"q{q}.n{n}" for q in range(5) for n in range(3)]
+    assert {(row.temperature, row.top_p, row.max_tokens) for row in answers} == {(1.0, 1.0, 9)}
+    assert {row.id: row.verdict for row in answers}["q2.n0"] == "wrong"
+    for request in engine.requests:
+        system, user = request.messages
+        assert system.text == load_prompt("long_thinking") and "SECRET" in user.text and request.images
+    assert state_of(config, run, "captions", 0).finished

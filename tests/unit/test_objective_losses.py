@@ -102,7 +102,7 @@ def slow(logprobs, tokens, config):
                     term = min(term, torch.tensor(-config.dual_clip * a, dtype=x.dtype), key=_float)
             elif name == "cispo":
                 term = -min(max(sg_r, low), high) * a * log_pi
-            if config.correction != "none" and kind != SUPERVISED:
+            if config.correction != "none" and kind == FRESH:
                 gap = math.exp(float(tokens.behaviour_T[t]) - float(tokens.rollout_T[t]))
                 inside = config.correction_low <= gap <= config.correction_high
                 if config.correction == "icepop":
