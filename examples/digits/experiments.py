@@ -250,6 +250,8 @@ def table(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     might have been asked, not other trainings; `per_seed` shows those.
     """
     folders = {seed: RunFolder(options.out / f"seed-{seed}" / "rollouts") for seed in options.seeds}
+    asked = [json.loads(line) for line in Path("runs/digits/data/validation.jsonl").read_text().splitlines()]
+    kinds = np.array([row["kind"] for row in sorted(asked, key=lambda row: row["id"])])
     rng = np.random.default_rng(0)
     for protocol in ("paper", "greedy"):
         scores: dict[str, dict[int, np.ndarray]] = {}
@@ -265,6 +267,7 @@ def table(options: argparse.Namespace) -> Iterator[dict[str, object]]:
                 "protocol": protocol, "variant": name, "pass_at_1": round(100 * mean.mean(), 1),
                 "ci95": [round(float(v), 1) for v in np.percentile(100 * mean[draws].mean(1), [2.5, 97.5])],
                 "per_seed": {seed: round(100 * float(v.mean()), 1) for seed, v in by_seed.items()},
+                "by_kind": {str(kind): round(100 * mean[kinds == kind].mean(), 1) for kind in np.unique(kinds)},
             }  # fmt: skip
             common = [seed for seed in by_seed if seed in scores.get(REFERENCE, {})]
             if common and name != REFERENCE:
