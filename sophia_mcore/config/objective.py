@@ -75,7 +75,7 @@ class Objective(Section):
             own = ", ".join(OBJECTIVE_OPTIONS[name]) or "none"
             raise ValueError(f"{foreign[0]!r} is not an option of objective {name!r} (its own: {own})")
         trajectories = given.get("trajectories") or ("kept" if name in _LEARNS_FROM_KEPT else "all")
-        plain = trajectories == "kept" or name in _LEARNS_FROM_KEPT
+        plain = name in _LEARNS_FROM_KEPT or (trajectories == "kept" and not given.get("fresh_share"))
         defaults: dict[str, Any] = {
             "behaviour": "unit" if name == "luffy" else "none",
             "normalization": "sequence_mean" if name == "gspo" else "token_mean",
@@ -89,7 +89,8 @@ class Objective(Section):
     def _possible(self) -> Objective:
         if self.correction_low > self.correction_high:
             raise ValueError(f"correction_low = {self.correction_low} exceeds correction_high = {self.correction_high}")
-        if self.trajectories == "kept" and (self.advantage != "reward" or self.trajectories_per_question):
+        only_kept = self.trajectories == "kept" and not self.fresh_share
+        if only_kept and (self.advantage != "reward" or self.trajectories_per_question):
             which = "trajectories_per_question" if self.advantage == "reward" else f"advantage = {self.advantage!r}"
             raise ValueError(f"{which} needs trajectories = 'all': the kept ones are all right, and chosen already")
         if self.dual_clip is not None and 0.0 < self.dual_clip <= 1.0:

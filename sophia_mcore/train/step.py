@@ -74,10 +74,11 @@ def term_gradient_norms(job: Job, batches: Sequence[PackedBatch]) -> dict[str, f
 def _terms_of(config: Config) -> tuple[str, ...]:
     """Terms that the run's samples can have, or () for one alone."""
     objective, pairs = config.objective, config.train.data is not None
+    only_kept = objective.trajectories == "kept" and not objective.fresh_share
     awr = objective.name == "awr"  # learns from a reward of 0 too
     possible = {
         "positive": not pairs,
-        "negative": not pairs and objective.trajectories == "all" and (objective.advantage != "reward" or awr),
+        "negative": not pairs and not only_kept and (objective.advantage != "reward" or awr),
         "supervised": pairs or bool(config.batch.mixtures),
     }
     found = tuple(term for term in TERMS if possible[term])

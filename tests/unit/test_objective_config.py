@@ -63,6 +63,7 @@ def test_defaults_depend_on_the_name(tmp_path):
     assert (luffy.behaviour, luffy.shaping) == ("unit", 0.1)
     assert (topr.trajectories, topr.advantage) == ("all", "signed")
     assert Objective(name="grpo", trajectories="kept").advantage == "reward"
+    assert Objective(name="grpo", trajectories="kept", fresh_share=0.5).advantage == "group_normalized"
     assert Objective(name="awr").max_weight == 20.0 and Objective(name="awr", beta=0.5).beta == 0.5
 
 
