@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def done(cluster: Cluster, policy: Path, tmp_path_factory: pytest.TempPathFactor
     if HAS_SERVER:
         server.prepare()
     track = {"enabled": True, "tracking_uri": server.url, "experiment": "round", "timeout_seconds": 20.0}
-    with Endpoint() as endpoint:
+    with Endpoint() as endpoint, contextlib.closing(server):
         config_file, run = make_config(folder / "world", policy, endpoint, track=track), RunFolder(folder / "world/run")
         submitted = sophia(cluster, "submit", config_file).stdout
         if HAS_SERVER:
@@ -53,7 +54,6 @@ def done(cluster: Cluster, policy: Path, tmp_path_factory: pytest.TempPathFactor
             server.kill()
         finish(cluster, 180)
         yield Round(config_file, run, endpoint, server, submitted)
-    server.close()
 
 
 def test_a_round_on_two_nodes(cluster: Cluster, done: Round) -> None:
