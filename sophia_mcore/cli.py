@@ -204,14 +204,17 @@ def plan(
     """Which layouts fit, how fast they train, and what the round costs; needs no GPU and no weights."""
     from rich.console import Console
 
-    from sophia_mcore.plan.command import make_plan, write_overlay
+    from sophia_mcore.plan.command import check_target, make_plan, write_overlay
     from sophia_mcore.plan.show import show
     from sophia_mcore.plan.workload import Assumptions
 
     given = Assumptions(
         questions=questions, response_tokens=response_tokens, caption_tokens=caption_tokens, tiles=tiles, kept=kept
     )
-    made = make_plan(_load(config, overlay, set_), gpu, gpus, given, fp8, measured)
+    loaded = _load(config, overlay, set_)
+    if write is not None:
+        check_target(write, (config, *(overlay or ())))  # before the work
+    made = make_plan(loaded, gpu, gpus, given, fp8, measured)
     show(made, Console(), top)
     if write is not None:
         write_overlay(write, made.best, config, overlay or (), set_ or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
 from sophia_mcore.store.atomic import write_text
 
+_MARK = "# Layout chosen by `sophia plan`"  # first line of an overlay; only files that have it are replaced
 _OVERLAY_KEYS = (
     "tensor", "pipeline", "virtual_pipeline", "context", "sequence_parallel", "processes", "processes_per_node",
     "layers_on_first_stage", "layers_on_last_stage",
@@ -96,19 +98,47 @@ def overlay(option: Option) -> str:
             "distributed_optimizer": train.distributed_optimizer,
         },
     }
-    return tomli_w.dumps(tree)
+    return f"{_MARK}\n{tomli_w.dumps(tree)}"
 
 
 def write_overlay(path: Path, option: Option, config_file: Path, overlays: Sequence[Path], sets: Sequence[str]) -> None:
     """Write the overlay atomically; it must give the layout when it is laid over the configuration.
 
     Raises:
-        UsageError: the configuration sets a key of [parallel] that the layout has not, which no overlay can unset.
+        UsageError: `path` is no place for it (see `check_target`), or the configuration sets a key of [parallel] that
+            the layout has not, which no overlay can unset. Nothing is written then.
     """
+    check_target(path, (config_file, *overlays))
     before = load_config(config_file, overlays, sets).parallel
     wanted = option.setting.parallel
     stuck = [key for key in _OVERLAY_KEYS if getattr(wanted, key) is None and getattr(before, key) not in (None, False)]
     if stuck:
         raise UsageError(f"{config_file}: remove parallel.{stuck[0]}, which the best layout does not have; then again")
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "layout.toml"
+        trial.write_text(overlay(option))
+        load_config(config_file, [*overlays, trial], sets)
     write_text(path, overlay(option))
-    load_config(config_file, [*overlays, path], sets)
+
+
+def check_target(path: Path, used: Sequence[Path]) -> None:
+    """Raise UsageError unless `path` is a new file in an existing folder, or an earlier overlay of `sophia plan`.
+
+    The configuration and the overlays in use are refused in any case.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"--write {path}: no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"--write {path}: is a folder; name a file, such as {path / 'layout.toml'}")
+    if any(path.exists() and file.exists() and path.samefile(file) for file in used):
+        raise UsageError(f"--write {path}: is in use as the configuration or an overlay; name another file")
+    if path.exists() and not _is_overlay(path):
+        raise UsageError(f"--write {path}: exists and was not written by `sophia plan`; name another file or remove it")
+
+
+def _is_overlay(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.readline(200).strip() == _MARK.encode()
+    except OSError:
+        return False

@@ -148,6 +148,25 @@ def test_an_overlay_that_could_not_work_is_not_written(tmp_path, config_38b, pla
     assert not target.exists()
 
 
+def test_only_an_earlier_overlay_is_replaced(tmp_path: Path, plan_38b) -> None:
+    config = plan_models.write_config(tmp_path, "internvl3-38b")
+    mine, layout = tmp_path / "mine.toml", tmp_path / "layout.toml"
+    mine.write_text("[train]\nsteps = 3\n")
+    (tmp_path / "link.toml").symlink_to(config)
+    before = {path: path.read_bytes() for path in (config, mine)}
+    for target, words in (
+        (config, "in use"), (tmp_path / "link.toml", "in use"), (mine, "not written by"),
+        (tmp_path / "policy", "is a folder"), (tmp_path / "new" / "layout.toml", "no folder"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            write_overlay(target, plan_38b.best, config, (), ())
+    assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "new").exists()
+    for _ in range(2):
+        write_overlay(layout, plan_38b.best, config, (), ())
+    with pytest.raises(UsageError, match="in use"):
+        write_overlay(layout, plan_38b.best, config, (layout,), ())
+
+
 def test_a_reasoner_that_is_not_here_leaves_its_phase_open(tmp_path) -> None:
     config = plan_models.write_config(tmp_path, "internvl3-8b", reasoner=False)
     made = make_plan(load_config(config), "h100", 8, Assumptions())
