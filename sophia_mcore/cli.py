@@ -242,7 +242,11 @@ def report(
     elif output is not None:
         raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")
     else:
-        typer.echo(write_report(opened[1], opened[0]))
+        from sophia_mcore.report.summary import print_missing
+
+        page = write_report(opened[1], opened[0])
+        print_missing(opened[0])
+        typer.echo(page)
 
 
 @app.command()

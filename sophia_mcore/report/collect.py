@@ -8,8 +8,8 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import results
-from sophia_mcore.records import Caption, Trajectory, Verdict
-from sophia_mcore.report.reading import Problems, columns, metrics, read_json
+from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
+from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
@@ -28,6 +28,10 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     problems = problems or Problems()
     missing: list[str] = []
     rounds = []
+    if not run.questions_file.is_file():
+        missing.append(f"the checked questions ({run.questions_file.name})")
+    if not run.metrics_file.is_file():
+        missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
     for index in range(max(config.run.rounds, _rounds_begun(run))):
         entry = _round(run, index, missing, problems)
@@ -48,10 +52,8 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
 
 
 def _rounds_begun(run: RunFolder) -> int:
-    count = 0
-    while run.round(count).path.is_dir():
-        count += 1
-    return count
+    numbers = (path.name.removeprefix("round-") for path in run.path.glob("round-*") if path.is_dir())
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
 def _seconds(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
@@ -79,6 +81,8 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     else:
         entry.update({name: kept[name] for name in _SUMMARY_FIELDS if name in kept})
         entry.update({name: kept[name] for name in ("verdicts", "dropped", "verifier_versions") if name in kept})
+        stored = {"captions": len(captions), "trajectories": len(trajectories)}
+        missing += _lost(folder, index, kept, stored, problems)
     if captions or trajectories:
         entry["tokens_generated"] = sum(captions) + sum(trajectories)
     entry.update(_grading(folder, problems))
@@ -87,10 +91,27 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
         missing.append(f"round {index}: training")
     else:
         entry["train"] = train
-        if not folder.model.is_dir():
-            missing.append(f"round {index}: the exported model")
+        if not (folder.train / "metrics.jsonl").is_file():
+            missing.append(f"round {index}: the training curve (train/metrics.jsonl)")
+    if not folder.model.is_dir():
+        missing.append(f"round {index}: the exported model")
     metrics(folder.train / "metrics.jsonl", problems)  # the charts draw what is whole
     return entry
+
+
+def _lost(
+    folder: RoundFolder, index: int, kept: dict[str, Any], stored: dict[str, int], problems: Problems
+) -> list[str]:
+    """What kept.json counted and the shards no longer hold."""
+    verdicts = columns(folder.verdicts, Verdict, ["verdict"], problems)["verdict"]
+    stored |= {"verdicts": len(verdicts), "kept": len(records(folder.kept_file, Kept, problems))}
+    counted = kept | {"verdicts": sum(kept.get("verdicts", {}).values())}
+    names = {"kept": "kept trajectories"}
+    return [
+        f"round {index}: {counted[name] - there:,} of {counted[name]:,} {names.get(name, name)}"
+        for name, there in stored.items()
+        if there < counted.get(name, 0)
+    ]
 
 
 def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def browser(run: RunFolder, rounds: list[int], limit: int, reward: Reward, probl
         block = shown[start : start + BLOCK_SIZE]
         result.blocks.append(pack(block))
         digests = sorted({digest for example in block for digest in example["images"]})
-        result.images.append(in_script(_thumbnails(store, digests, side, unreadable) if store else {}))
+        result.images.append(in_script(_thumbnails(store, digests, side, unreadable) if store is not None else {}))
     if unreadable:
         problems.add(f"{len(unreadable)} images cannot be shown: {unreadable[0]}")
     return result

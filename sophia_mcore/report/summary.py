@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sophia_mcore.report.build import visible
 from sophia_mcore.report.reading import read_json
 from sophia_mcore.store.layout import RunFolder
 
@@ -20,12 +21,19 @@ def print_summary(run: RunFolder, console: Console | None = None) -> None:
         console.print(escape(_round_line(entry)), highlight=False)
     if report["evaluation"]:
         console.print(_evaluation_table(report["evaluation"]))
-    for name in report.get("missing", []):
-        console.print(f"[yellow]not there yet:[/] {escape(name)}", highlight=False)
+    print_missing(run, console)
     console.print(f"report: {escape(str(run.report_html))}", highlight=False)
     if report["rounds"]:
         console.print(f"model:  {escape(str(run.round(report['rounds'][-1]['round']).model))}", highlight=False)
     console.print("next:   open the report; README.md, 'From here to 38B', shows how the same config grows")
+
+
+def print_missing(run: RunFolder, console: Console | None = None) -> None:
+    """Print one line for each part that report.json names as missing."""
+    console = console or Console()
+    for name in (read_json(run.report_json) or {}).get("missing", []):
+        line = " ".join(visible(name).split())
+        console.print(f"[yellow]not there (yet):[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def _round_line(entry: dict[str, Any]) -> str:

@@ -119,6 +119,7 @@ def test_report_of_a_run_that_has_hardly_begun_says_what_is_missing(tmp_path: Pa
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert "round 0: training" in report["missing"]
+    assert "not there (yet): round 0: training\n" in result.stdout and result.stdout.endswith("report.html\n")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "round 0: training" in page
 

@@ -20,6 +20,7 @@ from sophia_mcore.records import Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import differing_settings, write_comparison
 from sophia_mcore.report.examples import FLAGS
+from sophia_mcore.report.summary import print_missing
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, write_shard
 
@@ -176,6 +177,42 @@ def test_damage_is_named_and_the_rest_is_shown(run: tuple[RunFolder, Any], damag
     assert any(words in line for line in missing), missing
     assert 'id="missing"' in page and "Not there (yet)" in page
     assert damaged == "questions.parquet" or len(examples_of(page)) == 30
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("questions.parquet", ["the checked questions (questions.parquet)"]),
+        ("images", ["30 images cannot be shown: "]),
+        ("metrics.jsonl", ["seconds of the phases (metrics.jsonl)"]),
+        ("round-0/train/metrics.jsonl", ["round 0: the training curve (train/metrics.jsonl)"]),
+        ("round-0/captions/*.parquet", ["round 0: 60 of 60 captions"]),
+        ("round-0/trajectories/000001-b.parquet", ["round 0: 60 of 120 trajectories"]),
+        ("round-0/verdicts", ["round 0: 120 of 120 verdicts"]),
+        ("round-0/kept.parquet", ["round 0: 29 of 29 kept trajectories"]),
+        ("round-0", ["round 0: captions", "round 0: training", "round 0: the exported model"]),
+    ],
+)
+def test_what_was_deleted_is_named(
+    run: tuple[RunFolder, Any], capsys: pytest.CaptureFixture[str], gone: str, words: list[str]
+) -> None:
+    folder, config = run
+    for path in list(folder.path.glob(gone)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_report(config, folder)
+    missing = json.loads(folder.report_json.read_text())["missing"]
+    assert all(any(line.startswith(word) for line in missing) for word in words), missing
+    print_missing(folder)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(missing) and all(word in "\n".join(printed) for word in words)
+
+
+def test_a_later_round_is_told_of_when_an_earlier_one_is_gone(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    folder.round(0).path.rename(folder.round(1).path)
+    write_report(config, folder)
+    rounds = json.loads(folder.report_json.read_text())["rounds"]
+    assert [entry["round"] for entry in rounds] == [0, 1] and rounds[1]["kept"] == 29
 
 
 def test_an_unfinished_run_shows_what_is_there(run: tuple[RunFolder, Any]) -> None:
