@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
+
 
 class SophiaError(Exception):
     """The work failed: what, where, and what to do. Exit code 1."""
@@ -21,7 +23,9 @@ class UsageError(SophiaError):
 
 
 def run_command(name: str, work: Callable[[], object], log_file: Path | None = None) -> int:
-    """Run ``work`` and return the exit code; a failure becomes one line on stderr, details go to ``log_file``.
+    """Run ``work`` and return the exit code; a failure becomes one line on stderr.
+
+    The traceback of what was not foreseen goes to ``log_file``, or before that line where there is none.
 
     Exit codes: 0 done, 1 the work failed, 2 bad usage or config, 130 interrupted.
     """
@@ -35,15 +39,16 @@ def run_command(name: str, work: Callable[[], object], log_file: Path | None = N
         return 130
     except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
         details = traceback.format_exc()
-        where = "set a log file for details" if log_file is None else f"details: {log_file}"
+        where = TRACEBACK_ABOVE
         try:
-            if log_file is None:
-                print(details, file=sys.stderr)
-            else:
+            if log_file is not None:
                 log_file.parent.mkdir(parents=True, exist_ok=True)
                 with open(log_file, "a") as file:
                     file.write(details)
+                where = f"details: {log_file}"
         except OSError:
+            pass  # a log that cannot be written must not hide the error
+        if where == TRACEBACK_ABOVE:
             print(details, file=sys.stderr)
         first_line = (str(error).splitlines() or [""])[0]
         print(f"error: {name}: {type(error).__name__}: {first_line} ({where})", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.phases import PHASES, Context, preflight
 from sophia_mcore.launch.terminal import TerminalProgress
-from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.atomic import write_failed, write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.metrics import MetricsLog
@@ -42,7 +42,10 @@ def run_phases(
     SophiaError when another process works in it or when a phase fails.
     """
     folder = RunFolder(config.run.folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failed(folder.path, error) from error
     chosen, rounds = set(phases), list(rounds)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings)

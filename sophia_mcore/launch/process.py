@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import TRACEBACK_ABOVE, SophiaError, UsageError
 
 _PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 64 * 1024
@@ -94,4 +94,5 @@ def _failure(code: int, line: str | None, log_file: Path) -> SophiaError:
     if line is None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return SophiaError(f"the worker {how} without saying why (log: {log_file})")
+    line = line.replace(TRACEBACK_ABOVE, f"details: {log_file}")
     return UsageError(line) if code == UsageError.exit_code else SophiaError(line)

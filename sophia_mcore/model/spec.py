@@ -117,9 +117,11 @@ class ModelSpec:
         file = folder / "config.json"
         try:
             config = json.loads(file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{folder}: no config.json; is this a Hugging Face model folder?") from None
-        except json.JSONDecodeError as error:
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}: not JSON ({error})") from None
         spec = cls.from_config(config, where=str(file))
         if spec.vision is None or spec.image_token_id is not None:
@@ -128,7 +130,20 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelSpec:
-        """The spec of a parsed config; `where` is named in errors."""
+        """The spec of a parsed config; `where` is named in errors.
+
+        Raises:
+            UsageError: what `from_model_dir` says, or values of a wrong kind.
+        """
+        if not isinstance(config, Mapping):
+            raise UsageError(f"{where}: a JSON object is expected, not {type(config).__name__}")
+        try:
+            return cls._parsed(config, where)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"{where}: a value is of a wrong kind ({error})") from error
+
+    @classmethod
+    def _parsed(cls, config: Mapping[str, Any], where: str) -> ModelSpec:
         architecture = (config.get("architectures") or ["none"])[0]
         fields = _Fields(config, where)
         if architecture in FAMILIES:
@@ -142,7 +157,7 @@ class ModelSpec:
         language = _language(fields.section("text_config" if layout == "hf" else "llm_config"))
         shuffle = round(1 / fields.get("downsample_ratio", 0.5))
         _check_conventions(fields, layout)
-        if vision.patches_per_side % shuffle:
+        if vision.patches_per_side < shuffle or vision.patches_per_side % shuffle:
             raise UsageError(f"{where}: {vision.patches_per_side} patches per side do not divide by {shuffle}")
         width = vision.hidden_size * shuffle**2
         projector = ProjectorSpec(shuffle=shuffle, input_size=width, output_size=language.hidden_size)
@@ -165,6 +180,13 @@ class _Fields:
         value = self.values.get(key)
         return default if value is None else value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{self.where}: {key} = {value!r} is not a whole number above 0")
+        return value
+
     def section(self, key: str) -> _Fields:
         return _Fields(self.need(key), f"{self.where}: {key}")
 
@@ -181,7 +203,10 @@ def _side(value: int | list[int], where: str, key: str) -> int:
     sides = {value} if isinstance(value, int) else set(value)
     if len(sides) != 1:
         raise UsageError(f"{where}: {key} = {value} is not square")
-    return int(sides.pop())
+    side = int(sides.pop())
+    if side < 1:
+        raise UsageError(f"{where}: {key} = {value} is not above 0")
+    return side
 
 
 def _vision(fields: _Fields, layout: Layout) -> VisionSpec:
@@ -191,13 +216,13 @@ def _vision(fields: _Fields, layout: Layout) -> VisionSpec:
     fields.only("use_absolute_position_embeddings", True)
     fields.only("use_mask_token", False)
     return VisionSpec(
-        hidden_size=fields.need("hidden_size"),
-        num_layers=fields.need("num_hidden_layers"),
-        num_attention_heads=fields.need("num_attention_heads"),
-        intermediate_size=fields.need("intermediate_size"),
+        hidden_size=fields.size("hidden_size"),
+        num_layers=fields.size("num_hidden_layers"),
+        num_attention_heads=fields.size("num_attention_heads"),
+        intermediate_size=fields.size("intermediate_size"),
         image_size=_side(fields.need("image_size"), fields.where, "image_size"),
         patch_size=_side(fields.need("patch_size"), fields.where, "patch_size"),
-        num_channels=fields.get("num_channels", 3),
+        num_channels=fields.size("num_channels", 3),
         qkv_bias=bool(fields.get("attention_bias" if native else "qkv_bias", False)),
         qk_norm=bool(fields.get("use_qk_norm" if native else "qk_normalization", False)),
         norm_type=fields.get("norm_type", "layer_norm"),
@@ -217,19 +242,19 @@ def _language(fields: _Fields) -> LanguageSpec:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "dynamic"):  # dynamic acts only beyond max_position_embeddings, where we refuse to go
         raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")
-    heads, hidden = fields.need("num_attention_heads"), fields.need("hidden_size")
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
     return LanguageSpec(
         family=family,
-        num_layers=fields.need("num_hidden_layers"),
+        num_layers=fields.size("num_hidden_layers"),
         hidden_size=hidden,
-        intermediate_size=fields.need("intermediate_size"),
+        intermediate_size=fields.size("intermediate_size"),
         num_attention_heads=heads,
-        num_key_value_heads=fields.get("num_key_value_heads", heads),
-        head_dim=fields.get("head_dim", hidden // heads),
-        vocab_size=fields.need("vocab_size"),
+        num_key_value_heads=fields.size("num_key_value_heads", heads),
+        head_dim=fields.size("head_dim", hidden // heads),
+        vocab_size=fields.size("vocab_size"),
         norm_eps=float(fields.need("rms_norm_eps")),
         rope_theta=float(rope.get("rope_theta") or fields.need("rope_theta")),
-        max_positions=fields.get("max_position_embeddings", 32_768),
+        max_positions=fields.size("max_position_embeddings", 32_768),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_embeddings=bool(fields.get("tie_word_embeddings", False)),

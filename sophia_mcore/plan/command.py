@@ -60,6 +60,10 @@ def make_plan(
     device = load_gpu(gpu)
     if gpus > device.per_node and gpus % device.per_node:
         raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {gpus // device.per_node * 8}")
+    if not (config.models.policy / "config.json").is_file():
+        raise UsageError(
+            f"{config.models.policy}: no config.json; a plan needs that file of the model alone, no weights"
+        )
     spec = ModelSpec.from_model_dir(config.models.policy)
     calibration = ""
     if measured is not None:

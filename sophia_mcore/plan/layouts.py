@@ -66,9 +66,12 @@ def rank_layouts(config: Config, spec: ModelSpec, work: Workload, device: Device
     refusals.sort(key=lambda refusal: refusal.excess)
     if not fitting:
         nearest = refusals[0].reason if refusals else "no size of tensor parallelism fits"
+        more = "more GPUs or a shorter batch.sequence_length_tokens"
+        if device.fp8 and not fp8 and config.train.fp8 == "none":
+            more = "more GPUs, a shorter batch.sequence_length_tokens or --fp8"
         raise SophiaError(
             f"no layout of {gpus} x {device.name} holds this model and batch; the nearest miss: {nearest}; "
-            "more GPUs, a shorter batch.sequence_length_tokens or --fp8 may help"
+            f"{more} may help"
         )
     fitting.sort(key=lambda option: option.rough)
     simulated = [simulated_option(option, work, device, gpus) for option in fitting[:SIMULATED]]

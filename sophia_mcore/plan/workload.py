@@ -13,6 +13,7 @@ from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.memory import Row
 
 PAPER_QUESTIONS = 80_000  # arXiv 2507.16814: about 80K questions
+_MOST = 1e12  # of anything that can be given
 _QUANTILES = 400
 _FILL = 0.98  # of a packed row; the packer of batch.pack stays within 0.5% of the volume bound, the last row is ragged
 
@@ -108,8 +109,10 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     """
     for name in ("questions", "response_tokens", "caption_tokens", "kept"):
         value = getattr(given, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive")
+        if value is not None and not 0 < value <= _MOST:  # nan is not either
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive and at most {_MOST:.0e}")
+    if given.tiles is not None and not 0 <= given.tiles <= _MOST:
+        raise UsageError(f"--tiles {given.tiles}: must be from 0 to {_MOST:.0e}")
     if given.kept is not None and given.kept > 1:
         raise UsageError(f"--kept {given.kept}: a share of the questions, at most 1")
     limits = [source.limit for source in config.data.questions]

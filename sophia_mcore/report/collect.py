@@ -30,7 +30,7 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     rounds = []
     if not run.questions_file.is_file():
         missing.append(f"the checked questions ({run.questions_file.name})")
-    if not run.metrics_file.is_file():
+    if not run.metrics_file.is_file() and not (run.path / "slurm").is_dir():  # Slurm keeps the times of its jobs
         missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
     for index in range(max(config.run.rounds, _rounds_begun(run))):

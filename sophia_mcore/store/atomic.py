@@ -28,6 +28,7 @@ _HINTS = {
     errno.EACCES: "this user may not write there",
     errno.EPERM: "this user may not write there, or the filesystem has no hard links",
     errno.EOPNOTSUPP: "the filesystem has no hard links; put the run folder on another one",
+    errno.EEXIST: "a file of that name is in the way",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
 }
 

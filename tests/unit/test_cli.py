@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.launch.phases import interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +85,19 @@ def test_configuration_mistakes_are_usage_errors(tmp_path: Path) -> None:
 def test_interpreter_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(SophiaError, match="make env"):
         interpreter(tmp_path / "bin" / "python")
+
+
+def test_a_bug_says_where_its_traceback_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for log, where in (
+        (None, "the traceback is above"),
+        (tmp_path / "log", f"details: {tmp_path / 'log'}"),
+        (tmp_path, "the traceback is above"),  # a folder: it cannot be written
+    ):
+        assert run_command("x", lambda: {}["gone"], log) == 1
+        *before, last = capsys.readouterr().err.splitlines()
+        assert last == f"error: x: KeyError: 'gone' ({where})"
+        told = (tmp_path / "log").read_text() if where.startswith("details") else "\n".join(before)
+        assert told.startswith("Traceback")
 
 
 def test_models_are_looked_at_before_any_starts(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.doctor import environments, machine, rows, run, storage
 from sophia_mcore.launch.doctor.command import doctor, examine
 from sophia_mcore.launch.doctor.rows import Row
+from sophia_mcore.launch.local import run_phases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +109,17 @@ def test_a_filesystem_without_hard_links_or_locks_is_refused(tmp_path: Path, mon
     monkeypatch.setattr(storage.fcntl, "flock", lambda *_: None)  # locks that lock nothing
     found = by_name(storage.checks(tmp_path))
     assert found["hard links"].state == found["file locks"].state == "stops"
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/below/run", "dangling"])
+def test_a_file_in_the_place_of_the_run_folder_is_refused(config: Config, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "taken").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    there = config.model_copy(update={"run": config.run.model_copy(update={"folder": tmp_path / folder})})
+    with pytest.raises(SophiaError, match=f"{folder.partition('/')[0]} is a file, not a folder"):
+        doctor(there, Console(file=io.StringIO()))
+    with pytest.raises(SophiaError, match=r"is a file, not a folder|is in the way"):
+        run_phases(there, ["questions"], [0])
 
 
 def test_versions_that_do_not_fit_are_named(tmp_path: Path) -> None:

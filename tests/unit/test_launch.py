@@ -77,7 +77,7 @@ def test_progress_travels_and_output_goes_to_the_log(tmp_path: Path) -> None:
     [
         ("fail", SophiaError, "no kept trajectory: 12 wrong"),
         ("usage", UsageError, "tensor = 3 does not divide 4 heads"),
-        ("bug", SophiaError, "KeyError: 'surprise'"),
+        ("bug", SophiaError, "KeyError: 'surprise' (details: "),
         ("die", SophiaError, "was killed by signal 9"),
     ],
 )

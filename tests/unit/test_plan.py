@@ -211,9 +211,15 @@ def test_gpus_come_in_nodes(config_38b) -> None:
         make_plan(load_config(config_38b), "h100", 20, Assumptions())
 
 
-@pytest.mark.parametrize("given", [{"questions": 0}, {"response_tokens": -1}, {"kept": -0.5}, {"kept": 3}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"questions": 0}, {"response_tokens": -1}, {"kept": -0.5}, {"kept": 3}, {"kept": math.nan},
+        {"caption_tokens": math.nan}, {"response_tokens": math.inf}, {"questions": 10**400}, {"tiles": math.nan},
+    ],
+)  # fmt: skip
 def test_impossible_assumptions(config_38b, given) -> None:
-    with pytest.raises(UsageError, match=r"must be positive|a share of the questions, at most 1"):
+    with pytest.raises(UsageError, match=r"must be (positive|from 0)|a share of the questions, at most 1"):
         make_plan(load_config(config_38b), "h100", 64, Assumptions(**given))
 
 
@@ -228,6 +234,13 @@ def test_nothing_fits_names_the_nearest_miss(config_38b) -> None:
         make_plan(load_config(config_38b), "h100", 4, Assumptions())
 
 
+def test_fp8_is_only_advised_where_it_was_not_tried(config_38b) -> None:
+    for gpu, fp8, advised in (("h100", False, True), ("h100", True, False), ("a100", False, False)):
+        with pytest.raises(SophiaError, match=r"no layout of 2 x") as caught:
+            make_plan(load_config(config_38b), gpu, 2, Assumptions(), fp8)
+        assert ("--fp8" in str(caught.value)) is advised, (gpu, fp8)
+
+
 def test_tensor_parallelism_that_the_heads_do_not_allow_is_explained(tmp_path) -> None:
     made = make_plan(load_config(plan_models.write_config(tmp_path, "internvl3-8b")), "h100", 8, Assumptions())
     reasons = [refusal.reason for refusal in made.ranking.refusals if refusal.parallel.tensor == 8]
@@ -237,7 +250,30 @@ def test_tensor_parallelism_that_the_heads_do_not_allow_is_explained(tmp_path) -
 def test_a_model_folder_without_config_is_a_usage_error(tmp_path) -> None:
     config = plan_models.write_config(tmp_path, "internvl3-8b")
     (tmp_path / "policy" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"policy: no config\.json"):
+    with pytest.raises(UsageError, match=r"policy: no config\.json; a plan needs that file of the model alone"):
+        make_plan(load_config(config), "h100", 8, Assumptions())
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("llm_config", {"hidden_size": 0}, "llm_config: hidden_size = 0 is not a whole number above 0"),
+        ("llm_config", {"num_hidden_layers": -4}, "num_hidden_layers = -4 is not a whole number"),
+        ("llm_config", {"num_attention_heads": "40"}, "num_attention_heads = '40' is not a whole number"),
+        ("llm_config", {"rope_scaling": "linear"}, "a value is of a wrong kind"),
+        ("vision_config", {"patch_size": 0}, "patch_size = 0 is not above 0"),
+        (None, {"downsample_ratio": 0}, "a value is of a wrong kind"),
+        (None, {"vision_config": []}, "a value is of a wrong kind"),
+        (None, [], "a JSON object is expected, not list"),
+    ],
+)
+def test_a_strange_config_of_the_model_is_one_line(tmp_path: Path, part, values, words: str) -> None:
+    config = plan_models.write_config(tmp_path, "internvl3-8b")
+    file = tmp_path / "policy" / "config.json"
+    tree = json.loads(file.read_text())
+    (tree[part] if part else tree).update(values)
+    file.write_text(json.dumps(tree if values else values))
+    with pytest.raises(UsageError, match=words):
         make_plan(load_config(config), "h100", 8, Assumptions())
 
 

@@ -17,6 +17,9 @@ _PROBE_BYTES = 16 << 20
 def checks(folder: Path) -> list[Row]:
     """Rows about the filesystem of ``folder`` (or its nearest existing parent). Leaves nothing behind."""
     place = existing(folder)
+    if blocked := _file_in_the_way(folder):
+        found = f"{blocked} is a file, not a folder"
+        return [Row(name="run folder", state="stops", found=found, cost="no run", remedy="choose another run.folder")]
     try:
         with tempfile.TemporaryDirectory(prefix=".sophia-doctor-", dir=place) as temporary:
             probe = Path(temporary)
@@ -32,6 +35,12 @@ def existing(folder: Path) -> Path:
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return path
+
+
+def _file_in_the_way(folder: Path) -> Path | None:
+    """``folder`` or the parent of it that is there and no folder."""
+    path = folder.absolute()
+    return next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), None)
 
 
 def room(place: Path) -> Row:
