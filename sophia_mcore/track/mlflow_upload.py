@@ -55,6 +55,20 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
     return True
 
 
+def complaint(uri: str, timeout_seconds: float) -> str:
+    """Why what answers at ``uri`` cannot be used as an MLflow server, in one line; "" where it can."""
+    try:
+        from mlflow.tracking import MlflowClient
+
+        with _patience(timeout_seconds):
+            client = MlflowClient(uri)
+            found = [*client.search_experiments(max_results=1)] or [client.get_experiment("0")]
+    except Exception as error:  # whatever it answers instead
+        lines = str(error).splitlines()
+        return redact(f"answers, but not as MLflow ({type(error).__name__}: {lines[0] if lines else ''})"[:300])
+    return "" if found[0].experiment_id else "answers, but not as MLflow (no experiments)"
+
+
 class _Uploader:
     def __init__(self, run: RunFolder, config: Config) -> None:
         from mlflow.tracking import MlflowClient  # here: importing it takes seconds

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,60 @@ def test_a_file_in_the_place_of_the_run_folder_is_refused(config: Config, tmp_pa
         doctor(there, Console(file=io.StringIO()))
     with pytest.raises(SophiaError, match=r"is a file, not a folder|is in the way"):
         run_phases(there, ["questions"], [0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        ("jsonl", "dear diary,\n", "no line of the first 1 is a JSON object"),
+        ("jsonl", '{"question": "2+2", "answer": "4", "image": null}\n', "row 0: no image"),
+        ("csv", "dear diary,\n", "column"),
+        ("parquet", "dear diary,\n", "damaged or unreadable"),
+        ("datasets", "dear diary,\n", "takes a folder"),
+        ("jsonl", '{"question": "2+2", "answer": "4", "image": "a.png"}\n', None),
+    ],
+)
+def test_a_question_source_is_read(tmp_path: Path, kind: str, text: str, words: str | None) -> None:
+    (tmp_path / "questions.txt").write_text(text)
+    config = load_config(plan_models.write_config(tmp_path, "internvl3-8b"))
+    source = config.data.questions[0].model_copy(update={"kind": kind, "path": str(tmp_path / "questions.txt")})
+    data = config.data.model_copy(update={"questions": [source]})
+    (row,) = run.sources(config.model_copy(update={"data": data}))
+    assert row.state == ("stops" if words else "ok") and (words or "questions.txt") in row.found, row
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that says the same to everybody."""
+
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        (b"<html>welcome</html>", "warning"),
+        (b"{}", "warning"),
+        (b'{"experiments": [{"experiment_id": "0", "name": "Default"}]}', "ok"),
+    ],
+)
+def test_a_server_that_is_not_mlflow_is_told_from_one_that_is(config: Config, said: bytes, state: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Says", (Answering,), {"said": said})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        track = config.track.model_copy(update={"tracking_uri": f"http://me:hunter2@127.0.0.1:{server.server_port}"})
+        row = run.tracking(config.model_copy(update={"track": track}))
+        server.shutdown()
+    assert row.state == state and "hunter2" not in row.found, row
+    assert state == "ok" or "answers, but not as MLflow" in row.found
 
 
 def test_versions_that_do_not_fit_are_named(tmp_path: Path) -> None:

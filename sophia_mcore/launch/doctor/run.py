@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import socket
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from sophia_mcore.launch.doctor import environments, machine, storage
 from sophia_mcore.launch.doctor.rows import Row
 
 _CONNECT_SECONDS = 1.0
+_ROWS = 20  # of a source that are read
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -72,18 +75,20 @@ def _weights(folder: Path) -> int:
 
 
 def sources(config: Config) -> list[Row]:
-    """Question files that exist; names on the hub are not asked for."""
+    """Question files of which the first rows can be read; names on the hub are not asked for."""
     rows = []
     for part, given in (("data", config.data.questions), ("evaluate", config.evaluate.questions)):
         for source in given:
-            rows.append(_source(f"{part}.questions {source.name or source.path}", source))
+            rows.append(_source(f"{part}.questions {source.name or source.path}", source, config.data.max_bad_rows))
     return rows
 
 
-def _source(name: str, source: Source) -> Row:
+def _source(name: str, source: Source, max_bad_rows: int) -> Row:
     path = Path(source.path)
-    if path.exists() or (any(c in source.path for c in "*?[") and any(path.parent.glob(path.name))):
-        return Row(name=name, state="ok", found=source.path)
+    if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
+        return _tried(name, lambda: _first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
+    if source.kind == "datasets" and path.exists():
+        return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
     if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:
         return Row(
             name=name,
@@ -95,6 +100,16 @@ def _source(name: str, source: Source) -> Row:
     return _stops(
         name, f"{source.path}: no such file or folder", "correct the path (relative to the working directory)"
     )
+
+
+def _first_rows(source: Source, max_bad_rows: int) -> str:
+    """Read a few rows as the first phase will. Raises SophiaError when it would stop at them."""
+    from sophia_mcore.data.sources import read_source
+
+    bad = [row for row in islice(read_source(source), _ROWS) if row.problems]
+    if len(bad) > max_bad_rows:
+        raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
+    return source.path
 
 
 def prompts(config: Config) -> list[Row]:
@@ -218,6 +233,7 @@ def _gloo(ranks: int) -> Row:
 
 def tracking(config: Config) -> Row:
     """Where metrics are copied to. A server that is down never stops a run."""
+    from sophia_mcore.track.mlflow_upload import complaint
     from sophia_mcore.track.runs import redact
 
     uri = redact(config.track.tracking_uri)
@@ -225,14 +241,17 @@ def tracking(config: Config) -> Row:
         return Row(name="MLflow server", state="ok", found="track.enabled = false")
     if not config.track.tracking_uri.startswith(("http://", "https://")):
         return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+    wrong = "nothing answers"
     if reachable(config.track.tracking_uri):
+        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
+    if not wrong:
         return Row(name="MLflow server", state="ok", found=f"{uri} answers")
     return Row(
         name="MLflow server",
         state="warning",
-        found=f"{uri}: nothing answers",
+        found=f"{uri}: {wrong}",
         cost="metrics stay in metrics.jsonl",
-        remedy="start it and run `sophia track RUN` later",
+        remedy="start it, or correct track.tracking_uri; `sophia track RUN` uploads later",
     )
 
 
