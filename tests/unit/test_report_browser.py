@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from report_world import make_finished_run
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 
+from sophia_mcore.records import Caption, Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import write_comparison
+from sophia_mcore.store.shards import read_shard, write_shard
 
 QUESTIONS = 130  # three blocks
 
@@ -147,3 +150,23 @@ def test_the_comparison_opens(browser: Any, made: tuple[Any, Any, Path], tmp_pat
     browser.get(write_comparison((run, config), (run, config), tmp_path / "c.html").as_uri())
     wait(browser, "return document.querySelectorAll('.chart .main-svg').length > 0")
     assert "+0.0" in browser.find_element("id", "pairs").text
+
+
+def test_long_names_and_texts_neither_widen_nor_lengthen_the_page(browser: Any, tmp_path: Path) -> None:
+    run, config = make_finished_run(tmp_path / "run", questions=3)
+    for path, kind in ((run.questions_file, Question), (run.round(0).captions / "000000-a.parquet", Caption)):
+        text = "line\n" * 3_000
+        changed = [
+            replace(r, source="d" * 4_000, question=text) if isinstance(r, Question) else replace(r, text=text)
+            for r in read_shard(path, kind)
+        ]
+        path.unlink()
+        write_shard(path, changed, kind)
+    browser.get(write_report(config, run).as_uri())
+    wait(browser, "return document.querySelectorAll('article').length === 3")
+    width, room = browser.execute_script(
+        "const page = document.documentElement; return [page.scrollWidth, page.clientWidth]"
+    )
+    assert width <= room
+    heights = browser.execute_script("return [...document.querySelectorAll('article')].map(a => a.offsetHeight)")
+    assert max(heights) < 4_000, heights
