@@ -139,6 +139,7 @@ def convert(
     tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size of a Megatron checkpoint.")] = 1,
     pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size of a Megatron checkpoint.")] = 1,
     base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Cast all tensors: BF16, F16 or F32.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="For fp8: a run folder, or a file of texts.")] = None,
     quantizer: Annotated[Path | None, typer.Option(help="For fp8: Python of the ModelOpt environment.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
@@ -162,6 +163,7 @@ def convert(
         tensor=tensor,
         pipeline=pipeline,
         base=base,
+        dtype=dtype,
         calibration=calibration,
         quantizer=quantizer,
         verify=verify,
@@ -176,7 +178,7 @@ def verify(
     second: Annotated[Path, typer.Argument(metavar="B")],
     base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
 ) -> None:
-    """Compare two checkpoints of any layout, tensor by tensor and bit by bit."""
+    """Compare two checkpoints of any layout, bit by bit; an FP8 copy with its source, within the rounding bound."""
     from sophia_mcore.weights.command import run_verify
 
     run_verify(first, second, base)

@@ -293,7 +293,10 @@ def image_token_of_tokenizer(folder: Path) -> int | None:
     for name, read in readers.items():
         file = folder / name
         if file.exists():
-            token = read(json.loads(file.read_text()))
+            try:
+                token = read(json.loads(file.read_text()))
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise UsageError(f"{file}: not what a tokenizer file holds ({error!r})") from None
             if token is not None:
                 return token
     return None

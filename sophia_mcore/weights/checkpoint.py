@@ -15,7 +15,7 @@ from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
 from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.tables import LLAMA_LIKE, Entry, resolve
-from sophia_mcore.weights.tiles import Tile, Tiled, raise_problems, tiles_of_folder
+from sophia_mcore.weights.tiles import NO_WEIGHTS, Tile, Tiled, raise_problems, tiles_of_folder, wrong_dtypes
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 
@@ -63,10 +63,20 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
         return _open_megatron(folder, ModelSpec.from_model_dir(folder if base is None else base))
     spec = ModelSpec.from_model_dir(folder)
     stored = open_folder(folder)
+    if is_fp8_copy(stored.tensors):
+        raise UsageError(f"{folder} is an FP8 copy of a model, for rollouts only; name the model that it was made from")
     tensors = hub_names(stored.tensors) if spec.layout == "hf" and spec.vision is not None else dict(stored.tensors)
     entries = resolve(spec, spec.layout)
     _drop_tied_head(spec, tensors, folder)
     return Checkpoint(folder, spec.layout, spec, tiles_of_folder(entries, tensors, folder), stored.files)
+
+
+def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
+    """True for what `fp8.quantize_fp8` writes: some E4M3 tensor has a scale beside it."""
+    return any(
+        tensor.dtype == "F8_E4M3" and f"{name.removesuffix('weight')}weight_scale" in tensors
+        for name, tensor in tensors.items()
+    )
 
 
 def hub_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -132,6 +142,7 @@ def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
             for key, entry in entries.items()
             if key in stored and not _fits(entry, stored[key].shape)
         ],
+        NO_WEIGHTS: wrong_dtypes({key: stored[key].dtype for key in entries if key in stored}),
     }
     raise_problems(f"{folder} does not fit its configuration", problems)
     tensors = {entry.name: _megatron_tensor(entry, stored[key]) for key, entry in entries.items()}

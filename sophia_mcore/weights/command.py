@@ -100,6 +100,9 @@ def run_convert(
     done = "would write" if dry_run else "wrote"
     proven = "every value within the FP8 bound" if to == "fp8" else "equal bit for bit"
     checked = f", read back and {proven}" if summary.verified else ""
+    checked += "; the source has the digests of its own conversion.json" if summary.source_checked else ""
+    for warning in summary.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{done} {len(summary.plan)} tensors, {summary.nbytes / 1e9:.3g} GB, "
         f"{summary.source_layout} -> {summary.target_layout}: {destination}{checked}"
@@ -108,8 +111,20 @@ def run_convert(
 
 
 def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
-    """Print that two checkpoints are equal; raise SophiaError naming every tensor in which they differ."""
+    """Print that two checkpoints are equal, or that one is a right FP8 copy of the other.
+
+    Raises SophiaError naming every tensor in which they differ.
+    """
+    from sophia_mcore.weights.fp8 import check_fp8, fp8_pair  # imports pyarrow
+
     with BytesProgress() as progress:
+        if (pair := fp8_pair(a, b)) is not None:
+            found = check_fp8(*pair, progress)
+            print(
+                f"{pair[1]} is an FP8 copy of {pair[0]}: {len(found.quantized)} tensors quantized, largest error "
+                f"{found.worst:.3g} of the rounding bound; {found.untouched} equal bit for bit"
+            )
+            return
         comparison = verify(a, b, base=base, progress=progress)
     if not comparison.is_equal:
         raise SophiaError(f"{a} and {b}: {comparison.describe()}")

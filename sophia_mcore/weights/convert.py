@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,9 +13,9 @@ from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
-from sophia_mcore.weights.copying import write_target
+from sophia_mcore.weights.copying import Digests, write_target
 from sophia_mcore.weights.folder import new_folder
-from sophia_mcore.weights.model_files import write_settings
+from sophia_mcore.weights.model_files import dtype_warnings, write_settings
 from sophia_mcore.weights.targets import Target, check_complete, plan_hf
 from sophia_mcore.weights.verify import compare, require_equal
 
@@ -32,6 +33,8 @@ class Summary:
     files: Mapping[str, int]
     plan: tuple[str, ...]
     verified: bool
+    source_checked: bool = False  # its tensors had the digests of its own conversion.json
+    warnings: tuple[str, ...] = ()
 
 
 def convert(
@@ -55,9 +58,10 @@ def convert(
 
     Args:
         tensor, pipeline: ranks that a Megatron checkpoint is cut for; it loads at any other layout too.
-        base: model folder that a trainer's checkpoint belongs to (it has no configuration of its own).
+        base: model folder that a trainer's checkpoint belongs to; only for one without a configuration of its own.
         dtype: "BF16", "F16" or "F32" for all tensors; None keeps each tensor's.
-        verify: read the result back from the disk and compare every tensor with the source, bit by bit.
+        verify: read the result back from the disk and compare every tensor with the source, bit by bit; a source
+            that was converted itself is held to the digests in its conversion.json.
         checksums: sha256 of every stored tensor in conversion.json (costs about as much again as the copy).
         dry_run: only check and plan; nothing is written.
         calibration, quantizer: for fp8, see `fp8.quantize_fp8`.
@@ -68,13 +72,19 @@ def convert(
             verification. Nothing half-written stays; the source is only read.
     """
     source, destination, progress = Path(source), Path(destination), progress or NoProgress()
-    _check_arguments(to, destination, tensor, pipeline, dtype, verify)
+    _check_arguments(to, tensor, pipeline, dtype, verify)
+    _check_folders(source, destination, base)
+    if to != "fp8" and (calibration or quantizer):
+        raise UsageError(f"--calibration and --quantizer are for --to fp8, not {to}")
     if to == "fp8":
+        if dtype is not None or base is not None:
+            raise UsageError("--to fp8 takes neither --dtype nor --base: it quantizes a model folder as it is")
         return _convert_fp8(source, destination, calibration, quantizer, dry_run, progress)
     opened = open_checkpoint(source, base)
     if opened.spec.vision is None and to not in ("megatron", opened.spec.layout):
         raise UsageError(f"{source}: a plain text model has only one layout, {opened.spec.layout}")
     dtypes = {name: dtype or tensor_.dtype for name, tensor_ in opened.tensors.items()}
+    recorded = proof.recorded(source) if verify else {}
 
     def plan(folder: Path) -> Target:
         if to == "megatron":
@@ -90,12 +100,16 @@ def convert(
     with new_folder(destination) as folder:
         target = plan(folder)
         progress.start(f"convert to {to}", target.nbytes)
-        digests = write_target(opened, target, checksums=checksums, advance=progress.advance)
+        digests = write_target(opened, target, checksums=checksums or bool(recorded), advance=progress.advance)
+        if recorded:
+            proof.require_recorded(source, digests.source, recorded)
         write_settings(opened.spec, base or source, folder, to, dtype)
         if verify:
             require_equal(compare(opened, open_checkpoint(folder), progress))
+        digests = digests if checksums else Digests({}, {})
         write_json(folder / proof.NAME, proof.proof(opened, target, digests, verify))
-    return _summary(opened, target, verify)
+        warnings = dtype_warnings(folder, dtypes)
+    return replace(_summary(opened, target, verify), source_checked=bool(recorded), warnings=warnings)
 
 
 def _convert_fp8(
@@ -105,8 +119,8 @@ def _convert_fp8(
 
     if calibration is None:
         raise UsageError("--to fp8 needs --calibration: a run folder, or a file with one text per line")
-    opened = open_checkpoint(source)
-    plan = tuple(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in opened.tensors.items())
+    opened = fp8.require_native(source)
+    plan = fp8.plan(source)
     nbytes = sum(tensor.nbytes for tensor in opened.tensors.values())
     if dry_run:
         return Summary(opened.layout, "fp8", nbytes, {}, plan, verified=False)
@@ -117,7 +131,22 @@ def _convert_fp8(
     return Summary(opened.layout, "fp8", nbytes, files, plan, verified=True)
 
 
-def _check_arguments(to: str, destination: Path, tensor: int, pipeline: int, dtype: str | None, verify: bool) -> None:
+def _check_folders(source: Path, destination: Path, base: Path | None) -> None:
+    if os.path.lexists(destination):
+        what = "is a dangling link" if destination.is_symlink() and not destination.exists() else "exists already"
+        raise UsageError(f"{destination} {what}; delete it or name another folder")
+    for folder in (source, base):
+        if folder is not None and destination.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{destination} lies inside {folder}, which is only read; name another folder")
+    if base is None:
+        return
+    if (source / "config.json").exists():
+        raise UsageError(f"--base {base}: {source} has a configuration of its own; leave out --base")
+    if not (base / "config.json").is_file():
+        raise UsageError(f"--base {base}: no such model folder (it has no config.json)")
+
+
+def _check_arguments(to: str, tensor: int, pipeline: int, dtype: str | None, verify: bool) -> None:
     if to not in get_args(Destination):
         raise UsageError(f"unknown layout {to!r}; known: {', '.join(get_args(Destination))}")
     if tensor < 1 or pipeline < 1:
@@ -128,8 +157,6 @@ def _check_arguments(to: str, destination: Path, tensor: int, pipeline: int, dty
         raise UsageError(f"unknown dtype {dtype!r}; known: BF16, F16, F32")
     if verify and dtype is not None:
         raise UsageError("a cast result cannot equal its source bit by bit: leave out --verify or the dtype")
-    if destination.exists():
-        raise UsageError(f"{destination} exists already; delete it or name another folder")
 
 
 def _summary(opened: Checkpoint, target: Target, verified: bool) -> Summary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from sophia_mcore.weights.stream import (
     write_bytes_at,
 )
 from sophia_mcore.weights.targets import Target, check_complete
-from sophia_mcore.weights.tiles import Tiled
+from sophia_mcore.weights.tiles import Tiled, raise_problems
 
 WORKERS = 2  # each with a buffer of its own
 
@@ -84,6 +85,8 @@ def write_target(
                 write_bytes_at(writing, file.path, data, offset)
         work = _Work(source.tensors, target.tensors, reading, writing, before, after, advance)
         run_parallel(work.copy, list(target.tensors), workers, buffer_bytes(source.tensors.values()))
+        too_large = [f"{name} ({count} values)" for name, count in sorted(work.overflows.items())]
+        raise_problems("values too large for the dtype they are cast to", {"with infinities": too_large})
         writing.sync()
     source.check_unchanged()
     return Digests(before.digests(), after.digests())
@@ -126,6 +129,7 @@ class _Work:
     before: Checksums
     after: Checksums
     advance: Callable[[int], None]
+    overflows: Counter[str] = field(default_factory=Counter)  # finite values that a cast made infinite
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def copy(self, name: str, buffer: memoryview) -> None:
@@ -140,20 +144,24 @@ class _Work:
             box = Rectangle(row, count, 0, columns)
             read_box(old, box, view, self.reading)
             self.before.update(old, box, view)
-            written = view if old.dtype == new.dtype else cast(view, old.dtype, new.dtype)
+            written, overflows = (view, 0) if old.dtype == new.dtype else cast(view, old.dtype, new.dtype)
             write_box(new, box, written, self.writing)
             self.after.update(new, box, written)
             with self.lock:
+                if overflows:
+                    self.overflows[name] += overflows
                 self.advance(len(view))
 
 
-def cast(data: memoryview, old: str, new: str) -> memoryview:
-    """The same values in another floating-point type (round to nearest even)."""
+def cast(data: memoryview, old: str, new: str) -> tuple[memoryview, int]:
+    """The same values in another floating-point type (round to nearest even), and how many became infinite."""
     import torch  # only for checkpoints of mixed precision; plain copies need no torch
 
     from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 
     if old not in TORCH_DTYPES or new not in TORCH_DTYPES:
         raise SophiaError(f"cannot cast {old} to {new}")
-    values = torch.frombuffer(data, dtype=TORCH_DTYPES[old]).to(TORCH_DTYPES[new])
-    return memoryview(values.view(torch.uint8).numpy().data)
+    exact = torch.frombuffer(data, dtype=TORCH_DTYPES[old])
+    values = exact.to(TORCH_DTYPES[new])
+    overflows = int((values.isinf() & ~exact.isinf()).sum())
+    return memoryview(values.view(torch.uint8).numpy().data), overflows

@@ -24,7 +24,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         UsageError: the target exists. SophiaError: another process writes it, or the disk cannot be written.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise UsageError(f"{target} exists already; delete it or name another folder")
     partial = target.parent / f".tmp-{target.name}"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,20 @@ def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtyp
     if tokenizer.exists():
         write_json(tokenizer, configs.native_tokenizer(_read(tokenizer)))
     _check_same_model(spec, folder)
+
+
+def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
+    """A line if tensors (``dtypes`` by name) have another dtype than config.json names: loaders cast to the latter."""
+    config = _read(folder / "config.json")
+    sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
+    named = (s.get(key) for s in sections if isinstance(s, dict) for key in ("dtype", "torch_dtype"))
+    wanted = next((name for name in named if name in configs.DTYPE_NAMES.values()), None)
+    others = [dtype for dtype in dtypes.values() if configs.DTYPE_NAMES.get(dtype) != wanted]
+    if wanted is None or not others:
+        return ()
+    kinds = ", ".join(sorted(set(others)))
+    return (f"{len(others)} of {len(dtypes)} tensors are {kinds}, but config.json says {wanted}: transformers and vLLM "
+            "would cast them on loading (--dtype casts them here)",)  # fmt: skip
 
 
 def _check_same_model(spec: ModelSpec, folder: Path) -> None:

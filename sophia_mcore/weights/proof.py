@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import sophia_mcore
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.checkpoint import Checkpoint
 from sophia_mcore.weights.copying import Digests
 from sophia_mcore.weights.targets import Target
-from sophia_mcore.weights.tiles import Tiled
+from sophia_mcore.weights.tiles import Tiled, raise_problems
 
 NAME = "conversion.json"
 FORMAT = 1
@@ -36,6 +40,28 @@ def proof(source: Checkpoint, target: Target, digests: Digests, verified: bool) 
         "tensors": [_entry(source.tensors[name], tensor) for name, tensor in target.tensors.items()],
         "sha256": {"source": dict(digests.source), "target": dict(digests.target)},
     }
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """sha256 by stored key that the conversion which made ``folder`` wrote down; empty if there is none.
+
+    Raises SophiaError when conversion.json is there but is not what a conversion writes.
+    """
+    file = folder / NAME
+    try:
+        digests = json.loads(file.read_text())["sha256"]["target"]
+        return {str(key): str(digest) for key, digest in digests.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SophiaError(f"{file} is not what a conversion writes ({error!r}); delete it to do without") from None
+
+
+def require_recorded(folder: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Raise SophiaError naming every stored tensor whose sha256 is not the recorded one."""
+    problems = {"changed since": [key for key in found if found[key] != expected.get(key)],
+                "no longer there": [key for key in expected if key not in found]}  # fmt: skip
+    raise_problems(f"{folder} is not as its own {NAME} describes it", problems)
 
 
 def _entry(old: Tiled, new: Tiled) -> dict[str, Any]:

@@ -22,6 +22,7 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+WEIGHT_DTYPES = ("BF16", "F16", "F32")  # what whole weights may be stored in
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
-from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, StoredTensor
+from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, WEIGHT_DTYPES, StoredTensor
 from sophia_mcore.weights.tables import IGNORED_SUFFIXES, Entry
 
 
@@ -117,6 +117,7 @@ def tiles_of_folder(entries: Sequence[Entry], tensors: Mapping[str, StoredTensor
                              if s.name in tensors and tensors[s.name].shape != s.shape],
         "of mixed types": [f"{e.name} ({', '.join(sorted(d))})" for e in entries
                            if len(d := {tensors[s.name].dtype for s in e.sources if s.name in tensors}) > 1],
+        NO_WEIGHTS: wrong_dtypes({name: tensors[name].dtype for name in uses if name in tensors}),
     }  # fmt: skip
     raise_problems(f"{folder} does not fit its configuration", problems)
 
@@ -127,6 +128,14 @@ def tiles_of_folder(entries: Sequence[Entry], tensors: Mapping[str, StoredTensor
     for tensor in found.values():
         tensor.check_covered()
     return found
+
+
+NO_WEIGHTS = f"of a type that weights do not have (only {', '.join(WEIGHT_DTYPES)})"
+
+
+def wrong_dtypes(dtypes: Mapping[str, str]) -> list[str]:
+    """Names (with the dtype) of tensors whose dtype weights do not have."""
+    return [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in WEIGHT_DTYPES]
 
 
 def _shape_note(name: str, found: Iterable[int], expected: Iterable[int]) -> str:

@@ -144,5 +144,8 @@ def test_no_config_and_broken_config(tmp_path: Path) -> None:
 def test_the_image_token_comes_from_the_tokenizer(file: str, content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config(VIT_300M, "qwen2_5-7b")))
     assert ModelSpec.from_model_dir(tmp_path).image_token_id is None
+    (tmp_path / file).write_text("[7]")
+    with pytest.raises(UsageError, match=f"{file}: not what a tokenizer file holds"):
+        ModelSpec.from_model_dir(tmp_path)
     (tmp_path / file).write_text(json.dumps(content))
     assert ModelSpec.from_model_dir(tmp_path).image_token_id == 77

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Caption
 from sophia_mcore.store.shards import write_shard
+from sophia_mcore.weights.command import run_verify
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.fp8 import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
 
@@ -86,6 +89,65 @@ def test_every_kind_of_wrong_copy_is_refused(source: Path, tmp_path: Path, what:
     name = "linear_1" if what == "tower" else "1.mlp.up_proj"
     with pytest.raises(SophiaError, match=name):
         check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+
+
+def test_the_check_gives_what_the_proof_file_needs(source: Path, tmp_path: Path) -> None:
+    state = quantized(source)
+    found = check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+    for side, tensors in (("source", load_file(source / "model.safetensors")), ("target", state)):
+        digests = {n: sha256(t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in tensors.items()}
+        assert getattr(found.digests, side) == digests
+        assert sorted(key for entry in found.tensors for key in entry[side]["keys"]) == sorted(tensors)
+    kinds = Counter((entry["target"]["operation"], entry["target"]["dtype"]) for entry in found.tensors)
+    assert kinds == {("divide by weight_scale, round to E4M3", "F8_E4M3"): 14, ("copy", "BF16"): found.untouched}
+
+
+def test_verify_checks_an_fp8_copy(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = quantized(source)
+    copy = saved(tmp_path / "copy", state)
+    (copy / "config.json").write_text((source / "config.json").read_text())
+    for pair in ((copy, source), (source, copy)):
+        run_verify(*pair)
+        assert "14 tensors quantized, largest error" in capsys.readouterr().out
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    saved(copy, state | {name: (state[name].float() * 2).to(torch.float8_e4m3fn)})
+    with pytest.raises(SophiaError, match=f"outside the FP8 bound: {name}"):
+        run_verify(copy, source)
+
+
+def fake_quantizer(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_proof_file_of_an_fp8_copy(source: Path, tmp_path: Path) -> None:
+    """A stand-in for modelopt puts a right copy where it is asked to."""
+    ready = saved(tmp_path / "ready", quantized(source))
+    producer = {"producer": {"name": "modelopt", "version": "9.8.7"}}
+    (ready / "hf_quant_config.json").write_text(json.dumps(producer))
+    quantizer = fake_quantizer(tmp_path / "quantizer", f'cp "{ready}"/* "$4"')
+    (tmp_path / "texts").write_text("one\n")
+    summary = convert(source, tmp_path / "out", "fp8", calibration=tmp_path / "texts", quantizer=quantizer)
+    proof = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert proof["versions"]["nvidia-modelopt"] == "9.8.7"
+    assert len(proof["tensors"]) == len(proof["sha256"]["source"]) == len(summary.plan) == 14 + proof["untouched"]
+    assert len(proof["sha256"]["target"]) == 14 * 3 + proof["untouched"]
+
+
+def test_what_goes_wrong_beside_the_model(source: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.write_text("one\n")
+    failing = fake_quantizer(tmp_path / "failing", "echo error: no such thing >&2; exit 3")
+    with pytest.raises(SophiaError, match=r"--quantizer .*failing failed with exit code 3: no such thing"):
+        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing)
+    (tmp_path / "plain").write_text("not a program")
+    with pytest.raises(UsageError, match=r"--quantizer .*plain cannot be run"):
+        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "plain")
+    texts.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UsageError, match="texts is not a text file"):
+        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing)
+    assert not (tmp_path / "out").exists()
 
 
 def test_calibration_texts_come_from_a_run_or_a_file(tmp_path: Path) -> None:
