@@ -161,3 +161,13 @@ def test_the_command_casts(good: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("value", ["7", 0, None])
+def test_a_configuration_of_a_wrong_kind(good: Path, tmp_path: Path, value: object) -> None:
+    config = json.loads((good / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = value
+    (good / "config.json").write_text(json.dumps(config))
+    refuse("num_attention_heads", good, tmp_path / "out")
+    (good / "config.json").write_text(json.dumps([config]))
+    refuse("config.json: a JSON object is expected, not list", good, tmp_path / "out")
