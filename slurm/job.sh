@@ -6,14 +6,16 @@ if [[ ! -f $RUN/config.toml || ! -f $CODE/cluster.env ]]; then
     echo "error: $(hostname) does not see $RUN: the run folder must lie on a filesystem that all nodes share" >&2
     exit 1
 fi
+trap 'echo "error: $CODE/cluster.env ended the script" >&2; exit 1' EXIT
 set -a
 source "$CODE/cluster.env"
 set +a
+trap - EXIT
 export PYTHONPATH=$CODE PYTHONSAFEPATH=1  # the snapshot, not what lies in the working directory by now
 RESTART=${SLURM_RESTART_COUNT:-0}
 SLURM_NAME=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # only this element of an array
 SLURM_NAME=${SLURM_NAME:-$SLURM_JOB_ID}
-export SOPHIA_LOG=$RUN/slurm/logs/$SLURM_JOB_NAME-$SLURM_NAME-$RESTART.log
+export SOPHIA_LOG=${RUN//%/%%}/slurm/logs/$SLURM_JOB_NAME-$SLURM_NAME-$RESTART.log  # for srun, to which % is special
 SOPHIA_HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)  # where the ranks of a training meet
 export SOPHIA_HEAD
 if (( RESTART > MAX_RESTARTS )); then
@@ -21,17 +23,16 @@ if (( RESTART > MAX_RESTARTS )); then
     exit 1
 fi
 
-again() { # again [NODE,...]: requeue this job or array element, without these nodes; Slurm then ends this script
+again() { # again [NODE,...]: requeue this job or array element, without these nodes, and end this script
     trap '' TERM USR1
     echo "$(date +%FT%T) requeued after restart $RESTART${1:+, without $1}"
     scontrol requeue "$SLURM_NAME" || exit 1
     for _ in 1 2 3 4 5 6 7 8 9 10; do  # possible once the job counts as pending again
-        if [[ -z ${1:-} ]] || scontrol update "JobId=$SLURM_NAME" "ExcNodeList=$1" 2>/dev/null; then
-            scontrol update "JobId=$SLURM_NAME" StartTime=now 2>/dev/null && break  # else Slurm waits two minutes
-        fi
+        # A start that has passed when the nodes are free again becomes one in two minutes; one ahead of that is kept.
+        scontrol update "JobId=$SLURM_NAME" ${1:+"ExcNodeList=$1"} StartTime=now+15 2>/dev/null && break
         sleep 0.3
     done
-    sleep 600
+    exit 75  # at once: until this script has ended the nodes are not free
 }
 
 unreachable() { # the nodes of this job on which no process can be started any more
@@ -52,7 +53,8 @@ attempt() { # attempt COMMAND...: run it, pass USR1 on, and decide by its exit c
     echo "$(date +%FT%T) restart $RESTART on $SLURM_JOB_NODELIST ended with code $code${asked:+ after a signal}"
     case $code in
         0) exit 0 ;;
-        75) [[ $asked ]] && again; sleep 600 ;;  # put its work down; without USR1 Slurm itself ends or requeues the job
+        75) [[ $asked ]] || sleep 5  # put its work down; this script outlives a TERM to the task only, not Slurm's own
+            again ;;
         76|77|137)  # a node is unhealthy, or a process was lost: killed, or its node is gone
             if [[ ! -e $RUN/slurm/failed/$SLURM_JOB_ID-$RESTART ]]; then  # no task says that it failed by itself
                 again "$({ cat "$RUN"/slurm/unhealthy/"$SLURM_JOB_ID"-* 2>/dev/null; unreachable; } | sort -u | paste -sd,)"

@@ -1,7 +1,8 @@
-"""From the state of a run to the jobs that are missing, and to sbatch's command lines. Pure."""
+"""From the state of a run to the jobs that are missing, and to sbatch's command lines."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.launch.resources import gpus_per_task, training_nodes
 from sophia_mcore.launch.state import PhaseState
 from sophia_mcore.store.layout import RunFolder
@@ -17,7 +19,10 @@ from sophia_mcore.store.layout import RunFolder
 ARRAYS = ("captions", "reasoning", "score", "evaluate")  # phases whose tasks share work units
 _BEFORE = {"reasoning": "captions", "score": "reasoning", "train": "score", "export": "train", "evaluate": "export",
            "report": "evaluate"}  # fmt: skip
-_READ = re.compile(r"(OPTIONS_[A-Z]+|TASKS_[A-Z]+|GPUS_BY)=(.*)")
+_READ = re.compile(r"(?:export\s+)?((?:OPTIONS|TASKS)_\w*|GPUS_BY)=(.*)")
+_NAMES = ("GPUS_BY", *(f"OPTIONS_{name.upper()}" for name in ("all", "gpu", "cpu", *PHASES)),
+          *(f"TASKS_{name.upper()}" for name in ARRAYS))  # fmt: skip
+_OURS = {"--array": "-a", "--dependency": "-d", "--output": "-o", "--job-name": "-J", "--comment": "--comment"}
 _MAX_TASKS = 10_000
 Key = tuple[str, int]  # phase, round
 
@@ -45,7 +50,8 @@ class Site:
 def read_site(path: Path) -> Site:
     """The OPTIONS_, TASKS_ and GPUS_BY lines of an env file.
 
-    Raises UsageError: no such file, a line that a shell would not read as one assignment, a number that is none.
+    Raises UsageError: no such file, a line that a shell would not read as one assignment, a name that nothing reads, a
+    number that is none, an option that `sophia submit` sets itself.
     """
     try:
         lines = path.read_text().splitlines()
@@ -61,17 +67,27 @@ def read_site(path: Path) -> Site:
         if match is None:
             continue
         try:
-            words = shlex.split(match[2], comments=True)
-        except ValueError as error:
+            values[match[1]] = _value(match[1], match[2])
+        except (ValueError, UsageError) as error:
             raise UsageError(f"{path}:{number}: {error}") from None
-        if len(words) > 1:
-            raise UsageError(f'{path}:{number}: put the value into quotes: {match[1]}="{match[2].strip()}"')
-        values[match[1]] = words[0] if words else ""
-        if match[1].startswith("TASKS_") and not (
-            values[match[1]].isdigit() and 0 < int(values[match[1]]) <= _MAX_TASKS
-        ):
-            raise UsageError(f"{path}:{number}: {match[1]} must be a number from 1 to {_MAX_TASKS}")
     return Site(values)
+
+
+def _value(name: str, text: str) -> str:
+    if name not in _NAMES:
+        nearest = difflib.get_close_matches(name.upper(), _NAMES, n=1, cutoff=0.0)[0]
+        raise UsageError(f"nothing reads {name}; did you mean {nearest}?")
+    words = shlex.split(text, comments=True)
+    if len(words) > 1:
+        raise UsageError(f'put the value into quotes: {name}="{text.strip()}"')
+    value = words[0] if words else ""
+    if name.startswith("TASKS_") and not (value.isdigit() and 0 < int(value) <= _MAX_TASKS):
+        raise UsageError(f"{name} must be a number from 1 to {_MAX_TASKS}")
+    if name.startswith("OPTIONS_"):
+        for option in shlex.split(value):
+            if any(option.partition("=")[0] == long or option.startswith(short) for long, short in _OURS.items()):
+                raise UsageError(f"{name}: 'sophia submit' sets {option.partition('=')[0]} itself")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,16 +165,55 @@ def sbatch_command(
     stop a chain whose work others have done. After a single job it starts only if that succeeded.
     """
     folder = run.path.absolute()
+    logs = str(folder).replace("%", "%%")
     pattern = "%x-%A_%a" if job.tasks else "%x-%j"
     command = ["sbatch", "--test-only" if test_only else "--parsable", f"--job-name={job.name}"]
-    command += [f"--comment={comment(uid, job.key)}", f"--output={folder}/slurm/logs/{pattern}.batch.log"]
+    command += [f"--comment={comment(uid, job.key)}", f"--output={logs}/slurm/logs/{pattern}.batch.log"]
     if job.tasks:
         command.append(f"--array=0-{job.tasks - 1}")
     if job.after is not None and not test_only:
         kind = "afterany" if job.after_array else "afterok"
         command += [f"--dependency={kind}:{ids[job.after]}", "--kill-on-invalid-dep=yes"]
     script = scripts / f"{job.phase}.sbatch"
-    return [*command, *job.options, str(script), str(folder), str(job.round), str(scripts.absolute())]
+    options = [*job.options, *early_signal(job.options, script.read_text())]
+    return [*command, *options, str(script), str(folder), str(job.round), str(scripts.absolute())]
+
+
+def early_signal(options: Sequence[str], script: str) -> list[str]:
+    """``--signal`` with a shorter lead when the job's time is less than thrice that of the ``script``'s own.
+
+    Without it a job with little time would be told to put its work down as soon as it starts, again and again. Nothing
+    is added where ``options`` say it themselves.
+    """
+    words = [word for line in script.splitlines() if line.startswith("#SBATCH") for word in line.split()[1:]]
+    lead = re.search(r"--signal=B:USR1@(\d+)", " ".join(words))
+    if lead is None or any(word.startswith("--signal") for word in options):
+        return []
+    times = _times([*words, *options])
+    seconds = _seconds(times[-1]) if times else None
+    return [f"--signal=B:USR1@{seconds // 3}"] if seconds and seconds < 3 * int(lead[1]) else []
+
+
+def _times(words: Sequence[str]) -> list[str]:
+    """The values of --time, -t and their spellings, in order."""
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("--time", "-t"):
+            found.append(following)
+        elif word.startswith("--time=") or (word.startswith("-t") and word[2:3].isdigit()):
+            found.append(word.removeprefix("--time=").removeprefix("-t"))
+    return found
+
+
+def _seconds(time: str) -> int | None:
+    """Slurm's time formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None for no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    if match is None:
+        return None
+    days, *parts = (int(part) if part else 0 for part in match.groups())
+    if match[1] is None and match[4] is None:  # minutes come first
+        parts = [0, *parts[:2]]
+    return ((days * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
 
 
 def comment(uid: str, key: Key) -> str:

@@ -49,7 +49,7 @@ def call(arguments: Sequence[str]) -> str:
     except FileNotFoundError:
         raise SophiaError(f"no {arguments[0]} here: run this on a login node of a Slurm cluster") from None
     except subprocess.TimeoutExpired:
-        raise SophiaError(f"{arguments[0]} gave no answer within {_SECONDS} s") from None
+        raise SophiaError(f"{arguments[0]} gave no answer within {_SECONDS} s (is SLURM_CONF right?)") from None
     if done.returncode:
         raise SophiaError(_complaint(arguments[0], done.stderr or done.stdout))
     return done.stdout or done.stderr  # --test-only answers on stderr

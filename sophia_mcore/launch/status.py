@@ -125,12 +125,16 @@ def problems(
 
 
 def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
-    """Why a job ended before its task could begin a record: its own log says it, or there is none."""
-    name = f"{job.key[0]}-r{job.key[1]}-{job.id}.batch.log"
-    path: Path = run.path / "slurm" / "logs" / name
+    """Why a job ended before its task could begin a record: its logs say it, or there are none."""
+    logs: Path = run.path / "slurm" / "logs"
+    name = f"{job.key[0]}-r{job.key[1]}-{job.id}"
     try:
-        errors = [line for line in path.read_text(errors="replace").splitlines() if "error:" in line]
-        hint = errors[-1].strip() if errors else "no error line in its log"
+        lines = (logs / f"{name}.batch.log").read_text(errors="replace").splitlines()
+        for path in sorted(logs.glob(f"{name}-*.log")):  # of its tasks: what could not be started, or imported
+            lines += path.read_text(errors="replace").splitlines()
+        errors = [line.strip() for line in lines if "error:" in line.lower()]
+        causes = [line for line in errors if "Exited with exit code" not in line]
+        hint = (causes or errors or ["no error line in its log"])[-1]
     except OSError:
         hint = f"it left no log; does {job.nodes or 'its node'} see {run.path.absolute()}?"
         if job.state == "CANCELLED" and not job.nodes:

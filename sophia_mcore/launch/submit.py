@@ -100,18 +100,23 @@ def would_refuse(config: Config) -> str:
 
 
 def cancel(run: RunFolder) -> list[str]:
-    """End all jobs of the run; returns their numbers."""
-    ids = [job.id for job in slurm.queue(run_uid(run.path)) if job.state in slurm.LIVE]
-    slurm.cancel(ids)
+    """End all jobs of the run; returns their numbers.
+
+    Raises SophiaError: a `sophia submit` is at work, whose next jobs would be missed; Slurm does not answer.
+    """
+    with folder_lock(run.path / "slurm" / "lock", named=False):
+        ids = [job.id for job in slurm.queue(run_uid(run.path)) if job.state in slurm.LIVE]
+        slurm.cancel(ids)
     return ids
 
 
 def check_scripts(config: Config) -> None:
-    """Raises UsageError when the folder of .sbatch files is not there."""
+    """Raises UsageError when the folder of .sbatch files is not there, or not whole."""
     folder = config.cluster.scripts
-    if not (folder / "job.sh").is_file():
+    missing = [name for name in ("job.sh", *(f"{phase}.sbatch" for phase in PHASES)) if not (folder / name).is_file()]
+    if missing:
         raise UsageError(
-            f"{folder}: no job.sh and .sbatch files there (cluster.scripts); they lie in slurm/ of the checkout"
+            f"{folder}: no {', '.join(missing)} there (cluster.scripts); the files lie in slurm/ of the checkout"
         )
 
 

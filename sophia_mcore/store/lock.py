@@ -16,10 +16,11 @@ from sophia_mcore.store.atomic import write_failed
 
 
 @contextmanager
-def folder_lock(path: Path | str, *, shared: bool = False) -> Iterator[None]:
+def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
 
     ``shared``: any number of processes may hold it so, but none of them together with one that does not share.
+    ``named`` False: the holder is not written into the file, so that it can be held on a full disk.
     Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why it cannot be had.
     """
     target = Path(path)
@@ -35,7 +36,8 @@ def folder_lock(path: Path | str, *, shared: bool = False) -> Iterator[None]:
             raise SophiaError(f"{target.parent} is in use by {_holder(descriptor)}; wait for it or stop it") from None
         except OSError as error:
             raise SophiaError(f"cannot lock {target}: {error.strerror} (the filesystem must support flock)") from error
-        _write_holder(descriptor, target)  # of several that share it, the last to come
+        if named:
+            _write_holder(descriptor, target)  # of several that share it, the last to come
         try:
             yield
         finally:

@@ -143,14 +143,17 @@ def jobs(cluster: Cluster, phase: str = "") -> list[QueuedJob]:
     return [job for job in found if not phase or job.key[0] == phase]
 
 
-def finish(cluster: Cluster, seconds: float = 120) -> None:
-    """Wait until no job is left; requeued ones need not wait for Slurm's two minutes."""
+def finish(cluster: Cluster, seconds: float = 120, *, hurry: bool = False) -> None:
+    """Wait until no job is left. ``hurry``: the two minutes that Slurm waits after a requeue of its own are cut short.
+
+    What job.sh requeues must begin without help, and well before those two minutes.
+    """
 
     def idle() -> bool:
         waiting = cluster.command("squeue", "-h", "--format=%A|%T|%r").splitlines()
         for line in waiting:
             number, state, reason = line.split("|")
-            if state == "PENDING" and reason == "BeginTime":
+            if hurry and state == "PENDING" and reason == "BeginTime":
                 cluster.command("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
         return not waiting
 
