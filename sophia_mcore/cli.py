@@ -121,10 +121,20 @@ def grade(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 1.0,
 ) -> None:
-    """Grade lines {"id", "response", "answer"[, "type"]}: adds verdict, extracted, seconds."""
+    """Grade lines {"id", "response", "answer"}: adds verdict, extracted, seconds.
+
+    A line may have "type" (of the answer), "options" (texts, in order), "benchmark" (whose precision counts),
+    "tolerance" (absolute) and "question"; docs/grading.md lists their values.
+    """
+    import math
+
     from sophia_mcore.config.schema import Score
+    from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.terminal import TerminalProgress
     from sophia_mcore.score.grade_file import grade_file
+
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise UsageError(f"--timeout {timeout:g}: a finite number of seconds above 0")
 
     with TerminalProgress() as progress:
         summary = grade_file(source, target, Score(workers=workers, timeout_seconds=timeout), progress)

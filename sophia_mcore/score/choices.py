@@ -6,14 +6,22 @@ import re
 from difflib import SequenceMatcher
 from functools import lru_cache
 
+from sophia_mcore.score.compare import is_words
 from sophia_mcore.score.normalize import TEXT_COMMAND, plain_text
+from sophia_mcore.score.numbers import numbers_equal, parse_number
+from sophia_mcore.score.rules import Rule
 
+MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
 )
 _SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_ONE_OF_SEVERAL = r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?"
+_ANOTHER_LETTER = re.compile(rf"\s*(?:,|;|/|&|\band\b|\bor\b|和|或|、|\s)+\s*{_ONE_OF_SEVERAL}(?![A-Za-z'’])")
+_FIRST_LETTER = re.compile(rf"{_ONE_OF_SEVERAL}(?![A-Za-z'’])")
+_MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 
 
@@ -46,7 +54,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     if plain.count(text) == 1:
         return plain.index(text)
     both = _LETTER_AND_TEXT.fullmatch(answer)
-    if both:
+    if both and not undecided(answer, options):
         index = LETTERS.index(both[1])
         if not options or index < len(options):
             return index
@@ -57,6 +65,34 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
         return scores.index(max(scores))
     return None
+
+
+def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
+    """Whether an answer names several letters ("B or C"), or a letter with the text of another option.
+
+    A text that fits exactly one option is decided, whatever it looks like. Words or a number beside a letter are
+    another option's where they have nothing in common with the letter's own.
+    """
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    plain, dense = _option_texts(options)
+    if plain.count(plain_text(answer)) == 1:
+        return False
+    first = _FIRST_LETTER.match(answer)
+    if first and _ANOTHER_LETTER.match(answer, first.end()):
+        return True
+    both = _LETTER_AND_TEXT.fullmatch(answer)
+    if both is None or LETTERS.index(both[1]) >= len(options):
+        return False
+    own = plain[LETTERS.index(both[1])]
+    text = plain_text(both[2])
+    if text == own or _MATHEMATICS.sub("", text) == dense[LETTERS.index(both[1])]:
+        return False
+    if text in plain:
+        return True
+    if is_words(text) and is_words(own) and _MARKED.match(answer):
+        return len(text.split()) <= MAX_WORDS and not set(text.split()) & set(own.split())
+    a, b = parse_number(own), parse_number(text)
+    return a is not None and b is not None and not numbers_equal(a, b, Rule())
 
 
 def option_letters(answer: str) -> frozenset[str] | None:
@@ -74,6 +110,9 @@ YES_NO = {
 }  # fmt: skip
 _FIRST_WORD = re.compile(r"(yes|no|true|false|是的|不是)(?=[\s,.;:，。!]|$)")
 
+_EITHER = r"(?:yes|no|true|false|是的?|不是|否)"
+_BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|{_EITHER}\W*$)")  # "yes and no"
+
 
 def yes_no(answer: str) -> bool | None:
     """True, False, or None when the answer is neither.
@@ -85,4 +124,6 @@ def yes_no(answer: str) -> bool | None:
     if words in YES_NO:
         return YES_NO[words]
     first = _FIRST_WORD.match(words)
-    return YES_NO[first[1]] if first else None
+    if first is None or _BOTH.match(words, first.end()):
+        return None
+    return YES_NO[first[1]]

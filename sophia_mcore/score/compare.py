@@ -29,6 +29,8 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         return None
     if a.kind == "atom" == b.kind:
         return parts_equal(a.text, b.text)
+    if a.kind == "atom" and len({assignment(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
+        return False  # "x = 5 or y = 5" is no value
     name, value = assignment(text)
     if name and a.kind != "atom" and b.kind == "atom":
         return compare(gold, value, rule, answer_type, oracle)

@@ -17,7 +17,7 @@ from sophia_mcore.score.algebra import evaluate, immense
 from sophia_mcore.score.compare import Oracle, assignment, compare, is_words, related
 from sophia_mcore.score.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
 from sophia_mcore.score.numbers import numbers_equal, parse_number
-from sophia_mcore.score.quantities import parse_quantity
+from sophia_mcore.score.quantities import currencies, parse_quantity
 from sophia_mcore.score.rules import NUMBER_TYPES, Rule, known_type
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
@@ -103,6 +103,7 @@ _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
     r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
+_BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
 _CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
 
 
@@ -117,6 +118,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
     text = clean(prediction)
+    if len({*currencies(gold.raw), *currencies(prediction)}) == 2:
+        return False
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False
     special = SPECIAL_TYPES.get(gold.type)
@@ -129,7 +132,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return numbers_equal(gold_number, number, gold.rule)
     if depth(text) > MAX_DEPTH and depth(gold.text) <= MAX_DEPTH:
         return False
-    for hopeless in (_UNEVALUATED, _CHAIN):
+    for hopeless in (_UNEVALUATED, _CHAIN, _BASE):
         if hopeless.search(text) and not hopeless.search(gold.text):
             return False
     if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
@@ -161,6 +164,8 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     if wanted_letters:
         return choices.option_letters(text) == wanted_letters
     wanted = choices.option_index(gold.text, gold.options)
+    if wanted is not None and choices.undecided(text, gold.options):
+        return False
     named = choices.option_index(text, gold.options)
     if wanted is None:
         return plain_text(gold.text) == plain_text(text)

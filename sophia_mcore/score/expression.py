@@ -13,6 +13,7 @@ from typing import Any
 Node = tuple[Any, ...]
 
 MAX_SYMBOLS = 2_000
+MAX_DIGITS = 2_000  # of one number; Python turns no more than 4,300 into an integer
 CONSTANTS = frozenset({r"\pi", "e", "i"})
 FUNCTIONS = frozenset(
     {
@@ -156,7 +157,7 @@ class Parser:
 
     def number(self) -> Node:
         symbol = self.take()
-        if not _is_number(symbol):
+        if not _is_number(symbol) or len(symbol) > MAX_DIGITS:
             raise Unsupported
         self.decimal = self.decimal or "." in symbol
         return ("number", Fraction(symbol))

@@ -76,7 +76,7 @@ class Grader:
     def grade_many(self, items: Iterable[GradeItem]) -> Iterator[Grade]:
         """Grades in the order of the items, read lazily at most ``WINDOW`` ahead.
 
-        Raises SophiaError if no worker process can start.
+        Raises SophiaError if no worker process can start, JudgeUnreachableError when the judge's endpoint is away.
         """
         window: deque[_Row] = deque()
         source = iter(items)
@@ -99,7 +99,10 @@ class Grader:
 
     def _start(self, item: GradeItem) -> _Row:
         started = time.perf_counter()
-        gold = self._prepare_gold(item.answer, item.answer_type, item.options, item.rules, item.tolerance)
+        try:
+            gold = self._prepare_gold(item.answer, item.answer_type, item.options, item.rules, item.tolerance)
+        except Exception:  # a mistake of ours on a strange gold answer: the worker will meet it too and say "error"
+            gold = exact.Gold(item.answer, item.answer, "", item.options, rule_for(item.rules))
         extracted = extract(item.response, gold.type)
         row = _Row(
             Grade(item.id, "no_answer", extracted or "", gold.type, 0.0, VERIFIER, self.version), gold, item.question
@@ -124,7 +127,7 @@ class Grader:
             decided = _decide(gold, extracted)
             if decided is not None and not (judged and not decided):
                 verdict = "correct" if decided else "wrong"
-            elif decided is None and exact.endless(extracted):
+            elif decided is None and _endless(extracted):
                 verdict = "timeout"  # no worker would come to an end
             if verdict is not None:
                 self._remember(key, verdict)
@@ -196,6 +199,13 @@ def _decide(gold: exact.Gold, prediction: str) -> bool | None:
         return exact.decide(gold, prediction)
     except Exception:  # a mistake of ours on a strange answer: the worker will meet it too and say "error"
         return None
+
+
+def _endless(prediction: str) -> bool:
+    try:
+        return exact.endless(prediction)
+    except Exception:  # as above
+        return False
 
 
 def _task(gold: exact.Gold, prediction: str) -> dict[str, Any]:

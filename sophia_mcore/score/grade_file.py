@@ -7,8 +7,10 @@ appears at once. Results of another verifier version are kept beside it and comp
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -24,6 +26,7 @@ from sophia_mcore.score.grade import Grader
 from sophia_mcore.score.parallel import helpers
 from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
+from sophia_mcore.score.rules import TYPES, known_benchmark, known_type, tables
 from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store import atomic
 from sophia_mcore.store.shards import read_shard, shard_files
@@ -92,6 +95,10 @@ def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress 
     """
     if out_path.is_dir():
         raise UsageError(f"{out_path}: a folder; the output is a file")
+    if out_path.is_symlink() or (out_path.exists() and not out_path.is_file()):
+        raise UsageError(
+            f"{out_path}: not a regular file (a link, pipe or device); the output is a new or regular file"
+        )
     if out_path.exists() and out_path.samefile(in_path):
         raise UsageError(f"{out_path}: input and output are the same file")
     _check_head(in_path)
@@ -251,6 +258,18 @@ def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
             raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {kinds[0].__name__}')
     if not all(isinstance(option, str) for option in row.get("options") or ()):
         raise UsageError(f'{where}: "options" holds something that is not a string')
+    if not row["answer"].strip():
+        raise UsageError(f'{where}: "answer" is empty')
+    tolerance = row.get("tolerance")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UsageError(f'{where}: "tolerance" is {tolerance}, not a number from 0')
+    for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", known_type, TYPES)):
+        if row.get(key) and not known(row[key]):
+            nearest = difflib.get_close_matches(row[key].casefold(), names, n=1, cutoff=0.4)
+            raise UsageError(
+                f'{where}: unknown "{key}" {row[key][:100]!r}: '
+                + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(names)}")
+            )
     return row
 
 

@@ -1,7 +1,7 @@
 """A language model as judge of free-form answers, through any OpenAI-compatible endpoint.
 
-Greedy, cached by content in files that any number of processes may share, retried by the client, and parsed strictly:
-a judgement that is not of the demanded form is an error, never a verdict.
+Greedy, cached by content in files that any number of processes may share, retried, and parsed strictly: a
+judgement that is not of the demanded form is an error, never a verdict. An endpoint that is away stops the work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from sophia_mcore.records import VerdictName
 from sophia_mcore.store.atomic import write_json
 
 RESPONSE_CHARACTERS = 4_000  # the end of a response that is shown for extraction
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # before a reply that is no completion is asked for again
 _VERDICT = re.compile(r"verdict\s*:\s*[*_]*(correct|wrong)[*_]*\.?", re.IGNORECASE)
 _ANSWER = re.compile(r"answer\s*:\s*(?P<answer>\S.*)", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\{(question|answer|response)\}")
@@ -48,6 +50,10 @@ def _last_line(reply: str) -> str:
     return reply.rpartition("</think>")[2].strip().rpartition("\n")[2].strip()
 
 
+class JudgeUnreachableError(SophiaError):
+    """The endpoint is away or refuses everything: no verdict may be made of that."""
+
+
 class Judge:
     """Asks the endpoint in background threads. Raises SophiaError without the client library, UsageError for a prompt
     file that cannot be used."""
@@ -64,6 +70,7 @@ class Judge:
             timeout=config.timeout_seconds,
             max_retries=config.max_retries,
         )
+        self._away: JudgeUnreachableError | None = None  # why no further request makes sense
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
         self._judge_prompt = _template("judge", config.judge_prompt_file)
         self._extract_prompt = _template("extract_answer", config.extract_prompt_file)
@@ -80,44 +87,76 @@ class Judge:
         self._client.close()
 
     def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
-        """Whether ``given`` means the same as ``answer``; "error" if the endpoint fails or its reply is malformed."""
+        """Whether ``given`` means the same as ``answer``; "error" if no reply was usable.
+
+        The future's result raises JudgeUnreachableError when the endpoint stays away.
+        """
         values = {"question": question, "answer": answer, "response": given}
         return self._threads.submit(self._ask, _fill(self._judge_prompt, values), parse_verdict, "error")
 
     def extraction(self, question: str, response: str) -> Future[str | None]:
-        """The final answer that ``response`` commits to, "" if none, None if the endpoint fails."""
+        """The final answer that ``response`` commits to, "" if none, None if no reply was usable."""
         values = {"question": question, "response": response[-RESPONSE_CHARACTERS:], "answer": ""}
         return self._threads.submit(self._ask, _fill(self._extract_prompt, values), parse_extraction, None)
 
     def _ask(self, prompt: str, parse: Callable[[str], Any], failure: Any) -> Any:
         """The parsed reply to a prompt. Only replies that could be parsed are cached."""
-        import openai
-
         path = self._cache_path(prompt)
         try:
             reply = json.loads(path.read_text(encoding="utf-8"))["reply"]
             return parse(reply)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # not asked yet, or a damaged entry: ask again
-        try:
-            completion = self._client.chat.completions.create(
-                model=self._config.model_name,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=0.0,
-                max_tokens=self._config.max_tokens,
-                seed=0,
-            )
-            reply = completion.choices[0].message.content or ""
-        except (openai.OpenAIError, IndexError, AttributeError):
+        asked = self._reply(prompt)
+        if asked is None:
             return failure
-        parsed = parse(reply)
+        parsed = parse(asked)
         if parsed != failure:
-            write_json(path, {"model": self._config.model_name, "prompt": prompt, "reply": reply})
+            write_json(path, {"model": self._config.model_name, "prompt": prompt, "reply": asked})
         return parsed
 
+    def _reply(self, prompt: str) -> str | None:
+        """The endpoint's reply; None if it refuses this prompt or sends no completion, as a proxy's HTML page is none.
+
+        The client itself asks again when it finds nobody, is put off, or meets an error of the server.
+        """
+        import openai
+
+        for attempt in range(self._config.max_retries + 1):
+            if self._away:
+                raise self._away
+            if attempt:
+                time.sleep(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)))
+            try:
+                completion = self._client.chat.completions.create(
+                    model=self._config.model_name,
+                    messages=[{"role": "user", "content": prompt}],
+                    temperature=0.0,
+                    max_tokens=self._config.max_tokens,
+                    seed=0,
+                )
+                return completion.choices[0].message.content or ""
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                return None  # this prompt's fault: too long, for example
+            except (openai.APIConnectionError, openai.APIStatusError) as error:
+                self._away = JudgeUnreachableError(
+                    f"the judge {self._config.model_name} at {self._config.base_url} cannot be used "
+                    f"({_one_line(error)}); its verdicts so far are kept: run the same again when it answers"
+                )
+                raise self._away from error
+            except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError):
+                continue
+        return None
+
     def _cache_path(self, prompt: str) -> Path:
-        key = hashlib.sha256(f"{self._config.base_url}\n{self._config.model_name}\n{prompt}".encode()).hexdigest()
+        key = hashlib.sha256(
+            f"{self._config.base_url}\n{self._config.model_name}\n{prompt}".encode("utf-8", "surrogatepass")
+        ).hexdigest()
         return self._config.cache_folder / key[:2] / f"{key}.json"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _template(name: str, override: Path | None) -> str:

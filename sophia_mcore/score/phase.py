@@ -61,6 +61,8 @@ def score_round(
     }
     counts: Counter[str] = Counter(v.verdict for v in verdicts.values())
     _stop_if_broken(counts, config.score.max_broken_share)
+    if config.score.judge and counts["error"]:
+        progress.note(f"{counts['error']} verdicts are `error`: the judge gave no usable reply, or the verifier failed")
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
     summary = _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)

@@ -33,6 +33,23 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     )
 
 
+_AMOUNT = re.compile(r"(?P<before>\D{1,20}?)\s*[+-]?\s*[\d.,]+\s*|\s*[\d.,]+\s*(?P<after>\D{1,20})")
+
+
+def currencies(text: str) -> frozenset[str]:
+    r"""The currency of an amount of money as written, before ``clean`` takes the dollar signs for mathematics.
+
+    >>> currencies(r"\$20"), currencies("20 yuan"), currencies("$20$")
+    (frozenset({'dollar'}), frozenset({'yuan'}), frozenset())
+    """
+    match = _AMOUNT.fullmatch(text[:60].strip(" .")) if len(text) <= 60 else None
+    if match is None:
+        return frozenset()
+    name = TEXT_COMMAND.sub(r"\1", match["before"] or match["after"]).strip("+-\\ ")
+    found = tables().currencies.get(name)
+    return frozenset({found} if found else ())
+
+
 _NOUN = re.compile(
     r"(?P<number>[+-]?[\d.,]+(?:/\d+)?|[+-]?\\frac\{\d+\}\{\d+\})\s+(?P<unit>[^\W\d_]{2,}(?:[ -][^\W\d_]+){0,3})"
 )

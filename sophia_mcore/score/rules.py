@@ -42,6 +42,7 @@ class Tables:
 
     aliases: dict[str, str]
     units: dict[str, str]  # spelling -> name in pint
+    currencies: dict[str, str]  # spelling, sign or word -> name
     benchmarks: dict[str, Rule]
     default: Rule
 
@@ -52,13 +53,24 @@ def tables() -> Tables:
     raw: dict[str, Any] = tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
     aliases = {name: kind for kind, names in raw["types"].items() for name in [kind, *names]}
     units = {spelling: unit for unit, spellings in raw["units"].items() for spelling in spellings}
+    currencies = {spelling: name for name, spellings in raw["currencies"].items() for spelling in spellings}
     benchmarks = {name: Rule(**{**raw["default"], **values}) for name, values in raw["benchmarks"].items()}
-    return Tables(aliases, units, benchmarks, Rule(**raw["default"]))
+    return Tables(aliases, units, currencies, benchmarks, Rule(**raw["default"]))
 
 
 def rule_for(benchmark: str) -> Rule:
     """The rule of a benchmark by name (case, spaces and punctuation do not count); the default for any other name."""
-    return tables().benchmarks.get(re.sub(r"[^a-z0-9]", "", benchmark.casefold()), tables().default)
+    return tables().benchmarks.get(known_benchmark(benchmark), tables().default)
+
+
+def known_benchmark(name: str) -> str:
+    """The name of a benchmark as rules.toml has it; "" if it has none of that name.
+
+    >>> known_benchmark("MMMU-Pro")
+    'mmmupro'
+    """
+    key = re.sub(r"[^a-z0-9]", "", name.casefold())
+    return key if key in tables().benchmarks else ""
 
 
 def known_type(name: str) -> str:

@@ -150,7 +150,8 @@ def _matrix(text: str) -> Structure | None:
 def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs: bool = False) -> bool | None:
     """Equality of two answers by form, with ``equal`` for the parts.
 
-    ``ordered_pairs``: "(a, b)" and "[a, b]" are points or lists, not intervals, so their brackets do not matter.
+    ``ordered_pairs``: "(a, b)" and "[a, b]" are points or lists, not intervals, so their brackets do not matter,
+    and plain values without brackets are in order.
     """
     if gold.kind == prediction.kind == "atom":
         return equal(gold.text, prediction.text)
@@ -163,6 +164,8 @@ def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs:
     if gold.kind == "atom" or prediction.kind == "atom":
         return _compare_with_atom(gold, prediction, equal)
     unordered = ("bare", "set")
+    if ordered_pairs and gold.kind == "bare" and all(p.kind == "atom" and "=" not in p.text for p in gold.parts):
+        return _compare_ordered(gold.parts, prediction.parts, equal)
     if gold.kind in unordered and prediction.kind in (*unordered, "round"):
         return _compare_unordered(gold.parts, prediction.parts, equal)
     if prediction.kind == "set" or gold.kind == "set":

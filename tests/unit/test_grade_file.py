@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade, grade_file
@@ -86,6 +88,12 @@ def test_empty_lines_and_an_empty_file(tmp_path):
         ('{"id": 1, "response": "5", "answer": "5", "options": [1]}', '"options" holds something that is not a string'),
         ('{"id": 1, "response": "5", "answer": "5", "tolerance": "small"}', '"tolerance" is a str'),
         ("[" * 100_000, "is not JSON"),
+        ('{"id": 1, "response": "5", "answer": " "}', '"answer" is empty'),
+        ('{"id": 1, "response": "5", "answer": "5", "tolerance": -1}', '"tolerance" is -1'),
+        ('{"id": 1, "response": "5", "answer": "5", "tolerance": NaN}', '"tolerance" is nan'),
+        ('{"id": 1, "response": "5", "answer": "5", "benchmark": "mathvist"}', "did you mean 'mathvista'?"),
+        ('{"id": 1, "response": "5", "answer": "5", "benchmark": "zzz"}', "one of mmmu, "),
+        ('{"id": 1, "response": "5", "answer": "5", "type": "intger"}', "did you mean 'integer'?"),
     ],
 )
 @pytest.mark.parametrize("late", [False, True])
@@ -112,6 +120,32 @@ def test_files_that_cannot_be_used(tmp_path):
     source = write(tmp_path / "in.jsonl", LINES[:2])
     with pytest.raises(SophiaError):
         grade_jsonl(source, Path("/proc/out.jsonl"), ONE)
+
+
+def test_an_output_that_is_no_regular_file_is_left_alone(tmp_path):
+    source = write(tmp_path / "in.jsonl", LINES[:2])
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "elsewhere.jsonl")
+    for out in (pipe, link):
+        with pytest.raises(UsageError, match="not a regular file"):
+            grade_jsonl(source, out, ONE)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf"])
+def test_a_timeout_that_is_none_is_one_line(tmp_path, timeout):
+    out = CliRunner().invoke(app, ["grade", str(tmp_path / "in"), str(tmp_path / "out"), "--timeout", timeout])
+    assert isinstance(out.exception, UsageError)
+    assert f"--timeout {timeout}: a finite number" in str(out.exception)
+
+
+def test_the_keys_of_a_line_are_documented():
+    page = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
+    for key in ("options", "benchmark", "question", "tolerance", "type"):
+        assert f"| `{key}` |" in page
 
 
 def many(count):

@@ -10,10 +10,16 @@ import pytest
 
 from sophia_mcore.config.schema import Judge as JudgeConfig
 from sophia_mcore.config.schema import Score
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.score import judge as judging
 from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.judge import parse_extraction, parse_verdict
+from sophia_mcore.score.judge import JudgeUnreachableError, parse_extraction, parse_verdict
+from sophia_mcore.score.phase import score_round
 from sophia_mcore.score.types import GradeItem
+from sophia_mcore.store.shards import shard_files
+from tests.unit import test_score_phase
+from tests.unit.test_score_phase import config_for, make_run, trajectory
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,8 @@ class Endpoint:
                 data = json.dumps(
                     {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
                 )
+                if str(answer).startswith("<html>"):
+                    data = answer
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -151,7 +159,7 @@ def test_judgements_are_cached_by_content(endpoint, tmp_path):
     assert len(judge.requests) == asked + 1
 
 
-@pytest.mark.parametrize("reply", ["maybe", "", "CORRECT", 400, 401])
+@pytest.mark.parametrize("reply", ["maybe", "", "CORRECT", 400])
 def test_a_judgement_that_cannot_be_used_is_an_error(endpoint, tmp_path, reply):
     judge = endpoint(lambda *_: reply)
     assert [g.verdict for g in grades(settings(judge.url, tmp_path), ITEMS[:4])] == [
@@ -169,10 +177,34 @@ def test_a_busy_endpoint_is_asked_again(endpoint, tmp_path):
     assert len(judge.requests) == 2
 
 
-def test_an_endpoint_that_is_not_there_is_an_error(tmp_path):
-    score = settings("http://127.0.0.1:9/v1", tmp_path)
-    score = score.model_copy(update={"judge": score.judge.model_copy(update={"max_retries": 0})})
-    assert [g.verdict for g in grades(score, ITEMS[:2])] == ["correct", "error"]
+def without_retries(score):
+    return score.model_copy(update={"judge": score.judge.model_copy(update={"max_retries": 0})})
+
+
+def test_an_endpoint_that_is_not_there_stops_the_work(tmp_path):
+    score = without_retries(settings("http://127.0.0.1:9/v1", tmp_path))
+    assert grades(score, ITEMS[:1])[0].verdict == "correct"  # nobody has to be asked
+    with pytest.raises(JudgeUnreachableError, match=r"judge-1 at http://127.0.0.1:9/v1 cannot be used") as caught:
+        grades(score, ITEMS[:2])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_an_endpoint_that_refuses_everything_stops_the_work(endpoint, tmp_path, status):
+    judge = endpoint(lambda *_: status)
+    with pytest.raises(SophiaError, match="cannot be used"):
+        grades(without_retries(settings(judge.url, tmp_path)), ITEMS[:2])
+
+
+def test_html_instead_of_a_completion_is_asked_for_again_and_then_an_error(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "FIRST_PAUSE_SECONDS", 0.01)
+    page = "<html>Please log in</html>"
+    judge = endpoint(lambda prompt, count: page if count == 1 else by_colour(prompt, count))
+    assert grades(settings(judge.url, tmp_path, concurrency=1), ITEMS[1:2])[0].verdict == "correct"
+    assert len(judge.requests) == 2
+    judge = endpoint(lambda prompt, _: page if "azure" in prompt else "Verdict: WRONG")
+    assert [g.verdict for g in grades(settings(judge.url, tmp_path), ITEMS[1:4])] == ["error", "error", "wrong"]
+    assert sum("azure" in str(body) for body in judge.requests) == 3
 
 
 def test_extraction_by_the_judge(endpoint, tmp_path):
@@ -211,3 +243,31 @@ def test_prompts_from_files(endpoint, tmp_path):
         grades(settings(judge.url, tmp_path, judge_prompt_file=mine), ITEMS)
     with pytest.raises(UsageError, match="cannot be read"):
         grades(settings(judge.url, tmp_path, judge_prompt_file=tmp_path / "none.txt"), ITEMS)
+
+
+class Notes(NoProgress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_round_without_its_judge_stops_and_goes_on_when_it_is_back(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(test_score_phase, "right_answer", lambda question: "blue")
+    rows = [
+        trajectory(question, 0, n, "blue" if n < 3 else f"azure {question}") for question in range(8) for n in range(4)
+    ]
+    run = make_run(tmp_path / "run", rows, shards=2)
+    judge = endpoint(lambda prompt, _: 500 if not judge.up else "odd" if "azure 3" in prompt else "Verdict: CORRECT")
+    judge.up = False
+    score = without_retries(settings(judge.url, tmp_path)).model_copy(update={"second_opinions": 0})
+    config = config_for(run.path, score=score)
+    with pytest.raises(JudgeUnreachableError, match="cannot be used"):
+        score_round(config, run, 0, NoProgress())
+    assert not run.round(0).verdicts.exists() or not shard_files(run.round(0).verdicts)
+    judge.up = True
+    notes = Notes()
+    summary = score_round(config, run, 0, notes)
+    assert summary["verdicts"] == {"correct": 31, "error": 1}
+    assert any(note.startswith("1 verdicts are `error`: the judge") for note in notes.notes)

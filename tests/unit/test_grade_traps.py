@@ -1,0 +1,93 @@
+"""Answers that look right and are not, and answers that once broke the grader; each was seen from outside."""
+
+from __future__ import annotations
+
+import pytest
+
+from sophia_mcore.config.schema import Score
+from sophia_mcore.score import exact
+from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.types import GradeItem
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(Score(workers=1, timeout_seconds=5.0)) as instance:
+        yield instance
+
+
+def verdict(grader, gold, prediction, answer_type="", options=()):
+    (grade,) = grader.grade_many([GradeItem("a", f"\\boxed{{{prediction}}}", gold, answer_type, options)])
+    return grade.verdict
+
+
+CITIES = ("Paris", "London", "Rome")
+WRONG = [
+    ("B", "B or C"), ("B", "B and C"), ("B", "B and D"), ("B", "(B) or (C)"), ("B", r"B \text{ or } C"),
+    ("Yes", "Yes and No"), ("No", "No or yes"), ("Yes", "Yes. No."), ("是", "是的或不是"),
+    ("5", "x=5 or y=5"), ("5", "5_0"), ("5", "5_2"), ("5", "5_{2}"), ("101", "101_2"),
+    ("5 Mg", "5mg"), ("5mg", "5 Mg"), ("5 MW", "5 mW"), (r"5 \text{ MJ}", r"5 \text{ mJ}"), ("3 μF", "3 mF"),
+    ("$20", "20 yuan"), ("20 yuan", r"\$20"), ("€20", "£20"), (r"20 \text{ euros}", "20 dollars"),
+]  # fmt: skip
+RIGHT = [
+    ("B", "Option B"), ("B", "B. a red car"), ("Yes", "Yes, there is"), ("No", "No, and there is none"),
+    ("5", "x=5"), ("5", "x=5 or x=5"), ("101_2", "101_2"), ("5 MW", "5000 kW"), ("5 kW", "5000 W"), ("3 μF", "3000 nF"),
+    ("$20", r"\$20"), ("$20", "20 dollars"), ("20 yuan", "20"), ("$20$", "20 yuan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "prediction"), WRONG)
+def test_nearly_right_is_wrong(grader, gold, prediction):
+    assert verdict(grader, gold, prediction) == "wrong"
+
+
+@pytest.mark.parametrize(("gold", "prediction"), RIGHT)
+def test_right_stays_right(grader, gold, prediction):
+    assert verdict(grader, gold, prediction) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "wanted"),
+    [("A", "A. London", "wrong"), ("B", "A. London", "wrong"), ("A", "(A) Berlin", "wrong"), ("A", "A or B", "wrong"),
+     ("A", "A. Paris", "correct"), ("A", "A) Paris, in France", "correct"), ("A", "A is right", "correct"),
+     ("A", "Paris", "correct")],
+)  # fmt: skip
+def test_a_letter_beside_the_text_of_another_option(grader, gold, prediction, wanted):
+    assert verdict(grader, gold, prediction, "multi_choice", CITIES) == wanted
+    assert verdict(grader, gold, prediction, "", CITIES) == wanted
+
+
+@pytest.mark.parametrize("name", ["tuple", "ordered"])
+def test_a_declared_order_counts(grader, name):
+    for right in ("2,3", "(2,3)", "2, 3.0", "x=2, y=3"):
+        assert verdict(grader, "2,3", right, name) == "correct"
+    for other in ("3,2", "(3,2)", r"\{3,2\}", "2", "2,3,4"):
+        assert verdict(grader, "2,3", other, name) == "wrong"
+    assert verdict(grader, "x=2, y=3", "y=3, x=2", name) == "correct"
+    assert verdict(grader, "2,3", "3,2") == "correct"  # nothing declared
+
+
+ONES = "1" * 5000
+
+
+@pytest.mark.parametrize("gold", [ONES, rf"\frac{{{ONES}}}{{2}}", f"x={ONES}", f"({ONES}, 2)", rf"{ONES} \text{{ m}}"])
+def test_a_number_too_long_for_python_has_a_verdict(grader, gold):
+    assert verdict(grader, gold, gold) == "correct"
+    assert verdict(grader, gold, "5") in ("wrong", "error")
+    assert verdict(grader, "5", gold) == "wrong"
+
+
+def test_a_gold_answer_that_breaks_the_comparison_costs_only_itself(monkeypatch):
+    original = exact.prepare
+
+    def prepare(answer, *more):
+        if answer == "odd":
+            raise ValueError("a mistake of ours")
+        return original(answer, *more)
+
+    monkeypatch.setattr(exact, "prepare", prepare)
+    items = [GradeItem(str(n), r"\boxed{5}", gold) for n, gold in enumerate(("5", "odd", "5"))]
+    with Grader(Score(workers=1)) as grader:
+        verdicts = [grade.verdict for grade in grader.grade_many(items)]
+    assert verdicts[::2] == ["correct", "correct"]
+    assert verdicts[1] in ("wrong", "error")
