@@ -31,6 +31,9 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         return parts_equal(a.text, b.text)
     if a.kind == "atom" and len({assignment(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
         return False  # "x = 5 or y = 5" is no value
+    point = _POINT.fullmatch(text) if b.kind == "atom" and a.kind == "round" else None
+    if point:
+        return compare(gold, point[1], rule, answer_type, oracle)
     name, value = assignment(text)
     if name and a.kind != "atom" and b.kind == "atom":
         return compare(gold, value, rule, answer_type, oracle)
@@ -40,6 +43,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     return structures.compare(a, b, parts_equal, ordered_pairs=answer_type in ("tuple", "list"))
 
 
+_POINT = re.compile(r"[A-Z]'?\s*(\(.+\))")  # A(1, 2)
 _ASSIGNMENT = re.compile(
     r"(?P<name>\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'?(?:\([A-Za-z,\s]{1,8}\))?)\s*(?:=|\\approx(?![a-zA-Z])|\\equiv)\s*"
     r"(?P<value>[^=<>]+)"

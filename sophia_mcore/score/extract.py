@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sophia_mcore.score.normalize import TEXT_COMMAND
 from sophia_mcore.score.rules import NUMBER_TYPES
 
 TAIL_CHARACTERS = 20_000  # marker rules look at this much of the end; \boxed{} is searched everywhere
@@ -93,7 +94,7 @@ def _boxed(text: str) -> list[str]:
 
 # ---- announcements
 
-_SAY = r"(?:\s*(?:is|are|was|would be|should be|must be|will be)\b\s*:?|\s*[:：=])"
+_SAY = r"(?:\s*(?:is|are|was|would be|should be|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
 _STAR = r"[*_`\"']*"
 _REST = r"(?P<answer>\S[^\n]*)"
 
@@ -165,6 +166,7 @@ RULES: tuple[Rule, ...] = (
             (r"\boxed 7", "7"),
             (r"\fbox{B}", "B"),
             (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+            (r"\boxed{\text{The answer is } 5}", "5"),
         ),
         ("\\boxed", "\\fbox"),
     ),
@@ -200,7 +202,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Chinese",
         _pattern(
-            r"(?:最终|正确)?(?:答案|结果)(?:选项)?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。][^\n。]*)"
+            r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。][^\n。]*)"
         ),
         (
             ("所以答案是 12。", "12"),
@@ -208,6 +210,7 @@ RULES: tuple[Rule, ...] = (
             ("故答案为：B。", "B"),
             ("正确答案是C", "C"),
             ("答案：是", "是"),
+            ("【答案】B", "B"),
         ),
         ("答案", "结果"),
     ),
@@ -228,6 +231,7 @@ RULES: tuple[Rule, ...] = (
             ("**Answer**: $5$", "5"),
             ("The correct answer is $5$, which is odd.", "5"),
             ("Answer:\n12", "12"),
+            ("The answer is not 5. The answer is 6.", "6"),
         ),
         ("answer",),
     ),
@@ -333,6 +337,9 @@ def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
     for part in parts:
         boxed = _apply(RULES[0], part, part)
         if boxed:
+            if "answer" in boxed.lower():  # a whole sentence in the box
+                flat = TEXT_COMMAND.sub(r"\1", boxed)
+                boxed = next(filter(None, (_apply(inner, flat, flat.lower()) for inner in _AGAIN)), boxed)
             return boxed, RULES[0].name
         lower = part[-TAIL_CHARACTERS:].lower()
         for rule in RULES[1:]:

@@ -15,12 +15,13 @@ _CHARACTERS |= str.maketrans(
         "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "√": r"\sqrt ",
         "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "±": r"\pm ",
         "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "≈": r"\approx ",
-        "²": "^2", "³": "^3",
         "½": r"\frac12 ", "⅓": r"\frac13 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "、": ",", "。": ".",
         "“": '"', "”": '"', "‘": "'", "’": "'", "α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ",
         "\u200b": "", "\ufeff": "", "\u2061": "", "【": "[", "】": "]",
     }
 )  # fmt: skip
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SPACE = re.compile(r"(?:(?<!\\)\\[,;!:\s>]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
 _DECORATION = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -50,7 +51,7 @@ def clean(answer: str) -> str:
     '( 1 , \\frac{1}{2} )'
     """
     if not answer.isascii():
-        answer = unicodedata.normalize("NFC", answer).translate(_CHARACTERS)
+        answer = _SUPERSCRIPT.sub(_raised, unicodedata.normalize("NFC", answer)).translate(_CHARACTERS)
     if "$" in answer:
         answer = _DOLLAR.sub(" ", answer)
     if "\\" in answer or "~" in answer:
@@ -62,6 +63,11 @@ def clean(answer: str) -> str:
     else:
         answer = " ".join(answer.split())
     return _strip(answer)
+
+
+def _raised(match: re.Match[str]) -> str:
+    power = match[0].translate(_RAISED)
+    return f"^{power}" if len(power) == 1 else f"^{{{power}}}"
 
 
 def _strip(answer: str) -> str:

@@ -29,7 +29,7 @@ _PLAIN = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
     r"(?:\\?[$€£¥]\s*)?(?P<sign>[+-]?)\s*(?:\\?[$€£¥]\s*)?"
     rf"(?:(?P<plain>{_PLAIN})(?:[eE](?P<exponent>[+-]?\d{{1,4}}))?"
-    r"|(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
+    r"|(?:(?P<units>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
     r"|(?P<whole>\d+)?\s*\\frac\s*"
     r"(?:\{\s*(?P<ftop>-?\d+)\s*\}\s*\{\s*(?P<fbottom>-?\d+)\s*\}|(?P<d1>\d)\s*(?P<d2>\d)))"
     r"(?P<percent>\s*(?:\\?%|percent\b|\\text\s*\{\s*percent\s*\}))?"
@@ -63,6 +63,10 @@ def parse_number(text: str) -> Number | None:
     whole = 0
     if match["top"]:
         top, bottom = int(match["top"]), int(match["bottom"])
+        if match["units"]:
+            whole = int(match["units"])
+            if top >= bottom:
+                return None  # no mixed number
     else:
         top, bottom = int(match["ftop"] or match["d1"]), int(match["fbottom"] or match["d2"])
         whole = int(match["whole"] or 0)
