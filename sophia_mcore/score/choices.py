@@ -18,9 +18,11 @@ _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
 )
 _SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
-_ONE_OF_SEVERAL = r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?"
-_ANOTHER_LETTER = re.compile(rf"\s*(?:,|;|/|&|\band\b|\bor\b|和|或|、|\s)+\s*{_ONE_OF_SEVERAL}(?![A-Za-z'’])")
-_FIRST_LETTER = re.compile(rf"{_ONE_OF_SEVERAL}(?![A-Za-z'’])")
+_FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
+_ANOTHER_LETTER = re.compile(
+    r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
+    r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
+)
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 
@@ -77,15 +79,17 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     plain, dense = _option_texts(options)
     if plain.count(plain_text(answer)) == 1:
         return False
+    both = _LETTER_AND_TEXT.fullmatch(answer)
+    text = own = ""
+    if both and LETTERS.index(both[1]) < len(options):
+        index = LETTERS.index(both[1])
+        text, own = plain_text(both[2]), plain[index]
+        if text == own or _MATHEMATICS.sub("", text) == dense[index]:
+            return False
     first = _FIRST_LETTER.match(answer)
     if first and _ANOTHER_LETTER.match(answer, first.end()):
         return True
-    both = _LETTER_AND_TEXT.fullmatch(answer)
-    if both is None or LETTERS.index(both[1]) >= len(options):
-        return False
-    own = plain[LETTERS.index(both[1])]
-    text = plain_text(both[2])
-    if text == own or _MATHEMATICS.sub("", text) == dense[LETTERS.index(both[1])]:
+    if not own:
         return False
     if text in plain:
         return True

@@ -21,7 +21,7 @@ def verdict(grader, gold, prediction, answer_type="", options=()):
     return grade.verdict
 
 
-CITIES = ("Paris", "London", "Rome")
+CITIES = ("Paris", "London", "Rome", "a cat")
 WRONG = [
     ("B", "B or C"), ("B", "B and C"), ("B", "B and D"), ("B", "(B) or (C)"), ("B", r"B \text{ or } C"),
     ("Yes", "Yes and No"), ("No", "No or yes"), ("Yes", "Yes. No."), ("是", "是的或不是"),
@@ -55,7 +55,8 @@ def test_right_stays_right(grader, gold, prediction):
     ("gold", "prediction", "wanted"),
     [("A", "A. London", "wrong"), ("B", "A. London", "wrong"), ("A", "(A) Berlin", "wrong"), ("A", "A or B", "wrong"),
      ("A", "A. Paris", "correct"), ("A", "A) Paris, in France", "correct"), ("A", "A is right", "correct"),
-     ("A", "Paris", "correct")],
+     ("A", "Paris", "correct"), ("D", "(D) A cat", "correct"), ("D", "D. a cat", "correct"), ("A", "A, D", "wrong"),
+     ("A", "(A) (B)", "wrong"), ("A", "Option A or option B", "wrong")],
 )  # fmt: skip
 def test_a_letter_beside_the_text_of_another_option(grader, gold, prediction, wanted):
     assert verdict(grader, gold, prediction, "multi_choice", CITIES) == wanted
