@@ -69,6 +69,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     return None
 
 
+@lru_cache(maxsize=1 << 12)
 def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     """Whether an answer names several letters ("B or C"), or a letter with the text of another option.
 

@@ -118,7 +118,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
     text = clean(prediction)
-    if len({*currencies(gold.raw), *currencies(prediction)}) == 2:
+    money = currencies(gold.raw)
+    if money and len(money | currencies(prediction)) == 2:
         return False
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False

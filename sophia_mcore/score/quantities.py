@@ -36,6 +36,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
 _AMOUNT = re.compile(r"(?P<before>\D{1,20}?)\s*[+-]?\s*[\d.,]+\s*|\s*[\d.,]+\s*(?P<after>\D{1,20})")
 
 
+@lru_cache(maxsize=1 << 12)
 def currencies(text: str) -> frozenset[str]:
     r"""The currency of an amount of money as written, before ``clean`` takes the dollar signs for mathematics.
 
