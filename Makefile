@@ -31,8 +31,12 @@ lint: env
 types: env
 	$(PY) -m mypy
 
+# tests/slurm mostly waits, so it runs beside the others; its output comes at the end
 test: env
-	$(PY) -m pytest
+	@mkdir -p build
+	@$(PY) -m pytest tests/slurm > build/tests-slurm.log 2>&1 & beside=$$!; status=0; \
+	$(PY) -m pytest --ignore=tests/slurm || status=1; \
+	wait $$beside || status=1; cat build/tests-slurm.log; exit $$status
 
 check: lint types test
 

@@ -99,7 +99,7 @@ def test_preempted_then_cancelled_then_continued(
 def test_time_limit(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
     config_file = make_config(tmp_path, policy, endpoint)
     set_options(config_file, OPTIONS_CAPTIONS="--time=1 --signal=B:USR1@55", TASKS_CAPTIONS="1")
-    endpoint.seconds = 4.0
+    endpoint.seconds = 12.0  # longer in all than the time, however fast the machine: Slurm looks at limits now and then
     run = submit_captions(cluster, config_file)
     wait_for(lambda: attempts(run, "captions") and attempts(run, "captions")[0].code == 75, "the signal", 90)
     endpoint.seconds = 0.0
