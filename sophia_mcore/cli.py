@@ -154,6 +154,7 @@ def convert(
     quantizer: Annotated[Path | None, typer.Option(help="For fp8: Python of the ModelOpt environment.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
     checksums: Annotated[bool, typer.Option(" /--no-checksums", help="No sha256 in conversion.json.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Tensors copied at a time.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
 ) -> None:
     """Convert a checkpoint between Hugging Face, Megatron and FP8 layouts."""
@@ -178,6 +179,7 @@ def convert(
         quantizer=quantizer,
         verify=verify,
         checksums=checksums,
+        workers=workers,
         dry_run=dry_run,
     )
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from sophia_mcore.config.schema import Objective, Reward
 from sophia_mcore.records import Verdict
-
-BROKEN = ("timeout", "error")
+from sophia_mcore.score.reward import BROKEN
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.advantage import BROKEN, Scored
+from sophia_mcore.batch.advantage import Scored
 from sophia_mcore.batch.recorded import recorded_logprobs
 from sophia_mcore.batch.samples import FRESH, Sample
-from sophia_mcore.data.chat import IMAGE_CONTEXT
+from sophia_mcore.data.chat import plain
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_folder, read_table, shard_files
@@ -68,7 +69,7 @@ def fresh_samples(
             source=FRESH_SOURCE,
             images=question.images,
             system=long_thinking,  # what it was sampled with, whether it thinks or not
-            question=question.question.replace(IMAGE_CONTEXT, ""),
+            question=plain(question.question),
             response=answer.text,
             weight=weights[answer.id],
             kind=FRESH,

@@ -69,7 +69,7 @@ def from_store(
         for sample, logprobs in fresh_samples(folder, weights, questions, long_thinking):
             found.samples.append(sample)
             found.rollout[sample.id] = logprobs
-            if objective.behaviour != "reference" and objective.correction == "none":
+            if recorded or (objective.behaviour != "reference" and objective.correction == "none"):
                 found.behaviour[sample.id] = logprobs
     return found
 

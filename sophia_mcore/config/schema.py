@@ -187,6 +187,16 @@ class Parallel(Section):
     layers_on_first_stage: PositiveInt | None = None  # language layers beside the vision tower
     layers_on_last_stage: PositiveInt | None = None
 
+    @property
+    def model_ranks(self) -> int:
+        """Processes that hold one copy of the model."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.processes or self.model_ranks
+
 
 class Train(Section):
     """Optimisation. Steps = `steps`, or `epochs` over the kept set."""
@@ -287,10 +297,9 @@ class Config(Section):
         if self.models.reasoner is None and self.reasoning.engine.kind != "openai":
             raise ValueError("models.reasoner is missing (needed unless reasoning.engine.kind is 'openai')")
         p = self.parallel
-        ranks = p.tensor * p.pipeline * p.context
-        if p.processes is not None and p.processes % ranks:
+        if p.world_size % p.model_ranks:
             raise ValueError(
-                f"parallel.processes = {p.processes} is not a multiple of tensor x pipeline x context = {ranks}"
+                f"parallel.processes = {p.processes} is not a multiple of tensor x pipeline x context = {p.model_ranks}"
             )
         if p.sequence_parallel and p.tensor == 1:
             raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")

@@ -46,6 +46,11 @@ BUILT_IN = {
 _PROBE = "sophia probe text"
 
 
+def plain(text: str) -> str:
+    """Text from data as part of a prompt: it cannot ask for an image of its own."""
+    return text.replace(IMAGE_CONTEXT, "")
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A turn. Every image stands in ``text`` as one ``<IMG_CONTEXT>``.

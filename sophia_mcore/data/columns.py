@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from sophia_mcore.config.schema import Columns, Source
@@ -19,7 +20,6 @@ from sophia_mcore.errors import UsageError
 
 # Text that would be read as structure once it stands in a prompt.
 RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
 
@@ -58,9 +58,9 @@ def with_options(question: str, options: tuple[str, ...]) -> str:
     >>> with_options("Which is larger? A. red B. blue", ("red", "blue"))
     'Which is larger? A. red B. blue'
     """
-    if not options or len(options) > len(LETTERS):
+    if not options or len(options) > len(ascii_uppercase):
         return question
-    pairs = [(letter, _without_letter(text, letter)) for letter, text in zip(LETTERS, options, strict=False)]
+    pairs = [(letter, _without_letter(text, letter)) for letter, text in zip(ascii_uppercase, options, strict=False)]
     listed = ".*?".join(rf"(?<![^\W_]){letter}[).:,\s]+{re.escape(text)}" for letter, text in pairs)
     if re.search(listed, question, re.DOTALL):
         return question

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.schema import Config
@@ -108,8 +107,3 @@ def caption_requests(
         )
         for k in range(config.captions.per_image)
     ]
-
-
-def captioning_model(config: Config, run: RunFolder, round_index: int) -> Path:
-    """Who captions: the base policy in round 0, then the model that the round before has exported."""
-    return config.models.policy if round_index == 0 else run.round(round_index - 1).model

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.data.chat import IMAGE_CONTEXT
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, Engine, Request
 from sophia_mcore.progress import Progress
@@ -132,8 +131,3 @@ def read_questions(questions_file: Path, *, with_images: bool) -> list[Question]
                 f"question {bare!r} has no image: a round starts from images (text-only data goes into batch.mixtures)"
             )
     return questions
-
-
-def plain(text: str) -> str:
-    """Text from data as part of a prompt: it cannot ask for an image of its own."""
-    return text.replace(IMAGE_CONTEXT, "")

@@ -15,7 +15,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.config.schema import Engine as EngineConfig
 from sophia_mcore.errors import run_command
-from sophia_mcore.generate.captions import captioning_model, generate_captions
+from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Engine, LazyEngine, open_engine
 from sophia_mcore.generate.fresh import generate_fresh
 from sophia_mcore.generate.reasoning import generate_trajectories
@@ -43,7 +43,8 @@ def work(config_file: Path, round_index: int, stage: str, progress: Progress, at
     """Do the stage of the round of the run that ``config_file`` lies in."""
     config, run = load_config(config_file), RunFolder(config_file.parent)
     if stage == "captions":
-        engine = lazy_engine(config, config.captions.engine, captioning_model(config, run, round_index), progress)
+        policy = run.starting_policy(round_index, config.models.policy)
+        engine = lazy_engine(config, config.captions.engine, policy, progress)
         generate_captions(config, run, round_index, engine, progress, attempts)
         if config.objective.fresh_share:
             generate_fresh(config, run, round_index, engine, progress, attempts)

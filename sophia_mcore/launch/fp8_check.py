@@ -8,8 +8,7 @@ from typing import Any
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import interpreter
-from sophia_mcore.launch.process import run_worker
+from sophia_mcore.launch.phases import Context, run_ranks
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
@@ -33,18 +32,8 @@ def run_fp8_check(config: Config, round_index: int) -> str:
         settings = run.path / "fp8_check.toml"
         write_text(settings, dump_toml(config))
         (run.path / "fp8_check.json").unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
-        parallel, threads = config.parallel, config.train.threads_per_process
-        ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
-        run_worker(
-            [
-                interpreter(config.environments.trainer),
-                *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-                *("-m", "sophia_mcore.train.fp8_worker", str(settings), "--round", str(round_index)),
-            ],
-            log_file=run.path / "logs" / "fp8-check.log",
-            environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
-            follow=progress.follow,
-        )
+        flags = [str(settings), "--round", str(round_index)]
+        run_ranks(Context(config, run, progress), "fp8-check", "sophia_mcore.train.fp8_worker", flags)
     found = json.loads((run.path / "fp8_check.json").read_text())
     page = write_fp8_page(run)
     if not found["passed"]:

@@ -31,9 +31,11 @@ class Context:
     run: RunFolder
     progress: TerminalProgress
 
-    def policy(self, round_index: int) -> Path:
-        """The policy that round ``round_index`` starts from: the last round's export, or the base model."""
-        return self.config.models.policy if round_index == 0 else self.run.round(round_index - 1).model
+
+def evaluated_models(config: Config, run: RunFolder, round_index: int) -> list[tuple[str, Path]]:
+    """(label, folder) of the models that the evaluation of a round asks: the base model once, the round's export."""
+    with_base = config.evaluate.evaluate_base and round_index == 0
+    return [(BASE_LABEL, config.models.policy)] * with_base + [(f"round-{round_index}", run.round(round_index).model)]
 
 
 def preflight(context: Context, round_index: int) -> None:
@@ -46,7 +48,7 @@ def preflight(context: Context, round_index: int) -> None:
     from sophia_mcore.parallel.layout import check_layout
 
     config = context.config
-    policy = context.policy(round_index)
+    policy = context.run.starting_policy(round_index, config.models.policy)
     check_model_dir(policy)
     if config.models.reasoner is not None:
         check_model_dir(config.models.reasoner)
@@ -101,16 +103,21 @@ def train(context: Context, round_index: int) -> None:
     kept_file = context.run.round(round_index).kept_file
     if context.config.train.data is None and not kept_file.is_file():  # said here: the ranks take a while to start
         raise SophiaError(f"{kept_file}: no such file; run `sophia score` first")
-    parallel = context.config.parallel
-    ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
-    threads = context.config.train.threads_per_process
+    flags = [str(context.run.config_file), "--round", str(round_index)]
+    run_ranks(context, f"train-round-{round_index}", "sophia_mcore.train.worker", flags)
+
+
+def run_ranks(context: Context, name: str, module: str, flags: list[str]) -> None:
+    """A module on every rank of the layout, on this machine under torchrun, with logs/NAME.log. Raises SophiaError."""
+    config = context.config
+    threads = config.train.threads_per_process
     run_worker(
         [
-            interpreter(context.config.environments.trainer),
-            *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-            *("-m", "sophia_mcore.train.worker", str(context.run.config_file), "--round", str(round_index)),
+            interpreter(config.environments.trainer),
+            *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.parallel.world_size}"),
+            *("-m", module, *flags),
         ],
-        log_file=_log(context, f"train-round-{round_index}"),
+        log_file=_log(context, name),
         environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
         follow=context.progress.follow,
     )
@@ -133,9 +140,7 @@ def evaluate(context: Context, round_index: int) -> None:
     """pass@1 of the base model (once) and of the round's export, by the same code."""
     if not context.config.evaluate.questions:
         return
-    models = [(f"round-{round_index}", context.run.round(round_index).model)]
-    if context.config.evaluate.evaluate_base and round_index == 0:
-        models.insert(0, (BASE_LABEL, context.config.models.policy))
+    models = evaluated_models(context.config, context.run, round_index)
     flags = [f"--model={label}={model}" for label, model in models]
     _rollout(context, f"evaluate-round-{round_index}", ["sophia_mcore.evaluate.worker", *flags], None)
 

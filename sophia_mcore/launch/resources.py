@@ -19,20 +19,14 @@ def gpus_per_task(config: Config, phase: str) -> int:
 
 def processes_per_node(config: Config) -> int:
     """Training processes on each node."""
-    return config.parallel.processes_per_node or processes(config)
-
-
-def processes(config: Config) -> int:
-    """Training processes in all."""
-    parallel = config.parallel
-    return parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+    return config.parallel.processes_per_node or config.parallel.world_size
 
 
 def training_nodes(config: Config) -> int:
     """Nodes of the training. Raises UsageError when they cannot all run the same number of processes."""
-    if processes(config) % processes_per_node(config):
+    processes, on_node = config.parallel.world_size, processes_per_node(config)
+    if processes % on_node:
         raise UsageError(
-            f"parallel.processes = {processes(config)} is not a multiple of parallel.processes_per_node = "
-            f"{processes_per_node(config)}"
+            f"parallel.processes = {processes} is not a multiple of parallel.processes_per_node = {on_node}"
         )
-    return processes(config) // processes_per_node(config)
+    return processes // on_node

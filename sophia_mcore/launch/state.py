@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.phases import BASE_LABEL, PHASES
+from sophia_mcore.launch.phases import PHASES, evaluated_models
 from sophia_mcore.records import Question
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RunFolder
@@ -72,8 +72,8 @@ def queues_of(config: Config, run: RunFolder, phase: str, round_index: int) -> l
         if not run.evaluation_questions_file.is_file():
             return []
         ids = [question.id for question in read_shard(run.evaluation_questions_file, Question)]
-        labels = evaluated_labels(config, round_index)
-        return [evaluation_queue(config, run, label, p, ids) for label in labels for p in config.evaluate.protocols]
+        models = evaluated_models(config, run, round_index)
+        return [evaluation_queue(config, run, label, p, ids) for label, _ in models for p in config.evaluate.protocols]
     if not run.questions_file.is_file():
         return []
     ids = [question.id for question in read_shard(run.questions_file, Question)]
@@ -81,12 +81,6 @@ def queues_of(config: Config, run: RunFolder, phase: str, round_index: int) -> l
         queues = [caption_queue(config, run, round_index, image_sets_of(run))]
         return [*queues, fresh_queue(config, run, round_index, ids)] if config.objective.fresh_share else queues
     return [reasoning_queue(config, run, round_index, ids)]
-
-
-def evaluated_labels(config: Config, round_index: int) -> list[str]:
-    """Whose answers the evaluation of a round makes: the base model's once, then the round's own."""
-    with_base = config.evaluate.evaluate_base and round_index == 0
-    return [BASE_LABEL] * with_base + [f"round-{round_index}"]
 
 
 def _of_queues(phase: str, round_index: int, queues: list[UnitQueue]) -> PhaseState:
@@ -206,7 +200,6 @@ def check_inputs(config: Config, run: RunFolder, phase: str, round_index: int) -
 
 def policies_of(config: Config, run: RunFolder, phase: str, round_index: int) -> list[Path]:
     """The policy folders that captions or evaluate of a round read."""
-    before = config.models.policy if round_index == 0 else run.round(round_index - 1).model
     if phase == "captions":
-        return [before]
-    return [config.models.policy] * (round_index == 0) + [run.round(round_index).model]
+        return [run.starting_policy(round_index, config.models.policy)]
+    return [folder for _, folder in evaluated_models(config, run, round_index)]

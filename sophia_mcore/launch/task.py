@@ -23,9 +23,9 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError, run_command
 from sophia_mcore.launch import health
 from sophia_mcore.launch.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
-from sophia_mcore.launch.phases import BASE_LABEL, PHASES
+from sophia_mcore.launch.phases import PHASES, evaluated_models
 from sophia_mcore.launch.resources import gpus_per_task, processes_per_node, training_nodes
-from sophia_mcore.launch.state import check_inputs, evaluated_labels, state_of
+from sophia_mcore.launch.state import check_inputs, state_of
 from sophia_mcore.progress import LineProgress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
@@ -145,8 +145,7 @@ def _export(config: Config, run: RunFolder, round_index: int, task: SlurmTask, s
 def _evaluate(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
     from sophia_mcore.evaluate import worker
 
-    folders = {BASE_LABEL: config.models.policy}
-    models = [(n, folders.get(n, run.round(round_index).model)) for n in evaluated_labels(config, round_index)]
+    models = evaluated_models(config, run, round_index)
     worker.work(run.config_file, models, LineProgress(), config.cluster.unit_attempts)
 
 

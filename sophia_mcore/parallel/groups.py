@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -13,9 +12,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel.backend import Backend
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +78,11 @@ def initialize(
     timeout = timedelta(seconds=timeout_seconds)
     if not dist.is_initialized():
         dist.init_process_group(backend.distributed, timeout=timeout)
-    world, ranks = dist.get_world_size(), parallel.tensor * parallel.pipeline * parallel.context
-    if world % ranks:
+    world = dist.get_world_size()
+    if world % parallel.model_ranks:
         raise UsageError(
             f"{world} processes do not fit parallel.tensor x pipeline x context = "
-            f"{parallel.tensor} x {parallel.pipeline} x {parallel.context} = {ranks}"
+            f"{parallel.tensor} x {parallel.pipeline} x {parallel.context} = {parallel.model_ranks}"
         )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,

@@ -60,8 +60,7 @@ def run_layout(
     work: Callable[..., Any], parallel: Parallel, *args: Any, data: int = 1, timeout: float = 120.0
 ) -> list[Any]:
     """`work(groups, backend, *args)` on every rank of a layout, inside the CPU adaptation."""
-    world_size = parallel.tensor * parallel.pipeline * parallel.context * data
-    return run(_with_groups, world_size, work, parallel, args, timeout_seconds=timeout)
+    return run(_with_groups, parallel.model_ranks * data, work, parallel, args, timeout_seconds=timeout)
 
 
 def _with_groups(work: Callable[..., Any], parallel: Parallel, args: tuple[Any, ...]) -> Any:

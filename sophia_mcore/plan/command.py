@@ -59,7 +59,8 @@ def make_plan(
         raise UsageError(f"--gpus {gpus}: at least 1")
     device = load_gpu(gpu)
     if gpus > device.per_node and gpus % device.per_node:
-        raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {gpus // device.per_node * 8}")
+        fewer = gpus // device.per_node * device.per_node
+        raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {fewer} or {fewer + device.per_node}")
     if not (config.models.policy / "config.json").is_file():
         raise UsageError(
             f"{config.models.policy}: no config.json; a plan needs that file of the model alone, no weights"

@@ -91,7 +91,7 @@ def chunk_seconds(setting: Setting, device: Device, stage: int, chunk: int) -> t
         products=2 * forward.products,
         attention=ATTENTION_BACKWARD * forward.attention,
         memory=2 * forward.memory + _accumulation_seconds(setting, device, stage, chunk),
-        communication=1.5 * forward.communication,  # the gathered input is gathered again
+        communication=layers * _layer_communication(setting, device, backward=True),
     )
     if setting.train.recompute == "full":
         backward = backward + forward
@@ -110,24 +110,43 @@ def chunk_seconds(setting: Setting, device: Device, stage: int, chunk: int) -> t
 
 def layer_seconds(setting: Setting, device: Device) -> Seconds:
     """Forward of one decoder layer on one rank."""
-    spec, parallel, tokens = setting.spec.language, setting.parallel, setting.rank_tokens
+    spec, tokens = setting.spec.language, setting.rank_tokens
     query, key, mlp = setting.widths()
     weights = spec.hidden_size * (2 * query + 2 * key + 3 * mlp)
     rate = device.bf16 if setting.train.fp8 == "none" else device.fp8
-    attention = 2 * setting.row.squares * query / parallel.context / device.attention  # scores and values, half masked
     plain = setting if setting.train.recompute == "none" else _without_recompute(setting)
     traffic = TRAFFIC_PER_SAVED_BYTE * layer_bytes(plain)
-    hidden = setting.element * tokens * spec.hidden_size
-    exchanged = collective_seconds(device, 4 * hidden, parallel.tensor, parallel.tensor, 4)
-    around = device.tensor_overlap if parallel.tensor > 1 else 0.0
-    ring = setting.element * 2 * key * tokens * (parallel.context - 1)
-    ring_seconds = ring / link(device, parallel.tensor * parallel.context)
     return Seconds(
         products=2 * tokens * weights / rate,
-        attention=attention,
+        attention=_attention_seconds(setting, device),
         memory=traffic / device.bandwidth + device.layer_seconds,
-        communication=exchanged * (1 - around) + max(0.0, ring_seconds - (attention if setting.fused else 0.0)),
+        communication=_layer_communication(setting, device),
     )
+
+
+def _attention_seconds(setting: Setting, device: Device) -> float:
+    query, _, _ = setting.widths()
+    return 2 * setting.row.squares * query / setting.parallel.context / device.attention  # half masked
+
+
+def _layer_communication(setting: Setting, device: Device, backward: bool = False) -> float:
+    """What a layer's pass sends that nothing hides: between tensor-parallel ranks, and around the context's ring.
+
+    Sequence parallelism gathers twice and reduce-scatters twice; its backward gathers the two inputs once more. Without
+    it there are two all-reduces, each as much as a gather and a reduce-scatter.
+    """
+    parallel, tokens = setting.parallel, setting.rank_tokens
+    hidden = setting.element * tokens * setting.spec.language.hidden_size
+    gathers, scatters = (4 if backward and parallel.sequence_parallel else 2), 2
+    cost = device.reduce_scatter if parallel.sequence_parallel else 1.0
+    size, messages = (gathers + cost * scatters) * hidden, gathers + scatters
+    exchanged = collective_seconds(device, size, parallel.tensor, parallel.tensor, messages)
+    _, key, _ = setting.widths()
+    passed_on = setting.element * 2 * key * tokens * (parallel.context - 1)
+    ring = passed_on / link(device, parallel.tensor * parallel.context)
+    hidden_by = _attention_seconds(setting, device) if setting.fused else 0.0
+    around = (1.5 if backward else 1.0) * max(0.0, ring - hidden_by)  # keys and values, and backward their gradients
+    return exchanged * (1 - device.tensor_overlap) + around
 
 
 def _without_recompute(setting: Setting) -> Setting:

@@ -35,6 +35,7 @@ class Device:
     layer_seconds: float = 20e-6  # fixed cost of a layer's forward (launches that are not hidden)
     message_seconds: float = 15e-6  # latency of one collective
     tensor_overlap: float = 0.0  # share of tensor-parallel traffic that hides behind matrix products
+    reduce_scatter: float = 1.0  # its time over an all-gather's; gloo carries it out as a whole all-reduce: 2
     data_exposed: float = 0.1  # share of the gradient exchange that no backward hides; above 1: summed slower than sent
     step_seconds: float = 0.0  # fixed cost of one optimizer step
 

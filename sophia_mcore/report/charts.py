@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
-from sophia_mcore.report.examples import in_script
+from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
 from sophia_mcore.report.reading import Problems, columns, records
 from sophia_mcore.score.reward import Candidate, visual_rewards
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.track.metrics import read_metrics
 
-_BLUE, _ORANGE, _GREEN, _GREY, _RED, _PURPLE = "#3b7dd8", "#d9822b", "#3a9d5d", "#8a8f98", "#c9544b", "#8a63c9"
-_COLOURS = (_GREY, _BLUE, _GREEN, _ORANGE, _PURPLE, _RED)
-_VERDICT_COLOURS = {"correct": _GREEN, "wrong": _RED, "no_answer": _GREY, "timeout": _ORANGE, "error": _PURPLE}
+_COLOURS = (GREY, BLUE, GREEN, ORANGE, PURPLE, RED)
+_VERDICT_COLOURS = {"correct": GREEN, "wrong": RED, "no_answer": GREY, "timeout": ORANGE, "error": PURPLE}
 _TRAINING = {
     "loss": "Loss (of the objective)",
     "logprob_kept": "Mean log-prob per token of the kept trajectories",
@@ -48,12 +46,9 @@ def charts(runs: list[Charted]) -> list[dict[str, str]]:
         figures.append(("pass@1 by data set, 95% intervals", _pass_at_1(runs, "by_source")))
     for index in sorted({entry["round"] for charted in runs for entry in charted.report["rounds"]}):
         label = f"round {index}"
-        figures += [(f"{title}, {label}", figure) for title, figure in _round_figures(runs, index)]
+        figures += [(f"{title}, {label}", drawn) for title, drawn in _round_figures(runs, index)]
     figures.append(("Time of each phase", _seconds(runs)))
-    return [
-        {"id": f"chart-{i}", "title": title, "figure": in_script(json.loads(figure.to_json()))}
-        for i, (title, figure) in enumerate((title, figure) for title, figure in figures if figure is not None)
-    ]
+    return numbered(figures)
 
 
 def _round_figures(runs: list[Charted], index: int) -> list[tuple[str, Any]]:
@@ -80,26 +75,6 @@ def _round_figures(runs: list[Charted], index: int) -> list[tuple[str, Any]]:
     return figures
 
 
-def _figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> Any:
-    import plotly.graph_objects as go
-
-    figure = go.Figure(traces)
-    figure.update_layout(
-        template="none",
-        height=280 + 20 * (len(traces) > 4),
-        margin={"l": 60, "r": 20, "t": 10 + 20 * -(-len(traces) // 2) * (len(traces) > 1), "b": 45},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": _GREY},
-        xaxis={"title": x, "gridcolor": "rgba(138,143,152,0.25)"},
-        yaxis={"title": y, "gridcolor": "rgba(138,143,152,0.25)", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        showlegend=len(traces) > 1,
-        **layout,
-    )
-    return figure
-
-
 def _bars(counts: list[tuple[str, dict[str, int]]], unit: str) -> Any:
     import plotly.graph_objects as go
 
@@ -114,11 +89,11 @@ def _bars(counts: list[tuple[str, dict[str, int]]], unit: str) -> Any:
         go.Bar(name=run, x=labels, y=[mine.get(n, 0) for n in names], marker_color=_colour(i))
         for i, (run, mine) in enumerate(counts)
     ]
-    return _figure(*traces, y=unit, barmode="group")
+    return figure(*traces, y=unit, barmode="group")
 
 
 def _colour(index: int) -> str:
-    return (_BLUE, _ORANGE)[index % 2]
+    return (BLUE, ORANGE)[index % 2]
 
 
 def _verdicts_by_type(by_type: dict[str, dict[str, int]]) -> Any:
@@ -136,7 +111,7 @@ def _verdicts_by_type(by_type: dict[str, dict[str, int]]) -> Any:
         for verdict, colour in _VERDICT_COLOURS.items()
         if any(verdict in counts for counts in by_type.values())
     ]
-    return _figure(*traces, y="trajectories", barmode="stack")
+    return figure(*traces, y="trajectories", barmode="stack")
 
 
 def _rewards(folder: RoundFolder, charted: Charted) -> tuple[list[float], list[float]]:
@@ -160,10 +135,10 @@ def _reward_figure(values: list[tuple[str, list[float]]], alpha: float | None) -
     for i, (name, rewards) in enumerate(values):
         counted = Counter(round(reward * 20) for reward in rewards)
         traces.append(go.Bar(name=name, x=steps, y=[counted[n] for n in range(21)], marker_color=_colour(i)))
-    figure = _figure(*traces, x="reward", y="count", barmode="group")
+    drawn = figure(*traces, x="reward", y="count", barmode="group")
     if alpha is not None:
-        figure.add_vline(x=alpha, line={"color": _RED, "dash": "dash"}, annotation_text=f"alpha {alpha}")
-    return figure
+        drawn.add_vline(x=alpha, line={"color": RED, "dash": "dash"}, annotation_text=f"alpha {alpha}")
+    return drawn
 
 
 def _length_figures(drawn: list[tuple[Charted, RoundFolder]]) -> list[tuple[str, Any]]:
@@ -198,7 +173,7 @@ def _lengths(groups: list[tuple[str, list[int]]]) -> Any:
         counted = Counter((length - low) // width for length in lengths)
         bars = [counted[n] for n in range(len(places))]
         traces.append(go.Bar(name=name, x=list(places), y=bars, marker_color=_COLOURS[(i + 1) % len(_COLOURS)]))
-    return _figure(*traces, x="tokens of the sampling model", y="count", barmode="overlay", bargap=0.05).update_traces(
+    return figure(*traces, x="tokens of the sampling model", y="count", barmode="overlay", bargap=0.05).update_traces(
         opacity=0.75 if len(traces) > 1 else 1.0
     )
 
@@ -216,7 +191,7 @@ def _curve(runs: list[tuple[str, list[dict[str, Any]]]], name: str) -> Any:
         if points:
             x, y = [p[0] for p in points], [p[1] for p in points]
             traces.append(go.Scatter(name=run, x=x, y=y, mode="lines", line={"color": _colour(i)}))
-    return _figure(*traces, x="step") if traces else None
+    return figure(*traces, x="step") if traces else None
 
 
 def _seconds(runs: list[Charted]) -> Any:
@@ -230,7 +205,7 @@ def _seconds(runs: list[Charted]) -> Any:
                 spent = entry["seconds"]
                 colour = _COLOURS[(len(traces) + 1) % len(_COLOURS)]
                 traces.append(go.Bar(name=label, x=list(spent), y=list(spent.values()), marker_color=colour))
-    return _figure(*traces, y="seconds", barmode="group") if traces else None
+    return figure(*traces, y="seconds", barmode="group") if traces else None
 
 
 def _protocols(charted: Charted) -> list[dict[str, Any]]:
@@ -256,8 +231,8 @@ def _pass_at_1(runs: list[Charted], split: str) -> Any:
                         error_y={
                             "array": [100 * v["ci95"][1] - c for v, c in zip(types.values(), centre, strict=True)],
                             "arrayminus": [c - 100 * v["ci95"][0] for v, c in zip(types.values(), centre, strict=True)],
-                            "color": _GREY,
+                            "color": GREY,
                         },
                     )
                 )
-    return _figure(*traces, y="pass@1, %, 95% interval", barmode="group") if traces else None
+    return figure(*traces, y="pass@1, %, 95% interval", barmode="group") if traces else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 from functools import lru_cache
+from string import ascii_uppercase
 
 from sophia_mcore.score.compare import is_words
 from sophia_mcore.score.normalize import TEXT_COMMAND, plain_text
@@ -12,7 +13,6 @@ from sophia_mcore.score.numbers import numbers_equal, parse_number
 from sophia_mcore.score.rules import Rule
 
 MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
@@ -36,7 +36,7 @@ def _option_texts(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
 def _without_own_letter(option: str, index: int) -> str:
     """Some data sets write the letter into the option's text: "(B) 12"."""
     match = _LETTER_AND_TEXT.fullmatch(option.strip())
-    return match[2] if match and match[1] == LETTERS[index % 26] else option
+    return match[2] if match and match[1] == ascii_uppercase[index % 26] else option
 
 
 def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -> int | None:
@@ -48,7 +48,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     answer = TEXT_COMMAND.sub(r"\1", answer).strip()
     letter = _LETTER.fullmatch(answer)
     if letter:
-        index = LETTERS.index(letter[1].upper())
+        index = ascii_uppercase.index(letter[1].upper())
         if not options or index < len(options):
             return index
     plain, dense = _option_texts(options)
@@ -57,7 +57,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         return plain.index(text)
     both = _LETTER_AND_TEXT.fullmatch(answer)
     if both and not undecided(answer, options):
-        index = LETTERS.index(both[1])
+        index = ascii_uppercase.index(both[1])
         if not options or index < len(options):
             return index
     squeezed = _MATHEMATICS.sub("", text)
@@ -82,8 +82,8 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
         return False
     both = _LETTER_AND_TEXT.fullmatch(answer)
     text = own = ""
-    if both and LETTERS.index(both[1]) < len(options):
-        index = LETTERS.index(both[1])
+    if both and ascii_uppercase.index(both[1]) < len(options):
+        index = ascii_uppercase.index(both[1])
         text, own = plain_text(both[2]), plain[index]
         if text == own or _MATHEMATICS.sub("", text) == dense[index]:
             return False

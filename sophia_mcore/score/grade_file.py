@@ -34,19 +34,20 @@ from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
 LINES_PER_UNIT = 2_000
 BYTES_PER_UNIT = 32 << 20
-PARALLEL_FROM = 20_000  # lines; below this one process is faster than starting others
+PARALLEL_FROM_BYTES = 16 << 20  # below this one process is faster than starting others
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 _ADDED = ("verdict", "extracted", "answer_type", "seconds", "verifier", "verifier_version")
 _NAMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GradedLine:
-    """A line of the output, with what the summary needs of it."""
+class GradedPart:
+    """The output lines of a unit as they will stand in the file, and how often each (type, verdict) is among them."""
 
-    text: str
-    answer_type: str
-    verdict: str
+    text: bytes
+    answer_types: tuple[str, ...]
+    verdicts: tuple[str, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass
@@ -102,14 +103,14 @@ def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress 
     if out_path.exists() and out_path.samefile(in_path):
         raise UsageError(f"{out_path}: input and output are the same file")
     _check_head(in_path)
-    units, pieces = _plan(in_path, config)
-    lines = sum(len(unit.items) for unit in units)
-    processes = min(config.workers, len(units)) if lines >= PARALLEL_FROM else 1
+    processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
     job = {"kind": "file", "config": config.model_dump_json(), "in": str(in_path), "out": str(out_path)}
-    with helpers(processes - 1, job):
+    with helpers(processes - 1, job):  # they start while the lines are counted here
+        units, pieces = _plan(in_path, config)
+        _drop_other_parts(_parts(out_path), {unit.id for unit in units})
         one = config if processes == 1 else config.model_copy(update={"workers": 1})
         grade_lines(in_path, out_path, one, progress or NoProgress(), plan=(units, pieces))
-    return _finish(out_path, units)
+        return _finish(out_path, units)
 
 
 def grade_lines(
@@ -126,15 +127,14 @@ def grade_lines(
     parts = _parts(out_path)
     with Grader(config) as grader:
 
-        def work(unit: Unit, report: Callable[[int], None]) -> list[GradedLine]:
-            return _grade_piece(grader, in_path, pieces[unit.id], report)
+        def work(unit: Unit, report: Callable[[int], None]) -> list[GradedPart]:
+            return [_grade_piece(grader, in_path, pieces[unit.id], report)]
 
-        _drop_other_parts(parts, {unit.id for unit in units})
         try:
             parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise atomic.write_failed(out_path, error) from error
-        run_units(UnitQueue(parts, units, owner="grade"), GradedLine, work, shown_by(progress, "grade"), wait=wait)
+        run_units(UnitQueue(parts, units, owner="grade"), GradedPart, work, shown_by(progress, "grade"), wait=wait)
 
 
 def _parts(out_path: Path) -> Path:
@@ -143,8 +143,9 @@ def _parts(out_path: Path) -> Path:
 
 def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
     """Parts of another input or another version are of no use."""
-    if parts.is_dir() and any(path.stem not in unit_ids for path in shard_files(parts)):
-        shutil.rmtree(parts, ignore_errors=True)
+    for path in shard_files(parts) if parts.is_dir() else []:
+        if path.stem not in unit_ids:
+            path.unlink(missing_ok=True)
 
 
 def _plan(path: Path, config: Score) -> tuple[list[Unit], dict[str, _Piece]]:
@@ -178,7 +179,7 @@ def _add(units: list[Unit], pieces: dict[str, _Piece], digest: str, piece: _Piec
     pieces[unit.id] = piece
 
 
-def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[int], None]) -> list[GradedLine]:
+def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[int], None]) -> GradedPart:
     with open(path, "rb") as file:
         file.seek(piece.start)
         lines = file.read(piece.end - piece.start).split(b"\n")
@@ -191,13 +192,17 @@ def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[in
                 sources.append((line.decode().rstrip(), row))
                 yield _item(row)
 
-    graded = []
+    merged: list[str] = []
+    counts: Counter[tuple[str, str]] = Counter()
     for index, grade in enumerate(grader.grade_many(items())):
         text, row = sources[index]
-        graded.append(GradedLine(text=_merged(text, row, grade), answer_type=grade.answer_type, verdict=grade.verdict))
+        merged.append(_merged(text, row, grade))
+        counts[grade.answer_type, grade.verdict] += 1
         if index % 200 == 199:
             report(index + 1)
-    return graded
+    kinds, verdicts = zip(*counts, strict=True) if counts else ((), ())
+    written = "".join(f"{line}\n" for line in merged).encode()
+    return GradedPart(text=written, answer_types=kinds, verdicts=verdicts, counts=tuple(counts.values()))
 
 
 def _merged(text: str, row: dict[str, Any], grade: Grade) -> str:
@@ -282,11 +287,12 @@ def _finish(out_path: Path, units: list[Unit]) -> GradeSummary:
     parts = _parts(out_path)
     temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as out:
+        with open(temporary, "wb") as out:
             for unit in units:
-                for line in read_shard(parts / f"{unit.id}.parquet", GradedLine):
-                    out.write(line.text + "\n")
-                    summary.by_type[line.answer_type, line.verdict] += 1
+                for part in read_shard(parts / f"{unit.id}.parquet", GradedPart):
+                    out.write(part.text)
+                    for kind, verdict, count in zip(part.answer_types, part.verdicts, part.counts, strict=True):
+                        summary.by_type[kind, verdict] += count
             out.flush()
             os.fsync(out.fileno())
         summary.changes = _compare_and_keep(out_path, temporary)

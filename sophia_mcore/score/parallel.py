@@ -62,7 +62,8 @@ def end_with_parent() -> None:
     """End this process at once when its standard input closes, as it does when the parent dies."""
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1 << 12):
+        # not sys.stdin.buffer: its lock, held here at the end, makes Python wait a second and then abort
+        while os.read(sys.stdin.fileno(), 1 << 12):
             pass
         os._exit(1)
 

@@ -31,18 +31,22 @@ def read_failures(folder: Path) -> dict[str, Failure]:
     """Failures by unit id; a file that is damaged counts as none."""
     found: dict[str, Failure] = {}
     for path in sorted((folder / _FOLDER).glob("*.json")):
-        try:
-            failure = Failure(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            continue
-        found[failure.unit] = failure
+        if failure := _read(path):
+            found[failure.unit] = failure
     return found
+
+
+def _read(path: Path) -> Failure | None:
+    try:
+        return Failure(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def record_failure(folder: Path, unit_id: str, error: Exception) -> Failure:
     """Count one more failed attempt; only the holder of the unit's claim may do so."""
     path = folder / _FOLDER / f"{unit_id}.json"
-    before = read_failures(folder).get(unit_id)
+    before = _read(path)
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not isinstance(error, SophiaError):
         text = f"{type(error).__name__}: {text}"

@@ -106,6 +106,10 @@ class RunFolder:
         """Folder of round ``index``, counted from 0."""
         return RoundFolder(self.path / f"round-{index}")
 
+    def starting_policy(self, index: int, base: Path) -> Path:
+        """The model that round ``index`` starts from: ``base`` for the first, else the export of the round before."""
+        return base if index == 0 else self.round(index - 1).model
+
     def evaluation(self, label: str, protocol: str) -> Path:
         """Folder of the answers of model ``label`` ("base", "round-0") under one protocol, one shard per unit."""
         return self.path / "evaluation" / label / protocol

@@ -34,6 +34,7 @@ def lineage_of(run: RunFolder, index: int) -> dict[str, Any]:
         "checkpoint": _checkpoint(folder.checkpoints),
         "kept": _shards([folder.kept_file]),
         "verdicts": _shards(_listed(folder.verdicts)),
+        "fresh": _shards(_listed(folder.fresh)),
         "trajectories": _shards(_listed(folder.trajectories)),
         "captions": _shards(_listed(folder.captions)),
         "questions": _shards([run.questions_file]),

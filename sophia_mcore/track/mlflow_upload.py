@@ -39,7 +39,7 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
     """
     track = config.track
     uri = track.tracking_uri
-    if not _reachable(uri, track.timeout_seconds):
+    if not reachable(uri, track.timeout_seconds):
         _warn(uri, "not reachable")
         return False
     try:
@@ -157,7 +157,7 @@ class _Uploader:
         self._client.log_batch(run_id, metrics[:METRICS_PER_REQUEST], tags=[RunTag(_DIGEST, tracked.digest())])
 
 
-def _reachable(uri: str, timeout_seconds: float) -> bool:
+def reachable(uri: str, timeout_seconds: float) -> bool:
     """Whether something listens at an HTTP address; other kinds of URI answer for themselves."""
     parts = urlsplit(uri)
     if parts.scheme not in _PORTS or not parts.hostname:

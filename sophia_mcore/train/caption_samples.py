@@ -7,7 +7,7 @@ from itertools import islice
 
 from sophia_mcore.batch.samples import Sample
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import IMAGE_CONTEXT
+from sophia_mcore.data.chat import plain
 from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.records import Caption
 from sophia_mcore.store.layout import RoundFolder
@@ -16,7 +16,7 @@ from sophia_mcore.store.shards import read_folder
 
 def caption_samples(config: Config, folder: RoundFolder) -> list[Sample]:
     """The captions as the policy's answers to the describe prompt, up to train.measure_samples of them."""
-    template = load_prompt("describe", config.captions.prompt_file).replace(IMAGE_CONTEXT, "")
+    template = plain(load_prompt("describe", config.captions.prompt_file))
     return [
         Sample(
             id=caption.id,

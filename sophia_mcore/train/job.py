@@ -65,7 +65,7 @@ def build_job(
     Raises SophiaError or UsageError: nothing to train on, a policy that is missing or damaged, an impossible layout.
     """
     folder = run.round(round_index)
-    policy = policy_dir(config, run, round_index)
+    policy = run.starting_policy(round_index, config.models.policy)
     spec = ModelSpec.from_model_dir(policy)
     loader = _loader(config, run, folder, policy, groups)
     chunks = lvlm.build(spec, config, groups, backend)
@@ -90,11 +90,6 @@ def build_job(
             folder.checkpoints, config.train.keep_checkpoints, asynchronous=config.train.save_asynchronously
         ),
     )
-
-
-def policy_dir(config: Config, run: RunFolder, round_index: int) -> Path:
-    """The model that a round starts from: the last round's export, or the base policy."""
-    return config.models.policy if round_index == 0 else run.round(round_index - 1).model
 
 
 def _loader(config: Config, run: RunFolder, folder: RoundFolder, policy: Path, groups: Groups) -> Loader:

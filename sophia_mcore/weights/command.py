@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.weights.convert import DEFAULT_SHARD_MIB, Destination, Summary, convert
+from sophia_mcore.weights.copying import WORKERS
 from sophia_mcore.weights.verify import verify
 
 
@@ -72,6 +73,7 @@ def run_convert(
     shard_size_mib: int = DEFAULT_SHARD_MIB,
     verify: bool = False,
     checksums: bool = True,
+    workers: int = WORKERS,
     dry_run: bool = False,
     calibration: Path | None = None,
     quantizer: Path | None = None,
@@ -89,6 +91,7 @@ def run_convert(
             shard_size_mib=shard_size_mib,
             verify=verify,
             checksums=checksums,
+            workers=workers,
             dry_run=dry_run,
             calibration=calibration,
             quantizer=quantizer,
@@ -151,6 +154,7 @@ def convert_tool(to: Destination, description: str, arguments: Sequence[str] | N
     parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), help="cast all tensors")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare bit by bit")
     parser.add_argument("--no-checksums", action="store_false", dest="checksums", help="no sha256 in conversion.json")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="tensors copied at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     options = vars(parser.parse_args(arguments))
     return run_command("convert", lambda: run_convert(to=to, **options))

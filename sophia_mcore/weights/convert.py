@@ -13,7 +13,7 @@ from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
-from sophia_mcore.weights.copying import Digests, write_target
+from sophia_mcore.weights.copying import WORKERS, Digests, write_target
 from sophia_mcore.weights.folder import new_folder
 from sophia_mcore.weights.model_files import dtype_warnings, write_settings
 from sophia_mcore.weights.targets import Target, check_complete, plan_hf
@@ -49,6 +49,7 @@ def convert(
     shard_size_mib: int = DEFAULT_SHARD_MIB,
     verify: bool = False,
     checksums: bool = True,
+    workers: int = WORKERS,
     dry_run: bool = False,
     calibration: Path | None = None,
     quantizer: Path | None = None,
@@ -63,6 +64,7 @@ def convert(
         verify: read the result back from the disk and compare every tensor with the source, bit by bit; a source
             that was converted itself is held to the digests in its conversion.json.
         checksums: sha256 of every stored tensor in conversion.json (costs about as much again as the copy).
+        workers: tensors copied at a time, each through 1 MiB of memory.
         dry_run: only check and plan; nothing is written.
         calibration, quantizer: for fp8, see `fp8.quantize_fp8`.
 
@@ -72,13 +74,10 @@ def convert(
             verification. Nothing half-written stays; the source is only read.
     """
     source, destination, progress = Path(source), Path(destination), progress or NoProgress()
-    _check_arguments(to, tensor, pipeline, dtype, verify)
+    _check_arguments(to, tensor, pipeline, workers, dtype, verify)
     _check_folders(source, destination, base)
-    if to != "fp8" and (calibration or quantizer):
-        raise UsageError(f"--calibration and --quantizer are for --to fp8, not {to}")
+    _check_fp8_arguments(to, dtype, base, calibration, quantizer)
     if to == "fp8":
-        if dtype is not None or base is not None:
-            raise UsageError("--to fp8 takes neither --dtype nor --base: it quantizes a model folder as it is")
         return _convert_fp8(source, destination, calibration, quantizer, dry_run, progress)
     opened = open_checkpoint(source, base)
     if opened.spec.vision is None and to not in ("megatron", opened.spec.layout):
@@ -100,7 +99,8 @@ def convert(
     with new_folder(destination) as folder:
         target = plan(folder)
         progress.start(f"convert to {to}", target.nbytes)
-        digests = write_target(opened, target, checksums=checksums or bool(recorded), advance=progress.advance)
+        hashed = checksums or bool(recorded)
+        digests = write_target(opened, target, checksums=hashed, workers=workers, advance=progress.advance)
         if recorded:
             proof.require_recorded(source, digests.source, recorded)
         write_settings(opened.spec, base or source, folder, to, dtype)
@@ -146,17 +146,28 @@ def _check_folders(source: Path, destination: Path, base: Path | None) -> None:
         raise UsageError(f"--base {base}: no such model folder (it has no config.json)")
 
 
-def _check_arguments(to: str, tensor: int, pipeline: int, dtype: str | None, verify: bool) -> None:
+def _check_arguments(to: str, tensor: int, pipeline: int, workers: int, dtype: str | None, verify: bool) -> None:
     if to not in get_args(Destination):
         raise UsageError(f"unknown layout {to!r}; known: {', '.join(get_args(Destination))}")
     if tensor < 1 or pipeline < 1:
         raise UsageError(f"--tp {tensor} --pp {pipeline}: both must be at least 1")
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1")
     if to != "megatron" and (tensor, pipeline) != (1, 1):
         raise UsageError(f"--tp and --pp are for --to megatron; {to} folders are not cut by ranks")
     if dtype not in (None, "BF16", "F16", "F32"):
         raise UsageError(f"unknown dtype {dtype!r}; known: BF16, F16, F32")
     if verify and dtype is not None:
         raise UsageError("a cast result cannot equal its source bit by bit: leave out --verify or the dtype")
+
+
+def _check_fp8_arguments(
+    to: str, dtype: str | None, base: Path | None, calibration: Path | None, quantizer: Path | None
+) -> None:
+    if to != "fp8" and (calibration or quantizer):
+        raise UsageError(f"--calibration and --quantizer are for --to fp8, not {to}")
+    if to == "fp8" and (dtype is not None or base is not None):
+        raise UsageError("--to fp8 takes neither --dtype nor --base: it quantizes a model folder as it is")
 
 
 def _summary(opened: Checkpoint, target: Target, verified: bool) -> Summary:

@@ -79,7 +79,7 @@ def export_round(config: Config, run: RunFolder, index: int, progress: Progress)
 
     Raises as ``export_hf``, and SophiaError when the training is not finished.
     """
-    base = config.models.policy if index == 0 else run.round(index - 1).model
+    base = run.starting_policy(index, config.models.policy)
     out = run.round(index).model
     checkpoint = newest(run.round(index).checkpoints)
     _require_finished(run.round(index).train / "summary.json", checkpoint)

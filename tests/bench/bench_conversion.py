@@ -6,7 +6,8 @@ Prints one JSON line. Every case runs in a fresh process; figures are CPU-second
 without imports, best of the interleaved repeats (in a virtual machine the first touch of a memory page costs as much as
 several copies of it, which only ever adds); all cases sync their files. Peers: `sendfile` (a plain copy: the ceiling),
 `load_all` (safetensors load_file, fuse, split, save_file), `torch_dcp` (the same tensors through
-torch.distributed.checkpoint). extra_rss_mib is the growth of peak memory during the conversion.
+torch.distributed.checkpoint). `one_worker`: ours in one thread, as the copy is: two threads at once take
+more CPU-seconds for the same work. extra_rss_mib is the growth of peak memory during the conversion.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from sophia_mcore.weights.copying import WORKERS
 
 LAYER = {"hidden": 4096, "mlp": 14336, "heads": 32, "groups": 8, "head": 128}
 VOCABULARY = 32_000
@@ -68,11 +71,15 @@ def make_source(folder: Path, gigabytes: float) -> None:
 # Cases: prepare (imports) -> the work that is measured -----------------------------------------------------------
 
 
-def ours(source: Path, target: Path, checksums: bool = False) -> Callable[[], None]:
+def ours(source: Path, target: Path, checksums: bool = False, workers: int = WORKERS) -> Callable[[], None]:
     from sophia_mcore.weights import torch_dist_write  # noqa: F401  (imports torch, which the timing leaves out)
     from sophia_mcore.weights.convert import convert
 
-    return lambda: convert(source, target, "megatron", tensor=2, checksums=checksums) and None  # type: ignore[func-returns-value]
+    return lambda: convert(source, target, "megatron", tensor=2, checksums=checksums, workers=workers) and None  # type: ignore[func-returns-value]
+
+
+def one_worker(source: Path, target: Path) -> Callable[[], None]:
+    return ours(source, target, workers=1)
 
 
 def with_checksums(source: Path, target: Path) -> Callable[[], None]:
@@ -141,9 +148,9 @@ def torch_dcp(source: Path, target: Path) -> Callable[[], None]:
     return work
 
 
-CASES = {"ours": ours, "with_checksums": with_checksums, "sendfile": sendfile, "load_all": load_all,
-         "torch_dcp": torch_dcp}  # fmt: skip
-FAST = ("sendfile", "ours", "with_checksums")
+CASES = {"ours": ours, "one_worker": one_worker, "with_checksums": with_checksums, "sendfile": sendfile,
+         "load_all": load_all, "torch_dcp": torch_dcp}  # fmt: skip
+FAST = ("sendfile", "ours", "one_worker", "with_checksums")
 SLOW_REPEATS = 2
 
 
@@ -191,6 +198,7 @@ def main() -> None:
     line = {
         "name": "conversion", "ours": speed["ours"], "peer": speed["sendfile"],
         "ratio": speed["ours"] / speed["sendfile"], "unit": "GB per CPU-second", "peer_name": "sendfile",
+        "one_worker": speed["one_worker"], "one_worker_ratio": speed["one_worker"] / speed["sendfile"],
         "with_checksums": speed["with_checksums"], "load_all": speed["load_all"], "torch_dcp": speed["torch_dcp"],
         "load_all_ratio": speed["ours"] / speed["load_all"], "torch_dcp_ratio": speed["ours"] / speed["torch_dcp"],
         "extra_rss_mib": max(r["extra_rss_mib"] for r in found["ours"]), "gigabytes": size,

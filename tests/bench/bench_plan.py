@@ -173,7 +173,7 @@ def calibrate(measured: dict[str, float]) -> Device:
     device = Device(
         name="cpu", memory=24 * 2**30, bf16=40e9, fp8=0, attention=20e9, peak=1e11, bandwidth=4e9, nvlink=1e9,
         network=1e9, per_node=8, kernels="plain", layer_seconds=1e-3, message_seconds=1e-3, data_exposed=1.0,
-        step_seconds=5e-3,
+        step_seconds=5e-3, reduce_scatter=2.0,
     )  # fmt: skip
     cases = [case for case in CASES if case.calibrates]
 

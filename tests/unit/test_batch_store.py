@@ -318,6 +318,17 @@ def test_fresh_answers_join_the_kept(store):
     )
 
 
+@pytest.mark.parametrize(("behaviour", "correction", "has"), [
+    ("unit", "none", True), ("unit", "tis", False), ("reference", "none", False), ("recorded", "none", True),
+    ("recorded", "tis", True),
+])  # fmt: skip
+def test_fresh_answers_have_a_behaviour_unless_the_correction_weighs_them(store, behaviour, correction, has):
+    found = load(fresh_store(store), name="topr", behaviour=behaviour, correction=correction, fresh_share=0.5)
+    own = {sample.id for sample in found.samples if sample.kind == FRESH}
+    assert own and own <= found.rollout.keys()
+    assert (own & found.behaviour.keys()) == (own if has else set())
+
+
 def test_fresh_groups_are_their_own_but_for_luffy(store):
     """q2: the store has four wrong ones, the policy one right and one wrong; q1: both kinds."""
     fresh_store(store)

@@ -120,4 +120,5 @@ def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/run.toml")), ids=lambda p: p.parent.name)
 def test_every_shipped_example_loads(path: Path) -> None:
-    load_config(path)
+    config = load_config(path)
+    assert config.run.folder.name == config.run.name

@@ -10,7 +10,7 @@ import pytest
 from generate_world import FakeEngine, make_config, make_run
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.generate.captions import captioning_model, generate_captions
+from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.fresh import generate_fresh
 from sophia_mcore.generate.prompts import load_prompt
@@ -151,8 +151,8 @@ def test_rounds_differ_and_use_the_last_export(tmp_path: Path) -> None:
     generate_captions(config, run, 0, first, NoProgress())
     generate_captions(config, run, 1, second, NoProgress())
     assert not {r.seed for r in first.requests} & {r.seed for r in second.requests}
-    assert captioning_model(config, run, 0) == config.models.policy
-    assert captioning_model(config, run, 2) == run.round(1).model
+    assert run.starting_policy(0, config.models.policy) == config.models.policy
+    assert run.starting_policy(2, config.models.policy) == run.round(1).model
 
 
 def test_unknown_logprobs_are_nan(tmp_path: Path) -> None:

@@ -157,10 +157,22 @@ def test_several_processes_give_the_same_file(tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", many(300))
     monkeypatch.setattr(grade_file, "LINES_PER_UNIT", 40)
     grade_jsonl(source, tmp_path / "one.jsonl", ONE)
-    monkeypatch.setattr(grade_file, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(grade_file, "PARALLEL_FROM_BYTES", 1)
     grade_jsonl(source, tmp_path / "two.jsonl", Score(workers=2))
     assert verdicts(tmp_path / "one.jsonl") == verdicts(tmp_path / "two.jsonl")
     assert [row["id"] for row in read(tmp_path / "two.jsonl")] == list(range(300))
+
+
+def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
+    """Its thread that waits for the parent must not make Python abort at exit."""
+    source = write(tmp_path / "in.jsonl", many(10))
+    job = {"kind": "file", "config": ONE.model_dump_json(), "in": str(source), "out": str(tmp_path / "out.jsonl")}
+    command = [sys.executable, "-m", "sophia_mcore.score.helper"]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdin.write(json.dumps(job) + "\n")
+    child.stdin.flush()
+    assert (child.wait(60), child.stderr.read()) == (0, "")
+    child.stdin.close()
 
 
 SLOW = """

@@ -171,3 +171,11 @@ def test_a_configuration_of_a_wrong_kind(good: Path, tmp_path: Path, value: obje
     refuse("num_attention_heads", good, tmp_path / "out")
     (good / "config.json").write_text(json.dumps([config]))
     refuse("config.json: a JSON object is expected, not list", good, tmp_path / "out")
+
+
+def test_any_number_of_workers_writes_the_same(good: Path, tmp_path: Path) -> None:
+    refuse("--workers 0: at least 1", good, tmp_path / "out", workers=0)
+    for workers in (1, 3):
+        convert(good, tmp_path / str(workers), "hf-custom", workers=workers)
+    one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.safetensors")} for n in "13")
+    assert one == three and one

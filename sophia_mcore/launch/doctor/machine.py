@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+import psutil
+
 from sophia_mcore.launch.doctor.rows import Row, ask
 
 _SLURM = "apt install slurm-wlm munge on a test machine; on a cluster load its module or log in to a login node"
@@ -35,16 +37,8 @@ def python() -> Row:
 def processors() -> Row:
     """Cores that this process may use, and memory."""
     cores = len(os.sched_getaffinity(0))
-    gib = memory_bytes() / 2**30
+    gib = psutil.virtual_memory().total / 2**30
     return Row(name="cores and memory", state="ok", found=f"{cores} cores, {gib:.0f} GiB")
-
-
-def memory_bytes() -> int:
-    """Memory of the machine; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
 
 
 def gpu_names() -> list[str]:

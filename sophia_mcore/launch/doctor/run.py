@@ -6,21 +6,21 @@ import glob
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+
+import psutil
 
 from sophia_mcore.config.engines import Engine
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.doctor import environments, machine, storage
 from sophia_mcore.launch.doctor.rows import Row
+from sophia_mcore.track.mlflow_upload import reachable
 
 _CONNECT_SECONDS = 1.0
 _ROWS = 20  # of a source that are read
-_PORTS = {"http": 80, "https": 443}
 
 
 def checks(config: Config) -> list[Row]:
@@ -148,7 +148,7 @@ def engines(config: Config) -> list[Row]:
 
 
 def _endpoint(name: str, url: str, variable: str) -> Row:
-    if not reachable(url):
+    if not reachable(url, _CONNECT_SECONDS):
         return _stops(name, f"{url}: nothing answers", "start the server, or correct base_url")
     if not os.environ.get(variable):
         return Row(
@@ -161,21 +161,10 @@ def _endpoint(name: str, url: str, variable: str) -> Row:
     return Row(name=name, state="ok", found=f"{url} answers")
 
 
-def reachable(url: str) -> bool:
-    """Whether something listens where an HTTP address points."""
-    try:
-        parts = urlsplit(url)
-        address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
-        with socket.create_connection(address, _CONNECT_SECONDS):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
 def devices(config: Config) -> list[Row]:
     """Processes against GPUs, and the memory that weights need where there is no GPU."""
     parallel, gpus = config.parallel, len(machine.gpu_names())
-    ranks = parallel.processes or parallel.tensor * parallel.pipeline * parallel.context
+    ranks = parallel.world_size
     here = min(ranks, parallel.processes_per_node or ranks)
     if gpus:
         if here > gpus:
@@ -189,8 +178,9 @@ def devices(config: Config) -> list[Row]:
         rows.append(_stops("train.fp8", f"{config.train.fp8}: needs a GPU with FP8 and Transformer Engine", remedy))
     if config.train.optimizer_offload_fraction:
         rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
-    weights, memory = _weights(config.models.policy) if config.models.policy.is_dir() else 0, machine.memory_bytes()
-    if memory and weights > memory:
+    weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
+    memory = psutil.virtual_memory().total
+    if weights > memory:
         sizes = f"weights of {_size(weights)}, memory of {_size(memory)}"
         rows.append(_stops("memory", sizes, "a machine with GPUs: `sophia plan` says how many"))
     return rows
@@ -242,7 +232,7 @@ def tracking(config: Config) -> Row:
     if not config.track.tracking_uri.startswith(("http://", "https://")):
         return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
     wrong = "nothing answers"
-    if reachable(config.track.tracking_uri):
+    if reachable(config.track.tracking_uri, _CONNECT_SECONDS):
         wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
     if not wrong:
         return Row(name="MLflow server", state="ok", found=f"{uri} answers")
