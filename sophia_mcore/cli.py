@@ -245,12 +245,13 @@ def report(
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.report.build import write_report
+    from sophia_mcore.report.opening import open_for_report
+    from sophia_mcore.report.reading import Problems
 
-    opened = open_run(run_folder)
     if other is not None:
         from sophia_mcore.report.compare import write_comparison
 
-        second = open_run(other)
+        opened, second = open_run(run_folder), open_run(other)
         target = output or second[0].path / f"compare-with-{opened[0].path.resolve().name}.html"
         typer.echo(write_comparison(opened, second, target))
     elif output is not None:
@@ -258,8 +259,10 @@ def report(
     else:
         from sophia_mcore.report.summary import print_missing
 
-        page = write_report(opened[1], opened[0])
-        print_missing(opened[0])
+        problems = Problems()
+        run, config = open_for_report(run_folder, problems)
+        page = write_report(config, run, problems)
+        print_missing(run)
         typer.echo(page)
 
 

@@ -23,9 +23,12 @@ MAX_EXAMPLES = 10_000
 _HERE = Path(__file__).parent / "page"
 
 
-def write_report(config: Config, run: RunFolder) -> Path:
-    """Write both files and return the path of the page. Raises SophiaError when they cannot be written."""
-    problems = Problems()
+def write_report(config: Config, run: RunFolder, problems: Problems | None = None) -> Path:
+    """Write both files and return the path of the page, which names ``problems`` met before as well.
+
+    Raises SophiaError when they cannot be written.
+    """
+    problems = problems or Problems()
     report = collect(config, run, problems)
     page = render_page(config, run, report, problems)
     write_json(run.report_json, report)

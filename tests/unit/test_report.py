@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from report_world import HOSTILE, make_finished_run
+from typer.testing import CliRunner
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 
+from sophia_mcore.cli import app
 from sophia_mcore.records import Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import differing_settings, write_comparison
@@ -252,3 +254,23 @@ def test_two_runs_are_compared_question_by_question(run: tuple[RunFolder, Any], 
     assert "round-0, paper: 12 questions" in page and "&lt;b&gt;99" in page
     assert differing_settings(config, other) == [("reward.alpha", "0.75", "0.5")]
     assert "reward.alpha" in page
+
+
+@pytest.mark.parametrize("content", [None, "[run\n", "[run]\nname = 3\n", "\x00\xff"])
+def test_without_a_configuration_the_report_shows_the_rest(run: tuple[RunFolder, Any], content: str | None) -> None:
+    folder, config = run
+    whole = json.loads(write_report(config, folder).with_name("report.json").read_text())
+    folder.config_file.unlink(missing_ok=True)
+    if content is not None:
+        folder.config_file.write_text(content, encoding="latin-1")
+    shown = CliRunner().invoke(app, ["report", str(folder.path)])
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(folder.report_json.read_text())
+    assert len(report["missing"]) == 1 and "config.toml" in report["missing"][0]
+    assert "assumes the default settings" in report["missing"][0]
+    assert report["rounds"] == whole["rounds"] and report["evaluation"] == whole["evaluation"]
+
+
+def test_a_folder_without_a_run_has_no_report(tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code != 0
+    assert not list(tmp_path.iterdir())
