@@ -6,8 +6,10 @@ Prints one JSON line, in GB per CPU-second, best of the interleaved repeats, pag
 touched before. `ours` fills fused parameters from a Hugging Face folder; `pread` reads as many bytes, one file after
 the other, into the same parameters: the ceiling. `safetensors` loads all files and copies each tensor once;
 `torch_dcp` loads the same parameters, already fused, from a torch distributed checkpoint. The ratio is TP1's;
-tp2_ratio that of a TP2 rank, which takes half. `mbridge` (pip install mbridge einops; left out when it is not there)
-loads into a stand-in with the names of Transformer Engine's layers, because its own model needs a GPU.
+tp2_ratio that of a TP2 rank, which takes half, half of every row of two matrices in each layer: against as many bytes
+one after the other, and in tp2_same_ratio against plain reads of the very same bytes. `mbridge` (pip install mbridge
+einops; left out when it is not there) loads into a stand-in with the names of Transformer Engine's layers, because its
+own model needs a GPU.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import torch
 from sophia_mcore.model.names import Shard
 from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.weights.checkpoint import open_checkpoint
-from sophia_mcore.weights.load import load_parameter
-from sophia_mcore.weights.stream import BUFFER_BYTES, Files
+from sophia_mcore.weights.load import _boxes, load_parameter
+from sophia_mcore.weights.ops import matrix_shape
+from sophia_mcore.weights.stream import BUFFER_BYTES, Files, pieces
 from sophia_mcore.weights.tables import resolve
 from tests.bench.bench_conversion import make_source
 
@@ -69,6 +72,32 @@ def pread(source: Path, target: Parameters) -> None:
                 which, position = (which + 1) % len(paths), 0
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def ranges(source: Path, target: Parameters) -> list[tuple[Path, int, memoryview]]:
+    """(file, position, where to) of every run of bytes that the parameters are made of: a row's part, or many rows."""
+    opened, found = open_checkpoint(source), []
+    for name, (tensor, shard) in target.items():
+        tiled = opened.tensors[name]
+        view, done = memoryview(tensor.view(torch.uint8).view(-1).numpy().data), 0
+        for box in _boxes(*matrix_shape(tiled.shape), shard):
+            for piece in pieces(tiled, box):
+                rows, width = (1, piece.rows * piece.width) if piece.in_one_run else (piece.rows, piece.width)
+                for row in range(rows):
+                    start = done + piece.position + row * piece.box_pitch
+                    position = piece.offset + row * piece.tile.pitch
+                    found.append((piece.tile.path, position, view[start : start + width]))
+            done += box.area * 2
+    return found
+
+
+def pread_ranges(planned: list[tuple[Path, int, memoryview]]) -> None:
+    """Plain reads of the very same bytes, each run by itself."""
+    with Files() as files:
+        for path, position, view in planned:
+            done = 0
+            while done < len(view):
+                done += os.preadv(files.reading(path), [view[done:]], position + done)
 
 
 def safetensors_all(source: Path, target: Parameters) -> None:
@@ -138,10 +167,12 @@ def main() -> None:
         state = {name: tensor for name, (tensor, _) in one.items()}
         checkpoint.save(state, storage_writer=checkpoint.FileSystemWriter(dcp), no_dist=True)
         sizes = {n: sum(t.nbytes for t, _ in p.values()) / 1e9 for n, p in (("tp1", one), ("tp2", two))}
+        planned = ranges(source, two)
         cases: dict[str, tuple[float, Callable[[], None]]] = {
             "pread": (sizes["tp1"], lambda: pread(source, one)), "ours": (sizes["tp1"], lambda: ours(source, one)),
             "pread_tp2": (sizes["tp2"], lambda: pread(source, two)),
             "ours_tp2": (sizes["tp2"], lambda: ours(source, two)),
+            "pread_tp2_same": (sizes["tp2"], lambda: pread_ranges(planned)),
             "safetensors": (sizes["tp1"], lambda: safetensors_all(source, one)),
             "torch_dcp": (sizes["tp1"], lambda: torch_dcp(dcp, one)),
         }  # fmt: skip
@@ -153,7 +184,8 @@ def main() -> None:
     line = {
         "name": "load", "ours": best["ours"], "peer": best["pread"], "ratio": best["ours"] / best["pread"],
         "unit": "GB per CPU-second", "peer_name": "pread", "tp2_ratio": best["ours_tp2"] / best["pread_tp2"],
-        "ours_tp2": best["ours_tp2"], "safetensors": best["safetensors"], "torch_dcp": best["torch_dcp"],
+        "ours_tp2": best["ours_tp2"], "tp2_same_ratio": best["ours_tp2"] / best["pread_tp2_same"],
+        "safetensors": best["safetensors"], "torch_dcp": best["torch_dcp"],
         "safetensors_ratio": best["ours"] / best["safetensors"], "torch_dcp_ratio": best["ours"] / best["torch_dcp"],
         "mbridge": best.get("mbridge"), "mbridge_ratio": best["ours"] / best["mbridge"] if "mbridge" in best else None,
         "gigabytes": sizes["tp1"], "repeats": options.repeats,
