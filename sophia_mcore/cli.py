@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -232,7 +233,10 @@ def plan(
     show(made, Console(), top)
     if write is not None:
         write_overlay(write, made.best, config, overlay or (), set_ or ())
-        typer.echo(f"wrote {write}: sophia run {config} --overlay {write}")
+        words = ["sophia", "run", str(config)]
+        words += [word for file in (*(overlay or ()), write) for word in ("--overlay", str(file))]
+        words += [word for one in set_ or () for word in ("--set", one)]
+        typer.echo(f"wrote {write}: {shlex.join(words)}")
 
 
 @app.command()
@@ -244,8 +248,8 @@ def report(
     """Write report.json and report.html of a run, or one page that compares two runs."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.opening import open_for_report
     from sophia_mcore.report.build import write_report
-    from sophia_mcore.report.opening import open_for_report
     from sophia_mcore.report.reading import Problems
 
     if other is not None:
@@ -253,6 +257,8 @@ def report(
 
         opened, second = open_run(run_folder), open_run(other)
         target = output or second[0].path / f"compare-with-{opened[0].path.resolve().name}.html"
+        if target.suffix != ".html" or target.is_dir():
+            raise UsageError(f"--output {target}: a page's name ends in .html, such as compare.html")
         typer.echo(write_comparison(opened, second, target))
     elif output is not None:
         raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")

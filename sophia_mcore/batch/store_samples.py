@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def from_store(
     else:
         if objective.trajectories == "kept":
             weights |= {row.trajectory_id: 1.0 for row in _kept(folder)}
-        _add_stored(found, config, run, folder, weights, questions, long_thinking)
+        own = {row.id for row in scored if row.fresh}
+        stored = {name: weight for name, weight in weights.items() if name not in own}
+        _add_stored(found, config, run, folder, stored, questions, long_thinking)
     if objective.fresh_share:
         for sample, logprobs in fresh_samples(folder, weights, questions, long_thinking):
             found.samples.append(sample)
@@ -95,6 +98,12 @@ def _add_stored(
         found.samples.append(sample)
         if recorded:
             found.behaviour[sample.id] = recorded_logprobs(trajectory, "objective.behaviour = 'recorded'")
+    lost = weights.keys() - {sample.id for sample in found.samples}
+    if lost:
+        raise SophiaError(
+            f"{folder.trajectories}: {len(lost)} of the trajectories to train on are gone, such as {min(lost)!r}; "
+            "run `sophia generate` and `sophia score` again"
+        )
     if not found.samples:
         reasons = ", ".join(f"{why} {count}" for why, count in sorted(found.dropped.items())) or "the store is empty"
         raise SophiaError(f"{folder.path}: no trajectory left for objective {objective.name!r} ({reasons})")
@@ -110,7 +119,23 @@ def _scored(config: Config, folder: RoundFolder) -> tuple[list[Scored], Counter[
         columns = read_table(path, Trajectory, columns=("id", "finish_reason")).to_pydict()
         truncated |= {i: r == "length" for i, r in zip(columns["id"], columns["finish_reason"], strict=True)}
     verdicts = {row.trajectory_id: row for row in read_folder(folder.verdicts, Verdict)}
+    _require_all(folder, {"trajectories": len(truncated), "verdicts": len(verdicts)})
     return rewards(verdicts.values(), truncated, config.objective, config.reward)
+
+
+def _require_all(folder: RoundFolder, there: dict[str, int]) -> None:
+    """Raise SophiaError when fewer rows are stored than scoring has counted: shards have gone since."""
+    try:
+        counted = json.loads(folder.kept_summary_file.read_bytes())
+        wanted = {"trajectories": counted["trajectories"], "verdicts": sum(counted["verdicts"].values())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # the report names a damaged summary; the shards have hashes of their own
+    for name, count in there.items():
+        if count < wanted[name]:
+            raise SophiaError(
+                f"{folder.path / name}: {count:,} of {wanted[name]:,} {name} are there, a shard has gone; "
+                "run `sophia generate` and `sophia score` again"
+            )
 
 
 def _sample(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from sophia_mcore.config.base import NonNegative, Positive, Section
+from sophia_mcore.config.base import HttpAddress, NonNegative, Positive, Section
 
 
 class Sampling(Section):
@@ -34,7 +34,7 @@ class OpenAIEngine(Section):
     """Any OpenAI-compatible endpoint, such as a hosted reasoner."""
 
     kind: Literal["openai"]
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: HttpAddress = "http://127.0.0.1:8000/v1"
     model_name: str
     api_key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     timeout_seconds: Positive = 600.0

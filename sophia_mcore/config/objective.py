@@ -55,6 +55,8 @@ class Objective(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in OBJECTIVE_OPTIONS:
+            if name.lower() == "dapo":
+                raise ValueError("unknown objective: DAPO is 'grpo' with clip_high = 0.28 and normalization token_mean")
             near = difflib.get_close_matches(name.lower(), OBJECTIVE_OPTIONS, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown objective ({hint}valid: {', '.join(OBJECTIVE_OPTIONS)})")
@@ -93,6 +95,8 @@ class Objective(Section):
         if only_kept and (self.advantage != "reward" or self.trajectories_per_question):
             which = "trajectories_per_question" if self.advantage == "reward" else f"advantage = {self.advantage!r}"
             raise ValueError(f"{which} needs trajectories = 'all': the kept ones are all right, and chosen already")
+        if self.trajectories_per_question == 1 and self.advantage != "reward":
+            raise ValueError("trajectories_per_question = 1 leaves right ones only: at least 2 are needed to compare")
         if self.dual_clip is not None and 0.0 < self.dual_clip <= 1.0:
             raise ValueError(f"dual_clip = {self.dual_clip} must be 0 (off) or greater than 1")
         if self.clip_low is not None and self.clip_low > 1.0:

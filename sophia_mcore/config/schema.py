@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from sophia_mcore.config.base import Fraction, NonNegative, OpenFraction, Positive, Section
+from sophia_mcore.config.base import Fraction, HttpAddress, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
 from sophia_mcore.config.objective import OBJECTIVE_OPTIONS, Objective
@@ -119,7 +119,7 @@ class Reasoning(Section):
 class Judge(Section):
     """A language model that judges free text where it is not literally the gold answer."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: HttpAddress = "http://127.0.0.1:8000/v1"
     model_name: str
     api_key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
     timeout_seconds: Positive = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,31 @@ from sophia_mcore.store.shards import read_shard, read_table, shard_files
 _COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids"]
 
 
-def results(run: RunFolder, config: Config) -> dict[str, Any]:
+def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> dict[str, Any]:
     """The "evaluation" of report.json: {label: {"pass_at_1", "n", "ci95": [lo, hi], "protocols": {name: details}}}.
 
     Labels are "base" first, then "round-0", "round-1", ...; the first three numbers are those of the first protocol.
     Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, and
     by_answer_type and by_source (the question's data set): {name: {"pass_at_1", "n", "ci95"}}.
-    A label is left out until every question is answered under the first protocol.
-    Raises SophiaError for damaged shards.
+    A protocol is left out until every question is answered, a label while its first protocol is.
+    ``problem`` is told what is damaged; the other models and protocols are not concerned.
     """
     if not run.evaluation_questions_file.is_file():
         return {}
-    questions = {question.id: question for question in read_shard(run.evaluation_questions_file, Question)}
+    try:
+        questions = {question.id: question for question in read_shard(run.evaluation_questions_file, Question)}
+    except SophiaError as error:
+        problem(str(error))
+        return {}
     found: dict[str, Any] = {}
     for label in _labels(run):
         protocols: dict[str, Any] = {}
         for protocol in config.evaluate.protocols:
-            details = protocol_results(run.evaluation(label, protocol.name), questions)
+            try:
+                details = protocol_results(run.evaluation(label, protocol.name), questions)
+            except SophiaError as error:
+                problem(str(error))
+                continue
             if details["n"] == len(questions):
                 protocols[protocol.name] = details
         first = protocols.get(config.evaluate.protocols[0].name)

@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.progress import counting
 from sophia_mcore.store.layout import RunFolder
 
 BASE_LABEL = "base"
+_SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
+_NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,29 @@ def train(context: Context, round_index: int) -> None:
 def run_ranks(context: Context, name: str, module: str, flags: list[str]) -> None:
     """A module on every rank of the layout, on this machine under torchrun, with logs/NAME.log. Raises SophiaError."""
     config = context.config
+    _require_driver_for_fp8(config)
     threads = config.train.threads_per_process
     run_worker(
         [
             interpreter(config.environments.trainer),
             *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.parallel.world_size}"),
-            *("-m", module, *flags),
+            *(f"--shutdown-timeout={_SAVE_SECONDS}", "-m", module, *flags),
         ],
         log_file=_log(context, name),
         environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
         follow=context.progress.follow,
+        patience_seconds=_SAVE_SECONDS + 10,
     )
+
+
+def _require_driver_for_fp8(config: Config) -> None:
+    """Said before the ranks start, which takes a while; they look for the device itself."""
+    wanted = config.train.fp8 != "none" and config.train.fp8_backend == "transformer_engine"
+    if wanted and not any(Path(sign).exists() for sign in _NVIDIA):
+        raise UsageError(
+            f"train.fp8 = {config.train.fp8!r} needs a CUDA device, which is not here; set it to 'none', or "
+            "train.fp8_backend to 'emulated' (slow: for checks)"
+        )
 
 
 def export(context: Context, round_index: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from sophia_mcore.errors import TRACEBACK_ABOVE, SophiaError, UsageError
@@ -24,11 +27,13 @@ def run_worker(
     log_file: Path,
     environment: Mapping[str, str],
     follow: Callable[[IO[str]], None],
+    patience_seconds: float = 20.0,
 ) -> None:
     """Run ``arguments`` (no shell) with `--progress-fd N` appended; stdout and stderr go to ``log_file``.
 
     Raises SophiaError (exit 1) or UsageError (exit 2) with the worker's own last "error:" line.
-    KeyboardInterrupt is passed on after the worker has had time to put its work down.
+    KeyboardInterrupt is passed on after the worker has had `patience_seconds` to put its work down; TERM and USR1 to
+    this process are taken like it.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
@@ -49,13 +54,36 @@ def run_worker(
         finally:
             os.close(write_end)
         try:
-            follow(events)
-            code = child.wait()
+            with _signals_interrupt():
+                follow(events)
+                code = child.wait()
         except BaseException:
-            stop_child(child)
+            stop_child(child, patience_seconds)
             raise
     if code != 0:
         raise _failure(code, _error_line(log_file, start), log_file)
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """TERM and USR1 raise KeyboardInterrupt in the body, once; the second of a kind does what it always did."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def _die_with_parent(parent: int) -> Callable[[], None]:

@@ -135,6 +135,8 @@ def check_target(path: Path, used: Sequence[Path]) -> None:
         raise UsageError(f"--write {path}: no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"--write {path}: is a folder; name a file, such as {path / 'layout.toml'}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"--write {path}: not a regular file; name another")
     if any(path.exists() and file.exists() and path.samefile(file) for file in used):
         raise UsageError(f"--write {path}: is in use as the configuration or an overlay; name another file")
     if path.exists() and not _is_overlay(path):

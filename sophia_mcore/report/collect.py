@@ -6,14 +6,25 @@ from collections import defaultdict
 from typing import Any
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
-_SUMMARY_FIELDS = ("questions", "captions", "trajectories", "kept", "caption_reward_mean")
+_COUNTS = dict[str, int]
+_KEPT = {
+    "questions": int, "captions": int, "trajectories": int, "kept": int, "caption_reward_mean": float,
+    "verdicts": _COUNTS, "dropped": _COUNTS, "verifier_versions": list[str],
+}  # fmt: skip
+_TRAINED = {
+    "steps": int, "loss_first": float | None, "loss_last": float | None, "logprob_before": float | None,
+    "logprob_after": float | None, "rollout_gap": dict[str, float] | None, "rollout_gap_limit": float,
+}  # fmt: skip
+_OPINION = {
+    "peer": str, "compared": int, "undecided": int, "left_out": int, "by_type": dict[str, _COUNTS],
+    "examples": list[dict[str, Any]],
+}  # fmt: skip
 
 
 def collect(config: Config, run: RunFolder, problems: Problems | None = None) -> dict[str, Any]:
@@ -39,16 +50,25 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
             entry["seconds"] = seconds[index]
         if len(entry) > 1 or index == 0:
             rounds.append(entry)
-    try:
-        evaluation = results(run, config)
-    except SophiaError as error:
-        problems.add(str(error))
-        evaluation = {}
+        missing += _untimed(run, entry, seconds.get(index, {}))
+    evaluation = results(run, config, problems.add)
     for label in ["base"] * config.evaluate.evaluate_base + [f"round-{r['round']}" for r in rounds]:
         if config.evaluate.questions and label not in evaluation:
             missing.append(f"evaluation of {label}")
+        elif config.evaluate.questions:
+            lost = {protocol.name for protocol in config.evaluate.protocols} - evaluation[label]["protocols"].keys()
+            missing += [f"evaluation of {label} under {name!r}" for name in sorted(lost)]
     missing += problems.lines
     return {"run": config.run.name, "rounds": rounds, "evaluation": evaluation, "missing": missing}
+
+
+def _untimed(run: RunFolder, entry: dict[str, Any], seconds: dict[str, float]) -> list[str]:
+    """Phases that are done but not in metrics.jsonl, where it has others."""
+    if not run.metrics_file.is_file():
+        return []
+    done = {"captions": "captions", "reasoning": "trajectories", "score": "kept", "train": "train"}
+    untimed = [phase for phase, part in done.items() if part in entry and phase not in seconds]
+    return [f"round {entry['round']}: seconds of {phase}" for phase in untimed]
 
 
 def _rounds_begun(run: RunFolder) -> int:
@@ -72,21 +92,20 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     entry: dict[str, Any] = {"round": index}
     captions = columns(folder.captions, Caption, ["tokens"], problems)["tokens"]
     trajectories = columns(folder.trajectories, Trajectory, ["tokens"], problems)["tokens"]
-    kept = read_json(folder.kept_summary_file, problems)
+    kept = read_json(folder.kept_summary_file, problems, _KEPT)
     if kept is None:
         so_far = {"captions": len(captions), "trajectories": len(trajectories)}
         entry.update({name: count for name, count in so_far.items() if count})
         missing.append(f"round {index}: verdicts and kept trajectories")
         missing += [f"round {index}: {name}" for name, count in so_far.items() if not count]
     else:
-        entry.update({name: kept[name] for name in _SUMMARY_FIELDS if name in kept})
-        entry.update({name: kept[name] for name in ("verdicts", "dropped", "verifier_versions") if name in kept})
+        entry.update({name: kept[name] for name in _KEPT if name in kept})
         stored = {"captions": len(captions), "trajectories": len(trajectories)}
         missing += _lost(folder, index, kept, stored, problems)
     if captions or trajectories:
         entry["tokens_generated"] = sum(captions) + sum(trajectories)
     entry.update(_grading(folder, problems))
-    train = read_json(folder.train / "summary.json", problems)
+    train = read_json(folder.train / "summary.json", problems, _TRAINED)
     if train is None:
         missing.append(f"round {index}: training")
     else:
@@ -95,7 +114,10 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
             missing.append(f"round {index}: the training curve (train/metrics.jsonl)")
     if not folder.model.is_dir():
         missing.append(f"round {index}: the exported model")
-    metrics(folder.train / "metrics.jsonl", problems)  # the charts draw what is whole
+    curve = metrics(folder.train / "metrics.jsonl", problems)  # the charts draw what is whole
+    last = max((line["step"] for line in curve if "loss" in line), default=0)
+    if train is not None and curve and last < train.get("steps", 0):
+        missing.append(f"round {index}: the training curve after step {last} of {train['steps']}")
     return entry
 
 
@@ -107,11 +129,9 @@ def _lost(
     stored |= {"verdicts": len(verdicts), "kept": len(records(folder.kept_file, Kept, problems))}
     counted = kept | {"verdicts": sum(kept.get("verdicts", {}).values())}
     names = {"kept": "kept trajectories"}
-    return [
-        f"round {index}: {counted[name] - there:,} of {counted[name]:,} {names.get(name, name)}"
-        for name, there in stored.items()
-        if there < counted.get(name, 0)
-    ]
+    lost = {name: counted[name] - there for name, there in stored.items() if there < counted.get(name, 0)}
+    shares = {name: f"{count:,} of" if stored[name] else "all" for name, count in lost.items()}
+    return [f"round {index}: {share} {counted[name]:,} {names.get(name, name)}" for name, share in shares.items()]
 
 
 def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:
@@ -124,7 +144,7 @@ def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:
         counts[verdict] = counts.get(verdict, 0) + 1
     if by_type:
         found["verdicts_by_type"] = {name: dict(sorted(by_type[name].items())) for name in sorted(by_type)}
-    opinion = read_json(folder.second_opinion_file, problems)
+    opinion = read_json(folder.second_opinion_file, problems, _OPINION)
     if opinion is not None and opinion.get("by_type"):
         summary = {name: opinion.get(name, 0) for name in ("peer", "compared", "undecided", "left_out", "by_type")}
         found["second_opinion"] = summary | {"examples": opinion.get("examples", [])[:MAX_DIFFERING]}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.track.metrics import read_metrics
@@ -86,8 +88,13 @@ def metrics(path: Path, problems: Problems) -> list[dict[str, Any]]:
     return lines
 
 
-def read_json(path: Path, problems: Problems | None = None) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None when it is absent or damaged (the latter named)."""
+def read_json(
+    path: Path, problems: Problems | None = None, kinds: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None when it is absent or damaged (the latter named).
+
+    Values of keys in ``kinds`` that are of another type are left out and named; so is a file with none of these keys.
+    """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -98,4 +105,17 @@ def read_json(path: Path, problems: Problems | None = None) -> dict[str, Any] | 
         if problems is not None:
             problems.add(f"{path} is damaged: not a JSON object")
         return None
-    return value
+    kinds = kinds or {}
+    wrong = [name for name, kind in kinds.items() if name in value and not _is(value[name], kind)]
+    unusable = wrong or ([] if not kinds or value.keys() & kinds.keys() else list(kinds))
+    if problems is not None and unusable:
+        problems.add(f"{path} is damaged: no usable {', '.join(unusable)}")
+    return {name: kept for name, kept in value.items() if name not in wrong}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError:
+        return False
+    return True

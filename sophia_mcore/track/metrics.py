@@ -84,7 +84,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             return list(_parse(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -7,6 +7,7 @@ taken over only at the layout that wrote them; everything else loads at any layo
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.train import checkpoint_folder
 
+_FULL_BYTES = 16 << 20  # with less than this free a failed write is put down to the full disk
 _FAILURES = (Exception, CheckpointException)  # torch's is no Exception
 # fully_reshardable: optimizer state in parameter shape; the other formats cannot change the layout, or raise.
 METADATA: Mapping[str, Any] = {
@@ -96,8 +98,18 @@ class Checkpoints:
 
     def _commit(self, step: int) -> None:
         layout, temporary = current_layout(), self._temporary(step)
+        sha256: dict[str, str] = {}
+        problem = None
+        try:
+            sha256 = checkpoint_folder.digests(temporary, dist.get_rank(), dist.get_world_size())
+        except OSError as error:
+            problem = f"{temporary}: cannot be read back: {error}"
+        parts = _gathered((sha256, problem))
+        if problem := _first([problem for _, problem in parts]):
+            raise SophiaError(problem)
+        sha256 = {name: digest for part, _ in parts for name, digest in part.items()}
         on_rank_zero(
-            lambda: checkpoint_folder.commit(temporary, step, layout, self.keep),
+            lambda: checkpoint_folder.commit(temporary, step, layout, self.keep, sha256),
             f"cannot complete {self.folder / checkpoint_folder.checkpoint_name(step)}",
         )
 
@@ -129,8 +141,10 @@ class Checkpoints:
         optimizer: MegatronOptimizer,
     ) -> str | None:
         """Load from ``path``; a problem on any rank is returned on all of them."""
+        problem = checkpoint_folder.changed_file(path, manifest, dist.get_rank(), dist.get_world_size())
+        if problem := _first(_gathered(problem)):
+            return problem
         same_layout = dict(manifest.layout) == current_layout()
-        problem = None
         try:
             request = _sharded_state(chunks, optimizer, is_loading=True)
             if not same_layout:
@@ -143,9 +157,7 @@ class Checkpoints:
                 _set_random_state(state["random"])
         except _FAILURES as error:
             problem = f"{path}: cannot be loaded: {_first_line(error)}"
-        problems: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        return next((p for p in problems if p is not None), None)
+        return _first(_gathered(problem))
 
 
 class PlainSaveStrategy(torch_strategies.TorchDistSaveShardedStrategy):
@@ -215,10 +227,25 @@ class _Writing:
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
+    """What keeps a checkpoint from being written, in words; the part that was written does not stay on a full disk."""
     try:
         yield
     except _FAILURES as error:
-        raise SophiaError(f"{folder}: checkpoint not written: {_first_line(error)}") from error
+        free = shutil.disk_usage(folder.parent).free  # torch's message does not say it
+        reason = f"no space left on the disk ({free >> 20:,} MiB free)" if free < _FULL_BYTES else _first_line(error)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise SophiaError(f"{folder}: checkpoint not written: {reason}") from error
+
+
+def _gathered(mine: Any) -> list[Any]:
+    """What every rank has, in rank order."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def _first(problems: list[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def current_layout() -> dict[str, int]:

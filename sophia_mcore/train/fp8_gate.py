@@ -22,11 +22,16 @@ def check_file(run: RunFolder) -> Path:
 
 def check_digest(config: Config) -> str:
     """sha256 over what the check's result depends on: FP8 settings, thresholds, dtype, and every byte of the policy."""
-    train, fp8 = config.train, config.fp8.model_dump(mode="json")
-    numerics: dict[str, Any] = {name: value for name, value in fp8.items() if name not in _NOT_NUMERICS}
-    numerics |= {"recipe": train.fp8, "backend": train.fp8_backend, "dtype": train.dtype}
+    numerics = {name: value for name, value in fp8_settings(config).items() if name not in _NOT_NUMERICS}
     text = json.dumps(numerics, sort_keys=True) + model_digest(config.models.policy)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fp8_settings(config: Config) -> dict[str, Any]:
+    """[fp8] with recipe, backend and dtype of [train], as the check's result keeps them."""
+    train = config.train
+    named = {"fp8": train.fp8, "fp8_backend": train.fp8_backend, "dtype": train.dtype}
+    return named | config.fp8.model_dump(mode="json")
 
 
 def require_check(config: Config, run: RunFolder) -> None:
@@ -40,8 +45,22 @@ def require_check(config: Config, run: RunFolder) -> None:
         raise SophiaError(f"train.fp8 = {config.train.fp8!r} without a check of it in {run.path}: {remedy}") from None
     except (OSError, ValueError) as error:
         raise SophiaError(f"{file}: cannot be read ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise SophiaError(f"{file}: cannot be read (not a JSON object); {remedy}")
     if found.get("digest") != check_digest(config):
-        raise SophiaError(f"{file} is about other FP8 settings or another policy: {remedy}")
+        what = _differing(found.get("settings"), config) or "another policy or dtype"
+        raise SophiaError(f"{file} is about other FP8 settings or another policy ({what}): {remedy}")
     if found.get("passed") is not True:
         why = "; ".join(found.get("failures", [])) or "it says not why"
         raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.without_check = true")
+    steps, trained = len(found["loss"]["fp8"]), config.train.steps
+    wanted = config.fp8.check_steps if trained is None else min(config.fp8.check_steps, trained)
+    by_epochs = trained is None and found.get("train_steps") is None  # as many steps as there are, in both
+    if steps < wanted and not by_epochs:
+        raise SophiaError(f"{file}: its loss curves have {steps} steps, this training allows {wanted}: {remedy}")
+
+
+def _differing(settings: Any, config: Config) -> str:
+    """Names of the FP8 settings that the check had otherwise."""
+    now = fp8_settings(config)
+    return ", ".join(name for name, value in now.items() if isinstance(settings, dict) and settings.get(name) != value)

@@ -38,7 +38,7 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     import torch.distributed as dist
 
     from sophia_mcore.train.fp8_check import check_fp8
-    from sophia_mcore.train.fp8_gate import check_digest, check_file
+    from sophia_mcore.train.fp8_gate import check_digest, check_file, fp8_settings
     from sophia_mcore.train.session import joined
     from sophia_mcore.train.worker import die_with_parent, open_progress
 
@@ -58,10 +58,8 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
                 "date": time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(began)),
                 "seconds": round(time.time() - began, 1),
             }
-            settings = {"fp8": config.train.fp8, "fp8_backend": config.train.fp8_backend, "dtype": config.train.dtype}
-            settings |= config.fp8.model_dump(mode="json")
-            head = {"digest": check_digest(config), "round": round_index, "settings": settings, "where": where}
-            write_json(check_file(run), head | found)
+            head = {"digest": check_digest(config), "round": round_index, "train_steps": config.train.steps}
+            write_json(check_file(run), head | {"settings": fp8_settings(config), "where": where} | found)
         dist.barrier()
 
 

@@ -61,7 +61,10 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     progress = open_progress(progress_fd) if rank == 0 else NoProgress()
     with _lock(run.round(round_index).train / "lock", rank):
         try:
-            return train_round(config, run, round_index, progress)
+            finished = train_round(config, run, round_index, progress)
+            if rank == 0:
+                (run.round(round_index).train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
+            return finished
         except RuntimeError as error:
             if not any(sign in str(error) for sign in _LOST_PEER):
                 _note_failure(run.round(round_index).train, rank, error)

@@ -174,13 +174,18 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, capfd):
     assert_same_bits(folder, four_ranks)
 
 
-@pytest.mark.parametrize("damaged", [".metadata", "common.pt", "*.distcp"])
+@pytest.mark.parametrize("damaged", [".metadata", "common.pt", "*.distcp", "one bit"])
 def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, capfd, damaged):
     config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
     with pytest.raises(RankError):
         run(kill_in_the_second_save, 4, config, folder, "after")
-    for path in (folder.round(0).checkpoints / "step-00000004").glob(damaged):
+    written = folder.round(0).checkpoints / "step-00000004"
+    for path in written.glob(damaged):
         path.write_bytes(b"\0" * path.stat().st_size)
+    if damaged == "one bit":
+        data = bytearray((written / "__2_0.distcp").read_bytes())
+        data[len(data) // 2] ^= 1
+        (written / "__2_0.distcp").write_bytes(data)
     assert run(train_world.train, 4, config, folder) == [True] * 4
     assert "trying the one before" in capfd.readouterr().err
     assert_same_bits(folder, four_ranks)
@@ -273,7 +278,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, polic
     config, folder = train_world.make_run(tmp_path / "run", policy, **sections)
     with pytest.raises(SophiaError, match=r"step-00000004: checkpoint not written: .*No space left"):
         run(fail_to_write, 4, config, folder)
-    assert [path.name for path in list_checkpoints(folder.round(0).checkpoints)] == ["step-00000002"]
+    assert [path.name for path in folder.round(0).checkpoints.iterdir()] == ["step-00000002"]  # nothing half-written
 
 
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"distributed_optimizer": False}], ids=str)

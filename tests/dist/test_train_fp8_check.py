@@ -62,7 +62,7 @@ def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     require_check(config, folder)
     assert run(train_world.train, 1, config, folder) == [True]
     other = Config.model_validate(config.model_dump() | {"fp8": LOOSE | {"format": "e4m3"}})
-    with pytest.raises(SophiaError, match="other FP8 settings or another policy"):
+    with pytest.raises(SophiaError, match=r"other FP8 settings or another policy \(format\)"):
         require_check(other, folder)
     require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
 
@@ -141,11 +141,18 @@ def test_refusals(tmp_path: Path, policy: Path) -> None:
     absent = fp8.model_copy(update={"train": fp8.train.model_copy(update={"fp8_backend": "transformer_engine"})})
     with pytest.raises(UsageError, match=r"needs a CUDA device.*fp8_backend to 'emulated'"):
         run(train_world.train, 1, absent, folder)
+    (folder.path / "fp8_check.json").write_text("[]")
+    with pytest.raises(SophiaError, match="not a JSON object"):
+        require_check(fp8, folder)
     (folder.path / "fp8_check.json").write_text("{")
     with pytest.raises(SophiaError, match="cannot be read"):
         require_check(fp8, folder)
     (folder.path / "fp8_check.json").write_text(json.dumps({"digest": check_digest(fp8)}))
     with pytest.raises(SophiaError, match="did not pass"):
+        require_check(fp8, folder)
+    passed = {"digest": check_digest(fp8), "passed": True, "loss": {"fp8": [1.0] * 2}, "train_steps": 2}
+    (folder.path / "fp8_check.json").write_text(json.dumps(passed))
+    with pytest.raises(SophiaError, match="have 2 steps, this training allows 3"):
         require_check(fp8, folder)
 
 

@@ -74,7 +74,7 @@ def make_finished_run(
     (run.round(0).train / "summary.json").write_text(json.dumps(summary))
     run.round(0).model.mkdir()
     phases = MetricsLog(run.metrics_file)
-    for name in ("captions", "reasoning", "train"):
+    for name in ("captions", "reasoning", "score", "train"):
         phases.log(0, name, {"seconds": 12.5})
     phases.close()
     _evaluation(run, asked[:20])

@@ -343,9 +343,26 @@ def test_fresh_groups_are_their_own_but_for_luffy(store):
 
 def test_the_limit_per_question_leaves_the_policys_own_alone(store):
     fresh_store(store)
-    found = weights_of(load(store, name="luffy", fresh_share=0.5, trajectories_per_question=1))
-    assert sum(name.startswith("q1.c") for name in found) == 1
+    found = weights_of(load(store, name="luffy", fresh_share=0.5, trajectories_per_question=2))
+    assert sum(name.startswith("q1.c") for name in found) == 2
     assert {"q1.n0", "q1.n1"} <= found.keys()
+
+
+def test_shards_that_have_gone_are_missed(store):
+    _, _, folder, _ = store
+    counted = {"trajectories": 16, "verdicts": {"correct": 8, "wrong": 6, "no_answer": 1, "timeout": 1}}
+    folder.kept_summary_file.write_text(json.dumps(counted))
+    assert load(store, name="grpo").samples
+    shard = next(path for path in folder.trajectories.iterdir() if "a" in path.stem)
+    shard.unlink()
+    with pytest.raises(SophiaError, match=r"trajectories: 9 of 16 trajectories are there, a shard has gone"):
+        load(store, name="grpo")
+    with pytest.raises(SophiaError, match=r"1 of the trajectories to train on are gone, such as 'q1\.c\.k0\.n1'"):
+        load(store, behaviour="recorded")
+    (folder.verdicts / "a.parquet").unlink()
+    folder.kept_summary_file.write_text(json.dumps(counted | {"trajectories": 9}))
+    with pytest.raises(SophiaError, match=r"verdicts: 0 of 16 verdicts are there"):
+        load(store, name="grpo")
 
 
 def test_fresh_answers_that_are_missing_or_unknown_are_refused(store):

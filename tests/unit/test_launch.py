@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -15,8 +16,10 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import phases
 from sophia_mcore.launch.local import claim_folder, expand, run_phases, starting_at
 from sophia_mcore.launch.process import run_worker
+from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.layout import RunFolder
 
 WORKER = """
@@ -86,6 +89,27 @@ def test_the_workers_own_word_is_the_error(tmp_path: Path, what: str, kind: type
         start(tmp_path, what)
     assert type(caught.value) is kind
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_worker_before_this_process_goes(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path, "sleep")
+    assert signal.getsignal(number) is before
+    timer.join()
+
+
+def test_fp8_without_a_driver_is_refused_before_the_ranks_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phases, "_NVIDIA", (str(tmp_path / "none"),))
+    config = config_at(tmp_path, '[train]\nfp8 = "tensorwise"\n')
+    context = phases.Context(config, RunFolder(tmp_path), TerminalProgress())
+    with pytest.raises(UsageError, match="needs a CUDA device, which is not here"):
+        phases.run_ranks(context, "train", "sophia_mcore.train.worker", [])
 
 
 def test_interpreter_that_is_not_there(tmp_path: Path) -> None:

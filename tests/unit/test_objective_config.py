@@ -32,6 +32,8 @@ def load(tmp_path, text):
         ("[objective]\nname = 'sofia'", "objective.name: unknown objective .did you mean 'sophia'"),
         ("[objective]\nname = 'gsop'", "did you mean 'gspo'"),
         ("[objective]\nname = 'GRPO'", "did you mean 'grpo'"),
+        ("[objective]\nname = 'dapo'", "DAPO is 'grpo' with clip_high = 0.28"),
+        ("[objective]\nname = 'grpo'\ntrajectories_per_question = 1", "at least 2 are needed to compare"),
         ("[objective]\nname = ['grpo']", "objective.name: input should be a valid string"),
         ("[objective]\nadvantage = 'signed'", "advantage = 'signed' needs trajectories = 'all'"),
         ("[objective]\ntrajectories_per_question = 4", "trajectories_per_question needs trajectories = 'all'"),

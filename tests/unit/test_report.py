@@ -61,7 +61,7 @@ def test_a_finished_run_is_told_whole(run: tuple[RunFolder, Any]) -> None:
     report = json.loads(folder.report_json.read_text())
     assert report["missing"] == []
     (entry,) = report["rounds"]
-    assert entry["kept"] == 29 and entry["seconds"] == {"captions": 12.5, "reasoning": 12.5, "train": 12.5}
+    assert entry["kept"] == 29 and entry["seconds"] == {"captions": 12.5, "reasoning": 12.5, "score": 12.5, "train": 12.5}
     assert entry["verdicts_by_type"] == {"integer": {"correct": 59, "wrong": 61}}
     base = report["evaluation"]["base"]["protocols"]["paper"]
     assert base["by_answer_type"]["integer"]["pass_at_1"] == 0.2
@@ -188,10 +188,10 @@ def test_damage_is_named_and_the_rest_is_shown(run: tuple[RunFolder, Any], damag
         ("images", ["30 images cannot be shown: "]),
         ("metrics.jsonl", ["seconds of the phases (metrics.jsonl)"]),
         ("round-0/train/metrics.jsonl", ["round 0: the training curve (train/metrics.jsonl)"]),
-        ("round-0/captions/*.parquet", ["round 0: 60 of 60 captions"]),
+        ("round-0/captions/*.parquet", ["round 0: all 60 captions"]),
         ("round-0/trajectories/000001-b.parquet", ["round 0: 60 of 120 trajectories"]),
-        ("round-0/verdicts", ["round 0: 120 of 120 verdicts"]),
-        ("round-0/kept.parquet", ["round 0: 29 of 29 kept trajectories"]),
+        ("round-0/verdicts", ["round 0: all 120 verdicts"]),
+        ("round-0/kept.parquet", ["round 0: all 29 kept trajectories"]),
         ("round-0", ["round 0: captions", "round 0: training", "round 0: the exported model"]),
     ],
 )
@@ -254,6 +254,53 @@ def test_two_runs_are_compared_question_by_question(run: tuple[RunFolder, Any], 
     assert "round-0, paper: 12 questions" in page and "&lt;b&gt;99" in page
     assert differing_settings(config, other) == [("reward.alpha", "0.75", "0.5")]
     assert "reward.alpha" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("round-0/kept.json", {"kept": "many", "dropped": [1], "verdicts": None}, "no usable kept, verdicts, dropped"),
+        ("round-0/kept.json", {}, "no usable questions, "),
+        ("round-0/train/summary.json", {"steps": 3, "loss_first": "x"}, "no usable loss_first"),
+        ("round-0/train/summary.json", {"steps": 3, "rollout_gap": 7}, "no usable rollout_gap"),
+        ("round-0/second_opinion.json", {"by_type": "x"}, "no usable by_type"),
+        ("round-0/train/summary.json", {"steps": 999}, "the training curve after step "),
+    ],
+)
+def test_json_of_other_types_is_named_and_left_out(
+    run: tuple[RunFolder, Any], name: str, content: dict[str, Any], words: str
+) -> None:
+    folder, config = run
+    (folder.path / name).write_text(json.dumps(content))
+    assert len(examples_of(write_report(config, folder).read_text())) == 30
+    assert any(words in line for line in json.loads(folder.report_json.read_text())["missing"])
+
+
+def test_a_lost_protocol_is_named_and_the_others_stay(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    whole = json.loads(write_report(config, folder).with_name("report.json").read_text())["evaluation"]
+    label, last = "base", config.evaluate.protocols[-1].name
+    shards = sorted(folder.evaluation(label, last).glob("*.parquet"))
+    for spoil in (lambda path: path.write_bytes(path.read_bytes()[:50]), lambda path: path.unlink()):
+        spoil(shards[0])
+        write_report(config, folder)
+        report = json.loads(folder.report_json.read_text())
+        assert any(f"evaluation of {label}" in line for line in report["missing"])
+        assert [n for n in whole if n != label] == [n for n in report["evaluation"] if n != label]
+
+
+def test_a_round_that_is_a_file_is_no_round(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    shutil.rmtree(folder.round(0).path)
+    folder.round(0).path.write_text("x")
+    write_report(config, folder)
+    assert "round 0: training" in json.loads(folder.report_json.read_text())["missing"]
+
+
+def test_a_comparison_goes_into_a_page_only(run: tuple[RunFolder, Any]) -> None:
+    before = run[0].config_file.read_bytes()
+    done = CliRunner().invoke(app, ["report", str(run[0].path), str(run[0].path), "--output", str(run[0].config_file)])
+    assert done.exit_code != 0 and run[0].config_file.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [None, "[run\n", "[run]\nname = 3\n", "\x00\xff"])

@@ -18,14 +18,14 @@ LAYOUT = {"tensor": 1, "pipeline": 1, "virtual_pipeline": 1, "context": 1, "data
 def write_checkpoint(folder, step, keep=2):
     temporary = folders.begin(folder, step)
     (temporary / "data.distcp").write_bytes(b"x" * 100)
-    return folders.commit(temporary, step, LAYOUT, keep)
+    return folders.commit(temporary, step, LAYOUT, keep, folders.digests(temporary, 0, 1))
 
 
 def test_a_checkpoint_is_invisible_until_committed(tmp_path):
     temporary = folders.begin(tmp_path, 3)
     (temporary / "data").write_bytes(b"1")
     assert folders.list_checkpoints(tmp_path) == []
-    final = folders.commit(temporary, 3, LAYOUT, 2)
+    final = folders.commit(temporary, 3, LAYOUT, 2, {})
     assert folders.list_checkpoints(tmp_path) == [final]
     assert final.name == "step-00000003"
     assert folders.read_manifest(final).step == 3
@@ -63,6 +63,16 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path, damage, message):
     damage(older)
     with pytest.raises(SophiaError, match=message):
         folders.newest_checkpoint(tmp_path)
+
+
+def test_every_file_is_hashed_by_one_rank(tmp_path):
+    for name in ("__0_0.distcp", "__1_0.distcp", "__5_0.distcp", "common.pt", ".metadata", "checkpoint.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    parts = [folders.digests(tmp_path, rank, 2) for rank in (0, 1)]
+    assert [sorted(part) for part in parts] == [
+        [".metadata", "__0_0.distcp", "common.pt"],
+        ["__1_0.distcp", "__5_0.distcp"],
+    ]
 
 
 def test_no_checkpoint_says_what_to_do(tmp_path):

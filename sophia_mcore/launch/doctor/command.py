@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +33,8 @@ def examine(config: Config | None) -> list[Row]:
         try:
             rows += check()
         except Exception as error:  # a machine stranger than foreseen must not hide the other rows
-            rows.append(Row(name=name, state="warning", found=f"{type(error).__name__}: {error}"))
+            state: Literal["stops", "warning"] = "stops" if name == "configuration" else "warning"
+            rows.append(Row(name=name, state=state, found=f"{type(error).__name__}: {error}"))
     return rows
 
 

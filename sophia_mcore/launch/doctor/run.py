@@ -180,8 +180,8 @@ def devices(config: Config) -> list[Row]:
         rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
     weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
     memory = psutil.virtual_memory().total
-    if weights > memory:
-        sizes = f"weights of {_size(weights)}, memory of {_size(memory)}"
+    if 8 * weights > memory:  # bf16 weights are 2 of the about 16 bytes that training takes for each parameter
+        sizes = f"about {_size(8 * weights)} for training without a GPU, memory of {_size(memory)}"
         rows.append(_stops("memory", sizes, "a machine with GPUs: `sophia plan` says how many"))
     return rows
 
@@ -229,10 +229,12 @@ def tracking(config: Config) -> Row:
     uri = redact(config.track.tracking_uri)
     if not config.track.enabled:
         return Row(name="MLflow server", state="ok", found="track.enabled = false")
-    if not config.track.tracking_uri.startswith(("http://", "https://")):
-        return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
     wrong = "nothing answers"
-    if reachable(config.track.tracking_uri, _CONNECT_SECONDS):
+    if not config.track.tracking_uri.startswith(("http://", "https://")):
+        wrong = _store_problem(config.track.tracking_uri)
+        if not wrong:
+            return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+    elif reachable(config.track.tracking_uri, _CONNECT_SECONDS):
         wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
     if not wrong:
         return Row(name="MLflow server", state="ok", found=f"{uri} answers")
@@ -243,6 +245,18 @@ def tracking(config: Config) -> Row:
         cost="metrics stay in metrics.jsonl",
         remedy="start it, or correct track.tracking_uri; `sophia track RUN` uploads later",
     )
+
+
+def _store_problem(uri: str) -> str:
+    """What keeps MLflow from a store without a server; "" where nothing is seen."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "sqlite":
+        folder = Path(rest.removeprefix("/")).absolute().parent
+        return "" if folder.is_dir() else f"no folder {folder}"
+    known = ("postgresql", "mysql", "mssql", "databricks", "file")
+    if scheme.partition("+")[0] in known or (uri and "://" not in uri):
+        return ""
+    return f"not an address that MLflow knows (http, https, sqlite, {', '.join(known)})"
 
 
 def storage_needs(config: Config) -> list[Row]:
