@@ -113,10 +113,10 @@ def kill_in_the_second_save(config: Config, folder: RunFolder, when: str) -> Non
 
     plain = checkpoint_folder.commit
 
-    def commit(temporary, step, layout, keep):
+    def commit(temporary, step, *others):
         if step == 4 and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        plain(temporary, step, layout, keep)
+        plain(temporary, step, *others)
         if (step == 4 and when == "after") or (step == 6 and when == "last"):
             os.kill(os.getpid(), signal.SIGKILL)
 
