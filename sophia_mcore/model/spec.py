@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +156,10 @@ class ModelSpec:
         layout: Layout = ARCHITECTURES[architecture]
         vision = _vision(fields.section("vision_config"), layout)
         language = _language(fields.section("text_config" if layout == "hf" else "llm_config"))
-        shuffle = round(1 / fields.get("downsample_ratio", 0.5))
+        ratio = fields.positive("downsample_ratio", 0.5)
+        shuffle = round(1 / ratio)
+        if abs(shuffle * ratio - 1) > 1e-6:
+            raise UsageError(f"{where}: downsample_ratio = {ratio} is not one over a whole number, such as 0.5")
         _check_conventions(fields, layout)
         if vision.patches_per_side < shuffle or vision.patches_per_side % shuffle:
             raise UsageError(f"{where}: {vision.patches_per_side} patches per side do not divide by {shuffle}")
@@ -187,6 +191,18 @@ class _Fields:
             raise UsageError(f"{self.where}: {key} = {value!r} is not a whole number above 0")
         return value
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise UsageError(f"{self.where}: {key} = {value!r} is not a number above 0")
+        return float(value)
+
+    def divides(self, name: str, part: int, of: str, whole: int) -> None:
+        """Refuse heads that do not come out even."""
+        if whole % part:
+            raise UsageError(f"{self.where}: {name} = {part} does not divide {of} = {whole}")
+
     def section(self, key: str) -> _Fields:
         return _Fields(self.need(key), f"{self.where}: {key}")
 
@@ -215,6 +231,7 @@ def _vision(fields: _Fields, layout: Layout) -> VisionSpec:
     fields.only("norm_type", "layer_norm", "rms_norm")
     fields.only("use_absolute_position_embeddings", True)
     fields.only("use_mask_token", False)
+    fields.divides("num_attention_heads", fields.size("num_attention_heads"), "hidden_size", fields.size("hidden_size"))
     return VisionSpec(
         hidden_size=fields.size("hidden_size"),
         num_layers=fields.size("num_hidden_layers"),
@@ -243,16 +260,20 @@ def _language(fields: _Fields) -> LanguageSpec:
     if kind not in ("default", "dynamic"):  # dynamic acts only beyond max_position_embeddings, where we refuse to go
         raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    groups = fields.size("num_key_value_heads", heads)
+    fields.divides("num_key_value_heads", groups, "num_attention_heads", heads)
+    if fields.get("head_dim", None) is None:
+        fields.divides("num_attention_heads", heads, "hidden_size", hidden)
     return LanguageSpec(
         family=family,
         num_layers=fields.size("num_hidden_layers"),
         hidden_size=hidden,
         intermediate_size=fields.size("intermediate_size"),
         num_attention_heads=heads,
-        num_key_value_heads=fields.size("num_key_value_heads", heads),
+        num_key_value_heads=groups,
         head_dim=fields.size("head_dim", hidden // heads),
         vocab_size=fields.size("vocab_size"),
-        norm_eps=float(fields.need("rms_norm_eps")),
+        norm_eps=fields.positive("rms_norm_eps"),
         rope_theta=float(rope.get("rope_theta") or fields.need("rope_theta")),
         max_positions=fields.size("max_position_embeddings", 32_768),
         qkv_bias=family == "qwen2",

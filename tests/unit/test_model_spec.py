@@ -114,6 +114,18 @@ def test_transformers_5_keeps_theta_in_rope_parameters() -> None:
         (lambda c: c["llm_config"].update(use_sliding_window=True), "use_sliding_window = True"),
         (lambda c: c["vision_config"].update(image_size=[448, 336]), "is not square"),
         (lambda c: c["vision_config"].update(image_size=336), "force_image_size = 448 differs"),
+        (lambda c: c["llm_config"].update(num_attention_heads=27), "num_key_value_heads = 4 does not divide"),
+        (lambda c: c["llm_config"].update(num_key_value_heads=3), "num_key_value_heads = 3 does not divide"),
+        (
+            lambda c: c["llm_config"].update(num_attention_heads=20),
+        ),
+        (
+            lambda c: c["vision_config"].update(num_attention_heads=15),
+            "num_attention_heads = 15 does not divide hidden",
+        ),
+        (lambda c: c["llm_config"].update(rms_norm_eps=float("nan")), "rms_norm_eps = nan is not a number above 0"),
+        (lambda c: c.update(downsample_ratio=7), "downsample_ratio = 7.0 is not one over a whole number"),
+        (lambda c: c.update(downsample_ratio=0), "downsample_ratio = 0 is not a number above 0"),
     ],
 )
 def test_what_would_give_other_numbers_is_refused(change: Any, message: str, tmp_path: Path) -> None:

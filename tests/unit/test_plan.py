@@ -262,7 +262,7 @@ def test_a_model_folder_without_config_is_a_usage_error(tmp_path) -> None:
         ("llm_config", {"num_attention_heads": "40"}, "num_attention_heads = '40' is not a whole number"),
         ("llm_config", {"rope_scaling": "linear"}, "a value is of a wrong kind"),
         ("vision_config", {"patch_size": 0}, "patch_size = 0 is not above 0"),
-        (None, {"downsample_ratio": 0}, "a value is of a wrong kind"),
+        (None, {"downsample_ratio": 0}, "downsample_ratio = 0 is not a number above 0"),
         (None, {"vision_config": []}, "a value is of a wrong kind"),
         (None, [], "a JSON object is expected, not list"),
     ],
