@@ -116,7 +116,6 @@ def test_transformers_5_keeps_theta_in_rope_parameters() -> None:
         (lambda c: c["vision_config"].update(image_size=336), "force_image_size = 448 differs"),
         (lambda c: c["llm_config"].update(num_attention_heads=27), "num_key_value_heads = 4 does not divide"),
         (lambda c: c["llm_config"].update(num_key_value_heads=3), "num_key_value_heads = 3 does not divide"),
-        (lambda c: c["llm_config"].update(num_attention_heads=20),),
         (
             lambda c: c["vision_config"].update(num_attention_heads=15),
             "num_attention_heads = 15 does not divide hidden",
