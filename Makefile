@@ -1,6 +1,7 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
 # make test   from a fresh clone: environments, then the tests
 # make check  lint, types and tests: what CI runs
+# make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12 and a CPU build of torch)
 # make docs   the documentation as a site, in build/site
 # make bench  the benchmarks, one JSON line each (ONLY=name for one)
 #
@@ -9,9 +10,11 @@
 PYTHON ?= python3.11
 TORCH_INDEX ?=
 PY := .venv/bin/python
+NEXT_PYTHON ?= python3.12
+NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
-.PHONY: help env demo test check lint types bench docs clean
+.PHONY: help env demo test test-next check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -37,6 +40,17 @@ test: env
 	@$(PY) -m pytest tests/slurm > build/tests-slurm.log 2>&1 & beside=$$!; status=0; \
 	$(PY) -m pytest --ignore=tests/slurm || status=1; \
 	wait $$beside || status=1; cat build/tests-slurm.log; exit $$status
+
+.venv-next/ready: constraints/trainer.txt
+	$(NEXT_PYTHON) -m venv .venv-next
+	sed 's/^megatron-core==.*/megatron-core==$(NEXT_MEGATRON)/' constraints/trainer.txt > .venv-next/lock.txt
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r .venv-next/lock.txt
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-next: .venv-next/ready
+	.venv-next/bin/python -m pytest tests/dist tests/parity/test_internvl_reference.py tests/unit/test_model*.py
 
 check: lint types test
 
