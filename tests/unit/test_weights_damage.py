@@ -222,7 +222,7 @@ def test_killed_in_the_middle_then_run_again(good: Path, tmp_path: Path) -> None
         "old = copying.write_box\n"
         "def slow(*a):\n    old(*a); print('wrote', flush=True); time.sleep(0.2)\n"
         "copying.write_box = slow\n"
-        "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'hf-custom')\n"
+        "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'hf-custom', workers=1)\n"
     )
     arguments = [sys.executable, "-c", script, str(good), str(tmp_path / "out")]
     child = subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
