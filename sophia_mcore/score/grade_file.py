@@ -105,6 +105,7 @@ def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress 
     _check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
     job = {"kind": "file", "config": config.model_dump_json(), "in": str(in_path), "out": str(out_path)}
+    job["lines_per_unit"] = str(LINES_PER_UNIT)
     with helpers(processes - 1, job):  # they start while the lines are counted here
         units, pieces = _plan(in_path, config)
         _drop_other_parts(_parts(out_path), {unit.id for unit in units})
@@ -121,9 +122,10 @@ def grade_lines(
     *,
     plan: tuple[list[Unit], dict[str, _Piece]] | None = None,
     wait: bool = True,
+    lines_per_unit: int | None = None,
 ) -> None:
     """Grade the units that are not done, together with any other process that does; ``wait``: until all are."""
-    units, pieces = plan or _plan(in_path, config)
+    units, pieces = plan or _plan(in_path, config, lines_per_unit)
     parts = _parts(out_path)
     with Grader(config) as grader:
 
@@ -148,7 +150,7 @@ def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _plan(path: Path, config: Score) -> tuple[list[Unit], dict[str, _Piece]]:
+def _plan(path: Path, config: Score, lines_per_unit: int | None = None) -> tuple[list[Unit], dict[str, _Piece]]:
     """Units of consecutive lines. Their ids hold a hash of the bytes and of the verifier's version and settings."""
     with Grader(config) as grader:
         salt = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}".encode()
@@ -163,7 +165,7 @@ def _plan(path: Path, config: Score) -> tuple[list[Unit], dict[str, _Piece]]:
                 digest.update(line)
                 position += len(line)
                 number += 1
-                if number - first >= LINES_PER_UNIT or position - start >= BYTES_PER_UNIT:
+                if number - first >= (lines_per_unit or LINES_PER_UNIT) or position - start >= BYTES_PER_UNIT:
                     _add(units, pieces, digest.hexdigest(), _Piece(start, position, first), number)
                     start, first, digest = position, number, hashlib.sha256(salt)
             if position > start:

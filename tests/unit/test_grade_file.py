@@ -167,6 +167,7 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
     """Its thread that waits for the parent must not make Python abort at exit."""
     source = write(tmp_path / "in.jsonl", many(10))
     job = {"kind": "file", "config": ONE.model_dump_json(), "in": str(source), "out": str(tmp_path / "out.jsonl")}
+    job["lines_per_unit"] = "40"
     command = [sys.executable, "-m", "sophia_mcore.score.helper"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(json.dumps(job) + "\n")
