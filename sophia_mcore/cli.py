@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -232,11 +231,7 @@ def plan(
     made = make_plan(loaded, gpu, gpus, given, fp8, measured)
     show(made, Console(), top)
     if write is not None:
-        write_overlay(write, made.best, config, overlay or (), set_ or ())
-        words = ["sophia", "run", str(config)]
-        words += [word for file in (*(overlay or ()), write) for word in ("--overlay", str(file))]
-        words += [word for one in set_ or () for word in ("--set", one)]
-        typer.echo(f"wrote {write}: {shlex.join(words)}")
+        typer.echo(f"wrote {write}: {write_overlay(write, made.best, config, overlay or (), set_ or ())}")
 
 
 @app.command()
@@ -246,7 +241,6 @@ def report(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where a comparison goes.")] = None,
 ) -> None:
     """Write report.json and report.html of a run, or one page that compares two runs."""
-    from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.opening import open_for_report
     from sophia_mcore.report.build import write_report
@@ -256,11 +250,10 @@ def report(
         from sophia_mcore.report.compare import write_comparison
 
         opened, second = open_run(run_folder), open_run(other)
-        target = output or second[0].path / f"compare-with-{opened[0].path.resolve().name}.html"
-        if target.suffix != ".html" or target.is_dir():
-            raise UsageError(f"--output {target}: a page's name ends in .html, such as compare.html")
-        typer.echo(write_comparison(opened, second, target))
+        typer.echo(write_comparison(opened, second, output))
     elif output is not None:
+        from sophia_mcore.errors import UsageError
+
         raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")
     else:
         from sophia_mcore.report.summary import print_missing

@@ -19,23 +19,20 @@ from sophia_mcore.store.shards import read_shard, read_table, shard_files
 _COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids"]
 
 
-def results(run: RunFolder, config: Config, problem: Callable[[str], None] | None = None) -> dict[str, Any]:
+def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> dict[str, Any]:
     """The "evaluation" of report.json: {label: {"pass_at_1", "n", "ci95": [lo, hi], "protocols": {name: details}}}.
 
     Labels are "base" first, then "round-0", "round-1", ...; the first three numbers are those of the first protocol.
     Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, and
     by_answer_type and by_source (the question's data set): {name: {"pass_at_1", "n", "ci95"}}.
     A protocol is left out until every question is answered, a label while its first protocol is.
-    ``problem`` is told what is damaged, and the other models and protocols are not concerned; without it SophiaError is
-    raised.
+    ``problem`` is told what is damaged; the other models and protocols are not concerned.
     """
     if not run.evaluation_questions_file.is_file():
         return {}
     try:
         questions = {question.id: question for question in read_shard(run.evaluation_questions_file, Question)}
     except SophiaError as error:
-        if problem is None:
-            raise
         problem(str(error))
         return {}
     found: dict[str, Any] = {}
@@ -45,8 +42,6 @@ def results(run: RunFolder, config: Config, problem: Callable[[str], None] | Non
             try:
                 details = protocol_results(run.evaluation(label, protocol.name), questions)
             except SophiaError as error:
-                if problem is None:
-                    raise
                 problem(str(error))
                 continue
             if details["n"] == len(questions):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.progress import counting
@@ -129,12 +129,11 @@ def run_ranks(context: Context, name: str, module: str, flags: list[str]) -> Non
 
 def _require_driver_for_fp8(config: Config) -> None:
     """Said before the ranks start, which takes a while; they look for the device itself."""
+    from sophia_mcore.parallel.layout import fp8_refusal
+
     wanted = config.train.fp8 != "none" and config.train.fp8_backend == "transformer_engine"
     if wanted and not any(Path(sign).exists() for sign in _NVIDIA):
-        raise UsageError(
-            f"train.fp8 = {config.train.fp8!r} needs a CUDA device, which is not here; set it to 'none', or "
-            "train.fp8_backend to 'emulated' (slow: for checks)"
-        )
+        raise fp8_refusal(config.train.fp8, "a CUDA device")
 
 
 def export(context: Context, round_index: int) -> None:

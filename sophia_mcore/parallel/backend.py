@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from sophia_mcore.errors import UsageError
+from sophia_mcore.parallel.layout import fp8_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,7 @@ class Backend:
             return
         if not self.transformer_engine:
             lacks = "a CUDA device" if self.kind == "cpu" else "Transformer Engine"
-            raise UsageError(
-                f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none', or train.fp8_backend to "
-                "'emulated' (slow: for checks)"
-            )
+            raise fp8_refusal(recipe, lacks)
 
     def check_offload(self, fraction: float) -> None:
         """Refuse to move the optimizer to the host where it is there already (megatron-core would copy it twice)."""

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from sophia_mcore.model.spec import ModelSpec
 
 
+def fp8_refusal(recipe: str, lacks: str) -> UsageError:
+    """What to say where `train.fp8` cannot be computed; `lacks`: the missing part, such as "a CUDA device"."""
+    return UsageError(
+        f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none', or train.fp8_backend to "
+        "'emulated' (slow: for checks)"
+    )
+
+
 def check_layout(
     spec: ModelSpec, parallel: Parallel, sequence_length_tokens: int | None = None, fp8: bool = False
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,8 +107,10 @@ def overlay(option: Option) -> str:
     return f"{_MARK}\n{tomli_w.dumps(tree)}"
 
 
-def write_overlay(path: Path, option: Option, config_file: Path, overlays: Sequence[Path], sets: Sequence[str]) -> None:
-    """Write the overlay atomically; it must give the layout when it is laid over the configuration.
+def write_overlay(path: Path, option: Option, config_file: Path, overlays: Sequence[Path], sets: Sequence[str]) -> str:
+    """Write the overlay atomically and return the command that runs with it.
+
+    It must give the layout when it is laid over the configuration.
 
     Raises:
         UsageError: `path` is no place for it (see `check_target`), or the configuration sets a key of [parallel] that
@@ -124,6 +127,10 @@ def write_overlay(path: Path, option: Option, config_file: Path, overlays: Seque
         trial.write_text(overlay(option))
         load_config(config_file, [*overlays, trial], sets)
     write_text(path, overlay(option))
+    words = ["sophia", "run", str(config_file)]
+    words += [word for file in (*overlays, path) for word in ("--overlay", str(file))]
+    words += [word for one in sets for word in ("--set", one)]
+    return shlex.join(words)
 
 
 def check_target(path: Path, used: Sequence[Path]) -> None:

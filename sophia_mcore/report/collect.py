@@ -8,7 +8,7 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
-from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
+from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
@@ -92,6 +92,7 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     entry: dict[str, Any] = {"round": index}
     captions = columns(folder.captions, Caption, ["tokens"], problems)["tokens"]
     trajectories = columns(folder.trajectories, Trajectory, ["tokens"], problems)["tokens"]
+    verdicts = columns(folder.verdicts, Verdict, ["answer_type", "verdict"], problems)
     kept = read_json(folder.kept_summary_file, problems, _KEPT)
     if kept is None:
         so_far = {"captions": len(captions), "trajectories": len(trajectories)}
@@ -101,10 +102,11 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     else:
         entry.update({name: kept[name] for name in _KEPT if name in kept})
         stored = {"captions": len(captions), "trajectories": len(trajectories)}
-        missing += _lost(folder, index, kept, stored, problems)
+        stored |= {"verdicts": len(verdicts["verdict"]), "kept": len(records(folder.kept_file, Kept, problems))}
+        missing += _lost(index, kept, stored)
     if captions or trajectories:
         entry["tokens_generated"] = sum(captions) + sum(trajectories)
-    entry.update(_grading(folder, problems))
+    entry.update(_grading(folder, verdicts, problems))
     train = read_json(folder.train / "summary.json", problems, _TRAINED)
     if train is None:
         missing.append(f"round {index}: training")
@@ -121,12 +123,8 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     return entry
 
 
-def _lost(
-    folder: RoundFolder, index: int, kept: dict[str, Any], stored: dict[str, int], problems: Problems
-) -> list[str]:
+def _lost(index: int, kept: dict[str, Any], stored: dict[str, int]) -> list[str]:
     """What kept.json counted and the shards no longer hold."""
-    verdicts = columns(folder.verdicts, Verdict, ["verdict"], problems)["verdict"]
-    stored |= {"verdicts": len(verdicts), "kept": len(records(folder.kept_file, Kept, problems))}
     counted = kept | {"verdicts": sum(kept.get("verdicts", {}).values())}
     names = {"kept": "kept trajectories"}
     lost = {name: counted[name] - there for name, there in stored.items() if there < counted.get(name, 0)}
@@ -134,10 +132,9 @@ def _lost(
     return [f"round {index}: {share} {counted[name]:,} {names.get(name, name)}" for name, share in shares.items()]
 
 
-def _grading(folder: RoundFolder, problems: Problems) -> dict[str, Any]:
+def _grading(folder: RoundFolder, verdicts: Columns, problems: Problems) -> dict[str, Any]:
     """Verdict counts by the answer type that the grader used, and what another verifier version said differently."""
     found: dict[str, Any] = {}
-    verdicts = columns(folder.verdicts, Verdict, ["answer_type", "verdict"], problems)
     by_type: dict[str, dict[str, int]] = {}
     for answer_type, verdict in zip(verdicts["answer_type"], verdicts["verdict"], strict=True):
         counts = by_type.setdefault(answer_type or "untyped", {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
 from sophia_mcore.evaluate.statistics import Z95
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.report.build import render
@@ -24,8 +25,16 @@ _MAX_TEXT = 2_000
 Answers = dict[str, tuple[float, str]]  # question id -> share of right samples, an extracted answer
 
 
-def write_comparison(first: tuple[RunFolder, Config], second: tuple[RunFolder, Config], target: Path) -> Path:
-    """Write the page that compares two runs to ``target`` and return it. Damaged parts are named on the page."""
+def write_comparison(
+    first: tuple[RunFolder, Config], second: tuple[RunFolder, Config], target: Path | None = None
+) -> Path:
+    """Write the page that compares two runs to ``target`` (default: into the second's folder) and return it.
+
+    Damaged parts are named on the page. Raises UsageError for a target whose name is not a page's.
+    """
+    target = target or second[0].path / f"compare-with-{first[0].path.resolve().name}.html"
+    if target.suffix != ".html" or target.is_dir():
+        raise UsageError(f"--output {target}: a page's name ends in .html, such as compare.html")
     runs = [_charted(*first, "A"), _charted(*second, "B")]
     pairs = compare_answers(runs[0], runs[1])
     missing = [f"{charted.name}: {line}" for charted in runs for line in charted.report["missing"]]

@@ -13,14 +13,14 @@ import json
 import math
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Score
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.score.grade import Grader
 from sophia_mcore.score.parallel import helpers
@@ -32,8 +32,7 @@ from sophia_mcore.store import atomic
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
-LINES_PER_UNIT = 2_000
-BYTES_PER_UNIT = 32 << 20
+BYTES_PER_UNIT = 1 << 20  # what a kill can cost
 PARALLEL_FROM_BYTES = 16 << 20  # below this one process is faster than starting others
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 _ADDED = ("verdict", "extracted", "answer_type", "seconds", "verifier", "verifier_version")
@@ -86,7 +85,14 @@ class _Piece:
     first_line: int
 
 
-def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress | None = None) -> GradeSummary:
+def grade_file(
+    in_path: Path,
+    out_path: Path,
+    config: Score,
+    progress: Progress | None = None,
+    *,
+    bytes_per_unit: int = BYTES_PER_UNIT,
+) -> GradeSummary:
     """Grade every line ``{"id", "response", "answer"[, "type", "options", "benchmark", "tolerance", "question"]}``.
 
     ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "seconds", "answer_type", "verifier"
@@ -105,42 +111,57 @@ def grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress 
     _check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
     job = {"kind": "file", "config": config.model_dump_json(), "in": str(in_path), "out": str(out_path)}
-    job["lines_per_unit"] = str(LINES_PER_UNIT)
-    with helpers(processes - 1, job):  # they start while the lines are counted here
-        units, pieces = _plan(in_path, config)
+    with helpers(processes - 1, job | {"bytes_per_unit": bytes_per_unit}):  # they start while lines are counted here
+        units, pieces = _plan(in_path, config, bytes_per_unit)
         _drop_other_parts(_parts(out_path), {unit.id for unit in units})
         one = config if processes == 1 else config.model_copy(update={"workers": 1})
-        grade_lines(in_path, out_path, one, progress or NoProgress(), plan=(units, pieces))
-        return _finish(out_path, units)
+        with _Joined(out_path, units) as joined:
+            _grade_units(in_path, out_path, one, progress or NoProgress(), units, pieces, joined)
+            return joined.finish()
 
 
-def grade_lines(
+def grade_lines(in_path: Path, out_path: Path, config: Score, progress: Progress, bytes_per_unit: int) -> None:
+    """Grade units of ``out_path`` beside the process of `grade_file`, which has the same ``bytes_per_unit``."""
+    units, pieces = _plan(in_path, config, bytes_per_unit)
+    _grade_units(in_path, out_path, config, progress, units, pieces)
+
+
+def _grade_units(
     in_path: Path,
     out_path: Path,
     config: Score,
     progress: Progress,
-    *,
-    plan: tuple[list[Unit], dict[str, _Piece]] | None = None,
-    wait: bool = True,
-    lines_per_unit: int | None = None,
+    units: list[Unit],
+    pieces: dict[str, _Piece],
+    joined: _Joined | None = None,
 ) -> None:
-    """Grade the units that are not done, together with any other process that does; ``wait``: until all are."""
-    units, pieces = plan or _plan(in_path, config, lines_per_unit)
-    parts = _parts(out_path)
+    """Grade the units that are not done, together with any other process that does.
+
+    The process with ``joined`` joins the parts meanwhile, and stays until all are done.
+    """
+    parts = _make_parts(out_path)
     with Grader(config) as grader:
 
         def work(unit: Unit, report: Callable[[int], None]) -> list[GradedPart]:
+            if joined is not None:
+                joined.add_finished()
             return [_grade_piece(grader, in_path, pieces[unit.id], report)]
 
-        try:
-            parts.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise atomic.write_failed(out_path, error) from error
-        run_units(UnitQueue(parts, units, owner="grade"), GradedPart, work, shown_by(progress, "grade"), wait=wait)
+        queue = UnitQueue(parts, units, owner="grade")
+        run_units(queue, GradedPart, work, shown_by(progress, "grade"), wait=joined is not None)
 
 
 def _parts(out_path: Path) -> Path:
     return out_path.with_name(out_path.name + ".parts")
+
+
+def _make_parts(out_path: Path) -> Path:
+    parts = _parts(out_path)
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.write_failed(out_path, error) from error
+    return parts
 
 
 def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
@@ -150,7 +171,7 @@ def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _plan(path: Path, config: Score, lines_per_unit: int | None = None) -> tuple[list[Unit], dict[str, _Piece]]:
+def _plan(path: Path, config: Score, bytes_per_unit: int) -> tuple[list[Unit], dict[str, _Piece]]:
     """Units of consecutive lines. Their ids hold a hash of the bytes and of the verifier's version and settings."""
     with Grader(config) as grader:
         salt = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}".encode()
@@ -158,27 +179,20 @@ def _plan(path: Path, config: Score, lines_per_unit: int | None = None) -> tuple
     pieces: dict[str, _Piece] = {}
     try:
         with open(path, "rb") as file:
-            start = position = 0
-            first = number = 1
-            digest = hashlib.sha256(salt)
-            for line in file:
-                digest.update(line)
-                position += len(line)
-                number += 1
-                if number - first >= (lines_per_unit or LINES_PER_UNIT) or position - start >= BYTES_PER_UNIT:
-                    _add(units, pieces, digest.hexdigest(), _Piece(start, position, first), number)
-                    start, first, digest = position, number, hashlib.sha256(salt)
-            if position > start:
-                _add(units, pieces, digest.hexdigest(), _Piece(start, position, first), number)
+            start, first = 0, 1
+            while head := file.read(bytes_per_unit):
+                tail = file.readline()
+                digest = hashlib.sha256(salt)
+                digest.update(head)
+                digest.update(tail)
+                after = first + head.count(b"\n") + (tail != b"" or not head.endswith(b"\n"))
+                unit = Unit(f"{len(units):06d}-{digest.hexdigest()[:16]}", tuple(map(str, range(first, after))))
+                units.append(unit)
+                pieces[unit.id] = _Piece(start, file.tell(), first)
+                start, first = file.tell(), after
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     return units, pieces
-
-
-def _add(units: list[Unit], pieces: dict[str, _Piece], digest: str, piece: _Piece, next_line: int) -> None:
-    unit = Unit(f"{len(units):06d}-{digest[:16]}", tuple(str(n) for n in range(piece.first_line, next_line)))
-    units.append(unit)
-    pieces[unit.id] = piece
 
 
 def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[int], None]) -> GradedPart:
@@ -283,27 +297,54 @@ def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
 # ---- the output
 
 
-def _finish(out_path: Path, units: list[Unit]) -> GradeSummary:
-    """Join the parts into the output file, compare it with an older one, and remove the parts."""
-    summary = GradeSummary()
-    parts = _parts(out_path)
-    temporary = out_path.with_name(f".{out_path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as out:
-            for unit in units:
-                for part in read_shard(parts / f"{unit.id}.parquet", GradedPart):
-                    out.write(part.text)
-                    for kind, verdict, count in zip(part.answer_types, part.verdicts, part.counts, strict=True):
-                        summary.by_type[kind, verdict] += count
-            out.flush()
-            os.fsync(out.fileno())
-        summary.changes = _compare_and_keep(out_path, temporary)
-        temporary.replace(out_path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise atomic.write_failed(out_path, error) from error
-    shutil.rmtree(parts, ignore_errors=True)
-    return summary
+class _Joined:
+    """The output file in the making: each part joins it as soon as all those before it have."""
+
+    def __init__(self, out_path: Path, units: list[Unit]) -> None:
+        self._out_path = out_path
+        self._parts = _make_parts(out_path)
+        self._waiting = deque(self._parts / f"{unit.id}.parquet" for unit in units)
+        self._summary = GradeSummary()
+        self._path = self._parts / f"joined-{os.getpid()}.tmp"
+
+    def __enter__(self) -> _Joined:
+        with self._errors():
+            self._file = open(self._path, "wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise atomic.write_failed(self._out_path, error) from error
+
+    def add_finished(self) -> None:
+        """Join the parts whose turn it is."""
+        while self._waiting and self._waiting[0].is_file():
+            for part in read_shard(self._waiting.popleft(), GradedPart):
+                with self._errors():
+                    self._file.write(part.text)
+                for kind, verdict, count in zip(part.answer_types, part.verdicts, part.counts, strict=True):
+                    self._summary.by_type[kind, verdict] += count
+
+    def finish(self) -> GradeSummary:
+        """Compare the file with an older one, put it into its place and remove the parts."""
+        self.add_finished()
+        if self._waiting:
+            raise SophiaError(f"{self._waiting[0]}: gone; is another process grading into {self._out_path}? Run again")
+        with self._errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._summary.changes = _compare_and_keep(self._out_path, self._path)
+            self._path.replace(self._out_path)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return self._summary
 
 
 def _compare_and_keep(old_path: Path, new_path: Path) -> VerdictChanges | None:

@@ -26,8 +26,7 @@ def main() -> int:
             from sophia_mcore.score.grade_file import grade_lines
 
             score = Score.model_validate_json(job["config"])
-            lines = int(job["lines_per_unit"])
-            grade_lines(Path(job["in"]), Path(job["out"]), score, NoProgress(), wait=False, lines_per_unit=lines)
+            grade_lines(Path(job["in"]), Path(job["out"]), score, NoProgress(), job["bytes_per_unit"])
     except SophiaError as error:
         print(error, file=sys.stderr)
         return error.exit_code

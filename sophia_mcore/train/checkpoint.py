@@ -98,16 +98,7 @@ class Checkpoints:
 
     def _commit(self, step: int) -> None:
         layout, temporary = current_layout(), self._temporary(step)
-        sha256: dict[str, str] = {}
-        problem = None
-        try:
-            sha256 = checkpoint_folder.digests(temporary, dist.get_rank(), dist.get_world_size())
-        except OSError as error:
-            problem = f"{temporary}: cannot be read back: {error}"
-        parts = _gathered((sha256, problem))
-        if problem := _first([problem for _, problem in parts]):
-            raise SophiaError(problem)
-        sha256 = {name: digest for part, _ in parts for name, digest in part.items()}
+        sha256 = _digests(temporary)
         on_rank_zero(
             lambda: checkpoint_folder.commit(temporary, step, layout, self.keep, sha256),
             f"cannot complete {self.folder / checkpoint_folder.checkpoint_name(step)}",
@@ -223,6 +214,21 @@ class _Writing:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file as it can be read back, each rank having read its share. Raises SophiaError on all ranks."""
+    mine: dict[str, str] | str
+    try:
+        mine = checkpoint_folder.digests(folder, dist.get_rank(), dist.get_world_size())
+    except OSError as error:
+        mine = f"{folder}: cannot be read back: {error}"
+    found: dict[str, str] = {}
+    for part in _gathered(mine):
+        if isinstance(part, str):
+            raise SophiaError(part)
+        found |= part
+    return found
 
 
 @contextmanager

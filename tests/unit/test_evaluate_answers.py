@@ -57,7 +57,7 @@ def test_answers_are_asked_graded_and_counted(tmp_path: Path) -> None:
         assert (system.role, system.text) == ("system", load_prompt("long_thinking"))
         assert user.text.count("<IMG_CONTEXT>") == len(request.images) > 0
 
-    found = results(run, config)
+    found = results(run, config, pytest.fail)
     assert found["base"]["pass_at_1"] == pytest.approx(0.6) and found["base"]["n"] == 5
     low, high = found["base"]["ci95"]
     assert 0 < low < 0.6 < high < 1
@@ -88,19 +88,19 @@ def test_models_meet_the_same_random_numbers(tmp_path: Path) -> None:
         evaluate(config, run, label, engine, NoProgress())
     before, after = ({(r.messages, r.seed) for r in engine.requests} for engine in engines)
     assert before == after
-    assert list(results(run, config)) == ["base", "round-0"]
+    assert list(results(run, config, pytest.fail)) == ["base", "round-0"]
 
 
 def test_a_broken_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     with pytest.raises(SophiaError, match="the engine died"):
         evaluate(config, run, "base", Clever(fail_at=2), NoProgress())
-    assert results(run, config) == {}  # a part is no result
+    assert results(run, config, pytest.fail) == {}  # a part is no result
     engine, again = Clever(), Clever()
     evaluate(config, run, "base", engine, NoProgress())
     evaluate(config, run, "base", again, NoProgress())
     assert engine.calls == 2 and again.calls == 0
-    assert results(run, config)["base"]["n"] == 5
+    assert results(run, config, pytest.fail)["base"]["n"] == 5
 
 
 def test_answers_of_another_model_are_not_mixed(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_no_evaluation_questions(tmp_path: Path) -> None:
     run.evaluation_questions_file.unlink()
     with pytest.raises(SophiaError, match=r"evaluation/questions.parquet: no such file"):
         evaluate(config, run, "base", FakeEngine(), NoProgress())
-    assert results(run, config) == {}
+    assert results(run, config, pytest.fail) == {}
 
 
 def test_questions_themselves_are_unchanged(tmp_path: Path) -> None:

@@ -155,10 +155,9 @@ def many(count):
 
 def test_several_processes_give_the_same_file(tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", many(300))
-    monkeypatch.setattr(grade_file, "LINES_PER_UNIT", 40)
-    grade_jsonl(source, tmp_path / "one.jsonl", ONE)
+    grade_jsonl(source, tmp_path / "one.jsonl", ONE, bytes_per_unit=2000)
     monkeypatch.setattr(grade_file, "PARALLEL_FROM_BYTES", 1)
-    grade_jsonl(source, tmp_path / "two.jsonl", Score(workers=2))
+    grade_jsonl(source, tmp_path / "two.jsonl", Score(workers=2), bytes_per_unit=2000)
     assert verdicts(tmp_path / "one.jsonl") == verdicts(tmp_path / "two.jsonl")
     assert [row["id"] for row in read(tmp_path / "two.jsonl")] == list(range(300))
 
@@ -167,7 +166,7 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
     """Its thread that waits for the parent must not make Python abort at exit."""
     source = write(tmp_path / "in.jsonl", many(10))
     job = {"kind": "file", "config": ONE.model_dump_json(), "in": str(source), "out": str(tmp_path / "out.jsonl")}
-    job["lines_per_unit"] = "40"
+    job["bytes_per_unit"] = 2000
     command = [sys.executable, "-m", "sophia_mcore.score.helper"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(json.dumps(job) + "\n")
@@ -181,13 +180,12 @@ import sys, time
 from pathlib import Path
 from sophia_mcore.config.schema import Score
 from sophia_mcore.score import grade_file
-grade_file.LINES_PER_UNIT = 40
 original = grade_file._grade_piece
 def slowly(*args):
     time.sleep(0.3)
     return original(*args)
 grade_file._grade_piece = slowly
-grade_file.grade_file(Path(sys.argv[1]), Path(sys.argv[2]), Score(workers=1))
+grade_file.grade_file(Path(sys.argv[1]), Path(sys.argv[2]), Score(workers=1), bytes_per_unit=2000)
 """
 
 
@@ -206,14 +204,14 @@ def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, par
     assert len(done) >= parts_done
     graded = []
     original = grade_file._grade_piece
-    monkeypatch.setattr(grade_file, "LINES_PER_UNIT", 40)
     monkeypatch.setattr(
         grade_file,
         "_grade_piece",
         lambda g, path, piece, report: graded.append(piece) or original(g, path, piece, report),
     )
-    grade_jsonl(source, out, ONE)
-    assert len(graded) == 8 - len(done)
+    grade_jsonl(source, out, ONE, bytes_per_unit=2000)
+    units = -(-source.stat().st_size // 2000)
+    assert units - 2 <= len(graded) + len(done) <= units  # each a line longer than its 2000 bytes
     monkeypatch.undo()
     grade_jsonl(source, tmp_path / "quiet.jsonl", ONE)
     assert verdicts(out) == verdicts(tmp_path / "quiet.jsonl")
@@ -221,7 +219,7 @@ def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, par
 
 def test_parts_of_another_input_are_not_used(tmp_path, monkeypatch):
     source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
-    monkeypatch.setattr(grade_file, "_finish", lambda *_: None)  # as if killed just before the end
+    monkeypatch.setattr(grade_file._Joined, "finish", lambda _: None)  # as if killed just before the end
     grade_jsonl(source, out, ONE)
     monkeypatch.undo()
     rows = many(20)
