@@ -1,7 +1,7 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
 # make test   from a fresh clone: environments, then the tests
 # make check  lint, types and tests: what CI runs
-# make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12 and a CPU build of torch)
+# make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12; 3 GB where there is no CPU build of torch)
 # make docs   the documentation as a site, in build/site
 # make bench  the benchmarks, one JSON line each (ONLY=name for one)
 #
@@ -44,8 +44,10 @@ test: env
 .venv-next/ready: constraints/trainer.txt
 	$(NEXT_PYTHON) -m venv .venv-next
 	sed 's/^megatron-core==.*/megatron-core==$(NEXT_MEGATRON)/' constraints/trainer.txt > .venv-next/lock.txt
-	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r .venv-next/lock.txt
+	# torch with what it needs: a build for CUDA, the only one that some indexes have, does not import without
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' .venv-next/lock.txt)
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-next/lock.txt
 	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -55,6 +55,7 @@ attempt() { # attempt COMMAND...: run it, pass USR1 on, and decide by its exit c
         0) exit 0 ;;
         75) [[ $asked ]] || sleep 5  # put its work down; this script outlives a TERM to the task only, not Slurm's own
             again ;;
+        138) [[ $asked ]] && again ;;  # by the signal itself, which came before Python could listen to it
         76|77|137)  # a node is unhealthy, or a process was lost: killed, or its node is gone
             if [[ ! -e $RUN/slurm/failed/$SLURM_JOB_ID-$RESTART ]]; then  # no task says that it failed by itself
                 again "$({ cat "$RUN"/slurm/unhealthy/"$SLURM_JOB_ID"-* 2>/dev/null; unreachable; } | sort -u | paste -sd,)"

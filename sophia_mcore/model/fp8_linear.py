@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,11 +157,13 @@ def _product(
 
 
 class Fp8ColumnLinear(ColumnParallelLinear):
-    """megatron-core's column-parallel linear layer with emulated FP8 products. `scaling` as ModuleSpec parameter."""
+    """megatron-core's column-parallel linear layer with emulated FP8 products, scaled as a subclass says."""
 
-    def __init__(self, *args: Any, scaling: Scaling, **kwargs: Any) -> None:
+    scaling: Scaling
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rounding = Rounding(scaling)
+        self.rounding = Rounding(self.scaling)
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **how: Any) -> Tensor:
         return _product(
@@ -171,9 +174,11 @@ class Fp8ColumnLinear(ColumnParallelLinear):
 class Fp8RowLinear(RowParallelLinear):
     """The same for the row-parallel layer, whose sums over ranks come after the product."""
 
-    def __init__(self, *args: Any, scaling: Scaling, **kwargs: Any) -> None:
+    scaling: Scaling
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rounding = Rounding(scaling)
+        self.rounding = Rounding(self.scaling)
 
     def _forward_impl(self, input: Tensor, weight: Tensor, **how: Any) -> Tensor:
         return _product(self.rounding, input, weight, how["bias"], False, False, None)
@@ -191,13 +196,17 @@ class Emulation:
         if self.settings.in_bf16(number, layers):
             return
         scaling = Scaling.of(self.recipe, self.settings)
-        column, row = (ModuleSpec(kind, params={"scaling": scaling}) for kind in (Fp8ColumnLinear, Fp8RowLinear))
-        parts = layer.submodules
+        # classes: 0.16 builds a class or a ModuleSpec, 0.19 calls what it finds
+        column, row = (type(kind.__name__, (kind,), {"scaling": scaling}) for kind in (Fp8ColumnLinear, Fp8RowLinear))
+        attention, mlp = _parts(layer.submodules.self_attention), _parts(layer.submodules.mlp)
         if not self.settings.attention_in_bf16:
-            parts.self_attention.submodules.linear_qkv = column
-            parts.self_attention.submodules.linear_proj = row
-        parts.mlp.submodules.linear_fc1 = column
-        parts.mlp.submodules.linear_fc2 = row
+            attention.linear_qkv, attention.linear_proj = column, row
+        mlp.linear_fc1, mlp.linear_fc2 = column, row
+
+
+def _parts(spec: Any) -> Any:
+    """The parts of a spec: a ModuleSpec, or (from 0.17 on) a partial call of the module."""
+    return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules
 
 
 def keep_in_bf16(decoder: nn.Module, settings: Fp8) -> None:

@@ -164,8 +164,11 @@ class PlainSaveStrategy(torch_strategies.TorchDistSaveShardedStrategy):
         """Write this rank's shards into ``checkpoint_dir`` (collective)."""
         self._write(self._tensors(sharded_state_dict), checkpoint_dir)
 
-    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> AsyncRequest:
-        """The same in a thread, from a copy in host memory; its first finalize function waits for the thread."""
+    def async_save(self, sharded_state_dict: Any, checkpoint_dir: Path | str, *_: Any) -> AsyncRequest:
+        """The same in a thread, from a copy in host memory; its first finalize function waits for the thread.
+
+        megatron-core 0.19 also names a strategy of its own, which this one stands in for.
+        """
         state = self._tensors(sharded_state_dict, copy=True)
         return AsyncRequest(None, (), [_Writing(lambda: self._write(state, checkpoint_dir))])
 

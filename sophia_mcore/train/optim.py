@@ -110,9 +110,10 @@ class Adam(torch.optim.Optimizer):
         eps: float = ADAM_EPSILON,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
-        if not adam_w_mode:
-            raise ValueError("only decoupled weight decay (AdamW) is implemented")
+        if not adam_w_mode or capturable:
+            raise ValueError("only decoupled weight decay (AdamW) is implemented, and no capture in CUDA graphs")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -180,7 +180,10 @@ def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, fou
     with pytest.raises(RankError):
         run(kill_in_the_second_save, 4, config, folder, "after")
     written = folder.round(0).checkpoints / "step-00000004"
-    for path in written.glob(damaged):
+    paths = list(written.glob(damaged))
+    if not paths and damaged == "common.pt":
+        pytest.skip("this megatron-core writes no common.pt (0.16 does)")
+    for path in paths:
         path.write_bytes(b"\0" * path.stat().st_size)
     if damaged == "one bit":
         data = bytearray((written / "__2_0.distcp").read_bytes())

@@ -98,14 +98,15 @@ def test_preempted_then_cancelled_then_continued(
 
 def test_time_limit(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
     config_file = make_config(tmp_path, policy, endpoint)
-    set_options(config_file, OPTIONS_CAPTIONS="--time=1 --signal=B:USR1@55", TASKS_CAPTIONS="1")
+    set_options(config_file, OPTIONS_CAPTIONS="--time=2 --signal=B:USR1@110", TASKS_CAPTIONS="1")
     endpoint.seconds = 12.0  # longer in all than the time, however fast the machine: Slurm looks at limits now and then
     run = submit_captions(cluster, config_file)
     wait_for(lambda: attempts(run, "captions") and attempts(run, "captions")[0].code == 75, "the signal", 90)
     endpoint.seconds = 0.0
     finish(cluster)
     assert_captions_once(run, endpoint, redone=2)
-    assert [attempt.code for attempt in attempts(run, "captions")] == [75, 0]
+    codes = [attempt.code for attempt in attempts(run, "captions")]
+    assert codes[0] == 75 and codes[-1] == 0 and {*codes[1:-1]} <= {138}  # 138: before Python listens, on a slow machine
 
 
 def test_a_failing_shard_costs_only_itself(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
