@@ -10,6 +10,7 @@ from typing import Literal
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.progress import Progress
 from sophia_mcore.weights import torch_dist
 from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
@@ -44,6 +45,14 @@ class Checkpoint:
     spec: ModelSpec
     tensors: dict[str, Tiled]
     files: tuple[FileState, ...]
+    chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) of a distributed checkpoint
+
+    def check_bytes(self, progress: Progress) -> None:
+        """Raise SophiaError for the first part of a trainer's checkpoint whose bytes are not those that it wrote."""
+        progress.start("check the checkpoint", sum(chunk.stored_bytes for _, chunk in self.chunks))
+        for key, chunk in self.chunks:
+            torch_dist.check_bytes(key, chunk)
+            progress.advance(chunk.stored_bytes)
 
     def check_unchanged(self) -> None:
         """Raise SophiaError if a source file changed since it was opened."""
@@ -146,7 +155,8 @@ def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
     }
     raise_problems(f"{folder} does not fit its configuration", problems)
     tensors = {entry.name: _megatron_tensor(entry, stored[key]) for key, entry in entries.items()}
-    return Checkpoint(folder, "megatron", spec, tensors, files)
+    chunks = tuple((key, chunk) for key, tensor in stored.items() for chunk in tensor.chunks)
+    return Checkpoint(folder, "megatron", spec, tensors, files, chunks)
 
 
 def stored_key(name: str) -> str:

@@ -96,6 +96,8 @@ def convert(
         target = plan(destination)
         check_complete(target.tensors, opened.tensors)
         return _summary(opened, target, verified=False)
+    if checksums and opened.chunks:
+        opened.check_bytes(progress)
     with new_folder(destination) as folder:
         target = plan(folder)
         progress.start(f"convert to {to}", target.nbytes)

@@ -41,6 +41,8 @@ def export_hf(
         raise SophiaError(f"{base_model_dir}: the base of an export must be a Hugging Face folder")
     source = open_checkpoint(Path(checkpoint_dir), base.folder)
     dtypes = {name: dtype or tensor.dtype for name, tensor in base.tensors.items()}
+    if checksums and source.chunks:
+        source.check_bytes(progress)
     with new_folder(Path(out_dir)) as folder:
         target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20)
         progress.start("export", target.nbytes)

@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState
 
 METADATA_NAME = ".metadata"
+_BAND_BYTES = 1 << 20
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -36,12 +38,17 @@ STORAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Part of a tensor: its place (``starts``, ``shape``), and the file and offset of its contiguous data."""
+    """Part of a tensor: its place (``starts``, ``shape``), and the file and offset of its contiguous data.
+
+    ``crc32`` is that of the ``stored_bytes`` from ``offset`` on, as the writer noted it; 0 where it noted none.
+    """
 
     starts: tuple[int, ...]
     shape: tuple[int, ...]
     path: Path
     offset: int
+    stored_bytes: int
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +162,7 @@ def _dist_tensor(
         start, length = info.field("offset"), info.field("length")
         if start + length > states[path.name].size:
             raise SophiaError(f"{path} is truncated: {states[path.name].size} bytes, {key} needs {start + length}")
-        offset = _data_offset(path, start, length, dtype, sizes, key)
-        chunks.append(Chunk(starts, sizes, path, offset))
+        chunks.append(_chunk(path, start, length, dtype, starts, sizes, key))
     return DistTensor(key, shape, dtype, tuple(chunks))
 
 
@@ -196,8 +202,10 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
-def _data_offset(path: Path, start: int, length: int, dtype: str, shape: tuple[int, ...], key: str) -> int:
-    """Offset in the file of a chunk's data. Raises SophiaError unless they are plain, contiguous and of this type."""
+def _chunk(
+    path: Path, start: int, length: int, dtype: str, starts: tuple[int, ...], shape: tuple[int, ...], key: str
+) -> Chunk:
+    """A chunk's place in the file. Raises SophiaError unless its data are plain, contiguous and of this type."""
     try:
         with path.open("rb", buffering=0) as file, zipfile.ZipFile(_Window(file, start, length)) as archive:
             names = {name.split("/", 1)[1]: name for name in archive.namelist()}
@@ -226,4 +234,22 @@ def _data_offset(path: Path, start: int, length: int, dtype: str, shape: tuple[i
     if record.file_size < size:
         raise SophiaError(f"{path}: {key} has {record.file_size} bytes, {size} expected")
     names_length = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    return start + record.header_offset + 30 + names_length
+    offset = start + record.header_offset + 30 + names_length
+    return Chunk(starts, shape, path, offset, record.file_size, record.CRC)
+
+
+def check_bytes(key: str, chunk: Chunk) -> None:
+    """Raise SophiaError when the bytes of a chunk are not those whose checksum its writer noted."""
+    if not chunk.crc32:
+        return
+    found, left = 0, chunk.stored_bytes
+    try:
+        with open(chunk.path, "rb", buffering=0) as file:
+            file.seek(chunk.offset)
+            while left and (data := file.read(min(left, _BAND_BYTES))):
+                found = zlib.crc32(data, found)
+                left -= len(data)
+    except OSError as error:
+        raise SophiaError(f"cannot read {chunk.path}: {error.strerror}") from error
+    if left or found != chunk.crc32:
+        raise SophiaError(f"{chunk.path} is corrupt at {key}: its bytes are not those that were written (CRC-32)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.export import export_hf
 from sophia_mcore.weights.load import load_hf
@@ -72,6 +74,25 @@ def test_loading_saving_and_exporting_gives_the_same_bytes(tmp_path: Path, layou
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert tensor.dtype == found[name].dtype and torch.equal(tensor, found[name]), name
+
+
+def test_one_flipped_bit_of_a_trained_weight_is_not_exported(tmp_path: Path) -> None:
+    model, checkpoint = FIXTURES / "internvl3-8b-hf", tmp_path / "checkpoint"
+    harness.run_layout(save, LAYOUTS["tensor 2"], model, checkpoint, "bfloat16")
+    key, chunk = open_checkpoint(checkpoint, model).chunks[-1]
+    with open(chunk.path, "r+b") as file:
+        file.seek(chunk.offset + chunk.stored_bytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    for work in (
+        lambda: export_hf(checkpoint, model, tmp_path / "out"),
+        lambda: convert(checkpoint, tmp_path / "out", "hf", base=model),
+    ):
+        with pytest.raises(SophiaError, match=rf"{chunk.path.name} is corrupt at {re.escape(key)}: its bytes are not"):
+            work()
+        assert not (tmp_path / "out").exists()
+    export_hf(checkpoint, model, tmp_path / "out", checksums=False)  # as it was asked for
 
 
 def parameters(chunks: list[Any], spec: ModelSpec) -> dict[str, torch.Tensor]:
