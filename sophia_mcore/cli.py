@@ -301,7 +301,16 @@ add_cluster_commands(app)
 
 def main() -> None:
     """Entry point: usage errors exit with 2, ours as `errors.run_command` says."""
-    sys.exit(run_command("sophia", app))
+
+    def call() -> None:
+        try:
+            app()
+        except SystemExit as end:
+            if end.code == 130:  # typer's, which says nothing
+                raise KeyboardInterrupt from end
+            raise
+
+    sys.exit(run_command("sophia", call))
 
 
 if __name__ == "__main__":

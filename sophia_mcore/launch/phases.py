@@ -138,6 +138,10 @@ def _require_driver_for_fp8(config: Config) -> None:
 
 def export(context: Context, round_index: int) -> None:
     """Megatron checkpoint -> Hugging Face directory."""
+    from sophia_mcore.train.checkpoint_folder import list_checkpoints, read_manifest
+
+    for newest in list_checkpoints(context.run.round(round_index).checkpoints)[:1]:
+        read_manifest(newest)  # which the worker will read: its files have their sizes
     run_worker(
         [
             interpreter(context.config.environments.trainer),

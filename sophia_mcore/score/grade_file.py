@@ -29,6 +29,7 @@ from sophia_mcore.score.rescore import VerdictChanges, free_name
 from sophia_mcore.score.rules import TYPES, known_benchmark, known_type, tables
 from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store import atomic
+from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
@@ -36,6 +37,7 @@ BYTES_PER_UNIT = 1 << 20  # what a kill can cost
 PARALLEL_FROM_BYTES = 16 << 20  # below this one process is faster than starting others
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 _ADDED = ("verdict", "extracted", "answer_type", "seconds", "verifier", "verifier_version")
+_JOINED = "joined.tmp"  # among the parts
 _NAMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
@@ -98,7 +100,8 @@ def grade_file(
     ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "seconds", "answer_type", "verifier"
     and "verifier_version". Finished units of an interrupted run are not graded again. An existing output of another
     verifier version is kept as ``OUT.<version>.jsonl``, and the summary shows what changed.
-    Raises UsageError naming the first bad line, or for an output that is a folder or the input.
+    Raises UsageError naming the first bad line, or for an output that is a folder or the input; SophiaError while
+    another process grades into it.
     """
     if out_path.is_dir():
         raise UsageError(f"{out_path}: a folder; the output is a file")
@@ -110,8 +113,9 @@ def grade_file(
         raise UsageError(f"{out_path}: input and output are the same file")
     _check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
-    job = {"kind": "file", "config": config.model_dump_json(), "in": str(in_path), "out": str(out_path)}
-    with helpers(processes - 1, job | {"bytes_per_unit": bytes_per_unit}):  # they start while lines are counted here
+    job: dict[str, Any] = {"kind": "file", "config": config.model_dump_json(), "bytes_per_unit": bytes_per_unit}
+    job |= {"in": str(in_path), "out": str(out_path)}
+    with _only_one(_parts(out_path)), helpers(processes - 1, job):  # they start while lines are counted here
         units, pieces = _plan(in_path, config, bytes_per_unit)
         _drop_other_parts(_parts(out_path), {unit.id for unit in units})
         one = config if processes == 1 else config.model_copy(update={"workers": 1})
@@ -139,7 +143,7 @@ def _grade_units(
 
     The process with ``joined`` joins the parts meanwhile, and stays until all are done.
     """
-    parts = _make_parts(out_path)
+    parts = _parts(out_path)
     with Grader(config) as grader:
 
         def work(unit: Unit, report: Callable[[int], None]) -> list[GradedPart]:
@@ -155,13 +159,14 @@ def _parts(out_path: Path) -> Path:
     return out_path.with_name(out_path.name + ".parts")
 
 
-def _make_parts(out_path: Path) -> Path:
-    parts = _parts(out_path)
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise atomic.write_failed(out_path, error) from error
-    return parts
+@contextlib.contextmanager
+def _only_one(parts: Path) -> Iterator[None]:
+    """No other command works in ``parts``; what a killed one was writing is removed."""
+    with folder_lock(parts / "lock"):
+        for path in parts.iterdir():
+            if path.name == _JOINED or path.name.startswith(atomic.TEMPORARY_PREFIX):
+                path.unlink(missing_ok=True)
+        yield
 
 
 def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
@@ -205,7 +210,7 @@ def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[in
         for number, line in enumerate(lines, start=piece.first_line):
             if line.strip():
                 row = _checked(path, number, line)
-                sources.append((line.decode().rstrip(), row))
+                sources.append((line.decode().removeprefix("\ufeff").rstrip(), row))
                 yield _item(row)
 
     merged: list[str] = []
@@ -282,7 +287,7 @@ def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not row["answer"].strip():
         raise UsageError(f'{where}: "answer" is empty')
     tolerance = row.get("tolerance")
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+    if tolerance is not None and (isinstance(tolerance, bool) or not (math.isfinite(tolerance) and tolerance >= 0)):
         raise UsageError(f'{where}: "tolerance" is {tolerance}, not a number from 0')
     for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", known_type, TYPES)):
         if row.get(key) and not known(row[key]):
@@ -302,10 +307,10 @@ class _Joined:
 
     def __init__(self, out_path: Path, units: list[Unit]) -> None:
         self._out_path = out_path
-        self._parts = _make_parts(out_path)
+        self._parts = _parts(out_path)
         self._waiting = deque(self._parts / f"{unit.id}.parquet" for unit in units)
         self._summary = GradeSummary()
-        self._path = self._parts / f"joined-{os.getpid()}.tmp"
+        self._path = self._parts / _JOINED
 
     def __enter__(self) -> _Joined:
         with self._errors():
@@ -337,7 +342,7 @@ class _Joined:
         """Compare the file with an older one, put it into its place and remove the parts."""
         self.add_finished()
         if self._waiting:
-            raise SophiaError(f"{self._waiting[0]}: gone; is another process grading into {self._out_path}? Run again")
+            raise SophiaError(f"{self._waiting[0]}: somebody has removed it; run again")
         with self._errors():
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -348,22 +353,22 @@ class _Joined:
 
 
 def _compare_and_keep(old_path: Path, new_path: Path) -> VerdictChanges | None:
-    """The changes if ``old_path`` is the output of another version, which is then kept under that version's name."""
+    """The changes, by id, if ``old_path`` is the output of another version, which is kept under that version's name."""
     if not old_path.is_file():
         return None
-    changes: VerdictChanges | None = None
     with open(old_path, "rb") as old_lines, open(new_path, "rb") as new_lines:
-        for old_line, new_line in zip(old_lines, new_lines, strict=False):
-            old, new = _loaded(old_line), json.loads(new_line)
-            if old.get("id") != new["id"] or "verifier_version" not in old:
-                continue
-            if changes is None:
-                if old["verifier_version"] == new["verifier_version"]:
-                    return None
-                changes = VerdictChanges(old["verifier_version"], new["verifier_version"])
-            changes.add(str(new["id"]), str(old.get("verdict")), new["verdict"])
-    if changes is not None:
-        old_path.replace(free_name(old_path, changes.old_version))
+        old_version = _loaded(old_lines.readline()).get("verifier_version")
+        new_version = _loaded(new_lines.readline()).get("verifier_version")
+        if old_version in (None, new_version) or new_version is None:
+            return None
+        old_lines.seek(0)
+        new_lines.seek(0)
+        verdicts = {str(row.get("id")): str(row.get("verdict")) for row in map(_loaded, old_lines)}
+        changes = VerdictChanges(str(old_version), str(new_version))
+        for row in map(_loaded, new_lines):
+            if (identifier := str(row["id"])) in verdicts:
+                changes.add(identifier, verdicts[identifier], row["verdict"])
+    old_path.replace(free_name(old_path, changes.old_version))
     return changes
 
 

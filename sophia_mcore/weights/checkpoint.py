@@ -69,6 +69,8 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     if (folder / torch_dist.METADATA_NAME).exists():
+        if base is None and not (folder / "config.json").exists():
+            raise UsageError(f"{folder} is a trainer's checkpoint, without a configuration: name its model with --base")
         return _open_megatron(folder, ModelSpec.from_model_dir(folder if base is None else base))
     spec = ModelSpec.from_model_dir(folder)
     stored = open_folder(folder)

@@ -74,7 +74,7 @@ def convert(
             verification. Nothing half-written stays; the source is only read.
     """
     source, destination, progress = Path(source), Path(destination), progress or NoProgress()
-    _check_arguments(to, tensor, pipeline, workers, dtype, verify)
+    _check_arguments(to, tensor, pipeline, workers, shard_size_mib, dtype, verify)
     _check_folders(source, destination, base)
     _check_fp8_arguments(to, dtype, base, calibration, quantizer)
     if to == "fp8":
@@ -148,13 +148,16 @@ def _check_folders(source: Path, destination: Path, base: Path | None) -> None:
         raise UsageError(f"--base {base}: no such model folder (it has no config.json)")
 
 
-def _check_arguments(to: str, tensor: int, pipeline: int, workers: int, dtype: str | None, verify: bool) -> None:
+def _check_arguments(
+    to: str, tensor: int, pipeline: int, workers: int, shard_size_mib: int, dtype: str | None, verify: bool
+) -> None:
     if to not in get_args(Destination):
         raise UsageError(f"unknown layout {to!r}; known: {', '.join(get_args(Destination))}")
     if tensor < 1 or pipeline < 1:
         raise UsageError(f"--tp {tensor} --pp {pipeline}: both must be at least 1")
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
+    for name, count in (("workers", workers), ("shard-size-mib", shard_size_mib)):
+        if count < 1:
+            raise UsageError(f"--{name} {count}: at least 1")
     if to != "megatron" and (tensor, pipeline) != (1, 1):
         raise UsageError(f"--tp and --pp are for --to megatron; {to} folders are not cut by ranks")
     if dtype not in (None, "BF16", "F16", "F32"):

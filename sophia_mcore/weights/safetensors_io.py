@@ -98,8 +98,8 @@ def _open_sharded(folder: Path, index_file: Path) -> TensorFolder:
         shards = sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise SophiaError(f"{index_file} is not a weights index: {error!r}") from error
-    if bad := [name for name in shards if Path(name).name != name]:
-        raise SophiaError(f"{index_file} names a file outside its folder: {bad[0]}")
+    if bad := [name for name in shards if not name or Path(name).name != name]:
+        raise SophiaError(f"{index_file} names no file of its folder: {bad[0]!r}")
     if missing := [name for name in shards if not (folder / name).exists()]:
         raise SophiaError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:5])}")
     tensors: dict[str, StoredTensor] = {}
@@ -123,17 +123,20 @@ def read_header(path: Path) -> tuple[FileState, list[StoredTensor]]:
         SophiaError: the file is truncated, or its header is not what the format allows.
     """
     state = FileState.of(path)
-    with path.open("rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > MAX_HEADER_BYTES or 8 + length > state.size:
-            raise SophiaError(f"{path} is truncated or not a safetensors file ({state.size} bytes)")
-        text = file.read(length)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8 or length > MAX_HEADER_BYTES or 8 + length > state.size:
+                raise SophiaError(f"{path} is truncated or not a safetensors file ({state.size} bytes)")
+            text = file.read(length)
+    except OSError as error:
+        raise SophiaError(f"cannot read {path}: {error.strerror}") from error
     try:
         header = json.loads(text)
         entries = {str(k): v for k, v in header.items() if k != "__metadata__"}
         tensors = [_tensor(path, 8 + length, name, entry) for name, entry in entries.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SophiaError(f"{path}: corrupt safetensors header ({error})") from error
     tensors.sort(key=lambda t: (t.offset, t.nbytes))
     end = 8 + length

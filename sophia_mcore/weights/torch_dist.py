@@ -124,16 +124,18 @@ def read_checkpoint(folder: Path, wanted: Any = None) -> tuple[dict[str, DistTen
         described: Mapping[str, Any] = metadata.field("state_dict_metadata")
         stored: Mapping[_Inert, _Inert] = metadata.field("storage_data")
         by_key = _places(stored)
+        states: dict[str, FileState] = {}
+        tensors = {
+            key: _dist_tensor(folder, key, entry, by_key, states)
+            for key, entry in described.items()
+            if entry.field("size") is not None and (wanted is None or wanted(key))  # else an object, or not asked for
+        }
+    except SophiaError:
+        raise
     except FileNotFoundError:
         raise SophiaError(f"{folder} is not a distributed checkpoint: no {METADATA_NAME}") from None
     except Exception as error:  # a corrupt pickle can fail in any way
         raise SophiaError(f"{file} is corrupt or not a distributed checkpoint's metadata: {error}") from error
-    states: dict[str, FileState] = {}
-    tensors = {}
-    for key, entry in described.items():
-        if entry.field("size") is None or (wanted is not None and not wanted(key)):
-            continue  # an object, or not asked for
-        tensors[key] = _dist_tensor(folder, key, entry, by_key, states)
     return tensors, tuple(states.values())
 
 
@@ -216,15 +218,9 @@ def _chunk(
             record = archive.getinfo(names[f"data/{tensor.storage[2]}"])
             file.seek(start + record.header_offset)
             header = file.read(30)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        EOFError,
-    ) as error:
+    except SophiaError:
+        raise
+    except Exception as error:  # a corrupt archive or pickle can fail in any way
         raise SophiaError(f"{path} is corrupt at {key}: {error}") from error
     size = math.prod(shape) * DTYPE_BYTES[dtype]
     contiguous = list(tensor.stride) == [math.prod(shape[i + 1 :]) for i in range(len(shape))] or math.prod(shape) <= 1

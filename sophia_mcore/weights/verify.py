@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
 from sophia_mcore.weights.copying import WORKERS, buffer_bytes, run_parallel
@@ -46,6 +46,8 @@ def verify(a: Path, b: Path, *, base: Path | None = None, progress: Progress | N
 
     Raises SophiaError or UsageError when one of them cannot be read; differences are returned, not raised.
     """
+    if base is not None and all((Path(folder) / "config.json").exists() for folder in (a, b)):
+        raise UsageError(f"--base {base}: both checkpoints have a configuration of their own; leave it out")
     first, second = open_checkpoint(Path(a), _base(a, base)), open_checkpoint(Path(b), _base(b, base))
     return compare(first, second, progress or NoProgress())
 

@@ -18,6 +18,7 @@ from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade, grade_file
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
+from sophia_mcore.store.lock import folder_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = Score(workers=1)
@@ -90,6 +91,7 @@ def test_empty_lines_and_an_empty_file(tmp_path):
         ("[" * 100_000, "is not JSON"),
         ('{"id": 1, "response": "5", "answer": " "}', '"answer" is empty'),
         ('{"id": 1, "response": "5", "answer": "5", "tolerance": -1}', '"tolerance" is -1'),
+        ('{"id": 1, "response": "5", "answer": "5", "tolerance": true}', '"tolerance" is True'),
         ('{"id": 1, "response": "5", "answer": "5", "tolerance": NaN}', '"tolerance" is nan'),
         ('{"id": 1, "response": "5", "answer": "5", "benchmark": "mathvist"}', "did you mean 'mathvista'?"),
         ('{"id": 1, "response": "5", "answer": "5", "benchmark": "zzz"}', "one of mmmu, "),
@@ -227,6 +229,46 @@ def test_parts_of_another_input_are_not_used(tmp_path, monkeypatch):
     grade_jsonl(write(source, rows), out, ONE)
     assert read(out)[3]["answer"] == "99"
     assert read(out)[3]["verdict"] == "wrong"
+
+
+def test_one_command_at_a_time_and_what_a_killed_one_wrote_is_removed(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    parts = tmp_path / "out.jsonl.parts"
+    with folder_lock(parts / "lock"), pytest.raises(SophiaError, match=r"out.jsonl.parts is in use by process \d+"):
+        grade_jsonl(source, out, ONE)
+    for stale in ("joined.tmp", ".tmp-1-ab-000000.parquet"):
+        (parts / stale).write_bytes(b"x" * 1000)
+    found = []
+    original = grade_file._grade_piece
+
+    def look(*arguments):
+        found.extend(path.stat().st_size for path in parts.iterdir() if path.name.endswith(("joined.tmp", ".parquet")))
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grade_file, "_grade_piece", look)
+        grade_jsonl(source, out, ONE)
+    assert found == [0] and not parts.exists()
+    assert len(read(out)) == 20
+
+
+def test_old_verdicts_are_kept_when_the_lines_have_shifted(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    grade_jsonl(source, out, ONE)
+    old = [row | {"verifier_version": "0"} for row in read(out)]
+    old[5]["verdict"] = "timeout"
+    write(out, old)
+    summary = grade_jsonl(write(source, many(20)[1:]), out, ONE)
+    assert (summary.changes.compared, summary.changes.changed.total()) == (19, 1)
+    assert summary.changes.examples[0][:2] == ("5", "timeout")
+    assert read(tmp_path / "out.0.jsonl") == old
+
+
+def test_a_byte_order_mark_stays_out_of_the_output(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", many(3)), tmp_path / "out.jsonl"
+    source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    grade_jsonl(source, out, ONE)
+    assert [row["id"] for row in read(out)] == [0, 1, 2]
 
 
 def test_another_verifier_version_keeps_the_old_file_and_shows_the_changes(tmp_path, monkeypatch):

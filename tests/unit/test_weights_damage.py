@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from weights_models import FAMILIES, Model, make, write
 
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
 
@@ -135,7 +136,9 @@ def test_missing_shard_and_lying_index(good: Path, tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, good / "model-00002-of-00002.safetensors")
     refuse(good, "does not place there")
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "../outside.safetensors"}}))
-    refuse(good, "outside its folder")
+    refuse(good, "names no file of its folder: '../outside.safetensors'")
+    index.write_text(json.dumps({"weight_map": weight_map | {"x": ""}}))
+    refuse(good, "names no file of its folder: ''")
     index.write_text("{}")
     refuse(good, "not a weights index")
 
@@ -145,6 +148,9 @@ def test_no_weights_no_config_no_folder(good: Path, tmp_path: Path) -> None:
         convert(tmp_path / "nothing", tmp_path / "out", "hf")
     (good / "model.safetensors").unlink()
     refuse(good, "no weights in")
+    (good / "model.safetensors").mkdir()
+    refuse(good, "cannot read .*model.safetensors: Is a directory")
+    (good / "model.safetensors").rmdir()
     (good / "config.json").unlink()
     refuse(good, "config.json")
 
@@ -285,3 +291,20 @@ def test_tools(good: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: ")
     done = run_tool("hf_to_megatron.py", good, tmp_path / "x", "--tp", 7)
     assert done.returncode == 2 and "--tp 7 does not divide" in done.stderr
+
+
+def test_a_flipped_bit_in_a_checkpoint_s_metadata_is_one_line(good: Path, tmp_path: Path) -> None:
+    """Whatever it hits: a name, a size, a pickle opcode. It may also hit nothing that is read."""
+    convert(good, tmp_path / "made", "megatron")
+    file = tmp_path / "made" / ".metadata"
+    whole, seen = file.read_bytes(), 0
+    for position in (75, 159, 8087, *range(0, len(whole), len(whole) // 150)):
+        damaged = bytearray(whole)
+        damaged[position % len(whole)] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        try:
+            open_checkpoint(tmp_path / "made")
+        except SophiaError as error:
+            assert "\n" not in str(error).split("it:")[0]
+            seen += 1
+    assert seen > 20
