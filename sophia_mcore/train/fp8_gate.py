@@ -53,7 +53,10 @@ def require_check(config: Config, run: RunFolder) -> None:
     if found.get("passed") is not True:
         why = "; ".join(found.get("failures", [])) or "it says not why"
         raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.without_check = true")
-    steps, trained = len(found["loss"]["fp8"]), config.train.steps
+    try:
+        steps, trained = len(found["loss"]["fp8"]), config.train.steps
+    except (KeyError, TypeError):
+        raise SophiaError(f"{file}: cannot be read (no loss curves); {remedy}") from None
     wanted = config.fp8.check_steps if trained is None else min(config.fp8.check_steps, trained)
     by_epochs = trained is None and found.get("train_steps") is None  # as many steps as there are, in both
     if steps < wanted and not by_epochs:

@@ -45,7 +45,7 @@ class Checkpoint:
     spec: ModelSpec
     tensors: dict[str, Tiled]
     files: tuple[FileState, ...]
-    chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) of a distributed checkpoint
+    chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) whose writer noted a checksum
 
     def check_bytes(self, progress: Progress) -> None:
         """Raise SophiaError for the first part of a trainer's checkpoint whose bytes are not those that it wrote."""
@@ -157,7 +157,7 @@ def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
     }
     raise_problems(f"{folder} does not fit its configuration", problems)
     tensors = {entry.name: _megatron_tensor(entry, stored[key]) for key, entry in entries.items()}
-    chunks = tuple((key, chunk) for key, tensor in stored.items() for chunk in tensor.chunks)
+    chunks = tuple((key, chunk) for key, tensor in stored.items() for chunk in tensor.chunks if chunk.crc32)
     return Checkpoint(folder, "megatron", spec, tensors, files, chunks)
 
 

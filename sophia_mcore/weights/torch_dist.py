@@ -236,8 +236,6 @@ def _chunk(
 
 def check_bytes(key: str, chunk: Chunk) -> None:
     """Raise SophiaError when the bytes of a chunk are not those whose checksum its writer noted."""
-    if not chunk.crc32:
-        return
     found, left = 0, chunk.stored_bytes
     try:
         with open(chunk.path, "rb", buffering=0) as file:

@@ -1,11 +1,12 @@
 """Grading a realistic stream of answers, against math-verify on the same answers.
 
-python -m tests.bench.bench_grading [--questions 300] [--responses 64] [--peer 1200]
+python -m tests.bench.bench_grading [--questions 300] [--responses 64] [--peer 1200] [--lines 300000] [--repeats 2]
 
 Prints one JSON line in answers per CPU-second (this process and its children, workers warm). `distinct_ratio`: without
 repeated answers, so that caches do not help. `two_processes`: throughput of `sophia grade` with two processes over one,
 on a file of --lines, by wall clock; `two_apart`: of two that grade a file each, the most that the machine allows (both
-only meaningful on an idle machine). `differences`: verdicts that differ where both decide, by example.
+only meaningful on an idle machine); `triples`: seconds of one, two, and two apart, by repeat. `differences`: verdicts
+that differ where both decide, by example.
 math-verify gets the text after </think>, its gold answers parsed once per question.
 """
 
@@ -74,7 +75,7 @@ def grade_seconds(source: Path, target: Path, workers: int) -> float:
     return time.perf_counter() - started
 
 
-def two_processes(lines: int, repeats: int = 2) -> dict[str, float]:
+def two_processes(lines: int, repeats: int) -> dict[str, Any]:
     """Throughput over that of one process, wall clock, each in fresh interpreters: two that share a file (the best of
     the interleaved repeats), and two that grade a file each, which is as much as the two cores have to give."""
     items = stream(lines // 16, 16, seed=3)
@@ -96,7 +97,8 @@ def two_processes(lines: int, repeats: int = 2) -> dict[str, float]:
 
         rows = [(seconds(1), seconds(2), seconds(1, at_once=2)) for _ in range(repeats)]
     one, shared, apart = (min(column) for column in zip(*rows, strict=True))
-    return {"two_processes": round(one / shared, 2), "two_apart": round(2 * one / apart, 2)}
+    triples = [[round(seconds, 1) for seconds in row] for row in rows]
+    return {"two_processes": round(one / shared, 2), "two_apart": round(2 * one / apart, 2), "triples": triples}
 
 
 def main() -> None:
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=64)
     parser.add_argument("--peer", type=int, default=1200)
     parser.add_argument("--lines", type=int, default=300_000)
+    parser.add_argument("--repeats", type=int, default=2, help="of the runs with two processes")
     parser.add_argument("--file", nargs=3, metavar=("IN", "OUT", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.file:
@@ -129,7 +132,7 @@ def main() -> None:
         "name": "grading", "ours": round(rate), "peer": round(peer_rate), "ratio": round(rate / peer_rate, 1),
         "unit": "answers per CPU-second", "peer_name": "math-verify",
         "distinct_ratio": round((len(distinct) / distinct_seconds) / (len(distinct) / peer_distinct_seconds), 1),
-        **two_processes(options.lines), "lines": options.lines, "compared": len(sample),
+        **two_processes(options.lines, options.repeats), "lines": options.lines, "compared": len(sample),
         "differences": len(differences), "examples": differences[:8],
     }  # fmt: skip
     print(json.dumps(line))

@@ -65,6 +65,9 @@ def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     with pytest.raises(SophiaError, match=r"other FP8 settings or another policy \(format\)"):
         require_check(other, folder)
     require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
+    (folder.path / "fp8_check.json").write_text(json.dumps(found | {"loss": None}))
+    with pytest.raises(SophiaError, match=r"fp8_check.json: cannot be read \(no loss curves\)"):
+        require_check(config, folder)
 
 
 def test_the_command_itself(tmp_path: Path, policy: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import transformers
 
 from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
 from sophia_mcore.errors import SophiaError
@@ -178,8 +180,6 @@ def test_expand_names_the_sample_when_the_counts_differ() -> None:
 
 def test_agrees_with_transformers(tmp_path: Path) -> None:
     """The same text as the tokenizer of a directory makes."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
     folder = model_dir(tmp_path, NATIVE, tokenizer_class="PreTrainedTokenizerFast", eos_token="<|im_end|>")
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -292,7 +293,6 @@ def test_parquet_with_embedded_images(tmp_path: Path, where: str) -> None:
 
 
 def _saved(folder: Path, columns: dict[str, list[Any]], split: str | None = None) -> Source:
-    datasets = pytest.importorskip("datasets")
     dataset: Any = datasets.Dataset.from_dict(columns)
     if split:
         dataset = datasets.DatasetDict({split: dataset})
@@ -322,7 +322,6 @@ def _as_parquet_folder(datasets: Any, folder: Path) -> Source:
 
 @pytest.mark.parametrize("make", [_as_saved, _as_saved_splits, _as_parquet_folder])
 def test_datasets_folders(tmp_path: Path, make: Callable[[Any, Path], Source]) -> None:
-    datasets = pytest.importorskip("datasets")
     source = make(datasets, tmp_path)
     summary, questions, store = prepare(tmp_path, source)
     assert [(q.question, q.answer, len(q.images)) for q in questions] == [("a", "1", 1), ("b", "2", 2)]
@@ -357,7 +356,6 @@ def test_images_in_any_form() -> None:
 
 
 def test_image_folder(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     folder = tmp_path / "set" / "train"
     folder.mkdir(parents=True)
     lines = []
@@ -371,7 +369,6 @@ def test_image_folder(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
 
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub\nmore lines")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sophia_mcore.data.images import check, decode
@@ -84,7 +85,6 @@ def test_pixels_equal_the_original_bit_for_bit() -> None:
 
 
 def test_normalisation_equals_torch_in_float32() -> None:
-    torch = pytest.importorskip("torch")
     own = spec(2)
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (own.mean, own.std))

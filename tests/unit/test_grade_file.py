@@ -317,3 +317,28 @@ def test_the_command(tmp_path):
     assert run.returncode == 2
     assert "line 1" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+INTERRUPTED = """
+import sys, time
+from sophia_mcore import cli
+from sophia_mcore.score import grade_file
+def slowly(*args):
+    print("begun", flush=True)
+    time.sleep(60)
+grade_file._grade_piece = slowly
+sys.argv = ["sophia", "grade", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", many(10)), tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", INTERRUPTED, str(source), str(out)]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "begun\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors.splitlines()[-1] == "sophia: interrupted; run the same command again to go on"
+    assert not out.exists()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +20,6 @@ from hypothesis import strategies as st
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Question, Trajectory
 from sophia_mcore.store import atomic, shards
-
-pytest.importorskip("pyarrow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +117,6 @@ def test_empty_shard(tmp_path: Path) -> None:
 
 
 def test_load_dataset_reads_a_folder_of_shards(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     for i in range(2):
         shards.write_shard(tmp_path / f"{i}.parquet", [question(2 * i), question(2 * i + 1)], Question)
     (tmp_path / ".tmp-1-x.parquet").write_bytes(b"left by a killed writer")

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sophia_mcore.config.schema import Train
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.train import checkpoint_folder as folders
-from sophia_mcore.train import worker
+from sophia_mcore.train import optim, worker
 
 LAYOUT = {"tensor": 1, "pipeline": 1, "virtual_pipeline": 1, "context": 1, "data": 1}
 
@@ -95,7 +96,6 @@ def test_a_broken_checkpoint_of_the_same_step_is_replaced(tmp_path):
 
 
 def test_learning_rate():
-    optim = pytest.importorskip("sophia_mcore.train.optim", reason="megatron-core is not installed")
     train = Train(learning_rate=1.0, final_learning_rate_fraction=0.25, warmup_steps=4)
     rates = [optim.learning_rate(step, 104, train) for step in range(104)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -106,8 +106,6 @@ def test_learning_rate():
 
 
 def test_adam_is_torchs_adamw_with_fused_adams_interface():
-    torch = pytest.importorskip("torch")
-    optim = pytest.importorskip("sophia_mcore.train.optim", reason="megatron-core is not installed")
     torch.manual_seed(0)
     start = [torch.randn(5, 3), torch.randn(4)]
     ours = [t.clone().requires_grad_() for t in start]
@@ -127,6 +125,8 @@ def test_adam_is_torchs_adamw_with_fused_adams_interface():
     assert [group.get("step") for group in adam.param_groups] == [4, 4, None]
     with pytest.raises(ValueError, match="AdamW"):
         optim.Adam(ours, adam_w_mode=False)
+    with pytest.raises(ValueError, match="no capture"):
+        optim.Adam(ours, capturable=True)
 
 
 def run_config(tmp_path):
