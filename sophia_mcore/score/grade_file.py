@@ -7,44 +7,45 @@ appears at once. Results of another verifier version are kept beside it and comp
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.score.grade import Grader
+from sophia_mcore.score.lines import check_head, checked
 from sophia_mcore.score.parallel import helpers
 from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
-from sophia_mcore.score.rules import TYPES, known_benchmark, known_type, tables
 from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store import atomic
 from sophia_mcore.store.lock import folder_lock
-from sophia_mcore.store.shards import read_shard, shard_files
+from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
 BYTES_PER_UNIT = 1 << 20  # what a kill can cost
 PARALLEL_FROM_BYTES = 16 << 20  # below this one process is faster than starting others
-CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 _ADDED = ("verdict", "extracted", "answer_type", "seconds", "verifier", "verifier_version")
-_JOINED = "joined.tmp"  # among the parts
+_JOINED, _PLAN = "joined.tmp", "plan.json"  # among the parts
 _NAMES = ("correct", "wrong", "no_answer", "timeout", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradedPart:
-    """The output lines of a unit as they will stand in the file, and how often each (type, verdict) is among them."""
+    """The output lines of a unit as they will stand in the file, and how often each (type, verdict) is among them.
 
+    ``source_sha256``: of the bytes that were graded.
+    """
+
+    source_sha256: str
     text: bytes
     answer_types: tuple[str, ...]
     verdicts: tuple[str, ...]
@@ -85,6 +86,16 @@ class _Piece:
     start: int
     end: int
     first_line: int
+    after_line: int
+
+    def line_numbers(self) -> range:
+        """Of the lines in the file, from 1."""
+        return range(self.first_line, self.after_line)
+
+    def read(self, file: BinaryIO) -> bytes:
+        """The lines, from the opened input."""
+        file.seek(self.start)
+        return file.read(self.end - self.start)
 
 
 def grade_file(
@@ -111,23 +122,25 @@ def grade_file(
         )
     if out_path.exists() and out_path.samefile(in_path):
         raise UsageError(f"{out_path}: input and output are the same file")
-    _check_head(in_path)
+    check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
-    job: dict[str, Any] = {"kind": "file", "config": config.model_dump_json(), "bytes_per_unit": bytes_per_unit}
-    job |= {"in": str(in_path), "out": str(out_path)}
-    with _only_one(_parts(out_path)), helpers(processes - 1, job):  # they start while lines are counted here
-        units, pieces = _plan(in_path, config, bytes_per_unit)
-        _drop_other_parts(_parts(out_path), {unit.id for unit in units})
+    parts = _parts(out_path)
+    with _only_one(parts), helpers(processes - 1) as give:  # they start while lines are counted here
+        pieces = _plan(in_path, config, bytes_per_unit)
+        _drop_other_parts(in_path, parts, pieces)
         one = config if processes == 1 else config.model_copy(update={"workers": 1})
-        with _Joined(out_path, units) as joined:
-            _grade_units(in_path, out_path, one, progress or NoProgress(), units, pieces, joined)
+        if processes > 1:
+            atomic.write_json(parts / _PLAN, {unit_id: astuple(piece) for unit_id, piece in pieces.items()})
+            give({"kind": "file", "config": one.model_dump_json(), "in": str(in_path), "out": str(out_path)})
+        with _Joined(out_path, pieces) as joined:
+            _grade_units(in_path, out_path, one, progress or NoProgress(), pieces, joined)
             return joined.finish()
 
 
-def grade_lines(in_path: Path, out_path: Path, config: Score, progress: Progress, bytes_per_unit: int) -> None:
-    """Grade units of ``out_path`` beside the process of `grade_file`, which has the same ``bytes_per_unit``."""
-    units, pieces = _plan(in_path, config, bytes_per_unit)
-    _grade_units(in_path, out_path, config, progress, units, pieces)
+def grade_lines(in_path: Path, out_path: Path, config: Score, progress: Progress) -> None:
+    """Grade units of ``out_path`` beside the process of `grade_file`, which has planned them."""
+    plan = json.loads((_parts(out_path) / _PLAN).read_bytes())
+    _grade_units(in_path, out_path, config, progress, {unit_id: _Piece(*numbers) for unit_id, numbers in plan.items()})
 
 
 def _grade_units(
@@ -135,7 +148,6 @@ def _grade_units(
     out_path: Path,
     config: Score,
     progress: Progress,
-    units: list[Unit],
     pieces: dict[str, _Piece],
     joined: _Joined | None = None,
 ) -> None:
@@ -151,7 +163,8 @@ def _grade_units(
                 joined.add_finished()
             return [_grade_piece(grader, in_path, pieces[unit.id], report)]
 
-        queue = UnitQueue(parts, units, owner="grade")
+        units = [Unit(unit_id, tuple(map(str, piece.line_numbers()))) for unit_id, piece in pieces.items()]
+        queue = UnitQueue(parts, units, owner="grade", in_order=True)  # as they are joined
         run_units(queue, GradedPart, work, shown_by(progress, "grade"), wait=joined is not None)
 
 
@@ -169,47 +182,52 @@ def _only_one(parts: Path) -> Iterator[None]:
         yield
 
 
-def _drop_other_parts(parts: Path, unit_ids: set[str]) -> None:
-    """Parts of another input or another version are of no use."""
-    for path in shard_files(parts) if parts.is_dir() else []:
-        if path.stem not in unit_ids:
-            path.unlink(missing_ok=True)
+def _drop_other_parts(in_path: Path, parts: Path, pieces: dict[str, _Piece]) -> None:
+    """Parts of other lines or of another version, and damaged ones, are of no use."""
+    with open(in_path, "rb") as file:
+        for path in shard_files(parts):
+            piece = pieces.get(path.stem)
+            if piece is None or not _made_from(path, hashlib.sha256(piece.read(file)).hexdigest()):
+                path.unlink(missing_ok=True)
 
 
-def _plan(path: Path, config: Score, bytes_per_unit: int) -> tuple[list[Unit], dict[str, _Piece]]:
-    """Units of consecutive lines. Their ids hold a hash of the bytes and of the verifier's version and settings."""
+def _made_from(path: Path, source_sha256: str) -> bool:
+    try:
+        return read_table(path, GradedPart, ["source_sha256"]).column(0).to_pylist() == [source_sha256]
+    except SophiaError:
+        return False
+
+
+def _plan(path: Path, config: Score, bytes_per_unit: int) -> dict[str, _Piece]:
+    """Units of consecutive lines by id, which holds a hash of their place and of the verifier with its settings."""
     with Grader(config) as grader:
-        salt = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}".encode()
-    units: list[Unit] = []
+        settings = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}"
     pieces: dict[str, _Piece] = {}
     try:
         with open(path, "rb") as file:
             start, first = 0, 1
             while head := file.read(bytes_per_unit):
                 tail = file.readline()
-                digest = hashlib.sha256(salt)
-                digest.update(head)
-                digest.update(tail)
                 after = first + head.count(b"\n") + (tail != b"" or not head.endswith(b"\n"))
-                unit = Unit(f"{len(units):06d}-{digest.hexdigest()[:16]}", tuple(map(str, range(first, after))))
-                units.append(unit)
-                pieces[unit.id] = _Piece(start, file.tell(), first)
-                start, first = file.tell(), after
+                piece = _Piece(start, file.tell(), first, after)
+                digest = hashlib.sha256(f"{settings} {start} {piece.end}".encode()).hexdigest()
+                pieces[f"{len(pieces):06d}-{digest[:16]}"] = piece
+                start, first = piece.end, after
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    return units, pieces
+    return pieces
 
 
 def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[int], None]) -> GradedPart:
     with open(path, "rb") as file:
-        file.seek(piece.start)
-        lines = file.read(piece.end - piece.start).split(b"\n")
+        source = piece.read(file)
+    lines = source.split(b"\n")
     sources: list[tuple[str, dict[str, Any]]] = []
 
     def items() -> Iterator[GradeItem]:
         for number, line in enumerate(lines, start=piece.first_line):
             if line.strip():
-                row = _checked(path, number, line)
+                row = checked(path, number, line)
                 sources.append((line.decode().removeprefix("\ufeff").rstrip(), row))
                 yield _item(row)
 
@@ -223,7 +241,10 @@ def _grade_piece(grader: Grader, path: Path, piece: _Piece, report: Callable[[in
             report(index + 1)
     kinds, verdicts = zip(*counts, strict=True) if counts else ((), ())
     written = "".join(f"{line}\n" for line in merged).encode()
-    return GradedPart(text=written, answer_types=kinds, verdicts=verdicts, counts=tuple(counts.values()))
+    digest = hashlib.sha256(source).hexdigest()
+    return GradedPart(
+        source_sha256=digest, text=written, answer_types=kinds, verdicts=verdicts, counts=tuple(counts.values())
+    )
 
 
 def _merged(text: str, row: dict[str, Any], grade: Grade) -> str:
@@ -247,68 +268,16 @@ def _item(row: dict[str, Any]) -> GradeItem:
     )
 
 
-# ---- checks
-
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "response": (str,), "answer": (str,), "type": (str, type(None)), "benchmark": (str, type(None)),
-    "question": (str, type(None)), "tolerance": (int, float, type(None)), "options": (list, type(None)),
-}  # fmt: skip
-
-
-def _check_head(path: Path) -> None:
-    try:
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if number > CHECKED_LINES:
-                    return
-                if line.strip():
-                    _checked(path, number, line)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """A line as a dictionary with what grading needs. Raises UsageError saying what is wrong and where."""
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UsageError(f"{where} is not a JSON object")
-    for key in ("id", "response", "answer"):
-        if key not in row:
-            raise UsageError(f'{where} has no "{key}"')
-    for key, kinds in _FIELDS.items():
-        if key in row and not isinstance(row[key], kinds):
-            raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {kinds[0].__name__}')
-    if not all(isinstance(option, str) for option in row.get("options") or ()):
-        raise UsageError(f'{where}: "options" holds something that is not a string')
-    if not row["answer"].strip():
-        raise UsageError(f'{where}: "answer" is empty')
-    tolerance = row.get("tolerance")
-    if tolerance is not None and (isinstance(tolerance, bool) or not (math.isfinite(tolerance) and tolerance >= 0)):
-        raise UsageError(f'{where}: "tolerance" is {tolerance}, not a number from 0')
-    for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", known_type, TYPES)):
-        if row.get(key) and not known(row[key]):
-            nearest = difflib.get_close_matches(row[key].casefold(), names, n=1, cutoff=0.4)
-            raise UsageError(
-                f'{where}: unknown "{key}" {row[key][:100]!r}: '
-                + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(names)}")
-            )
-    return row
-
-
 # ---- the output
 
 
 class _Joined:
     """The output file in the making: each part joins it as soon as all those before it have."""
 
-    def __init__(self, out_path: Path, units: list[Unit]) -> None:
+    def __init__(self, out_path: Path, unit_ids: Iterable[str]) -> None:
         self._out_path = out_path
         self._parts = _parts(out_path)
-        self._waiting = deque(self._parts / f"{unit.id}.parquet" for unit in units)
+        self._waiting = deque(self._parts / f"{unit_id}.parquet" for unit_id in unit_ids)
         self._summary = GradeSummary()
         self._path = self._parts / _JOINED
 

@@ -26,7 +26,7 @@ def main() -> int:
             from sophia_mcore.score.grade_file import grade_lines
 
             score = Score.model_validate_json(job["config"])
-            grade_lines(Path(job["in"]), Path(job["out"]), score, NoProgress(), job["bytes_per_unit"])
+            grade_lines(Path(job["in"]), Path(job["out"]), score, NoProgress())
     except SophiaError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ def module_environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def helpers(count: int, job: dict[str, Any]) -> Iterator[None]:
-    """Run ``job`` (see ``score.helper``) in ``count`` processes while the body runs.
+def helpers(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """``count`` processes that do the job they are given (see ``score.helper``) while the body runs.
 
-    They end when the body does, or when this process dies. One that fails is not missed: the units it held are free
-    again, and the error is met by this process too.
+    The body gets the function that gives it, so that their interpreters start while it prepares. They end when the
+    body does, or when this process dies. One that fails is not missed: the units it held are free again, and the
+    error is met by this process too.
     """
     children = [
         subprocess.Popen(
@@ -39,13 +40,16 @@ def helpers(count: int, job: dict[str, Any]) -> Iterator[None]:
         )
         for _ in range(count)
     ]
-    try:
+
+    def give(job: dict[str, Any]) -> None:
         for child in children:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 child.stdin.write(json.dumps(job).encode() + b"\n")
                 child.stdin.flush()
-        yield
+
+    try:
+        yield give
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(END_SECONDS)

@@ -54,7 +54,8 @@ def score_round(
     rows = sum(read_metadata(path)["rows"] for path in shards.values())
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
     job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
-    with helpers(processes - 1, job):
+    with helpers(processes - 1) as give:
+        give(job)
         grade_round(config, run.path, round, progress, 1 if processes > 1 else config.score.workers, attempts)
     verdicts = {
         v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)

@@ -11,8 +11,9 @@ unit is unfinished: releasing replaces the link by one to a file that says "free
 and even a holder that was stopped for longer than its lease cannot make a second result: the shard is written once.
 
 Cost: one listing of both folders per queue, then per unit a look whether its shard is there, the link, another look,
-and an unlink at the end; one touch per heartbeat. Owners try units in different random orders; a miss costs one or two
-operations, and after some misses in a row a queue lists again. 200 owners on 6,000 units: 6 operations per unit.
+and an unlink at the end; one touch per heartbeat. Owners try units in different random orders, unless the results are
+wanted in order; a miss costs one or two operations, and after some misses in a row a queue lists again. 200 owners on
+6,000 units: 6 operations per unit.
 Who finds nothing free lists both folders again at each try, and looks at every other owner once per lease.
 Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
 """
@@ -102,12 +103,19 @@ class Claim:
 class UnitQueue:
     """The units of one folder, seen by one owner. Not for use by several threads at once, except ``renew``.
 
-    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead.
+    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead. ``in_order``: the
+    first units first, for few owners (each then misses once per other owner).
     Raises SophiaError when the folder cannot be used or holds shards of other units (a changed configuration).
     """
 
     def __init__(
-        self, folder: Path | str, units: Iterable[Unit], owner: str = "", lease_seconds: float = 120.0
+        self,
+        folder: Path | str,
+        units: Iterable[Unit],
+        owner: str = "",
+        lease_seconds: float = 120.0,
+        *,
+        in_order: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.units = {unit.id: unit for unit in _checked(units)}
@@ -116,7 +124,7 @@ class UnitQueue:
         self.attempts = 1  # more: a unit that has failed so often is not handed out again
         self._claims = self.folder / "claims"
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
-        self._random = random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
+        self._random = None if in_order else random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
         self._leases: dict[int, tuple[Owner, float]] = {}  # inode of an owner file -> who, not dead before
         self._misses = 0
@@ -231,7 +239,7 @@ class UnitQueue:
         return found
 
     def _list_candidates(self) -> list[tuple[str, int]]:
-        """Units to try, in this owner's own order: unclaimed ones, or, when there are none, those of dead owners."""
+        """Units to try, the first one last: unclaimed ones, or, when there are none, those of dead owners."""
         done = self._list_done()
         if len(done) == len(self.units):
             return []
@@ -243,6 +251,8 @@ class UnitQueue:
         found = [(unit_id, 0) for unit_id in todo if unit_id not in held]
         if not found:
             found = self._abandoned({u: held[u] for u in todo if u in held}, inodes, self.renew())
+        if self._random is None:
+            return found[::-1]
         self._random.shuffle(found)
         return found
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.score import grade, grade_file
+from sophia_mcore.score import grade, grade_file, lines
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
 from sophia_mcore.store.lock import folder_lock
 
@@ -104,7 +104,7 @@ def test_a_bad_line_is_named(tmp_path, monkeypatch, line, reason, late):
     with open(source, "a") as file:
         file.write(line + "\n")
     if late:  # met while working, not by the first look
-        monkeypatch.setattr(grade_file, "CHECKED_LINES", 2)
+        monkeypatch.setattr(lines, "CHECKED_LINES", 2)
     with pytest.raises(UsageError) as caught:
         grade_jsonl(source, tmp_path / "out.jsonl", ONE)
     assert str(caught.value).startswith(f"{source}, line 3")
@@ -168,13 +168,16 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
     """Its thread that waits for the parent must not make Python abort at exit."""
     source = write(tmp_path / "in.jsonl", many(10))
     job = {"kind": "file", "config": ONE.model_dump_json(), "in": str(source), "out": str(tmp_path / "out.jsonl")}
-    job["bytes_per_unit"] = 2000
+    parts = tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    (parts / "plan.json").write_text(json.dumps({"000000-0": (0, source.stat().st_size, 1, 11)}))
     command = [sys.executable, "-m", "sophia_mcore.score.helper"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(json.dumps(job) + "\n")
     child.stdin.flush()
     assert (child.wait(60), child.stderr.read()) == (0, "")
     child.stdin.close()
+    assert (parts / "000000-0.parquet").is_file()
 
 
 SLOW = """
@@ -204,13 +207,7 @@ def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, par
     assert not out.exists()
     done = {path.name for path in parts.glob("0*.parquet")}
     assert len(done) >= parts_done
-    graded = []
-    original = grade_file._grade_piece
-    monkeypatch.setattr(
-        grade_file,
-        "_grade_piece",
-        lambda g, path, piece, report: graded.append(piece) or original(g, path, piece, report),
-    )
+    graded = graded_pieces(monkeypatch)
     grade_jsonl(source, out, ONE, bytes_per_unit=2000)
     units = -(-source.stat().st_size // 2000)
     assert units - 2 <= len(graded) + len(done) <= units  # each a line longer than its 2000 bytes
@@ -219,16 +216,47 @@ def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, par
     assert verdicts(out) == verdicts(tmp_path / "quiet.jsonl")
 
 
-def test_parts_of_another_input_are_not_used(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
-    monkeypatch.setattr(grade_file._Joined, "finish", lambda _: None)  # as if killed just before the end
-    grade_jsonl(source, out, ONE)
-    monkeypatch.undo()
+def graded_pieces(monkeypatch):
+    """What `_grade_piece` is called with from now on."""
+    pieces, original = [], grade_file._grade_piece
+    monkeypatch.setattr(
+        grade_file,
+        "_grade_piece",
+        lambda g, path, piece, report: pieces.append(piece) or original(g, path, piece, report),
+    )
+    return pieces
+
+
+def graded_but_not_joined(source, out, bytes_per_unit):
+    """As if killed just before the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grade_file._Joined, "finish", lambda _: None)
+        grade_jsonl(source, out, ONE, bytes_per_unit=bytes_per_unit)
+
+
+@pytest.mark.parametrize("answer", ["98", "99.5"], ids=["same length", "another length"])
+def test_parts_of_another_input_are_not_used(tmp_path, answer):
     rows = many(20)
     rows[3]["answer"] = "99"
-    grade_jsonl(write(source, rows), out, ONE)
-    assert read(out)[3]["answer"] == "99"
-    assert read(out)[3]["verdict"] == "wrong"
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    graded_but_not_joined(source, out, 500)
+    rows[3]["answer"] = answer
+    grade_jsonl(write(source, rows), out, ONE, bytes_per_unit=500)
+    grade_jsonl(source, tmp_path / "quiet.jsonl", ONE)
+    assert read(out)[3]["answer"] == answer
+    assert verdicts(out) == verdicts(tmp_path / "quiet.jsonl")
+
+
+def test_whole_parts_of_a_file_that_has_grown_are_used_and_damaged_ones_are_not(tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", many(40)), tmp_path / "out.jsonl"
+    graded_but_not_joined(source, out, 300)
+    parts = sorted((tmp_path / "out.jsonl.parts").glob("0*.parquet"))
+    parts[2].write_bytes(parts[2].read_bytes()[:-40])
+    pieces = graded_pieces(monkeypatch)
+    grade_jsonl(write(source, many(50)), out, ONE, bytes_per_unit=300)
+    assert len(parts) > 5 and len(read(out)) == 50
+    first_lines = [piece.first_line for piece in pieces]
+    assert 5 < first_lines[0] < 20 and all(line > 30 for line in first_lines[1:])  # the damaged part, and the end
 
 
 def test_one_command_at_a_time_and_what_a_killed_one_wrote_is_removed(tmp_path):

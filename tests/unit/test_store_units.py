@@ -76,6 +76,12 @@ def test_a_claimed_unit_is_not_claimed_again(tmp_path: Path) -> None:
     assert first.remaining() == len(UNITS) and not first.done()
 
 
+def test_units_are_handed_out_in_order_where_that_is_wanted(tmp_path: Path) -> None:
+    first, second = (UnitQueue(tmp_path, UNITS, in_order=True) for _ in range(2))
+    claims = [one.claim() for _ in range(len(UNITS) // 2) for one in (first, second)]
+    assert [claim.unit for claim in claims if claim] == UNITS
+
+
 def test_released_units_are_free_for_anybody(tmp_path: Path) -> None:
     first, second = queue(tmp_path, UNITS[:1]), queue(tmp_path, UNITS[:1])
     for attempt in range(4):

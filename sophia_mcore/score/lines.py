@@ -1,0 +1,64 @@
+"""The lines of `sophia grade`: what each must hold, and what is said about one that does not."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import UsageError
+from sophia_mcore.score.rules import TYPES, known_benchmark, known_type, tables
+
+CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "response": (str,), "answer": (str,), "type": (str, type(None)), "benchmark": (str, type(None)),
+    "question": (str, type(None)), "tolerance": (int, float, type(None)), "options": (list, type(None)),
+}  # fmt: skip
+
+
+def check_head(path: Path) -> None:
+    """Check the first lines of an input. Raises UsageError as `checked` does, or when the file cannot be read."""
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if number > CHECKED_LINES:
+                    return
+                if line.strip():
+                    checked(path, number, line)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """A line as a dictionary with what grading needs. Raises UsageError saying what is wrong and where."""
+    where = f"{path}, line {number}"
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is not a JSON object")
+    for key in ("id", "response", "answer"):
+        if key not in row:
+            raise UsageError(f'{where} has no "{key}"')
+    for key, kinds in _FIELDS.items():
+        if key in row and not isinstance(row[key], kinds):
+            raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {kinds[0].__name__}')
+    if not all(isinstance(option, str) for option in row.get("options") or ()):
+        raise UsageError(f'{where}: "options" holds something that is not a string')
+    if not row["answer"].strip():
+        raise UsageError(f'{where}: "answer" is empty')
+    tolerance = row.get("tolerance")
+    if tolerance is not None and (isinstance(tolerance, bool) or not (math.isfinite(tolerance) and tolerance >= 0)):
+        raise UsageError(f'{where}: "tolerance" is {tolerance}, not a number from 0')
+    for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", known_type, TYPES)):
+        if row.get(key) and not known(row[key]):
+            nearest = difflib.get_close_matches(row[key].casefold(), names, n=1, cutoff=0.4)
+            raise UsageError(
+                f'{where}: unknown "{key}" {row[key][:100]!r}: '
+                + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(names)}")
+            )
+    return row
