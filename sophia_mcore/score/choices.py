@@ -24,6 +24,7 @@ _ANOTHER_LETTER = re.compile(
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
+_VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 
 
@@ -56,7 +57,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     if plain.count(text) == 1:
         return plain.index(text)
     both = _LETTER_AND_TEXT.fullmatch(answer)
-    if both and not undecided(answer, options):
+    if both and not undecided(answer, options) and not _is_sentence(both, options):
         index = ascii_uppercase.index(both[1])
         if not options or index < len(options):
             return index
@@ -67,6 +68,15 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
         return scores.index(max(scores))
     return None
+
+
+def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
+    """Whether the "letter" of an answer is the first word of a sentence, as in "A dog barks" and "I am not sure"."""
+    words = plain_text(both[2])
+    if _MARKED.match(both[0]) or _VERDICT.fullmatch(words) or not is_words(words):
+        return False
+    index = ascii_uppercase.index(both[1])
+    return index >= len(options) or not set(words.split()) & set(_option_texts(options)[0][index].split())
 
 
 @lru_cache(maxsize=1 << 12)

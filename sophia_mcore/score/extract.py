@@ -115,6 +115,8 @@ def _last_line(text: str) -> str:
 
 
 _SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
+_CONCLUDES = re.compile(r"(?:so|thus|hence|therefore|then)\b[\s,]|因此|所以", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:(?:the|final)\s+)*answer(?:\s+is)?\s*[:：]?|答案是?[:：]?", re.IGNORECASE)
 _YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
 
 
@@ -122,6 +124,8 @@ def _short(text: str) -> list[str]:
     """A response of one line that is an answer rather than a sentence."""
     line = text.strip()
     if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line):
         return []
     return [line] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
 
@@ -149,11 +153,13 @@ def _only_number(text: str) -> list[str]:
 
 def _line(text: str) -> list[str]:
     line = text.strip()
-    return [line] if "\n" not in line and len(line) <= LINE_CHARACTERS and "\\boxed" not in line else []
+    too_much = "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line
+    return [] if too_much or _NOTHING.fullmatch(line) else [line]
 
 
 _CHOICE = frozenset({"choice"})
-_LETTER = r"(?P<answer>[(（\[]?[A-J][)）\]]?)(?![A-Za-z'’])"
+_ONE = r"[(（\[]?[A-J][)）\]]?(?![A-Za-z'’])"
+_LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
 RULES: tuple[Rule, ...] = (
     Rule(
         "boxed",
@@ -202,7 +208,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Chinese",
         _pattern(
-            r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。][^\n。]*)"
+            r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。？:：][^\n。？]*)"
         ),
         (
             ("所以答案是 12。", "12"),
@@ -211,18 +217,19 @@ RULES: tuple[Rule, ...] = (
             ("正确答案是C", "C"),
             ("答案：是", "是"),
             ("【答案】B", "B"),
+            ("答案是B吗？不，答案是C", "C"),
         ),
         ("答案", "结果"),
     ),
     Rule(
         "Chinese choice",
-        _pattern(rf"(?:故选|应选|因此选|所以选|选择|选项?)\s*[:：]?\s*{_LETTER}", 0),
-        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C")),
+        _pattern(rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTER}", 0),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("正确选项为B", "B"), ("选A、C", "A、C")),
         ("选",),
     ),
     Rule(
         "answer is",
-        _pattern(rf"\banswer\b(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        _pattern(rf"\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
         (
             ("Hence the answer is 5 because 2+3=5.", "5"),
             ("The answer to the question is: **blue**.", "blue"),
@@ -231,9 +238,10 @@ RULES: tuple[Rule, ...] = (
             ("**Answer**: $5$", "5"),
             ("The correct answer is $5$, which is odd.", "5"),
             ("Answer:\n12", "12"),
+            ("Ans: 12", "12"),
             ("The answer is not 5. The answer is 6.", "6"),
         ),
-        ("answer",),
+        ("ans",),
     ),
     Rule(
         "option is",
@@ -255,10 +263,15 @@ RULES: tuple[Rule, ...] = (
         "letter",
         _pattern(
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
-            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*\s]|$)",
+            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as)\b)",
             re.MULTILINE,
         ),
-        (("I would choose (A).", "(A)"), ("Thinking about it...\n**D**", "D"), ("Both fit.\nB. 12", "B")),
+        (
+            ("I would choose (A).", "(A)"),
+            ("Thinking about it...\n**D**", "D"),
+            ("Both fit.\nB. 12", "B"),
+            ("B or C", "B or C"),
+        ),
         (),
         _CHOICE,
     ),
@@ -270,6 +283,7 @@ RULES: tuple[Rule, ...] = (
             ("The sum of both numbers is 7.", "7"),
             ("We add them.\n3 + 4 = 7", "7"),
             ("So we get $x=\\frac12$.", r"\frac12"),
+            ("Therefore, x = 12.", "12"),
         ),
     ),
     Rule(
@@ -290,7 +304,8 @@ _WRAP = re.compile(
     r"^(?:\*\*|__|`|\$\$?|\\\(|\\\[|[\"'“‘「])(?P<inner>.+?)(?:\*\*|__|`|\$\$?|\\\)|\\\]|[\"'”’」])$", re.DOTALL
 )
 _CLAUSE = re.compile(
-    r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as we|which|where we|so that|given that)\b|[，。；]).*$",
+    r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as (?:we|required|desired|stated)|which|where we|so that"
+    r"|given that|I (?:hope|think|believe|guess))\b|[，。；]).*$",
     re.DOTALL,
 )
 

@@ -122,6 +122,8 @@ def grade_file(
         )
     if out_path.exists() and out_path.samefile(in_path):
         raise UsageError(f"{out_path}: input and output are the same file")
+    if out_path.exists() and not _is_graded(out_path):
+        raise UsageError(f"{out_path} exists and is no output of `sophia grade`: name another file, or remove it")
     check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
     parts = _parts(out_path)
@@ -188,7 +190,10 @@ def _drop_other_parts(in_path: Path, parts: Path, pieces: dict[str, _Piece]) -> 
         for path in shard_files(parts):
             piece = pieces.get(path.stem)
             if piece is None or not _made_from(path, hashlib.sha256(piece.read(file)).hexdigest()):
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise SophiaError(f"{path}: no part of this output, and it cannot be removed ({error})") from None
 
 
 def _made_from(path: Path, source_sha256: str) -> bool:
@@ -196,6 +201,16 @@ def _made_from(path: Path, source_sha256: str) -> bool:
         return read_table(path, GradedPart, ["source_sha256"]).column(0).to_pylist() == [source_sha256]
     except SophiaError:
         return False
+
+
+def _remove(parts: Path) -> None:
+    """Remove what was made here; a folder with anything else in it stays."""
+    shutil.rmtree(parts / "claims", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in parts.iterdir():
+            if path.suffix == ".parquet" or path.name in (_JOINED, _PLAN, "lock"):
+                path.unlink()
+        parts.rmdir()
 
 
 def _plan(path: Path, config: Score, bytes_per_unit: int) -> dict[str, _Piece]:
@@ -310,15 +325,22 @@ class _Joined:
     def finish(self) -> GradeSummary:
         """Compare the file with an older one, put it into its place and remove the parts."""
         self.add_finished()
-        if self._waiting:
-            raise SophiaError(f"{self._waiting[0]}: somebody has removed it; run again")
+        if self._waiting or not self._path.exists():
+            gone = self._waiting[0] if self._path.exists() else self._parts
+            raise SophiaError(f"{gone}: somebody has removed it; run again")
         with self._errors():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._summary.changes = _compare_and_keep(self._out_path, self._path)
             self._path.replace(self._out_path)
-        shutil.rmtree(self._parts, ignore_errors=True)
+        _remove(self._parts)
         return self._summary
+
+
+def _is_graded(path: Path) -> bool:
+    with open(path, "rb") as lines:
+        first = lines.readline()
+    return not first.strip() or "verdict" in _loaded(first)
 
 
 def _compare_and_keep(old_path: Path, new_path: Path) -> VerdictChanges | None:

@@ -19,6 +19,10 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+
+
 def check_head(path: Path) -> None:
     """Check the first lines of an input. Raises UsageError as `checked` does, or when the file cannot be read."""
     try:
@@ -46,7 +50,7 @@ def checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
             raise UsageError(f'{where} has no "{key}"')
     for key, kinds in _FIELDS.items():
         if key in row and not isinstance(row[key], kinds):
-            raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {kinds[0].__name__}')
+            raise UsageError(f'{where}: "{key}" is a {type(row[key]).__name__}, not a {_names(kinds)}')
     if not all(isinstance(option, str) for option in row.get("options") or ()):
         raise UsageError(f'{where}: "options" holds something that is not a string')
     if not row["answer"].strip():

@@ -39,6 +39,7 @@ _WRAPPING_COMMAND = re.compile(
     r"\\(?:boxed|text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox)\s*(?=\{)"
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
+_ABOUT = re.compile(r"^(?:\\approx|about|approximately|approx\.?|roughly|大?约)\s*(?=[-+]?[\d.])", re.IGNORECASE)
 _TRAILING_DEGREE = re.compile(r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+$")
 _BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
@@ -62,7 +63,7 @@ def clean(answer: str) -> str:
         return answer
     else:
         answer = " ".join(answer.split())
-    return _strip(answer)
+    return _ABOUT.sub("", _strip(answer))
 
 
 def _raised(match: re.Match[str]) -> str:

@@ -54,6 +54,7 @@ def currencies(text: str) -> frozenset[str]:
 _NOUN = re.compile(
     r"(?P<number>[+-]?[\d.,]+(?:/\d+)?|[+-]?\\frac\{\d+\}\{\d+\})\s+(?P<unit>[^\W\d_]{2,}(?:[ -][^\W\d_]+){0,3})"
 )
+_MICRO = re.compile(r"\\mu(?![a-zA-Z])\s*")
 _DEGREE_UNITS = ((r"^\circ C", "°C"), (r"^\circ F", "°F"), (r"^{\circ}C", "°C"), (r"^{\circ}F", "°F"))
 
 
@@ -66,8 +67,10 @@ def parse_quantity(text: str) -> Quantity | None:
     """
     if len(text) > 200 or not (text[-1:].isalnum() or text[-1:] in "}.%"):
         return None
-    flat = TEXT_COMMAND.sub(r" \1", text) if "\\" in text else text
-    spaced = flat != text or " " in text
+    flat = text
+    if "\\" in text:
+        flat = TEXT_COMMAND.sub(r" \1", _MICRO.sub("µ", text)).replace(r"\Omega", "Ω").replace("µ ", "µ")
+    spaced = flat != text or " " in text or not text[-1:].isascii()
     if "circ" in flat:
         flat = " ".join(flat.split())
         for written, unit in _DEGREE_UNITS:

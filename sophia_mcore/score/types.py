@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sophia_mcore.records import VerdictName
 
 VERIFIER = "sophia_mcore.score"
-RULES_VERSION = "3"  # raise it whenever a rule changes a verdict: rescoring then shows the difference
+RULES_VERSION = "4"  # raise it whenever a rule changes a verdict: rescoring then shows the difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,6 +258,40 @@ def test_whole_parts_of_a_file_that_has_grown_are_used_and_damaged_ones_are_not(
     assert len(parts) > 5 and len(read(out)) == 50
     first_lines = [piece.first_line for piece in pieces]
     assert 5 < first_lines[0] < 20 and all(line > 30 for line in first_lines[1:])  # the damaged part, and the end
+
+
+def test_what_others_have_left_is_not_removed(tmp_path):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    parts = tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    (parts / "mine.txt").write_text("mine")
+    grade_jsonl(source, out, ONE)
+    assert len(read(out)) == 20 and [path.name for path in parts.iterdir()] == ["mine.txt"]
+    out.write_text("my notes")
+    with pytest.raises(UsageError, match="is no output of `sophia grade`"):
+        grade_jsonl(source, out, ONE)
+    assert out.read_text() == "my notes"
+
+
+def test_a_folder_in_a_parts_place_and_a_removed_folder_are_named(tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    folder = tmp_path / "out.jsonl.parts" / "000000-0.parquet"
+    folder.mkdir(parents=True)
+    with pytest.raises(SophiaError, match=r"000000-0.parquet: no part of this output, and it cannot be removed"):
+        grade_jsonl(source, out, ONE)
+    folder.rmdir()
+    original = grade_file._Joined.finish
+
+    def removed(joined):
+        shutil.rmtree(tmp_path / "out.jsonl.parts")
+        return original(joined)
+
+    monkeypatch.setattr(grade_file._Joined, "finish", removed)
+    with pytest.raises(SophiaError, match=r"out.jsonl.parts\S*: somebody has removed it; run again"):
+        grade_jsonl(source, out, ONE)
+    monkeypatch.undo()
+    grade_jsonl(source, out, ONE)
+    assert len(read(out)) == 20
 
 
 def test_one_command_at_a_time_and_what_a_killed_one_wrote_is_removed(tmp_path):

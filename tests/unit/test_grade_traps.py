@@ -97,3 +97,43 @@ def test_a_gold_answer_that_breaks_the_comparison_costs_only_itself(monkeypatch)
         verdicts = [grade.verdict for grade in grader.grade_many(items)]
     assert verdicts[::2] == ["correct", "correct"]
     assert verdicts[1] in ("wrong", "error")
+
+
+PETS = ("cat", "dog", "cow", "pig")
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "options", "wanted"),
+    [
+        *[("B", text, PETS, "wrong") for text in ("B or C", "B and C", "B, C", "选B或C", "不选B", "A dog barks.")],
+        *[("A", text, PETS, "wrong") for text in ("A or B", "A person stands next to a cow", "A is wrong")],
+        ("I", "I am not sure.", PETS, "wrong"),
+        ("I", "I am not sure.", (), "wrong"),
+        ("C", "B or C is correct", PETS, "wrong"),
+        *[("B", text, PETS, "correct") for text in ("B", "B. dog", "B dog", "B is correct", "B because it barks")],
+        *[("B", text, PETS, "correct") for text in ("B, as it barks", "正确选项为B", r"\boxed{B is correct}")],
+        ("C", "答案是B吗？不，答案是C", PETS, "correct"),
+        ("A, C", "选A、C", PETS, "correct"),
+        *[("12", text, (), "correct") for text in ("Therefore, x = 12.", "So x + y = 12", "Ans: 12")],
+        *[("12", f"The answer is 12{text}", (), "correct") for text in (", I hope.", ", as required.")],
+        *[("12", text, (), "no_answer") for text in ("Answer: ", "The answer is", "答案：")],
+    ],
+)
+def test_responses_of_a_line(grader, gold, response, options, wanted):
+    (grade,) = grader.grade_many([GradeItem("a", response, gold, "", options)])
+    assert grade.verdict == wanted, grade
+
+
+@pytest.mark.parametrize(
+    ("gold", "prediction", "wanted"),
+    [
+        ("3.14", r"\approx 3.14", "correct"), ("5", "about 5", "correct"), ("5", "about 6", "wrong"),
+        ("5e-6 m", r"5 \mu m", "correct"), ("0.005 mg", r"5\,\mu\text{g}", "correct"), (r"5 \mu m", "5 μm", "correct"),
+        (r"5000 \Omega", "5 kΩ", "correct"), ("5000 Ω", r"5\ \text{k}\Omega", "correct"), ("1 dm^3", "1 L", "correct"),
+        ("12 months", "1 year", "correct"), ("1 MB", "1 Mb", "wrong"), ("1 MB", "8 Mb", "correct"),
+        ("5 m", "5米", "correct"), ("4 m^2", "4 平方米", "correct"), ("4 m^2", "4米", "wrong"),
+        (r"\mu", r"\mu", "correct"),
+    ],
+)  # fmt: skip
+def test_units_as_they_are_written(grader, gold, prediction, wanted):
+    assert verdict(grader, gold, prediction) == wanted
