@@ -275,6 +275,13 @@ RULES: tuple[Rule, ...] = (
         (),
         _CHOICE,
     ),
+    Rule(
+        "letter and text",
+        _pattern(rf"^{_STAR}(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}})\s*\Z", re.MULTILINE),
+        (("Both fit.\nB 12 cm", "B 12 cm"),),
+        (),
+        _CHOICE,
+    ),
     Rule("short", _short, (("42", "42"), ("x = 5", "x = 5"), ("Yes, it is larger", "Yes, it is larger"))),
     Rule(
         "conclusion",

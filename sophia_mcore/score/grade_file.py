@@ -111,8 +111,8 @@ def grade_file(
     ``out_path`` gets the same lines in the same order plus "verdict", "extracted", "seconds", "answer_type", "verifier"
     and "verifier_version". Finished units of an interrupted run are not graded again. An existing output of another
     verifier version is kept as ``OUT.<version>.jsonl``, and the summary shows what changed.
-    Raises UsageError naming the first bad line, or for an output that is a folder or the input; SophiaError while
-    another process grades into it.
+    Raises UsageError naming the first bad line, or for an output that is a folder, the input or no grading; SophiaError
+    while another process grades into it.
     """
     if out_path.is_dir():
         raise UsageError(f"{out_path}: a folder; the output is a file")
@@ -178,10 +178,14 @@ def _parts(out_path: Path) -> Path:
 def _only_one(parts: Path) -> Iterator[None]:
     """No other command works in ``parts``; what a killed one was writing is removed."""
     with folder_lock(parts / "lock"):
-        for path in parts.iterdir():
-            if path.name == _JOINED or path.name.startswith(atomic.TEMPORARY_PREFIX):
-                path.unlink(missing_ok=True)
+        _remove_unfinished(parts)
         yield
+
+
+def _remove_unfinished(parts: Path) -> None:
+    for path in parts.iterdir():
+        if path.name == _JOINED or path.name.startswith(atomic.TEMPORARY_PREFIX):
+            path.unlink(missing_ok=True)
 
 
 def _drop_other_parts(in_path: Path, parts: Path, pieces: dict[str, _Piece]) -> None:
@@ -207,9 +211,9 @@ def _remove(parts: Path) -> None:
     """Remove what was made here; a folder with anything else in it stays."""
     shutil.rmtree(parts / "claims", ignore_errors=True)
     with contextlib.suppress(OSError):
-        for path in parts.iterdir():
-            if path.suffix == ".parquet" or path.name in (_JOINED, _PLAN, "lock"):
-                path.unlink()
+        _remove_unfinished(parts)
+        for path in [*shard_files(parts), parts / _PLAN, parts / "lock"]:
+            path.unlink(missing_ok=True)
         parts.rmdir()
 
 
@@ -338,8 +342,11 @@ class _Joined:
 
 
 def _is_graded(path: Path) -> bool:
-    with open(path, "rb") as lines:
-        first = lines.readline()
+    try:
+        with open(path, "rb") as lines:
+            first = lines.readline()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
     return not first.strip() or "verdict" in _loaded(first)
 
 

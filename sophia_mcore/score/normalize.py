@@ -59,7 +59,7 @@ def clean(answer: str) -> str:
         answer = _FRAC.sub(r"\\frac", _DECORATION.sub("", answer))
         answer = _ALIASES.sub(lambda match: _ALIAS_OF[match[1]], answer)
         answer = _SPACE.sub(" ", answer)
-    elif answer.isalnum():
+    elif answer.isascii() and answer.isalnum():
         return answer
     else:
         answer = " ".join(answer.split())

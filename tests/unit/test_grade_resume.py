@@ -108,6 +108,20 @@ def test_what_others_have_left_is_not_removed(tmp_path):
     assert out.read_text() == "my notes"
 
 
+def test_what_a_killed_helper_was_writing_does_not_keep_the_folder(tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    parts = tmp_path / "out.jsonl.parts"
+    original = grade_file._grade_piece
+
+    def leave(*arguments):
+        (parts / ".tmp-1-ab-000000.parquet").write_bytes(b"x")
+        return original(*arguments)
+
+    monkeypatch.setattr(grade_file, "_grade_piece", leave)
+    grade_jsonl(source, out, ONE)
+    assert not parts.exists()
+
+
 def test_a_folder_in_a_parts_place_and_a_removed_folder_are_named(tmp_path, monkeypatch):
     source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
     folder = tmp_path / "out.jsonl.parts" / "000000-0.parquet"

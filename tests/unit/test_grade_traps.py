@@ -112,6 +112,8 @@ PETS = ("cat", "dog", "cow", "pig")
         ("C", "B or C is correct", PETS, "wrong"),
         *[("B", text, PETS, "correct") for text in ("B", "B. dog", "B dog", "B is correct", "B because it barks")],
         *[("B", text, PETS, "correct") for text in ("B, as it barks", "正确选项为B", r"\boxed{B is correct}")],
+        *[("B", f"Look at the picture.\n{text}", PETS, "correct") for text in ("B dog", "**B**", "B the dog")],
+        *[("A", f"Look at it.\n{text}", PETS, "wrong") for text in ("A person is standing there", "A or B")],
         ("C", "答案是B吗？不，答案是C", PETS, "correct"),
         ("A, C", "选A、C", PETS, "correct"),
         *[("12", text, (), "correct") for text in ("Therefore, x = 12.", "So x + y = 12", "Ans: 12")],
@@ -128,6 +130,7 @@ def test_responses_of_a_line(grader, gold, response, options, wanted):
     ("gold", "prediction", "wanted"),
     [
         ("3.14", r"\approx 3.14", "correct"), ("5", "about 5", "correct"), ("5", "about 6", "wrong"),
+        ("5", "约5", "correct"), ("5", "大约 5", "correct"),
         ("5e-6 m", r"5 \mu m", "correct"), ("0.005 mg", r"5\,\mu\text{g}", "correct"), (r"5 \mu m", "5 μm", "correct"),
         (r"5000 \Omega", "5 kΩ", "correct"), ("5000 Ω", r"5\ \text{k}\Omega", "correct"), ("1 dm^3", "1 L", "correct"),
         ("12 months", "1 year", "correct"), ("1 MB", "1 Mb", "wrong"), ("1 MB", "8 Mb", "correct"),
