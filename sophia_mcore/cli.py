@@ -274,8 +274,8 @@ def doctor(
     """What this machine has, what it lacks, what that costs and how to get it."""
     from rich.console import Console
 
+    from sophia_mcore.doctor.command import doctor as examine
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.doctor.command import doctor as examine
 
     if config is None and (overlay or set_):
         raise UsageError("--overlay and --set change a CONFIG: name it too")

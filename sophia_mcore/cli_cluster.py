@@ -28,9 +28,9 @@ def submit(
     """Submit what the run still needs to Slurm. Again, later: only what is missing."""
     from sophia_mcore.config import load_config
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch import jobs, submit
     from sophia_mcore.launch.local import PHASES, expand
-    from sophia_mcore.launch.status import submission_table
+    from sophia_mcore.launch.slurm import jobs, submit
+    from sophia_mcore.launch.slurm.status import submission_table
 
     loaded = load_config(config, overlay or (), set_ or ())
     names = expand([only] if only else PHASES)
@@ -50,7 +50,7 @@ def submit(
 def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]) -> None:
     """Phases, work units, jobs, last loss, time left, and what went wrong."""
     from sophia_mcore.launch.local import open_run
-    from sophia_mcore.launch.status import status_text
+    from sophia_mcore.launch.slurm.status import status_text
 
     folder, config = open_run(run)
     typer.echo(status_text(config, folder))
@@ -58,8 +58,8 @@ def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's fo
 
 def cancel(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]) -> None:
     """End the run's jobs; `sophia submit` goes on from there."""
-    from sophia_mcore.launch import submit
     from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.slurm import submit
 
     folder, _ = open_run(run)
     ids = submit.cancel(folder)

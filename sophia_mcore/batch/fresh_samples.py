@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.advantage import Scored
 from sophia_mcore.batch.recorded import recorded_logprobs
 from sophia_mcore.batch.samples import FRESH, Sample
-from sophia_mcore.data.chat import plain
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.chat import plain
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.score.advantage import Scored
 from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder

@@ -22,10 +22,10 @@ from sophia_mcore.batch.samples import FRESH, STORED, Sample, require_some
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config, Parallel
-from sophia_mcore.data.chat import Chat
 from sophia_mcore.data.images import decode
-from sophia_mcore.data.tiling import ImageSpec, tiles
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.chat import Chat
+from sophia_mcore.pretrained.tiling import ImageSpec, tiles
 from sophia_mcore.store.images import ImageStore
 
 _CACHED_IMAGES = 64

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Mixture
-from sophia_mcore.data.chat import IMAGE_CONTEXT
 from sophia_mcore.data.images import check
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.chat import IMAGE_CONTEXT
 from sophia_mcore.records import Kept
 
 KEPT_SOURCE = "kept"

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.advantage import Scored, rewards, weigh
 from sophia_mcore.batch.fresh_samples import fresh_samples, scored_fresh
 from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
 from sophia_mcore.batch.samples import STORED, Sample, from_kept, system_prompt
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.score.advantage import Scored, rewards, weigh
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, read_table, shard_files
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sophia_mcore.batch.samples import STORED, Sample, user_text
-from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
 
 _CALL = 512  # samples tokenised in one call, which uses all cores
 _ALLOWED = frozenset({"<think>", "</think>"})  # some tokenizers call these special; in a response they are text

@@ -13,8 +13,8 @@ from typing import Any
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
-from sophia_mcore.data.files import read_json
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.store.json_files import read_json
 
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
 

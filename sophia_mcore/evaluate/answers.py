@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from sophia_mcore.config.schema import Config, Protocol
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.generate.answering import Exam
 from sophia_mcore.generate.engine import Engine
 from sophia_mcore.generate.phase import read_questions, run_phase
-from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer
-from sophia_mcore.score.grade import Grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import UnitQueue, units_of
+from sophia_mcore.verify.grade import Grader
 
 
 def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progress: Progress, attempts: int = 1) -> int:

@@ -11,10 +11,10 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.records import Answer, Question
-from sophia_mcore.score import exact
-from sophia_mcore.score.rules import rule_for
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
+from sophia_mcore.verify import exact
+from sophia_mcore.verify.rules import rule_for
 
 _COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids"]
 

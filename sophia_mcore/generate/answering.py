@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.engines import Sampling
-from sophia_mcore.data.chat import Message, plain
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.phase import sampled_fields
+from sophia_mcore.pretrained.chat import Message, plain
 from sophia_mcore.records import Answer, Question
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.units import Unit
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import Message
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import UsageError
 from sophia_mcore.generate.engine import Completion, Engine, Request
 from sophia_mcore.generate.phase import read_questions, run_phase, sampled_fields
-from sophia_mcore.generate.prompts import load_prompt
+from sophia_mcore.pretrained.chat import Message
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, caption_id, image_set_id
 from sophia_mcore.store.images import ImageStore

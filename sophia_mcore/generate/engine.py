@@ -10,8 +10,8 @@ from typing import Protocol
 from sophia_mcore.config.schema import Engine as EngineConfig
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import Sampling, TransformersEngine, VllmEngine
-from sophia_mcore.data.chat import Message
 from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.chat import Message
 from sophia_mcore.records import FinishReason
 
 UNKNOWN_TOKEN = -1
@@ -73,7 +73,7 @@ def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int 
         return OpenAIEngine(config)
     if model_dir is None:
         raise UsageError(f"an engine of kind {config.kind!r} needs a model directory")
-    from sophia_mcore.generate.model_dir import check_model_dir
+    from sophia_mcore.pretrained.complete import check_model_dir
 
     check_model_dir(model_dir)
     if isinstance(config, VllmEngine):

@@ -10,17 +10,17 @@ from functools import partial
 
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.schema import Config
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.generate.answering import Exam
 from sophia_mcore.generate.engine import Engine
 from sophia_mcore.generate.phase import read_questions, run_phase
-from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer
-from sophia_mcore.score.grade import Grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import UnitQueue, units_of
+from sophia_mcore.verify.grade import Grader
 
 
 def generate_fresh(

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
-from sophia_mcore.data.chat import IMAGE_CONTEXT, Message
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, nothing
+from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Message
 
 _NO_KEY = "none"  # many local servers want none, the client wants something
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))

@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import Message, plain
+from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.captions import caption_queue
 from sophia_mcore.generate.engine import Completion, Engine, Request
 from sophia_mcore.generate.phase import read_questions, run_phase, sampled_fields
-from sophia_mcore.generate.prompts import fill, load_prompt
+from sophia_mcore.pretrained.chat import Message, plain
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Question, Trajectory, image_set_id, trajectory_id
 from sophia_mcore.store.layout import RunFolder

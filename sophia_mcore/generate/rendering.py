@@ -11,12 +11,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from sophia_mcore.batch.tokenize import load_tokenizer
-from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
 from sophia_mcore.data.images import decode
-from sophia_mcore.data.tiling import ImageSpec
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
-from sophia_mcore.generate.model_dir import read_json, stop_token_ids
+from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.pretrained.complete import read_json, stop_token_ids
+from sophia_mcore.pretrained.tiling import ImageSpec
 
 KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
 

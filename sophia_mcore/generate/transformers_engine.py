@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
-from sophia_mcore.data.tiling import tiles
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
-from sophia_mcore.generate.model_dir import check_model_dir, read_json
 from sophia_mcore.generate.rendering import Prompt, Renderer
+from sophia_mcore.pretrained.complete import check_model_dir, read_json
+from sophia_mcore.pretrained.tiling import tiles
 from sophia_mcore.store.lineage import model_digest
 
 _DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit

@@ -12,9 +12,9 @@ from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate import vllm_cpu
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
-from sophia_mcore.generate.model_dir import check_model_dir, read_json
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
+from sophia_mcore.pretrained.complete import check_model_dir, read_json
 from sophia_mcore.store.lineage import model_digest
 
 _CHATTY = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.block_pool")  # a line per image or per unit, saying nothing

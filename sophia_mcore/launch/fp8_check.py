@@ -33,7 +33,7 @@ def run_fp8_check(config: Config, round_index: int) -> str:
         write_text(settings, dump_toml(config))
         (run.path / "fp8_check.json").unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
         flags = [str(settings), "--round", str(round_index)]
-        run_ranks(Context(config, run, progress), "fp8-check", "sophia_mcore.train.fp8_worker", flags)
+        run_ranks(Context(config, run, progress), "fp8-check", "sophia_mcore.train.fp8.worker", flags)
     found = json.loads((run.path / "fp8_check.json").read_text())
     page = write_fp8_page(run)
     if not found["passed"]:

@@ -45,9 +45,9 @@ def preflight(context: Context, round_index: int) -> None:
 
     Raises SophiaError or UsageError, as the phase that would have failed later.
     """
-    from sophia_mcore.generate.model_dir import check_model_dir
-    from sophia_mcore.model.spec import ModelSpec
     from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.pretrained.complete import check_model_dir
+    from sophia_mcore.pretrained.spec import ModelSpec
 
     config = context.config
     policy = context.run.starting_policy(round_index, config.models.policy)

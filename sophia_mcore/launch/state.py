@@ -191,7 +191,7 @@ def check_inputs(config: Config, run: RunFolder, phase: str, round_index: int) -
             f"{phase} of round {round_index} cannot start: {before} of round {index} is not finished{some}"
         )
     if phase in ("captions", "evaluate"):
-        from sophia_mcore.generate.model_dir import check_model_dir
+        from sophia_mcore.pretrained.complete import check_model_dir
 
         models = policies_of(config, run, phase, round_index)
         for path in models:

@@ -27,9 +27,9 @@ from sophia_mcore.config.schema import Fp8, Train
 from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16
 from sophia_mcore.model.padding import zero_padding
 from sophia_mcore.model.parts import CoreAttention, Norm
-from sophia_mcore.model.spec import LanguageSpec
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.pretrained.spec import LanguageSpec
 
 
 def transformer_config(

@@ -32,13 +32,13 @@ from sophia_mcore.model.names import canonical_name, tensor_axis
 from sophia_mcore.model.padding import mark_padding
 from sophia_mcore.model.projector import Projector
 from sophia_mcore.model.sizes import padded_vocab_size
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.model.vision import VisionTower
 from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_layout
+from sophia_mcore.pretrained.spec import ModelSpec
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 

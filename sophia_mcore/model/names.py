@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.pretrained.spec import ModelSpec
 
 # Transformer Engine's fused layers keep a norm inside the linear that follows it.
 _FUSED = (

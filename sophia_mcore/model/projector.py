@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sophia_mcore.model.spec import ProjectorSpec
 from sophia_mcore.model.vision import Linear
+from sophia_mcore.pretrained.spec import ProjectorSpec
 
 
 def pixel_shuffle(patches: Tensor, side: int) -> Tensor:

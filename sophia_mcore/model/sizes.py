@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 from sophia_mcore.config.schema import Parallel
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 from sophia_mcore.parallel.layout import layers_per_stage
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 VOCABULARY_MULTIPLE = 128  # rows of the embedding and output layer; the same at every usual tensor-parallel size
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sophia_mcore.model.spec import VisionSpec
+from sophia_mcore.pretrained.spec import VisionSpec
 
 
 class Linear(nn.Linear):

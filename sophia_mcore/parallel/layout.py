@@ -9,7 +9,7 @@ from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import UsageError
 
 if TYPE_CHECKING:
-    from sophia_mcore.model.spec import ModelSpec
+    from sophia_mcore.pretrained.spec import ModelSpec
 
 
 def fp8_refusal(recipe: str, lacks: str) -> UsageError:

@@ -10,10 +10,10 @@ from typing import Any
 
 from sophia_mcore.config.schema import Objective, Parallel, Train
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import Row, Setting
+from sophia_mcore.pretrained.spec import ModelSpec
 
 _FP8_ALONE = 1e30  # FLOP/s: products that cost nothing
 

@@ -13,12 +13,12 @@ import tomli_w
 from sophia_mcore.config.load import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
 from sophia_mcore.plan.layouts import Option, Ranking, rank_layouts
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.atomic import write_text
 
 _MARK = "# Layout chosen by `sophia plan`"  # first line of an overlay; only files that have it are replaced

@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from sophia_mcore.model.sizes import parameters, rank_parameters, vision_parameters
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import ONE_PASS_TOKENS, Row, Setting, layer_bytes, trained_parameters
 from sophia_mcore.plan.pipeline import Chunk, Timeline, step_seconds
+from sophia_mcore.pretrained.spec import ModelSpec
 
 ATTENTION_BACKWARD = 2.5
 TRAFFIC_PER_SAVED_BYTE = 2.0  # a saved tensor is written once and read once more in the same pass

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from sophia_mcore.config.schema import Config, Parallel, Train
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.layout import check_layout, layers_per_stage
 from sophia_mcore.plan.cost import StepTime, chunk_seconds, model_flops, step_time
 from sophia_mcore.plan.hardware import GIB, Device
 from sophia_mcore.plan.memory import Memory, Setting, worst_rank
 from sophia_mcore.plan.workload import Workload
+from sophia_mcore.pretrained.spec import ModelSpec
 
 CONTEXT_SIZES = (1, 2, 4, 8)
 SIMULATED = 24  # layouts whose pipeline is simulated; the others are behind by a rough estimate

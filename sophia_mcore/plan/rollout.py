@@ -11,11 +11,11 @@ import random
 from dataclasses import dataclass
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.cost import tile_flops
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.workload import Lengths
+from sophia_mcore.pretrained.spec import ModelSpec
 
 _SIMULATED = 4096  # sequences of one engine; more repeat the pattern
 _STEP_SECONDS = 2e-3  # scheduling and launches of a decoding step: assumed, not measured

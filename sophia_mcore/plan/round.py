@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from sophia_mcore.config.schema import Config, VllmEngine
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.layouts import Option
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.rollout import sampler, sampling_seconds
 from sophia_mcore.plan.workload import Lengths, Workload
+from sophia_mcore.pretrained.spec import ModelSpec
 
 GRADED_PER_SECOND = 190.0  # answers per CPU-second of math-verify, seen 176-210
 DISK = 1e9  # bytes/s to the shared filesystem: assumed

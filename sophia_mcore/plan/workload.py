@@ -9,8 +9,8 @@ from statistics import NormalDist
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.plan.memory import Row
+from sophia_mcore.pretrained.spec import ModelSpec
 
 PAPER_QUESTIONS = 80_000  # arXiv 2507.16814: about 80K questions
 _MOST = 1e12  # of anything that can be given

@@ -20,16 +20,16 @@ from typing import Any, BinaryIO
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
-from sophia_mcore.score.grade import Grader
 from sophia_mcore.score.lines import check_head, checked
-from sophia_mcore.score.parallel import helpers
 from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
-from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store import atomic
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
+from sophia_mcore.verify.children import helpers
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import Grade, GradeItem
 
 BYTES_PER_UNIT = 1 << 20  # what a kill can cost
 PARALLEL_FROM_BYTES = 16 << 20  # below this one process is faster than starting others

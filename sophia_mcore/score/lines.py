@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.score.rules import TYPES, known_benchmark, known_type, tables
+from sophia_mcore.verify.rules import TYPES, known_benchmark, known_type, tables
 
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 

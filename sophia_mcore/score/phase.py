@@ -20,18 +20,18 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.parallel import helpers
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
-from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
+from sophia_mcore.verify.children import helpers
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
 
 PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than starting others
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts

@@ -16,9 +16,9 @@ from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Question, Trajectory, Verdict
-from sophia_mcore.score.pool import Outcome, Pool
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.shards import read_table
+from sophia_mcore.verify.pool import Outcome, Pool
 
 COMPARED = ("correct", "wrong", "no_answer")  # verdicts that say something of the answer
 MAX_EXAMPLES = 200

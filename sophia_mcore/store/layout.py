@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sophia_mcore.config.schema import Config
+
 
 @dataclass(frozen=True, slots=True)
 class RoundFolder:
@@ -113,3 +115,26 @@ class RunFolder:
     def evaluation(self, label: str, protocol: str) -> Path:
         """Folder of the answers of model ``label`` ("base", "round-0") under one protocol, one shard per unit."""
         return self.path / "evaluation" / label / protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of a run: what a phase is given, as one value.
+
+    ``unit_attempts``: how often a work unit is tried before it counts as failed (1 where a failure ends the phase).
+    """
+
+    config: Config
+    run: RunFolder
+    index: int
+    unit_attempts: int = 1
+
+    @property
+    def folder(self) -> RoundFolder:
+        """Files of this round."""
+        return self.run.round(self.index)
+
+    @property
+    def policy(self) -> Path:
+        """The model that this round starts from."""
+        return self.run.starting_policy(self.index, self.config.models.policy)

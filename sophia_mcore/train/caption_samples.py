@@ -7,8 +7,8 @@ from itertools import islice
 
 from sophia_mcore.batch.samples import Sample
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import plain
-from sophia_mcore.generate.prompts import load_prompt
+from sophia_mcore.data.prompts import load_prompt
+from sophia_mcore.pretrained.chat import plain
 from sophia_mcore.records import Caption
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_folder

@@ -15,14 +15,14 @@ from sophia_mcore.batch.samples import Sample, from_mixture, image_digests
 from sophia_mcore.batch.store_samples import StoreSamples, from_store
 from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.config.schema import Config, Mixture, Objective
-from sophia_mcore.data.chat import Chat
-from sophia_mcore.data.tiling import ImageSpec
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.model import lvlm
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.pretrained.chat import Chat
+from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tiling import ImageSpec
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.train.caption_samples import caption_samples

@@ -19,8 +19,8 @@ from sophia_mcore.train.behaviour import with_reference
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.measure import mean_logprob
 from sophia_mcore.train.mismatch import rollout_gap
-from sophia_mcore.train.report import StepReport
 from sophia_mcore.train.step import train_step
+from sophia_mcore.train.step_report import StepReport
 
 PHASE = "train"
 _SHOWN_IDS = 8

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.train.job import Job
-from sophia_mcore.train.schedule import model_inputs, run_schedule
+from sophia_mcore.train.pipeline import model_inputs, run_schedule
 
 
 def mean_logprob(job: Job, batches: Sequence[PackedBatch]) -> float:

@@ -32,12 +32,12 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
 from sophia_mcore.model.projector import pixel_shuffle
-from sophia_mcore.model.spec import ModelSpec
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_layout, row_multiple, sequence_multiple
 from sophia_mcore.parallel.local import run_layout
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.tables import resolve
 

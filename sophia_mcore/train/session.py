@@ -20,7 +20,7 @@ from sophia_mcore.parallel import network
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.train.checkpoint import on_rank_zero
-from sophia_mcore.train.fp8_gate import require_check
+from sophia_mcore.train.fp8.gate import require_check
 from sophia_mcore.train.job import build_job
 from sophia_mcore.train.loop import train
 

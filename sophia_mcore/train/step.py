@@ -24,8 +24,8 @@ from sophia_mcore.objective.metrics import Metrics, mean
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.optim import learning_rate, set_learning_rate
-from sophia_mcore.train.report import StepReport, counts, not_finite
-from sophia_mcore.train.schedule import model_inputs, run_schedule
+from sophia_mcore.train.pipeline import model_inputs, run_schedule
+from sophia_mcore.train.step_report import StepReport, counts, not_finite
 
 
 def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) -> StepReport:

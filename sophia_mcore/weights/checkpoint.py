@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.progress import Progress
-from sophia_mcore.weights import torch_dist
+from sophia_mcore.weights.formats import torch_dist
+from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, FileState, StoredTensor, open_folder
+from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
+from sophia_mcore.weights.formats.tiles import NO_WEIGHTS, Tile, Tiled, raise_problems, tiles_of_folder, wrong_dtypes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
-from sophia_mcore.weights.safetensors_io import DTYPE_BYTES, FileState, StoredTensor, open_folder
-from sophia_mcore.weights.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.tables import LLAMA_LIKE, Entry, resolve
-from sophia_mcore.weights.tiles import NO_WEIGHTS, Tile, Tiled, raise_problems, tiles_of_folder, wrong_dtypes
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 

@@ -118,7 +118,7 @@ def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
 
     Raises SophiaError naming every tensor in which they differ.
     """
-    from sophia_mcore.weights.fp8 import check_fp8, fp8_pair  # imports pyarrow
+    from sophia_mcore.weights.quantize.check import check_fp8, fp8_pair  # imports pyarrow
 
     with BytesProgress() as progress:
         if (pair := fp8_pair(a, b)) is not None:

@@ -14,7 +14,7 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
 from sophia_mcore.weights.copying import WORKERS, Digests, write_target
-from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.formats.folder import new_folder
 from sophia_mcore.weights.model_files import dtype_warnings, write_settings
 from sophia_mcore.weights.targets import Target, check_complete, plan_hf
 from sophia_mcore.weights.verify import compare, require_equal
@@ -87,7 +87,7 @@ def convert(
 
     def plan(folder: Path) -> Target:
         if to == "megatron":
-            from sophia_mcore.weights.torch_dist_write import plan_megatron  # imports torch
+            from sophia_mcore.weights.formats.torch_dist_write import plan_megatron  # imports torch
 
             return plan_megatron(opened.spec, dtypes, folder, tensor=tensor, pipeline=pipeline)
         return plan_hf(opened.spec, to, dtypes, folder, shard_size_mib << 20)
@@ -117,7 +117,7 @@ def convert(
 def _convert_fp8(
     source: Path, destination: Path, calibration: Path | None, quantizer: Path | None, dry_run: bool, progress: Progress
 ) -> Summary:
-    from sophia_mcore.weights import fp8
+    from sophia_mcore.weights.quantize import check as fp8
 
     if calibration is None:
         raise UsageError("--to fp8 needs --calibration: a run folder, or a file with one text per line")

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.checkpoint import Checkpoint
-from sophia_mcore.weights.ops import Rectangle, matrix_shape
-from sophia_mcore.weights.safetensors_io import DTYPE_BYTES
-from sophia_mcore.weights.stream import (
+from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
+from sophia_mcore.weights.formats.stream import (
     BUFFER_BYTES,
     Files,
     Piece,
@@ -24,8 +23,9 @@ from sophia_mcore.weights.stream import (
     write_box,
     write_bytes_at,
 )
+from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
+from sophia_mcore.weights.ops import Rectangle, matrix_shape
 from sophia_mcore.weights.targets import Target, check_complete
-from sophia_mcore.weights.tiles import Tiled, raise_problems
 
 WORKERS = 2  # each with a buffer of its own
 

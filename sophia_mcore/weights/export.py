@@ -10,7 +10,7 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.copying import write_target
-from sophia_mcore.weights.folder import new_folder
+from sophia_mcore.weights.formats.folder import new_folder
 from sophia_mcore.weights.model_files import write_settings
 from sophia_mcore.weights.targets import plan_hf
 

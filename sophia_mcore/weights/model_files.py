@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.weights import configs, proof
-from sophia_mcore.weights.torch_dist import METADATA_NAME
+from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
 
 # What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")

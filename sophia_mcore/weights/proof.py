@@ -13,8 +13,8 @@ import sophia_mcore
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.checkpoint import Checkpoint
 from sophia_mcore.weights.copying import Digests
+from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
 from sophia_mcore.weights.targets import Target
-from sophia_mcore.weights.tiles import Tiled, raise_problems
 
 NAME = "conversion.json"
 FORMAT = 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.ops import Interleave, copy, matrix_shape
 
 HfLayout = Literal["hf", "hf-custom"]

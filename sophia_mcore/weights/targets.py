@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.spec import ModelSpec
-from sophia_mcore.weights.safetensors_io import INDEX_NAME, NewTensor, header_bytes, index_text, plan_files
+from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.weights.formats.safetensors import INDEX_NAME, NewTensor, header_bytes, index_text, plan_files
+from sophia_mcore.weights.formats.tiles import Tiled, entry_tiles
 from sophia_mcore.weights.tables import HfLayout, resolve
-from sophia_mcore.weights.tiles import Tiled, entry_tiles
 
 # Keys and headers that are literal bytes of a new file: (offset, bytes).
 Literal = tuple[int, bytes]

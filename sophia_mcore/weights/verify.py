@@ -11,10 +11,10 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
 from sophia_mcore.weights.copying import WORKERS, buffer_bytes, run_parallel
+from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
+from sophia_mcore.weights.formats.stream import Files, bands, read_box
+from sophia_mcore.weights.formats.tiles import Tiled, fold_layers
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
-from sophia_mcore.weights.safetensors_io import DTYPE_BYTES
-from sophia_mcore.weights.stream import Files, bands, read_box
-from sophia_mcore.weights.tiles import Tiled, fold_layers
 
 
 @dataclass(frozen=True, slots=True)

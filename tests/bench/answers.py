@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from fractions import Fraction
 
-from sophia_mcore.score.types import GradeItem
+from sophia_mcore.verify.types import GradeItem
 
 THOUGHT = "Let me look at the picture again. The first part gives one value and the second another, so I add them. "
 

@@ -32,7 +32,7 @@ VOCABULARY = 32_000
 
 def make_source(folder: Path, gigabytes: float) -> None:
     """A Qwen2-shaped text model in bf16 of about this size, in shards of 1 GB."""
-    from sophia_mcore.weights.safetensors_io import NewTensor, header_bytes, index_text
+    from sophia_mcore.weights.formats.safetensors import NewTensor, header_bytes, index_text
 
     h, m, d = LAYER["hidden"], LAYER["mlp"], LAYER["head"]
     layer_bytes = 2 * (2 * h * h + 2 * LAYER["groups"] * d * h + 3 * m * h)
@@ -72,7 +72,6 @@ def make_source(folder: Path, gigabytes: float) -> None:
 
 
 def ours(source: Path, target: Path, checksums: bool = False, workers: int = WORKERS) -> Callable[[], None]:
-    from sophia_mcore.weights import torch_dist_write  # noqa: F401  (imports torch, which the timing leaves out)
     from sophia_mcore.weights.convert import convert
 
     return lambda: convert(source, target, "megatron", tensor=2, checksums=checksums, workers=workers) and None  # type: ignore[func-returns-value]

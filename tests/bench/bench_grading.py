@@ -28,8 +28,8 @@ import psutil
 
 from sophia_mcore.config.schema import Score
 from sophia_mcore.score import grade_file
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.types import GradeItem
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
 from tests.bench.answers import stream
 
 

@@ -17,8 +17,8 @@ import time
 from dataclasses import replace
 
 from sophia_mcore.config.schema import Score
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.types import GradeItem
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
 from tests.bench.answers import FOUND, HANGING, stream
 from tests.bench.bench_grading import ours, peer
 

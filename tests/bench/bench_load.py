@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from sophia_mcore.model.names import Shard
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, pieces
 from sophia_mcore.weights.load import _boxes, load_parameter
 from sophia_mcore.weights.ops import matrix_shape
-from sophia_mcore.weights.stream import BUFFER_BYTES, Files, pieces
 from sophia_mcore.weights.tables import resolve
 from tests.bench.bench_conversion import make_source
 

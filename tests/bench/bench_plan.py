@@ -31,10 +31,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 
 from sophia_mcore.config.schema import Batch, Config, Objective, Parallel  # noqa: E402
 from sophia_mcore.model import lvlm  # noqa: E402
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec  # noqa: E402
 from sophia_mcore.plan.cost import step_time  # noqa: E402
 from sophia_mcore.plan.hardware import Device  # noqa: E402
 from sophia_mcore.plan.memory import Row, Setting  # noqa: E402
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec  # noqa: E402
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp  # noqa: E402
 
 VOCABULARY, IMAGE_TOKEN, TOKENS_PER_TILE, SIDE = 2048, 2040, 16, 112

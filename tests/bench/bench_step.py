@@ -97,7 +97,7 @@ def our_step(groups: Any, backend: Any, folder: Path, options: argparse.Namespac
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from sophia_mcore.model import lvlm
-    from sophia_mcore.model.spec import ModelSpec
+    from sophia_mcore.pretrained.spec import ModelSpec
     from sophia_mcore.weights.load import load_hf
 
     spec = ModelSpec.from_model_dir(folder)

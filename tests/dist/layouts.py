@@ -16,7 +16,7 @@ from torch import Tensor
 from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, Parallel, Run, Source, Train
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 IMAGE_TOKEN, VOCABULARY, LENGTH, TOKENS_PER_TILE = 190, 203, 64, 4
 

@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as groups_module
 

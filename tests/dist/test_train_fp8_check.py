@@ -16,9 +16,9 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import fp8_check as command
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.train import fp8_worker
-from sophia_mcore.train.fp8_check import curve_gap, smallest
-from sophia_mcore.train.fp8_gate import check_digest, require_check
+from sophia_mcore.train.fp8 import worker as fp8_worker
+from sophia_mcore.train.fp8.check import curve_gap, smallest
+from sophia_mcore.train.fp8.gate import check_digest, require_check
 from sophia_mcore.train.gaps import gap_statistics
 
 LOOSE = {

@@ -18,7 +18,7 @@ from sophia_mcore.config.schema import Batch, Fp8, Objective, Parallel, Train
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.export import export_hf

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from sophia_mcore.config.schema import Config, Parallel
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as layouts
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dist"))
 

@@ -15,8 +15,8 @@ import pytest
 import tiny_models
 
 from sophia_mcore.config.schema import Sampling
-from sophia_mcore.data.chat import Message
 from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.pretrained.chat import Message
 
 ROOT = Path(__file__).resolve().parents[2]
 

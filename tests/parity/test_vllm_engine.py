@@ -13,11 +13,11 @@ from tiny_models import SPECIAL, picture
 from tokenizers import Tokenizer
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
-from sophia_mcore.data.chat import Chat
 from sophia_mcore.data.images import decode
-from sophia_mcore.data.tiling import ImageSpec, tiles
 from sophia_mcore.generate.engine import Completion, Request, open_engine
 from sophia_mcore.generate.transformers_engine import sampling_logprobs
+from sophia_mcore.pretrained.chat import Chat
+from sophia_mcore.pretrained.tiling import ImageSpec, tiles
 
 pytestmark = pytest.mark.vllm
 END = SPECIAL.index("<|im_end|>")

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import Chat, Message
+from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.evaluate.results import results
-from sophia_mcore.generate.prompts import fill, load_prompt
+from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.records import Answer, Caption, Question, Trajectory
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Sampling, VllmEngine
-from sophia_mcore.data.chat import Message
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request, open_engine
 from sophia_mcore.generate.vllm_cpu import prepare_process
+from sophia_mcore.pretrained.chat import Message
 
 
 def as_request(value: dict[str, Any]) -> Request:

@@ -18,8 +18,8 @@ from cluster import Cluster, wait_for
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
-from sophia_mcore.launch.attempts import Attempt, read_attempts
-from sophia_mcore.launch.slurm import QueuedJob
+from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
+from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.store.layout import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

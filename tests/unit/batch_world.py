@@ -8,8 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sophia_mcore.batch.samples import Sample
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.chat import Chat
-from sophia_mcore.data.tiling import ImageSpec
+from sophia_mcore.pretrained.chat import Chat
+from sophia_mcore.pretrained.tiling import ImageSpec
 from sophia_mcore.store.images import ImageStore
 
 SPEC = ImageSpec(tile_size=8, tokens_per_tile=4, max_tiles=4)

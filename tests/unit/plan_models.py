@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Objective, Parallel, Train
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec
 from sophia_mcore.plan.cost import model_flops, step_time
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.memory import Row, Setting
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 
 VISION = {
     "300m": {

@@ -16,8 +16,8 @@ from sophia_mcore.batch.samples import Sample, from_kept, from_mixture, image_di
 from sophia_mcore.batch.tokenize import load_tokenizer, tokenize
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import decode
-from sophia_mcore.data.tiling import tiles
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.tiling import tiles
 from sophia_mcore.records import Kept
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
-from sophia_mcore.batch.advantage import group_weights, rewards, weigh
 from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
@@ -17,6 +16,7 @@ from sophia_mcore.batch.tokenize import tokenize
 from sophia_mcore.config.schema import Objective, Reward
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Answer, Kept, Question, Sampled, Trajectory, Verdict
+from sophia_mcore.score.advantage import group_weights, rewards, weigh
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 

@@ -10,8 +10,8 @@ import pytest
 import tokenizers
 import transformers
 
-from sophia_mcore.data.chat import IMAGE_CONTEXT, Chat, Message
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 needs_fixtures = pytest.mark.skipif(

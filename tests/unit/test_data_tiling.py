@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from sophia_mcore.data.images import check, decode
-from sophia_mcore.data.tiling import ImageSpec, normalise, tiles, tiles_uint8
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.tiling import ImageSpec, normalise, tiles, tiles_uint8
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 needs_fixtures = pytest.mark.skipif(

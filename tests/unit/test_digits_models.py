@@ -27,8 +27,8 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2F
 
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.load import load_config
-from sophia_mcore.data.chat import Chat, Message
-from sophia_mcore.data.tiling import ImageSpec, tiles
+from sophia_mcore.pretrained.chat import Chat, Message
+from sophia_mcore.pretrained.tiling import ImageSpec, tiles
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
+from sophia_mcore.doctor import configuration as run
+from sophia_mcore.doctor import environments, machine, rows, storage
+from sophia_mcore.doctor.command import doctor, examine
+from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.doctor import environments, machine, rows, run, storage
-from sophia_mcore.launch.doctor.command import doctor, examine
-from sophia_mcore.launch.doctor.rows import Row
 from sophia_mcore.launch.local import run_phases
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,17 +12,17 @@ from generate_world import FakeEngine, make_config, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.answers import evaluate
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.generate.engine import Completion, OnDone, Request
-from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Question
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.types import Grade, GradeItem
 from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import Grade, GradeItem
 
 PROTOCOLS = (
     {"name": "paper", "sampling": {"temperature": 1.0, "top_p": 0.8, "max_tokens": 9}, "samples": 2},

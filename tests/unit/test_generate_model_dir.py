@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.model_dir import check_model_dir, stop_token_ids, weight_files
+from sophia_mcore.pretrained.complete import check_model_dir, stop_token_ids, weight_files
 
 
 @pytest.fixture

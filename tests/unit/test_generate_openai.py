@@ -15,10 +15,10 @@ from generate_world import png
 
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import Sampling
-from sophia_mcore.data.chat import Message
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Request
 from sophia_mcore.generate.openai_engine import OpenAIEngine
+from sophia_mcore.pretrained.chat import Message
 
 Reply = tuple[int, dict[str, Any]]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sophia_mcore.data.prompts import NAMES, fill, load_prompt
 from sophia_mcore.errors import UsageError
-from sophia_mcore.generate.prompts import NAMES, fill, load_prompt
 
 PLACEHOLDERS = {
     "describe": set(),

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from generate_world import FakeEngine, make_config, make_run
 
+from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.fresh import generate_fresh
-from sophia_mcore.generate.prompts import load_prompt
 from sophia_mcore.generate.reasoning import generate_trajectories
 from sophia_mcore.launch.state import state_of
 from sophia_mcore.progress import NoProgress

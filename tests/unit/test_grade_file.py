@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.score import grade, grade_file, lines
+from sophia_mcore.score import grade_file, lines
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
+from sophia_mcore.verify import grade
 
 LINES = [
     {"id": "a", "response": r"so \boxed{5}.", "answer": "5"},
@@ -149,7 +150,7 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
     parts = tmp_path / "out.jsonl.parts"
     parts.mkdir()
     (parts / "plan.json").write_text(json.dumps({"000000-0": (0, source.stat().st_size, 1, 11)}))
-    command = [sys.executable, "-m", "sophia_mcore.score.helper"]
+    command = [sys.executable, "-m", "sophia_mcore.verify.helper"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(json.dumps(job) + "\n")
     child.stdin.flush()

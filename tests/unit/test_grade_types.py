@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sophia_mcore.config.schema import Score
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.types import GradeItem
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
 
 
 @pytest.fixture(scope="module")

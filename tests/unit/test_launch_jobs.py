@@ -12,13 +12,13 @@ import pytest
 from generate_world import make_config
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch import health
-from sophia_mcore.launch.attempts import Attempt, SlurmTask, begin_attempt, end_attempt, read_attempts
-from sophia_mcore.launch.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
 from sophia_mcore.launch.phases import PHASES
-from sophia_mcore.launch.slurm import QueuedJob
+from sophia_mcore.launch.slurm import health
+from sophia_mcore.launch.slurm.attempts import Attempt, SlurmTask, begin_attempt, end_attempt, read_attempts
+from sophia_mcore.launch.slurm.commands import QueuedJob
+from sophia_mcore.launch.slurm.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
+from sophia_mcore.launch.slurm.status import seconds_left
 from sophia_mcore.launch.state import PhaseState, check_inputs
-from sophia_mcore.launch.status import seconds_left
 from sophia_mcore.store.layout import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]

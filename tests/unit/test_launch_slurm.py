@@ -12,11 +12,11 @@ import pytest
 from generate_world import make_config
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.jobs import Job, early_signal, sbatch_command
-from sophia_mcore.launch.slurm import QueuedJob
+from sophia_mcore.launch.slurm.commands import QueuedJob
+from sophia_mcore.launch.slurm.jobs import Job, early_signal, sbatch_command
+from sophia_mcore.launch.slurm.status import problems
+from sophia_mcore.launch.slurm.submit import cancel, check_scripts
 from sophia_mcore.launch.state import PhaseState
-from sophia_mcore.launch.status import problems
-from sophia_mcore.launch.submit import cancel, check_scripts
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock

@@ -10,10 +10,10 @@ import torch
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.spec import LanguageSpec, ModelSpec
 from sophia_mcore.parallel import backend
 from sophia_mcore.parallel.context import rank_order
 from sophia_mcore.parallel.layout import check_layout, layers_per_stage, row_multiple, sequence_multiple
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 
 LANGUAGE = LanguageSpec(
     family="qwen2", num_layers=64, hidden_size=5120, intermediate_size=27648, num_attention_heads=40,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophia_mcore.score.extract import RULES, extract, find_answer
+from sophia_mcore.verify.extract import RULES, extract, find_answer
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -77,8 +77,8 @@ def test_thoughts_and_boxes(text, answer):
     ],
 )
 def test_option_letters_in_all_shapes(text):
-    from sophia_mcore.score import exact
-    from sophia_mcore.score.rules import rule_for
+    from sophia_mcore.verify import exact
+    from sophia_mcore.verify.rules import rule_for
 
     gold = exact.prepare("B", "choice", ("a dog", "a cat", "12 cm"), rule_for(""))
     if "12 cm" in text:

@@ -12,12 +12,12 @@ from sophia_mcore.config.schema import Judge as JudgeConfig
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress
-from sophia_mcore.score import judge as judging
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.judge import JudgeUnreachableError, parse_extraction, parse_verdict
 from sophia_mcore.score.phase import score_round
-from sophia_mcore.score.types import GradeItem
 from sophia_mcore.store.shards import shard_files
+from sophia_mcore.verify import judge as judging
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.judge import JudgeUnreachableError, parse_extraction, parse_verdict
+from sophia_mcore.verify.types import GradeItem
 from tests.unit import test_score_phase
 from tests.unit.test_score_phase import config_for, make_run, trajectory
 

@@ -17,12 +17,13 @@ from sophia_mcore.config.schema import Config, Data, Models, Reward, Run, Score,
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score import grade, phase, second_opinion, types
+from sophia_mcore.score import phase, second_opinion
 from sophia_mcore.score.phase import plan_units, score_round
 from sophia_mcore.score.rescore import newest_archive
 from sophia_mcore.store.failures import record_failure
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, shard_files, write_shard
+from sophia_mcore.verify import grade, types
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 12

@@ -16,10 +16,10 @@ import pytest
 
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.score import pool as pool_module
-from sophia_mcore.score.grade import Grader
-from sophia_mcore.score.pool import Pool
-from sophia_mcore.score.types import GradeItem
+from sophia_mcore.verify import pool as pool_module
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.pool import Pool
+from sophia_mcore.verify.types import GradeItem
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = "tests.unit.score_pool_compare:compare"
@@ -153,7 +153,7 @@ def test_the_starter_may_be_killed_too():
 
 def test_workers_end_when_their_user_is_killed():
     code = (
-        f"from sophia_mcore.score.pool import Pool\nimport time\npool = Pool(2, 0.3, 1024, {COMPARE!r})\n"
+        f"from sophia_mcore.verify.pool import Pool\nimport time\npool = Pool(2, 0.3, 1024, {COMPARE!r})\n"
         "pool.submit(1, {'do': 'spin'}); pool.submit(2, {'equal': True, 'seconds': 0.1})\n"
         "while len([w for w in pool._workers if w.pid]) < 2: pool.collect(0.1)\n"
         "print(*[w.pid for w in pool._workers], pool._starter.pid, flush=True)\n"

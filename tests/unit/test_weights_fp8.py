@@ -19,7 +19,7 @@ from sophia_mcore.records import Caption
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.weights.command import run_verify
 from sophia_mcore.weights.convert import convert
-from sophia_mcore.weights.fp8 import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
+from sophia_mcore.weights.quantize.check import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
 
 ROOT = Path(__file__).parents[2]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

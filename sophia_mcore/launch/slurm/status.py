@@ -1,0 +1,172 @@
+"""What `sophia submit` and `sophia status` print."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.slurm import commands as slurm
+from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
+from sophia_mcore.launch.slurm.commands import QueuedJob
+from sophia_mcore.launch.slurm.health import unhealthy_nodes
+from sophia_mcore.launch.slurm.submit import Submission, read_submission
+from sophia_mcore.launch.state import PhaseState, states
+from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import run_uid
+
+_WIDTH = 110
+
+
+def submission_table(submission: Submission, *, dry_run: bool) -> str:
+    """The jobs that were submitted, or Slurm's judgement of those that would be."""
+    if not submission.jobs:
+        return "nothing is missing: no job submitted"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("phase", "round", "tasks", "after", "Slurm says" if dry_run else "job"):
+        table.add_column(name, overflow="fold")
+    for job in submission.jobs:
+        after = f"{job.after[0]} of round {job.after[1]}" if job.after else ""
+        answer = submission.answers.get(job.key, "")
+        table.add_row(job.phase, str(job.round), str(job.tasks or 1), after, escape(answer))
+    return _text(table)
+
+
+def status_text(config: Config, run: RunFolder) -> str:
+    """The table of phases, then what went wrong."""
+    rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
+    found = states(config, run, range(rounds))
+    try:
+        jobs, remarks = slurm.queue(run_uid(run.path)), []
+    except SophiaError as error:
+        jobs, remarks = [], [f"jobs are not known: {error}"]
+    attempts = read_attempts(run)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("phase", "round", "done", "claimed", "failed", "jobs", "attempts", "loss", "left"):
+        table.add_column(name, overflow="fold")
+    for state in found:
+        mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
+        tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
+        table.add_row(*_row(state, mine, tried))
+    return "\n".join([_text(table), *remarks, *problems(run, found, jobs, attempts)])
+
+
+def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]) -> list[str]:
+    counted = Counter((job.id.partition("_")[0], job.state.lower()) for job in jobs)
+    done = f"{state.done}/{state.total or '?'}" + (" [green]ok[/]" if state.finished else "")
+    return [
+        state.phase,
+        str(state.round),
+        done,
+        str(state.claimed or ""),
+        str(state.failed or ""),
+        ", ".join(
+            f"{number} {name}" + (f" x{count}" if count > 1 else "") for (number, name), count in counted.items()
+        ),
+        str(len(attempts) or ""),
+        "" if state.loss is None else f"{state.loss:.4f}",
+        "" if (left := seconds_left(state, jobs, attempts, time.time())) is None else duration(left),
+    ]
+
+
+def seconds_left(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt], now: float) -> float | None:
+    """Seconds that the tasks running now will need if units go on taking as long as they did; None: not known.
+
+    ``jobs`` and ``attempts`` are the phase's own; ``now`` in seconds since 1970. A training knows it from its steps.
+    """
+    running = {job.id for job in jobs if job.state == "RUNNING"}
+    if state.seconds_left is not None or not running or not state.done:
+        return state.seconds_left
+    spent = sum((a.ended or now) - a.began for a in attempts if a.ended is not None or a.job in running)
+    return (state.total - state.done) * spent / state.done / len(running)
+
+
+def problems(
+    run: RunFolder, found: Sequence[PhaseState], jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]
+) -> list[str]:
+    """One line for each thing that keeps an unfinished phase from going on."""
+    lines = []
+    for state in found:
+        if state.finished:
+            continue
+        key = (state.phase, state.round)
+        mine = [attempt for attempt in attempts if (attempt.phase, attempt.round) == key]
+        bad = [attempt for attempt in mine if attempt.outcome in ("failed", "unhealthy node", "lost process")]
+        messages = dict.fromkeys(
+            f"{a.outcome} on {a.nodes} (job {a.job}, restart {a.restart}): {a.message}" for a in bad
+        )
+        lines += [f"{state.phase} of round {state.round}: {message}" for message in list(messages)[-3:]]
+        waiting = [job.id for job in jobs if job.key == key and job.state in slurm.LIVE and not job.live]
+        if waiting:
+            lines.append(f"{state.phase} of round {state.round}: job {', '.join(waiting)} waits for what can never be")
+        ended = [job for job in jobs if job.key == key and job.state not in slurm.LIVE]
+        last = {attempt.job: attempt for attempt in mine}  # of each job; they are in order of time
+        for job in ended:
+            if job.id not in last:
+                lines.append(f"{state.phase} of round {state.round}: {_without_attempt(run, job)}")
+            elif last[job.id].ended is None:
+                where = f"job {job.id} {job.state.lower()} on {last[job.id].nodes}"
+                lines.append(
+                    f"{state.phase} of round {state.round}: {where}: killed, or what it had to say was not written"
+                )
+    lines += _full_disk(run) if lines else []
+    lines += [f"node {node} is left out by job {', '.join(by)}" for node, by in unhealthy_nodes(run).items()]
+    return lines
+
+
+def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
+    """Why a job ended before its task could begin a record: its logs say it, or there are none."""
+    logs: Path = run.path / "slurm" / "logs"
+    name = f"{job.key[0]}-r{job.key[1]}-{job.id}"
+    try:
+        lines = (logs / f"{name}.batch.log").read_text(errors="replace").splitlines()
+        for path in sorted(logs.glob(f"{name}-*.log")):  # of its tasks: what could not be started, or imported
+            lines += path.read_text(errors="replace").splitlines()
+        errors = [line.strip() for line in lines if "error:" in line.lower()]
+        causes = [line for line in errors if "Exited with exit code" not in line]
+        hint = (causes or errors or ["no error line in its log"])[-1]
+    except OSError:
+        hint = f"it left no log; does {job.nodes or 'its node'} see {run.path.absolute()}?"
+        if job.state == "CANCELLED" and not job.nodes:
+            never = slurm.NEVER in job.reason
+            hint = "it never ran: what it waited for did not succeed" if never else "it never ran"
+    return f"job {job.id} {job.state.lower()}: {hint}"
+
+
+def _full_disk(run: RunFolder) -> list[str]:
+    """What was to be recorded on a full disk could not be: look whether the run folder takes a file now."""
+    path = run.path / "slurm" / ".canary-status"
+    try:
+        write_text(path, " " * 4096)
+    except SophiaError as error:
+        full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+        return [str(error)] if full else []  # who may only read may still ask for the status
+    path.unlink(missing_ok=True)
+    return []
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes.
+
+    >>> duration(5000)
+    '1 h 23 min'
+    """
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
+
+
+def _text(table: Table) -> str:
+    console = Console(file=StringIO(), width=_WIDTH, force_terminal=False)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)

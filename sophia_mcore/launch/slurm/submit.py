@@ -1,0 +1,195 @@
+"""`sophia submit`: the jobs that a run still needs, as a chain; and `sophia cancel`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sophia_mcore
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.phases import PHASES, Context, preflight
+from sophia_mcore.launch.slurm import commands as slurm
+from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
+from sophia_mcore.launch.state import states
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.store.atomic import write_json, write_text
+from sophia_mcore.store.failures import forget_failures
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import run_uid
+from sophia_mcore.store.lock import folder_lock
+
+SUBMISSION = "submission.json"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted, or would be: jobs in order, with their numbers (or Slurm's word on a dry run)."""
+
+    jobs: list[Job]
+    answers: dict[Key, str]
+    commands: list[list[str]]
+
+
+def submit(
+    config: Config, rounds: int | None = None, *, only: Collection[str] = tuple(PHASES), new_settings: bool = False
+) -> Submission:
+    """Snapshot code and configuration, submit what is missing (of the phases ``only``).
+
+    Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
+    are still alive. SophiaError: another process works in the folder, Slurm does not answer, nothing can be written.
+    """
+    run = RunFolder(config.run.folder)
+    site = read_site(config.cluster.env_file)
+    check_scripts(config)
+    number = rounds or config.run.rounds
+    run.path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        locks.enter_context(folder_lock(run.path / "slurm" / "lock"))
+        uid = run_uid(run.path)
+        _refuse_if_alive(run, uid)
+        locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
+        claim_folder(config, run, new_settings=new_settings)
+        preflight(Context(config, run, TerminalProgress()), 0)
+        for folder in (run.path.glob("round-*/*/failures"), run.path.glob("evaluation/*/*/failures")):
+            for failures in folder:
+                forget_failures(failures.parent)
+        jobs = plan_jobs(config, site, [s for s in states(config, run, range(number)) if s.phase in only])
+        code = snapshot(config, run)
+        (run.path / "slurm" / "logs").mkdir(parents=True, exist_ok=True)
+        for job in jobs:
+            slurm.sbatch(sbatch_command(job, run, code, uid, {}, test_only=True), job.name)
+        return _submit(run, jobs, lambda job, ids: sbatch_command(job, run, code, uid, ids), number, code)
+
+
+def dry_run(config: Config, rounds: int | None = None, only: Collection[str] = tuple(PHASES)) -> Submission:
+    """What `submit` would do, with Slurm's own judgement of each job; writes nothing."""
+    run = RunFolder(config.run.folder)
+    site = read_site(config.cluster.env_file)
+    check_scripts(config)
+    found = states(config, run, range(rounds or config.run.rounds))
+    jobs = plan_jobs(config, site, [state for state in found if state.phase in only])
+    scripts = config.cluster.scripts
+    answers: dict[Key, str] = {}
+    for job in jobs:
+        try:
+            answers[job.key] = slurm.sbatch(sbatch_command(job, run, scripts, "dry", {}, test_only=True), job.name)
+        except UsageError as error:
+            answers[job.key] = "refused: " + str(error).removeprefix(f"{job.name}: ")
+    ids = {job.key: f"<{job.name}>" for job in jobs}
+    return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs])
+
+
+def would_refuse(config: Config) -> str:
+    """What `submit` would say about the models before it submits anything; "" when nothing."""
+    try:
+        preflight(Context(config, RunFolder(config.run.folder), TerminalProgress()), 0)
+    except SophiaError as error:
+        return str(error)
+    return ""
+
+
+def cancel(run: RunFolder) -> list[str]:
+    """End all jobs of the run; returns their numbers.
+
+    Raises SophiaError: a `sophia submit` is at work, whose next jobs would be missed; Slurm does not answer.
+    """
+    with folder_lock(run.path / "slurm" / "lock", named=False):
+        ids = [job.id for job in slurm.queue(run_uid(run.path)) if job.state in slurm.LIVE]
+        slurm.cancel(ids)
+    return ids
+
+
+def check_scripts(config: Config) -> None:
+    """Raises UsageError when the folder of .sbatch files is not there, or not whole."""
+    folder = config.cluster.scripts
+    missing = [name for name in ("job.sh", *(f"{phase}.sbatch" for phase in PHASES)) if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"{folder}: no {', '.join(missing)} there (cluster.scripts); the files lie in slurm/ of the checkout"
+        )
+
+
+def snapshot(config: Config, run: RunFolder) -> Path:
+    """Copy package, .sbatch files and env file into the run folder, once per content; returns the copy."""
+    package, scripts = Path(sophia_mcore.__file__).parent, config.cluster.scripts
+    environment = config.cluster.env_file.read_text().rstrip("\n")
+    environment += f"\n# added by sophia submit\nMAX_RESTARTS={config.cluster.max_restarts}\n"
+    files = {f"sophia_mcore/{path.relative_to(package)}": path for path in sorted(package.rglob("*")) if _wanted(path)}
+    files |= {path.name: path for path in [*sorted(scripts.glob("*.sbatch")), scripts / "job.sh"]}
+    digest = hashlib.sha256(environment.encode())
+    for name, path in files.items():
+        digest.update(f"\0{name}\0".encode() + path.read_bytes())
+    target = run.path / "slurm" / f"code-{digest.hexdigest()[:12]}"
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    try:
+        for name, path in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, temporary / name)
+        write_text(temporary / "cluster.env", environment)
+        os.rename(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise SophiaError(f"{target}: the code cannot be copied there ({error.strerror})") from None
+    return target
+
+
+def _wanted(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def _refuse_if_alive(run: RunFolder, uid: str) -> None:
+    jobs = slurm.queue(uid)
+    alive = [job for job in jobs if job.live]
+    if alive:
+        names = sorted({f"{job.id.partition('_')[0]} ({job.key[0]}, {job.state.lower()})" for job in alive})
+        raise UsageError(
+            f"{run.path} is running as {len(names)} Slurm jobs: {', '.join(names[:4])}"
+            f"{' ...' if len(names) > 4 else ''}; see 'sophia status', or end them with 'sophia cancel'"
+        )
+    slurm.cancel([job.id for job in jobs if job.state in slurm.LIVE])  # those that wait for what can never be
+
+
+def _submit(
+    run: RunFolder, jobs: list[Job], command_of: Callable[[Job, dict[Key, str]], list[str]], rounds: int, code: Path
+) -> Submission:
+    ids: dict[Key, str] = {}
+    commands = []
+    try:
+        for job in jobs:
+            commands.append(command_of(job, ids))
+            ids[job.key] = slurm.sbatch(commands[-1], job.name)
+    except SophiaError:
+        slurm.cancel(list(ids.values()))
+        raise
+    record: dict[str, Any] = {
+        "time": round(time.time(), 3),
+        "rounds": rounds,
+        "code": code.name,
+        "jobs": [{"phase": job.phase, "round": job.round, "id": ids[job.key]} for job in jobs],
+        "commands": shown(commands).splitlines(),
+    }
+    if jobs:
+        write_json(run.path / "slurm" / SUBMISSION, record)
+    return Submission(jobs, ids, commands)
+
+
+def read_submission(run: RunFolder) -> dict[str, Any]:
+    """The last submission of the run; {} when there is none."""
+    try:
+        value = json.loads((run.path / "slurm" / SUBMISSION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,142 @@
+"""Training on one node of an allocation: torchrun, the signals its ranks must get, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.process import stop_child
+from sophia_mcore.launch.slurm.attempts import SlurmTask
+from sophia_mcore.launch.slurm.health import LostProcess, Unhealthy
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.track.metrics import MetricsLog, read_metrics
+from sophia_mcore.train.worker import FAILED
+
+_LOOK_SECONDS = 0.5
+_SYSTEM_SECONDS = 15.0
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
+_SIGNAL_EVERY = 4  # looks; ranks that are still importing do not listen yet
+
+
+def torchrun_command(config: Config, run: RunFolder, round_index: int, task: SlurmTask, processes: int) -> list[str]:
+    """The command of one node. Id and port of the rendezvous hold the job and its restart count."""
+    join = f"is_host={int(task.node_index == 0)},join_timeout={round(config.cluster.join_seconds)}"
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *(f"--nnodes={task.node_count}", f"--nproc-per-node={processes}", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={task.head}:{task.port}", f"--rdzv-conf={join}"),
+        f"--rdzv-id={task.job_id}-{task.restart}",
+        *("-m", "sophia_mcore.train.worker", str(run.config_file), "--round", str(round_index)),
+    ]
+
+
+def train_on_node(
+    config: Config, run: RunFolder, round_index: int, task: SlurmTask, processes: int, stop_asked: Callable[[], bool]
+) -> bool:
+    """Run torchrun here until it ends; once ``stop_asked``, its ranks are sent USR1 and save.
+
+    Returns True when the training is finished, False when it was stopped and its state saved. Raises SophiaError when
+    it failed, Unhealthy naming a node, LostProcess when no rank says that it failed by itself.
+    """
+    folder = run.round(round_index).train
+    if task.node_index == 0:
+        for name in ("stopped.json", FAILED):  # of an earlier attempt
+            (folder / name).unlink(missing_ok=True)
+    child = subprocess.Popen(
+        torchrun_command(config, run, round_index, task, processes),
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),  # torchrun itself would die of it
+    )
+    looks, system = 0, SystemLog(folder / "system.jsonl" if task.node_index == 0 else None)
+    try:
+        while True:
+            try:
+                code = child.wait(_LOOK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                system.sample()
+                if stop_asked():
+                    if looks % _SIGNAL_EVERY == 0:
+                        _signal_ranks(child.pid)
+                    looks += 1
+    except BaseException:
+        stop_child(child)
+        raise
+    if (folder / "summary.json").is_file():
+        return True
+    if (folder / "stopped.json").is_file():
+        return False
+    failure = _failure(folder / FAILED)
+    if failure.get("node"):
+        raise Unhealthy(f"node {failure['node']}: {failure['error']}", str(failure["node"]))
+    if failure:
+        raise SophiaError(f"training: rank {failure['rank']}: {failure['error']}")
+    raise LostProcess(f"training: a rank or its node is gone (torchrun on {task.node} ended with code {code})")
+
+
+def _failure(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+class SystemLog:
+    """Load and memory of the first node of a training, a line now and then; ``path`` None: nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._log = None if path is None else MetricsLog(path)
+        lines = [] if path is None else read_metrics(path)
+        self._step = lines[-1]["step"] + 1 if lines else 0
+        self._next = 0.0
+
+    def sample(self) -> None:
+        """Append a line if the last one is old enough."""
+        if self._log is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _SYSTEM_SECONDS
+        memory = psutil.virtual_memory()
+        values = {"cpu_percent": psutil.cpu_percent(), "memory_percent": memory.percent, **_gpus(query_system())}
+        with suppress(SophiaError):  # a full disk will be found by the training itself
+            self._log.log(self._step, "system", values)
+        self._step += 1
+
+
+def query_system() -> str:
+    """Use and memory of the GPUs as nvidia-smi tells them; "" without one."""
+    if shutil.which(_GPU_QUERY[0]) is None:
+        return ""
+    try:
+        return subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=10).stdout
+    except subprocess.TimeoutExpired:
+        return ""
+
+
+def _gpus(report: str) -> dict[str, float]:
+    """nvidia-smi's lines "use in percent, memory in MiB" as values per GPU; what is not a number is left out."""
+    values: dict[str, float] = {}
+    for index, line in enumerate(report.splitlines()):
+        for name, cell in zip(("percent", "memory_mib"), line.split(","), strict=False):
+            with suppress(ValueError):
+                values[f"gpu{index}_{name}"] = float(cell)
+    return values
+
+
+def _signal_ranks(torchrun: int) -> None:
+    try:
+        for rank in psutil.Process(torchrun).children():
+            rank.send_signal(signal.SIGUSR1)
+    except psutil.Error:
+        pass  # it has just ended

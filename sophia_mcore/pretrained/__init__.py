@@ -1,0 +1,1 @@
+"""What a Hugging Face model folder holds: architecture, chat template, image preprocessing, completeness."""

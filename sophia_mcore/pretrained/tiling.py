@@ -1,0 +1,186 @@
+"""InternVL's dynamic tiling: an image becomes 1 to max_tiles square tiles and, if more than one, a thumbnail.
+
+Equal to the original ``dynamic_preprocess`` and its transform to the last bit (Pillow's bicubic, ImageNet's mean).
+Shapes: T tiles, S tile size in pixels, 3 colours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.json_files import read_json
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a policy wants its images.
+
+    >>> ImageSpec(tile_size=448, tokens_per_tile=256, max_tiles=12).grid(896, 448)
+    (2, 1)
+    """
+
+    tile_size: int  # S, pixels
+    tokens_per_tile: int
+    max_tiles: int = 12
+    min_tiles: int = 1
+    use_thumbnail: bool = True
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @staticmethod
+    def from_model_dir(model_dir: Path | str, max_tiles: int) -> ImageSpec:
+        """Read a Hugging Face directory: transformers' native InternVL layout or the original custom one.
+
+        The checkpoint's own tile limit wins if it is lower than ``max_tiles``.
+        Raises SophiaError when the directory is no InternVL or its numbers contradict each other.
+        """
+        folder = Path(model_dir)
+        config = read_json(folder / "config.json")
+        if config is None:
+            raise SophiaError(f"no config.json in {folder}")
+        kind = config.get("model_type")
+        if kind not in ("internvl", "internvl_chat"):
+            raise SophiaError(f"{folder / 'config.json'}: model_type {kind!r} is no InternVL (internvl, internvl_chat)")
+        try:
+            return (_native_spec if kind == "internvl" else _custom_spec)(folder, config, max_tiles)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SophiaError(f"{folder / 'config.json'}: cannot read the image settings ({error!r})") from error
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Columns and rows of tiles for an image of this size (pixels)."""
+        return best_grid(width, height, self.tile_size, self.min_tiles, self.max_tiles)
+
+    def tile_count(self, width: int, height: int) -> int:
+        """Number of tiles with the thumbnail, found without touching a pixel."""
+        columns, rows = self.grid(width, height)
+        return columns * rows + (self.use_thumbnail and columns * rows > 1)
+
+
+def _native_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageSpec:
+    """transformers' InternVLProcessor cuts into tiles whatever ``crop_to_patches`` of the image processor says."""
+    image = _image_processor(folder)
+    vision = config["vision_config"]
+    size = _side(image.get("size") or vision.get("image_size", 448))
+    tokens = _tokens(size, _side(vision.get("patch_size", 14)), config.get("downsample_ratio", 0.5))
+    stated = config.get("image_seq_length", tokens)
+    if stated != tokens:
+        raise SophiaError(f"{folder}: image_seq_length is {stated}, but tiles of {size} pixels make {tokens} tokens")
+    return ImageSpec(
+        tile_size=size,
+        tokens_per_tile=tokens,
+        max_tiles=min(max_tiles, int(image.get("max_patches", 12))),
+        min_tiles=int(image.get("min_patches", 1)),
+        mean=tuple(image.get("image_mean", IMAGENET_MEAN)),
+        std=tuple(image.get("image_std", IMAGENET_STD)),
+    )
+
+
+def _custom_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageSpec:
+    if config.get("pad2square"):
+        raise SophiaError(f"{folder / 'config.json'}: pad2square = true is not supported")
+    image = _image_processor(folder)
+    vision = config["vision_config"]
+    size = _side(config.get("force_image_size") or vision["image_size"])
+    dynamic = config.get("dynamic_image_size", False)
+    return ImageSpec(
+        tile_size=size,
+        tokens_per_tile=_tokens(size, _side(vision["patch_size"]), config.get("downsample_ratio", 0.5)),
+        max_tiles=min(max_tiles, int(config.get("max_dynamic_patch", 12))) if dynamic else 1,
+        min_tiles=int(config.get("min_dynamic_patch", 1)) if dynamic else 1,
+        use_thumbnail=bool(dynamic and config.get("use_thumbnail", False)),
+        mean=tuple(image.get("image_mean", IMAGENET_MEAN)),
+        std=tuple(image.get("image_std", IMAGENET_STD)),
+    )
+
+
+def _image_processor(folder: Path) -> dict[str, Any]:
+    """Settings of the image processor: a file of its own, or (transformers 5) a part of processor_config.json."""
+    own = read_json(folder / "preprocessor_config.json")
+    if own is not None:
+        return own
+    return (read_json(folder / "processor_config.json") or {}).get("image_processor") or {}
+
+
+def _side(value: Any) -> int:
+    """Side of a square given as number, pair or {"height", "width"}."""
+    if isinstance(value, dict):
+        value = [value["height"], value["width"]] if "height" in value else [value["shortest_edge"]]
+    sides = set(value) if isinstance(value, (list, tuple)) else {value}
+    if len(sides) != 1:
+        raise ValueError(f"not square: {value}")
+    return int(sides.pop())
+
+
+def _tokens(size: int, patch: int, downsample: float) -> int:
+    side = size // patch * downsample
+    if side != int(side) or side < 1:
+        raise ValueError(f"tile of {size} pixels, patch {patch}, downsample_ratio {downsample}: no whole token grid")
+    return int(side) ** 2
+
+
+@cache
+def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    grids = [
+        (columns, rows)
+        for columns in range(1, max_tiles + 1)
+        for rows in range(1, max_tiles // columns + 1)
+        if columns * rows >= min_tiles
+    ]
+    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
+
+
+def best_grid(width: int, height: int, tile_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
+    """(columns, rows) whose ratio is nearest to the image's; of equals the larger if the image has half its pixels."""
+    ratio, area = width / height, width * height
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in _grids(min_tiles, max_tiles):
+        difference = abs(ratio - columns / rows)
+        if difference < best_difference:
+            best, best_difference = (columns, rows), difference
+        elif difference == best_difference and area > 0.5 * tile_size * tile_size * columns * rows:
+            best = (columns, rows)
+    return best
+
+
+def tiles(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """Normalised tiles [T, 3, S, S] float32 of an RGB image: row by row, the thumbnail last if there are several."""
+    return normalise(tiles_uint8(image, spec), spec)
+
+
+def tiles_uint8(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """Tiles [T, 3, S, S] uint8 before normalisation: a quarter of the memory."""
+    size = spec.tile_size
+    columns, rows = spec.grid(*image.size)
+    result = np.empty((spec.tile_count(*image.size), 3, size, size), np.uint8)
+    canvas = image.resize((size * columns, size * rows))
+    for colour, plane in enumerate(canvas.split()):
+        cut = np.asarray(plane).reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
+        result[: rows * columns, colour].reshape(rows, columns, size, size)[:] = cut
+    if len(result) > rows * columns:
+        result[-1] = np.asarray(image.resize((size, size))).transpose(2, 0, 1)
+    return result
+
+
+def normalise(pixels: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """[T, 3, S, S] uint8 -> float32, (value / 255 - mean) / std.
+
+    Three float32 operations in this order, plane by plane: bit-equal to torchvision's ToTensor and Normalize.
+    """
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    result = np.empty(pixels.shape, np.float32)
+    for source, target in zip(pixels, result, strict=True):
+        for colour in range(3):
+            plane = np.divide(source[colour], np.float32(255), out=target[colour], dtype=np.float32)
+            plane -= mean[colour]
+            plane /= std[colour]
+    return result

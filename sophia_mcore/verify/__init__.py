@@ -1,0 +1,1 @@
+"""Extract and compare answers: pure, useful alone, without configuration, store or progress."""

@@ -1,0 +1,144 @@
+"""Answers out of a few: options of multiple choice questions, yes and no."""
+
+from __future__ import annotations
+
+import re
+from difflib import SequenceMatcher
+from functools import lru_cache
+from string import ascii_uppercase
+
+from sophia_mcore.verify.compare import is_words
+from sophia_mcore.verify.normalize import TEXT_COMMAND, plain_text
+from sophia_mcore.verify.numbers import numbers_equal, parse_number
+from sophia_mcore.verify.rules import Rule
+
+MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
+_LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(
+    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
+)
+_SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
+_ANOTHER_LETTER = re.compile(
+    r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
+    r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
+)
+_MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
+_VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
+_MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
+
+
+@lru_cache(maxsize=4096)
+def _option_texts(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    plain = [plain_text(_without_own_letter(option, index)) for index, option in enumerate(options)]
+    return plain, [_MATHEMATICS.sub("", text) for text in plain]
+
+
+def _without_own_letter(option: str, index: int) -> str:
+    """Some data sets write the letter into the option's text: "(B) 12"."""
+    match = _LETTER_AND_TEXT.fullmatch(option.strip())
+    return match[2] if match and match[1] == ascii_uppercase[index % 26] else option
+
+
+def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -> int | None:
+    """Which option an answer names: by its letter, by letter and text, or by its text alone; None if by none.
+
+    A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
+    option stands for an answer that names none (the rule of MathVista).
+    """
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    letter = _LETTER.fullmatch(answer)
+    if letter:
+        index = ascii_uppercase.index(letter[1].upper())
+        if not options or index < len(options):
+            return index
+    plain, dense = _option_texts(options)
+    text = plain_text(answer)
+    if plain.count(text) == 1:
+        return plain.index(text)
+    both = _LETTER_AND_TEXT.fullmatch(answer)
+    if both and not undecided(answer, options) and not _is_sentence(both, options):
+        index = ascii_uppercase.index(both[1])
+        if not options or index < len(options):
+            return index
+    squeezed = _MATHEMATICS.sub("", text)
+    if squeezed and dense.count(squeezed) == 1:
+        return dense.index(squeezed)
+    if similar and options and text:
+        scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
+        return scores.index(max(scores))
+    return None
+
+
+def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
+    """Whether the "letter" of an answer is the first word of a sentence, as in "A dog barks" and "I am not sure"."""
+    words = plain_text(both[2])
+    if _MARKED.match(both[0]) or _VERDICT.fullmatch(words) or not is_words(words):
+        return False
+    index = ascii_uppercase.index(both[1])
+    return index >= len(options) or not set(words.split()) & set(_option_texts(options)[0][index].split())
+
+
+@lru_cache(maxsize=1 << 12)
+def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
+    """Whether an answer names several letters ("B or C"), or a letter with the text of another option.
+
+    A text that fits exactly one option is decided, whatever it looks like. Words or a number beside a letter are
+    another option's where they have nothing in common with the letter's own.
+    """
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    plain, dense = _option_texts(options)
+    if plain.count(plain_text(answer)) == 1:
+        return False
+    both = _LETTER_AND_TEXT.fullmatch(answer)
+    text = own = ""
+    if both and ascii_uppercase.index(both[1]) < len(options):
+        index = ascii_uppercase.index(both[1])
+        text, own = plain_text(both[2]), plain[index]
+        if text == own or _MATHEMATICS.sub("", text) == dense[index]:
+            return False
+    first = _FIRST_LETTER.match(answer)
+    if first and _ANOTHER_LETTER.match(answer, first.end()):
+        return True
+    if not own:
+        return False
+    if text in plain:
+        return True
+    if is_words(text) and is_words(own) and _MARKED.match(answer):
+        return len(text.split()) <= MAX_WORDS and not set(text.split()) & set(own.split())
+    a, b = parse_number(own), parse_number(text)
+    return a is not None and b is not None and not numbers_equal(a, b, Rule())
+
+
+def option_letters(answer: str) -> frozenset[str] | None:
+    """The letters of an answer that names several options, such as "A, C"; None if it is not of that form."""
+    answer = TEXT_COMMAND.sub(r"\1", answer).strip().strip("$")
+    if not _SEVERAL_LETTERS.fullmatch(answer):
+        return None
+    return frozenset(re.findall(r"[A-J]", answer))
+
+
+YES_NO = {
+    "yes": True, "true": True, "correct": True, "right": True, "是": True, "对": True, "正确": True, "是的": True,
+    "no": False, "false": False, "incorrect": False, "wrong": False, "否": False, "不是": False, "不": False,
+    "错": False, "错误": False, "不对": False, "不正确": False,
+}  # fmt: skip
+_FIRST_WORD = re.compile(r"(yes|no|true|false|是的|不是)(?=[\s,.;:，。!]|$)")
+
+_EITHER = r"(?:yes|no|true|false|是的?|不是|否)"
+_BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|{_EITHER}\W*$)")  # "yes and no"
+
+
+def yes_no(answer: str) -> bool | None:
+    """True, False, or None when the answer is neither.
+
+    >>> yes_no("Yes, it is")
+    True
+    """
+    words = plain_text(answer)
+    if words in YES_NO:
+        return YES_NO[words]
+    first = _FIRST_WORD.match(words)
+    if first is None or _BOTH.match(words, first.end()):
+        return None
+    return YES_NO[first[1]]

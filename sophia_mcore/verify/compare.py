@@ -1,0 +1,191 @@
+"""Equality of mathematical answers: by form, then part by part, each part by value. True, False, or None: not told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from sophia_mcore.verify import structures
+from sophia_mcore.verify.algebra import Expression, equal, evaluate, proportional
+from sophia_mcore.verify.inequalities import inequalities_equal
+from sophia_mcore.verify.normalize import plain_text
+from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, values_equal
+from sophia_mcore.verify.quantities import Quantity, parse_quantity
+from sophia_mcore.verify.rules import Rule
+
+Oracle = Callable[[str, str, Rule], bool]
+
+
+def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Oracle | None = None) -> bool | None:
+    """Equality of two cleaned mathematical answers, by form and then part by part."""
+
+    def parts_equal(a: str, b: str) -> bool | None:
+        result = atoms_equal(a, b, rule)
+        return oracle(a, b, rule) if result is None and oracle is not None else result
+
+    a, b = structures.parse_structure(gold), structures.parse_structure(text)
+    if a is None or b is None:
+        return None
+    if a.kind == "atom" == b.kind:
+        return parts_equal(a.text, b.text)
+    if a.kind == "atom" and len({assignment(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
+        return False  # "x = 5 or y = 5" is no value
+    point = _POINT.fullmatch(text) if b.kind == "atom" and a.kind == "round" else None
+    if point:
+        return compare(gold, point[1], rule, answer_type, oracle)
+    name, value = assignment(text)
+    if name and a.kind != "atom" and b.kind == "atom":
+        return compare(gold, value, rule, answer_type, oracle)
+    found = inequalities_equal(gold, text)
+    if found is not None:
+        return found
+    return structures.compare(a, b, parts_equal, ordered_pairs=answer_type in ("tuple", "list"))
+
+
+_POINT = re.compile(r"[A-Z]'?\s*(\(.+\))")  # A(1, 2)
+_ASSIGNMENT = re.compile(
+    r"(?P<name>\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'?(?:\([A-Za-z,\s]{1,8}\))?)\s*(?:=|\\approx(?![a-zA-Z])|\\equiv)\s*"
+    r"(?P<value>[^=<>]+)"
+)
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """("x", "5") of "x = 5"; ("", text) if it is no such equation."""
+    if "=" not in text and r"\approx" not in text:
+        return "", text
+    match = _ASSIGNMENT.fullmatch(text)
+    if match is None or r"\ne" in text or r"\le" in text or r"\ge" in text:
+        return "", text
+    return match["name"].replace(" ", ""), match["value"].strip()
+
+
+def atoms_equal(gold: str, text: str, rule: Rule) -> bool | None:
+    """Equality of two answers without parts."""
+    if gold == text:
+        return True
+    gold_number, number = parse_number(gold), parse_number(text)
+    if gold_number is not None and number is not None:
+        return numbers_equal(gold_number, number, rule)
+    gold_infinity, infinity = structures.infinity(gold), structures.infinity(text)
+    if gold_infinity is not None and infinity is not None:
+        return gold_infinity == infinity
+    if gold_infinity is not None or infinity is not None:
+        value = evaluate(text if infinity is None else gold)
+        return False if value is not None and value.is_number else None
+    if related(gold) or related(text):
+        for relation in (inequalities_equal(gold, text), _equations_equal(gold, text, rule)):
+            if relation is not None:
+                return relation
+        return _relations_equal(gold, text)
+    return _values_equal(gold, text, gold_number, number, rule)
+
+
+def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
+    gold_name, gold_value = assignment(gold)
+    name, value = assignment(text)
+    if not gold_name and not name:
+        return None
+    if gold_name and name and gold_name != name:
+        values = evaluate(gold_value), evaluate(value)
+        return False if all(v is not None and v.is_number for v in values) else None
+    if (not gold_name and related(gold)) or (not name and related(text)):
+        return None
+    return compare(gold_value, value, rule)
+
+
+def _relations_equal(gold: str, text: str) -> bool | None:
+    """Equations and inequalities: never equal to a plain value; two equations are equal when their sides' differences
+    are proportional. Anything else takes solving."""
+    if not (related(gold) and related(text)):
+        value = evaluate(gold if related(text) else text)
+        return False if value is not None and value.is_number else None
+    sides = [re.split(r"\\ne(?![a-zA-Z])", side) for side in (gold, text)]
+    if len(sides[0]) == len(sides[1]) == 2 and sides[0][0].strip() == sides[1][0].strip():
+        return atoms_equal(sides[0][1].strip(), sides[1][1].strip(), Rule())
+    differences = [
+        evaluate(f"({side[0]})-({side[1]})") for side in (gold.split("="), text.split("=")) if len(side) == 2
+    ]
+    if len(differences) == 2 and all(differences) and proportional(*differences):  # type: ignore[arg-type]
+        return True
+    return None
+
+
+def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule: Rule) -> bool | None:
+    first, second = evaluate(gold), evaluate(text)
+    result = None
+    if first is not None and second is not None:
+        result = _expressions_equal(first, second, a, b, rule)
+        if result is True:
+            return True
+    x, y = parse_quantity(gold), parse_quantity(text)
+    if x is not None or y is not None:  # "3 m" is three metres or three times m
+        return _quantities_equal(gold, text, x, y, rule)
+    if result is not None:
+        return result
+    if first is None or second is None:
+        words, gold_words = plain_text(text), plain_text(gold)
+        if is_words(words) and is_words(gold_words):
+            return words == gold_words or None
+        if (is_words(words) and first is not None and first.is_number) or (
+            is_words(gold_words) and second is not None and second.is_number
+        ):
+            return False
+    return None
+
+
+def _expressions_equal(
+    first: Expression, second: Expression, a: Number | None, b: Number | None, rule: Rule
+) -> bool | None:
+    result = equal(first, second)
+    if result is True or not (first.is_number and second.is_number):
+        return result
+    inexact = bool((a and a.places is not None) or (b and b.places is not None))
+    if inexact or rule.absolute is not None or rule.relative is not None or rule.truncate_integers:
+        x, y = _real(first), _real(second)
+        if x is not None and y is not None:
+            return values_equal(x, y, inexact, (a.places if a else 0) or 0, rule)
+    return result
+
+
+def _real(expression: Expression) -> Fraction | None:
+    if expression.exact is not None:
+        return expression.exact
+    value = expression.values[0]
+    return Fraction(value.real) if value is not None and abs(value.imag) <= 1e-12 * abs(value) else None
+
+
+def _quantities_equal(gold: str, text: str, a: Quantity | None, b: Quantity | None, rule: Rule) -> bool | None:
+    """Numbers with units. A unit that only one of the two has does not count; conversions are the worker's."""
+    if a is not None and b is not None and a.unit != b.unit:
+        if a.known and b.known:
+            return None
+        return False if compare(a.number, b.number, rule) is False else None
+    return compare(a.number if a else gold, b.number if b else text, rule)
+
+
+_RELATION = re.compile(r"(?<![\\<>!:])=|[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|sim)(?![a-zA-Z])")
+_BRACED = re.compile(r"\{[^{}]*\}")
+
+
+def related(text: str) -> bool:
+    """Whether there is a relation sign outside all braces: that of \\sum_{n=1} does not make an equation."""
+    if _RELATION.search(text) is None:
+        return False
+    while "{" in text:
+        shorter = _BRACED.sub(" ", text)
+        if shorter == text:
+            break
+        text = shorter
+    return _RELATION.search(text) is not None
+
+
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'’/-]+[^\W\d_]+)*")
+_CONSTANTS = frozenset({"pi", "oo", "inf", "infinity", "nan", "none", "sin", "cos", "tan", "log", "ln", "sqrt"})
+
+
+def is_words(plain: str) -> bool:
+    """True for words of which at least one has three letters: they equal nothing but the same words."""
+    if _WORDS.fullmatch(plain) is None or plain in _CONSTANTS:
+        return False
+    return any(len(word) > 2 or not word.isascii() for word in plain.split())

@@ -1,0 +1,100 @@
+"""Equality that needs symbolic algebra or unit conversion. Runs in the killable workers only: all of it may hang."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from math_verify import parse, verify
+
+from sophia_mcore.verify import exact
+from sophia_mcore.verify.quantities import parse_quantity
+from sophia_mcore.verify.rules import Rule
+from sophia_mcore.verify.structures import endpoint, parse_structure
+
+CONVERSION_TOLERANCE = 1e-6  # relative; conversion factors are rounded
+
+
+@lru_cache(maxsize=4096)
+def _parsed(answer: str) -> list[Any]:
+    return parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+
+
+def algebra_equal(gold: str, prediction: str, interval: bool = False) -> bool:
+    """True iff math-verify holds the two bare answers equal. Values that cannot be compared at all are different.
+
+    Raises MemoryError and RecursionError, which are the verifier's failure and not the answer's.
+    """
+    try:
+        return verify(
+            _parsed(gold),
+            _parsed(prediction),
+            timeout_seconds=None,
+            raise_on_error=True,
+            allow_set_relation_comp=interval,
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        return False
+
+
+@lru_cache(maxsize=1)
+def _units() -> Any:
+    import pint
+
+    return pint.UnitRegistry(cache_folder=None)
+
+
+def converted_equal(gold: str, prediction: str) -> bool | None:
+    """Equality of two quantities after conversion; None if they are not two quantities with known units."""
+    a, b = parse_quantity(gold), parse_quantity(prediction)
+    if a is None or b is None or not (a.known and b.known):
+        return None
+    x, y = endpoint(a.number), endpoint(b.number)
+    if x is None or y is None:
+        return None
+    units = _units()
+    try:
+        converted = units.Quantity(float(y), b.unit).to(a.unit).magnitude
+    except Exception:  # another dimension, or a power that makes no sense
+        return False
+    return abs(converted - float(x)) <= CONVERSION_TOLERANCE * max(abs(converted), abs(float(x)))
+
+
+_TYPICAL = (
+    r"\frac{\sqrt{2}}{2}+x^{2}",
+    r"\left[-1,\frac{3}{4}\right)",
+    r"\{1,2,3\}",
+    "x=5",
+    r"2\pi r",
+    "1<x<2",
+    r"\sin 2x",
+)
+
+
+def warm_up() -> None:
+    """Fill the parsers' caches once, before the workers are forked: the first answer of each would pay for it."""
+    for answer in _TYPICAL:
+        algebra_equal(answer, answer + "+1")
+    converted_equal("5 m", "5 cm")
+
+
+def equivalent(task: dict[str, Any]) -> bool:
+    """Whether ``task["prediction"]`` answers ``task["gold"]``.
+
+    ``task``: "gold" and "prediction" as extracted, "type", "options", and "rule" (the fields of ``Rule``).
+    """
+    gold = exact.prepare(task["gold"], task["type"], tuple(task["options"]), Rule(**task["rule"]))
+    text = exact.clean(task["prediction"])
+
+    def oracle(a: str, b: str, rule: Rule) -> bool:
+        converted = converted_equal(a, b)
+        return algebra_equal(a, b, gold.type == "interval") if converted is None else converted
+
+    forms = parse_structure(gold.text), parse_structure(text)
+    if gold.type in exact.SPECIAL_TYPES or all(form is not None and form.kind != "union" for form in forms):
+        decided = exact.decide(gold, task["prediction"], oracle)
+        if decided is not None:
+            return decided
+    return oracle(gold.text, text, gold.rule)

@@ -1,0 +1,212 @@
+"""Bytes from where they are to where they belong, through small buffers: nothing is ever loaded whole.
+
+A tensor is worked in bands of full rows. `read_box` gathers a band from the source's tiles, `write_box` scatters it to
+the target's; a tile narrower than the band (a tensor-parallel shard of columns) goes through scatter/gather I/O, so no
+byte is copied twice in user space. Offsets are given with every call, so threads share the file descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import write_failed
+from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, read_exactly
+from sophia_mcore.weights.formats.tiles import Tile, Tiled
+from sophia_mcore.weights.ops import Rectangle
+
+IOV_MAX = 1024  # Linux's limit of buffers per preadv/pwritev
+BUFFER_BYTES = 1 << 20  # per worker; 256 KiB and 4 MiB cost 1.4 and 6 times the CPU time (docs/LOG.md)
+SPARSE_RATIO = 4  # a tile narrower than 1/4 of its rows is read row by row instead of with its neighbours
+
+
+@dataclass
+class Files:
+    """Open file descriptors by path, closed together. Reading creates nothing; writing needs ``create`` first."""
+
+    _open: dict[Path, int] = field(default_factory=dict)
+
+    def reading(self, path: Path) -> int:
+        """Descriptor to read ``path``."""
+        if path not in self._open:
+            try:
+                self._open.setdefault(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except OSError as error:
+                raise SophiaError(f"cannot read {path}: {error.strerror}") from error
+        return self._open[path]
+
+    def create(self, path: Path, size: int) -> None:
+        """A new file of ``size`` bytes whose space is reserved, so that a full disk shows before anything is copied."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            self._open[path] = descriptor
+            if size:
+                _reserve(descriptor, size)
+        except OSError as error:
+            raise write_failed(path, error) from error
+
+    def writing(self, path: Path) -> int:
+        """Descriptor of a file made by ``create``."""
+        return self._open[path]
+
+    def sync(self) -> None:
+        """Flush every open file to the disk."""
+        for path, descriptor in self._open.items():
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                raise write_failed(path, error) from error
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)  # a filesystem without reservation: writing will tell
+
+
+def bands(rows: int, row_bytes: int, buffer_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of consecutive bands that fit the buffer; a row wider than it is a band of its own."""
+    step = max(1, buffer_bytes // max(1, row_bytes))
+    for row in range(0, rows, step):
+        yield row, min(step, rows - row)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Overlap of a tile and a box, in bytes: ``rows`` runs of ``width``, in the file from ``offset`` on every
+    ``tile.pitch``, in the box's buffer from ``position`` on every ``box_pitch``."""
+
+    tile: Tile
+    rows: int
+    width: int
+    offset: int
+    position: int
+    box_pitch: int
+
+    @property
+    def in_one_run(self) -> bool:
+        """True if both sides are contiguous."""
+        return self.rows == 1 or (self.width == self.tile.pitch and self.width == self.box_pitch)
+
+
+def pieces(tiled: Tiled, box: Rectangle) -> Iterator[Piece]:
+    """Overlaps of a tensor's tiles with a box, in the order of the tiles."""
+    size = DTYPE_BYTES[tiled.dtype]
+    for tile in tiled.tiles:
+        common = box.intersect(tile.rectangle)
+        if common is None:
+            continue
+        row, column = common.row - tile.rectangle.row, common.column - tile.rectangle.column
+        offset = tile.offset + row * tile.pitch + column * size
+        position = ((common.row - box.row) * box.columns + common.column - box.column) * size
+        yield Piece(tile, common.rows, common.columns * size, offset, position, box.columns * size)
+
+
+def read_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) -> None:
+    """Fill ``buffer`` (bytes, row-major [box.rows, box.columns]) with a rectangle of a tensor.
+
+    Raises SophiaError if a file cannot be read or ends early.
+    """
+    for piece in pieces(tiled, box):
+        descriptor = files.reading(piece.tile.path)
+        if piece.in_one_run:
+            run = buffer[piece.position : piece.position + piece.rows * piece.width]
+            read_exactly(descriptor, run, piece.offset, piece.tile.path)
+        elif piece.width * SPARSE_RATIO < piece.tile.pitch:
+            for i in range(piece.rows):
+                start = piece.position + i * piece.box_pitch
+                where = piece.offset + i * piece.tile.pitch
+                read_exactly(descriptor, buffer[start : start + piece.width], where, piece.tile.path)
+        else:
+            _read_rows(descriptor, piece, buffer)
+
+
+def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
+    """Scatter rows into the buffer; what lies between them in the file is read into a spare and forgotten."""
+    gap = piece.tile.pitch - piece.width
+    spare = memoryview(bytearray(gap))
+    step = IOV_MAX // 2 if gap else IOV_MAX
+    for first in range(0, piece.rows, step):
+        rows = range(first, min(first + step, piece.rows))
+        views = rows_of(buffer, piece, rows)
+        if gap:
+            views = [view for run in views for view in (run, spare)][:-1]
+        want = sum(map(len, views))
+        where = piece.offset + first * piece.tile.pitch
+        try:
+            got = os.preadv(descriptor, views, where)
+        except OSError as error:
+            raise SophiaError(f"cannot read {piece.tile.path}: {error.strerror}") from error
+        if got != want:  # interrupted, or the file ended: the slow way finds out which
+            for i, run in zip(rows, rows_of(buffer, piece, rows), strict=True):
+                read_exactly(descriptor, run, piece.offset + i * piece.tile.pitch, piece.tile.path)
+
+
+def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) -> None:
+    """Write a rectangle of a tensor to its tiles; narrow tiles are gathered from the buffer's rows.
+
+    Raises SophiaError when the disk is full or cannot be written.
+    """
+    for piece in pieces(tiled, box):
+        descriptor = files.writing(piece.tile.path)
+        if piece.in_one_run:
+            views = [buffer[piece.position : piece.position + piece.rows * piece.width]]
+            _write_all(descriptor, views, piece.offset, piece.tile.path)
+            continue
+        if piece.width != piece.tile.pitch:
+            raise SophiaError(f"{tiled.name}: a written tile must hold its rows without gaps")
+        for first in range(0, piece.rows, IOV_MAX):
+            rows = range(first, min(first + IOV_MAX, piece.rows))
+            where = piece.offset + first * piece.tile.pitch
+            _write_all(descriptor, rows_of(buffer, piece, rows), where, piece.tile.path)
+
+
+def rows_of(buffer: memoryview, piece: Piece, rows: range) -> list[memoryview]:
+    starts = range(
+        piece.position + rows.start * piece.box_pitch, piece.position + rows.stop * piece.box_pitch, piece.box_pitch
+    )
+    return [buffer[start : start + piece.width] for start in starts]
+
+
+def _write_all(descriptor: int, views: Sequence[memoryview], offset: int, path: Path) -> None:
+    todo = sum(map(len, views))
+    try:
+        done = os.pwritev(descriptor, views, offset)
+        while done < todo:  # a short write: continue in the middle of the views
+            rest, skip = [], done
+            for view in views:
+                rest.append(view[min(skip, len(view)) :])
+                skip -= min(skip, len(view))
+            done += os.pwritev(descriptor, [view for view in rest if len(view)], offset + done)
+    except OSError as error:
+        raise write_failed(path, error) from error
+
+
+def write_bytes_at(files: Files, path: Path, data: bytes, offset: int) -> None:
+    """Write literal bytes (a header) into a file made by ``Files.create``."""
+    _write_all(files.writing(path), [memoryview(data)], offset, path)
+
+
+def drop_cache(files: Files, path: Path) -> None:
+    """Tell the kernel that the file's pages need not stay in memory; a hint only."""
+    with suppress(OSError, AttributeError):
+        os.posix_fadvise(files.reading(path), 0, 0, os.POSIX_FADV_DONTNEED)

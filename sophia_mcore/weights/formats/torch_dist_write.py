@@ -1,0 +1,222 @@
+"""Plan a torch distributed checkpoint whose data are streamed into place instead of being saved from memory.
+
+Every chunk is framed as torch.save frames it (a zip archive with a pickled description and the raw data), so
+megatron-core's own loader reads the result. The frames are a few hundred bytes; the data between them are filled in
+like those of any other layout. The data's checksum in a frame is zero, as torch writes it when told not to compute
+it, and torch's reader does not look at it; ours are in conversion.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.weights.checkpoint import parts_note, stored_key
+from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
+from sophia_mcore.weights.formats.tiles import Tile, Tiled, split_rectangles
+from sophia_mcore.weights.formats.torch_dist import DTYPES, METADATA_NAME, STORAGES
+from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
+from sophia_mcore.weights.tables import Entry, resolve
+from sophia_mcore.weights.targets import NewFile, Target
+
+ALIGNMENT = 64  # of the data in the file, as torch aligns it
+_TORCH = {ours: getattr(torch, name) for name, ours in DTYPES.items()}
+_STORAGE = {ours: getattr(torch, name) for name, ours in STORAGES.items()}
+_ARCHIVE = "archive/"
+# what megatron-core's dist_checkpointing expects beside the data
+_MCORE_CONFIG = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+def plan_megatron(
+    spec: ModelSpec, dtypes: Mapping[str, str], folder: Path, *, tensor: int = 1, pipeline: int = 1
+) -> Target:
+    """A distributed checkpoint with one file per tensor- and pipeline-parallel rank, cut as those ranks hold it.
+
+    It loads at any other layout too. Raises UsageError when the model does not divide.
+    """
+    stages = _stages(spec.language.num_layers, pipeline)
+    files: list[_RankFile] = [_RankFile(folder / f"__{rank}_0.distcp") for rank in range(tensor * pipeline)]
+    described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    tensors: dict[str, Tiled] = {}
+    for entry in resolve(spec, "hf"):
+        dtype, key, first = dtypes[entry.name], stored_key(entry.name), _stage(entry, stages, pipeline) * tensor
+        chunks, tiles = [], []
+        for rank, box, _, _ in split_rectangles(entry.shape, _cut(entry, tensor)):
+            starts, sizes = _in_tensor(entry.shape, box)
+            info, offset = files[first + rank].add(dtype, sizes)
+            chunks.append(ChunkStorageMetadata(torch.Size(starts), torch.Size(sizes)))
+            places[MetadataIndex(key, torch.Size(starts))] = info
+            pitch = box.columns * DTYPE_BYTES[dtype]
+            tiles.append(Tile(box, f"{key}@{','.join(map(str, starts))}", files[first + rank].path, offset, pitch))
+        described[key] = TensorStorageMetadata(TensorProperties(_TORCH[dtype]), torch.Size(entry.shape), chunks)
+        tensors[entry.name] = Tiled(entry.name, entry.shape, dtype, tuple(tiles), parts_note(len(tiles)))
+    described_bytes = pickle.dumps(Metadata(described, storage_data=places, storage_meta=StorageMeta()))
+    small = {
+        METADATA_NAME: described_bytes,
+        "metadata.json": json.dumps(_MCORE_CONFIG).encode(),
+        "common.pt": _saved({"content_metadata": {}}),
+    }
+    new_files = [file.plan() for file in files] + [
+        NewFile(folder / name, len(data), ((0, data),)) for name, data in small.items()
+    ]
+    return Target("megatron", tuple(new_files), tensors)
+
+
+def _stages(layers: int, pipeline: int) -> list[int]:
+    """Pipeline stage of each language layer."""
+    if layers % pipeline:
+        raise UsageError(f"--pp {pipeline} does not divide {layers} language layers")
+    return [layer // (layers // pipeline) for layer in range(layers)]
+
+
+def _stage(entry: Entry, stages: list[int], pipeline: int) -> int:
+    if entry.name.startswith("language.decoder.layers."):
+        return stages[int(entry.name.split(".")[3])]
+    last = entry.name.startswith(("language.decoder.final_layernorm", "language.output_layer"))
+    return pipeline - 1 if last else 0
+
+
+def _cut(entry: Entry, tensor: int) -> Interleave | None:
+    """How tensor-parallel ranks share an entry; the vocabulary need not divide, the last ranks then get less."""
+    if entry.cut is None or tensor == 1:
+        return None
+    length = matrix_shape(entry.shape)[entry.cut.axis] // entry.cut.blocks
+    share = -(-length // tensor)
+    if length % tensor and not entry.cut.uneven:
+        raise UsageError(f"--tp {tensor} does not divide {entry.name} ({length} on axis {entry.cut.axis})")
+    parts = tuple(max(0, min(share, length - rank * share)) for rank in range(tensor))
+    return Interleave(entry.cut.blocks, parts, entry.cut.axis)
+
+
+def _in_tensor(shape: tuple[int, ...], box: Rectangle) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offsets and sizes of a rectangle in the tensor's own axes."""
+    rows, columns = matrix_shape(shape)
+    if (box.rows, box.columns) == (rows, columns):
+        return (0,) * len(shape), shape
+    if len(shape) == 1:
+        return (box.row,), (box.rows,)
+    return (box.row, box.column), (box.rows, box.columns)
+
+
+class _RankFile:
+    """Frames one after the other in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self.literals: list[tuple[int, bytes]] = []
+
+    def add(self, dtype: str, shape: tuple[int, ...]) -> tuple[_StorageInfo, int]:
+        """Room for one more chunk: where it is described to lie, and the offset of its data."""
+        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        head, tail = frame(pickled_tensor(dtype, shape), nbytes, self.size)
+        start, offset = self.size, self.size + len(head)
+        self.literals += [(start, head), (offset + nbytes, tail)]
+        self.size = offset + nbytes + len(tail)
+        return _StorageInfo(self.path.name, start, self.size - start), offset
+
+    def plan(self) -> NewFile:
+        """The finished plan of this file."""
+        return NewFile(self.path, self.size, tuple(self.literals))
+
+
+class _Pickled:
+    """Pickles as a contiguous tensor on the CPU whose storage is record 0 of the archive."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape = dtype, shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stride = tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
+        return torch._utils._rebuild_tensor_v2, (self.storage(), 0, self.shape, stride, False, OrderedDict())
+
+    def storage(self) -> _Storage:
+        return _Storage(("storage", _STORAGE[self.dtype], "0", "cpu", math.prod(self.shape)))
+
+
+class _Storage:
+    def __init__(self, identity: tuple[Any, ...]) -> None:
+        self.identity = identity
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.identity if isinstance(value, _Storage) else None
+
+
+def pickled_tensor(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What torch.save pickles for such a tensor, without the tensor."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(_Pickled(dtype, shape))
+    return buffer.getvalue()
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def frame(pickled: bytes, nbytes: int, start: int) -> tuple[bytes, bytes]:
+    """Bytes before and after the data of one chunk: a stored (uncompressed) zip64 archive as torch.load reads it.
+
+    ``start`` is the archive's offset in the file, used to align the data.
+    """
+    head, directory = b"", b""
+    for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+        local, central = _records(_ARCHIVE + name, len(data), len(head), crc=zlib.crc32(data))
+        head, directory = head + local + data, directory + central
+    bare = len(_records(_ARCHIVE + "data/0", nbytes, 0)[0])
+    padding = -(start + len(head) + bare) % ALIGNMENT
+    padding += ALIGNMENT if 0 < padding < 4 else 0  # an extra field has a header of four bytes
+    local, central = _records(_ARCHIVE + "data/0", nbytes, len(head), padding=padding)
+    head, directory = head + local, directory + central
+    at = len(head) + nbytes
+    # zip64 end of central directory, its locator, and the classic end record that points to them
+    end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 4, 4, len(directory), at)
+    end += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + len(directory), 1)
+    end += struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 4, 4, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return head, directory + end
+
+
+def _records(name: str, size: int, offset: int, *, crc: int = 0, padding: int = 0) -> tuple[bytes, bytes]:
+    """Local header and central directory entry of one stored file; its sizes stand in a zip64 field."""
+    label, huge = name.encode(), 0xFFFFFFFF
+    wide = struct.pack("<HHQQ", 1, 16, size, size)
+    filler = struct.pack("<2sH", b"FB", padding - 4) + b"Z" * (padding - 4) if padding else b""
+    local = struct.pack(
+        "<4sHHHHHIIIHH", b"PK\x03\x04", 45, 0, 0, 0, 33, crc, huge, huge, len(label), len(wide) + len(filler)
+    )
+    central = struct.pack(
+        "<4sHHHHHHIIIHHHHHII",
+        *(b"PK\x01\x02", 45, 45, 0, 0, 0, 33, crc, huge, huge, len(label), len(wide) + 8, 0, 0, 0, 0, huge),
+    )
+    wide_central = struct.pack("<HHQQQ", 1, 24, size, size, offset)
+    return local + label + wide + filler, central + label + wide_central

@@ -1,0 +1,75 @@
+"""Quantize a model to FP8 with nvidia-modelopt, in the environment that has it; started by `weights.fp8`.
+
+    python -m sophia_mcore.weights.quantize.worker MODEL_DIR OUT_DIR TEXTS.json
+
+TEXTS.json is a list of texts, the calibration set. The language model's linears become FP8 (E4M3, one scale per tensor
+for weights and for inputs); everything else stays as it is. The whole model is in memory here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError, run_command
+
+MAX_TOKENS = 2048  # of a calibration text; longer ones are cut
+
+
+def quantize(model_dir: Path, out_dir: Path, texts: list[str]) -> None:
+    """Load, calibrate on the texts, quantize, write. Raises SophiaError when there is nothing to calibrate on."""
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+    config = AutoConfig.from_pretrained(model_dir)
+    kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = kind.from_pretrained(model_dir, dtype="auto").to(device).eval()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(model_dir / "tokenizer.json"))
+    samples = [tokenizer(text, truncation=True, max_length=MAX_TOKENS)["input_ids"] for text in texts]
+    samples = [ids for ids in samples if ids]
+    if not samples:
+        raise SophiaError("no calibration text has a token")
+    mtq.quantize(model, fp8_config(mtq.FP8_DEFAULT_CFG), forward_loop=calibration(samples, device))
+    export_hf_checkpoint(model, export_dir=out_dir)
+
+
+def fp8_config(default: dict[str, Any]) -> dict[str, Any]:
+    """modelopt's FP8 preset; vision tower, projector and lm_head stay out, whatever the preset says."""
+    config = copy.deepcopy(default)
+    kept = ("*vision_tower*", "*multi_modal_projector*", "*lm_head*", "*embed_tokens*")
+    config["quant_cfg"] = [*config["quant_cfg"], *({"quantizer_name": name, "enable": False} for name in kept)]
+    return config
+
+
+def calibration(samples: list[list[int]], device: str) -> Callable[[Any], None]:
+    """Runs every sample through the language model, one at a time: the ranges of its inputs are recorded."""
+    import torch
+
+    def forward(model: Any) -> None:
+        with torch.no_grad():
+            for ids in samples:
+                model(input_ids=torch.tensor([ids], device=device))
+
+    return forward
+
+
+def main() -> int:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("texts", type=Path)
+    options = parser.parse_args()
+    texts = json.loads(options.texts.read_text())
+    return run_command("quantize", lambda: quantize(options.model_dir, options.out_dir, texts))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
