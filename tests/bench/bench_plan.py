@@ -16,17 +16,11 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore")
-for folder in ("dist", "unit"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
 
-import layouts  # noqa: E402
-import plan_models  # noqa: E402
 import torch  # noqa: E402
-from harness import run_layout  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 
 from sophia_mcore.config.schema import Batch, Config, Objective, Parallel  # noqa: E402
@@ -36,6 +30,8 @@ from sophia_mcore.plan.hardware import Device  # noqa: E402
 from sophia_mcore.plan.memory import Row, Setting  # noqa: E402
 from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec  # noqa: E402
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp  # noqa: E402
+from tests.support import layouts, plan_models  # noqa: E402
+from tests.support.harness import run_layout  # noqa: E402
 
 VOCABULARY, IMAGE_TOKEN, TOKENS_PER_TILE, SIDE = 2048, 2040, 16, 112
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,12 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))  # the run's maker is shared with the tests
-
-from browser import chromium
-from report_world import make_finished_run
-
 from sophia_mcore.report.build import write_report
+from tests.support.browser import chromium
+from tests.support.report_world import make_finished_run
 
 _PAINT = "return performance.getEntriesByType('paint')[0]?.startTime ?? null"
 

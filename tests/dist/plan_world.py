@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import layouts
+from tests.support import layouts
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import layouts
+from tests.support import layouts
 import pytest
 import torch
-from harness import run_layout
+from tests.support.harness import run_layout
 
 from sophia_mcore.config.schema import Parallel
 

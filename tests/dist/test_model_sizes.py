@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import layouts
+from tests.support import layouts
 import pytest
-from harness import run
-from real_models import BILLIONS, MODELS, count
+from tests.support.harness import run
+from tests.support.real_models import BILLIONS, MODELS, count
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Parallel

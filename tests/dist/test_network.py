@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from harness import run
+from tests.support.harness import run
 
 from sophia_mcore.parallel.network import BadNode, check_network, culprit, meet
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-import layouts
+from tests.support import layouts
 import numpy as np
 import pytest
 import torch
-from harness import run_layout
+from tests.support.harness import run_layout
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack

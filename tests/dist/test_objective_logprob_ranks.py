@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import run_layout
+from tests.support.harness import run_layout
 from megatron.core.tensor_parallel import mappings
 
 from sophia_mcore.config.schema import Parallel

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import layouts
-import plan_world
+from tests.support import layouts
+from tests.dist import plan_world
 import pytest
-from harness import run_layout
+from tests.support.harness import run_layout
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.plan.memory import Row, Setting, rank_memory

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import train_world
-from harness import run
-from layouts import together
+from tests.support import train_world
+from tests.support.harness import run
+from tests.support.layouts import together
 
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.train import loop

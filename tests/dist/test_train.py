@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_world
-from harness import RankError, run
+from tests.support import train_world
+from tests.support.harness import RankError, run
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError

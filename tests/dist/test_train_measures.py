@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import train_world
-from harness import run
+from tests.support import train_world
+from tests.support.harness import run
 
 from sophia_mcore.config.schema import Config, TransformersEngine
 from sophia_mcore.generate.captions import caption_requests, describe_prompt

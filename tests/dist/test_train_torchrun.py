@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import train_world
-from harness import run
+from tests.support import train_world
+from tests.support.harness import run
 
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
 

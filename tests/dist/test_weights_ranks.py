@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import harness
+from tests.support import harness
 import pytest
 import torch
 import torch.distributed as dist

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_world import CUDA, one_rank, packed, step_flops, text_only, with_train
+
+from tests.gpu.gpu_world import CUDA, one_rank, packed, step_flops, text_only, with_train
 
 VOCABULARY, SEQUENCE = 8192, 4096  # a packed row is made of sequences of 4,096 tokens
 
 
 def configuration(length: int, recipe: str) -> Any:
-    import layouts
-
     from sophia_mcore.config.schema import Fp8, Parallel
+    from tests.support import layouts
 
     config = with_train(
         layouts.tiny_config(Parallel()), dtype="bfloat16", fp8=recipe, distributed_optimizer=False, learning_rate=3e-4
@@ -47,10 +47,9 @@ def learnable(length: int, generator: torch.Generator) -> torch.Tensor:
 
 def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> dict[str, Any]:
     """`steps` updates: median seconds, TFLOP/s, peak memory in GB, losses."""
-    import real_models
-
     from sophia_mcore.model import lvlm
     from sophia_mcore.train.optim import build_optimizer, wrap_ddp
+    from tests.support import real_models
 
     spec = text_only(real_models.MODELS[model], layers, VOCABULARY)
     config = configuration(length, recipe)
@@ -92,9 +91,8 @@ def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> di
 
 def tower(tiles: int) -> dict[str, float]:
     """The frozen 6B tower on a batch of tiles: tiles per second and peak memory in GB."""
-    import real_models
-
     from sophia_mcore.model.vision import VisionTower
+    from tests.support import real_models
 
     torch.cuda.reset_peak_memory_stats()
     model = VisionTower(real_models.vision(True), torch.bfloat16, torch.device("cuda"), False).requires_grad_(False)

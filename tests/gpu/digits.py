@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from gpu_world import CUDA
 
 from sophia_mcore.config import dump_toml, load_config
+from tests.gpu.gpu_world import CUDA
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +17,6 @@ from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as layouts
 from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dist"))
 
 CUDA = torch.cuda.is_available()
 TRANSFORMER_ENGINE = CUDA and importlib.util.find_spec("transformer_engine") is not None

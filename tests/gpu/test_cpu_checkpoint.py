@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_world import needs_cuda
+
+from tests.gpu.gpu_world import needs_cuda
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 

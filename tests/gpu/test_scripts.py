@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_world import CUDA, needs_te
+
+from tests.gpu.gpu_world import CUDA, needs_te
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}"}

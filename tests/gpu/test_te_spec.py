@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_world import needs_te, one_rank, packed, with_train
+
+from tests.gpu.gpu_world import needs_te, one_rank, packed, with_train
 
 TOLERANCE = {"float32": 5e-3, "bfloat16": 4e-2}  # relative Frobenius error of a tensor
 
 
 def outcome(transformer_engine: bool, dtype: str, sequences: bool, family: str) -> dict[str, torch.Tensor]:
     """Log-probs of a row and the gradients of all parameters by canonical name, on the CPU."""
-    import layouts
-
     from sophia_mcore.config.schema import Parallel
     from sophia_mcore.model import lvlm
     from sophia_mcore.model.names import canonical_parameters
+    from tests.support import layouts
 
     spec = layouts.tiny_spec(family)
     config = with_train(layouts.tiny_config(Parallel()), dtype=dtype, train_vision_tower=True, train_projector=True)

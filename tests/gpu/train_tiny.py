@@ -8,10 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dist"))
-import train_world
-
 from sophia_mcore.store.layout import RunFolder
+from tests.support import train_world
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-import tiny_models
 
 from sophia_mcore.config.schema import Sampling
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.pretrained.chat import Message
+from tests.support import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import Driver, make_request
-from test_vllm_engine import MAX_TILES, Reference
-from tiny_models import picture
 
 from sophia_mcore.generate.captions import caption_requests, describe_prompt
 from sophia_mcore.generate.phase import sampled_fields
@@ -18,10 +14,11 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard, write_shard
 from sophia_mcore.train.checkpoint_folder import newest_checkpoint
 from sophia_mcore.weights.export import export_hf
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dist"))
-import train_world
-from harness import run
+from tests.parity.conftest import Driver, make_request
+from tests.parity.test_vllm_engine import MAX_TILES, Reference
+from tests.support import train_world
+from tests.support.harness import run
+from tests.support.tiny_models import picture
 
 pytestmark = pytest.mark.vllm
 

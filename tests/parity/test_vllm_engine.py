@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Driver, as_json, make_request
-from tiny_models import SPECIAL, picture
 from tokenizers import Tokenizer
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
@@ -18,6 +16,8 @@ from sophia_mcore.generate.engine import Completion, Request, open_engine
 from sophia_mcore.generate.transformers_engine import sampling_logprobs
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.tiling import ImageSpec, tiles
+from tests.parity.conftest import Driver, as_json, make_request
+from tests.support.tiny_models import SPECIAL, picture
 
 pytestmark = pytest.mark.vllm
 END = SPECIAL.index("<|im_end|>")

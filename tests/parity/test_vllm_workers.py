@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, rollout_environment
-from tiny_models import picture
 from tokenizers import Tokenizer
 
 from sophia_mcore.config import dump_toml
@@ -22,6 +20,8 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 from sophia_mcore.store.shards import read_folder, shard_files, write_shard
+from tests.parity.conftest import ROOT, rollout_environment
+from tests.support.tiny_models import picture
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "dist"), str(HERE.parent / "parity")]
+from tests.slurm.cluster import Cluster, missing
+from tests.slurm.slurm_world import Endpoint
 
-from cluster import Cluster, missing  # noqa: E402
-from slurm_world import Endpoint  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +36,6 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_models
+    from tests.support import tiny_models
 
     return tiny_models.save_internvl(tmp_path_factory.mktemp("models") / "policy")

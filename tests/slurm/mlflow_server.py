@@ -1,6 +1,6 @@
 """MLflow's own server on this machine, which can be killed and started again with what it had stored.
 
-    python tests/slurm/mlflow_server.py FOLDER PORT
+    python -m tests.slurm.mlflow_server FOLDER PORT
 
 imports MLflow once, which takes seconds, and forks a server for every line it reads; it answers with the process's id.
 """
@@ -15,7 +15,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from cluster import wait_for
+from tests.slurm.cluster import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class MlflowServer:
@@ -32,10 +34,10 @@ class MlflowServer:
         self._server = 0
 
     def prepare(self) -> None:
-        command = [sys.executable, __file__, str(self.folder), str(self.port)]
+        command = [sys.executable, "-m", "tests.slurm.mlflow_server", str(self.folder), str(self.port)]
         pipe = subprocess.PIPE
         with open(self.folder / "log", "ab") as log:
-            self._forker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
+            self._forker = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log, text=True)
 
     def start(self) -> None:
         forker = self._forker

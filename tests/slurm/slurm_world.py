@@ -13,14 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import tiny_models
-from cluster import Cluster, wait_for
-
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.store.layout import RunFolder
+from tests.slurm.cluster import Cluster, wait_for
+from tests.support import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 6

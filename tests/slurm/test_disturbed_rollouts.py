@@ -7,8 +7,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import Cluster, wait_for
-from slurm_world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.local import run_phases
@@ -16,6 +14,8 @@ from sophia_mcore.launch.state import PhaseState, state_of
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, shard_files
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.slurm_world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
 
 REQUESTS = 2 * QUESTIONS  # captions
 

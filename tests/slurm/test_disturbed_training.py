@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import torch
-import train_world
-from cluster import Cluster, wait_for
-from harness import run as run_ranks
-from slurm_world import ROOT, attempts, finish, logs, sophia
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.slurm_world import ROOT, attempts, finish, logs, sophia
+from tests.support import train_world
+from tests.support.harness import run as run_ranks
 
 STEPS = 40
 

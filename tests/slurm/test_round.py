@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, wait_for
-from mlflow_server import MlflowServer
-from slurm_world import Endpoint, attempts, finish, logs, make_config, sophia
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.state import states
@@ -20,6 +17,9 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 from sophia_mcore.store.shards import read_folder, read_metadata, shard_files
 from sophia_mcore.track.metrics import read_metrics
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.mlflow_server import MlflowServer
+from tests.slurm.slurm_world import Endpoint, attempts, finish, logs, make_config, sophia
 
 PHASES = ["questions", "captions", "reasoning", "score", "train", "export", "evaluate", "report"]
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("mlflow", "flask", "flask_cors"))

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer, png
 
 from sophia_mcore.batch import samples as samples_module
 from sophia_mcore.batch.collate import IGNORE, collate
@@ -19,6 +18,7 @@ from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.tiling import tiles
 from sophia_mcore.records import Kept
+from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer, png
 
 
 @pytest.fixture

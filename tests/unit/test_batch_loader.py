@@ -7,12 +7,12 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
 from sophia_mcore.batch.loader import Loader, multiples
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
+from tests.support.batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
 from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.batch.loader import Loader
@@ -19,6 +18,7 @@ from sophia_mcore.records import Answer, Kept, Question, Sampled, Trajectory, Ve
 from sophia_mcore.score.advantage import group_weights, rewards, weigh
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
+from tests.support.batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
 
 def trajectory(question, caption, n, tokenizer, finish="stop"):

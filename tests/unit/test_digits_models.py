@@ -1,34 +1,30 @@
 """The digits example: one tokenizer for all loaders, shapes that the demo's layout divides, stages that are checked."""
-# ruff: noqa: E402 (the example is not a package: its folder joins the path first)
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
-
-import pytest
-import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
-sys.path.insert(0, str(EXAMPLE))
 
 import lessons
 import make_base_models as recipe
 import models
+import pytest
 import teach
+import torch
 import warmup
 import world
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2ForCausalLM
 
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.load import load_config
 from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.tiling import ImageSpec, tiles
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,22 @@
 """The digits example: its questions are right, its parts are disjoint, its files are what the loaders expect."""
-# ruff: noqa: E402 (the example is not a package: its folder joins the path first)
 
 from __future__ import annotations
 
 import json
 import random
 import re
-import sys
 from pathlib import Path
-
-import numpy as np
-import pytest
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
-sys.path.insert(0, str(EXAMPLE))
 
 import experiments
 import lessons
+import numpy as np
+import pytest
 import world
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.sources import read_source
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 DIGITS = (3, 9, 4, 5)
 
 

@@ -8,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import plan_models
 import pytest
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from sophia_mcore.doctor.command import doctor, examine
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.local import run_phases
+from tests.support import plan_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -209,7 +209,7 @@ def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command_refuses_flags_without_a_configuration_and_a_folder(tmp_path: Path) -> None:
-    from test_cli import failed, sophia
+    from tests.unit.test_cli import failed, sophia
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")

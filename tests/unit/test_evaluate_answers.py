@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from generate_world import FakeEngine, make_config, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.shards import read_folder, read_shard
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import Grade, GradeItem
+from tests.support.generate_world import FakeEngine, make_config, make_run
 
 PROTOCOLS = (
     {"name": "paper", "sampling": {"temperature": 1.0, "top_p": 0.8, "max_tokens": 9}, "samples": 2},

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from weights_models import FAMILIES, make, write
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
@@ -16,6 +15,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
 from sophia_mcore.weights.worker import export_round
+from tests.support.weights_models import FAMILIES, make, write
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generate_world import make_config, make_run
 from safetensors.numpy import save_file
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.complete import check_model_dir, stop_token_ids, weight_files
+from tests.support.generate_world import make_config, make_run
 
 
 @pytest.fixture

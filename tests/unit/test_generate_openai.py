@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from generate_world import png
 
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import Sampling
@@ -19,6 +18,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Request
 from sophia_mcore.generate.openai_engine import OpenAIEngine
 from sophia_mcore.pretrained.chat import Message
+from tests.support.generate_world import png
 
 Reply = tuple[int, dict[str, Any]]
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from generate_world import FakeEngine, make_config, make_run
 
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError, UsageError
@@ -20,6 +19,7 @@ from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Question, Trajectory, image_set_id
 from sophia_mcore.store.lineage import prompt_hash
 from sophia_mcore.store.shards import read_folder, read_shard
+from tests.support.generate_world import FakeEngine, make_config, make_run
 
 
 def captions_of(folder: Path) -> list[Caption]:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from graded_lines import ONE, ROOT, many, read, verdicts, write
 from typer.testing import CliRunner
 
 from sophia_mcore.cli import app
@@ -18,6 +17,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade_file, lines
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
 from sophia_mcore.verify import grade
+from tests.unit.graded_lines import ONE, ROOT, many, read, verdicts, write
 
 LINES = [
     {"id": "a", "response": r"so \boxed{5}.", "answer": "5"},

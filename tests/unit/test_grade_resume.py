@@ -9,12 +9,12 @@ import sys
 import time
 
 import pytest
-from graded_lines import ONE, ROOT, many, read, verdicts, write
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade_file
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
 from sophia_mcore.store.lock import folder_lock
+from tests.unit.graded_lines import ONE, ROOT, many, read, verdicts, write
 
 SLOW = """
 import sys, time

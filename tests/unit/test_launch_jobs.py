@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from generate_world import make_config
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.phases import PHASES
@@ -20,6 +19,7 @@ from sophia_mcore.launch.slurm.jobs import Site, comment, parse_comment, plan_jo
 from sophia_mcore.launch.slurm.status import seconds_left
 from sophia_mcore.launch.state import PhaseState, check_inputs
 from sophia_mcore.store.layout import RunFolder
+from tests.support.generate_world import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Site({"OPTIONS_ALL": "--account=a", "OPTIONS_GPU": "--partition=gpu", "OPTIONS_CPU": "--partition=cpu",

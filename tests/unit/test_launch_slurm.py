@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from generate_world import make_config
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.slurm.commands import QueuedJob
@@ -21,6 +20,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.lineage import lineage_of
+from tests.support.generate_world import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = (ROOT / "slurm" / "train.sbatch").read_text()

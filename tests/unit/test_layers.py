@@ -136,12 +136,14 @@ def test_heavy_modules_are_not_imported_by_light_ones() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_modules_that_are_imported_by_their_plain_name_have_one_name_each() -> None:
-    """Tests and examples share one interpreter in which the first `world` would hide every other."""
-    by_name = defaultdict(list)
-    for folder in (ROOT / "tests", ROOT / "examples", ROOT / "tools"):
-        for path in sorted(folder.rglob("*.py")):
-            if path.name not in ("conftest.py", "__init__.py"):
-                by_name[path.name].append(str(path.relative_to(ROOT)))
-    twice = {name: paths for name, paths in by_name.items() if len(paths) > 1}
-    assert not twice, twice
+def test_tests_are_packages_and_nobody_changes_the_import_path() -> None:
+    """A module has one full name from every checkout folder; `pythonpath` in pyproject.toml is the only addition."""
+    folders = {path.parent for path in (ROOT / "tests").rglob("*.py")}
+    assert not [str(f.relative_to(ROOT)) for f in sorted(folders) if not (f / "__init__.py").exists()]
+    wrong = []
+    for folder in ("sophia_mcore", "checkpoints_tools", "examples", "tests", "tools"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, f"sys.path in {wrong}"

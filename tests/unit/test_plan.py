@@ -8,7 +8,6 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-import plan_models
 import pytest
 
 from sophia_mcore.config import load_config
@@ -22,6 +21,7 @@ from sophia_mcore.plan.layouts import describe
 from sophia_mcore.plan.pipeline import Chunk, in_flight, schedule, simulate, step_seconds
 from sophia_mcore.plan.round import Phase, preempted, round_phases, total_seconds, towers_otherwise
 from sophia_mcore.plan.workload import Assumptions, Lengths
+from tests.support import plan_models
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_a_strange_file_of_measurements(tmp_path: Path, plan_38b, text: str, wor
 
 
 def test_the_command(tmp_path: Path) -> None:
-    from test_cli import failed, sophia
+    from tests.unit.test_cli import failed, sophia
 
     config = str(plan_models.write_config(tmp_path, "internvl3-8b"))
     result = sophia("plan", config, "--gpus", "8", "--write", "layout.toml", folder=tmp_path)

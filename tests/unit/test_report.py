@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_world import HOSTILE, make_finished_run
 from typer.testing import CliRunner
+
+from tests.support.report_world import HOSTILE, make_finished_run
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 

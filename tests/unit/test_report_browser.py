@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium
-from report_world import make_finished_run
+
+from tests.support.browser import chromium
+from tests.support.report_world import make_finished_run
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
+from tests.support.weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_models import FAMILIES, Model, make, write
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
+from tests.support.weights_models import FAMILIES, Model, make, write
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_models import FAMILIES, make, write
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress
@@ -20,6 +19,7 @@ from sophia_mcore.store.shards import write_shard
 from sophia_mcore.weights.command import run_verify
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.quantize.check import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
+from tests.support.weights_models import FAMILIES, make, write
 
 ROOT = Path(__file__).parents[2]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
-from weights_models import FAMILIES, make, write
 
 from sophia_mcore.cli import app
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.command import run_convert
 from sophia_mcore.weights.convert import convert
+from tests.support.weights_models import FAMILIES, make, write
 
 SIZES = FAMILIES["300m + qwen2"]
 NORM = "language_model.model.norm.weight"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import tensor_axis
@@ -19,6 +18,7 @@ from sophia_mcore.weights.formats.stream import Files, read_box
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.tables import Join, Row
 from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
+from tests.support.weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 TABLES = ("VISION", "PROJECTOR", "LANGUAGE")
 

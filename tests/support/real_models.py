@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import harness  # noqa: F401  (imports megatron-core once)
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -12,9 +11,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
-from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as groups_module
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from tests.support import harness  # noqa: F401  (imports megatron-core once)
 
 
 def vision(six_billion: bool) -> VisionSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +20,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train import loop, session
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "parity"))
-import tiny_models
+from tests.support import tiny_models
 
 SAMPLES = 24
 

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from generate_world import make_config, png
-
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.progress import NoProgress
@@ -17,6 +15,7 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.track.metrics import MetricsLog
+from tests.support.generate_world import make_config, png
 
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script><!-- "

@@ -1,0 +1,1 @@
+"""The tests. A test module is imported by its full name: two folders may hold modules of the same name."""
