@@ -1,4 +1,4 @@
-"""Seconds of every part of a training step. Formulas: docs/planner.md.
+"""Seconds of every part of a training step. Formulas: docs/planner_model.md.
 
 Backward passes of matrix products cost twice the forward, of attention 2.5 times (it makes the scores again).
 """

@@ -1,4 +1,4 @@
-"""Bytes that each rank of a layout holds, by part. Formulas: docs/planner.md; against real allocations:
+"""Bytes that each rank of a layout holds, by part. Formulas: docs/planner_model.md; against real allocations:
 tests/dist/test_plan_memory.py.
 
 Legend: S tokens of a row, s = S / CP of a rank, r = s / TP under sequence parallelism (else s), H hidden size,

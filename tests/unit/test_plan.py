@@ -80,7 +80,7 @@ def test_interleaving_needs_whole_groups() -> None:
         schedule(2, 0, 2, 5)
 
 
-# Published figures (docs/planner.md).
+# Published figures (docs/planner_model.md).
 
 
 @pytest.mark.parametrize("case", plan_models.PUBLISHED, ids=lambda case: case.name)

@@ -1,4 +1,4 @@
-"""docs/weights.md shows the tables as they are. `python tests/unit/test_weights_docs.py` prints them anew."""
+"""docs/weights_tables.md shows the tables as they are. `python tests/unit/test_weights_docs.py` prints them anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from sophia_mcore.weights import tables
 from sophia_mcore.weights.tables import Join, Row
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "weights.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "weights_tables.md"
 
 
 def cell(join: Join | None) -> str:
