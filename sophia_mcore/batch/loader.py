@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from sophia_mcore.batch.pack import pack
 from sophia_mcore.batch.samples import FRESH, STORED, Sample, require_some
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
-from sophia_mcore.config.schema import Config, Parallel
+from sophia_mcore.config.schema import Config
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.chat import Chat
@@ -56,7 +55,8 @@ class Loader:
         load_pixels: bool = True,
     ) -> None:
         self._length = config.batch.sequence_length_tokens
-        self._sequence_multiple, row_multiple = multiples(config.parallel, fp8=config.train.fp8 != "none")
+        self._sequence_multiple = config.parallel.sequence_multiple
+        row_multiple = config.parallel.row_multiple(fp8=config.train.fp8 != "none")
         if self._length % row_multiple:
             raise UsageError(
                 f"batch.sequence_length_tokens = {self._length} must be a multiple of {row_multiple} for this layout; "
@@ -170,17 +170,6 @@ class Loader:
 
     def _read_tiles(self, digest: str) -> NDArray[np.float32]:
         return tiles(decode(self._image_store.get(digest)), self._image_spec)
-
-
-def multiples(parallel: Parallel, fp8: bool = False) -> tuple[int, int]:
-    """What every sequence's length and the row's length must be multiples of.
-
-    Context parallelism cuts each sequence into 2 CP pieces (zigzag); sequence parallelism cuts a rank's part by TP; FP8
-    products need multiples of 16 tokens on each rank.
-    """
-    context = 2 * parallel.context if parallel.context > 1 else 1
-    per_rank = (parallel.tensor if parallel.sequence_parallel else 1) * (16 if fp8 else 1)
-    return context, math.lcm(context, parallel.context * per_rank)
 
 
 def _schedule(

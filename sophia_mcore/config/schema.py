@@ -6,6 +6,7 @@ Relative paths are relative to the working directory. Units stand in the names.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +197,17 @@ class Parallel(Section):
     def world_size(self) -> int:
         """Processes in all."""
         return self.processes or self.model_ranks
+
+    @property
+    def sequence_multiple(self) -> int:
+        """Every packed sequence's length is a multiple of this: context parallelism cuts each into 2 x CP slices."""
+        return 2 * self.context if self.context > 1 else 1
+
+    def row_multiple(self, fp8: bool = False) -> int:
+        """A row's length is a multiple of this: sequence parallelism cuts a rank's slices by TP, and FP8 products need
+        multiples of 16 tokens on each rank."""
+        per_rank = (self.tensor if self.sequence_parallel else 1) * (16 if fp8 else 1)
+        return math.lcm(self.sequence_multiple, self.context * per_rank)
 
 
 class Train(Section):

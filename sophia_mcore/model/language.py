@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from megatron.core.distributed import finalize_model_grads
@@ -23,10 +25,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from sophia_mcore.config.schema import Fp8, Train
+from sophia_mcore.config.schema import Config, Fp8, Train
 from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16
 from sophia_mcore.model.padding import zero_padding
 from sophia_mcore.model.parts import CoreAttention, Norm
+from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import LanguageSpec
@@ -141,29 +144,38 @@ def layer_specs(
     return TransformerBlockSubmodules(layer_specs=found, layer_norm=Norm)
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Which part of the pipeline a model chunk is."""
+
+    first: bool  # has the embedding
+    last: bool  # has the output layer
+    chunk: int | None  # of the rank's virtual chunks; None: the rank has one
+
+    @classmethod
+    def of_rank(cls, groups: Groups, chunk: int | None) -> Stage:
+        """The stage of this rank's chunk with this number."""
+        chunks = groups.parallel.virtual_pipeline or 1
+        number = chunk or 0
+        return cls(groups.is_first_stage and number == 0, groups.is_last_stage and number == chunks - 1, chunk)
+
+
 class LanguageModel(MegatronModule):
     """Embedding, decoder and output layer, each only on the stages that own it. Hidden states are [s, b, h]."""
 
     def __init__(
-        self,
-        spec: LanguageSpec,
-        config: TransformerConfig,
-        groups: Groups,
-        backend: Backend,
-        padded_vocab_size: int,
-        pre_process: bool,
-        post_process: bool,
-        vp_stage: int | None,
-        train: Train,
-        fp8: Fp8,
-    ) -> None:
+        self, spec: LanguageSpec, config: TransformerConfig, settings: Config, groups: Groups, backend: Backend,
+        stage: Stage,
+    ) -> None:  # fmt: skip
         super().__init__(config)
+        train, fp8 = settings.train, settings.fp8
+        self.padded_vocab_size = padded_vocab_size(spec.vocab_size, groups.tensor_size)
         self.collection, self.tp_group = groups.collection, groups.tensor
-        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
-        if pre_process:
+        self.pre_process, self.post_process, self.vp_stage = stage.first, stage.last, stage.chunk
+        if stage.first:
             self.embedding = LanguageModelEmbedding(
                 config=config,
-                vocab_size=padded_vocab_size,
+                vocab_size=self.padded_vocab_size,
                 max_sequence_length=spec.max_positions,
                 position_embedding_type="rope",
                 scatter_to_sequence_parallel=False,
@@ -176,25 +188,25 @@ class LanguageModel(MegatronModule):
             use_cpu_initialization=True,
             cp_group=groups.context,
         )
-        first = get_transformer_layer_offset(config, vp_stage, groups.pipeline_rank)
-        layers = range(first, first + get_num_layers_to_build(config, vp_stage, groups.pipeline_rank))
+        first = get_transformer_layer_offset(config, stage.chunk, groups.pipeline_rank)
+        layers = range(first, first + get_num_layers_to_build(config, stage.chunk, groups.pipeline_rank))
         emulated = Emulation(train.fp8, fp8) if train.fp8 != "none" and train.fp8_backend == "emulated" else None
         self.decoder = TransformerBlock(
             config=config,
             spec=layer_specs(spec, config, backend, layers, emulated),
-            pre_process=pre_process,
-            post_process=post_process,
+            pre_process=stage.first,
+            post_process=stage.last,
             pg_collection=groups.collection,
-            vp_stage=vp_stage,
+            vp_stage=stage.chunk,
         )
         if train.fp8 != "none":
             zero_padding(self.decoder)
         if config.fp8 and train.fp8 != "delayed":
             keep_in_bf16(self.decoder, fp8)
-        if post_process:
+        if stage.last:
             self.output_layer = ColumnParallelLinear(
                 config.hidden_size,
-                padded_vocab_size,
+                self.padded_vocab_size,
                 config=config,
                 init_method=config.init_method,
                 bias=False,

@@ -9,6 +9,7 @@ Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V voc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,11 +28,10 @@ from torch import Tensor, nn
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
-from sophia_mcore.model.language import LanguageModel, transformer_config
+from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
 from sophia_mcore.model.names import canonical_name, tensor_axis
 from sophia_mcore.model.padding import mark_padding
 from sophia_mcore.model.projector import Projector
-from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.model.vision import VisionTower
 from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
@@ -43,6 +43,14 @@ from sophia_mcore.pretrained.spec import ModelSpec
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the last stage says about the targets of whole rows, the same on every rank of the row."""
+
+    logprobs: Tensor  # [b, S] fp32, natural logarithm; 0 without a target
+    entropies: Tensor | None = None  # [b, S] fp32, nats, without gradient; None: not asked for
+
+
 class InternVLModel(MegatronModule):
     """One pipeline stage (or virtual chunk) of the model.
 
@@ -52,14 +60,12 @@ class InternVLModel(MegatronModule):
     def __init__(
         self, spec: ModelSpec, config: Config, groups: Groups, backend: Backend, vp_stage: int | None = None
     ) -> None:
-        chunks = groups.parallel.virtual_pipeline or 1
+        stage = Stage.of_rank(groups, vp_stage)
         super().__init__(transformer_config(spec.language, config.train, config.fp8, groups, backend))
         self.spec, self.groups, self.vp_stage = spec, groups, vp_stage
-        self.pre_process = groups.is_first_stage and (vp_stage or 0) == 0
-        self.post_process = groups.is_last_stage and (vp_stage or 0) == chunks - 1
+        self.pre_process, self.post_process = stage.first, stage.last
         self.chunk_tokens = config.objective.chunk_tokens
         self.fp8 = config.train.fp8 != "none"
-        self.padded_vocab_size = padded_vocab_size(spec.language.vocab_size, groups.tensor_size)
         # megatron-core's schedules and gradient finalisation read these
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = False
@@ -71,10 +77,8 @@ class InternVLModel(MegatronModule):
             self.projector = Projector(spec.projector, dtype, device)
             self.vision.requires_grad_(config.train.train_vision_tower)
             self.projector.requires_grad_(config.train.train_projector)
-        self.language = LanguageModel(
-            spec.language, self.config, groups, backend, self.padded_vocab_size,
-            self.pre_process, self.post_process, vp_stage, config.train, config.fp8,
-        )  # fmt: skip
+        self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage)
+        self.padded_vocab_size = self.language.padded_vocab_size
         self._tiles = TileCache()
         self._mark_parameters()
 
@@ -106,8 +110,8 @@ class InternVLModel(MegatronModule):
         tile_keys: Sequence[str] = (),
         sample_ids: Sequence[str] = (),
         real_tokens: Tensor | None = None,
-        entropies: list[Tensor] | None = None,
-    ) -> Tensor:
+        entropies: bool = False,
+    ) -> Tensor | Scores:
         """Hidden states, log-probs or logits of whole rows; all ranks of a row get the same arguments.
 
         Args:
@@ -120,12 +124,12 @@ class InternVLModel(MegatronModule):
                 flattened [b, S]) -> [C]; see `objective.logprob`.
             tile_keys: names of the T tiles, for `start_step`; () encodes every tile of every row.
             sample_ids: names of the sequences, for error messages.
-            entropies: takes the entropies [b, S] fp32 (nats, no gradient) where there are targets, on the last stage.
+            entropies: also compute the entropies at the targets.
             real_tokens: [b, S] bool, False on padding; under FP8 padding then takes no part in scales (packed rows).
 
         Returns:
-            Not last stage: [s, b, H]. Last: [b, S] fp32 log-probs of the targets, the same on every rank of the row
-            (0 without a target); without `targets` logits [b, S, V], for checks only.
+            Not last stage: hidden states [s, b, H]. Last stage: Scores; without `targets` logits [b, S, V], for checks
+            only.
 
         Raises:
             SophiaError: image tokens and features do not match (names the sample).
@@ -150,7 +154,7 @@ class InternVLModel(MegatronModule):
         if targets is None:
             logits, _ = self.language.output_layer(hidden)
             return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
-        return self._logprobs(hidden, targets, coefficients, cut, entropies)
+        return self._scores(hidden, targets, coefficients, cut, entropies)
 
     def start_step(self, rows_of_tiles: Mapping[str, int]) -> None:
         """Begin a step: in how many of its rows each tile appears, by `tile_keys`. A frozen tower encodes each once.
@@ -177,10 +181,9 @@ class InternVLModel(MegatronModule):
             raise SophiaError(
                 f"a sequence of {longest} tokens exceeds the model's {self.spec.language.max_positions} positions"
             )
-        shares = self.groups.context_size * (self.groups.tensor_size if self.config.sequence_parallel else 1)
-        unit = shares * (16 if self.fp8 else 1)
+        unit = self.groups.parallel.row_multiple(self.fp8)
         if length % unit:
-            raise ValueError(f"a row of {length} tokens is no multiple of {unit}, which {shares} ranks need: pad it")
+            raise ValueError(f"a row of {length} tokens is not a multiple of {unit}, which the layout needs: pad it")
         return boundaries
 
     def _features(self, pixel_values: Tensor | None, tile_keys: Sequence[str]) -> Tensor | None:
@@ -217,11 +220,10 @@ class InternVLModel(MegatronModule):
             hidden = hidden + 0.0 * self.encode_images(blank).sum()
         return hidden
 
-    def _logprobs(
-        self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut,
-        entropies: list[Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
-        """[s, b, H] of this rank and whole-row targets [b, S] -> log-probs [b, S]."""
+    def _scores(
+        self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut, entropies: bool
+    ) -> Scores:
+        """From [s, b, H] of this rank and whole-row targets [b, S]."""
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=self.tp_group)
         else:
@@ -244,9 +246,11 @@ class InternVLModel(MegatronModule):
         }
         inputs = (hidden.reshape(-1, hidden.shape[-1]), self.language.output_layer.weight, local.reshape(-1))
         logprobs = token_logprobs(*inputs, coefficients_T=coefficients_T, **where)
-        if entropies is not None:
-            entropies.append(cut.join(token_entropies(*inputs, **where).view(-1, rows), 0).transpose(0, 1))
-        return cut.join(logprobs.view(-1, rows), 0).transpose(0, 1)
+
+        def whole_rows(values_T: Tensor) -> Tensor:
+            return cut.join(values_T.view(-1, rows), 0).transpose(0, 1)
+
+        return Scores(whole_rows(logprobs), whole_rows(token_entropies(*inputs, **where)) if entropies else None)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """Keys are the canonical names (norms under Transformer Engine's), one per layer, so any stage split loads."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import UsageError
-
-if TYPE_CHECKING:
-    from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.spec import ModelSpec
 
 
 def fp8_refusal(recipe: str, lacks: str) -> UsageError:
@@ -83,7 +78,7 @@ def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
 
 def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None, fp8: bool = False) -> None:
     """A row must divide into context parallelism's 2 x CP slices, and those into sequence parallelism's shares."""
-    unit = row_multiple(parallel, fp8)
+    unit = parallel.row_multiple(fp8)
     if sequence_length_tokens is not None and sequence_length_tokens % unit:
         nearest = max(unit, sequence_length_tokens // unit * unit)
         raise UsageError(
@@ -91,17 +86,6 @@ def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None
             f"parallel.context = {parallel.context}{', sequence parallelism' if parallel.sequence_parallel else ''}"
             f"{', FP8' if fp8 else ''} need; nearest: {nearest}"
         )
-
-
-def sequence_multiple(parallel: Parallel) -> int:
-    """Every packed sequence's length must be a multiple of this (context parallelism cuts each into 2 x CP)."""
-    return 2 * parallel.context if parallel.context > 1 else 1
-
-
-def row_multiple(parallel: Parallel, fp8: bool = False) -> int:
-    """A whole row's length must be a multiple of this; FP8 products need multiples of 16 tokens on each rank."""
-    per_rank = (parallel.tensor if parallel.sequence_parallel else 1) * (16 if fp8 else 1)
-    return math.lcm(sequence_multiple(parallel), parallel.context * per_rank)
 
 
 def _divisors(number: int) -> str:

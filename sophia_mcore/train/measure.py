@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
+from sophia_mcore.model.lvlm import Scores
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.pipeline import model_inputs, run_schedule
 
@@ -36,8 +37,8 @@ def target_logprobs(job: Job, batches: Sequence[PackedBatch]) -> list[Tensor]:
     """Log-probs [1, S] fp32 of the targets of each micro batch under the present policy; [] before the last stage."""
 
     def forward_step(iterator: Iterator[PackedBatch], model: DistributedDataParallel) -> tuple[Tensor, Any]:
-        def report(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return logprobs.sum(), torch.zeros((), dtype=torch.int), logprobs
+        def report(scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
+            return scores.logprobs.sum(), torch.zeros((), dtype=torch.int), scores.logprobs
 
         return model(**model_inputs(next(iterator).to(job.backend.device))), report
 

@@ -35,7 +35,7 @@ from sophia_mcore.model.projector import pixel_shuffle
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.parallel.layout import check_layout, row_multiple, sequence_multiple
+from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.parallel.local import run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.load import load_hf
@@ -147,7 +147,7 @@ def _config(parallel: Parallel) -> Config:
         data=Data(questions=(Source(kind="jsonl", path="unused"),)),
         parallel=parallel,
         train=Train(dtype="float32", train_vision_tower=True, train_projector=True),
-        batch=Batch(sequence_length_tokens=row_multiple(parallel)),
+        batch=Batch(sequence_length_tokens=parallel.row_multiple()),
         objective=Objective(),
     )
 
@@ -169,7 +169,7 @@ def _image_outputs(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
 def _sample_outputs(model: Any, sample: Sample, pixel_values: Tensor) -> dict[str, Tensor]:
     """Logits and hidden states of one unpacked sample, padded on the right to what the layout needs."""
     length = len(sample.input_ids)
-    padded = _round_up(length, row_multiple(model.groups.parallel))
+    padded = _round_up(length, model.groups.parallel.row_multiple())
     inputs = {
         "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
         "pixel_values": pixel_values[sample.tiles.start : sample.tiles.stop],
@@ -220,9 +220,9 @@ def _watched(model: Any, length: int, seen: dict[str, Tensor]) -> Iterator[None]
 def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[Tensor | None, list[Part]]:
     """Loss (last stage only) and gradients of the token mean over all samples, packed into one row."""
     parallel = model.groups.parallel
-    multiple = sequence_multiple(parallel)
+    multiple = parallel.sequence_multiple
     lengths = [_round_up(len(sample.input_ids), multiple) for sample in found]
-    lengths[-1] += _round_up(sum(lengths), row_multiple(parallel)) - sum(lengths)
+    lengths[-1] += _round_up(sum(lengths), parallel.row_multiple()) - sum(lengths)
     ids, targets = torch.zeros(1, sum(lengths), dtype=torch.long), torch.full((1, sum(lengths)), IGNORE)
     boundaries = [0, *accumulate(lengths)]
     for sample, start in zip(found, boundaries, strict=False):
@@ -242,8 +242,8 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
     }
     tokens = int((targets != IGNORE).sum())
 
-    def loss(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean = -logprobs.sum() / tokens
+    def loss(scores: lvlm.Scores) -> tuple[Tensor, Tensor, Tensor]:
+        mean = -scores.logprobs.sum() / tokens
         return mean, torch.zeros((), dtype=torch.int), mean.detach().clone()
 
     # the loss is a mean already: nothing is left for the schedule to divide by

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.config.schema import Config
+from sophia_mcore.model.lvlm import Scores
 from sophia_mcore.objective.losses import TERMS, Tokens, coefficients, objective_loss, term_mask
 from sophia_mcore.objective.metrics import Metrics, mean
 from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
@@ -101,20 +102,19 @@ def backward(
         tokens = Tokens.of(batch, objective.normalization)
         if term is not None:
             tokens = replace(tokens, mask_T=term_mask(tokens, term))
-        entropies: list[Tensor] | None = [] if objective.log_entropy else None
 
-        def loss_function(logprobs: Tensor) -> tuple[Tensor, Tensor, Any]:
-            loss = objective_loss(logprobs, tokens, objective)
+        def loss_function(scores: Scores) -> tuple[Tensor, Tensor, Any]:
+            loss = objective_loss(scores.logprobs, tokens, objective)
             value = float(loss.sum.detach()) / denominator
             if not math.isfinite(value):
-                bad_samples.extend(not_finite(logprobs, batch))
-            if entropies:
-                loss.metrics["entropy"] = mean(entropies[0].reshape(-1), tokens.mask_T)
+                bad_samples.extend(not_finite(scores.logprobs, batch))
+            if scores.entropies is not None:
+                loss.metrics["entropy"] = mean(scores.entropies.reshape(-1), tokens.mask_T)
             # three values, so that the schedule divides by nothing: the denominator is in the loss already
             return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
 
         slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
-        return model(**model_inputs(batch, slopes), entropies=entropies), loss_function
+        return model(**model_inputs(batch, slopes), entropies=objective.log_entropy), loss_function
 
     for chunk in job.chunks:
         chunk.zero_grad_buffer()

@@ -84,7 +84,7 @@ def logprobs(groups: Any, backend: Any, config: Config, padding_id: int, marked:
             row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets,
             real_tokens=real if marked else None,
         )  # fmt: skip
-    return out
+    return out.logprobs
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def forward(groups: Any, backend: Any, row: layouts.Row, parallel: Parallel, **m
     with torch.no_grad():
         return model(
             row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, **more
-        )
+        ).logprobs
 
 
 def test_placeholders_without_features_name_the_sample() -> None:
@@ -107,7 +107,7 @@ def _encoded(groups: Any, backend: Any, keys: bool) -> tuple[int, list[Tensor]]:
                 model(
                     row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets,
                     tile_keys=tile_keys,
-                )
+                ).logprobs
             )  # fmt: skip
     return sum(seen), logprobs
 
@@ -130,7 +130,7 @@ def _mixed(groups: Any, backend: Any) -> list[Tensor]:
         ids[0, 60:], targets[0, 59:] = filler, -100
         row = replace(row, input_ids=ids, targets=targets)
         with torch.no_grad():
-            found.append(model(ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, targets))
+            found.append(model(ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, targets).logprobs)
     return found
 
 
@@ -150,7 +150,7 @@ def _in_forward(groups: Any, backend: Any) -> tuple[Tensor, Tensor]:
         coefficients = slopes if given == "tensor" else lambda logprobs, places, s=slopes: s.flatten()[places]
         logprobs = model(
             row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, coefficients
-        )
+        ).logprobs
         (logprobs * slopes).sum().backward()
         found.append(model.language.embedding.word_embeddings.weight.grad)
     return found[0], found[1]

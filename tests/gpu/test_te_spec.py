@@ -30,7 +30,7 @@ def outcome(transformer_engine: bool, dtype: str, sequences: bool, family: str) 
         logprobs = chunks[0](
             row.input_ids.cuda(), None, packed([32, 8, 24]) if sequences else None, row.pixel_values.cuda(),
             row.tile_index.cuda(), row.targets.cuda(), slopes,
-        )  # fmt: skip
+        ).logprobs  # fmt: skip
         (logprobs * slopes).sum().backward()
         found = {name: p.grad.float().cpu() for name, p, _ in canonical_parameters(chunks, spec) if p.grad is not None}
         return {"logprobs": logprobs.detach().float().cpu(), **found}

@@ -201,8 +201,8 @@ def forward_step(data: Iterator[Row], model: Any, groups: Any) -> Any:
         row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, -row.weights
     )
 
-    def loss(logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = -(logprobs * row.weights).sum()
+    def loss(scores: lvlm.Scores) -> tuple[Tensor, Tensor, Tensor]:
+        total = -(scores.logprobs * row.weights).sum()
         counted = (row.targets >= 0).sum() if groups.context_rank == 0 else torch.zeros((), dtype=torch.long)
         return total, counted.int(), total.detach().clone()
 

@@ -8,9 +8,8 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from sophia_mcore.batch.loader import Loader, multiples
+from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
-from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
 from tests.support.batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
 
@@ -133,8 +132,6 @@ def test_dropped_are_counted_and_alignment_holds(tmp_path, world):
     assert loader.dropped["too_long"] > 0
     for batch in loader.step(0):
         assert batch.cu_seqlens.remainder(4).eq(0).all() and batch.input_ids.shape == (1, 128)
-    assert multiples(Parallel(tensor=8, context=4, sequence_parallel=True)) == (8, 32)
-    assert multiples(Parallel(tensor=8, context=4, sequence_parallel=True), fp8=True) == (8, 512)
     with pytest.raises(UsageError, match="must be a multiple of 4 for this layout; nearest: 164"):
         make_loader(tmp_path, world, batch={"sequence_length_tokens": 162}, parallel=parallel)
 

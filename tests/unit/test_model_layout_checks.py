@@ -12,7 +12,7 @@ from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel import backend
 from sophia_mcore.parallel.context import rank_order
-from sophia_mcore.parallel.layout import check_layout, layers_per_stage, row_multiple, sequence_multiple
+from sophia_mcore.parallel.layout import check_layout, layers_per_stage
 from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 
 LANGUAGE = LanguageSpec(
@@ -76,11 +76,11 @@ def test_lengths_divide_down_to_every_rank() -> None:
         for context in (1, 2, 4):
             for fp8 in (False, True):
                 layout = Parallel(tensor=tensor, context=context, sequence_parallel=tensor > 1)
-                row = row_multiple(layout, fp8)
-                assert row % sequence_multiple(layout) == 0
+                row = layout.row_multiple(fp8)
+                assert row % layout.sequence_multiple == 0
                 assert row % context == 0 and (row // context) % tensor == 0
                 assert not fp8 or (row // context // tensor) % 16 == 0
-                assert context == 1 or sequence_multiple(layout) == 2 * context
+                assert context == 1 or layout.sequence_multiple == 2 * context
 
 
 def test_zigzag_gives_every_rank_the_same_causal_work() -> None:
@@ -106,3 +106,8 @@ def test_fp8_is_refused_where_it_would_silently_do_nothing() -> None:
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(UsageError, match="torch sees no CUDA device"):
         backend.select(kind="cuda")
+
+
+def test_multiples_of_a_layout() -> None:
+    layout = Parallel(tensor=8, context=4, sequence_parallel=True)
+    assert (layout.sequence_multiple, layout.row_multiple(), layout.row_multiple(fp8=True)) == (8, 32, 512)
