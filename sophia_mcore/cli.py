@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sophia_mcore.cli_cluster import add_cluster_commands
 from sophia_mcore.errors import run_command
 
 if TYPE_CHECKING:
@@ -153,7 +152,8 @@ def convert(
     calibration: Annotated[Path | None, typer.Option(help="For fp8: a run folder, or a file of texts.")] = None,
     quantizer: Annotated[Path | None, typer.Option(help="For fp8: Python of the ModelOpt environment.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
-    checksums: Annotated[bool, typer.Option(" /--no-checksums", help="No sha256 in conversion.json.")] = True,
+    digest: Annotated[str | None, typer.Option(help="Of every tensor, in conversion.json: xxh3-128 or sha256.")] = None,
+    no_checksums: Annotated[bool, typer.Option("--no-checksums", help="No digests in conversion.json.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Tensors copied at a time.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
 ) -> None:
@@ -162,25 +162,30 @@ def convert(
 
     from sophia_mcore.errors import UsageError
     from sophia_mcore.weights.command import run_convert
+    from sophia_mcore.weights.conversion import Conversion
 
     known = ("megatron", "hf", "hf-custom", "fp8")
     if to not in known:
         nearest = difflib.get_close_matches(to, known, n=1)
         raise UsageError(f"--to {to!r}: " + (f"did you mean {nearest[0]!r}?" if nearest else f"one of {known}"))
+    if digest and no_checksums:
+        raise UsageError(f"--digest {digest} and --no-checksums cannot be combined")
     run_convert(
-        source,
-        destination,
-        to,  # type: ignore[arg-type]
-        tensor=tensor,
-        pipeline=pipeline,
-        base=base,
-        dtype=dtype,
-        calibration=calibration,
-        quantizer=quantizer,
-        verify=verify,
-        checksums=checksums,
-        workers=workers,
-        dry_run=dry_run,
+        Conversion(
+            source,
+            destination,
+            to,  # type: ignore[arg-type]
+            tensor=tensor,
+            pipeline=pipeline,
+            base=base,
+            dtype=dtype,
+            verify=verify,
+            digest=None if no_checksums else digest or "xxh3-128",  # type: ignore[arg-type]
+            workers=workers,
+            calibration=calibration,
+            quantizer=quantizer,
+            dry_run=dry_run,
+        )
     )
 
 
@@ -296,7 +301,58 @@ def track(run_folder: RunArgument) -> None:
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
-add_cluster_commands(app)
+@app.command()
+def submit(
+    config: ConfigArgument,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every command and ask Slurm; submit nothing.")
+    ] = False,
+    only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    new_settings: NewSettings = False,
+) -> None:
+    """Submit what the run still needs to Slurm. Again, later: only what is missing."""
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.launch.local import PHASES, expand
+    from sophia_mcore.launch.slurm import jobs, submit
+    from sophia_mcore.launch.slurm.status import submission_table
+
+    loaded = _load(config, overlay, set_)
+    names = expand([only] if only else PHASES)
+    if dry_run:
+        found = submit.dry_run(loaded, rounds, names)
+        typer.echo(jobs.shown(found.commands))
+    else:
+        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings)
+    typer.echo(submission_table(found, dry_run=dry_run))
+    refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
+    if refused:
+        raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
+    if dry_run and (complaint := submit.would_refuse(loaded)):
+        typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
+
+
+@app.command()
+def status(run_folder: RunArgument) -> None:
+    """Phases, work units, jobs, last loss, time left, and what went wrong."""
+    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.slurm.status import status_text
+
+    folder, config = open_run(run_folder)
+    typer.echo(status_text(config, folder))
+
+
+@app.command()
+def cancel(run_folder: RunArgument) -> None:
+    """End the run's jobs; `sophia submit` goes on from there."""
+    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.slurm import submit
+
+    folder, _ = open_run(run_folder)
+    ids = submit.cancel(folder)
+    typer.echo(f"cancelled {len(ids)} jobs: {' '.join(ids)}" if ids else "no jobs of this run are waiting or running")
 
 
 def main() -> None:

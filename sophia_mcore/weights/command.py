@@ -8,13 +8,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sophia_mcore.errors import SophiaError, run_command
-from sophia_mcore.weights.convert import DEFAULT_SHARD_MIB, Destination, Summary, convert
-from sophia_mcore.weights.copying import WORKERS
+from sophia_mcore.store.digests import Digest
+from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB, WORKERS, Conversion, Destination
+from sophia_mcore.weights.convert import Summary, convert
 from sophia_mcore.weights.verify import verify
 
 
@@ -61,54 +63,22 @@ class BytesProgress:
         self._bars.update(self._id, description=f"{self._task} {text}")
 
 
-def run_convert(
-    source: Path,
-    destination: Path,
-    to: Destination,
-    *,
-    tensor: int = 1,
-    pipeline: int = 1,
-    base: Path | None = None,
-    dtype: str | None = None,
-    shard_size_mib: int = DEFAULT_SHARD_MIB,
-    verify: bool = False,
-    checksums: bool = True,
-    workers: int = WORKERS,
-    dry_run: bool = False,
-    calibration: Path | None = None,
-    quantizer: Path | None = None,
-) -> Summary:
+def run_convert(conversion: Conversion) -> Summary:
     """`convert.convert` with a bar and a closing line; ``dry_run`` prints the plan instead. Raises as it does."""
     with BytesProgress() as progress:
-        summary = convert(
-            source,
-            destination,
-            to,
-            tensor=tensor,
-            pipeline=pipeline,
-            base=base,
-            dtype=dtype,
-            shard_size_mib=shard_size_mib,
-            verify=verify,
-            checksums=checksums,
-            workers=workers,
-            dry_run=dry_run,
-            calibration=calibration,
-            quantizer=quantizer,
-            progress=progress,
-        )
-    if dry_run:
+        summary = convert(conversion, progress)
+    if conversion.dry_run:
         print("\n".join(summary.plan))
         print("\n".join(f"{name}: {size} bytes" for name, size in summary.files.items()))
-    done = "would write" if dry_run else "wrote"
-    proven = "every value within the FP8 bound" if to == "fp8" else "equal bit for bit"
+    done = "would write" if conversion.dry_run else "wrote"
+    proven = "every value within the FP8 bound" if conversion.to == "fp8" else "equal bit for bit"
     checked = f", read back and {proven}" if summary.verified else ""
     checked += "; the source has the digests of its own conversion.json" if summary.source_checked else ""
     for warning in summary.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(
         f"{done} {len(summary.plan)} tensors, {summary.nbytes / 1e9:.3g} GB, "
-        f"{summary.source_layout} -> {summary.target_layout}: {destination}{checked}"
+        f"{summary.source_layout} -> {summary.target_layout}: {conversion.destination}{checked}"
     )
     return summary
 
@@ -118,7 +88,7 @@ def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
 
     Raises SophiaError naming every tensor in which they differ.
     """
-    from sophia_mcore.weights.quantize.check import check_fp8, fp8_pair  # imports pyarrow
+    from sophia_mcore.weights.quantize.fp8 import check_fp8, fp8_pair  # imports pyarrow
 
     with BytesProgress() as progress:
         if (pair := fp8_pair(a, b)) is not None:
@@ -143,8 +113,7 @@ def convert_tool(to: Destination, description: str, arguments: Sequence[str] | N
         parser.add_argument("--calibration", type=Path, required=True, help="a run folder, or a file of texts")
         parser.add_argument("--quantizer", type=Path, help="Python of the environment with nvidia-modelopt")
         parser.add_argument("--dry-run", action="store_true", help="list the tensors, write nothing")
-        options = vars(parser.parse_args(arguments))
-        return run_command("convert", lambda: run_convert(to=to, **options))
+        return _run(to, parser.parse_args(arguments))
     if to == "megatron":
         parser.add_argument("--tp", type=int, default=1, dest="tensor", help="tensor-parallel ranks to cut for")
         parser.add_argument("--pp", type=int, default=1, dest="pipeline", help="pipeline stages to cut for")
@@ -153,11 +122,18 @@ def convert_tool(to: Destination, description: str, arguments: Sequence[str] | N
         parser.add_argument("--shard-size-mib", type=int, default=DEFAULT_SHARD_MIB, help="largest file")
     parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), help="cast all tensors")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare bit by bit")
-    parser.add_argument("--no-checksums", action="store_false", dest="checksums", help="no sha256 in conversion.json")
+    digests = parser.add_mutually_exclusive_group()
+    digests.add_argument(
+        "--digest", choices=get_args(Digest), default="xxh3-128", help="kind of digest of every tensor"
+    )
+    digests.add_argument("--no-checksums", action="store_const", const=None, dest="digest", help="no digests")
     parser.add_argument("--workers", type=int, default=WORKERS, help="tensors copied at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
-    options = vars(parser.parse_args(arguments))
-    return run_command("convert", lambda: run_convert(to=to, **options))
+    return _run(to, parser.parse_args(arguments))
+
+
+def _run(to: Destination, options: argparse.Namespace) -> int:
+    return run_command("convert", lambda: run_convert(Conversion(to=to, **vars(options))) and None)
 
 
 def verify_tool(arguments: Sequence[str] | None = None) -> int:

@@ -7,22 +7,24 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.digests import Digest
 from sophia_mcore.weights import proof
-from sophia_mcore.weights.checkpoint import open_checkpoint
-from sophia_mcore.weights.copying import write_target
+from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB
+from sophia_mcore.weights.formats.copying import write_target
 from sophia_mcore.weights.formats.folder import new_folder
-from sophia_mcore.weights.model_files import write_settings
-from sophia_mcore.weights.targets import plan_hf
+from sophia_mcore.weights.formats.model_files import write_settings
+from sophia_mcore.weights.formats.opening import open_checkpoint
+from sophia_mcore.weights.formats.targets import plan_hf
 
 
 def export_hf(
     checkpoint_dir: Path,
     base_model_dir: Path,
     out_dir: Path,
-    shard_size_mib: int = 5000,
+    shard_size_mib: int = DEFAULT_SHARD_MIB,
     *,
     dtype: str | None = None,
-    checksums: bool = True,
+    digest: Digest | None = "xxh3-128",
     progress: Progress | None = None,
 ) -> None:
     """Write the model of a distributed checkpoint, of any layout, as a Hugging Face folder like the base model's.
@@ -41,11 +43,13 @@ def export_hf(
         raise SophiaError(f"{base_model_dir}: the base of an export must be a Hugging Face folder")
     source = open_checkpoint(Path(checkpoint_dir), base.folder)
     dtypes = {name: dtype or tensor.dtype for name, tensor in base.tensors.items()}
-    if checksums and source.chunks:
+    if digest and source.chunks:
         source.check_bytes(progress)
     with new_folder(Path(out_dir)) as folder:
         target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20)
         progress.start("export", target.nbytes)
-        digests = write_target(source, target, checksums=checksums, advance=progress.advance)
+        digests = write_target(source, target, (digest,) if digest else (), advance=progress.advance)
         write_settings(base.spec, base.folder, folder, base.layout, dtype)
-        write_json(folder / proof.NAME, proof.proof(source, target, digests, verified=False))
+        write_json(
+            folder / proof.NAME, proof.proof(source, target, digests[digest] if digest else None, verified=False)
+        )

@@ -13,12 +13,12 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import Shard, canonical_parameters
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
+from sophia_mcore.weights.formats.opening import Checkpoint, open_checkpoint
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import Tiled, raise_problems, split_rectangles
+from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.ops import Rectangle, matrix_shape, split
-from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 
 EMBEDDING, HEAD = "language.embedding.word_embeddings.weight", "language.output_layer.weight"
 

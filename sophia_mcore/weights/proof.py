@@ -1,31 +1,34 @@
-"""conversion.json: what every tensor was made of, by which operation, and the sha256 of both sides."""
+"""conversion.json: what every tensor was made of, by which operation, and the digests of both sides."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import sophia_mcore
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.weights.checkpoint import Checkpoint
-from sophia_mcore.weights.copying import Digests
+from sophia_mcore.store.digests import Digest
+from sophia_mcore.store.json_files import read_json
+from sophia_mcore.weights.formats.copying import Digests
+from sophia_mcore.weights.formats.opening import Checkpoint
+from sophia_mcore.weights.formats.targets import Target
 from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
-from sophia_mcore.weights.targets import Target
 
 NAME = "conversion.json"
-FORMAT = 1
+FORMAT = 2  # 1 had the sha256 of stored tensors only, under "sha256"
 _PACKAGES = ("torch", "megatron-core", "safetensors", "transformers")
 
 
-def proof(source: Checkpoint, target: Target, digests: Digests, verified: bool) -> dict[str, Any]:
+def proof(source: Checkpoint, target: Target, digests: Digests | None, verified: bool) -> dict[str, Any]:
     """The content of conversion.json.
 
     ``tensors``: one entry per tensor of ours: the stored tensors it was read from and written to, and the operation
-    that joins them on each side. ``sha256``: of each stored tensor's bytes (row-major, as in the file), by its key.
+    that joins them on each side. ``digests``: the algorithm and, for each side, xxh3-128 of our tensors' bytes
+    (row-major, so the same in every layout) or sha256 of the stored tensors' bytes by their keys; null without.
     """
     return {
         "format": FORMAT,
@@ -38,27 +41,34 @@ def proof(source: Checkpoint, target: Target, digests: Digests, verified: bool) 
         "verified": verified,
         "versions": versions(),
         "tensors": [_entry(source.tensors[name], tensor) for name, tensor in target.tensors.items()],
-        "sha256": {"source": dict(digests.source), "target": dict(digests.target)},
+        "digests": digests and asdict(digests),
     }
 
 
-def recorded(folder: Path) -> dict[str, str]:
-    """sha256 by stored key that the conversion which made ``folder`` wrote down; empty if there is none.
+def recorded(folder: Path) -> Digests | None:
+    """The digests that the conversion which made ``folder`` wrote down; None if there are none.
 
     Raises SophiaError when conversion.json is there but is not what a conversion writes.
     """
     file = folder / NAME
     try:
-        digests = json.loads(file.read_text())["sha256"]["target"]
-        return {str(key): str(digest) for key, digest in digests.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = read_json(file)
+        if found is None:
+            return None
+        if found["format"] == 1:
+            given = {"algorithm": "sha256", **found["sha256"]}
+        else:
+            given = found["digests"] or {"algorithm": "sha256", "source": {}, "target": {}}
+        if given["algorithm"] not in get_args(Digest):
+            raise ValueError(f"unknown digest {given['algorithm']!r}")
+        source, target = ({str(k): str(v) for k, v in given[side].items()} for side in ("source", "target"))
+    except (SophiaError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SophiaError(f"{file} is not what a conversion writes ({error!r}); delete it to do without") from None
+    return Digests(given["algorithm"], source, target) if target else None
 
 
 def require_recorded(folder: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Raise SophiaError naming every stored tensor whose sha256 is not the recorded one."""
+    """Raise SophiaError naming every tensor whose digest is not the recorded one."""
     problems = {"changed since": [key for key in found if found[key] != expected.get(key)],
                 "no longer there": [key for key in expected if key not in found]}  # fmt: skip
     raise_problems(f"{folder} is not as its own {NAME} describes it", problems)

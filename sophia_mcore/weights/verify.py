@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
-from sophia_mcore.weights.checkpoint import Checkpoint, open_checkpoint
-from sophia_mcore.weights.copying import WORKERS, buffer_bytes, run_parallel
+from sophia_mcore.weights.conversion import WORKERS
+from sophia_mcore.weights.formats.copying import buffer_bytes, run_parallel
+from sophia_mcore.weights.formats.opening import Checkpoint, open_checkpoint
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
 from sophia_mcore.weights.formats.stream import Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import Tiled, fold_layers

@@ -14,8 +14,8 @@ from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.progress import Progress, worker_progress
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.weights import proof
-from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.export import export_hf
+from sophia_mcore.weights.formats.opening import open_checkpoint
 
 _STEP = re.compile(r"step-(\d{8,})")
 

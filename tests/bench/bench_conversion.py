@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sophia_mcore.weights.copying import WORKERS
+from sophia_mcore.weights.formats.copying import WORKERS
 
 LAYER = {"hidden": 4096, "mlp": 14336, "heads": 32, "groups": 8, "head": 128}
 VOCABULARY = 32_000

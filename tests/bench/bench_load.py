@@ -26,7 +26,7 @@ import torch
 
 from sophia_mcore.model.names import Shard
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, pieces
 from sophia_mcore.weights.load import _boxes, load_parameter
 from sophia_mcore.weights.ops import matrix_shape

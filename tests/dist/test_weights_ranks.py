@@ -19,7 +19,8 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.conversion import Conversion
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.export import export_hf
 from sophia_mcore.weights.load import load_hf
@@ -87,12 +88,12 @@ def test_one_flipped_bit_of_a_trained_weight_is_not_exported(tmp_path: Path) -> 
         file.write(bytes([byte ^ 1]))
     for work in (
         lambda: export_hf(checkpoint, model, tmp_path / "out"),
-        lambda: convert(checkpoint, tmp_path / "out", "hf", base=model),
+        lambda: convert(Conversion(checkpoint, tmp_path / "out", "hf", base=model)),
     ):
         with pytest.raises(SophiaError, match=rf"{chunk.path.name} is corrupt at {re.escape(key)}: its bytes are not"):
             work()
         assert not (tmp_path / "out").exists()
-    export_hf(checkpoint, model, tmp_path / "out", checksums=False)  # as it was asked for
+    export_hf(checkpoint, model, tmp_path / "out", digest=None)  # as it was asked for
 
 
 def parameters(chunks: list[Any], spec: ModelSpec) -> dict[str, torch.Tensor]:
@@ -124,7 +125,7 @@ def load_both_ways(groups: Any, backend: Any, model: Path, converted: Path, dtyp
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_converted_checkpoints_load_at_any_layout(tmp_path: Path, layout: str, ranks: tuple[int, int]) -> None:
     model = FIXTURES / "internvl3-8b-hf"
-    convert(model, tmp_path / "m", "megatron", tensor=ranks[0], pipeline=ranks[1])
+    convert(Conversion(model, tmp_path / "m", "megatron", tensor=ranks[0], pipeline=ranks[1]))
     harness.run_layout(load_both_ways, LAYOUTS[layout], model, tmp_path / "m", "float32")
 
 

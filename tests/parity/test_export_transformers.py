@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
@@ -37,8 +38,8 @@ def load(folder: Path, kind: Any = InternVLForConditionalGeneration) -> Any:
 @pytest.mark.parametrize("family", ["internvl2_5-8b", "internvl2_5-38b", "internvl3-8b", "internvl3-38b"])
 def test_original_releases_give_the_original_code_s_logits_in_transformers(tmp_path: Path, family: str) -> None:
     """Original layout -> Megatron (2 x 2 ranks) -> native; InternLM2 becomes Llama on the way."""
-    convert(FIXTURES / family, tmp_path / "m", "megatron", tensor=2, pipeline=2)
-    convert(tmp_path / "m", tmp_path / "hf", "hf", verify=True)
+    convert(Conversion(FIXTURES / family, tmp_path / "m", "megatron", tensor=2, pipeline=2))
+    convert(Conversion(tmp_path / "m", tmp_path / "hf", "hf", verify=True))
     model = load(tmp_path / "hf")
     reference = load_file(FIXTURES / family / "reference.safetensors")
     for i, sample in enumerate(json.loads((FIXTURES / family / "meta.json").read_text())["samples"]):
@@ -87,7 +88,7 @@ def test_internvl_saved_by_transformers_comes_back_the_same(tmp_path: Path, way:
     internvl().save_pretrained(tmp_path / "0")
     model, images = load(tmp_path / "0"), torch.randn(1, 3, 28, 28)
     for i, layout in enumerate(way):
-        convert(tmp_path / str(i), tmp_path / str(i + 1), layout, verify=True)  # type: ignore[arg-type]
+        convert(Conversion(tmp_path / str(i), tmp_path / str(i + 1), layout, verify=True))  # type: ignore[arg-type]
     again = load(tmp_path / str(len(way)))
     expected, found = logits_and_tokens(model, images), logits_and_tokens(again, images)
     assert torch.equal(expected[0], found[0]) and torch.equal(expected[1], found[1])
@@ -97,8 +98,8 @@ def test_internvl_saved_by_transformers_comes_back_the_same(tmp_path: Path, way:
 def test_text_models_come_back_the_same(tmp_path: Path, kind: str) -> None:
     text(kind).save_pretrained(tmp_path / "0")
     model = load(tmp_path / "0", AutoModelForCausalLM)
-    convert(tmp_path / "0", tmp_path / "1", "megatron", tensor=2, pipeline=4)
-    convert(tmp_path / "1", tmp_path / "2", "hf")
+    convert(Conversion(tmp_path / "0", tmp_path / "1", "megatron", tensor=2, pipeline=4))
+    convert(Conversion(tmp_path / "1", tmp_path / "2", "hf"))
     expected, found = (
         logits_and_tokens(model, None),
         logits_and_tokens(load(tmp_path / "2", AutoModelForCausalLM), None),

@@ -14,6 +14,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.train.reference import check
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 
 IMAGE_TOKEN, VOCABULARY = 201, 211
@@ -86,7 +87,7 @@ def reference(folder: Path, tower: str) -> Path:
     for mine, parameter in zip(gradients.parameters(), model.parameters(), strict=True):
         mine.data = parameter.grad
     gradients.save_pretrained(folder / "gradients")  # the converter knows both layouts' names and cuts
-    convert(folder / "gradients", folder / "original", "hf-custom")
+    convert(Conversion(folder / "gradients", folder / "original", "hf-custom"))
     (weights,) = (folder / "original").glob("*.safetensors")
     tensors |= {f"grad.{name}": value for name, value in load_file(weights).items()}
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / "reference.safetensors")

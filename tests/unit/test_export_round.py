@@ -12,6 +12,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
 from sophia_mcore.weights.worker import export_round
@@ -25,7 +26,7 @@ def trained(tmp_path: Path) -> tuple[Config, RunFolder]:
     policy, run = write(tmp_path / "policy", sizes, make(sizes), "hf"), RunFolder(tmp_path / "run")
     for step in (4, 7):
         run.round(0).checkpoints.mkdir(parents=True, exist_ok=True)
-        convert(policy, run.round(0).checkpoints / f"step-{step:08d}", "megatron")
+        convert(Conversion(policy, run.round(0).checkpoints / f"step-{step:08d}", "megatron"))
     (run.round(0).train / "summary.json").write_text(json.dumps({"steps": 7}))
     values = {
         "run": {"name": "x", "folder": run.path},

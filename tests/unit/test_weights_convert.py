@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sophia_mcore.errors import UsageError
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
 from tests.support.weights_models import FAMILIES, Model, Sizes, layouts, make, write
@@ -47,11 +48,11 @@ def test_every_edge_and_back(tmp_path: Path, name: str) -> None:
     for layout in layouts(sizes):
         source = write(tmp_path / layout, sizes, model, layout)
         tensor = 2 if sizes.groups % 2 == 0 else 1
-        convert(source, tmp_path / f"{layout}-m", "megatron", tensor=tensor, pipeline=2, verify=True)
+        convert(Conversion(source, tmp_path / f"{layout}-m", "megatron", tensor=tensor, pipeline=2, verify=True))
         for other in layouts(sizes):
-            convert(tmp_path / f"{layout}-m", tmp_path / f"{layout}-m-{other}", other, verify=True)
+            convert(Conversion(tmp_path / f"{layout}-m", tmp_path / f"{layout}-m-{other}", other, verify=True))
             assert_same(stored(tmp_path / f"{layout}-m-{other}"), in_layout(model, other))
-            convert(source, tmp_path / f"{layout}-{other}", other, shard_size_mib=1)
+            convert(Conversion(source, tmp_path / f"{layout}-{other}", other, shard_size_mib=1))
             assert_same(stored(tmp_path / f"{layout}-{other}"), in_layout(model, other))
             assert verify(source, tmp_path / f"{layout}-{other}").is_equal
 
@@ -91,12 +92,12 @@ def test_random_models_through_random_layouts(
     lengths = [rows, width, sizes.mlp]
     if any(length % tensor for length in lengths) or sizes.layers % pipeline:
         with pytest.raises(UsageError, match="does not divide"):
-            convert(folder, root / "m", "megatron", tensor=tensor, pipeline=pipeline)
+            convert(Conversion(folder, root / "m", "megatron", tensor=tensor, pipeline=pipeline))
         assert sorted(p.name for p in root.iterdir()) == ["0"]
         return
-    convert(folder, root / "m", "megatron", tensor=tensor, pipeline=pipeline, verify=True)
+    convert(Conversion(folder, root / "m", "megatron", tensor=tensor, pipeline=pipeline, verify=True))
     last = data.draw(st.sampled_from(layouts(sizes)))
-    convert(root / "m", root / "last", last, verify=True)
+    convert(Conversion(root / "m", root / "last", last, verify=True))
     assert_same(stored(root / "last"), in_layout(model, last))
 
 
@@ -104,11 +105,11 @@ def test_proof_names_every_tensor_and_its_digest(tmp_path: Path) -> None:
     sizes = FAMILIES["300m + qwen2"]
     model = make(sizes)
     source = write(tmp_path / "a", sizes, model, "hf-custom")
-    convert(source, tmp_path / "b", "hf", verify=True)
+    convert(Conversion(source, tmp_path / "b", "hf", verify=True, digest="sha256"))
     proof = json.loads((tmp_path / "b" / "conversion.json").read_text())
     for side, state in (("source", model.custom), ("target", model.native)):
         expected = {n: hashlib.sha256(t.view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in state.items()}
-        assert proof["sha256"][side] == expected
+        assert proof["digests"]["algorithm"] == "sha256" and proof["digests"][side] == expected
         assert sorted(k for t in proof["tensors"] for k in t[side]["keys"]) == sorted(expected)
     entry = next(t for t in proof["tensors"] if t["name"] == "vision.layers.1.attention.qkv.weight")
     assert entry["target"]["operation"] == "concat 12+12+12" and entry["source"]["operation"] == "copy"
@@ -121,17 +122,17 @@ def test_cast_while_converting(tmp_path: Path) -> None:
     sizes = replace(FAMILIES["300m + qwen2"], dtype=torch.float32)
     model = make(sizes)
     source = write(tmp_path / "a", sizes, model, "hf")
-    convert(source, tmp_path / "b", "hf-custom", dtype="BF16")
+    convert(Conversion(source, tmp_path / "b", "hf-custom", dtype="BF16"))
     assert_same(stored(tmp_path / "b"), {n: t.to(torch.bfloat16) for n, t in model.custom.items()})
     with pytest.raises(UsageError, match="bit by bit"):
-        convert(source, tmp_path / "c", "hf", dtype="BF16", verify=True)
+        convert(Conversion(source, tmp_path / "c", "hf", dtype="BF16", verify=True))
 
 
 def test_shards_and_index(tmp_path: Path) -> None:
     sizes = replace(FAMILIES["300m + qwen2"], vocabulary=40_000, hidden=16)
     model = make(sizes)
     source = write(tmp_path / "a", sizes, model, "hf")
-    convert(source, tmp_path / "b", "hf", shard_size_mib=1)
+    convert(Conversion(source, tmp_path / "b", "hf", shard_size_mib=1))
     names = sorted(p.name for p in (tmp_path / "b").glob("*.safetensors"))
     assert names == [f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)]
     index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
@@ -152,7 +153,7 @@ def test_names_in_transformers_memory_are_understood(tmp_path: Path) -> None:
         renamed[new if new != name else f"model.{name}"] = tensor.clone()
     source = write(tmp_path / "a", sizes, model, "hf")
     save_file(renamed, source / "model.safetensors")
-    convert(source, tmp_path / "b", "hf-custom")
+    convert(Conversion(source, tmp_path / "b", "hf-custom"))
     assert_same(stored(tmp_path / "b"), model.custom)
 
 
@@ -160,7 +161,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     sizes = FAMILIES["6b + qwen2"]
     model = make(sizes)
     source = write(tmp_path / "a", sizes, model, "hf")
-    summary = convert(source, tmp_path / "b", "megatron", tensor=2, dry_run=True)
+    summary = convert(Conversion(source, tmp_path / "b", "megatron", tensor=2, dry_run=True))
     assert len(summary.plan) == len(model.ours) and "__1_0.distcp" in summary.files
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

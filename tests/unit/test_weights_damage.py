@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.progress import Progress
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.verify import verify
 from tests.support.weights_models import FAMILIES, Model, make, write
 
@@ -61,11 +63,11 @@ def edit(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file(state, folder / "model.safetensors")
 
 
-def refuse(folder: Path, match: str, **options: object) -> str:
+def refuse(folder: Path, match: str, progress: Progress | None = None, **options: object) -> str:
     """The conversion must fail with one line, leave nothing behind and leave the source as it is."""
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(SophiaError, match=match) as caught:
-        convert(folder, folder.parent / "out", "megatron", **options)  # type: ignore[arg-type]
+        convert(Conversion(folder, folder.parent / "out", "megatron", **options), progress)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
@@ -145,7 +147,7 @@ def test_missing_shard_and_lying_index(good: Path, tmp_path: Path) -> None:
 
 def test_no_weights_no_config_no_folder(good: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a folder"):
-        convert(tmp_path / "nothing", tmp_path / "out", "hf")
+        convert(Conversion(tmp_path / "nothing", tmp_path / "out", "hf"))
     (good / "model.safetensors").unlink()
     refuse(good, "no weights in")
     (good / "model.safetensors").mkdir()
@@ -161,7 +163,7 @@ def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", sizes, model, "hf")
     embedding = model.native["language_model.model.embed_tokens.weight"]
     edit(folder, language_model__lm_head__weight=embedding.clone())
-    convert(folder, tmp_path / "b", "hf")
+    convert(Conversion(folder, tmp_path / "b", "hf"))
     assert_same(stored(tmp_path / "b"), model.native)  # the redundant copy is left out
     shutil.rmtree(tmp_path / "b")
     edit(folder, language_model__lm_head__weight=embedding + 1)
@@ -224,28 +226,28 @@ def test_source_changes_while_it_is_read(good: Path, tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_then_run_again(good: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom sophia_mcore.weights import copying, convert\n"
-        "old = copying.write_box\n"
+        "import sys, time\nfrom pathlib import Path\nfrom sophia_mcore.weights.convert import Conversion, convert\n"
+        "from sophia_mcore.weights.formats import copying\nold = copying.write_box\n"
         "def slow(*a):\n    old(*a); print('wrote', flush=True); time.sleep(0.2)\n"
         "copying.write_box = slow\n"
-        "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), 'hf-custom', workers=1)\n"
+        "convert(Conversion(Path(sys.argv[1]), Path(sys.argv[2]), 'hf-custom', workers=1))\n"
     )
     arguments = [sys.executable, "-c", script, str(good), str(tmp_path / "out")]
     child = subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert child.stdout is not None and child.stdout.readline() == b"wrote\n"
     with pytest.raises(SophiaError, match="in use by process"):
-        convert(good, tmp_path / "out", "hf-custom")
+        convert(Conversion(good, tmp_path / "out", "hf-custom"))
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (tmp_path / "out").exists() and (tmp_path / ".tmp-out").exists()
-    convert(good, tmp_path / "out", "hf-custom", verify=True)
+    convert(Conversion(good, tmp_path / "out", "hf-custom", verify=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good", "out"]
     assert not (tmp_path / "out" / "lock").exists()
 
 
 def test_damage_to_a_distributed_checkpoint(good: Path, tmp_path: Path) -> None:
     made = tmp_path / "m"
-    convert(good, made, "megatron", tensor=2)
+    convert(Conversion(good, made, "megatron", tensor=2))
     whole = {p.name: p.read_bytes() for p in made.iterdir()}
 
     def broken(match: str, **files: bytes | None) -> None:
@@ -253,7 +255,7 @@ def test_damage_to_a_distributed_checkpoint(good: Path, tmp_path: Path) -> None:
             path = made / name.replace("_metadata", ".metadata").replace("_distcp", ".distcp")
             path.unlink() if data is None else path.write_bytes(data)
         with pytest.raises(SophiaError, match=match):
-            convert(made, tmp_path / "out", "hf")
+            convert(Conversion(made, tmp_path / "out", "hf"))
         for name, data in whole.items():
             (made / name).write_bytes(data)
 
@@ -265,11 +267,11 @@ def test_damage_to_a_distributed_checkpoint(good: Path, tmp_path: Path) -> None:
     evil = b"cos\nsystem\n(S'touch " + str(tmp_path / "evil").encode() + b"'\ntR."
     broken("corrupt or not a distributed checkpoint", _metadata=evil)
     assert not (tmp_path / "evil").exists()
-    convert(made, tmp_path / "out", "hf", verify=True)
+    convert(Conversion(made, tmp_path / "out", "hf", verify=True))
 
 
 def test_flipped_bit_is_found_by_verify(good: Path, tmp_path: Path) -> None:
-    convert(good, tmp_path / "b", "hf-custom")
+    convert(Conversion(good, tmp_path / "b", "hf-custom"))
     file = tmp_path / "b" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -295,7 +297,7 @@ def test_tools(good: Path, tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_a_checkpoint_s_metadata_is_told_with_its_place(good: Path, tmp_path: Path) -> None:
     """Whatever it hits: a name, a size, a pickle opcode. It may also hit nothing that is read."""
-    convert(good, tmp_path / "made", "megatron")
+    convert(Conversion(good, tmp_path / "made", "megatron"))
     file = tmp_path / "made" / ".metadata"
     whole, seen = file.read_bytes(), 0
     for position in (75, 159, 8087, *range(0, len(whole), len(whole) // 150)):

@@ -17,8 +17,9 @@ from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Caption
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.weights.command import run_verify
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
-from sophia_mcore.weights.quantize.check import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
+from sophia_mcore.weights.quantize.fp8 import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
 from tests.support.weights_models import FAMILIES, make, write
 
 ROOT = Path(__file__).parents[2]
@@ -93,10 +94,10 @@ def test_every_kind_of_wrong_copy_is_refused(source: Path, tmp_path: Path, what:
 
 def test_the_check_gives_what_the_proof_file_needs(source: Path, tmp_path: Path) -> None:
     state = quantized(source)
-    found = check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+    found = check_fp8(source, saved(tmp_path / "copy", state), NoProgress(), "sha256")
     for side, tensors in (("source", load_file(source / "model.safetensors")), ("target", state)):
         digests = {n: sha256(t.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for n, t in tensors.items()}
-        assert getattr(found.digests, side) == digests
+        assert found.digests is not None and getattr(found.digests, side) == digests
         assert sorted(key for entry in found.tensors for key in entry[side]["keys"]) == sorted(tensors)
     kinds = Counter((entry["target"]["operation"], entry["target"]["dtype"]) for entry in found.tensors)
     assert kinds == {("divide by weight_scale, round to E4M3", "F8_E4M3"): 14, ("copy", "BF16"): found.untouched}
@@ -128,11 +129,11 @@ def test_the_proof_file_of_an_fp8_copy(source: Path, tmp_path: Path) -> None:
     (ready / "hf_quant_config.json").write_text(json.dumps(producer))
     quantizer = fake_quantizer(tmp_path / "quantizer", f'cp "{ready}"/* "$4"')
     (tmp_path / "texts").write_text("one\n")
-    summary = convert(source, tmp_path / "out", "fp8", calibration=tmp_path / "texts", quantizer=quantizer)
+    summary = convert(Conversion(source, tmp_path / "out", "fp8", calibration=tmp_path / "texts", quantizer=quantizer))
     proof = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert proof["versions"]["nvidia-modelopt"] == "9.8.7"
-    assert len(proof["tensors"]) == len(proof["sha256"]["source"]) == len(summary.plan) == 14 + proof["untouched"]
-    assert len(proof["sha256"]["target"]) == 14 * 3 + proof["untouched"]
+    assert len(proof["tensors"]) == len(proof["digests"]["source"]) == len(summary.plan) == 14 + proof["untouched"]
+    assert len(proof["digests"]["target"]) == 14 * 3 + proof["untouched"]
 
 
 def test_what_goes_wrong_beside_the_model(source: Path, tmp_path: Path) -> None:
@@ -140,13 +141,13 @@ def test_what_goes_wrong_beside_the_model(source: Path, tmp_path: Path) -> None:
     texts.write_text("one\n")
     failing = fake_quantizer(tmp_path / "failing", "echo error: no such thing >&2; exit 3")
     with pytest.raises(SophiaError, match=r"--quantizer .*failing failed with exit code 3: no such thing"):
-        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing)
+        convert(Conversion(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing))
     (tmp_path / "plain").write_text("not a program")
     with pytest.raises(UsageError, match=r"--quantizer .*plain cannot be run"):
-        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "plain")
+        convert(Conversion(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "plain"))
     texts.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UsageError, match="texts is not a text file"):
-        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing)
+        convert(Conversion(source, tmp_path / "out", "fp8", calibration=texts, quantizer=failing))
     assert not (tmp_path / "out").exists()
 
 
@@ -172,12 +173,12 @@ def test_what_cannot_be_quantized_is_refused_before_anything_runs(source: Path, 
     texts = tmp_path / "texts.txt"
     texts.write_text("one\n")
     with pytest.raises(UsageError, match="--calibration"):
-        convert(source, tmp_path / "out", "fp8")
+        convert(Conversion(source, tmp_path / "out", "fp8"))
     with pytest.raises(UsageError, match="no such interpreter"):
-        convert(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "python")
+        convert(Conversion(source, tmp_path / "out", "fp8", calibration=texts, quantizer=tmp_path / "python"))
     custom = write(tmp_path / "custom", FAMILIES["6b + qwen2"], make(FAMILIES["6b + qwen2"]), "hf-custom")
     with pytest.raises(UsageError, match="convert it --to hf first"):
-        convert(custom, tmp_path / "out", "fp8", calibration=texts)
+        convert(Conversion(custom, tmp_path / "out", "fp8", calibration=texts))
     assert not (tmp_path / "out").exists() and not (tmp_path / ".tmp-out").exists()
 
 
@@ -197,7 +198,7 @@ def test_modelopt_makes_a_right_copy(tmp_path: Path) -> None:
     folder = write(tmp_path / "source", sizes, make(sizes), "hf")
     save_word_tokenizer(folder, sizes.vocabulary)
     (tmp_path / "texts.txt").write_text("w1 w2 w3 w4\nw9 w8 w7\n")
-    convert(folder, tmp_path / "out", "fp8", calibration=tmp_path / "texts.txt", quantizer=ROOT / QUANTIZER)
+    convert(Conversion(folder, tmp_path / "out", "fp8", calibration=tmp_path / "texts.txt", quantizer=ROOT / QUANTIZER))
     proof = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert len(proof["quantized"]) == 14 and proof["calibration"]["texts"] == 2
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_algo"] == "FP8"

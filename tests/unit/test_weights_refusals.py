@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from sophia_mcore.cli import app
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.weights.checkpoint import open_checkpoint
 from sophia_mcore.weights.command import run_convert
+from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from tests.support.weights_models import FAMILIES, make, write
 
 SIZES = FAMILIES["300m + qwen2"]
@@ -45,7 +46,7 @@ def refuse(match: str, source: Path, destination: Path, to: str = "hf", **option
     """The conversion must fail in one line and leave the folders as they are."""
     before = sorted(p for p in source.parent.rglob("*"))
     with pytest.raises(SophiaError, match=match) as caught:
-        convert(source, destination, to, **options)  # type: ignore[arg-type]
+        convert(Conversion(source, destination, to, **options))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value) and sorted(p for p in source.parent.rglob("*")) == before
     return str(caught.value)
 
@@ -71,7 +72,7 @@ def test_a_distributed_checkpoint_of_another_type(good: Path, tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr("sophia_mcore.weights.formats.tiles.WEIGHT_DTYPES", ("F64",))
         retype(good, torch.float64)
-        convert(good, tmp_path / "m", "megatron")
+        convert(Conversion(good, tmp_path / "m", "megatron"))
     refuse(r"of a type .*language.decoder.final_layernorm.weight \(F64\)", tmp_path / "m", tmp_path / "out")
 
 
@@ -90,13 +91,13 @@ def test_a_type_beside_the_configurations_is_warned_of(
     config = json.loads((good / "config.json").read_text())
     config["text_config"]["torch_dtype"] = "bfloat16"
     (good / "config.json").write_text(json.dumps(config))
-    run_convert(good, tmp_path / "same", "hf")
+    run_convert(Conversion(good, tmp_path / "same", "hf"))
     assert "warning" not in capsys.readouterr().err
     retype(good, torch.float32)
-    run_convert(good, tmp_path / "other", "megatron")
+    run_convert(Conversion(good, tmp_path / "other", "megatron"))
     error = capsys.readouterr().err
     assert "tensors are F32, but config.json says bfloat16" in error and error.count("warning: ") == 1
-    run_convert(good, tmp_path / "cast", "hf", dtype="BF16")
+    run_convert(Conversion(good, tmp_path / "cast", "hf", dtype="BF16"))
     assert "warning" not in capsys.readouterr().err
 
 
@@ -104,25 +105,25 @@ def test_a_type_beside_the_configurations_is_warned_of(
 def test_base_is_only_for_a_checkpoint_without_a_configuration(good: Path, tmp_path: Path, to: str) -> None:
     other = write(tmp_path / "other", SIZES, make(SIZES), "hf-custom")
     refuse("--base .*other: .*good has a configuration of its own", good, tmp_path / "out", to, base=other)
-    convert(good, tmp_path / "m", "megatron")
+    convert(Conversion(good, tmp_path / "m", "megatron"))
     refuse("has a configuration of its own", tmp_path / "m", tmp_path / "out", base=other)
     (tmp_path / "m" / "config.json").unlink()
     refuse("--base .*nowhere: no such model folder", tmp_path / "m", tmp_path / "out", base=tmp_path / "nowhere")
-    convert(tmp_path / "m", tmp_path / "out", "hf", base=good, verify=True)
+    convert(Conversion(tmp_path / "m", tmp_path / "out", "hf", base=good, verify=True))
 
 
 def test_a_source_is_held_to_its_own_digests(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, to in (("m", "megatron"), ("h", "hf"), ("c", "hf-custom")):
         made = tmp_path / name
-        convert(good, made, to, tensor=2 if to == "megatron" else 1)  # type: ignore[arg-type]
-        run_convert(made, tmp_path / f"{name}-whole", "hf", verify=True, checksums=False)
+        convert(Conversion(good, made, to, tensor=2 if to == "megatron" else 1))  # type: ignore[arg-type]
+        run_convert(Conversion(made, tmp_path / f"{name}-whole", "hf", verify=True, digest=None))
         assert "the source has the digests of its own conversion.json" in capsys.readouterr().out
-        assert json.loads((tmp_path / f"{name}-whole" / "conversion.json").read_text())["sha256"]["source"] == {}
+        assert json.loads((tmp_path / f"{name}-whole" / "conversion.json").read_text())["digests"] is None
         flip(made)
         refuse("is not as its own conversion.json describes it: 1 tensors changed", made, tmp_path / "out", verify=True)
         (made / "conversion.json").write_text("[]")
         refuse("conversion.json is not what a conversion writes", made, tmp_path / "out", verify=True)
-    run_convert(good, tmp_path / "out", "hf", verify=True)
+    run_convert(Conversion(good, tmp_path / "out", "hf", verify=True))
     assert "digests" not in capsys.readouterr().out
 
 
@@ -134,7 +135,7 @@ def test_values_too_large_for_half_precision(tmp_path: Path) -> None:
     save_file(state, good / "model.safetensors")
     message = r"too large for the dtype .*: language.decoder.final_layernorm.weight \(2 values\)$"
     refuse(message, good, tmp_path / "out", dtype="F16")
-    convert(good, tmp_path / "out", "hf", dtype="BF16")
+    convert(Conversion(good, tmp_path / "out", "hf", dtype="BF16"))
 
 
 def test_destinations_that_are_taken_or_inside_the_source(good: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_options_of_another_layout(good: Path, tmp_path: Path) -> None:
     texts.write_text("one\n")
     for options in ({"dtype": "BF16"}, {"base": tmp_path}):
         with pytest.raises(UsageError):
-            convert(good, tmp_path / "out", "fp8", calibration=texts, **options)  # type: ignore[arg-type]
+            convert(Conversion(good, tmp_path / "out", "fp8", calibration=texts, **options))  # type: ignore[arg-type]
 
 
 def test_the_command_casts(good: Path, tmp_path: Path) -> None:
@@ -176,6 +177,6 @@ def test_a_configuration_of_a_wrong_kind(good: Path, tmp_path: Path, value: obje
 def test_any_number_of_workers_writes_the_same(good: Path, tmp_path: Path) -> None:
     refuse("--workers 0: at least 1", good, tmp_path / "out", workers=0)
     for workers in (1, 3):
-        convert(good, tmp_path / str(workers), "hf-custom", workers=workers)
+        convert(Conversion(good, tmp_path / str(workers), "hf-custom", workers=workers))
     one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.safetensors")} for n in "13")
     assert one == three and one

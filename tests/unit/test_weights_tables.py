@@ -13,11 +13,11 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import tensor_axis
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights import tables
-from sophia_mcore.weights.checkpoint import open_checkpoint
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import Files, read_box
+from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.tables import Join, Row
-from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
 from tests.support.weights_models import FAMILIES, Model, Sizes, layouts, make, write
 
 TABLES = ("VISION", "PROJECTOR", "LANGUAGE")

@@ -33,13 +33,13 @@ from torch.distributed.checkpoint.metadata import (
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.weights.checkpoint import parts_note, stored_key
+from sophia_mcore.weights.formats.opening import parts_note, stored_key
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
+from sophia_mcore.weights.formats.targets import NewFile, Target
 from sophia_mcore.weights.formats.tiles import Tile, Tiled, split_rectangles
 from sophia_mcore.weights.formats.torch_dist import DTYPES, METADATA_NAME, STORAGES
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.tables import Entry, resolve
-from sophia_mcore.weights.targets import NewFile, Target
 
 ALIGNMENT = 64  # of the data in the file, as torch aligns it
 _TORCH = {ours: getattr(torch, name) for name, ours in DTYPES.items()}

@@ -1,4 +1,4 @@
-"""Quantize a model to FP8 with nvidia-modelopt, in the environment that has it; started by `weights.fp8`.
+"""Quantize a model to FP8 with nvidia-modelopt, in the environment that has it; started by `quantize.fp8`.
 
     python -m sophia_mcore.weights.quantize.worker MODEL_DIR OUT_DIR TEXTS.json
 

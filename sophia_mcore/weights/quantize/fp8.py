@@ -6,12 +6,11 @@ inputs are divided by input_scale); vision tower, projector, norms, biases, embe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,17 +19,19 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.digests import Digest, new_digest
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
 from sophia_mcore.weights import proof
-from sophia_mcore.weights.checkpoint import Checkpoint, hub_names, is_fp8_copy, open_checkpoint, single_tile
-from sophia_mcore.weights.copying import Digests
+from sophia_mcore.weights.conversion import Conversion
+from sophia_mcore.weights.formats.copying import Digests
 from sophia_mcore.weights.formats.folder import new_folder
+from sophia_mcore.weights.formats.model_files import copy_model_files
+from sophia_mcore.weights.formats.opening import Checkpoint, hub_names, is_fp8_copy, open_checkpoint, single_tile
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, StoredTensor, open_folder
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import raise_problems
 from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
-from sophia_mcore.weights.model_files import copy_model_files
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
 QUANTIZER = Path(".venv-modelopt/bin/python")
@@ -50,33 +51,32 @@ class Fp8Check:
     untouched: int
     worst: float  # largest error, as a fraction of the bound
     tensors: tuple[Mapping[str, Any], ...]  # per tensor of the source: shape, and keys and dtype on both sides
-    digests: Digests
+    digests: Digests | None
 
 
-def quantize_fp8(
-    source: Path, destination: Path, *, calibration: Path, quantizer: Path = QUANTIZER, progress: Progress
-) -> Fp8Check:
+def quantize_fp8(conversion: Conversion, progress: Progress) -> Fp8Check:
     """Write an FP8 copy of a native Hugging Face folder.
 
-    Args:
-        calibration: a run folder (its stored captions and trajectories are used), or a file with one text per line.
-        quantizer: Python interpreter of the environment with nvidia-modelopt.
+    The conversion's ``calibration`` is a run folder (its stored captions and trajectories are used), or a file with one
+    text per line; its ``quantizer`` is the Python interpreter of the environment with nvidia-modelopt.
 
     Raises:
         UsageError: not a native folder, no interpreter, no texts, the destination exists.
         SophiaError: quantization failed, or its result is not what it must be; nothing is left behind.
     """
+    source, quantizer, calibration = conversion.source, conversion.quantizer or QUANTIZER, conversion.calibration
     require_native(source)
     if not quantizer.is_file():
         raise UsageError(f"{quantizer}: no such interpreter; FP8 needs an environment with nvidia-modelopt")
+    assert calibration is not None, "Conversion.check"
     texts = calibration_texts(calibration)
     progress.note("quantizing")
-    with new_folder(destination) as folder:
+    with new_folder(conversion.destination) as folder:
         _run(quantizer, source, folder, texts)
         for file in folder.glob("*.safetensors"):
             file.chmod(0o644)  # modelopt makes them for the owner alone
         copy_model_files(source, folder, skip=("config.json",))  # its own configuration stays: it names the format
-        found = check_fp8(source, folder, progress)
+        found = check_fp8(source, folder, progress, conversion.digest)
         write_json(folder / proof.NAME, _proof(source, folder, found, calibration, len(texts)))
     return found
 
@@ -153,8 +153,10 @@ def _run(quantizer: Path, source: Path, folder: Path, texts: list[str]) -> None:
         )
 
 
-def check_fp8(source: Path, copy: Path, progress: Progress) -> Fp8Check:
+def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | None = None) -> Fp8Check:
     """Compare an FP8 copy with its source: format, which tensors, and every value against E4M3's rounding bound.
+
+    ``digest``: also form digests of all stored tensors, on both sides.
 
     Raises SophiaError naming every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
     """
@@ -172,7 +174,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress) -> Fp8Check:
     progress.start("check fp8", sum(t.nbytes for t in old.values()))
     worst, changed, outside = 0.0, [], []
     with Files() as files:
-        before, after = _Reader(files), _Reader(files)
+        before, after = _Reader(files, digest), _Reader(files, digest)
         for name, tensor in old.items():
             if name not in linears:
                 if not _same(tensor, new[name], before, after):
@@ -187,7 +189,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress) -> Fp8Check:
             progress.advance(tensor.nbytes)
     raise_problems(f"{copy} differs from {source}", {"changed": changed, "outside the FP8 bound": outside})
     entries = tuple(_entry(name, tensor, new, name in linears) for name, tensor in old.items())
-    digests = Digests(before.digests, after.digests)
+    digests = Digests(digest, before.digests, after.digests) if digest else None
     return Fp8Check(tuple(linears), len(old) - len(linears), worst, entries, digests)
 
 
@@ -208,17 +210,20 @@ def _entry(name: str, old: StoredTensor, new: Mapping[str, StoredTensor], quanti
 
 @dataclass
 class _Reader:
-    """Reads stored tensors band by band; the sha256 of each that was read to its end is in ``digests``."""
+    """Reads stored tensors band by band; the digest of each that was read to its end is in ``digests``."""
 
     files: Files
+    algorithm: Digest | None
     digests: dict[str, str] = field(default_factory=dict)
 
     def bands(self, tensor: StoredTensor) -> Iterator[bytes]:
-        digest = hashlib.sha256()
+        running = new_digest(self.algorithm) if self.algorithm else None
         for band in _bands(tensor, self.files):
-            digest.update(band)
+            if running:
+                running.update(band)
             yield band
-        self.digests[tensor.name] = digest.hexdigest()
+        if running:
+            self.digests[tensor.name] = running.hexdigest()
 
 
 def _same(a: StoredTensor, b: StoredTensor, before: _Reader, after: _Reader) -> bool:
@@ -247,7 +252,7 @@ def _worst_error(old: StoredTensor, new: StoredTensor, scale: float, before: _Re
     """Largest |old - new x scale| as a fraction of the rounding bound; infinity for values that are not finite."""
     import torch
 
-    from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
+    from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 
     worst = 0.0
     for a, b in zip(before.bands(old), after.bands(new), strict=True):
@@ -270,7 +275,7 @@ def _proof(source: Path, folder: Path, found: Fp8Check, calibration: Path, texts
         "worst_error_of_bound": found.worst,
         "versions": proof.versions() | _quantizer_version(folder),
         "tensors": list(found.tensors),
-        "sha256": {"source": dict(found.digests.source), "target": dict(found.digests.target)},
+        "digests": found.digests and asdict(found.digests),
     }
 
 

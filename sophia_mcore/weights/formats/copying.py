@@ -1,16 +1,18 @@
-"""Write a planned checkpoint from an open one: tensor by tensor, in parallel, with checksums as the bytes go by."""
+"""Write a planned checkpoint from an open one: tensor by tensor, in parallel, digests formed as the bytes go by."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.weights.checkpoint import Checkpoint
+from sophia_mcore.store.digests import Digest, new_digest
+from sophia_mcore.weights.conversion import WORKERS
+from sophia_mcore.weights.formats.opening import Checkpoint
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
 from sophia_mcore.weights.formats.stream import (
     BUFFER_BYTES,
@@ -23,30 +25,42 @@ from sophia_mcore.weights.formats.stream import (
     write_box,
     write_bytes_at,
 )
+from sophia_mcore.weights.formats.targets import Target, check_complete
 from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
-from sophia_mcore.weights.targets import Target, check_complete
 
-WORKERS = 2  # each with a buffer of its own
+if TYPE_CHECKING:
+    from sophia_mcore.store.digests import Running
 
 
 @dataclass
-class Checksums:
-    """sha256 of stored tensors, formed while their bytes pass by in order."""
+class RunningDigests:
+    """Digests of tensors, formed while their bytes pass by in order: each byte is hashed once.
 
-    enabled: bool = True
-    _running: dict[str, hashlib._Hash] = field(default_factory=dict)
+    xxh3-128 is of our tensors, row by row, so it is the same in every layout. sha256 is of the stored tensors, which
+    other programs can hash too.
+    """
+
+    algorithm: Digest
+    _running: dict[str, Running] = field(default_factory=dict)
 
     def update(self, tiled: Tiled, box: Rectangle, buffer: memoryview) -> None:
         """Take the bytes of a band of full rows; bands of one tensor come in order."""
-        if self.enabled:
-            for piece in pieces(tiled, box):
-                running = self._running.setdefault(piece.tile.key, hashlib.sha256())
-                for view in _views(buffer, piece):
-                    running.update(view)
+        if self.algorithm == "xxh3-128":
+            self._of(tiled.name).update(buffer)
+            return
+        for piece in pieces(tiled, box):
+            running = self._of(piece.tile.key)
+            for view in _views(buffer, piece):
+                running.update(view)
 
-    def digests(self) -> dict[str, str]:
-        """Hexadecimal digest per stored tensor."""
+    def _of(self, key: str) -> Running:
+        if key not in self._running:
+            self._running[key] = new_digest(self.algorithm)
+        return self._running[key]
+
+    def values(self) -> dict[str, str]:
+        """Hexadecimal digest per tensor."""
         return {key: running.hexdigest() for key, running in self._running.items()}
 
 
@@ -58,38 +72,59 @@ def _views(buffer: memoryview, piece: Piece) -> list[memoryview]:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """sha256 of every stored tensor on both sides, by its key."""
+    """Digests of all tensors on both sides: xxh3-128 by our names, sha256 by the stored tensors' keys."""
 
+    algorithm: Digest
     source: Mapping[str, str]
     target: Mapping[str, str]
+
+
+class _BothSides:
+    """Running digests of source and target. xxh3-128 of a tensor that is not cast is the same on both sides."""
+
+    def __init__(self, algorithm: Digest) -> None:
+        self.source, self.target = RunningDigests(algorithm), RunningDigests(algorithm)
+
+    def update(self, old: Tiled, new: Tiled, box: Rectangle, before: memoryview, after: memoryview) -> None:
+        """Take a band as it was read and as it was written."""
+        self.source.update(old, box, before)
+        if self.target.algorithm == "sha256" or old.dtype != new.dtype:
+            self.target.update(new, box, after)
+
+    def finished(self) -> Digests:
+        source, target = self.source.values(), self.target.values()
+        if self.target.algorithm == "xxh3-128":
+            target = source | target
+        return Digests(self.source.algorithm, source, target)
 
 
 def write_target(
     source: Checkpoint,
     target: Target,
-    *,
-    checksums: bool = True,
+    algorithms: Collection[Digest] = (),
     workers: int = WORKERS,
     advance: Callable[[int], None] = lambda count: None,
-) -> Digests:
-    """Create the target's files and fill them. ``advance`` is called with bytes done, from several threads in turn.
+) -> dict[Digest, Digests]:
+    """Create the target's files and fill them; returns the digests by each of the ``algorithms``.
+
+    ``advance`` is called with bytes done, from several threads in turn.
 
     Raises SophiaError: the disk is full, a source file is damaged or changed; the caller removes the folder.
     """
     check_complete(target.tensors, source.tensors)
-    before, after = Checksums(checksums), Checksums(checksums)
+    digests = {algorithm: _BothSides(algorithm) for algorithm in algorithms}
     with Files() as reading, Files() as writing:
         for file in target.files:
             writing.create(file.path, file.size)
             for offset, data in file.literals:
                 write_bytes_at(writing, file.path, data, offset)
-        work = _Work(source.tensors, target.tensors, reading, writing, before, after, advance)
+        work = _Work(source.tensors, target.tensors, reading, writing, tuple(digests.values()), advance)
         run_parallel(work.copy, list(target.tensors), workers, buffer_bytes(source.tensors.values()))
         too_large = [f"{name} ({count} values)" for name, count in sorted(work.overflows.items())]
         raise_problems("values too large for the dtype they are cast to", {"with infinities": too_large})
         writing.sync()
     source.check_unchanged()
-    return Digests(before.digests(), after.digests())
+    return {algorithm: sides.finished() for algorithm, sides in digests.items()}
 
 
 def buffer_bytes(tensors: Iterable[Tiled]) -> int:
@@ -126,8 +161,7 @@ class _Work:
     target: Mapping[str, Tiled]
     reading: Files
     writing: Files
-    before: Checksums
-    after: Checksums
+    digests: tuple[_BothSides, ...]
     advance: Callable[[int], None]
     overflows: Counter[str] = field(default_factory=Counter)  # finite values that a cast made infinite
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -143,10 +177,10 @@ class _Work:
             view = buffer[: count * row_bytes]
             box = Rectangle(row, count, 0, columns)
             read_box(old, box, view, self.reading)
-            self.before.update(old, box, view)
             written, overflows = (view, 0) if old.dtype == new.dtype else cast(view, old.dtype, new.dtype)
             write_box(new, box, written, self.writing)
-            self.after.update(new, box, written)
+            for sides in self.digests:
+                sides.update(old, new, box, view, written)
             with self.lock:
                 if overflows:
                     self.overflows[name] += overflows
@@ -157,7 +191,7 @@ def cast(data: memoryview, old: str, new: str) -> tuple[memoryview, int]:
     """The same values in another floating-point type (round to nearest even), and how many became infinite."""
     import torch  # only for checkpoints of mixed precision; plain copies need no torch
 
-    from sophia_mcore.weights.torch_dtypes import TORCH_DTYPES
+    from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 
     if old not in TORCH_DTYPES or new not in TORCH_DTYPES:
         raise SophiaError(f"cannot cast {old} to {new}")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
-from sophia_mcore.weights import configs, proof
+from sophia_mcore.store.json_files import read_json
+from sophia_mcore.weights import proof
+from sophia_mcore.weights.formats import hf_configs
 from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
 
 # What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
@@ -46,33 +46,33 @@ def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtyp
     """
     same = to in ("megatron", spec.layout)
     copy_model_files(model_dir, folder, code=same)
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json") or {}
     if dtype is not None:
-        config = configs.with_dtype(config, dtype)
+        config = hf_configs.with_dtype(config, dtype)
         write_json(folder / "config.json", config)
     if same:
         return
-    image = _read(folder / "preprocessor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or {}
     if to == "hf-custom":
-        write_json(folder / "config.json", configs.custom_config(config, spec, image))
+        write_json(folder / "config.json", hf_configs.custom_config(config, spec, image))
         _check_same_model(spec, folder)
         return
-    write_json(folder / "config.json", configs.native_config(config, spec))
-    for name, settings in configs.native_processor(config, image, spec).items():
+    write_json(folder / "config.json", hf_configs.native_config(config, spec))
+    for name, settings in hf_configs.native_processor(config, image, spec).items():
         write_json(folder / name, settings)
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.exists():
-        write_json(tokenizer, configs.native_tokenizer(_read(tokenizer)))
+        write_json(tokenizer, hf_configs.native_tokenizer(read_json(tokenizer) or {}))
     _check_same_model(spec, folder)
 
 
 def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
     """A line if tensors (``dtypes`` by name) have another dtype than config.json names: loaders cast to the latter."""
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json") or {}
     sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
     named = (s.get(key) for s in sections if isinstance(s, dict) for key in ("dtype", "torch_dtype"))
-    wanted = next((name for name in named if name in configs.DTYPE_NAMES.values()), None)
-    others = [dtype for dtype in dtypes.values() if configs.DTYPE_NAMES.get(dtype) != wanted]
+    wanted = next((name for name in named if name in hf_configs.DTYPE_NAMES.values()), None)
+    others = [dtype for dtype in dtypes.values() if hf_configs.DTYPE_NAMES.get(dtype) != wanted]
     if wanted is None or not others:
         return ()
     kinds = ", ".join(sorted(set(others)))
@@ -89,13 +89,3 @@ def _check_same_model(spec: ModelSpec, folder: Path) -> None:
         old["family"], new["family"] = (family.get(s.language.family, s.language.family) for s in (spec, found))
         if wrong := [f"{part}.{key} {old[key]!r} became {new[key]!r}" for key in old if old[key] != new[key]]:
             raise SophiaError(f"{folder}: the translated configuration describes another model: {', '.join(wrong)}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"{path}: cannot be read as JSON ({error})") from None
-    return value if isinstance(value, dict) else {}
