@@ -12,11 +12,11 @@ from sophia_mcore.generate.engine import Engine
 from sophia_mcore.generate.phase import read_questions, run_phase
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import UnitQueue, units_of
-from sophia_mcore.verify.grade import Grader
 
 
 def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progress: Progress, attempts: int = 1) -> int:
@@ -29,7 +29,7 @@ def evaluate(config: Config, run: RunFolder, label: str, engine: Engine, progres
     questions = {q.id: q for q in read_questions(run.evaluation_questions_file, with_images=False)}
     system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
     finished = 0
-    with Grader(config.score) as grader:
+    with open_grader(config.score) as grader:
         for protocol in config.evaluate.protocols:
             exam = Exam(
                 questions=questions,

@@ -16,11 +16,11 @@ from sophia_mcore.generate.engine import Engine
 from sophia_mcore.generate.phase import read_questions, run_phase
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import UnitQueue, units_of
-from sophia_mcore.verify.grade import Grader
 
 
 def generate_fresh(
@@ -33,7 +33,7 @@ def generate_fresh(
     """
     questions = {question.id: question for question in read_questions(run.questions_file, with_images=True)}
     system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
-    with Grader(config.score) as grader:
+    with open_grader(config.score) as grader:
         exam = Exam(
             questions=questions,
             system=system,

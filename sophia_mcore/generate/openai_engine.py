@@ -1,8 +1,6 @@
 """Any OpenAI-compatible endpoint as an engine, such as a hosted reasoner.
 
-The `openai` client retries (429, 5xx, lost connections; exponential backoff, Retry-After) and times out; this module
-bounds concurrency, keeps order, and turns failures into one line. The API key comes from the environment variable that
-the configuration names and appears in no message.
+Retries, time-outs and error messages are those of `endpoint`; this module bounds concurrency and keeps order.
 """
 
 from __future__ import annotations
@@ -10,19 +8,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
+from sophia_mcore.endpoint import Endpoint, RequestRefusedError
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, nothing
 from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Message
 
-_NO_KEY = "none"  # many local servers want none, the client wants something
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
 
 
@@ -30,16 +26,12 @@ class OpenAIEngine:
     """Implements ``engine.Engine``. Token ids are unknown; token counts are the endpoint's own."""
 
     def __init__(self, config: OpenAIConfig) -> None:
-        import openai
-
-        logging.getLogger("openai").setLevel(logging.WARNING)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._config = config
-        self._key = os.environ.get(config.api_key_variable, "")
-        self._client = openai.OpenAI(
+        self._endpoint = Endpoint(
             base_url=config.base_url,
-            api_key=self._key or _NO_KEY,
-            timeout=config.timeout_seconds,
+            model_name=config.model_name,
+            api_key_variable=config.api_key_variable,
+            timeout_seconds=config.timeout_seconds,
             max_retries=config.max_retries,
         )
         self._logprobs = True  # until the endpoint refuses them
@@ -75,28 +67,22 @@ class OpenAIEngine:
         raise SophiaError(f"the endpoint {self._config.base_url} serves its own model; it cannot load {model_dir}")
 
     def close(self) -> None:
-        """Close connections."""
-        self._client.close()
+        """Close the connections."""
+        self._endpoint.close()
 
     def _one(self, request: Request) -> Completion:
-        import openai
-
         messages = as_openai(request.messages, request.images)
         with_logprobs = self._logprobs
         try:
             return self._ask(request, messages, with_logprobs)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+        except RequestRefusedError as error:
             if not (with_logprobs and "logprob" in str(error).lower()):
-                raise self._failure(error) from None
-        except openai.OpenAIError as error:
-            raise self._failure(error) from None
+                raise
         self._logprobs = False
         return self._one(request)
 
     def _ask(self, request: Request, messages: list[dict[str, Any]], with_logprobs: bool) -> Completion:
         body: dict[str, Any] = {
-            "model": self._config.model_name,
-            "messages": messages,
             "temperature": request.sampling.temperature,
             "top_p": request.sampling.top_p,
             "max_tokens": request.sampling.max_tokens,
@@ -104,9 +90,7 @@ class OpenAIEngine:
         }
         if with_logprobs:
             body["logprobs"] = True
-        reply = self._client.chat.completions.create(**body)
-        if not reply.choices:
-            raise SophiaError(f"{self._where}: the reply holds no choice")
+        reply = self._endpoint.complete(messages, **body)
         choice = reply.choices[0]
         logprobs = getattr(getattr(choice, "logprobs", None), "content", None) or []
         count = reply.usage.completion_tokens if reply.usage else len(logprobs)
@@ -118,32 +102,6 @@ class OpenAIEngine:
             finish_reason="stop" if choice.finish_reason == "stop" else "length",
             prompt_text=_prompt_text(request),
         )
-
-    @property
-    def _where(self) -> str:
-        return f"endpoint {self._config.base_url}"
-
-    def _failure(self, error: Exception) -> SophiaError:
-        """One line: what, where, what to do. Server texts are shortened and never show the key."""
-        import openai
-
-        config = self._config
-        retries = f"{config.max_retries} retries"
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            state = "holds a key it does not accept" if self._key else "is not set"
-            return SophiaError(f"{self._where} refused access: environment variable {config.api_key_variable} {state}")
-        if isinstance(error, openai.NotFoundError):
-            return SophiaError(f"{self._where} does not know model {config.model_name!r}, or is not its base_url (404)")
-        if isinstance(error, openai.APITimeoutError):
-            return SophiaError(f"{self._where} gave no answer within {config.timeout_seconds:g} s, after {retries}")
-        if isinstance(error, openai.APIConnectionError):
-            return SophiaError(f"{self._where} cannot be reached, after {retries}")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = (lines[0] if lines else type(error).__name__)[:300]
-        if self._key:
-            text = text.replace(self._key, "***")
-        suffix = f", after {retries}" if isinstance(error, openai.RateLimitError | openai.InternalServerError) else ""
-        return SophiaError(f"{self._where}: {text}{suffix}")
 
 
 def as_openai(messages: Sequence[Message], images: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""Verdicts and rewards: final answers extracted, compared in killable processes, turned into rewards, and selected.
+"""Verdicts become rewards and a kept set. The comparison of answers itself is `verify`.
 
-extract   response -> the final answer as text, or None
-exact     what can be decided in microseconds: equal strings, rational numbers, option letters
-equivalence, worker, pool   everything else, with math-verify in processes that can be killed
-grade     the Grader, which joins these with caches; grade_file is `sophia grade`
-reward    outcome, visual reward, selection (eqs. 4-6): pure functions
-phase     the score phase of a round over the store
+reward, advantage   outcome, visual reward, selection (eqs. 4-6), weights of trajectories: pure functions
+grading, judge      the grader that `[score]` describes, and its language-model judge
+phase               the score phase of a round over the store; second_opinion asks math-verify about a sample
+grade_file, lines   `sophia grade`
+rescore             what another version of the verifier changes
+children, helper    further processes that share the work
 """

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress
+from sophia_mcore.score.children import helpers
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.lines import check_head, checked
 from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
@@ -27,7 +29,6 @@ from sophia_mcore.store import atomic
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
-from sophia_mcore.verify.children import helpers
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import Grade, GradeItem
 
@@ -158,7 +159,7 @@ def _grade_units(
     The process with ``joined`` joins the parts meanwhile, and stays until all are done.
     """
     parts = _parts(out_path)
-    with Grader(config) as grader:
+    with open_grader(config) as grader:
 
         def work(unit: Unit, report: Callable[[int], None]) -> list[GradedPart]:
             if joined is not None:
@@ -219,7 +220,7 @@ def _remove(parts: Path) -> None:
 
 def _plan(path: Path, config: Score, bytes_per_unit: int) -> dict[str, _Piece]:
     """Units of consecutive lines by id, which holds a hash of their place and of the verifier with its settings."""
-    with Grader(config) as grader:
+    with open_grader(config) as grader:
         settings = f"{grader.version} {config.timeout_seconds} {config.memory_limit_mib}"
     pieces: dict[str, _Piece] = {}
     try:

@@ -20,6 +20,8 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.score.children import helpers
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
@@ -29,7 +31,6 @@ from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
-from sophia_mcore.verify.children import helpers
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
 
@@ -84,7 +85,7 @@ def grade_round(
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
     units, shards = _units(config, folder)
     tally: Counter[str] = Counter()
-    with Grader(config.score.model_copy(update={"workers": workers})) as grader:
+    with open_grader(config.score, workers) as grader:
         set_aside(folder.verdicts, grader.version, [unit.id for unit in units])
 
         def work(unit: Unit, report: Callable[[int], None]) -> list[Verdict]:

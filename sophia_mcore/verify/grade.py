@@ -7,21 +7,19 @@ import importlib.metadata
 import queue
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import VerdictName
 from sophia_mcore.verify import exact
 from sophia_mcore.verify.extract import extract
-from sophia_mcore.verify.judge import Judge
 from sophia_mcore.verify.pool import Outcome, Pool
 from sophia_mcore.verify.rules import rule_for
-from sophia_mcore.verify.types import RULES_VERSION, VERIFIER, Grade, GradeItem
+from sophia_mcore.verify.types import RULES_VERSION, VERIFIER, Grade, GradeItem, Judge
 
 WINDOW = 4096  # items read ahead of the slowest unanswered one
 CACHE_ENTRIES = 200_000
@@ -51,15 +49,22 @@ class _Row:
 class Grader:
     """Grades answers; a context manager that owns its worker processes and its judge.
 
+    ``workers`` processes compare what the exact rules leave open, each comparison for at most ``timeout_seconds`` of
+    CPU time and within ``memory_limit_mib`` of memory. ``judge`` decides on free text that is not the gold answer's.
     One stuck or dead worker never loses or reorders another's answer. Not for use by two threads at once; each thread
-    may have its own. Raises SophiaError when math-verify or the judge's client library is missing.
+    may have its own. Raises SophiaError when math-verify is missing.
     """
 
-    def __init__(self, config: Score) -> None:
-        self._judge = Judge(config.judge) if config.judge else None
-        self._judge_extracts = config.judge is not None and config.judge.extract
-        self.version = verifier_version(self._judge)
-        self._pool = Pool(config.workers, config.timeout_seconds, config.memory_limit_mib)
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_seconds: float = 1.0,
+        memory_limit_mib: int = 2048,
+        judge: Judge | None = None,
+    ) -> None:
+        self._judge = judge
+        self.version = verifier_version(judge)
+        self._pool = Pool(workers, timeout_seconds, memory_limit_mib)
         self._cache: dict[Hashable, VerdictName] = {}
         self._waiting: dict[Hashable, list[_Row]] = {}  # rows that await the same comparison or judgement
         self._judged: queue.SimpleQueue[tuple[Hashable, Future[Any]]] = queue.SimpleQueue()
@@ -76,7 +81,7 @@ class Grader:
     def grade_many(self, items: Iterable[GradeItem]) -> Iterator[Grade]:
         """Grades in the order of the items, read lazily at most ``WINDOW`` ahead.
 
-        Raises SophiaError if no worker process can start, JudgeUnreachableError when the judge's endpoint is away.
+        Raises SophiaError if no worker process can start, and whatever the judge raises.
         """
         window: deque[_Row] = deque()
         source = iter(items)
@@ -109,7 +114,7 @@ class Grader:
         )
         if extracted is not None:
             self._compare(row, started)
-        elif self._judge and self._judge_extracts and item.response.strip():
+        elif self._judge and self._judge.extracts and item.response.strip():
             key = ("extract", item.question, item.response)
             if self._wait_for(key, row):
                 self._on_judgement(key, self._judge.extraction(item.question, item.response))
@@ -185,6 +190,30 @@ class Grader:
         if len(self._cache) >= CACHE_ENTRIES:
             self._cache.clear()
         self._cache[key] = verdict
+
+
+def grade_one(
+    response: str,
+    answer: str,
+    answer_type: str = "",
+    options: Sequence[str] = (),
+    question: str = "",
+    *,
+    rules: str = "",
+    tolerance: float | None = None,
+    judge: Judge | None = None,
+) -> Grade:
+    r"""The verdict on one response; the fields are those of ``GradeItem``. For many responses use ``Grader``.
+
+    A worker process starts (about a second) only when the exact rules leave the comparison open. Only ``judge`` reads
+    the question.
+
+    >>> grade_one(r"Half of it, so \boxed{\frac{1}{2}}.", "0.5").verdict
+    'correct'
+    """
+    item = GradeItem("", response, answer, answer_type, tuple(options), rules, tolerance, question)
+    with Grader(workers=1, judge=judge) as grader:
+        return next(grader.grade_many([item]))
 
 
 def _prepare_gold(

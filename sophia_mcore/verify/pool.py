@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.verify.children import module_environment
 
 WALL_FACTOR = 5.0
 PREFETCH = 4  # tasks that wait inside a worker, so that it need not wait for the parent
@@ -68,6 +67,13 @@ def _cpu_seconds(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
     except (OSError, IndexError, ValueError):
         return float("inf")
+
+
+def module_environment() -> dict[str, str]:
+    """Environment in which a child of the same interpreter finds this package, wherever it was imported from."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Pool:

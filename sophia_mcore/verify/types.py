@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from sophia_mcore.records import VerdictName
 
@@ -42,3 +44,24 @@ class Grade:
     seconds: float
     verifier: str
     verifier_version: str
+
+
+class Judge(Protocol):
+    """What the grader needs of a judge of free text, for example a language model (``score.judge``)."""
+
+    @property
+    def version(self) -> str:
+        """Becomes part of the verifier's version."""
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it is also asked for the final answer where no rule finds one."""
+
+    def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
+        """Whether ``given`` means the same as ``answer``."""
+
+    def extraction(self, question: str, response: str) -> Future[str | None]:
+        """The final answer in ``response``; "" if it commits to none, None if the judge fails."""
+
+    def close(self) -> None:
+        """Drop what has not been asked yet."""

@@ -45,7 +45,7 @@ def cpu_seconds() -> float:
 
 def ours(items: list[GradeItem]) -> tuple[float, list[str]]:
     """(CPU-seconds, verdicts) with warm workers."""
-    with Grader(Score(workers=1)) as grader:
+    with Grader(workers=1) as grader:
         list(grader.grade_many([GradeItem("warm", r"\boxed{500 cm}", "5 m")]))
         before = cpu_seconds()
         verdicts = [grade.verdict for grade in grader.grade_many(items)]

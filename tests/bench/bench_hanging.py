@@ -16,7 +16,6 @@ import random
 import time
 from dataclasses import replace
 
-from sophia_mcore.config.schema import Score
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
 from tests.bench.answers import FOUND, HANGING, stream
@@ -36,7 +35,7 @@ def spoiled(items: list[GradeItem], kinds: dict[str, str], share: float) -> list
 def one_by_one() -> list[dict[str, object]]:
     """How each kind ends by itself, against the gold answer 9."""
     found: list[dict[str, object]] = []
-    with Grader(Score(workers=1)) as grader:
+    with Grader(workers=1) as grader:
         list(grader.grade_many([GradeItem("warm", r"\boxed{500 cm}", "5 m")]))
         for name, answer in {**HANGING, **FOUND}.items():
             started = time.perf_counter()

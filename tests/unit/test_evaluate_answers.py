@@ -75,7 +75,7 @@ def test_the_judge_is_told_the_question(tmp_path: Path, monkeypatch: pytest.Monk
                 asked[item.id.split(".")[0]] = item.question
             return super().grade_many(items)
 
-    monkeypatch.setattr("sophia_mcore.evaluate.answers.Grader", Listening)
+    monkeypatch.setattr("sophia_mcore.score.grading.Grader", Listening)
     run = make_run(tmp_path)
     evaluate(make_config(tmp_path), run, "base", Clever(), NoProgress())
     assert asked == {q.id: q.question for q in read_shard(run.evaluation_questions_file, Question)}

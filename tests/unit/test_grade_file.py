@@ -150,7 +150,7 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
     parts = tmp_path / "out.jsonl.parts"
     parts.mkdir()
     (parts / "plan.json").write_text(json.dumps({"000000-0": (0, source.stat().st_size, 1, 11)}))
-    command = [sys.executable, "-m", "sophia_mcore.verify.helper"]
+    command = [sys.executable, "-m", "sophia_mcore.score.helper"]
     child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdin.write(json.dumps(job) + "\n")
     child.stdin.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sophia_mcore.config.schema import Score
 from sophia_mcore.verify import exact
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
@@ -12,7 +11,7 @@ from sophia_mcore.verify.types import GradeItem
 
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(Score(workers=1, timeout_seconds=5.0)) as instance:
+    with Grader(workers=1, timeout_seconds=5.0) as instance:
         yield instance
 
 
@@ -93,7 +92,7 @@ def test_a_gold_answer_that_breaks_the_comparison_costs_only_itself(monkeypatch)
 
     monkeypatch.setattr(exact, "prepare", prepare)
     items = [GradeItem(str(n), r"\boxed{5}", gold) for n, gold in enumerate(("5", "odd", "5"))]
-    with Grader(Score(workers=1)) as grader:
+    with Grader(workers=1) as grader:
         verdicts = [grade.verdict for grade in grader.grade_many(items)]
     assert verdicts[::2] == ["correct", "correct"]
     assert verdicts[1] in ("wrong", "error")

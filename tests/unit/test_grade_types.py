@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sophia_mcore.config.schema import Score
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
 
 
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(Score(workers=1, timeout_seconds=5.0)) as instance:
+    with Grader(workers=1, timeout_seconds=5.0) as instance:
         yield instance
 
 

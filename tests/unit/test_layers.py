@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sophia_mcore"
 
 LAYERS = {
-    "__version__": 0, "errors": 0, "records": 0, "config": 0, "progress": 0,
+    "__version__": 0, "errors": 0, "records": 0, "config": 0, "progress": 0, "endpoint": 0,
     "store": 1, "data": 1, "pretrained": 1, "verify": 1, "score": 1, "batch": 1,
     "objective.losses": 1, "objective.reduce": 1, "objective": 1,
     "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,
@@ -74,6 +74,19 @@ def test_imports_go_down_only() -> None:
             assert other in LAYERS, f"{path}:{line}: {target} has no layer"
             if LAYERS[other] > LAYERS[own]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {own} imports {other}, which lies above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_verifier_is_useful_alone() -> None:
+    """verify/ knows no configuration, store, progress or phase: only the shared types and errors."""
+    allowed = {"verify", "records", "errors"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: verify imports {target}"
+        for path in modules()
+        if unit_of(name_of(path)) == "verify"
+        for target, line in imports_of(path)
+        if unit_of(target) not in allowed
+    ]
     assert not wrong, "\n".join(wrong)
 
 

@@ -12,11 +12,11 @@ from sophia_mcore.config.schema import Judge as JudgeConfig
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress
+from sophia_mcore.score import judge as judging
+from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.judge import JudgeUnreachableError, parse_extraction, parse_verdict
 from sophia_mcore.score.phase import score_round
 from sophia_mcore.store.shards import shard_files
-from sophia_mcore.verify import judge as judging
-from sophia_mcore.verify.grade import Grader
-from sophia_mcore.verify.judge import JudgeUnreachableError, parse_extraction, parse_verdict
 from sophia_mcore.verify.types import GradeItem
 from tests.unit import test_score_phase
 from tests.unit.test_score_phase import config_for, make_run, trajectory
@@ -115,7 +115,7 @@ def settings(url, tmp_path, **more):
 
 
 def grades(score, items):
-    with Grader(score) as grader:
+    with open_grader(score) as grader:
         return list(grader.grade_many(items))
 
 

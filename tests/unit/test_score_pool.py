@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.verify import pool as pool_module
 from sophia_mcore.verify.grade import Grader
@@ -192,7 +191,7 @@ ITEMS = [
 
 
 def verdicts(items=ITEMS, **settings):
-    with Grader(Score(**{"workers": 2, "timeout_seconds": 1.0, **settings})) as grader:
+    with Grader(**{"workers": 2, "timeout_seconds": 1.0, **settings}) as grader:
         return [(grade.id, grade.verdict) for grade in grader.grade_many(items)]
 
 
@@ -240,7 +239,7 @@ def test_several_graders_in_threads():
 
 def test_no_process_starts_for_answers_that_need_none():
     before = len(descendants())
-    with Grader(Score()) as grader:
+    with Grader() as grader:
         grades = list(grader.grade_many(GradeItem(str(n), rf"\boxed{{{n}}}", "7") for n in range(20)))
         assert len(descendants()) == before
     assert [g.verdict for g in grades] == ["wrong"] * 7 + ["correct"] + ["wrong"] * 12
@@ -254,7 +253,7 @@ def test_items_are_read_lazily():
             taken.append(n)
             yield GradeItem(str(n), r"\boxed{7}", "7")
 
-    with Grader(Score()) as grader:
+    with Grader() as grader:
         stream = grader.grade_many(items())
         next(stream)
         assert len(taken) < 5000
@@ -263,7 +262,7 @@ def test_items_are_read_lazily():
 
 def test_no_process_starts_for_algebra_that_could_not_end():
     before = len(descendants())
-    with Grader(Score()) as grader:
+    with Grader() as grader:
         (grade,) = grader.grade_many([GradeItem("a", r"\boxed{\sin(10^{10^{10}})}", "0.25")])
         assert len(descendants()) == before
     assert grade.verdict == "timeout"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import UsageError
 
-NAMES = ("describe", "simulate_seeing", "long_thinking")
+NAMES = ("describe", "simulate_seeing", "long_thinking", "judge", "extract_answer")
 
 
 def load_prompt(name: str, override: Path | None = None, needs: tuple[str, ...] = ()) -> str:

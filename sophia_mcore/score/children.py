@@ -9,17 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from sophia_mcore.verify.pool import module_environment
+
 END_SECONDS = 30.0
-
-
-def module_environment() -> dict[str, str]:
-    """Environment in which a child of the same interpreter finds this package, wherever it was imported from."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextlib.contextmanager
@@ -32,7 +26,7 @@ def helpers(count: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "sophia_mcore.verify.helper"],
+            [sys.executable, "-m", "sophia_mcore.score.helper"],
             env=module_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

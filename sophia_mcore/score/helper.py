@@ -1,4 +1,4 @@
-"""A helper process of the score phase or of `sophia grade` (see ``parallel.helpers``): its job arrives on stdin."""
+"""A helper process of the score phase or of `sophia grade` (see ``children.helpers``): its job arrives on stdin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from sophia_mcore.config.schema import Config, Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
-from sophia_mcore.verify.children import end_with_parent
+from sophia_mcore.score.children import end_with_parent
 
 
 def main() -> int:

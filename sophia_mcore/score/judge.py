@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Judge as JudgeConfig
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.data.prompts import fill, load_prompt
+from sophia_mcore.endpoint import Endpoint, EndpointUnreachableError, NoCompletionError, RequestRefusedError
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import VerdictName
 from sophia_mcore.store.atomic import write_json
 
@@ -25,7 +26,6 @@ RESPONSE_CHARACTERS = 4_000  # the end of a response that is shown for extractio
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0  # before a reply that is no completion is asked for again
 _VERDICT = re.compile(r"verdict\s*:\s*[*_]*(correct|wrong)[*_]*\.?", re.IGNORECASE)
 _ANSWER = re.compile(r"answer\s*:\s*(?P<answer>\S.*)", re.IGNORECASE)
-_PLACEHOLDER = re.compile(r"\{(question|answer|response)\}")
 
 
 def parse_verdict(reply: str) -> VerdictName:
@@ -54,26 +54,30 @@ class JudgeUnreachableError(SophiaError):
     """The endpoint is away or refuses everything: no verdict may be made of that."""
 
 
-class Judge:
-    """Asks the endpoint in background threads. Raises SophiaError without the client library, UsageError for a prompt
-    file that cannot be used."""
+class LanguageModelJudge:
+    """Implements ``verify.types.Judge``; asks the endpoint in background threads.
+
+    Raises SophiaError without the client library, UsageError for a prompt file that cannot be used.
+    """
 
     def __init__(self, config: JudgeConfig) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise SophiaError("score.judge needs the `openai` package in this environment") from error
         self._config = config
-        self._client = openai.OpenAI(
+        self._endpoint = Endpoint(
             base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_variable) or "none",  # many local servers want none
-            timeout=config.timeout_seconds,
+            model_name=config.model_name,
+            api_key_variable=config.api_key_variable,
+            timeout_seconds=config.timeout_seconds,
             max_retries=config.max_retries,
         )
         self._away: JudgeUnreachableError | None = None  # why no further request makes sense
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
-        self._judge_prompt = _template("judge", config.judge_prompt_file)
-        self._extract_prompt = _template("extract_answer", config.extract_prompt_file)
+        self._judge_prompt = load_prompt("judge", config.judge_prompt_file, needs=("response",))
+        self._extract_prompt = load_prompt("extract_answer", config.extract_prompt_file, needs=("response",))
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it is also asked for the final answer where no rule finds one."""
+        return self._config.extract
 
     @property
     def version(self) -> str:
@@ -84,20 +88,21 @@ class Judge:
     def close(self) -> None:
         """Drop what has not been asked yet and end the threads."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        self._client.close()
+        self._endpoint.close()
 
     def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
         """Whether ``given`` means the same as ``answer``; "error" if no reply was usable.
 
         The future's result raises JudgeUnreachableError when the endpoint stays away.
         """
-        values = {"question": question, "answer": answer, "response": given}
-        return self._threads.submit(self._ask, _fill(self._judge_prompt, values), parse_verdict, "error")
+        prompt = fill(self._judge_prompt, question=question, answer=answer, response=given)
+        return self._threads.submit(self._ask, prompt, parse_verdict, "error")
 
     def extraction(self, question: str, response: str) -> Future[str | None]:
         """The final answer that ``response`` commits to, "" if none, None if no reply was usable."""
-        values = {"question": question, "response": response[-RESPONSE_CHARACTERS:], "answer": ""}
-        return self._threads.submit(self._ask, _fill(self._extract_prompt, values), parse_extraction, None)
+        shown = response[-RESPONSE_CHARACTERS:]
+        prompt = fill(self._extract_prompt, question=question, response=shown, answer="")
+        return self._threads.submit(self._ask, prompt, parse_extraction, None)
 
     def _ask(self, prompt: str, parse: Callable[[str], Any], failure: Any) -> Any:
         """The parsed reply to a prompt. Only replies that could be parsed are cached."""
@@ -116,36 +121,30 @@ class Judge:
         return parsed
 
     def _reply(self, prompt: str) -> str | None:
-        """The endpoint's reply; None if it refuses this prompt or sends no completion, as a proxy's HTML page is none.
-
-        The client itself asks again when it finds nobody, is put off, or meets an error of the server.
-        """
-        import openai
-
+        """The endpoint's reply; None if it refuses this prompt or keeps sending something else than a completion."""
         for attempt in range(self._config.max_retries + 1):
             if self._away:
                 raise self._away
             if attempt:
                 time.sleep(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)))
             try:
-                completion = self._client.chat.completions.create(
-                    model=self._config.model_name,
-                    messages=[{"role": "user", "content": prompt}],
+                completion = self._endpoint.complete(
+                    [{"role": "user", "content": prompt}],
                     temperature=0.0,
                     max_tokens=self._config.max_tokens,
                     seed=0,
                 )
                 return completion.choices[0].message.content or ""
-            except (openai.BadRequestError, openai.UnprocessableEntityError):
-                return None  # this prompt's fault: too long, for example
-            except (openai.APIConnectionError, openai.APIStatusError) as error:
+            except RequestRefusedError:
+                return None
+            except NoCompletionError:
+                continue
+            except EndpointUnreachableError as error:
                 self._away = JudgeUnreachableError(
-                    f"the judge {self._config.model_name} at {self._config.base_url} cannot be used "
-                    f"({_one_line(error)}); its verdicts so far are kept: run the same again when it answers"
+                    f"the judge {self._config.model_name} at {self._config.base_url} cannot be used ({error}); "
+                    f"its verdicts so far are kept: run the same again when it answers"
                 )
                 raise self._away from error
-            except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError):
-                continue
         return None
 
     def _cache_path(self, prompt: str) -> Path:
@@ -153,23 +152,3 @@ class Judge:
             f"{self._config.base_url}\n{self._config.model_name}\n{prompt}".encode("utf-8", "surrogatepass")
         ).hexdigest()
         return self._config.cache_folder / key[:2] / f"{key}.json"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _template(name: str, override: Path | None) -> str:
-    path = override or Path(__file__).parent / "prompts" / f"{name}.txt"
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the {name} prompt cannot be read ({error})") from None
-    if "{response}" not in text:
-        raise UsageError(f"{path}: the {name} prompt lacks {{response}}")
-    return text
-
-
-def _fill(template: str, values: dict[str, str]) -> str:
-    """Values in place of the placeholders; braces in the values are data."""
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
