@@ -77,18 +77,9 @@ def transformers_step(folder: Path, options: argparse.Namespace) -> Callable[[],
 
 
 def our_config(parallel: dict[str, Any], options: argparse.Namespace) -> Any:
-    from sophia_mcore.config.schema import Config
+    from tests.support.configs import make_config
 
-    return Config.model_validate(
-        {
-            "run": {"name": "bench", "folder": Path("unused")},
-            "models": {"policy": Path("unused"), "reasoner": Path("unused")},
-            "data": {"questions": [{"kind": "jsonl", "path": "unused"}]},
-            "parallel": parallel,
-            "train": {"dtype": "float32"},
-            "batch": {"sequence_length_tokens": options.tokens},
-        }
-    )
+    return make_config(parallel=parallel, train={"dtype": "float32"}, batch={"sequence_length_tokens": options.tokens})
 
 
 def our_step(groups: Any, backend: Any, folder: Path, options: argparse.Namespace, rows: int) -> Callable[[], float]:

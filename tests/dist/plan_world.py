@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from tests.support import layouts
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sophia_mcore.model import lvlm
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp
+from tests.support import layouts
 
 
 class LiveBytes(TorchDispatchMode):

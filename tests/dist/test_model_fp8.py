@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support import layouts
 import pytest
 import torch
-from tests.support.harness import run_layout
 
 from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.fp8_linear import Fp8ColumnLinear, Fp8RowLinear
+from tests.support import layouts
+from tests.support.harness import run_layout
 
 EMULATED = {"fp8_backend": "emulated"}
 
@@ -36,7 +36,9 @@ def test_training_in_fp8_is_near_and_not_equal(recipe: str) -> None:
 
 
 def test_all_layers_in_bf16_is_no_fp8() -> None:
-    config = settings(Parallel(), "tensorwise", layers_at_start_in_bf16=1, layers_in_bf16=(1, 2), layers_at_end_in_bf16=1)
+    config = settings(
+        Parallel(), "tensorwise", layers_at_start_in_bf16=1, layers_in_bf16=(1, 2), layers_at_end_in_bf16=1
+    )
     assert losses(Parallel(), config, 1) == losses(Parallel(), settings(Parallel(), "none"), 1)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.support import layouts
 import pytest
 import torch
-from tests.support.harness import run_layout
 from torch import Tensor
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
+from tests.support import layouts
+from tests.support.harness import run_layout
 
 
 def built(groups: Any, backend: Any, spec: Any, config: Any) -> Any:

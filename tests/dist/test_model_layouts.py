@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tests.support import layouts
 import pytest
 import torch
-from tests.support.harness import run_layout
 
 from sophia_mcore.config.schema import Parallel
+from tests.support import layouts
+from tests.support.harness import run_layout
 
 TRAINED = {"train_vision_tower": True, "train_projector": True}
 # name: (layout, data-parallel size, further options)

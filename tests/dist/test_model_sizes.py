@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.support import layouts
 import pytest
-from tests.support.harness import run
-from tests.support.real_models import BILLIONS, MODELS, count
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.model.sizes import parameters, rank_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
+from tests.support import layouts
+from tests.support.harness import run
+from tests.support.real_models import BILLIONS, MODELS, count
 
 ROOT = Path(__file__).resolve().parents[2]
 HYPERPARAMETERS = ROOT.parent / "shared" / "fixtures" / "internvl" / "real_hparams.json"
@@ -71,7 +71,7 @@ def test_every_example_builds_at_its_real_size(name: str) -> None:
 
 
 def test_every_model_has_an_example() -> None:
-    assert EXAMPLES == sorted(MODELS)
+    assert sorted(MODELS) == EXAMPLES
     for name in EXAMPLES:
         policy = load_config(ROOT / "examples" / name / "run.toml").models.policy
         assert policy.parent == Path("models") and policy.name.lower().replace("-", "_") == name

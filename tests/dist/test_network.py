@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from tests.support.harness import run
 
 from sophia_mcore.parallel.network import BadNode, check_network, culprit, meet
+from tests.support.harness import run
 
 
 def measure(floor: float) -> float | str:

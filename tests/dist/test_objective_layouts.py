@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support import layouts
 import numpy as np
 import pytest
 import torch
-from tests.support.harness import run_layout
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
@@ -24,6 +22,8 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.objective.losses import TERMS
 from sophia_mcore.train.optim import wrap_ddp
 from sophia_mcore.train.step import backward, train_step
+from tests.support import layouts
+from tests.support.harness import run_layout
 
 OBJECTIVES = {
     **{name: Objective(name=name, behaviour="reference", chunk_tokens=16) for name in OBJECTIVE_OPTIONS},

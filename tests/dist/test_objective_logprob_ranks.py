@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.support.harness import run_layout
 from megatron.core.tensor_parallel import mappings
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.objective import logprob as module
 from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
+from tests.support.harness import run_layout
 
 T, H = 24, 8
 

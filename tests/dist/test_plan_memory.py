@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support import layouts
-from tests.dist import plan_world
 import pytest
-from tests.support.harness import run_layout
 
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.plan.memory import Row, Setting, rank_memory
+from tests.dist import plan_world
+from tests.support import layouts
+from tests.support.harness import run_layout
 
 # layout, data-parallel size, [train], rows per data-parallel rank
 CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any], int]] = {

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import train_world
-from tests.support.harness import run
-from tests.support.layouts import together
 
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.train import loop
+from tests.support import train_world
+from tests.support.harness import run
+from tests.support.layouts import together
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp2": (2, {"tensor": 2, "sequence_parallel": True}, {}),
@@ -85,5 +85,7 @@ def test_each_image_is_encoded_once_per_step(tmp_path, policy, layout):
     assert sum(shared_counts) > 0
     assert found[True][3] == pytest.approx(found[False][3], rel=1e-6)
     for name, wanted in found[False][2].items():
-        torch.testing.assert_close(found[True][2][name], wanted, rtol=1e-4, atol=1e-7, msg=lambda t, n=name: f"{n}: {t}")
+        torch.testing.assert_close(
+            found[True][2][name], wanted, rtol=1e-4, atol=1e-7, msg=lambda t, n=name: f"{n}: {t}"
+        )
     assert max(float(value.abs().max()) for value in found[False][2].values()) > 1e-3

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support import train_world
-from tests.support.harness import RankError, run
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
@@ -18,6 +16,9 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train import session
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
+from tests.support import train_world
+from tests.support.harness import RankError, run
+from tests.support.pictures import smooth
 
 FOUR_RANKS = {"parallel": {"tensor": 2, "pipeline": 2}}
 
@@ -299,7 +300,7 @@ def test_other_optimizers_resume_to_the_same_bits(tmp_path, policy, settings):
 def test_question_answer_pairs_instead_of_the_kept_set(tmp_path, policy):
     pairs = [{"id": str(i), "question": f"{i}+1?", "response": f"{i + 1}", "images": ["a.png"]} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    (tmp_path / "a.png").write_bytes(train_world.tiny_models.picture(40, 40, 1))
+    (tmp_path / "a.png").write_bytes(smooth(40, 40, 1))
     config, folder = train_world.make_run(
         tmp_path / "run", policy, train={"data": tmp_path / "pairs.jsonl", "train_vision_tower": True}
     )

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import train_world
-from tests.support.harness import run
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
@@ -20,6 +18,8 @@ from sophia_mcore.train.fp8 import worker as fp8_worker
 from sophia_mcore.train.fp8.check import curve_gap, smallest
 from sophia_mcore.train.fp8.gate import check_digest, require_check
 from sophia_mcore.train.gaps import gap_statistics
+from tests.support import train_world
+from tests.support.harness import run
 
 LOOSE = {
     "max_logprob_gap_mean": 10.0, "max_logprob_gap_p99": 10.0, "min_gradient_cosine": 0.0,
@@ -128,7 +128,9 @@ def test_page_and_advice(tmp_path: Path, policy: Path) -> None:
     found = checked(folder)
     text = write_fp8_page(folder).read_text()
     assert "not passed" in text and text.count("<figure>") == 4
-    assert "<script" not in text.split("<main>")[1].split("</main>")[0]  # only the package's own scripts, by their hashes
+    assert (
+        "<script" not in text.split("<main>")[1].split("</main>")[0]
+    )  # only the package's own scripts, by their hashes
     assert command._advice(found) == "; only without any FP8 layer are the limits met"
     assert "layers_in_bf16 = [1]" in command._advice(found | {"proposed": [1]})
 

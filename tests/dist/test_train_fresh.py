@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import train_world
-from tests.support.harness import run
 
 from sophia_mcore.config.schema import Config, TransformersEngine
 from sophia_mcore.errors import SophiaError
@@ -19,6 +17,8 @@ from sophia_mcore.records import Answer, Kept, Question
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, write_shard
 from sophia_mcore.track.metrics import read_metrics
+from tests.support import train_world
+from tests.support.harness import run
 
 # exp(R) weights: what random weights babble is never right, and teaches all the same
 MIXED = {"name": "awr", "trajectories": "kept", "fresh_share": 0.5}

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import train_world
-from tests.support.harness import run
 
 from sophia_mcore.config.schema import Config, TransformersEngine
 from sophia_mcore.generate.captions import caption_requests, describe_prompt
@@ -21,6 +19,8 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, write_shard
 from sophia_mcore.track.metrics import read_metrics
+from tests.support import train_world
+from tests.support.harness import run
 
 FEW = {"steps": 1, "save_every_steps": 9}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tests.support import train_world
-from tests.support.harness import run
 
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
+from tests.support import train_world
+from tests.support.harness import run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.support import harness
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,10 +19,11 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.conversion import Conversion
-from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.export import export_hf
+from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.load import load_hf
+from tests.support import harness
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 if not FIXTURES.exists():

@@ -18,7 +18,7 @@ from tests.parity.conftest import Driver, make_request
 from tests.parity.test_vllm_engine import MAX_TILES, Reference
 from tests.support import train_world
 from tests.support.harness import run
-from tests.support.tiny_models import picture
+from tests.support.pictures import smooth
 
 pytestmark = pytest.mark.vllm
 
@@ -37,8 +37,8 @@ def exported(tiny_internvl: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_exports_speak_alike_everywhere(vllm: Driver, tiny_internvl: Path, exported: Path, tmp_path: Path) -> None:
     requests = [
         make_request("What is it?", []),
-        make_request("Is it 3, 7?", [picture(97, 41, 2)]),
-        make_request("first", [picture(30, 90, 3), picture(64, 64, 4)]),
+        make_request("Is it 3, 7?", [smooth(97, 41, 2)]),
+        make_request("first", [smooth(30, 90, 3), smooth(64, 64, 4)]),
     ]
     before = vllm.generate(requests)
     prompt = tmp_path / "describe.txt"

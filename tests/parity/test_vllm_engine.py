@@ -17,7 +17,8 @@ from sophia_mcore.generate.transformers_engine import sampling_logprobs
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.tiling import ImageSpec, tiles
 from tests.parity.conftest import Driver, as_json, make_request
-from tests.support.tiny_models import SPECIAL, picture
+from tests.support.pictures import smooth
+from tests.support.tiny_models import SPECIAL
 
 pytestmark = pytest.mark.vllm
 END = SPECIAL.index("<|im_end|>")
@@ -28,9 +29,9 @@ def requests() -> list[Request]:
     """Text only, one tile, several tiles, several images; greedy."""
     return [
         make_request("What is it?", []),
-        make_request("What is it?", [picture(28, 28, 1)]),
-        make_request("Is it 3, 7?", [picture(97, 41, 2)]),
-        make_request("first", [picture(30, 90, 3), picture(64, 64, 4)]),
+        make_request("What is it?", [smooth(28, 28, 1)]),
+        make_request("Is it 3, 7?", [smooth(97, 41, 2)]),
+        make_request("first", [smooth(30, 90, 3), smooth(64, 64, 4)]),
     ]
 
 
@@ -106,7 +107,7 @@ def test_sampled_logprobs_are_of_the_sampling_distribution(
     vllm: Driver, reference: Reference, temperature: float, top_p: float
 ) -> None:
     settings = {"temperature": temperature, "top_p": top_p}
-    asked = [make_request("What is it?", [picture(28, 28, 1)], seed=seed, **settings) for seed in range(3)]
+    asked = [make_request("What is it?", [smooth(28, 28, 1)], seed=seed, **settings) for seed in range(3)]
     completions = vllm.generate(asked)
     for request, completion in zip(asked, completions, strict=True):
         wanted = reference.logprobs(request, completion.token_ids)
@@ -115,7 +116,7 @@ def test_sampled_logprobs_are_of_the_sampling_distribution(
 
 
 def test_the_same_requests_give_the_same_whatever_came_before(vllm: Driver) -> None:
-    asked = [make_request("What is", [picture(50, 40, 5)], seed=s, temperature=1.0, max_tokens=24) for s in range(12)]
+    asked = [make_request("What is", [smooth(50, 40, 5)], seed=s, temperature=1.0, max_tokens=24) for s in range(12)]
     first = vllm.generate(asked)
     vllm.generate(requests())
     vllm.generate(asked[3:9])

@@ -21,7 +21,8 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 from sophia_mcore.store.shards import read_folder, shard_files, write_shard
 from tests.parity.conftest import ROOT, rollout_environment
-from tests.support.tiny_models import picture
+from tests.support.configs import make_config
+from tests.support.pictures import smooth
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16}
@@ -29,7 +30,7 @@ VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences":
 
 def make_run(folder: Path, policy: Path, reasoner: Path) -> tuple[Config, RunFolder]:
     run = RunFolder(folder)
-    digests = ImageStore(run.images).add_many([picture(28 + 20 * i, 28, i) for i in range(6)])
+    digests = ImageStore(run.images).add_many([smooth(28 + 20 * i, 28, i) for i in range(6)])
     questions = [
         Question(id=f"q{i}", question=f"What is {i}?", answer=str(i), images=(digest,))
         for i, digest in enumerate(digests)
@@ -38,34 +39,23 @@ def make_run(folder: Path, policy: Path, reasoner: Path) -> tuple[Config, RunFol
     write_shard(run.evaluation_questions_file, questions[:3], Question)
     sampling = {"temperature": 1.0, "max_tokens": 24}
     greedy = {**sampling, "temperature": 0.0}
-    config = Config.model_validate(
-        {
-            "run": {"name": "tiny", "folder": folder},
-            "models": {"policy": policy, "reasoner": reasoner},
-            "data": {"questions": ({"kind": "jsonl", "path": "unused"},)},
-            "captions": {"per_image": 2, "images_per_unit": 1, "sampling": sampling, "engine": VLLM},
-            "reasoning": {
-                "per_caption": 2, "questions_per_unit": 4, "sampling": greedy,
-                "engine": {**VLLM, "max_model_length_tokens": 512},
-            },
-            "score": {"workers": 1},
-            "evaluate": {"engine": VLLM, "protocols": ({"name": "greedy", "sampling": greedy},)},
-        }
-    )  # fmt: skip
     prompt = folder / "seeing.txt"
     prompt.write_text("I see {caption}. {question}")  # the shipped one is longer than the tiny model's 512 positions
     describe = folder / "describe.txt"
     describe.write_text("What is it?")
     thinking = folder / "thinking.txt"
     thinking.write_text("Think.")
-    config = Config.model_validate(
-        config.model_dump()
-        | {
-            "reasoning": config.reasoning.model_dump() | {"prompt_file": prompt},
-            "captions": config.captions.model_dump() | {"prompt_file": describe},
-            "batch": config.batch.model_dump() | {"long_thinking_prompt_file": thinking},
-        }
-    )
+    config = make_config(
+        folder, policy, reasoner,
+        captions={"per_image": 2, "images_per_unit": 1, "sampling": sampling, "engine": VLLM, "prompt_file": describe},
+        reasoning={
+            "per_caption": 2, "questions_per_unit": 4, "sampling": greedy, "prompt_file": prompt,
+            "engine": {**VLLM, "max_model_length_tokens": 512},
+        },
+        score={"workers": 1},
+        batch={"long_thinking_prompt_file": thinking},
+        evaluate={"engine": VLLM, "protocols": ({"name": "greedy", "sampling": greedy},)},
+    )  # fmt: skip
     run.config_file.write_text(dump_toml(config))
     return config, run
 

@@ -19,7 +19,7 @@ from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.store.layout import RunFolder
 from tests.slurm.cluster import Cluster, wait_for
-from tests.support import tiny_models
+from tests.support.pictures import smooth
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 6
@@ -86,7 +86,7 @@ def make_config(folder: Path, policy: Path, endpoint: Endpoint, **sections: dict
     images.mkdir(parents=True)
     rows = []
     for i in range(QUESTIONS):
-        (images / f"{i}.png").write_bytes(tiny_models.picture(40, 40, seed=i))
+        (images / f"{i}.png").write_bytes(smooth(40, 40, seed=i))
         rows.append({"id": f"q{i}", "question": f"What is {i}?", "answer": str(i), "images": [f"{i}.png"]})
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "seeing.txt").write_text("I see {caption}. {question}")

@@ -1,16 +1,13 @@
 """A byte-level tokenizer, an InternVL chat and a few images: the smallest world in which batches are real."""
 
-import io
-
 import numpy as np
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sophia_mcore.batch.samples import Sample
-from sophia_mcore.config.schema import Config
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.tiling import ImageSpec
 from sophia_mcore.store.images import ImageStore
+from tests.support.pictures import noise
 
 SPEC = ImageSpec(tile_size=8, tokens_per_tile=4, max_tiles=4)
 CHAT = Chat.built_in("internvl2_5", SPEC.tokens_per_tile, system_message="You see.")
@@ -26,17 +23,10 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def png(width: int, height: int, seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def make_images(folder) -> tuple[ImageStore, list[str]]:
     """One square image (1 tile), one wide (2 tiles + thumbnail)."""
     store = ImageStore(folder)
-    return store, store.add_many([png(8, 8, 0), png(16, 8, 1)])
+    return store, store.add_many([noise(8, 8, 0), noise(16, 8, 1)])
 
 
 def make_samples(digests, count=20, source="kept") -> list[Sample]:
@@ -53,12 +43,3 @@ def make_samples(digests, count=20, source="kept") -> list[Sample]:
         )
         for i in range(count)
     ]
-
-
-def make_config(tmp_path, **sections) -> Config:
-    values = {
-        "run": {"name": "t", "folder": tmp_path},
-        "models": {"policy": tmp_path, "reasoner": tmp_path},
-        "data": {"questions": ({"kind": "jsonl", "path": "x.jsonl"},)},
-    }
-    return Config.model_validate(values | sections)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
@@ -17,28 +14,26 @@ from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
+from tests.support import configs
+from tests.support.pictures import plain
 
 
 def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 20, 30)).save(buffer, "PNG")
-    return buffer.getvalue()
+    """A picture of 8 x 8 pixels; other values give other pictures."""
+    return plain(8, 8, (value, 20, 30))
 
 
 def make_config(folder: Path, **sections: dict[str, Any]) -> Config:
     """A config of two captions per image, three trajectories per caption, units of two."""
     values: dict[str, Any] = {
-        "run": {"name": "test", "folder": folder, "seed": 7},
-        "models": {"policy": folder / "policy", "reasoner": folder / "reasoner"},
-        "data": {"questions": ({"kind": "jsonl", "path": "unused"},)},
+        "run": {"seed": 7},
         "captions": {"per_image": 2, "images_per_unit": 2},
         "reasoning": {"per_caption": 3, "questions_per_unit": 2},
         "score": {"workers": 1, "second_opinions": 0},
         "evaluate": {"questions_per_unit": 2},
     }
-    for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section}
-    return Config.model_validate(values)
+    settings = configs.merged(values, sections)
+    return configs.make_config(folder, folder / "policy", folder / "reasoner", **settings)
 
 
 def make_run(folder: Path) -> RunFolder:

@@ -13,10 +13,11 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, Parallel, Run, Source, Train
+from sophia_mcore.config.schema import Batch, Config, Objective, Parallel, Train
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
 from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from tests.support.configs import make_config
 
 IMAGE_TOKEN, VOCABULARY, LENGTH, TOKENS_PER_TILE = 190, 203, 64, 4
 
@@ -38,10 +39,7 @@ def tiny_spec(family: str = "qwen2", six_billion: bool = True, layers: int = 4, 
 
 
 def tiny_config(parallel: Parallel, **train: Any) -> Config:
-    return Config(
-        run=Run(name="t", folder="unused"),
-        models=Models(policy="unused", reasoner="unused"),
-        data=Data(questions=(Source(kind="jsonl", path="unused"),)),
+    return make_config(
         parallel=parallel,
         train=Train(**{"dtype": "float32", **train}),
         batch=Batch(sequence_length_tokens=LENGTH),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 TILE, PATCH, TOKENS_PER_TILE = 28, 7, 4
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
@@ -109,11 +105,3 @@ def _save(model: object, folder: Path) -> None:
     kept = (folder / "generation_config.json").read_bytes()
     model.float().save_pretrained(folder)  # type: ignore[attr-defined]
     (folder / "generation_config.json").write_bytes(kept)
-
-
-def picture(width: int, height: int, seed: int) -> bytes:
-    """A PNG with smooth random colours."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((width, height)).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -20,7 +20,8 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train import loop, session
-from tests.support import tiny_models
+from tests.support import configs, tiny_models
+from tests.support.pictures import smooth
 
 SAMPLES = 24
 
@@ -33,9 +34,7 @@ def make_policy(folder: Path) -> Path:
 def make_config(folder: Path, policy: Path, **sections: dict[str, Any]) -> Config:
     """Configuration of a run in ``folder``; ``sections`` replace single settings."""
     values: dict[str, dict[str, Any]] = {
-        "run": {"name": "tiny", "folder": folder},
-        "models": {"policy": policy, "reasoner": policy},
-        "data": {"questions": [{"kind": "jsonl", "path": "unused.jsonl"}]},
+        "run": {"name": "tiny"},
         "batch": {"sequence_length_tokens": 192, "max_tiles": 1, "long_thinking_prompt_file": folder / "prompt.txt"},
         "train": {
             "dtype": "float32",
@@ -48,9 +47,7 @@ def make_config(folder: Path, policy: Path, **sections: dict[str, Any]) -> Confi
         },
         "track": {"enabled": False},
     }
-    for name, settings in sections.items():
-        values[name] = values.get(name, {}) | settings
-    return Config.model_validate(values)
+    return configs.make_config(folder, policy, policy, **configs.merged(values, sections))
 
 
 def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Config, RunFolder]:
@@ -59,7 +56,7 @@ def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Co
     run = RunFolder(folder)
     folder.mkdir()
     config.batch.long_thinking_prompt_file.write_text("Think.")
-    digests = ImageStore(run.images).add_many(tiny_models.picture(40, 40, seed=i) for i in range(6))
+    digests = ImageStore(run.images).add_many(smooth(40, 40, seed=i) for i in range(6))
     rng = random.Random(1)
     kept = [
         Kept(

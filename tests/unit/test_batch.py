@@ -18,7 +18,8 @@ from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.tiling import tiles
 from sophia_mcore.records import Kept
-from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer, png
+from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
+from tests.support.pictures import noise
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def write_jsonl(path, rows):
 
 
 def test_mixture(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(8, 8, 3))
+    (tmp_path / "a.png").write_bytes(noise(8, 8, 3))
     rows = [
         {"id": "1", "question": "q", "response": "<think>a</think>b", "images": ["a.png"]},
         {"id": "2", "question": "text only", "response": "b"},
@@ -73,7 +74,7 @@ def test_mixture(tmp_path):
     mixture = write_jsonl(tmp_path / "m.jsonl", rows)
     first, second = from_mixture(mixture, image_digests, long_thinking="LONG", default_system=None)
     assert (first.id, first.source, first.system, first.weight) == ("extra:1", "extra", "LONG", 1.0)
-    assert first.images == tuple(image_digests([png(8, 8, 3)])) and second.images == ()
+    assert first.images == tuple(image_digests([noise(8, 8, 3)])) and second.images == ()
 
 
 GOOD = {"id": "1", "question": "q", "response": "r"}

@@ -11,7 +11,8 @@ import torch
 from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.errors import SophiaError, UsageError
-from tests.support.batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
+from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
+from tests.support.configs import make_config
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

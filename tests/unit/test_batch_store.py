@@ -18,7 +18,8 @@ from sophia_mcore.records import Answer, Kept, Question, Sampled, Trajectory, Ve
 from sophia_mcore.score.advantage import group_weights, rewards, weigh
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
-from tests.support.batch_world import CHAT, SPEC, make_config, make_images, make_samples, make_tokenizer
+from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
+from tests.support.configs import make_config
 
 
 def trajectory(question, caption, n, tokenizer, finish="stop"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.launch.phases import interpreter
+from tests.support.configs import MINIMAL_TOML
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,10 +34,7 @@ def write_run(folder: Path, rows: list[dict], extra: str = "") -> Path:
     Image.new("RGB", (32, 32), "white").save(folder / "good.png")
     (folder / "broken.png").write_bytes((folder / "good.png").read_bytes()[:40])
     path = folder / "run.toml"
-    path.write_text(
-        '[run]\nname = "x"\nfolder = "run"\n[models]\npolicy = "policy"\nreasoner = "reasoner"\n'
-        f'[[data.questions]]\nkind = "jsonl"\npath = "questions.jsonl"\n{extra}'
-    )
+    path.write_text(MINIMAL_TOML + extra)
     return path
 
 

@@ -8,22 +8,12 @@ import pytest
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.errors import UsageError
+from tests.support.configs import MINIMAL_TOML
 
 ROOT = Path(__file__).resolve().parents[2]
-MINIMAL = """
-[run]
-name = "x"
-folder = "runs/x"
-[models]
-policy = "p"
-reasoner = "r"
-[[data.questions]]
-kind = "jsonl"
-path = "q.jsonl"
-"""
 
 
-def write(tmp_path: Path, extra: str = "", base: str = MINIMAL) -> Path:
+def write(tmp_path: Path, extra: str = "", base: str = MINIMAL_TOML) -> Path:
     path = tmp_path / "run.toml"
     path.write_text(base + extra)
     return path
@@ -97,7 +87,7 @@ def test_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
 
 
 def test_no_reasoner_needs_an_endpoint(tmp_path: Path) -> None:
-    base = MINIMAL.replace('reasoner = "r"\n', "")
+    base = MINIMAL_TOML.replace('reasoner = "reasoner"\n', "")
     assert "models.reasoner is missing" in message(write(tmp_path, base=base))
     endpoint = "[reasoning.engine]\nkind = 'openai'\nmodel_name = 'deepseek-r1'\n"
     assert load_config(write(tmp_path, endpoint, base)).models.reasoner is None

@@ -16,6 +16,7 @@ from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.verify import verify
 from sophia_mcore.weights.worker import export_round
+from tests.support.configs import make_config
 from tests.support.weights_models import FAMILIES, make, write
 
 
@@ -28,12 +29,7 @@ def trained(tmp_path: Path) -> tuple[Config, RunFolder]:
         run.round(0).checkpoints.mkdir(parents=True, exist_ok=True)
         convert(Conversion(policy, run.round(0).checkpoints / f"step-{step:08d}", "megatron"))
     (run.round(0).train / "summary.json").write_text(json.dumps({"steps": 7}))
-    values = {
-        "run": {"name": "x", "folder": run.path},
-        "models": {"policy": policy, "reasoner": policy},
-        "data": {"questions": [{"kind": "jsonl", "path": "q.jsonl"}]},
-    }
-    return Config.model_validate(values), run
+    return make_config(run.path, policy, policy), run
 
 
 def test_the_last_checkpoint_is_exported_once(trained: tuple[Config, RunFolder]) -> None:

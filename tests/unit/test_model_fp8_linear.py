@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 
 from sophia_mcore.config.precision import Fp8
-from sophia_mcore.config.schema import Config
 from sophia_mcore.model.fp8_linear import E4M3, E5M2, Rounding, Scaling, fp8_linear, round_blocks, round_tensor
+from tests.support.configs import make_config
 
 T, K, N = 37, 150, 131  # none divides by 128
 GRIDS = {
@@ -135,15 +135,6 @@ def test_delayed_scales_come_from_the_past():
     assert [passed(8.0), passed(1.0), passed(8.0)] == [8.0, 1.0, 1.0]
 
 
-def config(**sections):
-    values = {
-        "run": {"name": "t", "folder": "t"},
-        "models": {"policy": "p", "reasoner": "r"},
-        "data": {"questions": [{"kind": "jsonl", "path": "q"}]},
-    }
-    return Config.model_validate(values | sections)
-
-
 @pytest.mark.parametrize(
     ("train", "fp8", "message"),
     [
@@ -158,7 +149,7 @@ def config(**sections):
 )
 def test_impossible_settings_are_named(train, fp8, message):
     with pytest.raises(ValidationError, match=message):
-        config(train=train, fp8=fp8)
+        make_config(train=train, fp8=fp8)
 
 
 def test_which_layers_stay():

@@ -6,23 +6,12 @@ from pydantic import ValidationError
 from sophia_mcore.config.load import load_config
 from sophia_mcore.config.schema import OBJECTIVE_OPTIONS, Objective
 from sophia_mcore.errors import UsageError
-
-TOML = """
-[run]
-name = "t"
-folder = "runs/t"
-[models]
-policy = "p"
-reasoner = "r"
-[[data.questions]]
-kind = "jsonl"
-path = "q.jsonl"
-"""
+from tests.support.configs import MINIMAL_TOML
 
 
 def load(tmp_path, text):
     path = tmp_path / "run.toml"
-    path.write_text(TOML + text)
+    path.write_text(MINIMAL_TOML + text)
     return load_config(path)
 
 

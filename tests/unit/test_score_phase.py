@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sophia_mcore.config.schema import Config, Data, Models, Reward, Run, Score, Source
+from sophia_mcore.config.schema import Reward, Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
@@ -24,6 +24,7 @@ from sophia_mcore.store.failures import record_failure
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, shard_files, write_shard
 from sophia_mcore.verify import grade, types
+from tests.support.configs import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = 12
@@ -54,12 +55,7 @@ def trajectories(question):
 
 
 def config_for(folder, **sections):
-    return Config(
-        run=Run(name="test", folder=folder),
-        models=Models(policy=Path("policy"), reasoner=Path("reasoner")),
-        data=Data(questions=(Source(kind="jsonl", path="questions.jsonl"),)),
-        **{"score": Score(workers=1, trajectories_per_unit=24, second_opinions=0), **sections},
-    )
+    return make_config(folder, **{"score": Score(workers=1, trajectories_per_unit=24, second_opinions=0), **sections})
 
 
 def make_run(folder, rows=None, shards=6):

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("mlflow", reason="mlflow-skinny is not installed (pip install '.[track]')")
 
-from sophia_mcore.config.schema import Config
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track import mlflow_upload
 from sophia_mcore.track.metrics import MetricsLog
 from sophia_mcore.track.runs import redact
+from tests.support.configs import make_config
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +27,11 @@ def config(tmp_path, database, request):
 
 
 def _config(folder, uri, experiment):
-    return Config.model_validate(
-        {
-            "run": {"name": "digits", "folder": folder / "run"},
-            "models": {"policy": "models/policy", "reasoner": "models/reasoner"},
-            "data": {"questions": [{"kind": "jsonl", "path": "https://me:hunter2@example.org/q.jsonl"}]},
-            "track": {"tracking_uri": uri, "experiment": experiment, "timeout_seconds": 1.0},
-        }
-    )
+    return make_config(
+        folder / "run", "models/policy", "models/reasoner", run={"name": "digits"},
+        data={"questions": [{"kind": "jsonl", "path": "https://me:hunter2@example.org/q.jsonl"}]},
+        track={"tracking_uri": uri, "experiment": experiment, "timeout_seconds": 1.0},
+    )  # fmt: skip
 
 
 @pytest.fixture
