@@ -1,4 +1,4 @@
-"""Typed configuration: `schema` says what exists, `load` reads TOML with overlays and explains mistakes."""
+"""Typed configuration: `schema` defines the settings, `load` reads TOML with overlays and explains errors."""
 
 from sophia_mcore.config.load import dump_toml, load_config
 from sophia_mcore.config.schema import Config

@@ -1,4 +1,4 @@
-"""What all sections of the configuration share: strictness and bounded numbers."""
+"""The base class of all sections and the bounded number types."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def _http_address(text: str) -> str:
     try:
         parts = urlsplit(text)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # brackets or a port that are none
+    except ValueError:  # invalid brackets or port
         known = False
     if not known:
-        raise ValueError(f"{text!r} is no address such as http://127.0.0.1:8000/v1")
+        raise ValueError(f"{text!r} is not an address such as http://127.0.0.1:8000/v1")
     return text
 
 

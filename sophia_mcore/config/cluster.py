@@ -1,4 +1,4 @@
-"""What `sophia submit` needs beside the resources, which stand in slurm/*.sbatch and in the cluster's env file."""
+"""Settings of `sophia submit`. The resources of the jobs are in slurm/*.sbatch and in the cluster's env file."""
 
 from __future__ import annotations
 

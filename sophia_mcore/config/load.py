@@ -112,7 +112,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _visible(location: tuple[int | str, ...], model: type[BaseModel]) -> list[int | str]:
-    """The location as the user wrote it: pydantic inserts the tag of a discriminated union, which no one typed."""
+    """The location as the user wrote it, without the tag that pydantic inserts for a discriminated union."""
     shown: list[int | str] = []
     current: Any = model
     for part in location:

@@ -1,7 +1,7 @@
 """The typed configuration of a run. An unknown key, a wrong type or an impossible value is an error.
 
-Defaults are the paper's numbers (arXiv 2507.16814, marked [P]) or our choice where it is silent ([C]).
-Relative paths are relative to the working directory. Units stand in the names.
+Defaults are the paper's numbers (arXiv 2507.16814, marked [P]) or our choice where the paper has none ([C]).
+Relative paths are relative to the working directory. Names end in their unit.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Judge(Section):
 
 
 class Score(Section):
-    """Verification of final answers in killable worker processes."""
+    """Verification of final answers in worker processes that can be killed."""
 
     workers: PositiveInt = 2
     timeout_seconds: Positive = 1.0  # CPU-seconds of one comparison
@@ -326,7 +326,7 @@ class Config(Section):
                 "sampled; the store's are the reasoner's: set it to 'none', or objective.fresh_share"
             )
         if self.objective.fresh_share and self.train.data is not None:
-            raise ValueError("objective.fresh_share: train.data takes the place of all trajectories")
+            raise ValueError("objective.fresh_share excludes train.data, which replaces all trajectories")
         if sum(m.share for m in self.batch.mixtures) + self.objective.fresh_share >= 1.0:
             raise ValueError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
         return self

@@ -253,7 +253,7 @@ def _kind(problem: str) -> str:
 
 
 def _report_bad_rows(checker: _Checker, bad_file: Path, max_bad_rows: int) -> None:
-    """Write all bad rows beside the questions; raise when there are too many, or nothing else."""
+    """Write all bad rows beside the questions. Raise if there are too many or no good rows."""
     bad = checker.bad
     if bad:
         atomic.write_text(bad_file, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad))

@@ -353,7 +353,7 @@ def _coefficients(coefficients_T: Coefficients, logprobs_C: Tensor, rows_C: Tens
 
 
 def _common_factor(grad_N: Tensor, used_N: Tensor) -> Tensor:
-    """The scalar s with grad_N = s used_N (the loss scale); 0 if nothing was used."""
+    """The scalar s with grad_N = s used_N (the loss scale); 0 if all coefficients used are 0."""
     square = used_N.square().sum()
     scale = torch.where(square > 0, (grad_N * used_N).sum() / square, square)
     wrong_N = (grad_N - scale * used_N).abs() > 1e-4 * (grad_N.abs() + (scale * used_N).abs())

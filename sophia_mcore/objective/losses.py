@@ -36,7 +36,7 @@ class Tokens:
     rollout_T: Tensor | None = None  # log-prob of y_t in the engine that sampled it
 
     @staticmethod
-    def of(batch: Any, normalization: str | None) -> Tokens:
+    def from_batch(batch: Any, normalization: str | None) -> Tokens:
         """Flat view of a `PackedBatch`."""
 
         def flat(values: Tensor | None) -> Tensor | None:
@@ -57,7 +57,7 @@ class Tokens:
         lengths_S = sequence_sum(tokens.mask_T.to(tokens.weights_T.dtype), tokens)
         return replace(tokens, scale_T=1.0 / lengths_S.clamp_min(1.0)[tokens.sequence_ids_T])
 
-    def at(self, rows: Tensor) -> Tokens:
+    def select(self, rows: Tensor) -> Tokens:
         """The positions `rows` only."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen: dict[str, Any] = {name: value[rows] for name, value in values.items() if torch.is_tensor(value)}
@@ -97,7 +97,7 @@ def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective) -> Loss:
 
     Args:
         logprobs: natural-log probability of each target, any shape with T elements, 0 where there is no target.
-        tokens: the positions; `Tokens.of(batch, config.normalization)`.
+        tokens: the positions; `Tokens.from_batch(batch, config.normalization)`.
 
     Raises:
         SophiaError: the behaviour mode needs log-probs that the batch does not bring.
@@ -120,7 +120,7 @@ def coefficients(tokens: Tokens, config: Objective) -> Tensor | Callable[[Tensor
     def gradient(logprobs_C: Tensor, rows_C: Tensor) -> Tensor:
         with torch.enable_grad():
             logprobs_C = logprobs_C.detach().requires_grad_()
-            chosen = tokens.at(rows_C)
+            chosen = tokens.select(rows_C)
             loss = _scaled(_terms(logprobs_C, chosen, config)[0].loss_T, chosen).sum()
             return torch.autograd.grad(loss, logprobs_C)[0]
 

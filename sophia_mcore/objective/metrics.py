@@ -65,7 +65,7 @@ def add(parts: Iterable[Metrics]) -> dict[str, Sums]:
 
 
 def finish(metrics: Metrics) -> dict[str, float]:
-    """Numbers from sums; what has nothing to divide by is left out."""
+    """Numbers from sums. A measure with a zero denominator is omitted."""
     numbers: dict[str, float] = {}
     for name, sums in metrics.items():
         values = sums.values.tolist()

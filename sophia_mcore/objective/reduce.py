@@ -51,7 +51,7 @@ def global_denominator(
     if group is not None and group.size() > 1:
         dist.all_reduce(both, group=group)
     if both[1] == 0:
-        raise SophiaError("a global batch without a single target token: nothing could be learned from it")
+        raise SophiaError("a global batch has no target token: training on it is impossible")
     return 1.0 if normalization == "sum" else float(both[0])
 
 

@@ -44,7 +44,7 @@ class Backend:
         return adaptation()
 
     def check_fp8(self, recipe: str, implementation: str = "transformer_engine") -> None:
-        """Refuse FP8 where it would silently do nothing (megatron-core ignores it without Transformer Engine).
+        """Refuse FP8 where it would have no effect (megatron-core ignores it without Transformer Engine).
 
         `implementation` is train.fp8_backend: an emulation is used only where it was asked for by name.
         """

@@ -40,7 +40,7 @@ class ContextCut:
     def join(self, values: Tensor, dim: int) -> Tensor:
         """Whole rows of every rank's tokens: `dim` grows from S / CP to S. The backward takes this rank's tokens only.
 
-        For values from which every rank computes the same (the loss): nothing is summed over ranks.
+        For values from which every rank computes the same (the loss): gradients are not summed over ranks.
         """
         if self.size == 1:
             return values

@@ -71,7 +71,7 @@ class CpuRandomStates:
     def add(self, name: str, seed: int) -> None:
         """Start the state `name` from `seed`; each name and each seed once."""
         if name in self.states_ or seed in self.seeds_:
-            raise ValueError(f"random state {name!r} or seed {seed} is there already")
+            raise ValueError(f"random state {name!r} or seed {seed} already exists")
         self.seeds_.add(seed)
         self.states_[name] = torch.Generator().manual_seed(seed).get_state()
 
@@ -88,7 +88,7 @@ class CpuRandomStates:
 
 
 class Stream:
-    """A CUDA stream where everything is in order already."""
+    """A no-op CUDA stream: the CPU runs in order."""
 
     def wait_event(self, event: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Which layouts a model can be cut into. Pure, and light enough to be asked before any model starts."""
+"""Checks of a layout against a model. Pure and without torch, so they can run before any model starts."""
 
 from __future__ import annotations
 

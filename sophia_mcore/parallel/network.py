@@ -1,4 +1,4 @@
-"""Before training: have all ranks arrived, and do they reach each other fast enough? Names who is to blame.
+"""Before training: have all ranks arrived, and do they reach each other fast enough? Names the node at fault.
 
 Bus bandwidth of an all-reduce as NCCL's tests define it: bytes / seconds x 2 (n - 1) / n.
 """
@@ -65,7 +65,7 @@ def check_network(device: torch.device, join_seconds: float, floor_gb_per_second
 
 
 def meet(group: dist.ProcessGroup, nodes: Sequence[str], seconds: float) -> None:
-    """A barrier that knows who is missing. Raises BadNode naming their nodes."""
+    """A barrier that names missing ranks. Raises BadNode naming their nodes."""
     try:
         dist.monitored_barrier(group, timedelta(seconds=seconds), wait_all_ranks=True)
     except RuntimeError as error:

@@ -1,1 +1,1 @@
-"""Will it fit, how fast is it, what does it cost: estimates of a run on a cluster before anything is started."""
+"""Estimates of a run on a cluster before it starts: memory, speed, cost."""

@@ -15,16 +15,17 @@ from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import Row, Setting
 from sophia_mcore.pretrained.spec import ModelSpec
 
-_FP8_ALONE = 1e30  # FLOP/s: products that cost nothing
+_FP8_ALONE = 1e30  # FLOP/s: products without cost
 
 
 def calibrated(device: Device, spec: ModelSpec, path: Path, recipe: str) -> tuple[Device, str]:
-    """`device` with rates at which the measured steps take as long as they did, and a line that says so.
+    """`device` with rates that reproduce the measured steps, and a line that describes them.
 
     bf16 steps scale products, attention and bandwidth alike; steps of the FP8 `recipe` then give the FP8 products.
 
     Raises:
-        UsageError: the file cannot be read or holds no bf16 step, or its FP8 steps are faster than free products.
+        UsageError: the file cannot be read or holds no bf16 step, or its FP8 steps are
+            faster than without matrix products.
     """
     found = _read(path)
     plain = [
@@ -43,7 +44,7 @@ def calibrated(device: Device, spec: ModelSpec, path: Path, recipe: str) -> tupl
         setting = measured_setting(spec, found, length, recipe)
         rest = step_time(setting, replace(made, fp8=_FP8_ALONE)).total
         if seconds <= rest:
-            raise UsageError(f"{path}: {recipe} {length} took {seconds:.3g} s, less than all but its products")
+            raise UsageError(f"{path}: {recipe} {length} took {seconds:.3g} s, less than without its matrix products")
         rates.append((step_time(setting, made).total - rest) * made.fp8 / (seconds - rest))
     if rates:
         fp8 = sum(rates) / len(rates)

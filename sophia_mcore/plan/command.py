@@ -30,7 +30,7 @@ _OVERLAY_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything `sophia plan` has to say."""
+    """The result of `sophia plan`."""
 
     config: Config
     spec: ModelSpec
@@ -53,7 +53,7 @@ def make_plan(
     """Plan a round of `config` on `gpus` GPUs, with the rates of `measured` (see `calibrate`) where it is given.
 
     Raises:
-        UsageError: an impossible number, an unknown GPU, no config.json of the policy, a strange `measured`.
+        UsageError: an impossible number, an unknown GPU, no config.json of the policy, an unusable `measured`.
         SophiaError: no layout fits.
     """
     if gpus < 1:
@@ -64,7 +64,7 @@ def make_plan(
         raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {fewer} or {fewer + device.per_node}")
     if not (config.models.policy / "config.json").is_file():
         raise UsageError(
-            f"{config.models.policy}: no config.json; a plan needs that file of the model alone, no weights"
+            f"{config.models.policy}: no config.json; a plan needs only that file of the model, no weights"
         )
     spec = ModelSpec.from_model_dir(config.models.policy)
     calibration = ""
@@ -113,7 +113,7 @@ def write_overlay(path: Path, option: Option, config_file: Path, overlays: Seque
     It must give the layout when it is laid over the configuration.
 
     Raises:
-        UsageError: `path` is no place for it (see `check_target`), or the configuration sets a key of [parallel] that
+        UsageError: `path` is refused (see `check_target`), or the configuration sets a key of [parallel] that
             the layout has not, which no overlay can unset. Nothing is written then.
     """
     check_target(path, (config_file, *overlays))
@@ -121,7 +121,7 @@ def write_overlay(path: Path, option: Option, config_file: Path, overlays: Seque
     wanted = option.setting.parallel
     stuck = [key for key in _OVERLAY_KEYS if getattr(wanted, key) is None and getattr(before, key) not in (None, False)]
     if stuck:
-        raise UsageError(f"{config_file}: remove parallel.{stuck[0]}, which the best layout does not have; then again")
+        raise UsageError(f"{config_file}: remove parallel.{stuck[0]}, which the best layout does not have; run again")
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "layout.toml"
         trial.write_text(overlay(option))

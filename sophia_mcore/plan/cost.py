@@ -130,7 +130,7 @@ def _attention_seconds(setting: Setting, device: Device) -> float:
 
 
 def _layer_communication(setting: Setting, device: Device, backward: bool = False) -> float:
-    """What a layer's pass sends that nothing hides: between tensor-parallel ranks, and around the context's ring.
+    """What a layer's pass sends, not hidden: between tensor-parallel ranks, and around the context's ring.
 
     Sequence parallelism gathers twice and reduce-scatters twice; its backward gathers the two inputs once more. Without
     it there are two all-reduces, each as much as a gather and a reduce-scatter.
@@ -243,7 +243,7 @@ def _optimizer_seconds(setting: Setting, device: Device) -> float:
 
 
 def model_flops(spec: ModelSpec, row: Row, *, train_tower: bool = False) -> float:
-    """FLOP that the model needs for a row, forward and backward, nothing recomputed: what MFU counts."""
+    """FLOP that the model needs for a row, forward and backward, without recomputation: what MFU counts."""
     language = spec.language
     query = language.num_attention_heads * language.head_dim
     key = language.num_key_value_heads * language.head_dim

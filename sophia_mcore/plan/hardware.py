@@ -24,7 +24,7 @@ class Device:
     name: str
     memory: float  # bytes that a plan may use
     bf16: float  # FLOP/s that large matrix products reach
-    fp8: float  # 0: has none
+    fp8: float  # 0: no FP8
     attention: float  # FLOP/s of fused causal attention, in bf16
     peak: float  # FLOP/s of the data sheet in bf16; MFU is relative to it
     bandwidth: float  # bytes/s of memory-bound kernels

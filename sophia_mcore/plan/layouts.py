@@ -1,4 +1,4 @@
-"""Every layout that the GPUs allow: which can be cut, which fit into memory, how long a step takes in each."""
+"""All layouts of the GPUs: which are possible, which fit into memory, how long a step takes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rank_layouts(config: Config, spec: ModelSpec, work: Workload, device: Device
     """All layouts of `gpus` devices, the fastest that fit first.
 
     Raises:
-        SophiaError: none fits; names the nearest miss.
+        SophiaError: no layout fits; names the nearest miss.
     """
     fitting: list[Option] = []
     refusals: list[Refusal] = []
@@ -93,7 +93,7 @@ def simulated_option(option: Option, work: Workload, device: Device, gpus: int) 
 def candidates(
     config: Config, spec: ModelSpec, work: Workload, device: Device, gpus: int, fp8: bool, refusals: list[Refusal]
 ) -> Iterator[Setting]:
-    """Settings whose layers, heads and lengths can be cut so; what cannot is appended to `refusals`."""
+    """Settings whose layers, heads and lengths divide. The others are appended to `refusals`."""
     row = work.row()
     recipes = {config.train.fp8, *(["tensorwise"] if fp8 and config.train.fp8 == "none" else [])}
     for parallel in shapes(spec, device, gpus):
@@ -144,7 +144,7 @@ def shapes(spec: ModelSpec, device: Device, gpus: int) -> Iterator[Parallel]:
 
 
 def _check(spec: ModelSpec, parallel: Parallel, work: Workload, device: Device, train: Train) -> None:
-    """Refuse what no number of layers per stage can mend."""
+    """Refuse a layout that is impossible for every split of the layers."""
     if train.fp8 != "none" and not device.fp8:
         raise UsageError(f"train.fp8 = {train.fp8!r}: {device.name} has no FP8")
     flat = parallel.model_copy(update={"pipeline": 1, "virtual_pipeline": None})

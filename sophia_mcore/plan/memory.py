@@ -40,7 +40,7 @@ class Memory:
 
     activations: what every micro batch in flight keeps of the decoder layers; tower: the same of a trained tower;
     pipeline: inputs and outputs of the stage, and buffers; logits: of the output layer until its backward;
-    workspace: what one pass needs for a moment.
+    workspace: temporary memory of one pass.
     """
 
     weights: float

@@ -1,4 +1,4 @@
-"""Megatron's pipeline schedules as a discrete-event simulation: who waits for whom, and what is in flight.
+"""Megatron's pipeline schedules as a discrete-event simulation: waiting times and micro batches in flight.
 
 A stage works through a fixed list of operations; each starts when the stage is free and its input has arrived.
 """
@@ -38,7 +38,7 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """Share of the makespan in which the busiest stage has nothing to do."""
+        """Share of the makespan in which the busiest stage waits."""
         return 1.0 - max(self.busy) / self.makespan if self.makespan else 0.0
 
 
@@ -52,7 +52,7 @@ def schedule(stages: int, stage: int, chunks: int, micro_batches: int) -> tuple[
         UsageError: interleaving needs the micro batches to be a multiple of the stages.
     """
     if chunks > 1 and micro_batches % stages:
-        raise UsageError(f"{micro_batches} micro batches are no multiple of {stages} stages, which interleaving needs")
+        raise UsageError(f"{micro_batches} micro batches are not a multiple of {stages} stages, as interleaving needs")
     if chunks == 1:
         warm = stages - stage - 1
     else:
@@ -127,7 +127,7 @@ def _arrival(
     done: dict[tuple[int, Operation], float],
     transfer: float,
 ) -> float | None:
-    """When the operation's input is there; None: not known yet."""
+    """Time at which the operation's input arrives; None: not known yet."""
     forward, chunk, batch = operation
     ends = (0, 0) if forward else (stages - 1, chunks - 1)
     if (stage, chunk) == ends:

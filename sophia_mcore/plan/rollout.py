@@ -1,6 +1,6 @@
 """How long sampling takes: engines that decode many sequences at once, each step as long as memory or products need.
 
-A simulation of continuous batching: a sequence that ends gives its place to the next; at the end the longest are alone.
+A simulation of continuous batching: the next sequence replaces one that ends; at the end the longest are alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sampler(spec: ModelSpec, device: Device, tensor: int, slots: int, prompt: fl
         if places >= 8:
             return Sampler(spec=spec, device=device, tensor=tensor, places=min(slots, places), context=context)
         tensor *= 2
-    raise SophiaError(f"a node of {device.per_node} x {device.name} cannot hold the {spec.language.family} sampler")
+    raise SophiaError(f"a node of {device.per_node} x {device.name} is too small for a {spec.language.family} sampler")
 
 
 def sampling_seconds(
@@ -74,7 +74,7 @@ def sampling_seconds(
     """
     engines = gpus // engine.tensor
     if engines == 0:
-        raise SophiaError(f"the sampler needs {engine.tensor} GPUs, {gpus} are there")
+        raise SophiaError(f"the sampler needs {engine.tensor} GPUs, only {gpus} are planned")
     own = math.ceil(sequences / engines)
     values = lengths.values(min(own, _SIMULATED))
     random.Random(0).shuffle(values)  # noqa: S311  a fixed order, no secret

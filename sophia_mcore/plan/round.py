@@ -127,7 +127,7 @@ def preempted(phases: list[Phase], every_seconds: float) -> list[Phase]:
     Each time the work since the last saved state and a restart are lost; finished work units stay.
 
     Raises:
-        SophiaError: what is lost each time is longer than the time between, so nothing gets done.
+        SophiaError: what is lost each time is longer than the time between, so the phase never ends.
     """
     slower = []
     for phase in phases:
@@ -138,7 +138,7 @@ def preempted(phases: list[Phase], every_seconds: float) -> list[Phase]:
         if lost >= every_seconds:
             raise SophiaError(
                 f"{phase.name} loses {lost / 60:.0f} minutes at each preemption and is preempted every "
-                f"{every_seconds / 60:.0f}: save more often (train.save_every_steps)"
+                f"{every_seconds / 60:.0f} minutes: save more often (train.save_every_steps)"
             )
         times = math.floor(phase.seconds / (every_seconds - lost))
         slower.append(replace(phase, seconds=phase.seconds + times * lost))

@@ -96,7 +96,7 @@ def _layout_table(options: list[Option]) -> Table:
 
 
 def _parts_table(plan: Plan) -> Table:
-    """Memory of the fullest stage, and the time of the busiest one with what is around it."""
+    """Memory of the fullest stage, and the time of the busiest one with waiting, gradients and optimizer."""
     time, memory = plan.best.time, plan.best.memory
     assert time is not None
     table = Table(title="the fastest layout in parts", title_justify="left")
@@ -114,7 +114,7 @@ def _parts_table(plan: Plan) -> Table:
 
 
 def _tower_line(plan: Plan) -> str:
-    """What the tower costs where it is: on the first stage, which need not be the busiest."""
+    """Cost of the tower. It is on the first stage, which need not be the busiest."""
     setting = plan.best.setting
     forward, backward = chunk_seconds(setting, plan.device, 0, 0)
     spent = (forward.tower + backward.tower) * setting.micro_batches
@@ -177,5 +177,5 @@ def _compare(plan: Plan, phases: list[Phase]) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """With so many decimals, and one digit of what would be shown as zero."""
+    """With `digits` decimals; a value that would round to zero gets one significant digit."""
     return f"{value:,.{digits}f}" if value < 1e-9 or value >= 10**-digits / 2 else f"{value:.1g}"

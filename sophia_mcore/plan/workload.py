@@ -1,4 +1,4 @@
-"""What there is to do in a round: questions, lengths and tiles, and the packed rows that training makes of them."""
+"""The work of a round: questions, lengths, tiles, and the packed rows of the training."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     """
     for name in ("questions", "response_tokens", "caption_tokens", "kept"):
         value = getattr(given, name)
-        if value is not None and not 0 < value <= _MOST:  # nan is not either
+        if value is not None and not 0 < value <= _MOST:  # also refuses nan
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive and at most {_MOST:.0e}")
     if given.tiles is not None and not 0 <= given.tiles <= _MOST:
         raise UsageError(f"--tiles {given.tiles}: must be from 0 to {_MOST:.0e}")

@@ -1,4 +1,4 @@
-"""Write report.json and report.html of a run. Works on unfinished and damaged runs: what is missing is named."""
+"""Write report.json and report.html of a run. Works on unfinished and damaged runs and names the missing parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_report(config: Config, run: RunFolder, problems: Problems | None = Non
 def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems: Problems) -> str:
     """The run as one HTML page without any outside resource; texts from models are data, never markup.
 
-    What turns out to be unreadable is added to ``report["missing"]``.
+    Unreadable parts are added to ``report["missing"]``.
     """
     from sophia_mcore.report.charts import Charted, charts
     from sophia_mcore.report.examples import browser, in_script

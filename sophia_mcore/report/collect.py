@@ -1,4 +1,4 @@
-"""What a run's folder says of itself: counts, rewards, losses, pass@1. Reads whatever is there; changes nothing."""
+"""Collect counts, rewards, losses and pass@1 from a run folder. Read-only; works on unfinished runs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
 
 
 def _untimed(run: RunFolder, entry: dict[str, Any], seconds: dict[str, float]) -> list[str]:
-    """Phases that are done but not in metrics.jsonl, where it has others."""
+    """Finished phases that are missing from metrics.jsonl. Empty if that file does not exist."""
     if not run.metrics_file.is_file():
         return []
     done = {"captions": "captions", "reasoning": "trajectories", "score": "kept", "train": "train"}
@@ -124,7 +124,7 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
 
 
 def _lost(index: int, kept: dict[str, Any], stored: dict[str, int]) -> list[str]:
-    """What kept.json counted and the shards no longer hold."""
+    """Records that kept.json counted and that are missing from the shards."""
     counted = kept | {"verdicts": sum(kept.get("verdicts", {}).values())}
     names = {"kept": "kept trajectories"}
     lost = {name: counted[name] - there for name, there in stored.items() if there < counted.get(name, 0)}
@@ -133,7 +133,7 @@ def _lost(index: int, kept: dict[str, Any], stored: dict[str, int]) -> list[str]
 
 
 def _grading(folder: RoundFolder, verdicts: Columns, problems: Problems) -> dict[str, Any]:
-    """Verdict counts by the answer type that the grader used, and what another verifier version said differently."""
+    """Verdict counts by the answer type that the grader used, and changes against another verifier version."""
     found: dict[str, Any] = {}
     by_type: dict[str, dict[str, int]] = {}
     for answer_type, verdict in zip(verdicts["answer_type"], verdicts["verdict"], strict=True):

@@ -34,7 +34,7 @@ def write_comparison(
     """
     target = target or second[0].path / f"compare-with-{first[0].path.resolve().name}.html"
     if target.suffix != ".html" or target.is_dir():
-        raise UsageError(f"--output {target}: a page's name ends in .html, such as compare.html")
+        raise UsageError(f"--output {target}: the name of a page ends in .html, such as compare.html")
     runs = [_charted(*first, "A"), _charted(*second, "B")]
     pairs = compare_answers(runs[0], runs[1])
     missing = [f"{charted.name}: {line}" for charted in runs for line in charted.report["missing"]]
@@ -58,7 +58,7 @@ def _charted(run: RunFolder, config: Config, name: str) -> Charted:
 
 
 def differing_settings(first: Config, second: Config) -> list[tuple[str, str, str]]:
-    """(key, value in the first, value in the second) of every setting that differs; "-" where one has none."""
+    """(key, value in the first, value in the second) of every setting that differs; "-" where it is missing."""
 
     def flat(tree: Any, path: str = "") -> dict[str, str]:
         if isinstance(tree, dict):

@@ -127,7 +127,7 @@ def _round_examples(
 
 
 def _by_id(found: dict[str, Any], name: str) -> dict[str, str]:
-    """What another verifier said of the trajectories that a file lists as examples."""
+    """Verdicts of another verifier on the trajectories that a file lists as examples."""
     return {str(e.get("id")): str(e.get(name)) for e in found.get("examples", []) if isinstance(e, dict)}
 
 
@@ -200,7 +200,7 @@ def _limit(characters: int) -> Callable[[str, str], str]:
 
 
 def _cut(text: str, most: int) -> str:
-    """``text``, or its head and tail (the answer stands at the end) with a word on what is between them."""
+    """``text``, shortened to its head and tail (the answer is at the end) with a note on the omitted part."""
     left_out = len(text) - most
     if left_out <= 0:
         return text
@@ -236,5 +236,5 @@ def pack(value: object) -> str:
 
 
 def in_script(value: object) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element or open a comment."""
+    """JSON that is safe inside a script element: it cannot end the element or open a comment."""
     return json.dumps(value).replace("<", "\\u003c")

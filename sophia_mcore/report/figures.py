@@ -1,4 +1,4 @@
-"""What all charts of all pages have in common: colours, layout, and the form in which a page takes them."""
+"""Shared by the charts of all pages: colours, layout, and the JSON form that a page draws."""
 
 from __future__ import annotations
 

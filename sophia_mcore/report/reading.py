@@ -1,4 +1,4 @@
-"""Columns of a run's shards for people: whole shards are read, damaged ones are named and passed over."""
+"""Read columns of a run's shards. Damaged shards are reported and skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Columns = dict[str, list[Any]]
 
 
 class Problems:
-    """What could not be read, each named once, in the order it was met."""
+    """Messages about unreadable files, each once, in order of discovery."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -37,7 +37,7 @@ def columns(
 ) -> Columns:
     """The named columns of all whole shards of ``folder``, shard after shard; "tokens" counts token_ids.
 
-    ``shorten(name, text)`` is applied to every text while it is read, so that long ones never pile up.
+    ``shorten(name, text)`` is applied to every text while it is read, so that long texts do not fill the memory.
     """
     found: Columns = {name: [] for name in names}
     stored = ["token_ids" if name == "tokens" else name for name in names]
@@ -65,7 +65,7 @@ def _values(table: Any, name: str, shorten: Callable[[str, str], str] | None) ->
 
 
 def records(path: Path, record_type: type, problems: Problems) -> list[Any]:
-    """Records of one shard; [] when it is not there (yet) or damaged, the latter named."""
+    """Records of one shard; [] if it is missing or damaged. Damage is added to ``problems``."""
     if not path.is_file():
         return []
     try:
@@ -76,7 +76,7 @@ def records(path: Path, record_type: type, problems: Problems) -> list[Any]:
 
 
 def metrics(path: Path, problems: Problems) -> list[dict[str, Any]]:
-    """Whole lines of a metrics file, [] when there is none; what is not a metrics line is named."""
+    """Whole lines of a metrics file, [] if it is missing. Damaged lines are added to ``problems``."""
     lines = read_metrics(path)
     try:
         data = path.read_bytes()
@@ -91,9 +91,10 @@ def metrics(path: Path, problems: Problems) -> list[dict[str, Any]]:
 def read_json(
     path: Path, problems: Problems | None = None, kinds: dict[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """The JSON object in ``path``, or None when it is absent or damaged (the latter named).
+    """The JSON object in ``path``, or None if it is missing or damaged. Damage is added to ``problems``.
 
-    Values of keys in ``kinds`` that are of another type are left out and named; so is a file with none of these keys.
+    ``kinds``: expected types by key. Values of another type are dropped and reported. A file without any of these
+    keys is reported too.
     """
     try:
         value = json.loads(path.read_text())

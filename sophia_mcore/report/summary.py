@@ -1,4 +1,4 @@
-"""The end of `sophia run`: what was learned, from what, and what to do next."""
+"""The summary that `sophia run` prints at its end: results, counts, and the report's path."""
 
 from __future__ import annotations
 

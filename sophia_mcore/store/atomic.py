@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens to the writer.
+"""Atomic writes: a file appears whole or not at all, even if the writer is killed.
 
 A file is written under a hidden temporary name in its own folder, synced, then renamed (``replacing``) or
 hard-linked (``creating``: the first finisher wins, a second never replaces it). A killed writer leaves at most a
@@ -43,7 +43,7 @@ def write_failed(path: Path, error: OSError) -> SophiaError:
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
     """A file to write to; on leaving without an exception it becomes ``path``, replacing what was there.
 
-    Raises SophiaError when the folder cannot be written or the disk is full; then nothing is left behind.
+    Raises SophiaError when the folder cannot be written or the disk is full. No partial file remains.
     """
     target = Path(path)
     with _temporary(target) as (file, name):
@@ -91,7 +91,7 @@ def write_text(path: Path | str, value: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path`` atomically. NaN and infinity become null: JSON has none."""
+    """Write ``value`` as indented JSON to ``path`` atomically. NaN and infinity, which JSON lacks, become null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -137,7 +137,7 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut; filesystems that cannot sync a folder are left alone."""
+    """Sync the folder so that the new name survives a power cut. Ignored on filesystems that cannot sync a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

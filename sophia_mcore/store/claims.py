@@ -1,6 +1,6 @@
 """Work units that any number of processes on a shared filesystem divide among themselves.
 
-    FOLDER/<unit>.parquet              the unit is done; nothing else says so
+    FOLDER/<unit>.parquet              the unit is done if and only if this file exists
     FOLDER/claims/<unit>.<attempt>     hard link to the owner file of who holds, or held, the unit
     FOLDER/claims/.owner-<nonce>       one per queue: JSON (pid, host, since); its modification time is the lease
 
@@ -14,7 +14,7 @@ Cost: one listing of both folders per queue, then per unit a look whether its sh
 and an unlink at the end; one touch per heartbeat. Owners try units in different random orders, unless the results are
 wanted in order; a miss costs one or two operations, and after some misses in a row a queue lists again. 200 owners on
 6,000 units: 6 operations per unit.
-Who finds nothing free lists both folders again at each try, and looks at every other owner once per lease.
+If no unit is free, each try lists both folders again and reads every other owner once per lease.
 Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
 """
 
@@ -239,7 +239,7 @@ class UnitQueue:
         return found
 
     def _list_candidates(self) -> list[tuple[str, int]]:
-        """Units to try, the first one last: unclaimed ones, or, when there are none, those of dead owners."""
+        """Units to try, in reverse order: unclaimed ones if there are any, else those of dead owners."""
         done = self._list_done()
         if len(done) == len(self.units):
             return []

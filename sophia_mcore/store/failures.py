@@ -1,6 +1,6 @@
 """Work units that could not be done: FOLDER/failures/<unit>.json says how often they were tried, and why they failed.
 
-A unit that fails must cost only itself: it goes back to the queue, and after some attempts nobody takes it any more.
+A failing unit must not stop the others: it returns to the queue, and after some attempts it is not claimed any more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Failure:
 
 
 def read_failures(folder: Path) -> dict[str, Failure]:
-    """Failures by unit id; a file that is damaged counts as none."""
+    """Failures by unit id. Damaged files are ignored."""
     found: dict[str, Failure] = {}
     for path in sorted((folder / _FOLDER).glob("*.json")):
         if failure := _read(path):

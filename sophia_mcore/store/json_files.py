@@ -10,7 +10,7 @@ from sophia_mcore.errors import SophiaError
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None if there is no file. Raises SophiaError if it is not one."""
+    """A JSON object from a file; None if it does not exist. Raises SophiaError if it is not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

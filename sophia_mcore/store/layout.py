@@ -1,4 +1,4 @@
-"""Where everything of a run lies (the tree is drawn in AGENTS.md). Pure paths; nothing is created here."""
+"""Paths of a run folder (AGENTS.md shows the tree). This module creates no files."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def seed_for(run_seed: int, *parts: str | int) -> int:
 def run_uid(folder: Path) -> str:
     """The run's own name, made at the first call: MLflow's runs and Slurm's jobs are found by it."""
     path = folder / UID_FILE
-    if not path.exists():  # else nothing needs to be written, which a full disk would refuse
+    if not path.exists():  # an existing file needs no write, which a full disk would refuse
         with contextlib.suppress(FileExistsError), creating(path) as file:
             file.write(uuid.uuid4().hex.encode())
     return path.read_text().strip()

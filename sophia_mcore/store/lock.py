@@ -19,9 +19,9 @@ from sophia_mcore.store.atomic import write_failed
 def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
 
-    ``shared``: any number of processes may hold it so, but none of them together with one that does not share.
+    ``shared``: any number of processes may share it, but not together with an exclusive holder.
     ``named`` False: the holder is not written into the file, so that it can be held on a full disk.
-    Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why it cannot be had.
+    Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why locking fails.
     """
     target = Path(path)
     try:

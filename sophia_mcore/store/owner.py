@@ -66,7 +66,7 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> int | None:
-    """Start time of a live process in clock ticks after boot; None if there is none (a zombie counts as gone)."""
+    """Start time of a live process in clock ticks after boot; None if it is gone (a zombie counts as gone)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Work through units: claim one, work while a thread renews the lease, write its shard, until none is left."""
+"""Work through units: claim one, work while a thread renews the lease, write its shard, until all units are done."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_units(
                     in_a_row.add(claim.unit.id)
                     if attempts == 1 or len(in_a_row) >= attempts:
                         raise
-                else:  # a shard that cannot be written is no fault of its unit: the next one could not be either
+                else:  # writing failed, not the unit: the next shard would fail too
                     finished += claim.finish(records, record_type, metadata)
                     meter.add(claim.unit)
                     in_a_row.clear()

@@ -32,7 +32,7 @@ class MetricsLog:
         self._file_descriptor: int | None = None
 
     def log(self, step: int, phase: str, values: Mapping[str, Value]) -> None:
-        """Append one line. The bytes reach the kernel before this returns, so that a killed process loses nothing."""
+        """Append one line. The bytes reach the kernel before this returns, so that a killed process loses no line."""
         clash = [name for name in RESERVED if name in values]
         if clash:
             raise ValueError(f"{', '.join(clash)}: reserved in a metrics line")
@@ -80,7 +80,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file, [] when there is none. What is not a metrics line is left out."""
+    """All whole lines of a metrics file, [] if it is missing. Other lines are ignored."""
     try:
         with open(path, "rb") as file:
             return list(_parse(file))

@@ -1,4 +1,4 @@
-"""Upload of a run folder to MLflow, whenever and as often as one likes: what is there already is not sent again.
+"""Upload a run folder to MLflow. Repeated uploads send only what MLflow does not have yet.
 
 metrics.jsonl is the truth. The cursor (how many of its lines MLflow has) is a tag of the MLflow run itself and
 travels in the same request as the metrics, so a killed upload, another machine or another server all work. A
@@ -56,7 +56,7 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
 
 
 def complaint(uri: str, timeout_seconds: float) -> str:
-    """Why what answers at ``uri`` cannot be used as an MLflow server, in one line; "" where it can."""
+    """One line that says why the service at ``uri`` is not a usable MLflow server; "" if it is usable."""
     try:
         from mlflow.tracking import MlflowClient
 
@@ -158,7 +158,7 @@ class _Uploader:
 
 
 def reachable(uri: str, timeout_seconds: float) -> bool:
-    """Whether something listens at an HTTP address; other kinds of URI answer for themselves."""
+    """Whether something listens at an HTTP address; other URIs count as reachable."""
     parts = urlsplit(uri)
     if parts.scheme not in _PORTS or not parts.hostname:
         return True
@@ -171,7 +171,7 @@ def reachable(uri: str, timeout_seconds: float) -> bool:
 
 @contextlib.contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """MLflow takes its HTTP patience from variables only, and its default is minutes; nor need it print every run."""
+    """Short HTTP timeouts (the default is minutes), no printed links. MLflow reads both from variables only."""
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(seconds))),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

@@ -1,4 +1,4 @@
-"""What a run folder has to tell MLflow: one parent per round, one child per phase. Pure reading, no MLflow."""
+"""What MLflow gets of a run folder: one parent run per round, one child per phase. Read-only, without MLflow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 197
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """One run as MLflow shall know it.
+    """One MLflow run.
 
     ``lines`` is an append-only series: the k-th line never changes its meaning, so a count of lines is a cursor.
     ``summary`` are values without a step that may still change; they are uploaded when they do.
@@ -80,7 +80,7 @@ def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
 
 
 def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
-    """Phases of the round that have something to show: training, scoring, and whatever RUN/metrics.jsonl names."""
+    """Phases of the round with results: training, scoring, and all that RUN/metrics.jsonl names."""
     params = _params(config)
     folder = run.round(index)
     train_lines = read_metrics(folder.train / "metrics.jsonl")
@@ -144,7 +144,7 @@ def _seconds(attempt: Mapping[str, Any]) -> float | None:
 
 
 def redact(text: str) -> str:
-    """``text`` with user names and passwords in URLs hidden, and values of keys that sound secret.
+    """``text`` with user names and passwords in URLs hidden, and values of keys whose names suggest a secret.
 
     >>> redact('uri = "postgresql://me:pw@host/db"')
     'uri = "postgresql://***@host/db"'

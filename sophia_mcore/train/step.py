@@ -99,7 +99,7 @@ def backward(
 
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator).to(device)
-        tokens = Tokens.of(batch, objective.normalization)
+        tokens = Tokens.from_batch(batch, objective.normalization)
         if term is not None:
             tokens = replace(tokens, mask_T=term_mask(tokens, term))
 

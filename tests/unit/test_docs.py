@@ -119,6 +119,16 @@ def test_shell_blocks_parse_and_name_what_exists(page: Path) -> None:
             assert not unknown, (module[1], unknown)
 
 
+def test_pages_keep_their_budget() -> None:
+    wide = {"weights_tables.md", "grading.md", "objectives.md"}  # tables with a long name or rule in each row
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        long = [number for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 160]
+        assert page.name in wide or not long, (page.name, long)
+    for name in ("slurm", "weights", "planner"):
+        words = len((ROOT / "docs" / f"{name}.md").read_text().split())
+        assert words <= 1200, (name, words)
+
+
 def test_settings_named_on_the_command_line_exist() -> None:
     tried = 0
     for page in PAGES:

@@ -196,7 +196,7 @@ def test_packing_does_not_matter(name, normalization):
     parts = []
     for sequence in range(tokens.sequences):
         rows = (tokens.sequence_ids_T == sequence).nonzero().squeeze(1)
-        own = tokens.at(rows)
+        own = tokens.select(rows)
         own = replace(own, sequence_ids_T=torch.zeros_like(own.sequence_ids_T), sequences=1)
         parts.append(objective_loss(logprobs[rows], own, config))
     torch.testing.assert_close(sum(part.sum for part in parts), whole.sum, rtol=1e-12, atol=1e-12)
@@ -204,7 +204,7 @@ def test_packing_does_not_matter(name, normalization):
     assert together.keys() == apart.keys()
     assert all(together[key] == pytest.approx(apart[key], rel=1e-9) for key in together)
     order = torch.randperm(len(logprobs), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(objective_loss(logprobs[order], tokens.at(order), config).sum, whole.sum)
+    torch.testing.assert_close(objective_loss(logprobs[order], tokens.select(order), config).sum, whole.sum)
 
 
 def test_diagnostics_are_what_they_say():

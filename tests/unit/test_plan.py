@@ -76,7 +76,7 @@ def test_the_short_cut_for_many_micro_batches_is_the_whole_simulation(stages: in
 
 
 def test_interleaving_needs_whole_groups() -> None:
-    with pytest.raises(UsageError, match="5 micro batches are no multiple of 2 stages"):
+    with pytest.raises(UsageError, match="5 micro batches are not a multiple of 2 stages"):
         schedule(2, 0, 2, 5)
 
 
@@ -250,7 +250,7 @@ def test_tensor_parallelism_that_the_heads_do_not_allow_is_explained(tmp_path) -
 def test_a_model_folder_without_config_is_a_usage_error(tmp_path) -> None:
     config = plan_models.write_config(tmp_path, "internvl3-8b")
     (tmp_path / "policy" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"policy: no config\.json; a plan needs that file of the model alone"):
+    with pytest.raises(UsageError, match=r"policy: no config\.json; a plan needs only that file of the model"):
         make_plan(load_config(config), "h100", 8, Assumptions())
 
 
