@@ -15,8 +15,9 @@ from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
 from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
-from sophia_mcore.pretrained.complete import read_json, stop_token_ids
+from sophia_mcore.pretrained.complete import stop_token_ids
 from sophia_mcore.pretrained.tiling import ImageSpec
+from sophia_mcore.store.json_files import require_json
 
 KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
 
@@ -54,7 +55,7 @@ class Renderer:
         stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab())
         if not stop_ids:
             raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
-        is_internvl = read_json(model_dir / "config.json").get("model_type") in ("internvl", "internvl_chat")
+        is_internvl = require_json(model_dir / "config.json").get("model_type") in ("internvl", "internvl_chat")
         spec = ImageSpec.from_model_dir(model_dir, max_tiles) if is_internvl else None
         return Renderer(Chat.from_model_dir(model_dir), tokenizer, spec, stop_ids, str(model_dir))
 

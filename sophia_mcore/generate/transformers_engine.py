@@ -17,8 +17,9 @@ from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.rendering import Prompt, Renderer
-from sophia_mcore.pretrained.complete import check_model_dir, read_json
+from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.tiling import tiles
+from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.lineage import model_digest
 
 _DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit
@@ -32,7 +33,7 @@ def open_transformers(config: TransformersConfig, model_dir: Path, max_tiles: in
 def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind = read_json(model_dir / "config.json").get("model_type")
+    kind = require_json(model_dir / "config.json").get("model_type")
     if kind == "internvl_chat":
         raise SophiaError(f"{model_dir} has the original InternVL layout: sophia convert {model_dir} NEW --to hf")
     loader = AutoModelForImageTextToText if kind == "internvl" else AutoModelForCausalLM

@@ -14,7 +14,8 @@ from sophia_mcore.generate import vllm_cpu
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
-from sophia_mcore.pretrained.complete import check_model_dir, read_json
+from sophia_mcore.pretrained.complete import check_model_dir
+from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.lineage import model_digest
 
 _CHATTY = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.block_pool")  # a line per image or per unit, saying nothing
@@ -24,7 +25,7 @@ _CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a tr
 
 def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine:
     """Start vLLM on a checked model directory. Raises SophiaError when vLLM refuses it."""
-    if read_json(model_dir / "config.json").get("model_type") == "internvl_chat":
+    if require_json(model_dir / "config.json").get("model_type") == "internvl_chat":
         raise SophiaError(
             f"{model_dir} has the original InternVL layout, which runs code of its own; convert it once: "
             f"sophia convert {model_dir} NEW_FOLDER --to hf"
@@ -55,7 +56,7 @@ def _look_at_models_here(model_dir: Path) -> None:
     a second import of everything (8 s for each architecture, the first time on a machine)."""
     from vllm import ModelRegistry
 
-    for name in read_json(model_dir / "config.json").get("architectures") or ():
+    for name in require_json(model_dir / "config.json").get("architectures") or ():
         known = ModelRegistry.models.get(name)
         if known is not None:
             ModelRegistry.register_model(name, known.load_model_cls())
@@ -94,7 +95,7 @@ def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[
 
 
 def _longest_position(model_dir: Path) -> int:
-    config = read_json(model_dir / "config.json")
+    config = require_json(model_dir / "config.json")
     return int(config.get("text_config", config).get("max_position_embeddings", 0))
 
 

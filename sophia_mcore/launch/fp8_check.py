@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from sophia_mcore.config import dump_toml
@@ -11,6 +10,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.phases import Context, run_ranks
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
 
@@ -31,10 +31,10 @@ def run_fp8_check(config: Config, round_index: int) -> str:
     with folder_lock(run.lock_file), TerminalProgress() as progress:
         settings = run.path / "fp8_check.toml"
         write_text(settings, dump_toml(config))
-        (run.path / "fp8_check.json").unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
+        run.fp8_check_file.unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
         flags = [str(settings), "--round", str(round_index)]
         run_ranks(Context(config, run, progress), "fp8-check", "sophia_mcore.train.fp8.worker", flags)
-    found = json.loads((run.path / "fp8_check.json").read_text())
+    found = require_json(run.fp8_check_file)
     page = write_fp8_page(run)
     if not found["passed"]:
         raise SophiaError(f"FP8 is not admitted: {'; '.join(found['failures'])}{_advice(found)} (see {page})")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Objective, Parallel, Train
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import Row, Setting
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.store.json_files import require_json
 
 _FP8_ALONE = 1e30  # FLOP/s: products without cost
 
@@ -55,12 +55,10 @@ def calibrated(device: Device, spec: ModelSpec, path: Path, recipe: str) -> tupl
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("steps"), dict):
+        found = require_json(path)
+    except SophiaError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(found.get("steps"), dict):
         raise UsageError(f"{path}: no measured steps in it (tests/gpu/blocks.py writes them)")
     return found
 

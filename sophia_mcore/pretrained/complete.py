@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.json_files import require_json
 
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -20,7 +20,7 @@ def check_model_dir(model_dir: Path) -> None:
     """
     if not model_dir.is_dir():
         raise SophiaError(f"{model_dir}: no such model directory")
-    read_json(model_dir / "config.json")
+    require_json(model_dir / "config.json")
     if not (model_dir / "tokenizer.json").is_file():
         raise SophiaError(
             f"{model_dir}: no tokenizer.json (a fast tokenizer is needed: AutoTokenizer.from_pretrained(...)"
@@ -33,7 +33,7 @@ def check_model_dir(model_dir: Path) -> None:
 def weight_files(model_dir: Path) -> list[Path]:
     """The model's safetensors files, those of the index when there is one. Raises SophiaError when any is missing."""
     if (model_dir / _INDEX).is_file():
-        index = read_json(model_dir / _INDEX)
+        index = require_json(model_dir / _INDEX)
         mapping = index.get("weight_map")
         if not isinstance(mapping, dict) or not mapping:
             raise SophiaError(f"{model_dir / _INDEX}: no weight_map in it")
@@ -74,28 +74,13 @@ def _check_complete(path: Path) -> None:
         raise SophiaError(f"{path}: {how} ({size:,} bytes where its header says {wanted:,}); copy or export it again")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises SophiaError when it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SophiaError(f"{path}: no such file") from None
-    except OSError as error:
-        raise SophiaError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise SophiaError(f"{path}: damaged JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise SophiaError(f"{path}: a JSON object was expected")
-    return value
-
-
 def stop_token_ids(model_dir: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
     """Tokens that end an answer: those of generation_config.json and config.json, and the chat format's turn end."""
     found: set[int] = set()
-    configs = [read_json(model_dir / "config.json")]
+    configs = [require_json(model_dir / "config.json")]
     configs += [part for key in ("text_config", "llm_config") if isinstance(part := configs[0].get(key), dict)]
     if (model_dir / "generation_config.json").is_file():
-        configs.append(read_json(model_dir / "generation_config.json"))
+        configs.append(require_json(model_dir / "generation_config.json"))
     for config in configs:
         value = config.get("eos_token_id")
         found.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))

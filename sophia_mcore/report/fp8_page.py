@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.report.build import render
 from sophia_mcore.report.figures import BLUE, GREY, ORANGE, figure, numbered
 from sophia_mcore.store.atomic import write_text
+from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.layout import RunFolder
 
 
 def write_fp8_page(run: RunFolder) -> Path:
     """Write the page from fp8_check.json and return its path. Raises SophiaError when it cannot be written."""
-    check = json.loads((run.path / "fp8_check.json").read_text())
+    check = require_json(run.fp8_check_file)
     path = run.path / "fp8_check.html"
     page = render("fp8.html.jinja", ["page.js"], run=run.path.name, check=check, charts=numbered(_figures(check)))
     write_text(path, page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store import json_files
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.track.metrics import read_metrics
 
@@ -97,14 +97,12 @@ def read_json(
     keys is reported too.
     """
     try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict):
+        value = json_files.read_json(path)
+    except SophiaError:
         if problems is not None:
             problems.add(f"{path} is damaged: not a JSON object")
+        return None
+    if value is None:
         return None
     kinds = kinds or {}
     wrong = [name for name, kind in kinds.items() if name in value and not _is(value[name], kind)]

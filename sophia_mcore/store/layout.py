@@ -97,6 +97,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def fp8_check_file(self) -> Path:
+        return self.path / "fp8_check.json"
+
+    @property
     def report_json(self) -> Path:
         return self.path / "report.json"
 

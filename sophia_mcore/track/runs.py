@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.lineage import lineage_of, tags_of
 from sophia_mcore.track.metrics import RESERVED, read_metrics
@@ -61,7 +61,7 @@ def rounds_of(run: RunFolder) -> list[int]:
 
 def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
     """The round itself: resolved configuration, report, pass@1."""
-    report = _read_json(run.report_json)
+    report = json_or_empty(run.report_json)
     rounds = report.get("rounds", [])
     mine = next((entry for entry in rounds if isinstance(entry, dict) and entry.get("round") == index), {})
     evaluation = report.get("evaluation", {})
@@ -84,7 +84,7 @@ def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
     params = _params(config)
     folder = run.round(index)
     train_lines = read_metrics(folder.train / "metrics.jsonl")
-    summary = _read_json(folder.train / "summary.json")
+    summary = json_or_empty(folder.train / "summary.json")
     children = {}
     if train_lines or summary:
         children["train"] = TrackedRun(
@@ -95,7 +95,7 @@ def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
         children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=_points(system))
     for attempt in _attempts(run, index):
         children[attempt.phase] = attempt
-    kept = _read_json(folder.kept_summary_file)
+    kept = json_or_empty(folder.kept_summary_file)
     if kept:
         children["score"] = TrackedRun(phase="score", finished=True, summary=_numbers(kept))
     for line in read_metrics(run.metrics_file):  # written when a phase has ended; its step is the round
@@ -114,7 +114,7 @@ def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
     """The attempts of jobs of one task; of an array, whose tasks may be thousands, all in one."""
     arrays: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((run.path / "slurm" / "attempts").glob(f"*-r{index}-*.json")):
-        attempt = _read_json(path)
+        attempt = json_or_empty(path)
         if attempt.get("round") != index:
             continue
         if "_" in attempt["job"]:
@@ -209,11 +209,3 @@ def _points(lines: list[dict[str, Any]]) -> list[list[Point]]:
 
 def _metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -98,9 +98,9 @@ class Checkpoints:
 
     def _commit(self, step: int) -> None:
         layout, temporary = current_layout(), self._temporary(step)
-        sha256 = _digests(temporary)
+        digests = _digests(temporary)
         on_rank_zero(
-            lambda: checkpoint_folder.commit(temporary, step, layout, self.keep, sha256),
+            lambda: checkpoint_folder.commit(temporary, step, layout, self.keep, digests),
             f"cannot complete {self.folder / checkpoint_folder.checkpoint_name(step)}",
         )
 
@@ -220,7 +220,7 @@ class _Writing:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file as it can be read back, each rank having read its share. Raises SophiaError on all ranks."""
+    """Digest of every file as it can be read back, each rank having read its share. Raises SophiaError on all ranks."""
     mine: dict[str, str] | str
     try:
         mine = checkpoint_folder.digests(folder, dist.get_rank(), dist.get_world_size())

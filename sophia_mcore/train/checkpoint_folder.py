@@ -1,13 +1,12 @@
 """Checkpoints as folders: which are complete, which is the newest, which may go. No torch in here.
 
 A checkpoint is written into a hidden folder and renamed when every rank has finished, so a folder named
-``step-00000500`` is complete. Its checkpoint.json lists every file with its size and sha256: a truncated or missing
+``step-00000500`` is complete. Its checkpoint.json lists every file with its size and digest: a truncated or missing
 file is found without reading the data, a changed one when it is loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.digests import Digest, file_digest
 
 MANIFEST = "checkpoint.json"
 FORMAT = 1
@@ -33,7 +33,8 @@ class Manifest:
     layout: Mapping[str, int]  # sizes of the parallel groups: tensor, pipeline, virtual_pipeline, context, data
     files: Mapping[str, int]  # name -> bytes
     format: int = FORMAT
-    sha256: Mapping[str, str] = field(default_factory=dict)  # by name; {} in checkpoints of earlier versions
+    digests: Mapping[str, str] = field(default_factory=dict)  # xxh3-128 by name; {} in checkpoints of earlier versions
+    sha256: Mapping[str, str] = field(default_factory=dict)  # by name, in checkpoints of earlier versions only
 
 
 def checkpoint_name(step: int) -> str:
@@ -96,31 +97,33 @@ def begin(folder: Path, step: int) -> Path:
     return temporary
 
 
-def digests(folder: Path, rank: int, ranks: int) -> dict[str, str]:
-    """sha256 by name of the files in ``folder`` that are this rank's to hash: its own, on rank 0 also nobody's."""
+def digests(folder: Path, rank: int, ranks: int, digest: Digest = "xxh3-128") -> dict[str, str]:
+    """Digests by name of the files in ``folder`` that are this rank's to hash: its own, on rank 0 also nobody's."""
     found = {}
     for path in sorted(folder.iterdir()):
         match = _OF_RANK.match(path.name)
         if path.name != MANIFEST and int(match[1] if match else 0) % ranks == rank:
-            with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = file_digest(path, digest)
     return found
 
 
 def changed_file(folder: Path, manifest: Manifest, rank: int, ranks: int) -> str | None:
     """What is wrong with the first of this rank's files whose bytes are not those that were written, or None."""
+    kind: Digest = "xxh3-128" if manifest.digests else "sha256"
+    written = manifest.digests or manifest.sha256
     try:
-        found = digests(folder, rank, ranks) if manifest.sha256 else {}
+        found = digests(folder, rank, ranks, kind) if written else {}
     except OSError as error:
         return f"{folder}: broken checkpoint ({error})"
-    wrong = [name for name, digest in found.items() if manifest.sha256.get(name, digest) != digest]
+    wrong = [name for name, digest in found.items() if written.get(name, digest) != digest]
     return f"{folder}: broken checkpoint ({wrong[0]}: its bytes have changed)" if wrong else None
 
 
-def commit(temporary: Path, step: int, layout: Mapping[str, int], keep: int, sha256: Mapping[str, str]) -> Path:
+def commit(temporary: Path, step: int, layout: Mapping[str, int], keep: int, digests: Mapping[str, str]) -> Path:
     """Make a written checkpoint visible, then delete all but the ``keep`` newest. Returns its final path."""
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    write_json(temporary / MANIFEST, asdict(Manifest(step=step, layout=dict(layout), files=files, sha256=dict(sha256))))
+    manifest = Manifest(step=step, layout=dict(layout), files=files, digests=dict(digests))
+    write_json(temporary / MANIFEST, asdict(manifest))
     final = temporary.parent / checkpoint_name(step)
     if final.exists():  # a broken one of the same step: it was refused at loading
         _delete(final)

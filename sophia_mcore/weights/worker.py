@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.progress import Progress, worker_progress
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.export import export_hf
@@ -31,15 +31,15 @@ def newest(checkpoints: Path) -> Path:
 def _made_from(model: Path) -> str | None:
     """Name of the checkpoint that a finished export was made from."""
     try:
-        return str(json.loads((model / proof.NAME).read_bytes())["source"]["folder"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json_or_empty(model / proof.NAME)["source"]["folder"])
+    except (KeyError, TypeError):
         return None
 
 
 def _require_finished(summary_file: Path, checkpoint: Path) -> None:
     try:
-        steps = int(json.loads(summary_file.read_bytes())["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        steps = int(json_or_empty(summary_file)["steps"])
+    except (ValueError, KeyError, TypeError):
         steps = None
     if steps is None or checkpoint.name != f"step-{steps:08d}":
         end = "is not finished" if steps is None else f"has {steps} steps"

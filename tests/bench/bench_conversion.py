@@ -2,12 +2,14 @@
 
 python -m tests.bench.bench_conversion [--gigabytes 3] [--repeats 5] [--folder TMP]
 
-Prints one JSON line. Every case runs in a fresh process; figures are CPU-seconds (user + system) of the work itself,
-without imports, best of the interleaved repeats (in a virtual machine the first touch of a memory page costs as much as
-several copies of it, which only ever adds); all cases sync their files. Peers: `sendfile` (a plain copy: the ceiling),
-`load_all` (safetensors load_file, fuse, split, save_file), `torch_dcp` (the same tensors through
-torch.distributed.checkpoint). `one_worker`: ours in one thread, as the copy is: two threads at once take
-more CPU-seconds for the same work. extra_rss_mib is the growth of peak memory during the conversion.
+Prints two JSON lines: the conversion without digests, and the default, which forms an xxh3-128 of every tensor while
+its bytes pass (`with_digests`). Every case runs in a fresh process; figures are CPU-seconds (user + system) of the work
+itself, without imports, best of the interleaved repeats (in a virtual machine the first touch of a memory page costs as
+much as several copies of it, which only ever adds); all cases sync their files. Peers: `sendfile` (a plain copy: the
+ceiling), `load_all` (safetensors load_file, fuse, split, save_file), `torch_dcp` (the same tensors through
+torch.distributed.checkpoint). `one_worker`: ours in one thread, as the copy is: two threads at once take more
+CPU-seconds for the same work. `checkpoint_digests`: reading a checkpoint's files back and hashing them.
+extra_rss_mib is the growth of peak memory during the conversion.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sophia_mcore.weights.formats.copying import WORKERS
+from sophia_mcore.store.digests import Digest
+from sophia_mcore.weights.conversion import WORKERS
 
 LAYER = {"hidden": 4096, "mlp": 14336, "heads": 32, "groups": 8, "head": 128}
 VOCABULARY = 32_000
@@ -71,18 +74,41 @@ def make_source(folder: Path, gigabytes: float) -> None:
 # Cases: prepare (imports) -> the work that is measured -----------------------------------------------------------
 
 
-def ours(source: Path, target: Path, checksums: bool = False, workers: int = WORKERS) -> Callable[[], None]:
+def ours(source: Path, target: Path, digest: Digest | None = None, workers: int = WORKERS) -> Callable[[], None]:
+    import xxhash  # noqa: F401  # what the work imports late is imported here
+
+    import sophia_mcore.weights.formats.torch_dist_write  # noqa: F401
+    from sophia_mcore.weights.conversion import Conversion
     from sophia_mcore.weights.convert import convert
 
-    return lambda: convert(source, target, "megatron", tensor=2, checksums=checksums, workers=workers) and None  # type: ignore[func-returns-value]
+    asked = Conversion(source, target, "megatron", tensor=2, digest=digest, workers=workers)
+    return lambda: convert(asked) and None  # type: ignore[func-returns-value]
 
 
 def one_worker(source: Path, target: Path) -> Callable[[], None]:
     return ours(source, target, workers=1)
 
 
-def with_checksums(source: Path, target: Path) -> Callable[[], None]:
-    return ours(source, target, checksums=True)
+def with_digests(source: Path, target: Path) -> Callable[[], None]:
+    return ours(source, target, digest="xxh3-128")
+
+
+def digests_one_worker(source: Path, target: Path) -> Callable[[], None]:
+    return ours(source, target, digest="xxh3-128", workers=1)
+
+
+def with_sha256(source: Path, target: Path) -> Callable[[], None]:
+    return ours(source, target, digest="sha256")
+
+
+def checkpoint_digests(source: Path, target: Path) -> Callable[[], None]:
+    """What a trainer's checkpoint costs beside its writing: every file read back and hashed."""
+    import xxhash  # noqa: F401
+
+    from sophia_mcore.train.checkpoint_folder import digests
+
+    target.mkdir()
+    return lambda: digests(source, 0, 1) and None  # type: ignore[func-returns-value]
 
 
 def sendfile(source: Path, target: Path) -> Callable[[], None]:
@@ -147,9 +173,11 @@ def torch_dcp(source: Path, target: Path) -> Callable[[], None]:
     return work
 
 
-CASES = {"ours": ours, "one_worker": one_worker, "with_checksums": with_checksums, "sendfile": sendfile,
-         "load_all": load_all, "torch_dcp": torch_dcp}  # fmt: skip
-FAST = ("sendfile", "ours", "one_worker", "with_checksums")
+FAST = {
+    "sendfile": sendfile, "ours": ours, "one_worker": one_worker, "with_digests": with_digests,
+    "digests_one_worker": digests_one_worker, "checkpoint_digests": checkpoint_digests,
+}  # fmt: skip
+CASES = {**FAST, "with_sha256": with_sha256, "load_all": load_all, "torch_dcp": torch_dcp}
 SLOW_REPEATS = 2
 
 
@@ -198,12 +226,23 @@ def main() -> None:
         "name": "conversion", "ours": speed["ours"], "peer": speed["sendfile"],
         "ratio": speed["ours"] / speed["sendfile"], "unit": "GB per CPU-second", "peer_name": "sendfile",
         "one_worker": speed["one_worker"], "one_worker_ratio": speed["one_worker"] / speed["sendfile"],
-        "with_checksums": speed["with_checksums"], "load_all": speed["load_all"], "torch_dcp": speed["torch_dcp"],
+        "load_all": speed["load_all"], "torch_dcp": speed["torch_dcp"],
         "load_all_ratio": speed["ours"] / speed["load_all"], "torch_dcp_ratio": speed["ours"] / speed["torch_dcp"],
         "extra_rss_mib": max(r["extra_rss_mib"] for r in found["ours"]), "gigabytes": size,
         "seconds": min(r["seconds"] for r in found["ours"]), "repeats": options.repeats,
     }  # fmt: skip
-    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}))
+    digests = {
+        "name": "conversion digests", "ours": speed["with_digests"], "peer": speed["sendfile"],
+        "ratio": speed["with_digests"] / speed["sendfile"], "unit": "GB per CPU-second", "peer_name": "sendfile",
+        "one_worker": speed["digests_one_worker"],
+        "one_worker_ratio": speed["digests_one_worker"] / speed["sendfile"],
+        "without": speed["ours"], "with_sha256": speed["with_sha256"],
+        "sha256_ratio": speed["with_sha256"] / speed["sendfile"], "checkpoint_digests": speed["checkpoint_digests"],
+        "checkpoint_digests_ratio": speed["checkpoint_digests"] / speed["sendfile"], "gigabytes": size,
+        "seconds": min(r["seconds"] for r in found["with_digests"]), "repeats": options.repeats,
+    }  # fmt: skip
+    for printed in (line, digests):
+        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in printed.items()}))
 
 
 if __name__ == "__main__":

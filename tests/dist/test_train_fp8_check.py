@@ -44,7 +44,7 @@ def world(folder: Path, policy: Path, fp8: dict[str, Any], recipe: str = "tensor
 def checked(folder: RunFolder, ranks: int = 1) -> dict[str, Any]:
     codes = run(lambda: fp8_worker.main([str(folder.config_file), "--round", "0"]), ranks)
     assert codes == [0] * ranks
-    return json.loads((folder.path / "fp8_check.json").read_text())
+    return json.loads(folder.fp8_check_file.read_text())
 
 
 def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
@@ -65,7 +65,7 @@ def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     with pytest.raises(SophiaError, match=r"other FP8 settings or another policy \(format\)"):
         require_check(other, folder)
     require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
-    (folder.path / "fp8_check.json").write_text(json.dumps(found | {"loss": None}))
+    folder.fp8_check_file.write_text(json.dumps(found | {"loss": None}))
     with pytest.raises(SophiaError, match=r"fp8_check.json: cannot be read \(no loss curves\)"):
         require_check(config, folder)
 
@@ -146,17 +146,17 @@ def test_refusals(tmp_path: Path, policy: Path) -> None:
     absent = fp8.model_copy(update={"train": fp8.train.model_copy(update={"fp8_backend": "transformer_engine"})})
     with pytest.raises(UsageError, match=r"needs a CUDA device.*fp8_backend to 'emulated'"):
         run(train_world.train, 1, absent, folder)
-    (folder.path / "fp8_check.json").write_text("[]")
-    with pytest.raises(SophiaError, match="not a JSON object"):
+    folder.fp8_check_file.write_text("[]")
+    with pytest.raises(SophiaError, match="a JSON object is expected, not list; run"):
         require_check(fp8, folder)
-    (folder.path / "fp8_check.json").write_text("{")
-    with pytest.raises(SophiaError, match="cannot be read"):
+    folder.fp8_check_file.write_text("{")
+    with pytest.raises(SophiaError, match="damaged JSON"):
         require_check(fp8, folder)
-    (folder.path / "fp8_check.json").write_text(json.dumps({"digest": check_digest(fp8)}))
+    folder.fp8_check_file.write_text(json.dumps({"digest": check_digest(fp8)}))
     with pytest.raises(SophiaError, match="did not pass"):
         require_check(fp8, folder)
     passed = {"digest": check_digest(fp8), "passed": True, "loss": {"fp8": [1.0] * 2}, "train_steps": 2}
-    (folder.path / "fp8_check.json").write_text(json.dumps(passed))
+    folder.fp8_check_file.write_text(json.dumps(passed))
     with pytest.raises(SophiaError, match="have 2 steps, this training allows 3"):
         require_check(fp8, folder)
 

@@ -324,7 +324,11 @@ def test_a_measured_gpu_gives_its_rates_back(tmp_path: Path, plan_38b) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "not JSON"), ("[]", "no measured steps"), ('{"steps": {"none 16384": {"error": "x"}}}', "no bf16 step")],
+    [
+        ("{", "damaged JSON"),
+        ("[]", "a JSON object is expected"),
+        ('{"steps": {"none 16384": {"error": "x"}}}', "no bf16 step"),
+    ],
 )
 def test_a_strange_file_of_measurements(tmp_path: Path, plan_38b, text: str, words: str) -> None:
     path = tmp_path / "x.json"

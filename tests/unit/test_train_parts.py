@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 
 import pytest
 import torch
+from xxhash import xxh3_128
 
 from sophia_mcore.config.schema import Train
 from sophia_mcore.errors import SophiaError
@@ -74,6 +76,24 @@ def test_every_file_is_hashed_by_one_rank(tmp_path):
         [".metadata", "__0_0.distcp", "common.pt"],
         ["__1_0.distcp", "__5_0.distcp"],
     ]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_changed_byte_is_found_with_either_digest(tmp_path, earlier):
+    """Checkpoints of earlier versions have sha256 digests, which are still compared."""
+    path = write_checkpoint(tmp_path, 2)
+    manifest = json.loads((path / "checkpoint.json").read_text())
+    assert manifest["digests"]["data.distcp"] == xxh3_128((path / "data.distcp").read_bytes()).hexdigest()
+    if earlier:
+        del manifest["digests"]
+        manifest["sha256"] = {"data.distcp": sha256((path / "data.distcp").read_bytes()).hexdigest()}
+        (path / "checkpoint.json").write_text(json.dumps(manifest))
+    assert folders.changed_file(path, folders.read_manifest(path), 0, 1) is None
+    data = bytearray((path / "data.distcp").read_bytes())
+    data[50] ^= 1
+    (path / "data.distcp").write_bytes(data)
+    problem = folders.changed_file(path, folders.read_manifest(path), 0, 1)
+    assert problem is not None and "data.distcp: its bytes have changed" in problem
 
 
 def test_no_checkpoint_says_what_to_do(tmp_path):

@@ -13,6 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from weights_models import FAMILIES, Model, Sizes, layouts, make, write
+from xxhash import xxh3_128
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.weights.conversion import Conversion
@@ -116,6 +118,24 @@ def test_proof_names_every_tensor_and_its_digest(tmp_path: Path) -> None:
     grouped = next(t for t in proof["tensors"] if t["name"].endswith("0.self_attention.linear_qkv.weight"))
     assert grouped["target"]["operation"] == "interleave 2 x 12+4+4"
     assert proof["verified"] is True and proof["versions"]["sophia_mcore"]
+
+
+def test_the_usual_digests_are_of_our_tensors_and_the_same_in_every_layout(tmp_path: Path) -> None:
+    sizes = FAMILIES["300m + qwen2"]
+    model = make(sizes)
+    source = write(tmp_path / "a", sizes, model, "hf-custom")
+    data = {name: tensor.contiguous().view(torch.uint8).numpy().tobytes() for name, tensor in model.ours.items()}
+    expected = {name: xxh3_128(values).hexdigest() for name, values in data.items()}
+    for name, before, to in (("b", "a", "hf"), ("c", "b", "megatron"), ("d", "c", "hf-custom")):
+        tensor = 2 if to == "megatron" else 1
+        convert(Conversion(tmp_path / before, tmp_path / name, to, tensor=tensor))  # type: ignore[arg-type]
+        digests = json.loads((tmp_path / name / "conversion.json").read_text())["digests"]
+        assert digests == {"algorithm": "xxh3-128", "source": expected, "target": expected}
+    other = "F32" if sizes.dtype == torch.bfloat16 else "BF16"
+    convert(Conversion(source, tmp_path / "cast", "hf", dtype=other))
+    cast = json.loads((tmp_path / "cast" / "conversion.json").read_text())["digests"]
+    assert cast["source"] == expected and not cast["target"].items() & expected.items()
+    convert(Conversion(tmp_path / "cast", tmp_path / "again", "hf-custom", verify=True))
 
 
 def test_cast_while_converting(tmp_path: Path) -> None:

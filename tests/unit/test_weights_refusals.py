@@ -127,6 +127,36 @@ def test_a_source_is_held_to_its_own_digests(good: Path, tmp_path: Path, capsys:
     assert "digests" not in capsys.readouterr().out
 
 
+def test_proofs_of_earlier_versions_and_of_the_other_digest(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A source may have sha256 digests while the new proof gets xxh3-128 ones, and the other way round."""
+    for name, digest, old in (("old", "sha256", True), ("sha256", "sha256", False), ("xxh3", "xxh3-128", False)):
+        made, other = tmp_path / name, "xxh3-128" if digest == "sha256" else "sha256"
+        convert(Conversion(good, made, "megatron", tensor=2, digest=digest))  # type: ignore[arg-type]
+        if old:  # as format 1 had it
+            proof = json.loads((made / "conversion.json").read_text())
+            digests = proof.pop("digests")
+            proof |= {"format": 1, "sha256": {side: digests[side] for side in ("source", "target")}}
+            (made / "conversion.json").write_text(json.dumps(proof))
+        run_convert(Conversion(made, tmp_path / f"{name}-again", "hf", verify=True, digest=other))  # type: ignore[arg-type]
+        assert "the source has the digests of its own conversion.json" in capsys.readouterr().out
+        written = json.loads((tmp_path / f"{name}-again" / "conversion.json").read_text())["digests"]
+        assert written["algorithm"] == other and written["target"]
+        flip(made)
+        refuse("1 tensors changed since: language.decoder.final_layernorm.weight", made, tmp_path / "out", verify=True)
+
+
+def test_digests_that_are_not_known(good: Path, tmp_path: Path) -> None:
+    refuse("unknown digest 'md5'; known: xxh3-128, sha256", good, tmp_path / "out", digest="md5")
+    arguments = ["convert", str(good), str(tmp_path / "out"), "--to", "hf", "--digest", "sha256"]
+    done = CliRunner().invoke(app, [*arguments, "--no-checksums"])
+    assert done.exit_code == 2 or isinstance(done.exception, UsageError)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["digests"]["algorithm"] == "sha256"
+
+
 def test_values_too_large_for_half_precision(tmp_path: Path) -> None:
     sizes = replace(SIZES, dtype=torch.float32)
     good = write(tmp_path / "good", sizes, make(sizes), "hf")

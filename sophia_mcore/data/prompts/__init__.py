@@ -11,13 +11,15 @@ from sophia_mcore.errors import UsageError
 NAMES = ("describe", "simulate_seeing", "long_thinking", "judge", "extract_answer")
 
 
-def load_prompt(name: str, override: Path | None = None, needs: tuple[str, ...] = ()) -> str:
-    """Template ``name`` of the package, or the text of ``override``; outer blank lines are dropped.
+def load_prompt(
+    name: str, override: Path | None = None, needs: tuple[str, ...] = (), *, package: str = __package__
+) -> str:
+    """Template ``name``.txt of ``package``, or the text of ``override``; outer blank lines are dropped.
 
     ``needs`` are the placeholders that must occur in it. Raises UsageError when the file is missing, empty, not UTF-8
     or lacks a placeholder.
     """
-    source = override or resources.files(__package__) / f"{name}.txt"
+    source = override or resources.files(package) / f"{name}.txt"
     try:
         text = source.read_text(encoding="utf-8").strip()
     except OSError as error:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 
 _NOT_NUMERICS = {"without_check", "check_samples", "check_steps"}
-
-
-def check_file(run: RunFolder) -> Path:
-    """Where the result of the check lies."""
-    return run.path / "fp8_check.json"
 
 
 def check_digest(config: Config) -> str:
@@ -38,15 +33,13 @@ def require_check(config: Config, run: RunFolder) -> None:
     """Raise SophiaError unless training needs no check, or one of these settings and this policy has passed."""
     if config.train.fp8 == "none" or config.fp8.without_check:
         return
-    file, remedy = check_file(run), "run 'sophia fp8-check CONFIG', or set fp8.without_check = true"
+    file, remedy = run.fp8_check_file, "run 'sophia fp8-check CONFIG', or set fp8.without_check = true"
     try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise SophiaError(f"train.fp8 = {config.train.fp8!r} without a check of it in {run.path}: {remedy}") from None
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"{file}: cannot be read ({error}); {remedy}") from None
-    if not isinstance(found, dict):
-        raise SophiaError(f"{file}: cannot be read (not a JSON object); {remedy}")
+        found = read_json(file)
+    except SophiaError as error:
+        raise SophiaError(f"{error}; {remedy}") from None
+    if found is None:
+        raise SophiaError(f"train.fp8 = {config.train.fp8!r} without a check of it in {run.path}: {remedy}")
     if found.get("digest") != check_digest(config):
         what = _differing(found.get("settings"), config) or "another policy or dtype"
         raise SophiaError(f"{file} is about other FP8 settings or another policy ({what}): {remedy}")

@@ -38,7 +38,7 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     import torch.distributed as dist
 
     from sophia_mcore.train.fp8.check import check_fp8
-    from sophia_mcore.train.fp8.gate import check_digest, check_file, fp8_settings
+    from sophia_mcore.train.fp8.gate import check_digest, fp8_settings
     from sophia_mcore.train.session import joined
     from sophia_mcore.train.worker import die_with_parent, open_progress
 
@@ -59,7 +59,7 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
                 "seconds": round(time.time() - began, 1),
             }
             head = {"digest": check_digest(config), "round": round_index, "train_steps": config.train.steps}
-            write_json(check_file(run), head | {"settings": fp8_settings(config), "where": where} | found)
+            write_json(run.fp8_check_file, head | {"settings": fp8_settings(config), "where": where} | found)
         dist.barrier()
 
 

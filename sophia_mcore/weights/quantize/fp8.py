@@ -20,6 +20,7 @@ from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest, new_digest
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
 from sophia_mcore.weights import proof
@@ -283,10 +284,10 @@ def _quantizer_version(folder: Path) -> dict[str, str]:
     """modelopt's version, which it writes beside the weights; it lives in another environment than this process."""
     for name, path in (("hf_quant_config.json", ()), ("config.json", ("quantization_config",))):
         try:
-            value = json.loads((folder / name).read_text())
+            value: Any = json_or_empty(folder / name)
             for key in (*path, "producer", "version"):
                 value = value[key]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue
         return {"nvidia-modelopt": str(value)}
     return {}
