@@ -41,7 +41,9 @@ class Renderer:
     ) -> None:  # fmt: skip
         self.chat = chat
         self.tokenizer = tokenizer
-        self.family, self.images = images or (None, None)  # None: a text-only model
+        # None: a text-only model
+        self.family: Family | None = images[0] if images else None
+        self.images: ImageProcessor | None = images[1] if images else None
         self.stop_ids = stop_ids
         self._where = where
         added = tokenizer.get_added_tokens_decoder()

@@ -29,7 +29,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
 from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
-from sophia_mcore.model.names import canonical_name, tensor_axis
+from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
 from sophia_mcore.model.projector import Projector
 from sophia_mcore.model.vision import VisionTower
@@ -39,6 +39,7 @@ from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import cut_of
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -85,9 +86,9 @@ class InternVLModel(MegatronModule):
     def _mark_parameters(self) -> None:
         """Say which parameters are parts of a whole, and of whose gradient each tensor-parallel rank has a part."""
         for name, parameter in self.named_parameters():
-            axis, _ = tensor_axis(canonical_name(self, name))
-            if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
-                set_tensor_model_parallel_attributes(parameter, True, axis, 1)
+            cut = cut_of(canonical_name(self, name))
+            if cut is not None and not hasattr(parameter, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(parameter, True, cut.axis, 1)
             if name.startswith(("vision.", "projector.")) and self.groups.tensor_size > 1:
                 parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
 

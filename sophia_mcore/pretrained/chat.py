@@ -53,7 +53,7 @@ class Chat:
         family, layout = family_of(config) or (None, None)
         templates = family.templates if family else {}
         name = config.get("template") if layout == "hf-custom" else None
-        if name in templates:
+        if isinstance(name, str) and name in templates:
             return Chat(templates[name](config.get("system_message")), family, name)
         source = _find_template(folder)
         default = family.default_template if family else None

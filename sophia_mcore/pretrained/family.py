@@ -17,6 +17,7 @@ from PIL import Image
 
 from sophia_mcore.pretrained.fields import Fields
 from sophia_mcore.pretrained.language import LanguageSpec
+from sophia_mcore.pretrained.table import Table
 
 Layout = Literal["hf", "hf-custom"]  # transformers' own, or the original release's
 
@@ -88,4 +89,11 @@ class Family:
     templates: Mapping[str, Callable[[str | None], Render]]
     default_template: str | None  # for a folder that has and names none
     image_processor: Callable[[Path, Mapping[str, Any], int], ImageProcessor]  # (folder, config.json, max_tiles)
+    vision_type: type  # of Parts.vision: what tells that a parsed model is of this family
+    tables: Callable[[], tuple[Table, ...]]  # weights of tower and projector
+    symbols: Callable[[Any, Any], Mapping[str, int]]  # (vision, projector) -> values of the tables' symbols
+    language_prefix: str  # before the language model's names in the weights
+    memory_names: tuple[tuple[str, str], ...]  # transformers' in-memory prefixes and the hub's, for layout "hf"
+    # (JSON files of a folder by name, what they describe, the other layout) -> the files that differ there
+    translate: Callable[[Mapping[str, Mapping[str, Any]], Parts, Layout], Mapping[str, dict[str, Any]]]
     hf_image_processor: str  # "module:class" of transformers, whose `resize` must be Pillow's in vLLM's process

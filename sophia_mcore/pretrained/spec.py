@@ -15,9 +15,9 @@ from typing import Any
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.families import FAMILIES, family_of
-from sophia_mcore.pretrained.family import Layout
+from sophia_mcore.pretrained.family import Family, Layout, Parts
 from sophia_mcore.pretrained.fields import Fields, nearest
-from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec, tokens_per_tile
 from sophia_mcore.pretrained.language import LANGUAGE_MODELS, LanguageSpec, parse_language
 from sophia_mcore.pretrained.special_tokens import id_of_token
 
@@ -35,11 +35,23 @@ class ModelSpec:
     image_token_id: int | None  # None: the folder leaves it to its tokenizer, and has none
 
     @property
+    def family(self) -> Family | None:
+        """The family of the tower; None for a text model."""
+        return next((family for family in FAMILIES if isinstance(self.vision, family.vision_type)), None)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Image tokens of one tile; 0 for a text model."""
         if self.vision is None or self.projector is None:
             return 0
-        return self.vision.patches // self.projector.shuffle**2
+        return tokens_per_tile(self.vision, self.projector)
+
+    @property
+    def parts(self) -> Parts:
+        """What a family's functions take."""
+        return Parts(
+            vision=self.vision, projector=self.projector, language=self.language, image_token_id=self.image_token_id
+        )
 
     @classmethod
     def from_model_dir(cls, model_dir: str | Path) -> ModelSpec:

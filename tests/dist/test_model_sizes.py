@@ -13,8 +13,9 @@ from tests.support.real_models import BILLIONS, MODELS, count
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Parallel
-from sophia_mcore.model.sizes import parameters, rank_parameters
+from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 HYPERPARAMETERS = ROOT.parent / "shared" / "fixtures" / "internvl" / "real_hparams.json"

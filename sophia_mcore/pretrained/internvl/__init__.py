@@ -1,8 +1,8 @@
 """InternVL 2.5, 3 and 3.5: tiles of one size, InternViT, pixel shuffle; transformers' layout and the original one."""
 
 from sophia_mcore.pretrained.family import Family
-from sophia_mcore.pretrained.internvl import chat, tiling
-from sophia_mcore.pretrained.internvl.spec import parse
+from sophia_mcore.pretrained.internvl import chat, configs, tiling, weights
+from sophia_mcore.pretrained.internvl.spec import VisionSpec, parse
 
 FAMILY = Family(
     name="InternVL",
@@ -14,5 +14,11 @@ FAMILY = Family(
     templates=chat.TEMPLATES,
     default_template="internvl2_5",
     image_processor=tiling.read,
+    vision_type=VisionSpec,
+    tables=weights.tables,
+    symbols=weights.symbols,
+    language_prefix="language_model.",
+    memory_names=weights.MEMORY_NAMES,
+    translate=configs.translate,
     hf_image_processor="transformers.models.got_ocr2.image_processing_got_ocr2:GotOcr2ImageProcessor",
 )

@@ -47,6 +47,11 @@ class ProjectorSpec:
     norm_eps: float = 1e-5  # torch's default in both implementations; no config field exists
 
 
+def tokens_per_tile(vision: VisionSpec, projector: ProjectorSpec) -> int:
+    """Image tokens of one tile."""
+    return vision.patches // projector.shuffle**2
+
+
 def parse(fields: Fields, layout: Layout) -> Parts:
     """Tower, projector and language model. Raises UsageError for what this implementation does not have."""
     vision = _vision(fields.section("vision_config"), layout)
