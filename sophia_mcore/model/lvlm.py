@@ -1,4 +1,4 @@
-"""InternVL as one megatron-core module per pipeline stage: images into the text, language model, log-probs of targets.
+"""The model as one megatron-core module per pipeline stage: images into the text, language model, log-probs of targets.
 
 Order inside `forward`, which context and sequence parallelism depend on: merge image features into the whole row's
 embeddings, cut for context parallelism, scatter for sequence parallelism.
@@ -31,8 +31,7 @@ from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill
 from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
 from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
-from sophia_mcore.model.projector import Projector
-from sophia_mcore.model.vision import VisionTower
+from sophia_mcore.model.vision import kind_of
 from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
@@ -52,7 +51,7 @@ class Scores:
     entropies: Tensor | None = None  # [b, S] fp32, nats, without gradient; None: not asked for
 
 
-class InternVLModel(MegatronModule):
+class VisionLanguageModel(MegatronModule):
     """One pipeline stage (or virtual chunk) of the model.
 
     The first has the vision tower, projector and embedding; the last the output layer.
@@ -74,8 +73,9 @@ class InternVLModel(MegatronModule):
         if self.pre_process and spec.vision is not None and spec.projector is not None:
             dtype, recompute = self.config.params_dtype, config.train.recompute != "none"
             device = backend.device if backend.kind == "cuda" else None  # None: a meta context may choose
-            self.vision = VisionTower(spec.vision, dtype, device, recompute and config.train.train_vision_tower)
-            self.projector = Projector(spec.projector, dtype, device)
+            recompute = recompute and config.train.train_vision_tower
+            build_images = kind_of(spec).build
+            self.vision, self.projector = build_images(spec.vision, spec.projector, dtype, device, recompute)
             self.vision.requires_grad_(config.train.train_vision_tower)
             self.projector.requires_grad_(config.train.train_projector)
         self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage)
@@ -191,8 +191,7 @@ class InternVLModel(MegatronModule):
         """[T, n, H] of the row's tiles, None without any."""
         if pixel_values is None or len(pixel_values) == 0:
             return None
-        if self.spec.vision is None:
-            raise UsageError("the batch has images, but the model has no vision tower")
+        kind_of(self.spec)  # refuses a model without a tower
         if not tile_keys or trainable(self.vision):
             return self.encode_images(pixel_values)
         if trainable(self.projector):
@@ -216,9 +215,7 @@ class InternVLModel(MegatronModule):
             return fill_slots(hidden, features[slots], input_ids, spec.image_token_id)
         if torch.is_grad_enabled() and (trainable(self.vision) or trainable(self.projector)):
             # every trained parameter must take part in every backward: data parallelism waits for its gradient
-            side = spec.vision.image_size
-            blank = torch.zeros(1, spec.vision.num_channels, side, side, device=input_ids.device)
-            hidden = hidden + 0.0 * self.encode_images(blank).sum()
+            hidden = hidden + 0.0 * self.encode_images(kind_of(spec).blank(spec.vision).to(input_ids.device)).sum()
         return hidden
 
     def _scores(
@@ -273,10 +270,12 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
     if spec.vision is not None and spec.image_token_id is None:
-        raise UsageError("the id of <IMG_CONTEXT> is unknown: the model folder has no tokenizer and no image_token_id")
+        raise UsageError(
+            "the id of the image token is unknown: the model folder has no tokenizer and no image_token_id"
+        )
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
-    return [InternVLModel(spec, config, groups, backend, stage) for stage in numbers]
+    return [VisionLanguageModel(spec, config, groups, backend, stage) for stage in numbers]
 
 
 def _check_fp8_layers(config: Config, layers: int) -> None:
