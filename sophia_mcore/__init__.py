@@ -8,7 +8,7 @@ The flow, and the file tree:
     verdicts       score/      each final answer is extracted and verified: outcome reward
     kept           score/      visual reward = mean outcome; the shortest correct ones survive
     packed batches batch/      (system, image, question) -> trajectory, packed into fixed lengths
-    model          model/      InternVL on Megatron-Core, any tensor/pipeline/context layout
+    model          model/      the model on Megatron-Core, any tensor/pipeline/context layout
     objective      objective/  off-policy policy gradient over vocab-parallel log-probs
     weights        weights/    Hugging Face <-> Megatron, then back into vLLM and evaluate/
 """

@@ -1,4 +1,4 @@
-"""A row of packed samples as tensors. Shapes: S positions of a row, T distinct tiles, h = w tile size, n sequences."""
+"""A row of packed samples as tensors. Shapes: S positions of a row, T distinct rows of pixels (tiles), n sequences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PackedBatch:
     kinds: Tensor  # [1, S] int64: STORED, FRESH or SUPERVISED (batch.samples)
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
-    pixel_values: Tensor | None  # [T, 3, h, w] fp32, distinct tiles ([0, 3, h, w] if none); None: not loaded
+    pixel_values: Tensor | None  # [T, *row_shape] fp32, distinct tiles (T = 0 if none); None: not loaded
     tile_index: Tensor  # [slots] int64: which tile fills the i-th run of tokens_per_tile image tokens
     sample_ids: tuple[str, ...]
     tile_keys: tuple[str, ...] = ()  # a name for each of the T tiles, the same wherever the image appears
@@ -64,8 +64,8 @@ def collate(
     *,
     length: int,
     sequence_multiple: int,
-    tiles: Callable[[str], NDArray[np.float32]] | None,
-    tile_size: int,
+    pixels: Callable[[str], NDArray[np.float32]] | None,
+    row_shape: tuple[int, ...],
     padding_id: int = 0,
     behaviour_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
     rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
@@ -76,7 +76,7 @@ def collate(
         samples: whose lengths, each rounded up to sequence_multiple, sum to at most `length`.
         length: S, a multiple of sequence_multiple.
         sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
-        tiles: pixels [t, 3, h, w] of an image digest; None leaves pixel_values out (later pipeline stages).
+        pixels: rows [t, *row_shape] of an image digest; None leaves pixel_values out (later pipeline stages).
         behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included;
             0 for samples that are not among them.
 
@@ -109,7 +109,7 @@ def collate(
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
     sizes = np.diff(boundaries)
     positions = np.arange(length) - np.repeat(boundaries[:-1], sizes)
-    pixel_values, tile_index, tile_keys = _pixels(samples, tiles, tile_size)
+    pixel_values, tile_index, tile_keys = _pixels(samples, pixels, row_shape)
     return PackedBatch(
         **{name: torch.from_numpy(column)[None] for name, column in columns.items()},
         position_ids=torch.from_numpy(positions)[None],
@@ -155,22 +155,24 @@ def _token_values(
 
 
 def _pixels(
-    samples: Sequence[TokenizedSample], tiles: Callable[[str], NDArray[np.float32]] | None, tile_size: int
+    samples: Sequence[TokenizedSample],
+    pixels: Callable[[str], NDArray[np.float32]] | None,
+    row_shape: tuple[int, ...],
 ) -> tuple[Tensor | None, Tensor, tuple[str, ...]]:
     """Tiles of the distinct images in order of appearance, for each slot the tile that fills it, the tiles' names."""
     first_tile: dict[str, int] = {}
     index: list[int] = []
     keys: list[str] = []
     for sample in samples:
-        for image, count in zip(sample.images, sample.tile_counts, strict=True):
+        for image, size in zip(sample.images, sample.image_sizes, strict=True):
             if image not in first_tile:
                 first_tile[image] = len(keys)
-                keys += (f"{image}:{number}" for number in range(count))
-            index += range(first_tile[image], first_tile[image] + count)
-    if tiles is None:
+                keys += (f"{image}:{number}" for number in range(size.rows))
+            index += range(first_tile[image], first_tile[image] + size.rows)
+    if pixels is None:
         return None, torch.tensor(index, dtype=torch.int64), tuple(keys)
-    pixels = np.empty((len(keys), 3, tile_size, tile_size), np.float32)
+    rows = np.empty((len(keys), *row_shape), np.float32)
     for image, first in first_tile.items():
-        own = tiles(image)
-        pixels[first : first + len(own)] = own
-    return torch.from_numpy(pixels), torch.tensor(index, dtype=torch.int64), tuple(keys)
+        own = pixels(image)
+        rows[first : first + len(own)] = own
+    return torch.from_numpy(rows), torch.tensor(index, dtype=torch.int64), tuple(keys)

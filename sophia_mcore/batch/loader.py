@@ -24,7 +24,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.tiling import ImageSpec, tiles
+from sophia_mcore.pretrained.family import ImageProcessor, ImageSize
 from sophia_mcore.store.images import ImageStore
 
 _CACHED_IMAGES = 64
@@ -47,7 +47,7 @@ class Loader:
         config: Config,
         chat: Chat,
         tokenizer: Tokenizer,
-        image_spec: ImageSpec,
+        image_processor: ImageProcessor,
         image_store: ImageStore,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
@@ -64,16 +64,15 @@ class Loader:
             )
         self._rows_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline else 1
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
-        self._image_spec, self._image_store = image_spec, image_store
+        self._image_processor, self._image_store = image_processor, image_store
         self._load_pixels = load_pixels
         self._logprobs: dict[str, Any] = {}
-        self._tiles = lru_cache(maxsize=_CACHED_IMAGES)(self._read_tiles)
+        self._pixels = lru_cache(maxsize=_CACHED_IMAGES)(self._read_pixels)
         done = tokenize(
             require_some(list(samples), "training"),
             tokenizer,
             chat,
-            lru_cache(maxsize=None)(self._tile_count),
-            image_spec.tokens_per_tile,
+            lru_cache(maxsize=None)(self._image_size),
             self._length // self._sequence_multiple * self._sequence_multiple,
         )
         self.dropped: Counter[str] = done.dropped
@@ -159,17 +158,17 @@ class Loader:
             row,
             length=self._length,
             sequence_multiple=self._sequence_multiple,
-            tiles=self._tiles if self._load_pixels else None,
-            tile_size=self._image_spec.tile_size,
+            pixels=self._pixels if self._load_pixels else None,
+            row_shape=self._image_processor.row_shape,
             **self._logprobs,
         )
 
-    def _tile_count(self, digest: str) -> int:
+    def _image_size(self, digest: str) -> ImageSize:
         with Image.open(io.BytesIO(self._image_store.get(digest))) as image:
-            return self._image_spec.tile_count(*image.size)
+            return self._image_processor.size(*image.size)
 
-    def _read_tiles(self, digest: str) -> NDArray[np.float32]:
-        return tiles(decode(self._image_store.get(digest)), self._image_spec)
+    def _read_pixels(self, digest: str) -> NDArray[np.float32]:
+        return self._image_processor.pixels(decode(self._image_store.get(digest)))
 
 
 def _schedule(

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 
 from sophia_mcore.batch.samples import STORED, Sample, user_text
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.pretrained.chat import Chat, Message
+from sophia_mcore.pretrained.family import ImageSize
 
 _CALL = 512  # samples tokenised in one call, which uses all cores
 _ALLOWED = frozenset({"<think>", "</think>"})  # some tokenizers call these special; in a response they are text
@@ -32,8 +33,8 @@ class TokenizedSample:
     source: str
     input_ids: NDArray[np.int32]
     prompt_tokens: int
-    tile_counts: tuple[int, ...]  # per image
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # digests
+    image_sizes: tuple[ImageSize, ...]  # of each image
     weight: float
     kind: int = STORED
 
@@ -82,21 +83,20 @@ def tokenize(
     samples: Sequence[Sample],
     tokenizer: Tokenizer,
     chat: Chat,
-    tile_count: Callable[[str], int],
-    tokens_per_tile: int,
+    image_size: Callable[[str], ImageSize],
     max_tokens: int,
 ) -> Tokenized:
     """Tokenise all samples; those that do not fit into `max_tokens` are dropped and counted, never cut.
 
-    `tile_count` gives the number of tiles of an image digest. A sample whose question or response spells one of the
+    `image_size` says what the image with a digest becomes. A sample whose question or response spells one of the
     tokenizer's special tokens is dropped: it would end its turn early or ask for an image that is not there.
-    Raises SophiaError when the image placeholders do not become tokens_per_tile tokens for each tile.
+    Raises SophiaError when the prompt has another number of image tokens than the images make.
     """
-    special = _special_tokens(tokenizer)
+    special = [*_special_tokens(tokenizer), chat.image_token]
     end = end_token(tokenizer, chat)
-    image_token = tokenizer.token_to_id(IMAGE_CONTEXT)
+    image_token = tokenizer.token_to_id(chat.image_token)
     result = Tokenized([], Counter())
-    wanted = []
+    usable = []
     for sample in samples:
         if not sample.response.strip():
             result.dropped["no_response"] += 1
@@ -107,13 +107,15 @@ def tokenize(
         elif sample.response_ids is not None and sample.complete and sample.response_ids[-1] != end:
             result.dropped["other_end_token"] += 1
         else:
-            wanted.append(sample)
-    for start in range(0, len(wanted), _CALL):
-        for tokens in _tokenize_some(wanted[start : start + _CALL], tokenizer, chat, tile_count, end):
+            usable.append(sample)
+    for start in range(0, len(usable), _CALL):
+        for tokens in _tokenize_some(usable[start : start + _CALL], tokenizer, chat, image_size, end):
             found = int(np.count_nonzero(tokens.input_ids == image_token))
-            if found != tokens_per_tile * sum(tokens.tile_counts):
-                tiles = f"{sum(tokens.tile_counts)} tiles of {tokens_per_tile} tokens"
-                raise SophiaError(f"sample {tokens.id}: {found} {IMAGE_CONTEXT} tokens in the prompt for {tiles}")
+            wanted = sum(size.tokens for size in tokens.image_sizes)
+            if found != wanted:
+                raise SophiaError(
+                    f"sample {tokens.id}: {found} {chat.image_token} tokens in the prompt, but its images make {wanted}"
+                )
             if len(tokens.input_ids) > max_tokens:
                 result.dropped["too_long"] += 1
             else:
@@ -122,14 +124,14 @@ def tokenize(
 
 
 def _tokenize_some(
-    samples: Sequence[Sample], tokenizer: Tokenizer, chat: Chat, tile_count: Callable[[str], int], end: int
+    samples: Sequence[Sample], tokenizer: Tokenizer, chat: Chat, image_size: Callable[[str], ImageSize], end: int
 ) -> Iterator[TokenizedSample]:
-    tiles = [tuple(tile_count(image) for image in sample.images) for sample in samples]
-    prompts = [render_prompt(sample, chat, counts) for sample, counts in zip(samples, tiles, strict=True)]
+    sizes = [tuple(image_size(image) for image in sample.images) for sample in samples]
+    prompts = [render_prompt(sample, chat, own) for sample, own in zip(samples, sizes, strict=True)]
     prompt_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]
     responses = [sample.response for sample in samples]
     response_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(responses, add_special_tokens=False)]
-    for sample, counts, prompt, response in zip(samples, tiles, prompt_ids, response_ids, strict=True):
+    for sample, own, prompt, response in zip(samples, sizes, prompt_ids, response_ids, strict=True):
         if sample.response_ids is not None:
             answer = list(sample.response_ids)
         else:
@@ -139,20 +141,21 @@ def _tokenize_some(
             source=sample.source,
             input_ids=np.array([*prompt, *answer], dtype=np.int32),
             prompt_tokens=len(prompt),
-            tile_counts=counts,
             images=sample.images,
+            image_sizes=own,
             weight=sample.weight,
             kind=sample.kind,
         )
 
 
-def render_prompt(sample: Sample, chat: Chat, tile_counts: Sequence[int]) -> str:
+def render_prompt(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> str:
     """The text in front of the answer, image placeholders expanded; the same that the evaluation sends."""
     messages = [] if sample.system is None else [Message("system", sample.system)]
     messages.append(Message("user", user_text(sample.question, len(sample.images))))
-    return chat.expand(chat.render(messages, add_generation_prompt=True), tile_counts, sample.id)
+    text = chat.render(messages, add_generation_prompt=True)
+    return chat.expand(text, [size.tokens for size in sizes], sample.id)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:
     added = tokenizer.get_added_tokens_decoder().values()
-    return [token.content for token in added if token.special and token.content not in _ALLOWED] + [IMAGE_CONTEXT]
+    return [token.content for token in added if token.special and token.content not in _ALLOWED]

@@ -1,22 +1,22 @@
-"""vLLM tiles pictures with transformers' torchvision resize; the trainer (and the original) with Pillow's.
+"""vLLM resizes images with transformers' torchvision resize; the trainer (and the original) with Pillow's.
 
 The two differ by one grey level here and there, enough to move log-probs in the third digit. So that policy and trainer
-see the same pixels, the resize of InternVL's image processor is replaced in the process that feeds vLLM.
+see the same pixels, the resize of the family's image processor is replaced in the process that feeds vLLM.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 
-def resize_with_pillow() -> None:
-    """Let transformers' InternVL image processor resize as ``data.tiling`` does, from now on in this process."""
-    from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
-
-    GotOcr2ImageProcessor.resize = _resize  # type: ignore[method-assign]
+def resize_with_pillow(image_processor: str) -> None:
+    """Let transformers' image processor "module:class" resize as the trainer does, from now on in this process."""
+    module, _, name = image_processor.partition(":")
+    getattr(importlib.import_module(module), name).resize = _resize
 
 
 def _resize(self: Any, image: Any, size: Any, *_: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Requests as the model's own tokens, through the same template, tokenizer and tiling that the trainer uses."""
+"""Requests as the model's own tokens, by the template, tokenizer and image processor that the trainer uses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.complete import stop_token_ids
-from sophia_mcore.pretrained.tiling import ImageSpec
-from sophia_mcore.store.json_files import require_json
+from sophia_mcore.pretrained.families import family_of_folder, image_processor
+from sophia_mcore.pretrained.family import Family, ImageProcessor
 
 KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
 
@@ -26,26 +26,30 @@ KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokeni
 class Prompt:
     """A rendered request: ``short_ids`` hold one image token per image, ``ids`` what the model finally reads."""
 
-    text: str  # with one "<IMG_CONTEXT>" per image
+    text: str  # with one image token per image
     short_ids: list[int]
     ids: list[int]
     pictures: tuple[Image.Image, ...]
 
 
 class Renderer:
-    """The prompt side of one model directory: chat template, tokenizer.json, tiles, end tokens."""
+    """The prompt side of one model directory: chat template, tokenizer.json, image processor, end tokens."""
 
     def __init__(
-        self, chat: Chat, tokenizer: Tokenizer, image_spec: ImageSpec | None, stop_ids: tuple[int, ...], where: str
-    ) -> None:
+        self, chat: Chat, tokenizer: Tokenizer, images: tuple[Family, ImageProcessor] | None, stop_ids: tuple[int, ...],
+        where: str,
+    ) -> None:  # fmt: skip
         self.chat = chat
         self.tokenizer = tokenizer
-        self.image_spec = image_spec  # None: a text-only model
+        # None: a text-only model
+        self.family: Family | None = images[0] if images else None
+        self.images: ImageProcessor | None = images[1] if images else None
         self.stop_ids = stop_ids
         self._where = where
         added = tokenizer.get_added_tokens_decoder()
         self._hidden = {i for i, token in added.items() if token.special and token.content not in KEPT_TAGS}
-        self._special = sorted((added[i].content for i in self._hidden if added[i].content != IMAGE_CONTEXT), key=len)
+        special = {added[i].content for i in self._hidden} - {chat.image_token}
+        self._special = sorted(special, key=len)
         self._decode_image = lru_cache(maxsize=256)(decode)
 
     @staticmethod
@@ -55,9 +59,9 @@ class Renderer:
         stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab())
         if not stop_ids:
             raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
-        is_internvl = require_json(model_dir / "config.json").get("model_type") in ("internvl", "internvl_chat")
-        spec = ImageSpec.from_model_dir(model_dir, max_tiles) if is_internvl else None
-        return Renderer(Chat.from_model_dir(model_dir), tokenizer, spec, stop_ids, str(model_dir))
+        found = family_of_folder(model_dir)
+        images = None if found is None else (found[0], image_processor(model_dir, max_tiles))
+        return Renderer(Chat.from_model_dir(model_dir), tokenizer, images, stop_ids, str(model_dir))
 
     def render_all(self, requests: Sequence[Request]) -> list[Prompt]:
         """Prompts in order; the many requests that share messages and images are rendered once. Raises like render."""
@@ -70,14 +74,13 @@ class Renderer:
 
     def render(self, request: Request) -> Prompt:
         """Text and token ids of a request. Raises SophiaError for images that do not match their placeholders."""
-        if request.images and self.image_spec is None:
+        if request.images and self.images is None:
             raise SophiaError(f"{self._where} is a text-only model and takes no images")
         messages = [Message(message.role, self.without_special_tokens(message.text)) for message in request.messages]
         text = self.chat.render(messages, add_generation_prompt=True)
         pictures = tuple(self._decode_image(image) for image in request.images)
-        spec = self.image_spec
-        tile_counts = [spec.tile_count(*picture.size) for picture in pictures] if spec else []
-        expanded = self.chat.expand(text, tile_counts)
+        counts = [self.images.size(*picture.size).tokens for picture in pictures] if self.images else []
+        expanded = self.chat.expand(text, counts)
         short_ids = self.tokenizer.encode(text).ids
         ids = self.tokenizer.encode(expanded).ids if pictures else short_ids
         return Prompt(text, short_ids, ids, pictures)

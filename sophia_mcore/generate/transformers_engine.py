@@ -1,6 +1,6 @@
 """Plain transformers, for machines where vLLM cannot be installed. Slow, but the same prompts and greedy tokens.
 
-Shapes: B rows of one batch, V vocabulary, C prompt tokens, T tiles, S tile side in pixels.
+Shapes: B rows of one batch, V vocabulary, C prompt tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
@@ -18,8 +17,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.pretrained.complete import check_model_dir
-from sophia_mcore.pretrained.tiling import tiles
-from sophia_mcore.store.json_files import require_json
+from sophia_mcore.pretrained.families import check_engine_layout, family_of_folder
 from sophia_mcore.store.lineage import model_digest
 
 _DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit
@@ -33,10 +31,8 @@ def open_transformers(config: TransformersConfig, model_dir: Path, max_tiles: in
 def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind = require_json(model_dir / "config.json").get("model_type")
-    if kind == "internvl_chat":
-        raise SophiaError(f"{model_dir} has the original InternVL layout: sophia convert {model_dir} NEW --to hf")
-    loader = AutoModelForImageTextToText if kind == "internvl" else AutoModelForCausalLM
+    check_engine_layout(model_dir)
+    loader = AutoModelForCausalLM if family_of_folder(model_dir) is None else AutoModelForImageTextToText
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
         model: Any = loader.from_pretrained(model_dir, dtype=wanted, local_files_only=True, trust_remote_code=False)
@@ -97,9 +93,7 @@ class TransformersEngine:
         stop = set(self._renderer.stop_ids)
         rows = [_Row(request, stop, self._device) for request in requests]
         inputs: dict[str, Any] = {"input_ids": torch.tensor([p.ids for p in prompts], device=self._device)}  # [B, C]
-        pixels = self._pixels(prompts)
-        if pixels is not None:
-            inputs["pixel_values"] = pixels
+        inputs |= self._image_inputs(prompts)
         budget = min(requests[0].sampling.max_tokens, self._longest - len(prompts[0].ids))
         cache = None
         for _ in range(budget):
@@ -121,13 +115,17 @@ class TransformersEngine:
             for row, prompt in zip(rows, prompts, strict=True)
         ]
 
-    def _pixels(self, prompts: Sequence[Prompt]) -> torch.Tensor | None:
-        """Tiles [T, 3, S, S] of all prompts in order, in the model's dtype."""
-        spec = self._renderer.image_spec
-        if spec is None or not any(prompt.pictures for prompt in prompts):
-            return None
-        arrays = [tiles(picture, spec) for prompt in prompts for picture in prompt.pictures]
-        return torch.from_numpy(np.concatenate(arrays)).to(self._device, self._model.dtype)
+    def _image_inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        """What the model takes for the images of all prompts in order; pixels in the model's dtype."""
+        processor = self._renderer.images
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        if processor is None or not pictures:
+            return {}
+        found = {name: torch.from_numpy(array) for name, array in processor.model_inputs(pictures).items()}
+        return {
+            name: tensor.to(self._device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in found.items()
+        }
 
 
 class _Row:

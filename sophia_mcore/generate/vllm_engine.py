@@ -15,6 +15,7 @@ from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.pretrained.complete import check_model_dir
+from sophia_mcore.pretrained.families import check_engine_layout
 from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.lineage import model_digest
 
@@ -25,19 +26,15 @@ _CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a tr
 
 def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine:
     """Start vLLM on a checked model directory. Raises SophiaError when vLLM refuses it."""
-    if require_json(model_dir / "config.json").get("model_type") == "internvl_chat":
-        raise SophiaError(
-            f"{model_dir} has the original InternVL layout, which runs code of its own; convert it once: "
-            f"sophia convert {model_dir} NEW_FOLDER --to hf"
-        )
+    check_engine_layout(model_dir)
     vllm_cpu.prepare_process()
     try:
         from vllm import LLM
     except ImportError as error:
         raise SophiaError(f"vLLM cannot be imported in this environment ({error}); 'make env' makes one") from None
     renderer = Renderer.from_model_dir(model_dir, max_tiles)
-    if renderer.image_spec is not None:
-        resize_with_pillow()
+    if renderer.family is not None:
+        resize_with_pillow(renderer.family.hf_image_processor)
     if vllm_cpu.is_cpu_build():
         _look_at_models_here(model_dir)
     try:
@@ -88,9 +85,9 @@ def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[
         length = config.max_model_length_tokens or _longest_position(model_dir)
         arguments["enable_chunked_prefill"] = False
         arguments["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, length)
-    if renderer.image_spec is not None:
+    if renderer.images is not None:
         arguments["limit_mm_per_prompt"] = {"video": 0}
-        arguments["mm_processor_kwargs"] = {"max_patches": renderer.image_spec.max_tiles}
+        arguments["mm_processor_kwargs"] = dict(renderer.images.vllm_options())
     return arguments
 
 
@@ -175,7 +172,7 @@ class VllmEngine:
 
 
 def _as_vllm(prompt: Prompt) -> dict[str, Any]:
-    """Token ids, so that vLLM's own tokenizer has no say; it expands each image token and tiles the picture."""
+    """Token ids, so that vLLM's own tokenizer has no say; it expands each image token and processes the picture."""
     if not prompt.pictures:
         return {"prompt_token_ids": prompt.short_ids}
     return {"prompt_token_ids": prompt.short_ids, "multi_modal_data": {"image": list(prompt.pictures)}}

@@ -1,1 +1,1 @@
-"""InternVL on Megatron-Core: spec (from the Hugging Face config), tower, projector, language model, the whole."""
+"""A vision-language model on Megatron-Core: towers and projectors by family, language model, the whole."""

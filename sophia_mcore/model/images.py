@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from sophia_mcore.errors import SophiaError
 
+TILES_AT_ONCE = 32  # a frozen tower's share of tiles is encoded in parts of this size
+
 
 class ImageEncoder(nn.Module):
     """Vision tower and projector over the ranks that hold the same row (tensor x context parallel).
@@ -29,7 +31,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self, vision: nn.Module, projector: nn.Module, shared: dist.ProcessGroup, context: dist.ProcessGroup,
-        tiles_at_once: int = 32,
+        tiles_at_once: int = TILES_AT_ONCE,
     ) -> None:  # fmt: skip
         super().__init__()
         self.vision, self.projector = vision, projector

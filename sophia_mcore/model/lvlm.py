@@ -1,4 +1,4 @@
-"""InternVL as one megatron-core module per pipeline stage: images into the text, language model, log-probs of targets.
+"""The model as one megatron-core module per pipeline stage: images into the text, language model, log-probs of targets.
 
 Order inside `forward`, which context and sequence parallelism depend on: merge image features into the whole row's
 embeddings, cut for context parallelism, scatter for sequence parallelism.
@@ -29,16 +29,16 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
 from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
-from sophia_mcore.model.names import canonical_name, tensor_axis
+from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
-from sophia_mcore.model.projector import Projector
-from sophia_mcore.model.vision import VisionTower
+from sophia_mcore.model.vision import kind_of
 from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import cut_of
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -51,7 +51,7 @@ class Scores:
     entropies: Tensor | None = None  # [b, S] fp32, nats, without gradient; None: not asked for
 
 
-class InternVLModel(MegatronModule):
+class VisionLanguageModel(MegatronModule):
     """One pipeline stage (or virtual chunk) of the model.
 
     The first has the vision tower, projector and embedding; the last the output layer.
@@ -73,8 +73,9 @@ class InternVLModel(MegatronModule):
         if self.pre_process and spec.vision is not None and spec.projector is not None:
             dtype, recompute = self.config.params_dtype, config.train.recompute != "none"
             device = backend.device if backend.kind == "cuda" else None  # None: a meta context may choose
-            self.vision = VisionTower(spec.vision, dtype, device, recompute and config.train.train_vision_tower)
-            self.projector = Projector(spec.projector, dtype, device)
+            recompute = recompute and config.train.train_vision_tower
+            build_images = kind_of(spec).build
+            self.vision, self.projector = build_images(spec.vision, spec.projector, dtype, device, recompute)
             self.vision.requires_grad_(config.train.train_vision_tower)
             self.projector.requires_grad_(config.train.train_projector)
         self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage)
@@ -85,9 +86,9 @@ class InternVLModel(MegatronModule):
     def _mark_parameters(self) -> None:
         """Say which parameters are parts of a whole, and of whose gradient each tensor-parallel rank has a part."""
         for name, parameter in self.named_parameters():
-            axis, _ = tensor_axis(canonical_name(self, name))
-            if axis is not None and not hasattr(parameter, "tensor_model_parallel"):
-                set_tensor_model_parallel_attributes(parameter, True, axis, 1)
+            cut = cut_of(canonical_name(self, name))
+            if cut is not None and not hasattr(parameter, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(parameter, True, cut.axis, 1)
             if name.startswith(("vision.", "projector.")) and self.groups.tensor_size > 1:
                 parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
 
@@ -190,8 +191,7 @@ class InternVLModel(MegatronModule):
         """[T, n, H] of the row's tiles, None without any."""
         if pixel_values is None or len(pixel_values) == 0:
             return None
-        if self.spec.vision is None:
-            raise UsageError("the batch has images, but the model has no vision tower")
+        kind_of(self.spec)  # refuses a model without a tower
         if not tile_keys or trainable(self.vision):
             return self.encode_images(pixel_values)
         if trainable(self.projector):
@@ -215,9 +215,7 @@ class InternVLModel(MegatronModule):
             return fill_slots(hidden, features[slots], input_ids, spec.image_token_id)
         if torch.is_grad_enabled() and (trainable(self.vision) or trainable(self.projector)):
             # every trained parameter must take part in every backward: data parallelism waits for its gradient
-            side = spec.vision.image_size
-            blank = torch.zeros(1, spec.vision.num_channels, side, side, device=input_ids.device)
-            hidden = hidden + 0.0 * self.encode_images(blank).sum()
+            hidden = hidden + 0.0 * self.encode_images(kind_of(spec).blank(spec.vision).to(input_ids.device)).sum()
         return hidden
 
     def _scores(
@@ -272,10 +270,12 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
     if spec.vision is not None and spec.image_token_id is None:
-        raise UsageError("the id of <IMG_CONTEXT> is unknown: the model folder has no tokenizer and no image_token_id")
+        raise UsageError(
+            "the id of the image token is unknown: the model folder has no tokenizer and no image_token_id"
+        )
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
-    return [InternVLModel(spec, config, groups, backend, stage) for stage in numbers]
+    return [VisionLanguageModel(spec, config, groups, backend, stage) for stage in numbers]
 
 
 def _check_fp8_layers(config: Config, layers: int) -> None:

@@ -11,19 +11,10 @@ from torch import nn
 
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.table import FUSED_NORMS
+from sophia_mcore.pretrained.tensors import cut_of
 
-# Transformer Engine's fused layers keep a norm inside the linear that follows it.
-_FUSED = (
-    ("self_attention.linear_qkv.layer_norm_", "input_layernorm."),
-    ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm."),
-)
 _LAYER = re.compile(r"^language\.decoder\.layers\.(\d+)\.")
-_CUT = re.compile(
-    r"^language\.(?:(?P<rows>embedding\.word_embeddings\.weight|output_layer\.weight"
-    r"|decoder\.layers\.\d+\.self_attention\.linear_qkv\.(?:weight|bias))"
-    r"|(?P<gated>decoder\.layers\.\d+\.mlp\.linear_fc1\.weight)"
-    r"|(?P<columns>decoder\.layers\.\d+\.(?:self_attention\.linear_proj|mlp\.linear_fc2)\.weight))$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +30,6 @@ class Shard:
     size: int
     blocks: int = 1
     padding: int = 0
-
-
-def tensor_axis(name: str) -> tuple[int | None, int]:
-    """(axis, blocks) along which tensor parallelism cuts the canonical parameter `name`; axis None: replicated.
-
-    >>> tensor_axis("language.decoder.layers.3.mlp.linear_fc1.weight")
-    (0, 2)
-    >>> tensor_axis("vision.class_token")
-    (None, 1)
-    """
-    match = _CUT.match(name)
-    if match is None:
-        return None, 1
-    if match["columns"]:
-        return 1, 1
-    return 0, 2 if match["gated"] else 1
 
 
 def unwrap(chunk: Any) -> Any:
@@ -74,7 +49,7 @@ def canonical_name(chunk: Any, name: str) -> str:
         return name
     layer = chunk.language.decoder.layers[int(match[1])].layer_number - 1
     name = f"language.decoder.layers.{layer}.{name[match.end() :]}"
-    for fused, own in _FUSED:
+    for own, fused in FUSED_NORMS:
         name = name.replace(fused, own)
     return name
 
@@ -93,8 +68,7 @@ def canonical_parameters(chunks: Iterable[nn.Module], spec: ModelSpec) -> Iterat
 
 
 def _shard(name: str, groups: Groups, padding: int) -> Shard:
-    axis, blocks = tensor_axis(name)
-    if axis is None:
+    cut = cut_of(name)
+    if cut is None:
         return Shard(None, 0, 1)
-    vocabulary = name in ("language.embedding.word_embeddings.weight", "language.output_layer.weight")
-    return Shard(axis, groups.tensor_rank, groups.tensor_size, blocks, padding if vocabulary else 0)
+    return Shard(cut.axis, groups.tensor_rank, groups.tensor_size, cut.blocks, padding if cut.uneven else 0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
-from sophia_mcore.model.sizes import parameters, rank_parameters, vision_parameters
+from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import ONE_PASS_TOKENS, Row, Setting, layer_bytes, trained_parameters
 from sophia_mcore.plan.pipeline import Chunk, Timeline, step_seconds
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import parameters
 
 ATTENTION_BACKWARD = 2.5
 TRAFFIC_PER_SAVED_BYTE = 2.0  # a saved tensor is written once and read once more in the same pass
@@ -207,7 +208,7 @@ def tile_flops(spec: ModelSpec) -> float:
     if vision is None or projector is None:
         return 0.0
     tokens = vision.patches + 1
-    weights = vision_parameters(vision)
+    weights = parameters(spec)["vision"]
     attention = 4 * vision.num_layers * tokens**2 * vision.hidden_size
     return 2 * tokens * weights + attention + 2 * spec.tokens_per_tile * parameters(spec)["projector"]
 

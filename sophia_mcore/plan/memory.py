@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from sophia_mcore.config.schema import Objective, Parallel, Train
-from sophia_mcore.model.sizes import layer_parameters, padded_vocab_size, parameters, rank_parameters
+from sophia_mcore.model.sizes import padded_vocab_size, rank_parameters
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.pipeline import in_flight
 from sophia_mcore.pretrained.spec import ModelSpec, VisionSpec
+from sophia_mcore.pretrained.tensors import layer_parameters, parameters
 
 TILES_AT_ONCE = 32  # of a frozen tower, as in model.images
 ONE_PASS_TOKENS = 512  # as in objective.logprob: from here on the output layer's gradient is formed in fp32

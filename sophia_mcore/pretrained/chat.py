@@ -1,17 +1,16 @@
 """Chat templates: messages -> the exact text a model was trained on, and image placeholders -> image tokens.
 
-A directory of the original InternVL layout names one of the original templates in its config.json; that is what its
-own ``chat`` uses, so it wins. Any other directory brings a Jinja template, which is run in a sandbox.
+A directory of an original release's layout may name one of its family's templates in config.json; that is what the
+release's own code uses, so it wins. Any other directory brings a Jinja template, which is run in a sandbox.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -19,31 +18,14 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.tiling import ImageSpec
+from sophia_mcore.pretrained.families import FAMILIES, config_of, family_of
+from sophia_mcore.pretrained.family import Family, Message, Render
 from sophia_mcore.store.json_files import read_json
 
-IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-
-_SHANGHAI = "，".join(
-    (
-        "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型",
-        "英文名叫InternVL, 是一个有用无害的人工智能助手。",
-    )
-)
-_SCHOLAR = "，".join(
-    (
-        "你是书生·万象",
-        "英文名是InternVL",
-        "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
-    )
-)
-# name -> default system message, what separates the turns
-BUILT_IN = {
-    "internvl2_5": (_SCHOLAR, "<|im_end|>\n"),
-    "Hermes-2": (_SHANGHAI, "<|im_end|>"),
-    "internlm2-chat": (_SHANGHAI, "<|im_end|>"),
-}
+IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in a message's text, whatever the policy's own image token is
 _PROBE = "sophia probe text"
+
+__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain"]
 
 
 def plain(text: str) -> str:
@@ -51,30 +33,14 @@ def plain(text: str) -> str:
     return text.replace(IMAGE_CONTEXT, "")
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A turn. Every image stands in ``text`` as one ``<IMG_CONTEXT>``.
-
-    >>> Message("user", "<IMG_CONTEXT>\\nWhat is it?").text
-    '<IMG_CONTEXT>\\nWhat is it?'
-    """
-
-    role: Literal["system", "user", "assistant"]
-    text: str
-
-
 class Chat:
-    """The chat template of one model directory.
+    """The chat template of one model directory. ``family`` None: a text-only model, which refuses images."""
 
-    ``tokens_per_tile`` is None for a text-only model, which refuses images.
-    """
-
-    def __init__(
-        self, render: Callable[[list[Message], bool], str], tokens_per_tile: int | None, where: str = "chat template"
-    ) -> None:
+    def __init__(self, render: Render, family: Family | None, where: str = "chat template") -> None:
         self._render = render
-        self.tokens_per_tile = tokens_per_tile
+        self._family = family
         self._where = where
+        self.image_token = IMAGE_CONTEXT if family is None else family.image_token
 
     @staticmethod
     def from_model_dir(model_dir: Path | str) -> Chat:
@@ -83,63 +49,57 @@ class Chat:
         Raises SophiaError when there is none, or one that cannot be parsed.
         """
         folder = Path(model_dir)
-        config = read_json(folder / "config.json")
-        if config is None:
-            raise SophiaError(f"no config.json in {folder}")
-        is_internvl = config.get("model_type") in ("internvl", "internvl_chat")
-        tokens = ImageSpec.from_model_dir(folder, 1).tokens_per_tile if is_internvl else None
-        name = config.get("template") if config.get("model_type") == "internvl_chat" else None
-        if name in BUILT_IN:
-            return Chat.built_in(name, tokens, system_message=config.get("system_message"))
+        config = config_of(folder)
+        family, layout = family_of(config) or (None, None)
+        templates = family.templates if family else {}
+        name = config.get("template") if layout == "hf-custom" else None
+        if isinstance(name, str) and name in templates:
+            return Chat(templates[name](config.get("system_message")), family, name)
         source = _find_template(folder)
-        if source is None and is_internvl and name is None:
-            return Chat.built_in("internvl2_5", tokens)
+        default = family.default_template if family else None
+        if source is None and default is not None and name is None:
+            return Chat(templates[default](None), family, default)
         if source is None:
-            known = f"; its template {name!r} is none of {', '.join(BUILT_IN)}" if name else ""
+            known = f"; its template {name!r} is none of {', '.join(templates)}" if name else ""
             raise SophiaError(f"no chat template in {folder} (chat_template.jinja or tokenizer_config.json){known}")
-        return Chat(_JinjaTemplate(source, _special_tokens(folder), str(folder)).render, tokens, str(folder))
+        image_token = family.image_token if family else IMAGE_CONTEXT
+        template = _JinjaTemplate(source, _special_tokens(folder), image_token, str(folder))
+        return Chat(template.render, family, str(folder))
 
     @staticmethod
-    def built_in(name: str, tokens_per_tile: int | None, system_message: str | None = None) -> Chat:
-        """One of the original InternVL templates; ``system_message`` None means the template's own."""
-        default, separator = BUILT_IN[name]
-        system = default if system_message is None else system_message
-
-        def render(messages: list[Message], add_generation_prompt: bool) -> str:
-            turns = messages if messages and messages[0].role == "system" else [Message("system", system), *messages]
-            text = "".join(f"<|im_start|>{turn.role}\n{turn.text}{separator}" for turn in turns)
-            return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
-
-        return Chat(render, tokens_per_tile, name)
+    def built_in(name: str, system_message: str | None = None) -> Chat:
+        """A template that a family brings, by name; ``system_message`` None means the template's own."""
+        family = next(family for family in FAMILIES if name in family.templates)
+        return Chat(family.templates[name](system_message), family, name)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Text of a conversation, one ``<IMG_CONTEXT>`` per image as in the messages.
+        """Text of a conversation with one image token per image.
 
         Raises SophiaError when the template refuses the messages or loses or adds an image.
         """
         text = self._render(list(messages), add_generation_prompt)
         wanted = sum(message.text.count(IMAGE_CONTEXT) for message in messages)
-        if text.count(IMAGE_CONTEXT) != wanted:
-            found = text.count(IMAGE_CONTEXT)
+        found = text.count(self.image_token)
+        if found != wanted:
             raise SophiaError(f"{self._where}: the chat template turned {wanted} image placeholders into {found}")
         return text
 
-    def expand(self, text: str, tiles_per_image: Sequence[int], sample: str = "") -> str:
-        """Replace each placeholder by ``<img>``, tokens_per_tile x tiles times ``<IMG_CONTEXT>``, ``</img>``.
+    def expand(self, text: str, tokens_per_image: Sequence[int], sample: str = "") -> str:
+        """Replace the image token of each image by what stands for an image of so many tokens.
 
-        Raises SophiaError naming the sample when placeholders and images differ in number or the model takes no images.
+        Raises SophiaError naming the sample when image tokens and images differ in number or the model takes no images.
         """
-        parts = text.split(IMAGE_CONTEXT)
+        parts = text.split(self.image_token)
         of = f"sample {sample}: " if sample else ""
-        if len(parts) - 1 != len(tiles_per_image):
+        if len(parts) - 1 != len(tokens_per_image):
             raise SophiaError(
-                f"{of}{len(parts) - 1} image placeholders ({IMAGE_CONTEXT}) for {len(tiles_per_image)} images"
+                f"{of}{len(parts) - 1} image placeholders ({self.image_token}) for {len(tokens_per_image)} images"
             )
-        if tiles_per_image and self.tokens_per_tile is None:
-            raise SophiaError(f"{of}{self._where} is a text-only model and takes no images")
-        images = [
-            IMAGE_START + IMAGE_CONTEXT * ((self.tokens_per_tile or 0) * count) + IMAGE_END for count in tiles_per_image
-        ]
+        if self._family is None:
+            if tokens_per_image:
+                raise SophiaError(f"{of}{self._where} is a text-only model and takes no images")
+            return text
+        images = [self._family.image_text(count) for count in tokens_per_image]
         return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
 
     @property
@@ -152,14 +112,16 @@ class Chat:
 class _JinjaTemplate:
     """A model directory's own template. It may want a message's content as a string or as a list of parts."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], where: str) -> None:
+    def __init__(self, source: str, special_tokens: dict[str, str], image_token: str, where: str) -> None:
         self._where = where
+        self._image_token = image_token
         self._variables = special_tokens | {"tools": None, "documents": None}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise SophiaError(f"{where}: the chat template cannot be parsed: {error}") from error
-        self._takes_strings = self._probe_strings()
+        # only a part of type "image" becomes an image token that is not our placeholder
+        self._takes_strings = image_token == IMAGE_CONTEXT and self._probe_strings()
         self._image_adds_newline = False if self._takes_strings else self._probe_newline()
 
     def render(self, messages: list[Message], add_generation_prompt: bool) -> str:
@@ -182,7 +144,7 @@ class _JinjaTemplate:
     def _probe_newline(self) -> bool:
         parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
         try:
-            return f"{IMAGE_CONTEXT}\n{_PROBE}" in self._run([{"role": "user", "content": parts}], False)
+            return f"{self._image_token}\n{_PROBE}" in self._run([{"role": "user", "content": parts}], False)
         except (jinja2.TemplateError, TypeError, KeyError, ValueError):
             return False
 

@@ -21,8 +21,8 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.chat import Chat
+from sophia_mcore.pretrained.families import image_processor
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.pretrained.tiling import ImageSpec
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.train.caption_samples import caption_samples
@@ -119,7 +119,7 @@ def _loader_of(samples: list[Sample], config: Config, run: RunFolder, policy: Pa
         config,
         Chat.from_model_dir(policy),
         load_tokenizer(policy),
-        ImageSpec.from_model_dir(policy, config.batch.max_tiles),
+        image_processor(policy, config.batch.max_tiles),
         ImageStore(run.images),
         groups.data_rank,
         groups.data_size,

@@ -31,7 +31,7 @@ from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, P
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
-from sophia_mcore.model.projector import pixel_shuffle
+from sophia_mcore.model.vision.internvl import pixel_shuffle
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups

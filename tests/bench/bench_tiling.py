@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sophia_mcore.pretrained.tiling import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, tiles
+from sophia_mcore.pretrained.internvl.tiling import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, tiles
 
 SPEC = ImageSpec(tile_size=448, tokens_per_tile=256, max_tiles=12)
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -71,7 +71,7 @@ def _build_fails(groups: Any, backend: Any, spec: Any, train: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("change", "train", "message"),
     [
-        ({"image_token_id": None}, {}, "the id of <IMG_CONTEXT> is unknown"),
+        ({"image_token_id": None}, {}, "the id of the image token is unknown"),
         ({}, {"fp8": "tensorwise"}, "train.fp8 = 'tensorwise' needs a CUDA device"),
         ({}, {"optimizer_offload_fraction": 0.5}, "train.optimizer_offload_fraction = 0.5 needs a CUDA device"),
     ],

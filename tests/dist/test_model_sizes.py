@@ -10,8 +10,9 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Parallel
-from sophia_mcore.model.sizes import parameters, rank_parameters
+from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import parameters
 from tests.support import layouts
 from tests.support.harness import run
 from tests.support.real_models import BILLIONS, MODELS, count

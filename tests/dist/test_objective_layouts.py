@@ -55,8 +55,8 @@ def samples() -> list[TokenizedSample]:
             source="kept",
             input_ids=rng.integers(0, layouts.IMAGE_TOKEN, 9 + 4 * i).astype(np.int32),
             prompt_tokens=4 + i % 3,
-            tile_counts=(),
             images=(),
+            image_sizes=(),
             weight=weight,
             kind=kind,
         )
@@ -76,8 +76,8 @@ def batches(row_length: int, multiple: int, rank: int, ranks: int) -> list[Packe
             [found[item] for item in row],
             length=row_length,
             sequence_multiple=multiple,
-            tiles=lambda digest: np.empty(0, np.float32),
-            tile_size=28,
+            pixels=lambda digest: np.empty(0, np.float32),
+            row_shape=(3, 28, 28),
             behaviour_logprobs=given[0],
             rollout_logprobs=given[1],
         )

@@ -91,7 +91,7 @@ def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> di
 
 def tower(tiles: int) -> dict[str, float]:
     """The frozen 6B tower on a batch of tiles: tiles per second and peak memory in GB."""
-    from sophia_mcore.model.vision import VisionTower
+    from sophia_mcore.model.vision.internvl import VisionTower
     from tests.support import real_models
 
     torch.cuda.reset_peak_memory_stats()

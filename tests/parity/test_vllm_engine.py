@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -15,7 +14,7 @@ from sophia_mcore.data.images import decode
 from sophia_mcore.generate.engine import Completion, Request, open_engine
 from sophia_mcore.generate.transformers_engine import sampling_logprobs
 from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.tiling import ImageSpec, tiles
+from sophia_mcore.pretrained.families import image_processor
 from tests.parity.conftest import Driver, as_json, make_request
 from tests.support.pictures import smooth
 from tests.support.tiny_models import SPECIAL
@@ -44,15 +43,15 @@ class Reference:
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.chat = Chat.from_model_dir(model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        self.spec = ImageSpec.from_model_dir(model_dir, MAX_TILES)
+        self.images = image_processor(model_dir, MAX_TILES)
 
     def inputs(self, request: Request) -> dict[str, torch.Tensor]:
         pictures = [decode(image) for image in request.images]
         text = self.chat.render(request.messages, add_generation_prompt=True)
-        text = self.chat.expand(text, [self.spec.tile_count(*p.size) for p in pictures])
+        text = self.chat.expand(text, [self.images.size(*p.size).tokens for p in pictures])
         found = {"input_ids": torch.tensor([self.tokenizer.encode(text).ids])}
         if pictures:
-            found["pixel_values"] = torch.from_numpy(np.concatenate([tiles(p, self.spec) for p in pictures]))
+            found |= {name: torch.from_numpy(array) for name, array in self.images.model_inputs(pictures).items()}
         return found
 
     @torch.inference_mode()

@@ -5,21 +5,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sophia_mcore.batch.samples import Sample
 from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.tiling import ImageSpec
+from sophia_mcore.pretrained.internvl.tiling import ImageSpec
 from sophia_mcore.store.images import ImageStore
 from tests.support.pictures import noise
 
 SPEC = ImageSpec(tile_size=8, tokens_per_tile=4, max_tiles=4)
-CHAT = Chat.built_in("internvl2_5", SPEC.tokens_per_tile, system_message="You see.")
+CHAT = Chat.built_in("internvl2_5", system_message="You see.")
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(special=SPECIAL) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     return tokenizer
 
 

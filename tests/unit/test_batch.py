@@ -16,17 +16,18 @@ from sophia_mcore.batch.tokenize import load_tokenizer, tokenize
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.pretrained.tiling import tiles
+from sophia_mcore.pretrained.family import ImageSize
+from sophia_mcore.pretrained.internvl.tiling import tiles
 from sophia_mcore.records import Kept
-from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
+from tests.support.batch_world import CHAT, SPEC, SPECIAL, make_images, make_samples, make_tokenizer
 from tests.support.pictures import noise
 
 
 @pytest.fixture
 def world(tmp_path):
     store, digests = make_images(tmp_path / "images")
-    counts = {digests[0]: 1, digests[1]: 3}
-    return store, digests, counts.__getitem__, make_tokenizer()
+    sizes = {digests[0]: ImageSize(rows=1, tokens=4), digests[1]: ImageSize(rows=3, tokens=12)}
+    return store, digests, sizes.__getitem__, make_tokenizer()
 
 
 def kept(**changes):
@@ -100,9 +101,9 @@ def test_bad_mixture_is_named(tmp_path, rows, message):
 
 
 def test_tokens_are_prompt_then_response_then_end(world):
-    _, digests, tile_count, tokenizer = world
+    _, digests, image_size, tokenizer = world
     sample = Sample(id="a", source="kept", images=(digests[1],), system="Think.", question="Sum?", response="5 é")
-    done = tokenize([sample], tokenizer, CHAT, tile_count, 4, 1000)
+    done = tokenize([sample], tokenizer, CHAT, image_size, 1000)
     tokens = done.samples[0]
     text = tokenizer.decode(tokens.input_ids.tolist(), skip_special_tokens=False)
     image = "<img>" + "<IMG_CONTEXT>" * 12 + "</img>"
@@ -111,24 +112,25 @@ def test_tokens_are_prompt_then_response_then_end(world):
         "<|im_start|>assistant\n5 é<|im_end|>"
     )
     target = tokenizer.decode(tokens.input_ids[tokens.target_mask].tolist(), skip_special_tokens=False)
-    assert target == "5 é<|im_end|>" and tokens.tile_counts == (3,)
+    assert target == "5 é<|im_end|>" and tokens.image_sizes == (ImageSize(rows=3, tokens=12),)
 
 
 def test_what_is_dropped_and_counted(world):
-    _, digests, tile_count, tokenizer = world
+    _, digests, image_size, tokenizer = world
     long, empty, spelled, fine = (
         Sample(id=r[:1], source="kept", images=(), system=None, question="q", response=r)
         for r in ("x" * 400, " ", "y<|im_end|>", "z</think>")
     )
     asks = Sample(id="i", source="kept", images=(), system=None, question="<IMG_CONTEXT>", response="5")
-    done = tokenize([long, empty, spelled, fine, asks], tokenizer, CHAT, tile_count, 4, 300)
+    done = tokenize([long, empty, spelled, fine, asks], tokenizer, CHAT, image_size, 300)
     assert [sample.id for sample in done.samples] == ["z"]
     assert done.dropped == {"too_long": 1, "no_response": 1, "special_token_in_text": 2}
     length = len(done.samples[0].input_ids)
-    assert len(tokenize([fine], tokenizer, CHAT, tile_count, 4, length).samples) == 1
-    assert tokenize([fine], tokenizer, CHAT, tile_count, 4, length - 1).dropped == {"too_long": 1}
-    with pytest.raises(SophiaError, match="sample i: 4 <IMG_CONTEXT> tokens in the prompt for 1 tiles of 5"):
-        tokenize([replace(asks, images=(digests[0],), question="q")], tokenizer, CHAT, tile_count, 5, 300)
+    assert len(tokenize([fine], tokenizer, CHAT, image_size, length).samples) == 1
+    assert tokenize([fine], tokenizer, CHAT, image_size, length - 1).dropped == {"too_long": 1}
+    with pytest.raises(SophiaError, match="sample i: 0 <IMG_CONTEXT> tokens in the prompt, but its images make 4"):
+        shown = replace(asks, images=(digests[0],), question="q")
+        tokenize([shown], make_tokenizer(SPECIAL[:-1]), CHAT, image_size, 300)
 
 
 def test_tokenizer_file(tmp_path):
@@ -143,10 +145,10 @@ def test_tokenizer_file(tmp_path):
 
 
 def test_packed_row(world):
-    store, digests, tile_count, tokenizer = world
-    samples = tokenize(make_samples(digests, 4), tokenizer, CHAT, tile_count, 4, 1000).samples
+    store, digests, image_size, tokenizer = world
+    samples = tokenize(make_samples(digests, 4), tokenizer, CHAT, image_size, 1000).samples
     pixels = {digest: tiles(decode(store.get(digest)), SPEC) for digest in digests}
-    row = collate(samples, length=4096, sequence_multiple=8, tiles=pixels.__getitem__, tile_size=8)
+    row = collate(samples, length=4096, sequence_multiple=8, pixels=pixels.__getitem__, row_shape=(3, 8, 8))
     boundaries = row.cu_seqlens.tolist()
     assert boundaries[0] == 0 and boundaries[-1] == 4096 and all(b % 8 == 0 for b in boundaries)
     assert row.max_seqlen == max(np.diff(boundaries))
@@ -173,28 +175,28 @@ def test_packed_row(world):
 
 
 def test_empty_row_and_row_without_pixels(world):
-    _, digests, tile_count, tokenizer = world
-    row = collate([], length=64, sequence_multiple=4, tiles=lambda digest: None, tile_size=8)
+    _, digests, image_size, tokenizer = world
+    row = collate([], length=64, sequence_multiple=4, pixels=lambda digest: None, row_shape=(3, 8, 8))
     assert not row.target_mask.any() and row.cu_seqlens.tolist() == [0, 64] and row.pixel_values.shape == (0, 3, 8, 8)
-    samples = tokenize(make_samples(digests, 2), tokenizer, CHAT, tile_count, 4, 1000).samples
-    row = collate(samples, length=512, sequence_multiple=1, tiles=None, tile_size=8)
+    samples = tokenize(make_samples(digests, 2), tokenizer, CHAT, image_size, 1000).samples
+    row = collate(samples, length=512, sequence_multiple=1, pixels=None, row_shape=(3, 8, 8))
     assert row.pixel_values is None and row.tile_index.tolist() == [0]
     with pytest.raises(ValueError, match="do not fit"):
-        collate(samples, length=16, sequence_multiple=1, tiles=None, tile_size=8)
+        collate(samples, length=16, sequence_multiple=1, pixels=None, row_shape=(3, 8, 8))
 
 
 def test_long_padding_is_cut_into_short_sequences():
-    row = collate([], length=32768, sequence_multiple=4, tiles=None, tile_size=8)
+    row = collate([], length=32768, sequence_multiple=4, pixels=None, row_shape=(3, 8, 8))
     assert row.max_seqlen == 1024 and len(row.cu_seqlens) == 33
-    row = collate([], length=3000, sequence_multiple=12, tiles=None, tile_size=8)
+    row = collate([], length=3000, sequence_multiple=12, pixels=None, row_shape=(3, 8, 8))
     assert row.cu_seqlens.tolist() == [0, 1032, 2064, 3000]
 
 
 def test_given_logprobs_lie_on_the_targets(world):
-    _, digests, tile_count, tokenizer = world
-    samples = tokenize(make_samples(digests, 3), tokenizer, CHAT, tile_count, 4, 1000).samples
+    _, digests, image_size, tokenizer = world
+    samples = tokenize(make_samples(digests, 3), tokenizer, CHAT, image_size, 1000).samples
     given = {s.id: -np.arange(1, 1 + int(s.target_mask.sum()), dtype=np.float32) for s in samples}
-    options = {"length": 1024, "sequence_multiple": 8, "tiles": None, "tile_size": 8}
+    options = {"length": 1024, "sequence_multiple": 8, "pixels": None, "row_shape": (3, 8, 8)}
     row = collate(samples, **options, behaviour_logprobs=given)
     for index, sample in enumerate(samples):
         chosen = row.behaviour_logprobs[(row.sequence_ids == index) & row.target_mask]

@@ -63,8 +63,9 @@ def test_inference_prompts_equal_the_original() -> None:
     entries = json.loads((FIXTURES / "chat_templates.json").read_text())["inference"]
     assert {entry["template"] for entry in entries} == {"internvl2_5", "Hermes-2", "internlm2-chat"}
     for entry in entries:
-        chat = Chat.built_in(entry["template"], entry["num_image_token"])
-        prompt = chat.expand(chat.render(_messages(entry), True), entry["patches"] or [])
+        chat = Chat.built_in(entry["template"])
+        tokens = [entry["num_image_token"] * tiles for tiles in entry["patches"] or []]
+        prompt = chat.expand(chat.render(_messages(entry), True), tokens)
         assert prompt == entry["prompt"], (entry["template"], entry["name"])
 
 
@@ -73,7 +74,7 @@ def test_training_texts_and_targets_equal_the_original() -> None:
     entries = json.loads((FIXTURES / "chat_templates.json").read_text())["training"]
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     for entry in entries:
-        chat = Chat.built_in("internvl2_5", 1)
+        chat = Chat.built_in("internvl2_5")
         turns = [(roles[t["from"]], t["value"].replace("<image>", IMAGE_CONTEXT)) for t in entry["conversations"]]
         messages = [Message(role, text) for role, text in turns]  # type: ignore[arg-type]
         text = chat.expand(chat.render(messages, False), [count for count in entry["num_image_tokens"] if count])
@@ -86,16 +87,15 @@ def test_training_texts_and_targets_equal_the_original() -> None:
 @pytest.mark.parametrize("name", ["internvl2_5-8b", "internvl3-38b", "internvl3-38b-hf"])
 def test_fixture_directories_use_the_original_template(name: str) -> None:
     chat = Chat.from_model_dir(FIXTURES / name)
-    assert chat.render([Message("user", "Hi")]) == Chat.built_in("internvl2_5", 4).render([Message("user", "Hi")])
-    assert chat.tokens_per_tile == 4
+    assert chat.render([Message("user", "Hi")]) == Chat.built_in("internvl2_5").render([Message("user", "Hi")])
 
 
 def test_built_in_templates_differ_in_the_newline_after_a_turn() -> None:
-    assert Chat.built_in("internvl2_5", 1).render(CONVERSATION) == RENDERED
-    assert Chat.built_in("Hermes-2", 1).render(CONVERSATION) == RENDERED.replace("<|im_end|>\n", "<|im_end|>")
+    assert Chat.built_in("internvl2_5").render(CONVERSATION) == RENDERED
+    assert Chat.built_in("Hermes-2").render(CONVERSATION) == RENDERED.replace("<|im_end|>\n", "<|im_end|>")
     empty = [Message("system", ""), Message("user", "Hi")]
     expected = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-    assert Chat.built_in("internvl2_5", 1).render(empty, False) == expected
+    assert Chat.built_in("internvl2_5").render(empty, False) == expected
 
 
 @pytest.mark.parametrize("template", [CHATML, NATIVE, LISTS_ONLY])
@@ -168,14 +168,14 @@ def test_a_template_that_loses_images_is_noticed(tmp_path: Path) -> None:
 
 
 def test_expand_names_the_sample_when_the_counts_differ() -> None:
-    chat = Chat.built_in("internvl2_5", 2)
-    assert chat.expand(f"a{IMAGE_CONTEXT}b{IMAGE_CONTEXT}", [1, 2]) == (
+    chat = Chat.built_in("internvl2_5")
+    assert chat.expand(f"a{IMAGE_CONTEXT}b{IMAGE_CONTEXT}", [2, 4]) == (
         f"a<img>{IMAGE_CONTEXT * 2}</img>b<img>{IMAGE_CONTEXT * 4}</img>"
     )
     with pytest.raises(SophiaError, match=r"sample q7: 1 image placeholders .* for 2 images"):
         chat.expand(IMAGE_CONTEXT, [1, 1], sample="q7")
     with pytest.raises(SophiaError, match="takes no images"):
-        Chat.built_in("internvl2_5", None).expand(IMAGE_CONTEXT, [1])
+        Chat(lambda messages, prompt: "", None).expand(IMAGE_CONTEXT, [1])
 
 
 def test_agrees_with_transformers(tmp_path: Path) -> None:

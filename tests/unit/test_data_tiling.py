@@ -15,7 +15,8 @@ from PIL import Image
 
 from sophia_mcore.data.images import check, decode
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.tiling import ImageSpec, normalise, tiles, tiles_uint8
+from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.internvl.tiling import ImageSpec, normalise, tiles, tiles_uint8
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 needs_fixtures = pytest.mark.skipif(
@@ -137,29 +138,29 @@ def test_native_layout(tmp_path: Path) -> None:
         "image_std": [0.25] * 3,
     }
     expected = ImageSpec(448, 256, 8, 1, True, (0.5,) * 3, (0.25,) * 3)
-    assert ImageSpec.from_model_dir(model_dir(tmp_path, NATIVE, preprocessor_config=processor), 12) == expected
+    assert image_processor(model_dir(tmp_path, NATIVE, preprocessor_config=processor), 12) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     nested = model_dir(tmp_path, NATIVE, processor_config={"image_processor": processor})  # as transformers 5 saves it
-    assert ImageSpec.from_model_dir(nested, 12) == expected
-    assert ImageSpec.from_model_dir(nested, 4).max_tiles == 4
+    assert image_processor(nested, 12) == expected
+    assert image_processor(nested, 4).max_tiles == 4
 
 
 def test_custom_layout(tmp_path: Path) -> None:
-    assert ImageSpec.from_model_dir(model_dir(tmp_path, CUSTOM), 12) == ImageSpec(448, 256, 6)
-    static = ImageSpec.from_model_dir(model_dir(tmp_path, CUSTOM | {"dynamic_image_size": False}), 12)
+    assert image_processor(model_dir(tmp_path, CUSTOM), 12) == ImageSpec(448, 256, 6)
+    static = image_processor(model_dir(tmp_path, CUSTOM | {"dynamic_image_size": False}), 12)
     assert static.tile_count(4000, 300) == 1
 
 
 @needs_fixtures
 @pytest.mark.parametrize("name", ["internvl3-8b", "internvl3-8b-hf", "internvl2_5-38b", "internvl2_5-38b-hf"])
 def test_fixture_directories(name: str) -> None:
-    assert ImageSpec.from_model_dir(FIXTURES / name, 12) == ImageSpec(tile_size=56, tokens_per_tile=4, max_tiles=12)
+    assert image_processor(FIXTURES / name, 12) == ImageSpec(tile_size=56, tokens_per_tile=4, max_tiles=12)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "qwen2"}, "'qwen2' is no InternVL"),
+        ({"model_type": "qwen2"}, "'qwen2' takes no images; those that do: internvl, internvl_chat"),
         (NATIVE | {"image_seq_length": 64}, "image_seq_length is 64"),
         (NATIVE | {"vision_config": {"image_size": [448, 336], "patch_size": 14}}, "not square"),
         (NATIVE | {"vision_config": {"image_size": 450, "patch_size": 28}, "downsample_ratio": 0.3}, "no whole token"),
@@ -169,15 +170,15 @@ def test_fixture_directories(name: str) -> None:
 )
 def test_contradictory_configurations(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     with pytest.raises(SophiaError, match=message):
-        ImageSpec.from_model_dir(model_dir(tmp_path, config), 12)
+        image_processor(model_dir(tmp_path, config), 12)
 
 
 def test_no_or_broken_configuration(tmp_path: Path) -> None:
     with pytest.raises(SophiaError, match=r"no config\.json"):
-        ImageSpec.from_model_dir(tmp_path, 12)
+        image_processor(tmp_path, 12)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SophiaError, match=r"config\.json: damaged JSON"):
-        ImageSpec.from_model_dir(tmp_path, 12)
+        image_processor(tmp_path, 12)
 
 
 def test_modes_become_rgb() -> None:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2F
 from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.load import load_config
 from sophia_mcore.pretrained.chat import Chat, Message
-from sophia_mcore.pretrained.tiling import ImageSpec, tiles
+from sophia_mcore.pretrained.families import image_processor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -99,10 +99,10 @@ def test_the_recipe_shows_the_tower_what_the_project_shows_it(base: Path) -> Non
 
     board = world.random_board("train", random.Random(0))
     picture = Image.fromarray(world.draw(board, random.Random(1)))
-    spec = ImageSpec.from_model_dir(base / "policy", 1)
-    assert spec.tokens_per_tile == models.IMAGE_TOKENS_PER_TILE
+    spec = image_processor(base / "policy", 1)
+    assert spec.size(*picture.size).tokens == models.IMAGE_TOKENS_PER_TILE
     ours = teach.pictures([board], random.Random(1))
-    assert torch.allclose(torch.from_numpy(tiles(picture, spec)), ours, atol=1e-6)
+    assert torch.allclose(torch.from_numpy(spec.pixels(picture)), ours, atol=1e-6)
 
 
 def test_the_layout_of_the_demo_divides_the_models(base: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.images import TileCache, check_slots, fill_slots
-from sophia_mcore.model.projector import pixel_shuffle
+from sophia_mcore.model.vision.internvl import pixel_shuffle
 
 IMAGE = 9
 

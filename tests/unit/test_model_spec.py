@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.sizes import parameters
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.tensors import parameters
 
 VIT_300M = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,

@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from weights_models import FAMILIES, Model, Sizes, layouts, make, write
 from xxhash import xxh3_128
 
 from sophia_mcore.errors import UsageError

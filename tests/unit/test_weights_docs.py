@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sophia_mcore.weights import tables
-from sophia_mcore.weights.tables import Join, Row
+from sophia_mcore.pretrained.internvl.weights import PROJECTOR, VISION
+from sophia_mcore.pretrained.table import LANGUAGE, Join, Row
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "weights_tables.md"
 
@@ -33,12 +33,10 @@ def line(row: Row) -> str:
 
 def test_every_row_stands_in_the_document() -> None:
     document = DOCUMENT.read_text().splitlines()
-    missing = [
-        row.name for t in (tables.VISION, tables.PROJECTOR, tables.LANGUAGE) for row in t if line(row) not in document
-    ]
+    missing = [row.name for t in (VISION, PROJECTOR, LANGUAGE) for row in t if line(row) not in document]
     assert not missing, "print the tables anew (see the first line of this file)"
 
 
 if __name__ == "__main__":
-    for name in ("VISION", "PROJECTOR", "LANGUAGE"):
-        print(f"\n{name}\n", *map(line, getattr(tables, name)), sep="\n")
+    for name, rows in (("VISION", VISION), ("PROJECTOR", PROJECTOR), ("LANGUAGE", LANGUAGE)):
+        print(f"\n{name}\n", *map(line, rows), sep="\n")

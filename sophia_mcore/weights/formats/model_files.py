@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.weights import proof
-from sophia_mcore.weights.formats import hf_configs
 from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
 
 # What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
+_SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # what layouts say differently
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
 
 
@@ -48,21 +50,15 @@ def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtyp
     copy_model_files(model_dir, folder, code=same)
     config = read_json(folder / "config.json") or {}
     if dtype is not None:
-        config = hf_configs.with_dtype(config, dtype)
+        config = with_dtype(config, dtype)
         write_json(folder / "config.json", config)
     if same:
         return
-    image = read_json(folder / "preprocessor_config.json") or {}
-    if to == "hf-custom":
-        write_json(folder / "config.json", hf_configs.custom_config(config, spec, image))
-        _check_same_model(spec, folder)
-        return
-    write_json(folder / "config.json", hf_configs.native_config(config, spec))
-    for name, settings in hf_configs.native_processor(config, image, spec).items():
+    if spec.family is None:
+        raise ValueError("only vision-language models have two layouts")
+    files = {name: settings for name in _SETTINGS if (settings := read_json(folder / name)) is not None}
+    for name, settings in spec.family.translate(files, spec.parts, cast("Layout", to)).items():
         write_json(folder / name, settings)
-    tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.exists():
-        write_json(tokenizer, hf_configs.native_tokenizer(read_json(tokenizer) or {}))
     _check_same_model(spec, folder)
 
 
@@ -71,8 +67,8 @@ def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
     config = read_json(folder / "config.json") or {}
     sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
     named = (s.get(key) for s in sections if isinstance(s, dict) for key in ("dtype", "torch_dtype"))
-    wanted = next((name for name in named if name in hf_configs.DTYPE_NAMES.values()), None)
-    others = [dtype for dtype in dtypes.values() if hf_configs.DTYPE_NAMES.get(dtype) != wanted]
+    wanted = next((name for name in named if name in DTYPE_NAMES.values()), None)
+    others = [dtype for dtype in dtypes.values() if DTYPE_NAMES.get(dtype) != wanted]
     if wanted is None or not others:
         return ()
     kinds = ", ".join(sorted(set(others)))
@@ -89,3 +85,13 @@ def _check_same_model(spec: ModelSpec, folder: Path) -> None:
         old["family"], new["family"] = (family.get(s.language.family, s.language.family) for s in (spec, found))
         if wrong := [f"{part}.{key} {old[key]!r} became {new[key]!r}" for key in old if old[key] != new[key]]:
             raise SophiaError(f"{folder}: the translated configuration describes another model: {', '.join(wrong)}")
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration of the same model stored in another dtype, wherever it names one."""
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            value = DTYPE_NAMES[dtype]
+        changed[key] = with_dtype(value, dtype) if isinstance(value, Mapping) else value
+    return changed

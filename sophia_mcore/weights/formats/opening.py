@@ -9,30 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.family import Family
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.table import FUSED_NORMS, LLAMA_LIKE
 from sophia_mcore.progress import Progress
 from sophia_mcore.weights.formats import torch_dist
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, FileState, StoredTensor, open_folder
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import NO_WEIGHTS, Tile, Tiled, raise_problems, tiles_of_folder, wrong_dtypes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
-from sophia_mcore.weights.tables import LLAMA_LIKE, Entry, resolve
+from sophia_mcore.weights.tables import Entry, language_prefix, resolve
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 
-# transformers' in-memory names, which some releases of it also wrote; the hub's names are on the right.
-MEMORY_NAMES = (
-    ("model.language_model.", "language_model.model."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("lm_head.", "language_model.lm_head."),
-)
-
-
-FUSED_NORMS = (
-    ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
-    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
-)
 NOT_WEIGHTS = ("optimizer.", "random", "rng_state")  # beside the model in a trainer's checkpoint
 
 
@@ -76,7 +65,7 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     stored = open_folder(folder)
     if is_fp8_copy(stored.tensors):
         raise UsageError(f"{folder} is an FP8 copy of a model, for rollouts only; name the model that it was made from")
-    tensors = hub_names(stored.tensors) if spec.layout == "hf" and spec.vision is not None else dict(stored.tensors)
+    tensors = hub_names(stored.tensors, spec.family) if spec.layout == "hf" else dict(stored.tensors)
     entries = resolve(spec, spec.layout)
     _drop_tied_head(spec, tensors, folder)
     return Checkpoint(folder, spec.layout, spec, tiles_of_folder(entries, tensors, folder), stored.files)
@@ -90,13 +79,13 @@ def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
     )
 
 
-def hub_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def hub_names(tensors: Mapping[str, StoredTensor], family: Family | None) -> dict[str, StoredTensor]:
     """The tensors of a native folder by the hub's names, whichever of the two spellings it has."""
-    if not any(name.startswith("model.") for name in tensors):
+    if family is None or not any(name.startswith("model.") for name in tensors):
         return dict(tensors)
     renamed = {}
     for name, tensor in tensors.items():
-        old, new = next(((a, b) for a, b in MEMORY_NAMES if name.startswith(a)), ("", ""))
+        old, new = next(((a, b) for a, b in family.memory_names if name.startswith(a)), ("", ""))
         renamed[new + name.removeprefix(old)] = tensor
     return renamed
 
@@ -105,7 +94,7 @@ def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: P
     """With tied embeddings a stored head is redundant: it must equal the embedding, and is then left out."""
     if not spec.language.tied_embeddings:
         return
-    prefix = "" if spec.vision is None else "language_model."
+    prefix = language_prefix(spec)
     custom = spec.language.family in LLAMA_LIKE and spec.layout == "hf-custom"
     head = prefix + ("output.weight" if custom else "lm_head.weight")
     embedding = prefix + ("model.tok_embeddings.weight" if custom else "model.embed_tokens.weight")

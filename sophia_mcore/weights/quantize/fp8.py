@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.families import family_of_folder
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.atomic import write_json
@@ -90,9 +91,14 @@ def require_native(source: Path) -> Checkpoint:
     return opened
 
 
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    found = family_of_folder(folder)
+    return hub_names(open_folder(folder).tensors, found and found[0])
+
+
 def plan(source: Path) -> tuple[str, ...]:
     """A line per stored tensor of the source: what becomes of it."""
-    stored = hub_names(open_folder(source).tensors)
+    stored = _stored(source)
     return tuple(
         f"{name} {tensor.dtype} {list(tensor.shape)} -> {'F8_E4M3' if _LINEAR.search(name) else 'copy'}"
         for name, tensor in stored.items()
@@ -161,7 +167,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | Non
 
     Raises SophiaError naming every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
     """
-    old, new = (hub_names(open_folder(folder).tensors) for folder in (source, copy))
+    old, new = (_stored(folder) for folder in (source, copy))
     linears = [name for name in old if _LINEAR.search(name)]
     scales = {f"{n.removesuffix('weight')}{scale}" for n in linears for scale in SCALES}
     problems = {

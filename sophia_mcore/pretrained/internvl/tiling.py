@@ -6,6 +6,7 @@ Shapes: T tiles, S tile size in pixels, 3 colours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.family import ImageSize
 from sophia_mcore.store.json_files import read_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,24 +39,27 @@ class ImageSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    @staticmethod
-    def from_model_dir(model_dir: Path | str, max_tiles: int) -> ImageSpec:
-        """Read a Hugging Face directory: transformers' native InternVL layout or the original custom one.
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Colours, rows and columns of a tile."""
+        return 3, self.tile_size, self.tile_size
 
-        The checkpoint's own tile limit wins if it is lower than ``max_tiles``.
-        Raises SophiaError when the directory is no InternVL or its numbers contradict each other.
-        """
-        folder = Path(model_dir)
-        config = read_json(folder / "config.json")
-        if config is None:
-            raise SophiaError(f"no config.json in {folder}")
-        kind = config.get("model_type")
-        if kind not in ("internvl", "internvl_chat"):
-            raise SophiaError(f"{folder / 'config.json'}: model_type {kind!r} is no InternVL (internvl, internvl_chat)")
-        try:
-            return (_native_spec if kind == "internvl" else _custom_spec)(folder, config, max_tiles)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SophiaError(f"{folder / 'config.json'}: cannot read the image settings ({error!r})") from error
+    def size(self, width: int, height: int) -> ImageSize:
+        """Tiles and tokens of an image of this size."""
+        count = self.tile_count(width, height)
+        return ImageSize(count, count * self.tokens_per_tile)
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """Normalised tiles [T, 3, S, S]."""
+        return tiles(image, self)
+
+    def model_inputs(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """The tiles of all images in order, as transformers' model takes them."""
+        return {"pixel_values": np.concatenate([tiles(image, self) for image in images])}
+
+    def vllm_options(self) -> dict[str, int]:
+        """The limit of tiles."""
+        return {"max_patches": self.max_tiles}
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Columns and rows of tiles for an image of this size (pixels)."""
@@ -66,7 +71,15 @@ class ImageSpec:
         return columns * rows + (self.use_thumbnail and columns * rows > 1)
 
 
-def _native_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageSpec:
+def read(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:
+    """The settings of a folder in either layout; the checkpoint's own tile limit wins if it is lower.
+
+    Raises SophiaError, KeyError, TypeError or ValueError when its numbers contradict each other.
+    """
+    return (_custom_spec if config.get("model_type") == "internvl_chat" else _native_spec)(folder, config, max_tiles)
+
+
+def _native_spec(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:
     """transformers' InternVLProcessor cuts into tiles whatever ``crop_to_patches`` of the image processor says."""
     image = _image_processor(folder)
     vision = config["vision_config"]
@@ -85,7 +98,7 @@ def _native_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageS
     )
 
 
-def _custom_spec(folder: Path, config: dict[str, Any], max_tiles: int) -> ImageSpec:
+def _custom_spec(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:
     if config.get("pad2square"):
         raise SophiaError(f"{folder / 'config.json'}: pad2square = true is not supported")
     image = _image_processor(folder)

@@ -1,7 +1,8 @@
-"""InternViT in plain torch: the same on every tensor-parallel rank, so 25 heads (6B) fit any layout.
+"""InternViT and the projector in plain torch: the same on every tensor-parallel rank, so 25 heads (6B) fit any layout.
 
 Legend: T tiles, N patches of a tile, C width, S pixels per side. Conventions of the original code: no norm after the
-last layer; query-key norms over the full width; layer scales multiply the branch output; exact GELU.
+last layer; query-key norms over the full width; layer scales multiply the branch output; exact GELU. The projector:
+pixel shuffle, LayerNorm, Linear, exact GELU, Linear.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sophia_mcore.pretrained.spec import VisionSpec
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
 
 
 class Linear(nn.Linear):
@@ -128,6 +129,45 @@ class VisionTower(nn.Module):
             keep = not (self.recompute and torch.is_grad_enabled())
             x = layer(x) if keep else checkpoint(layer, x, use_reentrant=False)
         return x
+
+
+def pixel_shuffle(patches: Tensor, side: int) -> Tensor:
+    """[T, R*R, C] -> [T, (R/s)*(R/s), s*s*C]: each s x s square of patches becomes one token.
+
+    Token order is row-major; channels are (row in square, column in square, C). This is `ps_version` v2.
+    """
+    tiles, count, channels = patches.shape
+    rows = round(count**0.5)
+    squares = patches.view(tiles, rows // side, side, rows // side, side, channels)
+    return squares.transpose(2, 3).reshape(tiles, (rows // side) ** 2, side * side * channels)
+
+
+class Projector(nn.Module):
+    """Parameters are allocated, not initialised: they come from a checkpoint."""
+
+    def __init__(self, spec: ProjectorSpec, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.side = spec.shuffle
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.norm = nn.LayerNorm(spec.input_size, eps=spec.norm_eps, **factory)
+        self.fc1 = Linear(spec.input_size, spec.output_size, **factory)
+        self.fc2 = Linear(spec.output_size, spec.output_size, **factory)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[T, N+1, C] of the tower (class token first, dropped here) -> [T, N/s^2, H]."""
+        return self.fc2(F.gelu(self.fc1(self.norm(pixel_shuffle(features[:, 1:], self.side)))))
+
+
+def build(
+    vision: VisionSpec, projector: ProjectorSpec, dtype: torch.dtype, device: torch.device | None, recompute: bool
+) -> tuple[nn.Module, nn.Module]:
+    """Tower and projector."""
+    return VisionTower(vision, dtype, device, recompute), Projector(projector, dtype, device)
+
+
+def blank(vision: VisionSpec) -> Tensor:
+    """Pixels of the smallest image, for a row without images that must run the tower all the same: one tile."""
+    return torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
 
 
 def _norm(spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> nn.Module:

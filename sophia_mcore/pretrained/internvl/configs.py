@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.weights.tables import LLAMA_LIKE
+from sophia_mcore.pretrained.family import Layout, Parts
+from sophia_mcore.pretrained.internvl.spec import tokens_per_tile
+from sophia_mcore.pretrained.table import LLAMA_LIKE
 
 Settings = dict[str, Any]
 
@@ -55,39 +56,46 @@ _CUSTOM_DEFAULTS = {
 _TOKENS_AFTER_CONTEXT = 7  # the releases append <img>, </img>, <IMG_CONTEXT> and six more at the end of the vocabulary
 
 
-def native_config(config: Mapping[str, Any], spec: ModelSpec) -> Settings:
+def translate(files: Mapping[str, Mapping[str, Any]], parts: Parts, to: Layout) -> dict[str, Settings]:
+    """The settings files of a folder of the other layout, from those of this one (by name; missing ones are {})."""
+    config, image = files["config.json"], files.get("preprocessor_config.json", {})
+    if to == "hf-custom":
+        return {"config.json": custom_config(config, parts, image)}
+    found = {"config.json": native_config(config, parts), **native_processor(config, image, parts)}
+    if "tokenizer_config.json" in files:
+        found["tokenizer_config.json"] = native_tokenizer(files["tokenizer_config.json"])
+    return found
+
+
+def native_config(config: Mapping[str, Any], parts: Parts) -> Settings:
     """config.json of the native layout from the original one's."""
     vision, language = dict(config["vision_config"]), dict(config["llm_config"])
-    if spec.vision is None or spec.projector is None:
-        raise ValueError("only vision-language models have two layouts")
     vision = {_VISION.get(key, key): value for key, value in vision.items()} | _NATIVE_VISION
     for key in ("image_size", "patch_size"):
-        vision[key] = [getattr(spec.vision, key)] * 2
-    kind, architecture = _LANGUAGE_MODELS.get(spec.language.family, ("", ""))
+        vision[key] = [getattr(parts.vision, key)] * 2
+    kind, architecture = _LANGUAGE_MODELS.get(parts.language.family, ("", ""))
     if kind:
         language |= {"model_type": kind, "architectures": [architecture], "attention_bias": False, "mlp_bias": False}
         language.pop("bias", None)
     kept = {k: v for k, v in config.items() if k not in (*_CUSTOM_FIXED, "vision_config", "llm_config", "auto_map")}
-    token = spec.image_token_id
+    token = parts.image_token_id
     return kept | _NATIVE_FIXED | {
-        "image_seq_length": spec.tokens_per_tile,
-        "image_token_id": spec.language.vocab_size - _TOKENS_AFTER_CONTEXT if token is None else token,
+        "image_seq_length": tokens_per_tile(parts.vision, parts.projector),
+        "image_token_id": parts.language.vocab_size - _TOKENS_AFTER_CONTEXT if token is None else token,
         "text_config": language,
         "vision_config": vision,
-        "tie_word_embeddings": spec.language.tied_embeddings,
+        "tie_word_embeddings": parts.language.tied_embeddings,
     }  # fmt: skip
 
 
-def custom_config(config: Mapping[str, Any], spec: ModelSpec, processor: Mapping[str, Any]) -> Settings:
+def custom_config(config: Mapping[str, Any], parts: Parts, processor: Mapping[str, Any]) -> Settings:
     """config.json of the original layout from the native one's; ``processor`` is the native image processor's."""
-    if spec.vision is None:
-        raise ValueError("only vision-language models have two layouts")
     back = {new: old for old, new in _VISION.items()}
     dropped = (*_NATIVE_VISION, "layer_scale_init_value")
     vision = {back.get(k, k): v for k, v in config["vision_config"].items() if k not in dropped} | _CUSTOM_VISION
-    vision |= {key: getattr(spec.vision, key) for key in ("image_size", "patch_size")}
+    vision |= {key: getattr(parts.vision, key) for key in ("image_size", "patch_size")}
     language = _old_rope(config["text_config"])
-    if spec.language.family in LLAMA_LIKE:
+    if parts.language.family in LLAMA_LIKE:
         language |= {"model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False}
         language = {k: v for k, v in language.items() if k not in ("attention_bias", "mlp_bias")}
     dropped = (*_NATIVE_FIXED, "image_seq_length", "image_token_id", "text_config", "vision_config")
@@ -95,24 +103,11 @@ def custom_config(config: Mapping[str, Any], spec: ModelSpec, processor: Mapping
              ("min_patches", "min_dynamic_patch")) if processor.get(theirs) is not None}  # fmt: skip
     kept = {k: v for k, v in config.items() if k not in dropped}
     return _CUSTOM_DEFAULTS | tiles | kept | _CUSTOM_FIXED | {
-        "force_image_size": spec.vision.image_size,
-        "img_context_token_id": spec.image_token_id,
+        "force_image_size": parts.vision.image_size,
+        "img_context_token_id": parts.image_token_id,
         "llm_config": language,
         "vision_config": vision,
     }  # fmt: skip
-
-
-DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-
-
-def with_dtype(config: Mapping[str, Any], dtype: str) -> Settings:
-    """The configuration of the same model stored in another dtype, wherever it names one."""
-    changed: Settings = {}
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype"):
-            value = DTYPE_NAMES[dtype]
-        changed[key] = with_dtype(value, dtype) if isinstance(value, Mapping) else value
-    return changed
 
 
 def _old_rope(language: Mapping[str, Any]) -> Settings:
@@ -127,9 +122,9 @@ def _old_rope(language: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], spec: ModelSpec) -> dict[str, Settings]:
+def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], parts: Parts) -> dict[str, Settings]:
     """The native layout's preprocessor_config.json and processor_config.json; ``image``: the original's settings."""
-    side = spec.vision.image_size if spec.vision is not None else 0
+    side = parts.vision.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     dynamic = bool(config.get("dynamic_image_size", True))
     preprocessor = {
@@ -148,7 +143,10 @@ def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], spec: 
         "image_mean": image.get("image_mean", mean),
         "image_std": image.get("image_std", std),
     }
-    processor = {"processor_class": "InternVLProcessor", "image_seq_length": spec.tokens_per_tile}
+    processor = {
+        "processor_class": "InternVLProcessor",
+        "image_seq_length": tokens_per_tile(parts.vision, parts.projector),
+    }
     return {"preprocessor_config.json": preprocessor, "processor_config.json": processor}
 
 

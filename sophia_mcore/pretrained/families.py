@@ -1,0 +1,66 @@
+"""The families, and the one place where a model folder's `model_type` chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained import internvl
+from sophia_mcore.pretrained.family import Family, ImageProcessor, Layout
+from sophia_mcore.store.json_files import read_json
+
+FAMILIES: tuple[Family, ...] = (internvl.FAMILY,)
+
+
+def family_of(config: Mapping[str, Any]) -> tuple[Family, Layout] | None:
+    """Family and layout by a config.json's model_type, or else its architecture; None: a text model, or unknown."""
+    architecture = (config.get("architectures") or [None])[0]
+    for key, value in (("model_types", config.get("model_type")), ("architectures", architecture)):
+        for family in FAMILIES:
+            layouts: Mapping[str, Layout] = getattr(family, key)
+            if isinstance(value, str) and value in layouts:
+                return family, layouts[value]
+    return None
+
+
+def family_of_folder(model_dir: Path | str) -> tuple[Family, Layout] | None:
+    """`family_of` a folder's config.json. Raises SophiaError when there is none."""
+    return family_of(config_of(Path(model_dir)))
+
+
+def image_processor(model_dir: Path | str, max_tiles: int) -> ImageProcessor:
+    """How the model of a folder wants its images; its own limit wins if it is lower than ``max_tiles``.
+
+    Raises SophiaError when the model takes no images or its numbers contradict each other.
+    """
+    folder = Path(model_dir)
+    config = config_of(folder)
+    found = family_of(config)
+    if found is None:
+        known = ", ".join(kind for family in FAMILIES for kind in family.model_types)
+        kind = config.get("model_type")
+        raise SophiaError(f"{folder / 'config.json'}: model_type {kind!r} takes no images; those that do: {known}")
+    try:
+        return found[0].image_processor(folder, config, max_tiles)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SophiaError(f"{folder / 'config.json'}: cannot read the image settings ({error!r})") from error
+
+
+def check_engine_layout(model_dir: Path | str) -> None:
+    """Raise SophiaError for an original release's layout, which runs code of its own; engines take transformers'."""
+    found = family_of_folder(model_dir)
+    if found is not None and found[1] != "hf":
+        raise SophiaError(
+            f"{model_dir} has the original {found[0].name} layout, which runs code of its own; convert it once: "
+            f"sophia convert {model_dir} NEW_FOLDER --to hf"
+        )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json. Raises SophiaError when there is none."""
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise SophiaError(f"no config.json in {folder}")
+    return config

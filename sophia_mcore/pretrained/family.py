@@ -1,0 +1,99 @@
+"""What a family of vision-language models says about itself: the interface that generic code asks.
+
+A family is a folder beside this file (`internvl`), one row of `families.FAMILIES`, and its vision tower in
+`model.vision`. Nothing outside these asks for a family's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sophia_mcore.pretrained.fields import Fields
+from sophia_mcore.pretrained.language import LanguageSpec
+from sophia_mcore.pretrained.table import Table
+
+Layout = Literal["hf", "hf-custom"]  # transformers' own, or the original release's
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A turn. Every image stands in ``text`` as one ``<IMG_CONTEXT>``, whatever the family's own image token is.
+
+    >>> Message("user", "<IMG_CONTEXT>\\nWhat is it?").text
+    '<IMG_CONTEXT>\\nWhat is it?'
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """What an image becomes: rows of pixels for the vision tower, and tokens of the text."""
+
+    rows: int  # InternVL: tiles
+    tokens: int
+
+
+class ImageProcessor(Protocol):
+    """How a policy wants its images. An image is some rows of pixels, all rows have the same shape."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row of pixels, such as (3, 448, 448)."""
+
+    def size(self, width: int, height: int) -> ImageSize:
+        """What an image of this size (pixels) becomes, found without touching a pixel."""
+
+    def pixels(self, image: Image.Image) -> NDArray[np.float32]:
+        """An RGB image as normalised rows [rows, *row_shape]."""
+
+    def model_inputs(self, images: Sequence[Image.Image]) -> Mapping[str, NDArray[Any]]:
+        """What transformers' model takes beside input_ids for these images."""
+
+    def vllm_options(self) -> Mapping[str, Any]:
+        """Settings of vLLM's image processor (`mm_processor_kwargs`) that make it do the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a configuration holds. Tower and projector are the family's own dataclasses."""
+
+    vision: Any
+    projector: Any
+    language: LanguageSpec
+    image_token_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One family. Functions take what stands in the model folder."""
+
+    name: str  # for people
+    model_types: Mapping[str, Layout]  # config.json's model_type
+    architectures: Mapping[str, Layout]  # config.json's architectures
+    parse: Callable[[Fields, Layout], Parts]  # raises UsageError for what the implementation does not have
+    image_token: str  # the token whose embedding a feature replaces; a rendered prompt has one per image
+    image_text: Callable[[int], str]  # number of tokens -> what stands in the prompt for an image
+    # chat templates that config.json may name: system message (None: the template's own) -> how messages are rendered
+    templates: Mapping[str, Callable[[str | None], Render]]
+    default_template: str | None  # for a folder that has and names none
+    image_processor: Callable[[Path, Mapping[str, Any], int], ImageProcessor]  # (folder, config.json, max_tiles)
+    vision_type: type  # of Parts.vision: what tells that a parsed model is of this family
+    tables: Callable[[], tuple[Table, ...]]  # weights of tower and projector
+    symbols: Callable[[Any, Any], Mapping[str, int]]  # (vision, projector) -> values of the tables' symbols
+    language_prefix: str  # before the language model's names in the weights
+    memory_names: tuple[tuple[str, str], ...]  # transformers' in-memory prefixes and the hub's, for layout "hf"
+    # (JSON files of a folder by name, what they describe, the other layout) -> the files that differ there
+    translate: Callable[[Mapping[str, Mapping[str, Any]], Parts, Layout], Mapping[str, dict[str, Any]]]
+    hf_image_processor: str  # "module:class" of transformers, whose `resize` must be Pillow's in vLLM's process

@@ -1,0 +1,24 @@
+"""InternVL 2.5, 3 and 3.5: tiles of one size, InternViT, pixel shuffle; transformers' layout and the original one."""
+
+from sophia_mcore.pretrained.family import Family
+from sophia_mcore.pretrained.internvl import chat, configs, tiling, weights
+from sophia_mcore.pretrained.internvl.spec import VisionSpec, parse
+
+FAMILY = Family(
+    name="InternVL",
+    model_types={"internvl": "hf", "internvl_chat": "hf-custom"},
+    architectures={"InternVLForConditionalGeneration": "hf", "InternVLChatModel": "hf-custom"},
+    parse=parse,
+    image_token=chat.IMAGE_CONTEXT,
+    image_text=chat.image_text,
+    templates=chat.TEMPLATES,
+    default_template="internvl2_5",
+    image_processor=tiling.read,
+    vision_type=VisionSpec,
+    tables=weights.tables,
+    symbols=weights.symbols,
+    language_prefix="language_model.",
+    memory_names=weights.MEMORY_NAMES,
+    translate=configs.translate,
+    hf_image_processor="transformers.models.got_ocr2.image_processing_got_ocr2:GotOcr2ImageProcessor",
+)

@@ -1,0 +1,77 @@
+"""The language model of a folder: Qwen2, Qwen3, InternLM2 or Llama, alone or inside a vision-language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.fields import Fields, nearest
+
+LanguageFamily = Literal["qwen2", "qwen3", "internlm2", "llama"]
+LANGUAGE_MODELS: dict[str, LanguageFamily] = {
+    "Qwen2ForCausalLM": "qwen2",
+    "qwen2": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "qwen3": "qwen3",
+    "InternLM2ForCausalLM": "internlm2",
+    "internlm2": "internlm2",
+    "LlamaForCausalLM": "llama",
+    "llama": "llama",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageSpec:
+    """The language model. `head_dim` is its own field: Qwen3's differs from hidden / heads."""
+
+    family: LanguageFamily
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+    max_positions: int
+    qkv_bias: bool
+    qk_norm: bool  # RMSNorm per head (Qwen3)
+    tied_embeddings: bool
+
+
+def parse_language(fields: Fields) -> LanguageSpec:
+    """The language model of a config section. Raises UsageError for what this implementation does not have."""
+    name = (fields.get("architectures", None) or [fields.get("model_type", "none")])[0]
+    if name not in LANGUAGE_MODELS:
+        raise UsageError(f"{fields.where}: language model {name!r} is not known; {nearest(name, LANGUAGE_MODELS)}")
+    family = LANGUAGE_MODELS[name]
+    fields.only("hidden_act", "silu")
+    fields.only("use_sliding_window", False)
+    fields.only("bias" if family == "internlm2" else "attention_bias", False)
+    rope = fields.get("rope_scaling", None) or fields.get("rope_parameters", {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "dynamic"):  # dynamic acts only beyond max_position_embeddings, where we refuse to go
+        raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    groups = fields.size("num_key_value_heads", heads)
+    fields.divides("num_key_value_heads", groups, "num_attention_heads", heads)
+    if fields.get("head_dim", None) is None:
+        fields.divides("num_attention_heads", heads, "hidden_size", hidden)
+    return LanguageSpec(
+        family=family,
+        num_layers=fields.size("num_hidden_layers"),
+        hidden_size=hidden,
+        intermediate_size=fields.size("intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=fields.size("head_dim", hidden // heads),
+        vocab_size=fields.size("vocab_size"),
+        norm_eps=fields.positive("rms_norm_eps"),
+        rope_theta=float(rope.get("rope_theta") or fields.need("rope_theta")),
+        max_positions=fields.size("max_position_embeddings", 32_768),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+    )

@@ -1,0 +1,44 @@
+"""Ids of special tokens, from the tokenizer files beside a model, without loading the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.errors import UsageError
+
+
+def id_of_token(folder: Path, token: str) -> int | None:
+    """Id of an added token in the tokenizer files of a model folder; None when they do not say.
+
+    Raises UsageError for a damaged file.
+    """
+    readers = {
+        "added_tokens.json": _from_added_tokens,
+        "tokenizer_config.json": _from_tokenizer_config,
+        "tokenizer.json": _from_tokenizer,
+    }
+    for name, read in readers.items():
+        file = folder / name
+        if file.exists():
+            try:
+                found = read(json.loads(file.read_text()), token)
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise UsageError(f"{file}: not what a tokenizer file holds ({error!r})") from None
+            if found is not None:
+                return found
+    return None
+
+
+def _from_added_tokens(values: dict[str, Any], token: str) -> int | None:
+    return values.get(token)
+
+
+def _from_tokenizer_config(values: dict[str, Any], token: str) -> int | None:
+    entries = values.get("added_tokens_decoder", {}).items()
+    return next((int(i) for i, entry in entries if entry.get("content") == token), None)
+
+
+def _from_tokenizer(values: dict[str, Any], token: str) -> int | None:
+    return next((e["id"] for e in values.get("added_tokens", ()) if e.get("content") == token), None)
