@@ -1,6 +1,7 @@
 """Read a run's TOML with overlays and `--set a.b=c`; every mistake becomes one clear line.
 
 Order of precedence, lowest first: schema defaults, the file, overlays in order, `--set` in order.
+A file may name its base (`base = "../internvl/8b.toml"`, relative to its own folder), whose values it replaces key by key.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ _MAX_LISTED = 5
 def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ()) -> Config:
     """Config of the TOML file ``path`` under ``overlays`` and ``sets`` ("section.key=value" each).
 
-    Raises UsageError: file missing or not TOML, unknown key (with the nearest valid name), wrong type or value.
+    Raises UsageError: file or base missing or not TOML, a circle of bases, unknown key (with the nearest valid name),
+    wrong type or value.
     """
-    tree = _read_toml(path)
+    tree = read_with_bases(path)
     for overlay in overlays:
-        _merge(tree, _read_toml(overlay))
+        _merge(tree, read_with_bases(overlay))
     for assignment in sets:
         _assign(tree, assignment)
     try:
@@ -67,6 +69,24 @@ def _is_consequence(location: tuple[int | str, ...], error: ValidationError) -> 
     """Whether the error at ``location`` only follows from another one further inside it."""
     depth = len(location)
     return depth > 0 and any(len(e["loc"]) > depth and e["loc"][:depth] == location for e in error.errors())
+
+
+def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of the file over those of its base, of the base's base, and so on; ``above``: files that led here."""
+    if path.resolve() in above:
+        raise UsageError(f"{above[-1]}: base: {path} is built on this file in turn")
+    tree = _read_toml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: base: expected the path of a TOML file (got {base!r})")
+    below = path.parent / base
+    if not below.is_file():
+        raise UsageError(f"{path}: base: {below}: no such configuration file")
+    values = read_with_bases(below, (*above, path.resolve()))
+    _merge(values, tree)
+    return values
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

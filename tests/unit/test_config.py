@@ -101,6 +101,27 @@ def test_overlays_and_sets_in_order(tmp_path: Path) -> None:
     assert "expected section.key=value" in message(write(tmp_path), "train.steps")
 
 
+def test_a_file_lies_over_its_base_and_its_bases_base(tmp_path: Path) -> None:
+    (tmp_path / "low").mkdir()
+    write(tmp_path / "low", "[train]\nsteps = 1\nwarmup_steps = 1\nweight_decay = 0.5\n")
+    (tmp_path / "middle.toml").write_text('base = "low/run.toml"\n[train]\nsteps = 2\nwarmup_steps = 2\n')
+    top = write(
+        tmp_path, '[train]\nsteps = 3\n[[data.questions]]\nkind = "csv"\npath = "b"\n', 'base = "middle.toml"\n'
+    )
+    config = load_config(top)
+    assert (config.train.steps, config.train.warmup_steps, config.train.weight_decay) == (3, 2, 0.5)
+    assert [source.path for source in config.data.questions] == ["b"]  # a list is replaced whole
+    assert load_config(tmp_path / "low" / "run.toml", [top]).train.steps == 3  # an overlay brings its bases along
+
+
+def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    text = message(write(tmp_path, base='base = "absent.toml"\n'))
+    assert "run.toml: base: " in text and "absent.toml: no such configuration file" in text
+    assert "base: expected the path of a TOML file (got 3)" in message(write(tmp_path, base="base = 3\n"))
+    (tmp_path / "other.toml").write_text('base = "run.toml"\n')
+    assert "is built on this file in turn" in message(write(tmp_path, base='base = "other.toml"\n'))
+
+
 def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     again = tmp_path / "again.toml"
@@ -112,3 +133,35 @@ def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:
 def test_every_shipped_example_loads(path: Path) -> None:
     config = load_config(path)
     assert config.run.folder.name == config.run.name
+
+
+# what differs between the six production runs; everything else is the same
+PRODUCTION = {  # policy, tensor, pipeline, layers on the first stage, processes, FP8, recomputation, captions on GPUs
+    "internvl2_5_8b": ("InternVL2_5-8B", 4, 1, None, 8, "none", "none", 1),
+    "internvl3_8b": ("InternVL3-8B", 4, 1, None, 8, "none", "none", 1),
+    "internvl3_5_8b": ("InternVL3_5-8B", 4, 1, None, 8, "none", "none", 1),
+    "internvl2_5_38b": ("InternVL2_5-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
+    "internvl3_38b": ("InternVL3-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
+    "internvl3_5_38b": ("InternVL3_5-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
+}
+
+
+def test_the_production_runs_differ_in_what_is_listed_only() -> None:
+    folders = {path.parent.name for path in (ROOT / "examples").glob("internvl*/run.toml")}
+    assert folders == set(PRODUCTION)
+    rest = []
+    for name, row in PRODUCTION.items():
+        values = load_config(ROOT / "examples" / name / "run.toml").model_dump(mode="json")
+        run, parallel, train = values["run"], values["parallel"], values["train"]
+        assert (run.pop("name"), run.pop("folder"), values["track"].pop("experiment")) == (name, f"runs/{name}", name)
+        engine, again = values["captions"]["engine"], values["evaluate"]["engine"]
+        assert engine == again
+        found = (
+            values["models"].pop("policy").removeprefix("models/"), parallel.pop("tensor"), parallel.pop("pipeline"),
+            parallel.pop("layers_on_first_stage"), parallel.pop("processes"), train.pop("fp8"), train.pop("recompute"),
+            engine.pop("tensor_parallel"),
+        )  # fmt: skip
+        assert again.pop("tensor_parallel") == row[-1]
+        assert found == row
+        rest.append(values)
+    assert all(values == rest[0] for values in rest)
