@@ -1,5 +1,6 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
-# make test   from a fresh clone: environments, then the tests
+# make test   from a fresh clone: environments, then the tests; the last line is their CPU-minutes
+# make test-slow  the tests that `make test` leaves out, and what each took
 # make check  lint, types and tests: what CI runs
 # make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12; 3 GB where there is no CPU build of torch)
 # make docs   the documentation as a site, in build/site
@@ -14,7 +15,7 @@ NEXT_PYTHON ?= python3.12
 NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
-.PHONY: help env demo test test-next check lint types bench docs clean
+.PHONY: help env demo test test-slow test-next check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,12 +35,11 @@ lint: env
 types: env
 	$(PY) -m mypy
 
-# tests/slurm mostly waits, so it runs beside the others; its output comes at the end
 test: env
-	@mkdir -p build
-	@$(PY) -m pytest tests/slurm > build/tests-slurm.log 2>&1 & beside=$$!; status=0; \
-	$(PY) -m pytest --ignore=tests/slurm || status=1; \
-	wait $$beside || status=1; cat build/tests-slurm.log; exit $$status
+	@$(PY) tools/run_tests.py quick
+
+test-slow: env
+	@$(PY) tools/run_tests.py slow
 
 .venv-next/ready: constraints/trainer.txt
 	$(NEXT_PYTHON) -m venv .venv-next

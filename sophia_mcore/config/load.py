@@ -1,7 +1,7 @@
 """Read a run's TOML with overlays and `--set a.b=c`; every mistake becomes one clear line.
 
 Order of precedence, lowest first: schema defaults, the file, overlays in order, `--set` in order.
-A file may name its base (`base = "../internvl/8b.toml"`, relative to its own folder), whose values it replaces key by key.
+A file may name its base (`base = "../internvl/8b.toml"`, relative to its folder), whose values it replaces key by key.
 """
 
 from __future__ import annotations
