@@ -7,12 +7,12 @@ import random
 import re
 from pathlib import Path
 
-import experiments
 import lessons
 import numpy as np
 import pytest
 import world
 
+from examples.digits.experiments import tables
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.sources import read_source
 
@@ -123,7 +123,7 @@ def test_the_project_reads_the_questions(small: Path) -> None:
 def test_experiments_know_the_boards(tmp_path: Path) -> None:
     """What is drawn for a question is found again without its picture."""
     world.write_questions("train", 20, tmp_path)
-    known = experiments.boards(20)
+    known = tables.boards(20)
     for row in map(json.loads, (tmp_path / "train.jsonl").read_text().splitlines()):
         digits, cells = known[row["id"]]
         assert row["answer"] == solve(row["question"], digits)

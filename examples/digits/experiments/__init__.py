@@ -1,0 +1,1 @@
+"""Ablations on the digits example; a research harness, not needed by `make demo`."""
