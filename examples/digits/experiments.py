@@ -31,7 +31,7 @@ from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Kept, Trajectory
 from sophia_mcore.store.atomic import write_json, write_text
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files, write_shard
 
 HERE = Path(__file__).parent
@@ -59,10 +59,11 @@ GROUPS: dict[str, dict[str, Variant]] = {
         REFERENCE: Variant(),
     },
     "objectives": {
-        name: Variant((f"objective.name={name}",)) for name in ("dft", "awr", "topr", "luffy", "grpo", "gspo", "cispo")
+        name: Variant((f"objective.loss.name={name}",))
+        for name in ("dft", "awr", "topr", "luffy", "grpo", "gspo", "cispo")
     }
     | {
-        f"{name}_reference": Variant((f"objective.name={name}", "objective.behaviour=reference"))
+        f"{name}_reference": Variant((f"objective.loss.name={name}", "objective.behaviour=reference"))
         for name in ("topr", "grpo")
     },
     "precision": {
@@ -70,7 +71,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     }
     | {
         f"fp8_{recipe}": Variant(
-            ("train.dtype=bfloat16", f"train.fp8={recipe}", "train.fp8_backend=emulated", "fp8.without_check=true")
+            ("train.dtype=bfloat16", f"fp8.recipe={recipe}", "fp8.backend=emulated", "fp8.check.skip=true")
         )
         for recipe in ("tensorwise", "delayed", "blockwise")
     },
@@ -159,7 +160,7 @@ def train_variant(seed: int, rollouts: RunFolder, folder: Path, variant: Variant
 
         config, run = prepare(seed, rollouts, folder, variant), RunFolder(folder)
         if not (run.round(0).train / "summary.json").is_file():
-            train_round(config, run, 0, NoProgress())
+            train_round(Round(config, run, 0), NoProgress())
         if not run.round(0).model.is_dir():
             export_hf(newest_checkpoint(run.round(0).checkpoints), config.models.policy, run.round(0).model)
         shutil.rmtree(run.round(0).checkpoints)
