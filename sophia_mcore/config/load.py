@@ -177,5 +177,7 @@ def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
     for argument in arguments:
         if argument is not Ellipsis and not isinstance(argument, str):
             models = _variants(argument)
-            found.update(models if tag is None else zip([tag], models.values(), strict=True))
+            if tag is not None and len(models) == 1:
+                models = {tag: next(iter(models.values()))}
+            found.update(models)
     return found
