@@ -25,7 +25,7 @@ def main() -> int:
     options = parser.parse_args()
 
     def work() -> None:
-        from sophia_mcore.train.reference import check
+        from parity import check  # the module beside this file
 
         layout = Parallel(tensor=options.tp, pipeline=options.pp, context=options.cp, sequence_parallel=options.sp)
         result = check(options.model_dir, options.reference, layout)

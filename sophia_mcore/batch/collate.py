@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sophia_mcore.batch.samples import STORED
+from sophia_mcore.batch.samples import IGNORE, STORED
 from sophia_mcore.batch.tokenize import TokenizedSample
 
-IGNORE = -100  # target of a position that is none; objective.logprob skips it
 _PADDING_SEQUENCE = 1024  # tokens; padding is cut into short sequences so that attention over it stays cheap
 
 

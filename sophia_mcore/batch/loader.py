@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +11,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from tokenizers import Tokenizer
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
+from sophia_mcore.batch.reader import Reader
 from sophia_mcore.batch.samples import FRESH, STORED, Sample, require_some
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config
-from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.family import ImageProcessor, ImageSize
-from sophia_mcore.store.images import ImageStore
 
 _CACHED_IMAGES = 64
 _FRESH = "\0fresh"  # no mixture can be called so
@@ -45,10 +39,7 @@ class Loader:
         self,
         samples: Sequence[Sample],
         config: Config,
-        chat: Chat,
-        tokenizer: Tokenizer,
-        image_processor: ImageProcessor,
-        image_store: ImageStore,
+        reader: Reader,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         *,
@@ -56,7 +47,7 @@ class Loader:
     ) -> None:
         self._length = config.batch.sequence_length_tokens
         self._sequence_multiple = config.parallel.sequence_multiple
-        row_multiple = config.parallel.row_multiple(fp8=config.train.fp8 != "none")
+        row_multiple = config.parallel.row_multiple(fp8=config.fp8.used)
         if self._length % row_multiple:
             raise UsageError(
                 f"batch.sequence_length_tokens = {self._length} must be a multiple of {row_multiple} for this layout; "
@@ -64,15 +55,15 @@ class Loader:
             )
         self._rows_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline else 1
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
-        self._image_processor, self._image_store = image_processor, image_store
+        self._row_shape = reader.image_processor.row_shape
         self._load_pixels = load_pixels
         self._logprobs: dict[str, Any] = {}
-        self._pixels = lru_cache(maxsize=_CACHED_IMAGES)(self._read_pixels)
+        self._pixels = lru_cache(maxsize=_CACHED_IMAGES)(reader.pixels)
         done = tokenize(
             require_some(list(samples), "training"),
-            tokenizer,
-            chat,
-            lru_cache(maxsize=None)(self._image_size),
+            reader.tokenizer,
+            reader.chat,
+            lru_cache(maxsize=None)(reader.image_size),
             self._length // self._sequence_multiple * self._sequence_multiple,
         )
         self.dropped: Counter[str] = done.dropped
@@ -159,16 +150,9 @@ class Loader:
             length=self._length,
             sequence_multiple=self._sequence_multiple,
             pixels=self._pixels if self._load_pixels else None,
-            row_shape=self._image_processor.row_shape,
+            row_shape=self._row_shape,
             **self._logprobs,
         )
-
-    def _image_size(self, digest: str) -> ImageSize:
-        with Image.open(io.BytesIO(self._image_store.get(digest))) as image:
-            return self._image_processor.size(*image.size)
-
-    def _read_pixels(self, digest: str) -> NDArray[np.float32]:
-        return self._image_processor.pixels(decode(self._image_store.get(digest)))
 
 
 def _schedule(

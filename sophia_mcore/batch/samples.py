@@ -19,6 +19,7 @@ from sophia_mcore.records import Kept
 KEPT_SOURCE = "kept"
 # Where a response comes from: another model (off-policy), the policy itself, or further data (plain NLL always).
 STORED, FRESH, SUPERVISED = 0, 1, 2
+IGNORE = -100  # the label of a position without a target: log-prob 0, no gradient, no matrix product
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FIELDS = {"id": str, "question": str, "response": str, "images": list}
 

@@ -106,7 +106,7 @@ def _add_stored(
         )
     if not found.samples:
         reasons = ", ".join(f"{why} {count}" for why, count in sorted(found.dropped.items())) or "the store is empty"
-        raise SophiaError(f"{folder.path}: no trajectory left for objective {objective.name!r} ({reasons})")
+        raise SophiaError(f"{folder.path}: no trajectory left for objective {objective.loss.name!r} ({reasons})")
     found.samples.sort(key=lambda sample: sample.id)
 
 

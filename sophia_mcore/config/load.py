@@ -7,14 +7,16 @@ A file may name its base (`base = "../internvl/8b.toml"`, relative to its folder
 from __future__ import annotations
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
+from sophia_mcore.config.moved import MOVED, move_keys
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 
@@ -23,6 +25,8 @@ _MAX_LISTED = 5
 
 def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ()) -> Config:
     """Config of the TOML file ``path`` under ``overlays`` and ``sets`` ("section.key=value" each).
+
+    A key that has moved (`config.moved`) is read from its old place too, with a warning on stderr.
 
     Raises UsageError: file or base missing or not TOML, a circle of bases, unknown key (with the nearest valid name),
     wrong type or value.
@@ -92,7 +96,7 @@ def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            tree = tomllib.load(file)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (IsADirectoryError, PermissionError) as error:
@@ -100,6 +104,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+    try:
+        _warn(str(path), move_keys(tree))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return tree
+
+
+def _warn(where: str, moved: dict[str, str]) -> None:
+    if moved:
+        keys = ", ".join(f"{old} is {new} now" for old, new in moved.items())
+        print(f"warning: {where}: {keys}; the old place is read in this version only", file=sys.stderr, flush=True)
 
 
 def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
@@ -112,7 +127,11 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, separator, text = assignment.partition("=")
-    parts = key.strip().split(".")
+    key = key.strip()
+    if key in MOVED:
+        _warn(f"--set {assignment}", {key: MOVED[key]})
+        key = MOVED[key]
+    parts = key.split(".")
     if not separator or not all(parts):
         raise UsageError(f"--set {assignment!r}: expected section.key=value")
     try:
@@ -167,13 +186,18 @@ def _descend(annotation: Any, part: int | str) -> Any:
 
 
 def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
-    """Models that ``annotation`` admits, by the tag of their `kind` (or class name)."""
+    """Models that ``annotation`` admits, by their tag: a `Tag`, the one value of `kind`, or else the class name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
         tags = get_args(kind.annotation) if kind is not None else ()
         return {(str(tags[0]) if len(tags) == 1 else annotation.__name__): annotation}
     found: dict[str, type[BaseModel]] = {}
-    for argument in get_args(annotation):
+    arguments = get_args(annotation)
+    tag = next((argument.tag for argument in arguments if isinstance(argument, Tag)), None)
+    for argument in arguments:
         if argument is not Ellipsis and not isinstance(argument, str):
-            found.update(_variants(argument))
+            models = _variants(argument)
+            if tag is not None and len(models) == 1:
+                models = {tag: next(iter(models.values()))}
+            found.update(models)
     return found

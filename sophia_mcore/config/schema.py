@@ -15,12 +15,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from sophia_mcore.config.base import Fraction, HttpAddress, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
-from sophia_mcore.config.objective import OBJECTIVE_OPTIONS, Objective
-from sophia_mcore.config.precision import Fp8, Recipe
+from sophia_mcore.config.objective import Objective
+from sophia_mcore.config.precision import Fp8, Fp8Check
 
 __all__ = [  # sections of other files that are found here too
-    "OBJECTIVE_OPTIONS", "Engine", "Fp8", "Objective", "OpenAIEngine", "Sampling", "Section", "TransformersEngine",
-    "VllmEngine",
+    "Engine", "Fp8", "Fp8Check", "Objective", "OpenAIEngine", "Sampling", "Section", "TransformersEngine", "VllmEngine",
 ]  # fmt: skip
 
 
@@ -225,9 +224,6 @@ class Train(Section):
     adam_beta2: Fraction = 0.95
     clip_gradient_norm: Positive = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    fp8: Recipe = "none"  # scaling of the language layers' FP8 products; details in [fp8]
-    # emulated: values are rounded to FP8 and multiplied in fp32; slow, for checks without an FP8 device
-    fp8_backend: Literal["transformer_engine", "emulated"] = "transformer_engine"
     train_vision_tower: bool = False  # [P]
     train_projector: bool = False  # [C]
     distributed_optimizer: bool = True
@@ -317,9 +313,6 @@ class Config(Section):
             raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")
         if self.train.optimizer_offload_fraction and not self.train.distributed_optimizer:
             raise ValueError("train.optimizer_offload_fraction needs train.distributed_optimizer = true")
-        problem = self.fp8.problem(self.train.fp8, self.train.fp8_backend)
-        if problem:
-            raise ValueError(problem)
         if self.objective.correction != "none" and not self.objective.fresh_share:
             raise ValueError(
                 f"objective.correction = {self.objective.correction!r} weighs trajectories that the policy itself has "

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
 
 _CONNECT_SECONDS = 1.0
@@ -25,8 +27,8 @@ _ROWS = 20  # of a source that are read
 
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout and tracking of a run that would start now."""
-    rows = [*models(config), *sources(config), *prompts(config), *engines(config), *devices(config), tracking(config)]
-    return [*rows, *storage_needs(config)]
+    files = [*models(config), *sources(config), *prompts(config), *user_files(config)]
+    return [*files, *engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
 
 def _stops(name: str, found: str, remedy: str) -> Row:
@@ -126,6 +128,19 @@ def prompts(config: Config) -> list[Row]:
     ]
 
 
+def user_files(config: Config) -> list[Row]:
+    """Functions of the user's own that the configuration names; their files are read, not run."""
+    return [
+        _tried(function.key, partial(_checked, function), "correct the file or its name (docs/own_reward.md)")
+        for function in user_functions(config)
+    ]
+
+
+def _checked(function: UserFunction) -> str:
+    check_function(function)
+    return function.reference
+
+
 def engines(config: Config) -> list[Row]:
     """The interpreter of in-process engines, the endpoints of the others."""
     used: dict[str, Engine] = {"captions": config.captions.engine, "reasoning": config.reasoning.engine}
@@ -173,9 +188,9 @@ def devices(config: Config) -> list[Row]:
         found = f"{ranks} training processes, {here} on a node of {gpus} GPUs"
         return [Row(name="processes", state="ok", found=found), *gpu_memory(config, ranks)]
     rows = [_gloo(ranks)]
-    if config.train.fp8 != "none" and config.train.fp8_backend != "emulated":
-        remedy = "train.fp8 = 'none', or train.fp8_backend = 'emulated' for checks"
-        rows.append(_stops("train.fp8", f"{config.train.fp8}: needs a GPU with FP8 and Transformer Engine", remedy))
+    if config.fp8.native:
+        remedy = "fp8.recipe = 'none', or fp8.backend = 'emulated' for checks"
+        rows.append(_stops("fp8.recipe", f"{config.fp8.recipe}: needs a GPU with FP8 and Transformer Engine", remedy))
     if config.train.optimizer_offload_fraction:
         rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
     weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0

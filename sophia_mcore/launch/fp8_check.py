@@ -23,8 +23,8 @@ def run_fp8_check(config: Config, round_index: int) -> str:
     """
     from sophia_mcore.report.fp8_page import write_fp8_page
 
-    if config.train.fp8 == "none":
-        raise UsageError("train.fp8 is 'none': there is nothing to check; --set train.fp8=tensorwise asks for it")
+    if not config.fp8.used:
+        raise UsageError("fp8.recipe is 'none': there is nothing to check; --set fp8.recipe=tensorwise asks for it")
     run = RunFolder(config.run.folder)
     if not run.round(round_index).kept_file.is_file():
         raise SophiaError(f"{run.round(round_index).kept_file}: no such file; run 'sophia score' first")

@@ -17,6 +17,7 @@ from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_failed, write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lock import folder_lock
+from sophia_mcore.store.user_files import keep_user_files
 from sophia_mcore.track.metrics import MetricsLog
 
 GROUPS = {"generate": ("questions", "captions", "reasoning")}  # names that stand for several phases
@@ -107,6 +108,7 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
                 f"{folder.path} was started with other settings ({shown}): choose another run.folder, "
                 "or add --new-settings to go on with the new ones from the first unfinished phase"
             )
+    keep_user_files(config, folder, replace=new_settings)
     write_text(folder.config_file, dump_toml(config))
 
 

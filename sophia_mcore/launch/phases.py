@@ -131,9 +131,9 @@ def _require_driver_for_fp8(config: Config) -> None:
     """Said before the ranks start, which takes a while; they look for the device itself."""
     from sophia_mcore.parallel.layout import fp8_refusal
 
-    wanted = config.train.fp8 != "none" and config.train.fp8_backend == "transformer_engine"
+    wanted = config.fp8.native
     if wanted and not any(Path(sign).exists() for sign in _NVIDIA):
-        raise fp8_refusal(config.train.fp8, "a CUDA device")
+        raise fp8_refusal(config.fp8.recipe, "a CUDA device")
 
 
 def export(context: Context, round_index: int) -> None:

@@ -84,21 +84,21 @@ def transformer_config(
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if backend.transformer_engine else "local",
         **_recompute(train),
-        **_fp8(train, fp8),
+        **_fp8(fp8),
     )
 
 
-def _fp8(train: Train, fp8: Fp8) -> dict[str, object]:
+def _fp8(fp8: Fp8) -> dict[str, object]:
     """megatron-core's settings for Transformer Engine; the emulation is in the layers instead (`layer_specs`).
 
     Embedding, output layer and vision tower are not part of the decoder and stay in the parameters' dtype.
     """
-    if train.fp8 == "none" or train.fp8_backend == "emulated":
+    if not fp8.native:
         return {}
     start, end = fp8.layers_at_start_in_bf16, fp8.layers_at_end_in_bf16
     return {
         "fp8": fp8.format,
-        "fp8_recipe": train.fp8,
+        "fp8_recipe": fp8.recipe,
         "fp8_param": fp8.primary_weights,
         "fp8_amax_history_len": fp8.amax_history,
         "fp8_amax_compute_algo": fp8.amax_algorithm,
@@ -168,7 +168,7 @@ class LanguageModel(MegatronModule):
         stage: Stage,
     ) -> None:  # fmt: skip
         super().__init__(config)
-        train, fp8 = settings.train, settings.fp8
+        fp8 = settings.fp8
         self.padded_vocab_size = padded_vocab_size(spec.vocab_size, groups.tensor_size)
         self.collection, self.tp_group = groups.collection, groups.tensor
         self.pre_process, self.post_process, self.vp_stage = stage.first, stage.last, stage.chunk
@@ -190,7 +190,7 @@ class LanguageModel(MegatronModule):
         )
         first = get_transformer_layer_offset(config, stage.chunk, groups.pipeline_rank)
         layers = range(first, first + get_num_layers_to_build(config, stage.chunk, groups.pipeline_rank))
-        emulated = Emulation(train.fp8, fp8) if train.fp8 != "none" and train.fp8_backend == "emulated" else None
+        emulated = Emulation(fp8.recipe, fp8) if fp8.emulated else None
         self.decoder = TransformerBlock(
             config=config,
             spec=layer_specs(spec, config, backend, layers, emulated),
@@ -199,9 +199,9 @@ class LanguageModel(MegatronModule):
             pg_collection=groups.collection,
             vp_stage=stage.chunk,
         )
-        if train.fp8 != "none":
+        if fp8.used:
             zero_padding(self.decoder)
-        if config.fp8 and train.fp8 != "delayed":
+        if config.fp8 and fp8.recipe != "delayed":
             keep_in_bf16(self.decoder, fp8)
         if stage.last:
             self.output_layer = ColumnParallelLinear(

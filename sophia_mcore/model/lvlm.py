@@ -65,7 +65,7 @@ class VisionLanguageModel(MegatronModule):
         self.spec, self.groups, self.vp_stage = spec, groups, vp_stage
         self.pre_process, self.post_process = stage.first, stage.last
         self.chunk_tokens = config.objective.chunk_tokens
-        self.fp8 = config.train.fp8 != "none"
+        self.fp8 = config.fp8.used
         # megatron-core's schedules and gradient finalisation read these
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = False
@@ -263,9 +263,9 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     Raises:
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
-    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.train.fp8 != "none")
+    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
     backend.check_offload(config.train.optimizer_offload_fraction)
-    backend.check_fp8(config.train.fp8, config.train.fp8_backend)
+    backend.check_fp8(config.fp8.recipe, config.fp8.backend)
     _check_fp8_layers(config, spec.language.num_layers)
     if spec.language.tied_embeddings:
         raise UsageError("models with tied word embeddings are not supported by the trainer")
@@ -280,5 +280,5 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
 
 def _check_fp8_layers(config: Config, layers: int) -> None:
     beyond = [layer for layer in config.fp8.layers_in_bf16 if layer >= layers]
-    if config.train.fp8 != "none" and beyond:
+    if config.fp8.used and beyond:
         raise UsageError(f"fp8.layers_in_bf16: there is no layer {beyond[0]}, the last one is {layers - 1}")

@@ -26,7 +26,6 @@ from torch import distributed as dist
 
 # Fewer tokens per chunk than this, and reading the weight for each chunk costs more than a fourth product.
 ONE_PASS_TOKENS = 512
-IGNORE = -100  # a negative target: the token has log-prob 0, no gradient and costs no matrix product
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 
@@ -41,7 +40,7 @@ def token_logprobs(
     chunk_tokens: int,
     coefficients_T: Coefficients | None = None,
 ) -> Tensor:
-    """Natural-log probability [T] fp32 of each target; 0 where the target is negative (`IGNORE`).
+    """Natural-log probability [T] fp32 of each target; 0 where the target is negative (`batch.samples.IGNORE`).
 
     Args:
         hidden_TH: final hidden states, the same on every rank of `group` (after the sequence-parallel gather).

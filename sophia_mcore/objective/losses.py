@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
-from sophia_mcore.config.schema import Objective
+from sophia_mcore.config.losses import Awr, Cispo, Dft, Grpo, Gspo, Luffy, OwnLoss, Sophia, Topr
+from sophia_mcore.config.schema import Objective, Section
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.objective import metrics as measure
 from sophia_mcore.objective.metrics import Sums
@@ -89,43 +90,49 @@ class Terms(NamedTuple):
     clipped_T: Tensor | None = None
 
 
-Term = Callable[[Tensor, Tensor, Tokens, Objective], Terms]
+OwnTerm = Callable[[Tensor, Tensor, Tokens], Terms]  # a function of the user's own: (logprobs_T, log_ratio_T, tokens)
 
 
-def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective) -> Loss:
+def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective, own: OwnTerm | None = None) -> Loss:
     """Loss sum and diagnostics of one micro batch.
 
     Args:
         logprobs: natural-log probability of each target, any shape with T elements, 0 where there is no target.
         tokens: the positions; `Tokens.from_batch(batch, config.normalization)`.
+        own: the user's function, where `config.loss` names one.
 
     Raises:
-        SophiaError: the behaviour mode needs log-probs that the batch does not bring.
+        SophiaError: the behaviour mode needs log-probs that the batch does not bring, or `own` returns no `Terms`.
     """
     logprobs_T = logprobs.reshape(-1)
-    terms, log_ratio_T = _terms(logprobs_T, tokens, config)
+    terms, log_ratio_T = _terms(logprobs_T, tokens, config, own)
     loss_T = _scaled(terms.loss_T, tokens)
-    return Loss(loss_T.sum(), _diagnostics(logprobs_T, log_ratio_T, loss_T, terms, tokens, config))
+    gradient_T = _gradient(logprobs_T.detach(), tokens, config, own)
+    return Loss(loss_T.sum(), _diagnostics(logprobs_T, log_ratio_T, gradient_T, terms, tokens, config))
 
 
-def coefficients(tokens: Tokens, config: Objective) -> Tensor | Callable[[Tensor, Tensor], Tensor] | None:
+def coefficients(
+    tokens: Tokens, config: Objective, own: OwnTerm | None = None
+) -> Tensor | Callable[[Tensor, Tensor], Tensor] | None:
     """d loss sum / d log-prob for `token_logprobs(coefficients_T=...)`, where it can be known in the forward pass.
 
     [T] when it does not depend on the log-probs, a function of (log-probs [C], positions [C]) when it depends on that
-    token's alone, None when it depends on the whole sequence (topr with negative weights, gspo).
+    token's alone, None when it depends on the whole sequence.
     """
-    if config.name == "gspo" or (config.name == "topr" and bool((tokens.weights_T[tokens.mask_T] < 0).any())):
+    depends_on = config.loss.gradient
+    if config.loss.wrong_gradient and bool((tokens.weights_T[tokens.mask_T] < 0).any()):
+        depends_on = config.loss.wrong_gradient
+    if depends_on == "sequence":
         return None
 
     def gradient(logprobs_C: Tensor, rows_C: Tensor) -> Tensor:
         with torch.enable_grad():
             logprobs_C = logprobs_C.detach().requires_grad_()
             chosen = tokens.select(rows_C)
-            loss = _scaled(_terms(logprobs_C, chosen, config)[0].loss_T, chosen).sum()
+            loss = _scaled(_terms(logprobs_C, chosen, config, own)[0].loss_T, chosen).sum()
             return torch.autograd.grad(loss, logprobs_C)[0]
 
-    constant = config.name in ("sophia", "awr", "topr") and config.correction == "none"
-    if not constant:
+    if depends_on == "token" or config.correction != "none":
         return gradient
     everything = torch.arange(len(tokens.mask_T), device=tokens.mask_T.device)
     return gradient(torch.zeros_like(tokens.weights_T), everything)
@@ -137,12 +144,28 @@ def sequence_sum(values_T: Tensor, tokens: Tokens) -> Tensor:
     return masked_T.new_zeros(tokens.sequences).index_add(0, tokens.sequence_ids_T, masked_T)
 
 
-def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> tuple[Terms, Tensor]:
+def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective, own: OwnTerm | None) -> tuple[Terms, Tensor]:
     log_ratio_T = log_ratios(logprobs_T, tokens, config.behaviour or "none")
-    terms = OBJECTIVES[config.name](logprobs_T, log_ratio_T, tokens, config)
+    if isinstance(config.loss, OwnLoss):
+        terms = _own_terms(logprobs_T, log_ratio_T, tokens, config.loss, own)
+    else:
+        terms = OBJECTIVES[type(config.loss)](logprobs_T, log_ratio_T, tokens, config.loss)
     loss_T = terms.loss_T * _correction(logprobs_T, tokens, config)
     supervised_T = tokens.kind_T == SUPERVISED  # further data is plain NLL under every objective
     return Terms(torch.where(supervised_T, -tokens.weights_T * logprobs_T, loss_T), terms.clipped_T), log_ratio_T
+
+
+def _own_terms(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: OwnLoss, own: OwnTerm | None) -> Terms:
+    if own is None:
+        raise SophiaError(f"objective.loss.name = {config.name!r}: the function was not loaded")
+    terms = own(logprobs_T, log_ratio_T, tokens)
+    if not isinstance(terms, Terms):
+        raise SophiaError(f"{config.name}: must return Terms(loss_T), not {type(terms).__name__}")
+    for name, values in zip(Terms._fields, terms, strict=True):
+        if values is not None and tuple(values.shape) != tuple(logprobs_T.shape):
+            shapes = f"{list(values.shape)}, not {list(logprobs_T.shape)}"
+            raise SophiaError(f"{config.name}: {name} has the shape {shapes}, one value for each position")
+    return terms
 
 
 def _scaled(loss_T: Tensor, tokens: Tokens) -> Tensor:
@@ -190,24 +213,23 @@ def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor
     return torch.where(tokens.kind_T == FRESH, correction_T, torch.ones_like(ratio_T))
 
 
-def sophia(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def sophia(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Sophia) -> Terms:
     """Reward-filtered NLL: -R log pi (arXiv 2507.16814, eq. 7)."""
     return Terms(-tokens.weights_T * logprobs_T)
 
 
-def dft(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def dft(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Dft) -> Terms:
     """Dynamic fine-tuning: -sg(pi(y_t)) log pi(y_t), times the sample's weight (arXiv 2508.05629)."""
     return Terms(-tokens.weights_T * logprobs_T.detach().exp() * logprobs_T)
 
 
-def awr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def awr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Awr) -> Terms:
     """Advantage-weighted regression: -min(exp(A / beta), w_max) log pi, A normalised (arXiv 1910.00177)."""
-    assert config.beta is not None and config.max_weight is not None
     weights_T = (tokens.weights_T / config.beta).clamp_max(_MAX_LOG_RATIO).exp().clamp_max(config.max_weight)
     return Terms(-weights_T * logprobs_T)
 
 
-def topr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def topr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Topr) -> Terms:
     """Tapered off-policy REINFORCE: -w R log pi with w = 1 for R >= 0, else sg(clip(pi(y) / mu(y), 0, 1)) of the
     whole sequence (arXiv 2503.14286).
     """
@@ -217,43 +239,21 @@ def topr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Object
     return Terms(-weights_T * logprobs_T)
 
 
-def luffy(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def luffy(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Luffy) -> Terms:
     """LUFFY (arXiv 2504.14945): STORED -f(r) A with f(x) = x / (x + shaping), unclipped; FRESH the clipped form."""
-    assert config.shaping is not None
     ratio_T = log_ratio_T.exp()
     shaped_T = -ratio_T / (ratio_T + config.shaping) * tokens.weights_T
-    fresh = grpo(logprobs_T, log_ratio_T, tokens, config)
+    fresh_T, clipped_T = _clipped(ratio_T, tokens.weights_T, config.clip_low, config.clip_high)
     stored_T = tokens.kind_T == STORED
-    assert fresh.clipped_T is not None
-    return Terms(torch.where(stored_T, shaped_T, fresh.loss_T), fresh.clipped_T & ~stored_T)
+    return Terms(torch.where(stored_T, shaped_T, fresh_T), clipped_T & ~stored_T)
 
 
-def grpo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
+def grpo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Grpo) -> Terms:
     """-min(r A, clip(r, 1 - low, 1 + high) A), A of the group (arXiv 2402.03300; DAPO, arXiv 2503.14476: high > low,
     token_mean). dual_clip c > 1 bounds the loss of A < 0 by -c A (arXiv 1912.09729).
     """
-    return _clipped(log_ratio_T.exp(), tokens.weights_T, config)
-
-
-def gspo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
-    """-min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t log r_t) of the sequence (arXiv 2507.18071)."""
-    lengths_S = sequence_sum(torch.ones_like(log_ratio_T), tokens).clamp_min(1.0)
-    ratio_S = (sequence_sum(log_ratio_T, tokens) / lengths_S).exp()
-    return _clipped(ratio_S[tokens.sequence_ids_T], tokens.weights_T, config)
-
-
-def cispo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Objective) -> Terms:
-    """-sg(clip(r, 1 - low, 1 + high)) A log pi: clipped tokens keep their gradient (arXiv 2506.13585)."""
-    low, high = _bounds(config)
-    ratio_T = log_ratio_T.detach().exp()
-    return Terms(-ratio_T.clamp(low, high) * tokens.weights_T * logprobs_T, (ratio_T < low) | (ratio_T > high))
-
-
-def _clipped(ratio_T: Tensor, weights_T: Tensor, config: Objective) -> Terms:
-    low, high = _bounds(config)
-    plain_T, clipped_T = ratio_T * weights_T, ratio_T.clamp(low, high) * weights_T
-    loss_T = -torch.minimum(plain_T, clipped_T)
-    was_clipped_T = clipped_T < plain_T
+    weights_T = tokens.weights_T
+    loss_T, was_clipped_T = _clipped(log_ratio_T.exp(), weights_T, config.clip_low, config.clip_high)
     if config.dual_clip:
         bound_T = -config.dual_clip * weights_T
         bounded_T = (weights_T < 0) & (loss_T > bound_T)
@@ -262,31 +262,46 @@ def _clipped(ratio_T: Tensor, weights_T: Tensor, config: Objective) -> Terms:
     return Terms(loss_T, was_clipped_T)
 
 
-def _bounds(config: Objective) -> tuple[float, float]:
-    assert config.clip_low is not None and config.clip_high is not None
-    return 1.0 - config.clip_low, 1.0 + config.clip_high
+def gspo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Gspo) -> Terms:
+    """-min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t log r_t) of the sequence (arXiv 2507.18071)."""
+    lengths_S = sequence_sum(torch.ones_like(log_ratio_T), tokens).clamp_min(1.0)
+    ratio_S = (sequence_sum(log_ratio_T, tokens) / lengths_S).exp()
+    return Terms(*_clipped(ratio_S[tokens.sequence_ids_T], tokens.weights_T, config.clip_low, config.clip_high))
 
 
-OBJECTIVES: dict[str, Term] = {
-    "sophia": sophia,
-    "dft": dft,
-    "awr": awr,
-    "topr": topr,
-    "luffy": luffy,
-    "grpo": grpo,
-    "gspo": gspo,
-    "cispo": cispo,
+def cispo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Cispo) -> Terms:
+    """-sg(clip(r, 1 - low, 1 + high)) A log pi: clipped tokens keep their gradient (arXiv 2506.13585)."""
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    ratio_T = log_ratio_T.detach().exp()
+    return Terms(-ratio_T.clamp(low, high) * tokens.weights_T * logprobs_T, (ratio_T < low) | (ratio_T > high))
+
+
+def _clipped(ratio_T: Tensor, weights_T: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
+    """(-min(r A, clip(r, 1 - low, 1 + high) A), where the clipped one is less)."""
+    plain_T = ratio_T * weights_T
+    clipped_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high) * weights_T
+    return -torch.minimum(plain_T, clipped_T), clipped_T < plain_T
+
+
+OBJECTIVES: dict[type[Section], Callable[[Tensor, Tensor, Tokens, Any], Terms]] = {
+    Sophia: sophia,
+    Dft: dft,
+    Awr: awr,
+    Topr: topr,
+    Luffy: luffy,
+    Grpo: grpo,
+    Gspo: gspo,
+    Cispo: cispo,
 }
 
 
 def _diagnostics(
-    logprobs_T: Tensor, log_ratio_T: Tensor, loss_T: Tensor, terms: Terms, tokens: Tokens, config: Objective
+    logprobs_T: Tensor, log_ratio_T: Tensor, gradient_T: Tensor, terms: Terms, tokens: Tokens, config: Objective
 ) -> dict[str, Sums]:
     """The same names for every micro batch of a run, so that ranks can add them up."""
     logprobs_T, log_ratio_T = logprobs_T.detach(), log_ratio_T.detach()
     learned_T = tokens.mask_T & (tokens.kind_T != SUPERVISED)
     right_T = tokens.mask_T & (tokens.kind_T == STORED) & (tokens.weights_T > 0)
-    gradient_T = _gradient(logprobs_T, tokens, config)
     parts = {term: term_mask(tokens, term) for term in TERMS}
     found = {
         "logprob_kept": measure.mean(logprobs_T, right_T),  # what the paper assumes and does not measure
@@ -307,12 +322,12 @@ def _diagnostics(
         correction_T = _correction(logprobs_T, tokens, config)
         fresh_T = learned_T & (tokens.kind_T == FRESH)
         found["correction"] = measure.mean(correction_T, fresh_T)
-        assert tokens.rollout_T is not None
-        found["rollout_gap"] = measure.mean((logprobs_T - tokens.rollout_T).abs(), fresh_T)
+        rollout_T = cast(Tensor, tokens.rollout_T)  # `_correction` has seen it
+        found["rollout_gap"] = measure.mean((logprobs_T - rollout_T).abs(), fresh_T)
     return found
 
 
-def _gradient(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor:
+def _gradient(logprobs_T: Tensor, tokens: Tokens, config: Objective, own: OwnTerm | None) -> Tensor:
     with torch.enable_grad():
         leaf_T = logprobs_T.clone().requires_grad_()
-        return torch.autograd.grad(_scaled(_terms(leaf_T, tokens, config)[0].loss_T, tokens).sum(), leaf_T)[0]
+        return torch.autograd.grad(_scaled(_terms(leaf_T, tokens, config, own)[0].loss_T, tokens).sum(), leaf_T)[0]

@@ -46,14 +46,14 @@ class Backend:
     def check_fp8(self, recipe: str, implementation: str = "transformer_engine") -> None:
         """Refuse FP8 where it would have no effect (megatron-core ignores it without Transformer Engine).
 
-        `implementation` is train.fp8_backend: an emulation is used only where it was asked for by name.
+        `implementation` is fp8.backend: an emulation is used only where it was asked for by name.
         """
         if recipe == "none":
             return
         if implementation == "emulated":
             if self.transformer_engine:
                 raise UsageError(
-                    "train.fp8_backend = 'emulated', but Transformer Engine is here: set it to 'transformer_engine'"
+                    "fp8.backend = 'emulated', but Transformer Engine is here: set it to 'transformer_engine'"
                 )
             return
         if not self.transformer_engine:

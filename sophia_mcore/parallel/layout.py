@@ -8,9 +8,9 @@ from sophia_mcore.pretrained.spec import ModelSpec
 
 
 def fp8_refusal(recipe: str, lacks: str) -> UsageError:
-    """What to say where `train.fp8` cannot be computed; `lacks`: the missing part, such as "a CUDA device"."""
+    """What to say where `fp8.recipe` cannot be computed; `lacks`: the missing part, such as "a CUDA device"."""
     return UsageError(
-        f"train.fp8 = {recipe!r} needs {lacks}, which is not here; set it to 'none', or train.fp8_backend to "
+        f"fp8.recipe = {recipe!r} needs {lacks}, which is not here; set it to 'none', or fp8.backend to "
         "'emulated' (slow: for checks)"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import Objective, Parallel, Train
+from sophia_mcore.config.schema import Fp8, Objective, Parallel, Train
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import Device
@@ -80,7 +80,8 @@ def measured_setting(spec: ModelSpec, found: dict[str, Any], length: int, recipe
     return Setting(
         spec=replace(spec, vision=None, projector=None, language=language),
         parallel=Parallel(),
-        train=Train.model_validate({"dtype": "bfloat16", "fp8": recipe, "distributed_optimizer": False}),
+        train=Train(dtype="bfloat16", distributed_optimizer=False),
+        fp8=Fp8.model_validate({"recipe": recipe}),
         objective=Objective(),
         row=Row(tokens=length, squares=length * sequence, targets=length, tiles=0),
         data=1,

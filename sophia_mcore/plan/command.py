@@ -69,7 +69,7 @@ def make_plan(
     spec = ModelSpec.from_model_dir(config.models.policy)
     calibration = ""
     if measured is not None:
-        recipe = config.train.fp8 if config.train.fp8 != "none" or not fp8 else "tensorwise"
+        recipe = config.fp8.recipe if config.fp8.used or not fp8 else "tensorwise"
         device, calibration = calibrated(device, spec, measured, recipe)
     reasoner = _reasoner(config)
     work = workload(config, spec, given)
@@ -100,9 +100,9 @@ def overlay(option: Option) -> str:
         "parallel": {key: values[key] for key in _OVERLAY_KEYS if key in values},
         "train": {
             "recompute": train.recompute,
-            "fp8": train.fp8,
             "distributed_optimizer": train.distributed_optimizer,
         },
+        "fp8": {"recipe": option.setting.fp8.recipe},
     }
     return f"{_MARK}\n{tomli_w.dumps(tree)}"
 

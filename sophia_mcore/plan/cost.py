@@ -114,7 +114,7 @@ def layer_seconds(setting: Setting, device: Device) -> Seconds:
     spec, tokens = setting.spec.language, setting.rank_tokens
     query, key, mlp = setting.widths()
     weights = spec.hidden_size * (2 * query + 2 * key + 3 * mlp)
-    rate = device.bf16 if setting.train.fp8 == "none" else device.fp8
+    rate = device.fp8 if setting.fp8.used else device.bf16
     plain = setting if setting.train.recompute == "none" else _without_recompute(setting)
     traffic = TRAFFIC_PER_SAVED_BYTE * layer_bytes(plain)
     return Seconds(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sophia_mcore.config.schema import Config, Parallel, Train
+from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.parallel.layout import check_layout, layers_per_stage
 from sophia_mcore.plan.cost import StepTime, chunk_seconds, model_flops, step_time
@@ -67,7 +67,7 @@ def rank_layouts(config: Config, spec: ModelSpec, work: Workload, device: Device
     if not fitting:
         nearest = refusals[0].reason if refusals else "no size of tensor parallelism fits"
         more = "more GPUs or a shorter batch.sequence_length_tokens"
-        if device.fp8 and not fp8 and config.train.fp8 == "none":
+        if device.fp8 and not fp8 and config.fp8.recipe == "none":
             more = "more GPUs, a shorter batch.sequence_length_tokens or --fp8"
         raise SophiaError(
             f"no layout of {gpus} x {device.name} holds this model and batch; the nearest miss: {nearest}; "
@@ -95,19 +95,20 @@ def candidates(
 ) -> Iterator[Setting]:
     """Settings whose layers, heads and lengths divide. The others are appended to `refusals`."""
     row = work.row()
-    recipes = {config.train.fp8, *(["tensorwise"] if fp8 and config.train.fp8 == "none" else [])}
+    recipes = {config.fp8.recipe, *(["tensorwise"] if fp8 and config.fp8.recipe == "none" else [])}
     for parallel in shapes(spec, device, gpus):
         for recipe in sorted(recipes):
-            train = config.train.model_copy(update={"fp8": recipe})
+            low = config.fp8.model_copy(update={"recipe": recipe})
             try:
-                _check(spec, parallel, work, device, train)
+                _check(spec, parallel, work, device, low)
             except UsageError as error:
                 if parallel.virtual_pipeline is None:
                     refusals.append(Refusal(parallel=parallel, reason=str(error), excess=math.inf))
                 continue
             data = gpus // (parallel.tensor * parallel.pipeline * parallel.context)
             yield from _variants(config, spec, work, device, Setting(
-                spec=spec, parallel=parallel, train=train, objective=config.objective, row=row, data=data,
+                spec=spec, parallel=parallel, train=config.train, fp8=low, objective=config.objective, row=row,
+                data=data,
                 micro_batches=micro_batches(work.rows_per_step, data, parallel),
             ))  # fmt: skip
 
@@ -117,7 +118,8 @@ def configured(config: Config, spec: ModelSpec, work: Workload, ranks: int) -> S
     parallel = config.parallel
     data = max(1, ranks // (parallel.tensor * parallel.pipeline * parallel.context))
     return Setting(
-        spec=spec, parallel=parallel, train=config.train, objective=config.objective, row=work.row(), data=data,
+        spec=spec, parallel=parallel, train=config.train, fp8=config.fp8, objective=config.objective, row=work.row(),
+        data=data,
         micro_batches=micro_batches(work.rows_per_step, data, parallel),
     )  # fmt: skip
 
@@ -143,12 +145,12 @@ def shapes(spec: ModelSpec, device: Device, gpus: int) -> Iterator[Parallel]:
                     )  # fmt: skip
 
 
-def _check(spec: ModelSpec, parallel: Parallel, work: Workload, device: Device, train: Train) -> None:
+def _check(spec: ModelSpec, parallel: Parallel, work: Workload, device: Device, fp8: Fp8) -> None:
     """Refuse a layout that is impossible for every split of the layers."""
-    if train.fp8 != "none" and not device.fp8:
-        raise UsageError(f"train.fp8 = {train.fp8!r}: {device.name} has no FP8")
+    if fp8.used and not device.fp8:
+        raise UsageError(f"fp8.recipe = {fp8.recipe!r}: {device.name} has no FP8")
     flat = parallel.model_copy(update={"pipeline": 1, "virtual_pipeline": None})
-    check_layout(spec, flat, work.sequence_length, fp8=train.fp8 != "none")
+    check_layout(spec, flat, work.sequence_length, fp8=fp8.used)
 
 
 def _variants(config: Config, spec: ModelSpec, work: Workload, device: Device, base: Setting) -> Iterator[Setting]:
@@ -240,8 +242,8 @@ def describe(setting: Setting) -> str:
         words.append(f"{p.layers_on_first_stage}..{p.layers_on_last_stage} layers")
     if setting.train.recompute != "none":
         words.append(f"recompute {setting.train.recompute}")
-    if setting.train.fp8 != "none":
-        words.append(f"fp8 {setting.train.fp8}")
+    if setting.fp8.used:
+        words.append(f"fp8 {setting.fp8.recipe}")
     if not setting.train.distributed_optimizer:
         words.append("plain optimizer")
     return " ".join(words)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from sophia_mcore.config.schema import Objective, Parallel, Train
+from sophia_mcore.config.schema import Fp8, Objective, Parallel, Train
 from sophia_mcore.model.sizes import padded_vocab_size, rank_parameters
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.pipeline import in_flight
@@ -70,6 +70,7 @@ class Setting:
     spec: ModelSpec
     parallel: Parallel
     train: Train
+    fp8: Fp8
     objective: Objective
     row: Row
     data: int  # data-parallel size
@@ -145,7 +146,7 @@ def optimizer_bytes(setting: Setting, trained: float) -> float:
 
 def _fp8_copies(setting: Setting, stage: int) -> float:
     """FP8 weights and their transposes beside the bf16 ones of the decoder layers."""
-    if setting.train.fp8 == "none":
+    if not setting.fp8.used:
         return 0.0
     layers = sum(layers_per_stage(setting.spec.language.num_layers, setting.parallel)[stage])
     return 2.0 * layers * layer_parameters(setting.spec.language, setting.parallel.tensor)
@@ -191,7 +192,7 @@ def layer_bytes(setting: Setting) -> float:
         return setting.element * setting.residual_tokens * setting.spec.language.hidden_size
     hidden, (_, _, mlp) = setting.spec.language.hidden_size, setting.widths()
     norms = 2 * _norm_bytes(setting, setting.residual_tokens, hidden)
-    low = 1 if setting.train.fp8 != "none" else setting.element  # inputs of matrix products, kept for their gradient
+    low = 1 if setting.fp8.used else setting.element  # inputs of matrix products, kept for their gradient
     if setting.fused:
         # fused SwiGLU keeps its input; its output is the next product's input
         return norms + _attention_bytes(setting) + setting.rank_tokens * mlp * (2 * setting.element + low)
@@ -200,7 +201,7 @@ def layer_bytes(setting: Setting) -> float:
 
 def _norm_bytes(setting: Setting, tokens: float, width: float, *, output: bool = True, heads: float = 1.0) -> float:
     """RMSNorm of [tokens, width]; `output`: kept too, as the input of the next product."""
-    low = 1 if setting.train.fp8 != "none" else setting.element
+    low = 1 if setting.fp8.used else setting.element
     if setting.fused:
         return tokens * (width * (setting.element + output * low) + 4 * heads)
     return tokens * (width * (8 + output * setting.element) + 4 * heads)  # fp32 input and normalised input
@@ -210,7 +211,7 @@ def _attention_bytes(setting: Setting) -> float:
     language, size, tokens = setting.spec.language, setting.parallel.tensor, setting.rank_tokens
     (query, key, _), element, context = setting.widths(), setting.element, setting.parallel.context
     heads = language.num_attention_heads / size
-    low = 1 if setting.train.fp8 != "none" else 0  # an FP8 copy of the output, for the next product's gradient
+    low = 1 if setting.fp8.used else 0  # an FP8 copy of the output, for the next product's gradient
     if setting.fused:
         kept = tokens * (element * (query + 2 * key + query + key + query) + low * query + 4 * heads)
         return kept + language.qk_norm * tokens * (query + key) * element

@@ -65,7 +65,7 @@ def distinct(options: tuple[Option, ...]) -> list[Option]:
     seen: dict[tuple[object, ...], Option] = {}
     for option in options:
         p = option.setting.parallel
-        seen.setdefault((p.tensor, p.pipeline, p.virtual_pipeline, p.context, option.setting.train.fp8), option)
+        seen.setdefault((p.tensor, p.pipeline, p.virtual_pipeline, p.context, option.setting.fp8.recipe), option)
     return list(seen.values())
 
 

@@ -78,14 +78,14 @@ def group_weights(values: Sequence[float], advantage: str | None) -> list[float]
 def weigh(scored: Iterable[Scored], objective: Objective, seed: int) -> tuple[dict[str, float], Counter[str]]:
     """Weight by trajectory id of those that training uses, and why the others are not used.
 
-    A group is the stored trajectories of a question, or the policy's own; for luffy both together (arXiv 2504.14945),
-    so that stored right answers weigh more where the policy fails. A weight of 0 teaches nothing and is left out (awr:
-    exp(0) = 1, kept). Of more stored ones than objective.trajectories_per_question, right and wrong ones are drawn in
-    balance; the draw depends on `seed` and the ids alone.
+    A group is the stored trajectories of a question, or the policy's own; with `loss.one_group` both together, so that
+    stored right answers weigh more where the policy fails. A weight of 0 teaches nothing and is left out, unless
+    `loss.learns_from_zero`. Of more stored ones than objective.trajectories_per_question, right and wrong ones are
+    drawn in balance; the draw depends on `seed` and the ids alone.
     """
     groups: dict[tuple[str, bool], list[Scored]] = defaultdict(list)
     for row in scored:
-        groups[row.question_id, row.fresh and objective.name != "luffy"].append(row)
+        groups[row.question_id, row.fresh and not objective.loss.one_group].append(row)
     weights: dict[str, float] = {}
     dropped: Counter[str] = Counter()
     for question in sorted(groups):
@@ -93,7 +93,7 @@ def weigh(scored: Iterable[Scored], objective: Objective, seed: int) -> tuple[di
         own = dict(
             zip((r.id for r in group), group_weights([r.reward for r in group], objective.advantage), strict=True)
         )
-        useful = [row for row in group if own[row.id] != 0.0 or objective.name == "awr"]
+        useful = [row for row in group if own[row.id] != 0.0 or objective.loss.learns_from_zero]
         dropped["zero_weight"] += len(group) - len(useful)
         stored, own_answers = ([row for row in useful if row.fresh is fresh] for fresh in (False, True))
         chosen = [*_balanced(stored, objective.trajectories_per_question, seed), *own_answers]

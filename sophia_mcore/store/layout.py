@@ -81,6 +81,10 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
     def images(self) -> Path:
         return self.path / "images"
 

@@ -15,10 +15,10 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
-from sophia_mcore.train.behaviour import with_reference
 from sophia_mcore.train.job import Job
-from sophia_mcore.train.measure import mean_logprob
 from sophia_mcore.train.mismatch import rollout_gap
+from sophia_mcore.train.policy_logprobs import mean_logprob
+from sophia_mcore.train.reference_logprobs import with_reference
 from sophia_mcore.train.step import train_step
 from sophia_mcore.train.step_report import StepReport
 

@@ -64,8 +64,13 @@ def wrap_ddp(
     return wrapped
 
 
-def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) -> MegatronOptimizer:
-    """AdamW over the trainable parameters: fp32 master weights, no decay on vectors (norms, biases, layer scales)."""
+def build_optimizer(
+    wrapped: Sequence[DistributedDataParallel], train: Train, fp8_recipe: str | None = None
+) -> MegatronOptimizer:
+    """AdamW over the trainable parameters: fp32 master weights, no decay on vectors (norms, biases, layer scales).
+
+    ``fp8_recipe``: of Transformer Engine's products, None without them.
+    """
     if mcore_optimizer.USING_PYTORCH_OPTIMIZER:
         _provide_fused_adam()
     config = OptimizerConfig(
@@ -78,7 +83,7 @@ def build_optimizer(wrapped: Sequence[DistributedDataParallel], train: Train) ->
         adam_eps=ADAM_EPSILON,
         clip_grad=train.clip_gradient_norm,
         bf16=train.dtype == "bfloat16",
-        fp8_recipe=None if train.fp8 == "none" or train.fp8_backend == "emulated" else train.fp8,
+        fp8_recipe=fp8_recipe,
         params_dtype=torch.bfloat16 if train.dtype == "bfloat16" else torch.float32,
         use_distributed_optimizer=train.distributed_optimizer,
         overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,

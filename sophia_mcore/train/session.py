@@ -18,7 +18,7 @@ from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as layouts
 from sophia_mcore.parallel import network
 from sophia_mcore.progress import Progress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.fp8.gate import require_check
 from sophia_mcore.train.job import build_job
@@ -27,16 +27,17 @@ from sophia_mcore.train.loop import train
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def train_round(config: Config, run: RunFolder, round_index: int, progress: Progress) -> bool:
-    """Train one round on this rank; returns False when a signal stopped it (state saved), True when it is finished.
+def train_round(round_: Round, progress: Progress) -> bool:
+    """Train the round on this rank; returns False when a signal stopped it (state saved), True when it is finished.
 
     Raises SophiaError when the configuration asks for FP8 that `sophia fp8-check` has not admitted, UsageError when
     there is nothing here to run it with.
     """
+    config = round_.config
     with stop_signals() as asked, joined(config) as (groups, backend):
-        backend.check_fp8(config.train.fp8, config.train.fp8_backend)
-        on_rank_zero(lambda: require_check(config, run), "FP8 is not admitted")
-        job = build_job(config, run, round_index, groups, backend)
+        backend.check_fp8(config.fp8.recipe, config.fp8.backend)
+        on_rank_zero(lambda: require_check(config, round_.run), "FP8 is not admitted")
+        job = build_job(round_, groups, backend)
         gc.collect()
         gc.freeze()  # the model and the libraries stay: later collections need not visit them
         finished = train(job, progress, asked)

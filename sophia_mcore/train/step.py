@@ -75,11 +75,11 @@ def term_gradient_norms(job: Job, batches: Sequence[PackedBatch]) -> dict[str, f
 def _terms_of(config: Config) -> tuple[str, ...]:
     """Terms that the run's samples can have, or () for one alone."""
     objective, pairs = config.objective, config.train.data is not None
-    only_kept = objective.trajectories == "kept" and not objective.fresh_share
-    awr = objective.name == "awr"  # learns from a reward of 0 too
     possible = {
         "positive": not pairs,
-        "negative": not pairs and not only_kept and (objective.advantage != "reward" or awr),
+        "negative": not pairs
+        and not objective.only_kept
+        and (objective.advantage != "reward" or objective.loss.learns_from_zero),
         "supervised": pairs or bool(config.batch.mixtures),
     }
     found = tuple(term for term in TERMS if possible[term])
@@ -104,7 +104,7 @@ def backward(
             tokens = replace(tokens, mask_T=term_mask(tokens, term))
 
         def loss_function(scores: Scores) -> tuple[Tensor, Tensor, Any]:
-            loss = objective_loss(scores.logprobs, tokens, objective)
+            loss = objective_loss(scores.logprobs, tokens, objective, job.own_term)
             value = float(loss.sum.detach()) / denominator
             if not math.isfinite(value):
                 bad_samples.extend(not_finite(scores.logprobs, batch))
@@ -113,7 +113,7 @@ def backward(
             # three values, so that the schedule divides by nothing: the denominator is in the loss already
             return loss.sum / denominator, torch.zeros((), dtype=torch.int, device=device), (value, loss.metrics)
 
-        slopes = coefficients(tokens, objective) if job.groups.is_last_stage else None
+        slopes = coefficients(tokens, objective, job.own_term) if job.groups.is_last_stage else None
         return model(**model_inputs(batch, slopes), entropies=objective.log_entropy), loss_function
 
     for chunk in job.chunks:

@@ -20,7 +20,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.progress import NoProgress, Progress, worker_progress
 from sophia_mcore.store.atomic import write_json
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
 FAILED = "failed.json"  # in the training folder, when a rank failed and not merely lost another
@@ -61,7 +61,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     progress = open_progress(progress_fd) if rank == 0 else NoProgress()
     with _lock(run.round(round_index).train / "lock", rank):
         try:
-            finished = train_round(config, run, round_index, progress)
+            finished = train_round(Round(config, run, round_index), progress)
             if rank == 0:
                 (run.round(round_index).train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
             return finished

@@ -81,7 +81,7 @@ def case(name: str, options: argparse.Namespace) -> Callable[[], object]:
 
     objectives = {"nll": "sophia", "ratio": "grpo", "sequence": "gspo"}
     if name in objectives:
-        return ours(Objective(name=objectives[name], behaviour="reference"))
+        return ours(Objective.model_validate({"loss": {"name": objectives[name]}, "behaviour": "reference"}))
     return {"naive": naive, "floor": floor, "floor_blocked": floor_blocked}[name]
 
 

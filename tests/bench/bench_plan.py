@@ -147,7 +147,8 @@ def predicted(case: Case, device: Device) -> float:
     config = configuration(case)
     row = make_row(case)
     setting = Setting(
-        spec=spec(case), parallel=config.parallel, train=config.train, objective=config.objective, row=row,
+        spec=spec(case), parallel=config.parallel, train=config.train, fp8=config.fp8, objective=config.objective,
+        row=row,
         data=case.data, micro_batches=case.batches, fused=False,
     )  # fmt: skip
     return step_time(setting, device).total

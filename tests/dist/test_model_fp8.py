@@ -13,12 +13,12 @@ from sophia_mcore.model.fp8_linear import Fp8ColumnLinear, Fp8RowLinear
 from tests.support import layouts
 from tests.support.harness import run_layout
 
-EMULATED = {"fp8_backend": "emulated"}
+EMULATED = {"backend": "emulated"}
 
 
 def settings(parallel: Parallel, recipe: str, **fp8: Any) -> Config:
-    train = {"fp8": recipe, **(EMULATED if recipe != "none" else {})}
-    return layouts.tiny_config(parallel, **train).model_copy(update={"fp8": Fp8(**fp8)})
+    low = {"recipe": recipe, **(EMULATED if recipe != "none" else {})}
+    return layouts.tiny_config(parallel).model_copy(update={"fp8": Fp8(**low, **fp8)})
 
 
 def losses(parallel: Parallel, config: Config, steps: int = 3) -> list[float]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sophia_mcore.config.schema import Parallel
+from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
 from tests.support import layouts
@@ -64,21 +64,26 @@ def test_positions_that_the_model_does_not_have() -> None:
         run_layout(_too_long, Parallel())
 
 
-def _build_fails(groups: Any, backend: Any, spec: Any, train: dict[str, Any]) -> None:
-    lvlm.build(spec, layouts.tiny_config(groups.parallel, **train), groups, backend)
+def _build_fails(groups: Any, backend: Any, spec: Any, sections: dict[str, Any]) -> None:
+    values = layouts.tiny_config(groups.parallel).model_dump() | sections
+    lvlm.build(spec, Config.model_validate(values), groups, backend)
 
 
 @pytest.mark.parametrize(
-    ("change", "train", "message"),
+    ("change", "sections", "message"),
     [
         ({"image_token_id": None}, {}, "the id of the image token is unknown"),
-        ({}, {"fp8": "tensorwise"}, "train.fp8 = 'tensorwise' needs a CUDA device"),
-        ({}, {"optimizer_offload_fraction": 0.5}, "train.optimizer_offload_fraction = 0.5 needs a CUDA device"),
+        ({}, {"fp8": {"recipe": "tensorwise"}}, "fp8.recipe = 'tensorwise' needs a CUDA device"),
+        (
+            {},
+            {"train": {"dtype": "float32", "optimizer_offload_fraction": 0.5}},
+            "train.optimizer_offload_fraction = 0.5 needs a CUDA device",
+        ),
     ],
 )
-def test_build_refuses(change: dict[str, Any], train: dict[str, Any], message: str) -> None:
+def test_build_refuses(change: dict[str, Any], sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        run_layout(_build_fails, Parallel(), replace(layouts.tiny_spec(), **change), train)
+        run_layout(_build_fails, Parallel(), replace(layouts.tiny_spec(), **change), sections)
 
 
 def _transfers(groups: Any, backend: Any) -> tuple[bool, bool]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sophia_mcore.config import load_config
-from sophia_mcore.config.schema import Config, Parallel
+from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
@@ -67,8 +67,8 @@ def test_every_example_builds_at_its_real_size(name: str) -> None:
     assert config.batch.sequence_length_tokens == 32_768 and config.parallel.processes_per_node == 8
     assert config.train.dtype == "bfloat16" and config.train.distributed_optimizer
     # what only CUDA has is taken out; the layout, the tower's stage and recomputation stay
-    cuda_only = {"fp8": "none", "optimizer_offload_fraction": 0.0}
-    assert_stages(config.model_copy(update={"train": config.train.model_copy(update=cuda_only)}), MODELS[name])
+    train = config.train.model_copy(update={"optimizer_offload_fraction": 0.0})
+    assert_stages(config.model_copy(update={"train": train, "fp8": Fp8()}), MODELS[name])
 
 
 def test_every_model_has_an_example() -> None:

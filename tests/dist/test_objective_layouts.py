@@ -17,20 +17,22 @@ from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
 from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
 from sophia_mcore.batch.tokenize import TokenizedSample
-from sophia_mcore.config.schema import OBJECTIVE_OPTIONS, Objective, Parallel
+from sophia_mcore.config.losses import LOSSES
+from sophia_mcore.config.schema import Parallel
 from sophia_mcore.model import lvlm
 from sophia_mcore.objective.losses import TERMS
 from sophia_mcore.train.optim import wrap_ddp
 from sophia_mcore.train.step import backward, train_step
 from tests.support import layouts
 from tests.support.harness import run_layout
+from tests.support.objectives import objective
 
 OBJECTIVES = {
-    **{name: Objective(name=name, behaviour="reference", chunk_tokens=16) for name in OBJECTIVE_OPTIONS},
-    "grpo per sequence, tis": Objective(
-        name="grpo", behaviour="reference", normalization="sequence_mean", correction="tis", chunk_tokens=16
+    **{name: objective(name, behaviour="reference", chunk_tokens=16) for name in LOSSES},
+    "grpo per sequence, tis": objective(
+        "grpo", behaviour="reference", normalization="sequence_mean", correction="tis", chunk_tokens=16
     ),
-    "sophia sum": Objective(normalization="sum"),
+    "sophia sum": objective(normalization="sum"),
 }
 # name: (layout, data-parallel size, row length)
 CUTS: dict[str, tuple[dict[str, Any], int, int]] = {
@@ -95,20 +97,21 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
     wrapped = wrap_ddp(chunks, config.train, overlap=False)
     mine = batches(row_length, 2 * parallel.context, groups.data_rank, groups.data_size)
     found = {}
-    for name, objective in OBJECTIVES.items():
+    for name, chosen in OBJECTIVES.items():
         optimizer = SimpleNamespace(
             zero_grad=lambda: None,
             step=lambda: (True, 0.0, None),
             param_groups=[],
         )
         job = SimpleNamespace(
-            config=config.model_copy(update={"objective": objective}),
+            config=config.model_copy(update={"objective": chosen}),
             groups=groups,
             backend=backend,
             chunks=wrapped,
             optimizer=optimizer,
             loader=SimpleNamespace(steps=1),
             checkpoints=SimpleNamespace(writing=False),
+            own_term=None,
             reports=groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0,
         )
         report = train_step(job, mine, 0, False)  # type: ignore[arg-type]

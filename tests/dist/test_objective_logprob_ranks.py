@@ -4,9 +4,10 @@ import pytest
 import torch
 from megatron.core.tensor_parallel import mappings
 
+from sophia_mcore.batch.samples import IGNORE
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.objective import logprob as module
-from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
+from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from tests.support.harness import run_layout
 
 T, H = 24, 8

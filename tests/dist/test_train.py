@@ -311,7 +311,7 @@ def test_question_answer_pairs_instead_of_the_kept_set(tmp_path, policy):
 
 @pytest.mark.parametrize("hook", [None, signal_rank_two], ids=["whole", "stopped"])
 def test_reference_behaviour_is_the_policy_before_training(tmp_path, policy, hook):
-    objective = {"name": "grpo", "behaviour": "reference", "trajectories": "kept", "advantage": "reward"}
+    objective = {"loss": {"name": "grpo"}, "behaviour": "reference", "trajectories": "kept", "advantage": "reward"}
     config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS, objective=objective)
     if not all(run(train_world.train, 4, config, folder, hook)):
         assert all(run(train_world.train, 4, config, folder))

@@ -17,13 +17,13 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.train.fp8 import worker as fp8_worker
 from sophia_mcore.train.fp8.check import curve_gap, smallest
 from sophia_mcore.train.fp8.gate import check_digest, require_check
-from sophia_mcore.train.gaps import gap_statistics
+from sophia_mcore.train.mismatch import gap_statistics
 from tests.support import train_world
 from tests.support.harness import run
 
 LOOSE = {
     "max_logprob_gap_mean": 10.0, "max_logprob_gap_p99": 10.0, "min_gradient_cosine": 0.0,
-    "max_gradient_norm_gap": 10.0, "max_loss_gap": 10.0, "check_samples": 8, "check_steps": 3,
+    "max_gradient_norm_gap": 10.0, "max_loss_gap": 10.0, "samples": 8, "steps": 3,
 }  # fmt: skip
 
 
@@ -32,11 +32,16 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_world.make_policy(tmp_path_factory.mktemp("policy") / "model")
 
 
-def world(folder: Path, policy: Path, fp8: dict[str, Any], recipe: str = "tensorwise") -> tuple[Config, RunFolder]:
+def low(check: dict[str, Any], recipe: str = "tensorwise", **fp8: Any) -> dict[str, Any]:
+    """The section [fp8]; ``check`` replaces single thresholds of it."""
+    return {"recipe": recipe, "backend": "emulated", "check": LOOSE | check, **fp8}
+
+
+def world(
+    folder: Path, policy: Path, check: dict[str, Any], recipe: str = "tensorwise", **fp8: Any
+) -> tuple[Config, RunFolder]:
     config, run = train_world.make_run(folder, policy)
-    merged = config.train.model_copy(update={"fp8": recipe, "fp8_backend": "emulated"})
-    values = config.model_dump() | {"train": merged.model_dump(), "fp8": LOOSE | fp8}
-    config = Config.model_validate(values)
+    config = Config.model_validate(config.model_dump() | {"fp8": low(check, recipe, **fp8)})
     run.config_file.write_text(dump_toml(config))
     return config, run
 
@@ -61,10 +66,10 @@ def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     assert len(found["loss"]["fp8"]) == 3 and found["loss"]["fp8"] != found["loss"]["reference"]
     require_check(config, folder)
     assert run(train_world.train, 1, config, folder) == [True]
-    other = Config.model_validate(config.model_dump() | {"fp8": LOOSE | {"format": "e4m3"}})
+    other = Config.model_validate(config.model_dump() | {"fp8": low({}, format="e4m3")})
     with pytest.raises(SophiaError, match=r"other FP8 settings or another policy \(format\)"):
         require_check(other, folder)
-    require_check(Config.model_validate(other.model_dump() | {"fp8": {"without_check": True}}), folder)
+    require_check(Config.model_validate(other.model_dump() | {"fp8": low({"skip": True})}), folder)
     folder.fp8_check_file.write_text(json.dumps(found | {"loss": None}))
     with pytest.raises(SophiaError, match=r"fp8_check.json: cannot be read \(no loss curves\)"):
         require_check(config, folder)
@@ -87,7 +92,7 @@ def test_failed_check_proposes_layers_and_refuses(tmp_path: Path, policy: Path) 
     assert found["proposed"] == [0, 1]  # every layer rounds
     with pytest.raises(SophiaError, match="did not pass"):
         require_check(config, folder)
-    _, kept = world(tmp_path / "kept", policy, {"max_logprob_gap_mean": 1e-9, "layers_in_bf16": [0, 1]})
+    _, kept = world(tmp_path / "kept", policy, {"max_logprob_gap_mean": 1e-9}, layers_in_bf16=[0, 1])
     found = checked(kept)
     assert found["passed"] and found["logprob_gap"]["max"] == 0.0
 
@@ -106,9 +111,7 @@ def test_layouts_find_the_same(tmp_path: Path, policy: Path) -> None:
     _, one = world(tmp_path / "one", policy, {})
     wanted = checked(one)
     config, two = train_world.make_run(tmp_path / "two", policy, parallel={"pipeline": 2, "processes": 4})
-    values = config.model_dump()
-    values["train"] |= {"fp8": "tensorwise", "fp8_backend": "emulated"}
-    two.config_file.write_text(dump_toml(Config.model_validate(values | {"fp8": LOOSE})))
+    two.config_file.write_text(dump_toml(Config.model_validate(config.model_dump() | {"fp8": low({})})))
     found = checked(two, 4)
     assert found["logprob_gap"]["tokens"] == wanted["logprob_gap"]["tokens"]
     for row, other in zip(found["layers"], wanted["layers"], strict=True):
@@ -143,8 +146,8 @@ def test_refusals(tmp_path: Path, policy: Path) -> None:
     fp8, folder = world(tmp_path / "fp8", policy, {})
     with pytest.raises(SophiaError, match="run 'sophia score' first"):
         command.run_fp8_check(fp8, 1)
-    absent = fp8.model_copy(update={"train": fp8.train.model_copy(update={"fp8_backend": "transformer_engine"})})
-    with pytest.raises(UsageError, match=r"needs a CUDA device.*fp8_backend to 'emulated'"):
+    absent = fp8.model_copy(update={"fp8": fp8.fp8.model_copy(update={"backend": "transformer_engine"})})
+    with pytest.raises(UsageError, match=r"needs a CUDA device.*fp8\.backend to 'emulated'"):
         run(train_world.train, 1, absent, folder)
     folder.fp8_check_file.write_text("[]")
     with pytest.raises(SophiaError, match="a JSON object is expected, not list; run"):

@@ -26,14 +26,14 @@ VOCABULARY, SEQUENCE = 8192, 4096  # a packed row is made of sequences of 4,096 
 
 
 def configuration(length: int, recipe: str) -> Any:
-    from sophia_mcore.config.schema import Fp8, Parallel
+    from sophia_mcore.config.schema import Fp8, Fp8Check, Parallel
     from tests.support import layouts
 
     config = with_train(
-        layouts.tiny_config(Parallel()), dtype="bfloat16", fp8=recipe, distributed_optimizer=False, learning_rate=3e-4
+        layouts.tiny_config(Parallel()), dtype="bfloat16", distributed_optimizer=False, learning_rate=3e-4
     )
     batch = config.batch.model_copy(update={"sequence_length_tokens": length})
-    return config.model_copy(update={"batch": batch, "fp8": Fp8(without_check=True)})
+    return config.model_copy(update={"batch": batch, "fp8": Fp8(recipe=recipe, check=Fp8Check(skip=True))})
 
 
 def learnable(length: int, generator: torch.Generator) -> torch.Tensor:
@@ -63,7 +63,7 @@ def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> di
             if parameter.dim() > 1 or name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.02)
         wrapped = wrap_ddp(chunks, config.train, overlap=False)
-        optimizer = build_optimizer(wrapped, config.train)
+        optimizer = build_optimizer(wrapped, config.train, recipe if recipe != "none" else None)
         generator = torch.Generator().manual_seed(0)
         rows = [learnable(length, generator) for _ in range(4)]
         slopes = torch.full((1, length), -1.0 / length, device="cuda")

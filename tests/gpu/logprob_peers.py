@@ -33,7 +33,7 @@ def ours(objective: str, chunk: int, targets: Tensor, vocabulary: int) -> Loss:
     from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss
 
     count, device = len(targets), targets.device
-    config = Objective(name=objective, behaviour="reference", chunk_tokens=chunk)
+    config = Objective.model_validate({"loss": {"name": objective}, "behaviour": "reference", "chunk_tokens": chunk})
     tokens = Tokens(
         mask_T=torch.ones(count, dtype=torch.bool, device=device),
         weights_T=torch.ones(count, device=device),

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoints_tools.parity import check
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.train.reference import check
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT.parent / "shared" / "fixtures" / "internvl"

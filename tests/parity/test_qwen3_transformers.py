@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from checkpoints_tools.parity import check
 from sophia_mcore.config.schema import Parallel
-from sophia_mcore.train.reference import check
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import Objective, Parallel, Train
+from sophia_mcore.config.schema import Fp8, Objective, Parallel, Train
 from sophia_mcore.plan.cost import model_flops, step_time
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.memory import Row, Setting
@@ -85,7 +85,8 @@ class Published:
         data = self.gpus // (parallel.tensor * parallel.pipeline * parallel.context)
         row = Row(tokens=self.length, squares=self.length**2, targets=self.length, tiles=0)
         setting = Setting(
-            spec=self.spec, parallel=parallel, train=Train(fp8=self.fp8), objective=Objective(), row=row, data=data,
+            spec=self.spec, parallel=parallel, train=Train(), fp8=Fp8(recipe=self.fp8), objective=Objective(), row=row,
+            data=data,
             micro_batches=self.batch // data,
         )  # fmt: skip
         device = replace(load_gpu(self.gpu), tensor_overlap=self.overlap)

@@ -16,7 +16,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train import loop, session
@@ -88,7 +88,7 @@ def train(config: Config, run: RunFolder, before_step: Callable[[Any, int], None
             return plain(job, batches, index, stop)
 
         loop.train_step = step  # this process is a forked rank: nobody else sees it
-    return session.train_round(config, run, 0, NoProgress())
+    return session.train_round(Round(config, run, 0), NoProgress())
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sophia_mcore.batch import samples as samples_module
-from sophia_mcore.batch.collate import IGNORE, collate
-from sophia_mcore.batch.samples import Sample, from_kept, from_mixture, image_digests, user_text
+from sophia_mcore.batch.collate import collate
+from sophia_mcore.batch.samples import IGNORE, Sample, from_kept, from_mixture, image_digests, user_text
 from sophia_mcore.batch.tokenize import load_tokenizer, tokenize
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import decode

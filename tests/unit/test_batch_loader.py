@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sophia_mcore.batch.loader import Loader
+from sophia_mcore.batch.reader import Reader
 from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
 from sophia_mcore.errors import SophiaError, UsageError
 from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
@@ -79,7 +80,7 @@ def make_loader(tmp_path, world, rank=0, ranks=1, samples=None, load_pixels=True
     }
     config = make_config(tmp_path, **(defaults | sections))
     samples = own if samples is None else samples
-    return Loader(samples, config, CHAT, tokenizer, SPEC, store, rank, ranks, load_pixels=load_pixels)
+    return Loader(samples, config, Reader(CHAT, tokenizer, SPEC, store), rank, ranks, load_pixels=load_pixels)
 
 
 def same(a, b):

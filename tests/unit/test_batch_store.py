@@ -8,6 +8,7 @@ import pytest
 
 from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.batch.loader import Loader
+from sophia_mcore.batch.reader import Reader
 from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
 from sophia_mcore.batch.samples import FRESH, SUPERVISED, Sample
 from sophia_mcore.batch.store_samples import from_store
@@ -20,6 +21,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
 from tests.support.configs import make_config
+from tests.support.objectives import objective
 
 
 def trajectory(question, caption, n, tokenizer, finish="stop"):
@@ -105,9 +107,9 @@ def store(tmp_path):
     return tmp_path, run, folder, rows
 
 
-def load(store, **objective):
+def load(store, **options):
     tmp_path, run, folder, _ = store
-    config = make_config(tmp_path, objective=objective)
+    config = make_config(tmp_path, objective=objective(**options))
     config = config.model_copy(update={"models": config.models.model_copy(update={"reasoner": tmp_path / "reasoner"})})
     return from_store(config, run, folder, tmp_path / "policy", long_thinking="LONG")
 
@@ -164,7 +166,7 @@ def test_weights_of_groups():
         [verdict_of("a", "correct"), verdict_of("b", "correct")], {"a": False}, Objective(), Reward()
     )
     assert len(scored) == 1 and dropped == {"no_trajectory": 1}
-    weights, _ = weigh(scored, Objective(name="awr"), 0)
+    weights, _ = weigh(scored, objective("awr"), 0)
     assert weights == {"a": 0.0}  # exp(0) = 1: it does teach
 
 
@@ -223,7 +225,7 @@ def test_a_phase_that_was_not_run_is_named(tmp_path):
     with pytest.raises(SophiaError, match="run 'sophia score' first"):
         from_store(make_config(tmp_path), run, run.round(0), tmp_path, long_thinking="")
     with pytest.raises(SophiaError, match="run 'sophia generate' first"):
-        config = make_config(tmp_path, objective={"name": "grpo"})
+        config = make_config(tmp_path, objective={"loss": {"name": "grpo"}})
         from_store(config, run, run.round(0), tmp_path, long_thinking="")
 
 
@@ -253,7 +255,7 @@ def make_loader(tmp_path, samples, **objective):
         train={"global_batch_samples": 8, "steps": 4},
         objective=objective,
     )
-    return Loader(samples, config, CHAT, make_tokenizer(), SPEC, store)
+    return Loader(samples, config, Reader(CHAT, make_tokenizer(), SPEC, store))
 
 
 def test_logprobs_go_round(tmp_path):

@@ -50,7 +50,7 @@ def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
         ("[train]\noptimizer_offload_fraction = 0.5\ndistributed_optimizer = false\n",
          "needs train.distributed_optimizer"),
         ("[parallel]\nsequence_parallel = true\n", "parallel.sequence_parallel needs parallel.tensor > 1"),
-        ("[objective]\nname = 'sofia'\n", "objective.name"),
+        ("[objective.loss]\nname = 'sofia'\n", "objective.loss.name"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_place(tmp_path: Path, extra: str, expected: str) -> None:

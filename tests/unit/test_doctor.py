@@ -34,7 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     (tmp_path / "run.toml").write_text(
         '[run]\nname = "x"\nfolder = "runs/x"\n[models]\npolicy = "policy"\nreasoner = "reasoner"\n'
         '[[data.questions]]\nkind = "jsonl"\npath = "questions.jsonl"\n'
-        '[train]\nfp8 = "tensorwise"\n[track]\ntracking_uri = "http://me:hunter2@127.0.0.1:9"\n'
+        '[fp8]\nrecipe = "tensorwise"\n[track]\ntracking_uri = "http://me:hunter2@127.0.0.1:9"\n'
     )
     return load_config(tmp_path / "run.toml")
 
@@ -54,7 +54,7 @@ def test_a_configuration_that_cannot_run_is_refused_with_all_reasons(config: Con
     output = io.StringIO()
     with pytest.raises(SophiaError) as caught:
         doctor(config, Console(file=output, width=300))
-    for words in ("models.policy: policy: no such model directory", "questions.jsonl: no such file", "train.fp8"):
+    for words in ("models.policy: policy: no such model directory", "questions.jsonl: no such file", "fp8.recipe"):
         assert words in str(caught.value)
     assert "MLflow" not in str(caught.value)  # a server that is down stops nothing
     assert "hunter2" not in output.getvalue()

@@ -106,7 +106,7 @@ def test_fp8_without_a_driver_is_refused_before_the_ranks_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(phases, "_NVIDIA", (str(tmp_path / "none"),))
-    config = config_at(tmp_path, '[train]\nfp8 = "tensorwise"\n')
+    config = config_at(tmp_path, '[fp8]\nrecipe = "tensorwise"\n')
     context = phases.Context(config, RunFolder(tmp_path), TerminalProgress())
     with pytest.raises(UsageError, match="needs a CUDA device, which is not here"):
         phases.run_ranks(context, "train", "sophia_mcore.train.worker", [])

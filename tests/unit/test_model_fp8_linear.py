@@ -136,20 +136,20 @@ def test_delayed_scales_come_from_the_past():
 
 
 @pytest.mark.parametrize(
-    ("train", "fp8", "message"),
+    ("fp8", "message"),
     [
-        ({"fp8": "delayed"}, {"layers_at_end_in_bf16": 1}, "none can stay in bf16"),
-        ({"fp8": "delayed"}, {"attention_in_bf16": True}, "none can stay in bf16"),
-        ({"fp8": "tensorwise"}, {"layers_in_bf16": [-1]}, "counted from 0"),
-        ({"fp8": "tensorwise", "fp8_backend": "emulated"}, {"primary_weights": True}, "transformer_engine"),
-        ({"fp8": "tensorwise"}, {"primary_weights": True, "layers_in_bf16": [1]}, "only whole layers"),
-        ({"fp8": "rowwise"}, {}, "fp8"),
-        ({"fp8": "tensorwise", "fp8_backend": "emulate"}, {}, "fp8_backend"),
+        ({"recipe": "delayed", "layers_at_end_in_bf16": 1}, "none can stay in bf16"),
+        ({"recipe": "delayed", "attention_in_bf16": True}, "none can stay in bf16"),
+        ({"recipe": "tensorwise", "layers_in_bf16": [-1]}, "counted from 0"),
+        ({"recipe": "tensorwise", "backend": "emulated", "primary_weights": True}, "transformer_engine"),
+        ({"recipe": "tensorwise", "primary_weights": True, "layers_in_bf16": [1]}, "only whole layers"),
+        ({"recipe": "rowwise"}, "fp8.recipe"),
+        ({"recipe": "tensorwise", "backend": "emulate"}, "fp8.backend"),
     ],
 )
-def test_impossible_settings_are_named(train, fp8, message):
+def test_impossible_settings_are_named(fp8, message):
     with pytest.raises(ValidationError, match=message):
-        make_config(train=train, fp8=fp8)
+        make_config(fp8=fp8)
 
 
 def test_which_layers_stay():

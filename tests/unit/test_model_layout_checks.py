@@ -95,7 +95,7 @@ def test_zigzag_gives_every_rank_the_same_causal_work() -> None:
 def test_fp8_is_refused_where_it_would_silently_do_nothing() -> None:
     cpu = backend.select(kind="cpu")
     cpu.check_fp8("none")
-    with pytest.raises(UsageError, match=r"train\.fp8 = 'delayed' needs a CUDA device"):
+    with pytest.raises(UsageError, match=r"fp8\.recipe = 'delayed' needs a CUDA device"):
         cpu.check_fp8("delayed")
     without_engine = replace(cpu, kind="cuda")
     with pytest.raises(UsageError, match="needs Transformer Engine, which is not here"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sophia_mcore.batch.samples import IGNORE
 from sophia_mcore.objective import logprob as module
-from sophia_mcore.objective.logprob import IGNORE, token_entropies, token_logprobs
+from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 
 T, H, V, PADDED = 37, 16, 101, 128
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
-from sophia_mcore.config.schema import OBJECTIVE_OPTIONS, Objective
+from sophia_mcore.config.losses import LOSSES
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.objective.logprob import token_logprobs
 from sophia_mcore.objective.losses import OBJECTIVES, Tokens, coefficients, objective_loss, sequence_sum
 from sophia_mcore.objective.metrics import add, finish
+from tests.support.objectives import objective
 
-NAMES = sorted(OBJECTIVE_OPTIONS)
+NAMES = sorted(LOSSES)
 LENGTHS = (5, 3, 7, 4, 6)
 GAP = 2  # positions without a target behind each sequence
 
@@ -79,8 +80,8 @@ def slow(logprobs, tokens, config):
         whole = min(1.0, math.exp(sum(constants[t] - sg_mu[t] for t in own)))
         for t in own:
             r, sg_r, log_pi = torch.exp(x[t] - mu[t]), math.exp(constants[t] - sg_mu[t]), x[t]
-            low, high = 1 - (config.clip_low or 0), 1 + (config.clip_high or 0)
-            name = config.name
+            low, high = 1 - getattr(config.loss, "clip_low", 0), 1 + getattr(config.loss, "clip_high", 0)
+            name = config.loss.name
             if name == "luffy" and kind == FRESH:
                 name = "grpo"
             if kind == SUPERVISED or name == "sophia":
@@ -88,18 +89,18 @@ def slow(logprobs, tokens, config):
             elif name == "dft":
                 term = -math.exp(constants[t]) * a * log_pi
             elif name == "awr":
-                term = -min(math.exp(a / config.beta), config.max_weight) * log_pi
+                term = -min(math.exp(a / config.loss.beta), config.loss.max_weight) * log_pi
             elif name == "topr":
                 term = -a * log_pi if a >= 0 else -whole * a * log_pi
             elif name == "luffy":
-                term = -(r / (r + config.shaping)) * a
+                term = -(r / (r + config.loss.shaping)) * a
             elif name in ("grpo", "gspo"):
                 ratio = s if name == "gspo" else r
                 inside = min(max(_float(ratio), low), high)
                 clipped = ratio if inside == _float(ratio) else inside
                 term = -min(ratio * a, clipped * a, key=_float)
-                if name == "grpo" and config.dual_clip and a < 0:
-                    term = min(term, torch.tensor(-config.dual_clip * a, dtype=x.dtype), key=_float)
+                if name == "grpo" and getattr(config.loss, "dual_clip", 0) and a < 0:
+                    term = min(term, torch.tensor(-config.loss.dual_clip * a, dtype=x.dtype), key=_float)
             elif name == "cispo":
                 term = -min(max(sg_r, low), high) * a * log_pi
             if config.correction != "none" and kind == FRESH:
@@ -126,7 +127,7 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=lambda options: "-".join(str(value) for value in options.values()))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_value_and_gradient_against_the_formula(options, seed):
-    config = Objective(**options)
+    config = objective(**options)
     logprobs, tokens = make(seed)
     if config.normalization == "sequence_mean":
         tokens = per_sequence(tokens)
@@ -142,7 +143,7 @@ def test_value_and_gradient_against_the_formula(options, seed):
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"dft", "topr", "cispo"}))  # these have a stop-gradient in them
 def test_gradient_check(name):
     """Finite differences of the value."""
-    config = Objective(name=name, behaviour="reference", normalization="token_mean")
+    config = objective(name=name, behaviour="reference", normalization="token_mean")
     logprobs, tokens = make(seed=3)
     leaf = logprobs.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: objective_loss(x, tokens, config).sum, leaf, eps=1e-7, atol=1e-5)
@@ -151,7 +152,7 @@ def test_gradient_check(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("behaviour", ["none", "unit", "reference"])
 def test_forward_coefficients_equal_the_backward_gradient(name, behaviour):
-    config = Objective(name=name, behaviour=behaviour)
+    config = objective(name=name, behaviour=behaviour)
     logprobs, tokens = make(dtype=torch.float32)
     tokens = per_sequence(tokens)
     leaf = logprobs.clone().requires_grad_()
@@ -168,7 +169,7 @@ def test_forward_coefficients_equal_the_backward_gradient(name, behaviour):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_from_hidden_states_forward_and_recompute_agree(name):
-    config = Objective(name=name, behaviour="reference")
+    config = objective(name=name, behaviour="reference")
     _, tokens = make(dtype=torch.float32)
     generator = torch.Generator().manual_seed(5)
     length = len(tokens.mask_T)
@@ -188,7 +189,7 @@ def test_from_hidden_states_forward_and_recompute_agree(name):
 @pytest.mark.parametrize("normalization", ["token_mean", "sequence_mean"])
 def test_packing_does_not_matter(name, normalization):
     """The sum over rows with one sequence each equals the row with all; order and gaps are irrelevant."""
-    config = Objective(name=name, behaviour="reference", normalization=normalization)
+    config = objective(name=name, behaviour="reference", normalization=normalization)
     logprobs, tokens = make()
     if normalization == "sequence_mean":
         tokens = per_sequence(tokens)
@@ -208,7 +209,7 @@ def test_packing_does_not_matter(name, normalization):
 
 
 def test_diagnostics_are_what_they_say():
-    config = Objective(name="grpo", behaviour="reference")
+    config = objective(name="grpo", behaviour="reference")
     logprobs, tokens = make(spread=1.0)
     numbers = finish(objective_loss(logprobs, tokens, config).metrics)
     learned = tokens.mask_T & (tokens.kind_T != SUPERVISED)
@@ -226,7 +227,7 @@ def test_diagnostics_are_what_they_say():
     objective_loss(leaf, tokens, config).sum.backward()
     assert numbers["coefficient_norm_negative"] == pytest.approx(float(leaf.grad[learned & (a < 0)].norm()))
     stored = replace(tokens, kind_T=torch.full_like(tokens.kind_T, STORED))
-    unclipped = finish(objective_loss(logprobs, stored, Objective(name="luffy", behaviour="reference")).metrics)
+    unclipped = finish(objective_loss(logprobs, stored, objective(name="luffy", behaviour="reference")).metrics)
     assert unclipped["share_clipped"] == 0.0
     same = finish(objective_loss(logprobs, replace(tokens, behaviour_T=logprobs - 1.0), config).metrics)
     assert same["effective_sample_share_tokens"] == pytest.approx(1.0)
@@ -237,9 +238,9 @@ def test_diagnostics_are_what_they_say():
 def test_topr_tapers_only_what_became_less_likely(shift):
     logprobs, tokens = make()
     tokens = replace(tokens, behaviour_T=logprobs - shift)
-    ours = objective_loss(logprobs, tokens, Objective(name="topr", behaviour="reference")).sum
-    assert float(ours) == pytest.approx(float(slow(logprobs, tokens, Objective(name="topr", behaviour="reference"))))
-    nll = objective_loss(logprobs, tokens, Objective(behaviour="reference")).sum
+    ours = objective_loss(logprobs, tokens, objective(name="topr", behaviour="reference")).sum
+    assert float(ours) == pytest.approx(float(slow(logprobs, tokens, objective(name="topr", behaviour="reference"))))
+    nll = objective_loss(logprobs, tokens, objective(behaviour="reference")).sum
     assert (float(ours) == pytest.approx(float(nll))) == (shift > 0)
 
 
@@ -248,14 +249,14 @@ def test_a_mode_that_the_batch_cannot_serve_is_refused():
     bare = replace(tokens, behaviour_T=None, rollout_T=None)
     for mode in ("reference", "recorded"):
         with pytest.raises(SophiaError, match=f"behaviour = '{mode}'"):
-            objective_loss(logprobs, bare, Objective(name="grpo", behaviour=mode))
+            objective_loss(logprobs, bare, objective(name="grpo", behaviour=mode))
     with pytest.raises(SophiaError, match="correction = 'tis'"):
-        objective_loss(logprobs, bare, Objective(name="grpo", correction="tis"))
+        objective_loss(logprobs, bare, objective(name="grpo", correction="tis"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_extreme_ratios_stay_finite(name):
-    config = Objective(name=name, behaviour="reference")
+    config = objective(name=name, behaviour="reference")
     logprobs, tokens = make(dtype=torch.float32)
     for behaviour in (-1e30, -200.0, 0.0):
         leaf = (logprobs * 100).requires_grad_()
@@ -265,7 +266,7 @@ def test_extreme_ratios_stay_finite(name):
 
 
 def test_table_and_config_name_the_same_objectives():
-    assert set(OBJECTIVES) == set(OBJECTIVE_OPTIONS)
+    assert set(OBJECTIVES) == set(LOSSES.values())
 
 
 def test_no_target_gives_zero():
@@ -273,6 +274,6 @@ def test_no_target_gives_zero():
     empty = replace(tokens, mask_T=torch.zeros_like(tokens.mask_T))
     for name in NAMES:
         leaf = logprobs.clone().requires_grad_()
-        loss = objective_loss(leaf, empty, Objective(name=name, behaviour="reference"))
+        loss = objective_loss(leaf, empty, objective(name=name, behaviour="reference"))
         loss.sum.backward()
         assert loss.sum == 0 and leaf.grad.eq(0).all() and "logprob" not in finish(loss.metrics)

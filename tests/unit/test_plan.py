@@ -120,12 +120,12 @@ def test_more_memory_never_makes_a_plan_slower(config_38b) -> None:
 
 
 def test_fp8_is_only_considered_when_asked_for(config_38b, plan_38b) -> None:
-    assert {o.setting.train.fp8 for o in plan_38b.ranking.options} == {"none"}
+    assert {o.setting.fp8.recipe for o in plan_38b.ranking.options} == {"none"}
     asked = make_plan(load_config(config_38b), "h100", 64, Assumptions(), fp8=True)
-    assert asked.best.setting.train.fp8 == "tensorwise"
+    assert asked.best.setting.fp8.recipe == "tensorwise"
     assert asked.best.tokens_per_second > plan_38b.best.tokens_per_second
     with pytest.raises(SophiaError, match="a100 has no FP8"):
-        fp8 = load_config(config_38b, sets=["train.fp8=delayed"])
+        fp8 = load_config(config_38b, sets=["fp8.recipe=delayed"])
         make_plan(fp8, "a100", 64, Assumptions())
 
 

@@ -19,7 +19,7 @@ from sophia_mcore.errors import run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Trajectory
 from sophia_mcore.store.atomic import write_text
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files, write_shard
 
 
@@ -81,7 +81,7 @@ def train_variant(seed: int, rollouts: RunFolder, folder: Path, variant: Variant
 
         config, run = prepare(seed, rollouts, folder, variant), RunFolder(folder)
         if not (run.round(0).train / "summary.json").is_file():
-            train_round(config, run, 0, NoProgress())
+            train_round(Round(config, run, 0), NoProgress())
         if not run.round(0).model.is_dir():
             export_hf(newest_checkpoint(run.round(0).checkpoints), config.models.policy, run.round(0).model)
         shutil.rmtree(run.round(0).checkpoints)

@@ -37,10 +37,11 @@ GROUPS: dict[str, dict[str, Variant]] = {
         REFERENCE: Variant(),
     },
     "objectives": {
-        name: Variant((f"objective.name={name}",)) for name in ("dft", "awr", "topr", "luffy", "grpo", "gspo", "cispo")
+        name: Variant((f"objective.loss.name={name}",))
+        for name in ("dft", "awr", "topr", "luffy", "grpo", "gspo", "cispo")
     }
     | {
-        f"{name}_reference": Variant((f"objective.name={name}", "objective.behaviour=reference"))
+        f"{name}_reference": Variant((f"objective.loss.name={name}", "objective.behaviour=reference"))
         for name in ("topr", "grpo")
     },
     "precision": {
@@ -48,7 +49,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     }
     | {
         f"fp8_{recipe}": Variant(
-            ("train.dtype=bfloat16", f"train.fp8={recipe}", "train.fp8_backend=emulated", "fp8.without_check=true")
+            ("train.dtype=bfloat16", f"fp8.recipe={recipe}", "fp8.backend=emulated", "fp8.check.skip=true")
         )
         for recipe in ("tensorwise", "delayed", "blockwise")
     },

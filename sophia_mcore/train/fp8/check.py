@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,58 +17,59 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sophia_mcore.batch.collate import PackedBatch
-from sophia_mcore.config.precision import Fp8
+from sophia_mcore.config.precision import Fp8Check
 from sophia_mcore.config.schema import Config, Objective
 from sophia_mcore.model.fp8_linear import switch_layers
 from sophia_mcore.model.names import canonical_parameters, unwrap
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.progress import Progress
-from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.train.gaps import everywhere, gap_statistics, targets_of
+from sophia_mcore.store.layout import Round
 from sophia_mcore.train.job import Job, build_job
-from sophia_mcore.train.measure import target_logprobs
+from sophia_mcore.train.mismatch import gap_statistics, gather_values, targets_of
+from sophia_mcore.train.policy_logprobs import target_logprobs
 from sophia_mcore.train.step import backward, train_step
 
 Gradients = dict[str, torch.Tensor]
 _PREFIX = "language.decoder.layers."
 
 
-def check_fp8(
-    config: Config, run: RunFolder, round_index: int, groups: Groups, backend: Backend, progress: Progress
-) -> dict[str, Any]:
+def check_fp8(round_: Round, groups: Groups, backend: Backend, progress: Progress) -> dict[str, Any]:
     """Everything but the digest of fp8_check.json; the same on every rank.
 
     {"passed", "failures": [text], "logprob_gap": gap_statistics, "layers": [{"layer", "in_fp8", "cosine", "norm_ratio",
     "alone": mean log-prob gap with this layer alone in FP8}], "loss": {"reference": [...], "fp8": [...], "gap"},
     "proposed": layers to keep in bf16, or None}.
     """
-    fp8 = config.fp8
+    config = round_.config
+    limits = config.fp8.check
     progress.start("FP8 check", 4)
-    job = build_job(variant(config, "none"), run, round_index, groups, backend, from_policy=True)
-    batches = job.loader.fixed(fp8.check_samples)
+    job = build_job(replace(round_, config=variant(config, "none")), groups, backend, from_policy=True)
+    batches = job.loader.fixed(limits.samples)
     known = targets_of(batches, target_logprobs(job, batches))
     wanted = layer_gradients(job, batches)
     progress.advance()
-    reference_curve = curve(job, fp8.check_steps)
+    reference_curve = curve(job, limits.steps)
     progress.advance()
     del job
     gc.collect()
-    job = build_job(variant(config, config.train.fp8), run, round_index, groups, backend, from_policy=True)
+    job = build_job(replace(round_, config=variant(config, config.fp8.recipe)), groups, backend, from_policy=True)
     probe = _Probe(job, batches, known, wanted)
     gap, layers = probe.gap(), probe.layers()
-    failures = numerics_failures(gap, layers, fp8)
+    failures = numerics_failures(gap, layers, limits)
     proposed = None
-    if config.train.fp8 != "delayed":
+    if config.fp8.recipe != "delayed":
         alone = probe.sensitivities([row["layer"] for row in layers if row["in_fp8"]])
         layers = [row | {"alone": alone.get(row["layer"])} for row in layers]
         proposed = smallest(sorted(alone, key=lambda layer: -alone[layer]), probe.passes) if failures else []
     progress.advance()
-    fp8_curve = curve(job, fp8.check_steps)
+    fp8_curve = curve(job, limits.steps)
     progress.advance()
     loss_gap = curve_gap(reference_curve, fp8_curve)
-    if not loss_gap <= fp8.max_loss_gap:
-        failures.append(f"the loss differs by {loss_gap:.2%}, more than fp8.max_loss_gap = {fp8.max_loss_gap:.2%}")
+    if not loss_gap <= limits.max_loss_gap:
+        failures.append(
+            f"the loss differs by {loss_gap:.2%}, more than fp8.check.max_loss_gap = {limits.max_loss_gap:.2%}"
+        )
     return {
         "passed": not failures,
         "failures": failures,
@@ -82,13 +84,13 @@ def variant(config: Config, recipe: str) -> Config:
     """The configuration with this recipe, whole gradients on every replica, and the filtered NLL."""
     train = config.train.model_copy(
         update={
-            "fp8": recipe,
             "distributed_optimizer": False,
             "optimizer_offload_fraction": 0.0,
             "term_gradients_every_steps": 0,
         }
     )
-    fp8 = config.fp8 if recipe != "none" else config.fp8.model_copy(update={"primary_weights": False})
+    off = {"primary_weights": False} if recipe == "none" else {}
+    fp8 = config.fp8.model_copy(update={"recipe": recipe} | off)
     objective = Objective(chunk_tokens=config.objective.chunk_tokens)
     return config.model_copy(update={"train": train, "fp8": fp8, "objective": objective})
 
@@ -122,20 +124,20 @@ def curve_gap(reference: Sequence[float], other: Sequence[float]) -> float:
     return abs(found - wanted) / max(abs(wanted), 1e-12)
 
 
-def numerics_failures(gap: dict[str, float], layers: Iterable[dict[str, Any]], settings: Fp8) -> list[str]:
+def numerics_failures(gap: dict[str, float], layers: Iterable[dict[str, Any]], limits: Fp8Check) -> list[str]:
     """Which thresholds are not met (a value that is not a number meets none)."""
     failures = []
     for name in ("mean", "p99"):
-        limit = getattr(settings, f"max_logprob_gap_{name}")
+        limit = getattr(limits, f"max_logprob_gap_{name}")
         if not gap[name] <= limit:
-            failures.append(f"log-prob gap {name} {gap[name]:.4f} exceeds fp8.max_logprob_gap_{name} = {limit}")
+            failures.append(f"log-prob gap {name} {gap[name]:.4f} exceeds fp8.check.max_logprob_gap_{name} = {limit}")
     used = [row for row in layers if row["in_fp8"]]
-    low = [row["layer"] for row in used if not row["cosine"] >= settings.min_gradient_cosine]
-    off = [row["layer"] for row in used if not abs(row["norm_ratio"] - 1.0) <= settings.max_gradient_norm_gap]
+    low = [row["layer"] for row in used if not row["cosine"] >= limits.min_gradient_cosine]
+    off = [row["layer"] for row in used if not abs(row["norm_ratio"] - 1.0) <= limits.max_gradient_norm_gap]
     if low:
-        failures.append(f"gradient cosine below {settings.min_gradient_cosine} in layers {_list(low)}")
+        failures.append(f"gradient cosine below {limits.min_gradient_cosine} in layers {_list(low)}")
     if off:
-        failures.append(f"gradient norm off by more than {settings.max_gradient_norm_gap:.0%} in layers {_list(off)}")
+        failures.append(f"gradient norm off by more than {limits.max_gradient_norm_gap:.0%} in layers {_list(off)}")
     return failures
 
 
@@ -167,8 +169,8 @@ class _Probe:
 
     def gap(self) -> dict[str, float]:
         found = targets_of(self.batches, target_logprobs(self.job, self.batches))
-        gaps = everywhere(np.abs(found - self.known), self.job.reports)
-        return gap_statistics(gaps, self.job.config.fp8.max_logprob_gap_p99)
+        gaps = gather_values(np.abs(found - self.known), self.job.reports)
+        return gap_statistics(gaps, self.job.config.fp8.check.max_logprob_gap_p99)
 
     def layers(self) -> list[dict[str, Any]]:
         """Cosine and norm ratio of each layer's gradient, over all its matrices and ranks."""
@@ -200,7 +202,7 @@ class _Probe:
     def passes(self, kept: set[int]) -> bool:
         """Whether log-probs and gradients meet the thresholds with these layers in bf16 too."""
         self._keep(kept)
-        good = not numerics_failures(self.gap(), self.layers(), self.job.config.fp8)
+        good = not numerics_failures(self.gap(), self.layers(), self.job.config.fp8.check)
         self._keep(set())
         return good
 

@@ -12,7 +12,9 @@ from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 
-_NOT_NUMERICS = {"without_check", "check_samples", "check_steps"}
+# [fp8.check] under the names in fp8_check.json, which stay: a check that has passed still counts
+_CHECK_NAMES = {"skip": "without_check", "samples": "check_samples", "steps": "check_steps"}
+_NOT_NUMERICS = set(_CHECK_NAMES.values())
 
 
 def check_digest(config: Config) -> str:
@@ -23,34 +25,35 @@ def check_digest(config: Config) -> str:
 
 
 def fp8_settings(config: Config) -> dict[str, Any]:
-    """[fp8] with recipe, backend and dtype of [train], as the check's result keeps them."""
-    train = config.train
-    named = {"fp8": train.fp8, "fp8_backend": train.fp8_backend, "dtype": train.dtype}
-    return named | config.fp8.model_dump(mode="json")
+    """[fp8], [fp8.check] and train.dtype, as fp8_check.json keeps them."""
+    values = config.fp8.model_dump(mode="json")
+    named = {"fp8": values.pop("recipe"), "fp8_backend": values.pop("backend"), "dtype": config.train.dtype}
+    thresholds = {_CHECK_NAMES.get(name, name): value for name, value in values.pop("check").items()}
+    return named | values | thresholds
 
 
 def require_check(config: Config, run: RunFolder) -> None:
     """Raise SophiaError unless training needs no check, or one of these settings and this policy has passed."""
-    if config.train.fp8 == "none" or config.fp8.without_check:
+    if not config.fp8.used or config.fp8.check.skip:
         return
-    file, remedy = run.fp8_check_file, "run 'sophia fp8-check CONFIG', or set fp8.without_check = true"
+    file, remedy = run.fp8_check_file, "run 'sophia fp8-check CONFIG', or set fp8.check.skip = true"
     try:
         found = read_json(file)
     except SophiaError as error:
         raise SophiaError(f"{error}; {remedy}") from None
     if found is None:
-        raise SophiaError(f"train.fp8 = {config.train.fp8!r} without a check of it in {run.path}: {remedy}")
+        raise SophiaError(f"fp8.recipe = {config.fp8.recipe!r} without a check of it in {run.path}: {remedy}")
     if found.get("digest") != check_digest(config):
         what = _differing(found.get("settings"), config) or "another policy or dtype"
         raise SophiaError(f"{file} is about other FP8 settings or another policy ({what}): {remedy}")
     if found.get("passed") is not True:
         why = "; ".join(found.get("failures", [])) or "it says not why"
-        raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.without_check = true")
+        raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.check.skip = true")
     try:
         steps, trained = len(found["loss"]["fp8"]), config.train.steps
     except (KeyError, TypeError):
         raise SophiaError(f"{file}: cannot be read (no loss curves); {remedy}") from None
-    wanted = config.fp8.check_steps if trained is None else min(config.fp8.check_steps, trained)
+    wanted = config.fp8.check.steps if trained is None else min(config.fp8.check.steps, trained)
     by_epochs = trained is None and found.get("train_steps") is None  # as many steps as there are, in both
     if steps < wanted and not by_epochs:
         raise SophiaError(f"{file}: its loss curves have {steps} steps, this training allows {wanted}: {remedy}")

@@ -18,7 +18,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.errors import run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.store.atomic import write_json
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     began = time.time()
     with joined(config) as (groups, backend):
         first = dist.get_rank() == 0
-        found = check_fp8(config, run, round_index, groups, backend, progress)
+        found = check_fp8(Round(config, run, round_index), groups, backend, progress)
         if first:
             where = {
                 "device": torch.cuda.get_device_name() if backend.kind == "cuda" else platform.machine() + " CPU",

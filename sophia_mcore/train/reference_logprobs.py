@@ -20,7 +20,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import replacing, write_json
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.job import Job
-from sophia_mcore.train.measure import target_logprobs
+from sophia_mcore.train.policy_logprobs import target_logprobs
 
 COMPLETE = "complete.json"
 Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sophia_mcore.batch.samples import IGNORE
 from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, Parallel, Run, Source, Train
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
@@ -41,7 +42,6 @@ from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.tables import resolve
 
-IGNORE = -100
 Part = tuple[str, Shard, Tensor]
 
 
