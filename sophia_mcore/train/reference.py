@@ -31,7 +31,6 @@ from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, P
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
-from sophia_mcore.model.vision.internvl import pixel_shuffle
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
@@ -160,7 +159,7 @@ def _image_outputs(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
         "vit.hidden_states.0": embedded,
         "vit.hidden_states.1": model.vision.layers[0](embedded),
         "vit.last_hidden_state": tower,
-        "projector.input": pixel_shuffle(tower[:, 1:], model.projector.side),
+        "projector.input": model.projector.squares(tower),
         "projector.output": model.encode_images(pixel_values),
     }
 
