@@ -172,7 +172,7 @@ def _sample_outputs(model: Any, sample: Sample, pixel_values: Tensor) -> dict[st
     inputs = {
         "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
         "pixel_values": pixel_values[sample.tiles.start : sample.tiles.stop],
-        "tile_index": torch.arange(len(sample.tiles)),
+        "feature_index": torch.arange(len(sample.tiles) * model.spec.tokens_per_tile),
     }
     seen: dict[str, Tensor] = {}
     with _watched(model, padded, seen):
@@ -236,7 +236,7 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
         "input_ids": ids,
         "packed_seq_params": packed,
         "pixel_values": pixel_values,
-        "tile_index": torch.arange(found[-1].tiles.stop),
+        "feature_index": torch.arange(found[-1].tiles.stop * model.spec.tokens_per_tile),
         "targets": targets,
     }
     tokens = int((targets != IGNORE).sum())
