@@ -32,7 +32,6 @@ from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, P
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
-from sophia_mcore.model.vision.internvl import pixel_shuffle
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
@@ -160,7 +159,7 @@ def _image_outputs(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
         "vit.hidden_states.0": embedded,
         "vit.hidden_states.1": model.vision.layers[0](embedded),
         "vit.last_hidden_state": tower,
-        "projector.input": pixel_shuffle(tower[:, 1:], model.projector.side),
+        "projector.input": model.projector.squares(tower),
         "projector.output": model.encode_images(pixel_values),
     }
 
@@ -173,7 +172,7 @@ def _sample_outputs(model: Any, sample: Sample, pixel_values: Tensor) -> dict[st
     inputs = {
         "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
         "pixel_values": pixel_values[sample.tiles.start : sample.tiles.stop],
-        "tile_index": torch.arange(len(sample.tiles)),
+        "feature_index": torch.arange(len(sample.tiles) * model.spec.tokens_per_tile),
     }
     seen: dict[str, Tensor] = {}
     with _watched(model, padded, seen):
@@ -237,7 +236,7 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
         "input_ids": ids,
         "packed_seq_params": packed,
         "pixel_values": pixel_values,
-        "tile_index": torch.arange(found[-1].tiles.stop),
+        "feature_index": torch.arange(found[-1].tiles.stop * model.spec.tokens_per_tile),
         "targets": targets,
     }
     tokens = int((targets != IGNORE).sum())

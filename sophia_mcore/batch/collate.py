@@ -36,7 +36,8 @@ class PackedBatch:
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
     pixel_values: Tensor | None  # [T, *row_shape] fp32, distinct tiles (T = 0 if none); None: not loaded
-    tile_index: Tensor  # [slots] int64: which tile fills the i-th run of tokens_per_tile image tokens
+    feature_index: Tensor  # [image tokens] int64: which feature fills the i-th image token; the features of the T rows
+    # of pixels follow one another, and an image has as many as its ImageSize.tokens
     sample_ids: tuple[str, ...]
     tile_keys: tuple[str, ...] = ()  # a name for each of the T tiles, the same wherever the image appears
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
@@ -108,14 +109,14 @@ def collate(
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
     sizes = np.diff(boundaries)
     positions = np.arange(length) - np.repeat(boundaries[:-1], sizes)
-    pixel_values, tile_index, tile_keys = _pixels(samples, pixels, row_shape)
+    pixel_values, feature_index, tile_keys = _pixels(samples, pixels, row_shape)
     return PackedBatch(
         **{name: torch.from_numpy(column)[None] for name, column in columns.items()},
         position_ids=torch.from_numpy(positions)[None],
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
         max_seqlen=int(sizes.max(initial=0)),
         pixel_values=pixel_values,
-        tile_index=tile_index,
+        feature_index=feature_index,
         sample_ids=tuple(sample.id for sample in samples),
         tile_keys=tile_keys,
     )
@@ -158,20 +159,23 @@ def _pixels(
     pixels: Callable[[str], NDArray[np.float32]] | None,
     row_shape: tuple[int, ...],
 ) -> tuple[Tensor | None, Tensor, tuple[str, ...]]:
-    """Tiles of the distinct images in order of appearance, for each slot the tile that fills it, the tiles' names."""
-    first_tile: dict[str, int] = {}
-    index: list[int] = []
+    """Rows of the distinct images in order of appearance, for each image token its feature, the rows' names."""
+    first: dict[str, tuple[int, int]] = {}  # an image's first row and first feature
+    index = [np.empty(0, np.int64)]
     keys: list[str] = []
+    features = 0
     for sample in samples:
         for image, size in zip(sample.images, sample.image_sizes, strict=True):
-            if image not in first_tile:
-                first_tile[image] = len(keys)
+            if image not in first:
+                first[image] = len(keys), features
                 keys += (f"{image}:{number}" for number in range(size.rows))
-            index += range(first_tile[image], first_tile[image] + size.rows)
+                features += size.tokens
+            index.append(np.arange(first[image][1], first[image][1] + size.tokens))
+    feature_index = torch.from_numpy(np.concatenate(index))
     if pixels is None:
-        return None, torch.tensor(index, dtype=torch.int64), tuple(keys)
+        return None, feature_index, tuple(keys)
     rows = np.empty((len(keys), *row_shape), np.float32)
-    for image, first in first_tile.items():
+    for image, (start, _) in first.items():
         own = pixels(image)
-        rows[first : first + len(own)] = own
-    return torch.from_numpy(rows), torch.tensor(index, dtype=torch.int64), tuple(keys)
+        rows[start : start + len(own)] = own
+    return torch.from_numpy(rows), feature_index, tuple(keys)

@@ -1,4 +1,4 @@
-"""Tiles to image features, each tile once, and the features into their slots of the text.
+"""Tiles to image features, each tile once, and the features to their image tokens of the text.
 
 Legend: T tiles, n tokens of a tile, H hidden size, b rows of S tokens.
 """
@@ -131,42 +131,41 @@ class _GatherTiles(torch.autograd.Function):
         return grad[start : start + ctx.share] * (shared.size() // context.size()), None, None
 
 
-def fill_slots(hidden: Tensor, features: Tensor, input_ids: Tensor, image_token_id: int) -> Tensor:
-    """Replace the embeddings [S, b, H] of image tokens by `features` [slots, n, H], in the order of the rows [b, S].
+def fill_image_tokens(hidden: Tensor, features: Tensor, input_ids: Tensor, image_token_id: int) -> Tensor:
+    """Replace the embeddings [S, b, H] of the image tokens of rows [b, S] by `features` [image tokens, H], in order.
 
     The replaced embeddings get no gradient, as in the original.
     """
     places = (input_ids == image_token_id).flatten().nonzero().squeeze(1)
     length, rows, width = hidden.shape
     flat = hidden.transpose(0, 1).reshape(rows * length, width)
-    flat = flat.index_copy(0, places, features.reshape(-1, width).to(hidden.dtype))
+    flat = flat.index_copy(0, places, features.to(hidden.dtype))
     return flat.view(rows, length, width).transpose(0, 1).contiguous()
 
 
-def check_slots(
-    input_ids: Tensor, tile_index: Tensor, tiles: int, tokens_per_tile: int, image_token_id: int,
-    boundaries: Sequence[int], sample_ids: Sequence[str] = (),
+def check_image_tokens(
+    input_ids: Tensor, feature_index: Tensor, features: int, image_token_id: int, boundaries: Sequence[int],
+    sample_ids: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Refuse a row whose image tokens do not match its image features one to one.
 
     Args:
         input_ids: [b, S]; boundaries: where the sequences of a row begin, and S.
-        tile_index: [slots] rows of the `tiles` encoded ones.
+        feature_index: [image tokens] rows of the `features` encoded ones.
         sample_ids: names for the message, one per sequence.
 
     Raises:
-        SophiaError: names the sample whose image tokens are no whole number of tiles, else all with their counts.
+        SophiaError: names the samples that have image tokens, with their counts.
     """
-    wanted, found = tile_index.numel() * tokens_per_tile, int((input_ids == image_token_id).sum())
-    if wanted and int(tile_index.max()) >= tiles:
-        raise SophiaError(f"tile_index names tile {int(tile_index.max())}, but the batch has {tiles} tiles")
+    wanted, found = feature_index.numel(), int((input_ids == image_token_id).sum())
+    if wanted and int(feature_index.max()) >= features:
+        raise SophiaError(f"feature_index names feature {int(feature_index.max())}, but the batch has {features}")
     if wanted == found:
         return
     counts = [int((row[start:end] == image_token_id).sum()) for row in input_ids for start, end in pairwise(boundaries)]
     names = [sample_ids[i] if i < len(sample_ids) else f"sequence {i} of the row" for i in range(len(counts))]
-    broken = [f"{name} has {count}" for name, count in zip(names, counts, strict=True) if count % tokens_per_tile]
-    suspects = broken or [f"{name} has {count}" for name, count in zip(names, counts, strict=True) if count]
+    suspects = [f"{name} has {count}" for name, count in zip(names, counts, strict=True) if count]
     raise SophiaError(
-        f"image placeholders and features differ: {found} <IMG_CONTEXT> tokens, but {tile_index.numel()} tiles x "
-        f"{tokens_per_tile} = {wanted} features ({'; '.join(suspects) or 'no sample has placeholders'})"
+        f"image tokens and features differ: {found} image tokens, but {wanted} features "
+        f"({'; '.join(suspects) or 'no sample has image tokens'})"
     )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.images import ImageEncoder, TileCache, check_slots, fill_slots, trainable
+from sophia_mcore.model.images import ImageEncoder, TileCache, check_image_tokens, fill_image_tokens, trainable
 from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
 from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
@@ -104,7 +104,7 @@ class VisionLanguageModel(MegatronModule):
         position_ids: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
         pixel_values: Tensor | None = None,
-        tile_index: Tensor | None = None,
+        feature_index: Tensor | None = None,
         targets: Tensor | None = None,
         coefficients: Coefficients | None = None,
         *,
@@ -118,8 +118,8 @@ class VisionLanguageModel(MegatronModule):
         Args:
             input_ids: [b, S]. Packed rows: b = 1 and `packed_seq_params` in "thd" format covering all S tokens.
             position_ids: unused; positions count from 0 in every sequence.
-            pixel_values: [T, 3, S, S] distinct tiles; tile_index [slots]: which of them fills each tile-sized group of
-                image tokens, in the order of the rows.
+            pixel_values: [T, *row_shape] distinct rows of pixels; feature_index [image tokens]: which of their features
+                fills each image token, in the order of the rows.
             targets: [b, S] ids whose log-prob is wanted, already shifted; negative: none.
             coefficients: d loss / d log-prob up to a factor, [b, S], or a function (log-probs [C], places [C] in the
                 flattened [b, S]) -> [C]; see `objective.logprob`.
@@ -141,7 +141,7 @@ class VisionLanguageModel(MegatronModule):
         hidden = None
         if self.pre_process:
             features = self._features(pixel_values, tile_keys)
-            hidden = self._embed(input_ids, tile_index, features, boundaries, sample_ids)
+            hidden = self._embed(input_ids, feature_index, features, boundaries, sample_ids)
             hidden = cut.select(hidden, 0)
             if self.config.sequence_parallel:
                 hidden = scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
@@ -200,7 +200,7 @@ class VisionLanguageModel(MegatronModule):
         return self._tiles.encode(tile_keys, pixel_values, self.encode_images)
 
     def _embed(
-        self, input_ids: Tensor, tile_index: Tensor | None, features: Tensor | None, boundaries: list[int],
+        self, input_ids: Tensor, feature_index: Tensor | None, features: Tensor | None, boundaries: list[int],
         sample_ids: Sequence[str],
     ) -> Tensor:  # fmt: skip
         """[b, S] ids and image features -> [S, b, H]."""
@@ -208,11 +208,13 @@ class VisionLanguageModel(MegatronModule):
         spec = self.spec
         if spec.vision is None or spec.image_token_id is None:
             return hidden
-        slots = tile_index if tile_index is not None else input_ids.new_empty(0)
-        tiles = 0 if features is None else len(features)
-        check_slots(input_ids, slots, tiles, spec.tokens_per_tile, spec.image_token_id, boundaries, sample_ids)
-        if features is not None and len(slots):
-            return fill_slots(hidden, features[slots], input_ids, spec.image_token_id)
+        index = feature_index if feature_index is not None else input_ids.new_empty(0)
+        flat = None if features is None else features.flatten(0, 1)
+        check_image_tokens(
+            input_ids, index, 0 if flat is None else len(flat), spec.image_token_id, boundaries, sample_ids
+        )
+        if flat is not None and len(index):
+            return fill_image_tokens(hidden, flat[index], input_ids, spec.image_token_id)
         if torch.is_grad_enabled() and (trainable(self.vision) or trainable(self.projector)):
             # every trained parameter must take part in every backward: data parallelism waits for its gradient
             hidden = hidden + 0.0 * self.encode_images(kind_of(spec).blank(spec.vision).to(input_ids.device)).sum()

@@ -30,7 +30,7 @@ def model_inputs(batch: PackedBatch, coefficients: Any = None) -> dict[str, Any]
         "position_ids": batch.position_ids,
         "packed_seq_params": packed,
         "pixel_values": batch.pixel_values,
-        "tile_index": batch.tile_index,
+        "feature_index": batch.feature_index,
         "targets": batch.targets,
         "coefficients": coefficients,
         "tile_keys": batch.tile_keys,

@@ -101,7 +101,8 @@ def make_rows(case: Case) -> list[layouts.Row]:
         boundaries = [0, case.length // 2, case.length]
         weights = (targets >= 0).float()
         tiles = torch.randn(case.tiles, 3, SIDE, SIDE, generator=generator)
-        made.append(layouts.Row(ids, targets, weights, boundaries, tiles, torch.arange(case.tiles)))
+        features = torch.arange(case.tiles * TOKENS_PER_TILE)
+        made.append(layouts.Row(ids, targets, weights, boundaries, tiles, features))
     return made
 
 

@@ -83,7 +83,7 @@ def logprobs(groups: Any, backend: Any, config: Config, padding_id: int, marked:
         row.input_ids[0, 40:], row.targets[0, 40:] = padding_id, -100
         real = torch.arange(64)[None] < 40
         out = chunk(
-            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets,
+            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets,
             real_tokens=real if marked else None,
         )  # fmt: skip
     return out.logprobs

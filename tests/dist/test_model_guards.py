@@ -26,14 +26,14 @@ def forward(groups: Any, backend: Any, row: layouts.Row, parallel: Parallel, **m
     (model,) = built(groups, backend, layouts.tiny_spec(), layouts.tiny_config(parallel))
     with torch.no_grad():
         return model(
-            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, **more
+            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets, **more
         ).logprobs
 
 
 def test_placeholders_without_features_name_the_sample() -> None:
     row = layouts.rows(2)[0]
-    short = replace(row, tile_index=row.tile_index[:2])
-    with pytest.raises(SophiaError, match=r"12 <IMG_CONTEXT> tokens, but 2 tiles .*train-1 has 4; train-3 has 8"):
+    short = replace(row, feature_index=row.feature_index[:8])
+    with pytest.raises(SophiaError, match=r"12 image tokens, but 8 features .*train-1 has 4; train-3 has 8"):
         run_layout(_with_names, Parallel(), short)
 
 
@@ -110,7 +110,7 @@ def _encoded(groups: Any, backend: Any, keys: bool) -> tuple[int, list[Tensor]]:
             tile_keys = ("a", "b") if keys else ()
             logprobs.append(
                 model(
-                    row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets,
+                    row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets,
                     tile_keys=tile_keys,
                 ).logprobs
             )  # fmt: skip
@@ -135,7 +135,9 @@ def _mixed(groups: Any, backend: Any) -> list[Tensor]:
         ids[0, 60:], targets[0, 59:] = filler, -100
         row = replace(row, input_ids=ids, targets=targets)
         with torch.no_grad():
-            found.append(model(ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, targets).logprobs)
+            found.append(
+                model(ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, targets).logprobs
+            )
     return found
 
 
@@ -154,7 +156,7 @@ def _in_forward(groups: Any, backend: Any) -> tuple[Tensor, Tensor]:
         slopes = -row.weights
         coefficients = slopes if given == "tensor" else lambda logprobs, places, s=slopes: s.flatten()[places]
         logprobs = model(
-            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, coefficients
+            row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets, coefficients
         ).logprobs
         (logprobs * slopes).sum().backward()
         found.append(model.language.embedding.word_embeddings.weight.grad)

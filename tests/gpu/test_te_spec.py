@@ -29,7 +29,7 @@ def outcome(transformer_engine: bool, dtype: str, sequences: bool, family: str) 
         slopes = -row.weights.cuda()
         logprobs = chunks[0](
             row.input_ids.cuda(), None, packed([32, 8, 24]) if sequences else None, row.pixel_values.cuda(),
-            row.tile_index.cuda(), row.targets.cuda(), slopes,
+            row.feature_index.cuda(), row.targets.cuda(), slopes,
         ).logprobs  # fmt: skip
         (logprobs * slopes).sum().backward()
         found = {name: p.grad.float().cpu() for name, p, _ in canonical_parameters(chunks, spec) if p.grad is not None}

@@ -56,7 +56,7 @@ class Row:
     weights: Tensor
     boundaries: list[int]
     pixel_values: Tensor
-    tile_index: Tensor
+    feature_index: Tensor
     packed: bool = True
 
     def packed_seq_params(self) -> PackedSeqParams | None:
@@ -84,14 +84,14 @@ def rows(count: int, packed: bool = True, seed: int = 0) -> list[Row]:
             for start in (6, 42, 52):
                 ids[0, start : start + TOKENS_PER_TILE] = IMAGE_TOKEN
             tiles = torch.randn(2, 3, 28, 28, generator=generator)
-            slots = torch.tensor([1, 0, 1])
+            slots = torch.tensor([1, 0, 1])[:, None] * TOKENS_PER_TILE + torch.arange(TOKENS_PER_TILE)
         targets = torch.where(ids.roll(-1, 1) == IMAGE_TOKEN, -100, ids.roll(-1, 1))
         targets[0, torch.randperm(LENGTH, generator=generator)[:20]] = -100
         boundaries = [0, 32, 40, 64] if packed else [0, LENGTH]
         for end in boundaries[1:]:
             targets[0, end - 1] = -100
         weights = torch.rand(1, LENGTH, generator=generator) * (targets >= 0)
-        made.append(Row(ids, targets, weights, boundaries, tiles, slots, packed))
+        made.append(Row(ids, targets, weights, boundaries, tiles, slots.flatten(), packed))
     return made
 
 
@@ -196,7 +196,7 @@ def parts(chunks: list[Any], spec: ModelSpec, what: str) -> Iterator[tuple[str, 
 def forward_step(data: Iterator[Row], model: Any, groups: Any) -> Any:
     row = next(data)
     output = model(
-        row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.tile_index, row.targets, -row.weights
+        row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets, -row.weights
     )
 
     def loss(scores: lvlm.Scores) -> tuple[Tensor, Tensor, Tensor]:

@@ -167,11 +167,13 @@ def test_packed_row(world):
     padding = row.sequence_ids < 0
     assert not row.target_mask[padding].any() and row.input_ids[padding].eq(0).all()
     # images: none, square, wide, wide + square -> 4 distinct tiles, 8 slots
-    assert row.pixel_values.shape == (4, 3, 8, 8) and row.tile_index.tolist() == [0, 1, 2, 3, 1, 2, 3, 0]
+    assert row.pixel_values.shape == (4, 3, 8, 8)
+    tile_index = torch.tensor([0, 1, 2, 3, 1, 2, 3, 0])
+    assert torch.equal(row.feature_index, (4 * tile_index[:, None] + torch.arange(4)).flatten())
     expected = np.concatenate([pixels[digest] for sample in samples for digest in sample.images])
-    assert torch.equal(row.pixel_values[row.tile_index], torch.from_numpy(expected))
+    assert torch.equal(row.pixel_values[tile_index], torch.from_numpy(expected))
     image_token = tokenizer.token_to_id("<IMG_CONTEXT>")
-    assert int((row.input_ids == image_token).sum()) == 4 * len(row.tile_index)
+    assert int((row.input_ids == image_token).sum()) == len(row.feature_index)
 
 
 def test_empty_row_and_row_without_pixels(world):
@@ -180,7 +182,7 @@ def test_empty_row_and_row_without_pixels(world):
     assert not row.target_mask.any() and row.cu_seqlens.tolist() == [0, 64] and row.pixel_values.shape == (0, 3, 8, 8)
     samples = tokenize(make_samples(digests, 2), tokenizer, CHAT, image_size, 1000).samples
     row = collate(samples, length=512, sequence_multiple=1, pixels=None, row_shape=(3, 8, 8))
-    assert row.pixel_values is None and row.tile_index.tolist() == [0]
+    assert row.pixel_values is None and row.feature_index.tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="do not fit"):
         collate(samples, length=16, sequence_multiple=1, pixels=None, row_shape=(3, 8, 8))
 

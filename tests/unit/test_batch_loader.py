@@ -84,7 +84,7 @@ def make_loader(tmp_path, world, rank=0, ranks=1, samples=None, load_pixels=True
 
 
 def same(a, b):
-    names = ("input_ids", "targets", "weights", "cu_seqlens", "pixel_values", "tile_index", "position_ids")
+    names = ("input_ids", "targets", "weights", "cu_seqlens", "pixel_values", "feature_index", "position_ids")
     return a.sample_ids == b.sample_ids and all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
@@ -151,7 +151,7 @@ def test_nothing_to_train_on(tmp_path, world):
 def test_without_pixels_nothing_is_decoded(tmp_path, world):
     loader = make_loader(tmp_path, world, load_pixels=False)
     assert all(batch.pixel_values is None for batch in loader.step(0))
-    assert any(len(batch.tile_index) for batch in loader.step(0))
+    assert any(len(batch.feature_index) for batch in loader.step(0))
 
 
 def test_measuring_set_is_fixed(tmp_path, world):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.images import TileCache, check_slots, fill_slots
+from sophia_mcore.model.images import TileCache, check_image_tokens, fill_image_tokens
 from sophia_mcore.model.vision.internvl import pixel_shuffle
 
 IMAGE = 9
@@ -18,42 +18,42 @@ def ids(*runs: int) -> Tensor:
     return torch.tensor([[token for run in runs for token in (1, *[IMAGE] * run, 2)]])
 
 
-def check(row: Tensor, slots: list[int], tiles: int, boundaries: list[int], names: tuple[str, ...] = ()) -> None:
-    check_slots(row, torch.tensor(slots, dtype=torch.long), tiles, 4, IMAGE, boundaries, names)
+def check(row: Tensor, index: range, features: int, boundaries: list[int], names: tuple[str, ...] = ()) -> None:
+    check_image_tokens(row, torch.tensor(index, dtype=torch.long), features, IMAGE, boundaries, names)
 
 
 def test_matching_rows_pass() -> None:
-    check(ids(4, 8), [0, 1, 1], 2, [0, 6, 16])
-    check(ids(0), [], 0, [0, 2])
+    check(ids(4, 8), range(12), 12, [0, 6, 16])
+    check(ids(0), range(0), 0, [0, 2])
 
 
 def test_a_mismatch_names_the_sample() -> None:
     with pytest.raises(SophiaError) as error:
-        check(ids(4, 3), [0, 0], 1, [0, 6, 11], ("train-1", "train-2"))
-    assert "7 <IMG_CONTEXT> tokens, but 2 tiles x 4 = 8 features" in str(error.value)
-    assert "train-2 has 3" in str(error.value) and "train-1" not in str(error.value)
+        check(ids(4, 3), range(8), 8, [0, 6, 11], ("train-1", "train-2"))
+    assert "7 image tokens, but 8 features" in str(error.value)
+    assert "train-1 has 4; train-2 has 3" in str(error.value)
 
 
-def test_when_only_the_sum_is_wrong_all_samples_with_images_are_named() -> None:
+def test_all_samples_with_images_are_named() -> None:
     with pytest.raises(SophiaError, match="train-1 has 4; train-3 has 8"):
-        check(ids(4, 0, 8), [0, 0], 1, [0, 6, 8, 18], ("train-1", "train-2", "train-3"))
+        check(ids(4, 0, 8), range(8), 8, [0, 6, 8, 18], ("train-1", "train-2", "train-3"))
 
 
 def test_image_tokens_without_an_image() -> None:
-    with pytest.raises(SophiaError, match=r"4 <IMG_CONTEXT> tokens, but 0 tiles .*sequence 0 of the row has 4"):
-        check(ids(4), [], 0, [0, 6])
+    with pytest.raises(SophiaError, match=r"4 image tokens, but 0 features .*sequence 0 of the row has 4"):
+        check(ids(4), range(0), 0, [0, 6])
 
 
-def test_a_tile_that_is_not_there() -> None:
-    with pytest.raises(SophiaError, match="names tile 2, but the batch has 2 tiles"):
-        check(ids(4), [2], 2, [0, 6])
+def test_a_feature_that_is_not_there() -> None:
+    with pytest.raises(SophiaError, match="names feature 5, but the batch has 4"):
+        check(ids(4), range(2, 6), 4, [0, 6])
 
 
 def test_features_go_to_their_places_and_replaced_embeddings_get_no_gradient() -> None:
     rows = torch.cat((ids(4), torch.tensor([[3, IMAGE, IMAGE, IMAGE, IMAGE, 3]])))
     hidden = torch.randn(6, 2, 5, requires_grad=True)
     features = torch.randn(2, 4, 5, requires_grad=True)
-    filled = fill_slots(hidden, features, rows, IMAGE)
+    filled = fill_image_tokens(hidden, features.flatten(0, 1), rows, IMAGE)
     torch.testing.assert_close(filled[1:5, 0], features[0])
     torch.testing.assert_close(filled[1:5, 1], features[1])
     torch.testing.assert_close(filled[[0, 5]], hidden[[0, 5]])

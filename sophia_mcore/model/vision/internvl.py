@@ -155,7 +155,11 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[T, N+1, C] of the tower (class token first, dropped here) -> [T, N/s^2, H]."""
-        return self.fc2(F.gelu(self.fc1(self.norm(pixel_shuffle(features[:, 1:], self.side)))))
+        return self.fc2(F.gelu(self.fc1(self.norm(self.squares(features)))))
+
+    def squares(self, features: Tensor) -> Tensor:
+        """What the norm reads: [T, N+1, C] -> [T, N/s^2, s*s*C]."""
+        return pixel_shuffle(features[:, 1:], self.side)
 
 
 def build(
