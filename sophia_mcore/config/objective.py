@@ -102,3 +102,13 @@ class Objective(Section):
         if self.clip_low is not None and self.clip_low > 1.0:
             raise ValueError(f"clip_low = {self.clip_low} must be at most 1: ratios are positive")
         return self
+
+    @property
+    def compares_across_sources(self) -> bool:
+        """Whether the stored and the policy's own trajectories of a question are one group (arXiv 2504.14945)."""
+        return self.name == "luffy"
+
+    @property
+    def learns_at_zero(self) -> bool:
+        """Whether a trajectory of weight 0 has a gradient: awr weighs it by exp(0) = 1."""
+        return self.name == "awr"
