@@ -193,3 +193,26 @@ def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path)
         system, user = request.messages
         assert system.text == load_prompt("long_thinking") and "SECRET" in user.text and request.images
     assert state_of(config, run, "captions", 0).finished
+
+
+def test_progress_counts_items_and_a_record_belongs_to_its_request(tmp_path: Path) -> None:
+    """Requests end one by one, six for an item: an item counts when its share of them has ended."""
+    steps: list[int] = []
+
+    class Counted(NoProgress):
+        def start(self, task: str, total: int, completed: int = 0) -> None:
+            steps.append(-total)
+
+        def advance(self, count: int = 1) -> None:
+            steps.append(count)
+
+    run, engine = make_run(tmp_path), FakeEngine()
+    config = make_config(tmp_path)
+    generate_captions(Round(config, run, 0), FakeEngine(), NoProgress())
+    generate_trajectories(Round(config, run, 0), engine, Counted())
+    assert steps == [-5, 1, 1, 1, 1, 1]
+    sampled = {request.seed: engine._complete(request) for request in engine.requests}
+    for trajectory in trajectories_of(tmp_path):
+        assert (trajectory.source, trajectory.caption_id[-3:-1]) == ("reasoner", ".k")
+        assert trajectory.text == f"reply {trajectory.seed}"
+        assert trajectory.token_ids == sampled[trajectory.seed].token_ids
