@@ -25,7 +25,7 @@ from sophia_mcore.store.json_files import read_json
 IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in a message's text, whatever the policy's own image token is
 _PROBE = "sophia probe text"
 
-__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain"]
+__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain", "user_text"]
 
 
 def plain(text: str) -> str:
