@@ -135,7 +135,7 @@ def test_group_advantages_over_the_full_store(store):
     assert found.dropped == {"timeout": 1, "zero_weight": 4}
     cut = next(sample for sample in found.samples if sample.id == "q3.c.k0.n3")
     assert not cut.complete and cut.system == "LONG"
-    tokens = tokenize([cut], make_tokenizer(), CHAT, lambda digest: 0, 4, 1000).samples[0]
+    tokens = tokenize([cut], make_tokenizer(), CHAT, lambda digest: None, 1000).samples[0]
     assert tokens.input_ids[-1] != 257  # no end token is learned where there was none
 
 
@@ -243,9 +243,9 @@ def test_sampled_tokens_that_end_otherwise_are_dropped():
     sample = Sample(
         id="a", source="s", images=(), system=None, question="q", response="5", response_ids=(5, 7), complete=True
     )
-    done = tokenize([sample], make_tokenizer(), CHAT, lambda digest: 0, 4, 1000)
+    done = tokenize([sample], make_tokenizer(), CHAT, lambda digest: None, 1000)
     assert done.dropped == {"other_end_token": 1}
-    assert tokenize([replace(sample, complete=False)], make_tokenizer(), CHAT, lambda d: 0, 4, 1000).samples
+    assert tokenize([replace(sample, complete=False)], make_tokenizer(), CHAT, lambda d: None, 1000).samples
 
 
 def make_loader(tmp_path, samples, **objective):
