@@ -1,7 +1,7 @@
 """One frozen type per arrow of the flow.
 
-    Question -> Caption -> Trajectory -> Verdict -> Kept            (a training round)
-    Question -> Answer                                              (an evaluation)
+    Question -> Caption -> Trajectory -> Verdict -> Kept            (the reasoner answers, graded in a phase of its own)
+    Question -> Answer = Trajectory with its verdict                (the policy answers, graded at once)
 
 Every record is a row of a Parquet shard (``sophia_mcore.store``); field names are column names.
 Identifiers are plain strings built from their parents, so lineage can be read without a join:
@@ -9,7 +9,7 @@ Identifiers are plain strings built from their parents, so lineage can be read w
     question   "train-17"
     image set  "3f2a..."                 sha256 of the image, or of the digests joined when there are several
     caption    "3f2a9c0d1e2f3a4b.k2"     first 16 digits of the image set, caption index k
-    trajectory "train-17.3f2a9c0d1e2f3a4b.k2.n5"
+    trajectory "train-17.3f2a9c0d1e2f3a4b.k2.n5", or "train-17.n5" where there is no caption
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 
 VerdictName = Literal["correct", "wrong", "no_answer", "timeout", "error"]
 FinishReason = Literal["stop", "length"]
+TrajectorySource = Literal["reasoner", "policy"]
 
 
 def image_set_id(images: tuple[str, ...]) -> str:
@@ -39,8 +40,12 @@ def caption_id(images: tuple[str, ...], index: int) -> str:
 
 
 def trajectory_id(question_id: str, caption: str, index: int) -> str:
-    """Identifier of trajectory number ``index`` (n) that answers a question from a caption."""
-    return f"{question_id}.{caption}.n{index}"
+    """Identifier of trajectory number ``index`` (n) that answers a question from a caption, or from the image itself.
+
+    >>> trajectory_id("train-17", "3f2a9c0d1e2f3a4b.k2", 5), trajectory_id("train-17", "", 5)
+    ('train-17.3f2a9c0d1e2f3a4b.k2.n5', 'train-17.n5')
+    """
+    return ".".join((question_id, *([caption] if caption else []), f"n{index}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +97,30 @@ class Caption(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory(Sampled):
-    """What the reasoner answers from a caption and the question (off-policy reasoning).
+    """An answer to a question: the reasoner's, from a caption (off-policy reasoning), or the policy's, from the image.
 
-    Example: id "train-17.3f2a9c0d1e2f3a4b.k2.n5",
+    Example: id "train-17.3f2a9c0d1e2f3a4b.k2.n5", source "reasoner",
     text "<think>first 3, third 2. 3+2=5.</think>The answer is \\boxed{5}."
     """
 
     id: str
     question_id: str
-    caption_id: str
-    index: int  # n in [0, N)
+    caption_id: str = ""  # "": the model saw the image
+    index: int  # n in [0, N) of its question and caption
+    source: TrajectorySource = "reasoner"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Trajectory):
+    """A trajectory that was graded as soon as it was sampled; ``verdict`` and ``extracted`` as in ``Verdict``.
+
+    The policy's answers to evaluation questions, and its own answers that objectives may learn from.
+    Example: id "train-17.n5", source "policy", verdict "correct", extracted "5".
+    """
+
+    source: TrajectorySource = "policy"
+    verdict: VerdictName
+    extracted: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +157,3 @@ class Kept:
     token_count: int  # length in the reasoner's tokens, the length that the shortest rule compares
     outcome: float  # R(y), eq. 4
     caption_reward: float  # R(c), eq. 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer(Sampled):
-    """The policy's own answer to an evaluation question, with its verdict."""
-
-    id: str  # f"{question_id}.n{index}"
-    question_id: str
-    index: int
-    verdict: VerdictName
-    extracted: str

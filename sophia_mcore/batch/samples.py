@@ -13,7 +13,6 @@ from typing import Any
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import check
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT
 from sophia_mcore.records import Kept
 
 KEPT_SOURCE = "kept"
@@ -50,19 +49,6 @@ def system_prompt(response: str, long_thinking: str, default: str | None) -> str
     'Think first.'
     """
     return long_thinking if _THINKING.search(response) else default
-
-
-def user_text(question: str, images: int) -> str:
-    r"""The user's message: the question behind its images, unless it says itself where they are.
-
-    >>> user_text("Sum?", 1), user_text("Same?", 2), user_text("Is <image> older than <image>?", 2)
-    ('<IMG_CONTEXT>\nSum?', 'Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?', 'Is <IMG_CONTEXT> older than <IMG_CONTEXT>?')
-    """  # noqa: E501
-    if images and question.count("<image>") == images:
-        return question.replace("<image>", IMAGE_CONTEXT)
-    if images <= 1:
-        return IMAGE_CONTEXT * images + "\n" * images + question
-    return "".join(f"Image-{i + 1}: {IMAGE_CONTEXT}\n" for i in range(images)) + question
 
 
 def from_kept(kept: Iterable[Kept], *, long_thinking: str, default_system: str | None) -> list[Sample]:

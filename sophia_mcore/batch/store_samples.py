@@ -1,39 +1,46 @@
-"""Training samples from a round's store: the kept trajectories, or all K x N of them with rewards as weights."""
+"""Training samples from a round's store: the kept trajectories, or those chosen of all, each with its weight."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.fresh_samples import fresh_samples, scored_fresh
-from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
-from sophia_mcore.batch.samples import STORED, Sample, from_kept, system_prompt
+from sophia_mcore.batch.samples import FRESH, STORED, Sample, from_kept, system_prompt
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
-from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score.advantage import Scored, rewards, weigh
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.chat import plain
+from sophia_mcore.records import Answer, Kept, Question, Trajectory
+from sophia_mcore.score.candidates import choose
 from sophia_mcore.store.layout import RoundFolder, RunFolder
-from sophia_mcore.store.shards import read_folder, read_shard, read_table, shard_files
+from sophia_mcore.store.shards import read_folder, read_shard
 
-ALL_SOURCE = "trajectories"
+# Sample.source and Sample.kind of what the reasoner and the policy have written
+_SOURCES = {"reasoner": ("trajectories", STORED), "policy": ("fresh", FRESH)}
+# The setting that asks for the log-probs of the two
+_NEEDED_BY = {"reasoner": "objective.behaviour = 'recorded'", "policy": "objective.fresh_share"}
+Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSamples:
-    """Natural logs of each response token by sample id: `behaviour`, log mu where the objective divides by what was
-    recorded; `rollout`, the sampling engine's for the policy's own. `dropped`: why trajectories are not used.
+    """Samples, and the log-probs of their response tokens when they were sampled.
+
+    `behaviour`: log mu, where the objective divides by what was recorded; `rollout`: the sampling engine's, for the
+    policy's own. `dropped`: why trajectories are not used.
     """
 
     samples: list[Sample]
     dropped: Counter[str]
-    behaviour: dict[str, NDArray[np.float32]]
-    rollout: dict[str, NDArray[np.float32]]
+    behaviour: Logprobs
+    rollout: Logprobs
 
 
 def from_store(
@@ -42,126 +49,141 @@ def from_store(
     """What the objective learns from (`objective.trajectories`): the kept set, or the round's full store; with
     `objective.fresh_share` the policy's own answers too.
 
-    Trajectories are read in a stream, so that memory holds the chosen ones only.
-
     Raises SophiaError: a phase before has not been run, nothing is left to train on, a recorded log-prob is missing,
     not finite or positive. UsageError: objective.behaviour = "recorded" with a reasoner of another tokenizer.
     """
-    objective = config.objective
+    objective, default = config.objective, config.batch.default_system_prompt
     recorded = objective.behaviour == "recorded"
     if recorded:
         require_same_tokenizer(policy, config.models.reasoner)
-    questions = {row.id: row for row in _questions(run)} if recorded or objective.trajectories == "all" else {}
-    scored, dropped = _scored(config, folder) if objective.trajectories == "all" else ([], Counter[str]())
-    if objective.fresh_share:
-        questions = questions or {row.id: row for row in _questions(run)}
-        scored += scored_fresh(folder, list(questions), dropped)
-    weights, unused = weigh(scored, objective, config.run.seed)
-    dropped += unused
-    found = StoreSamples([], dropped, {}, {})
-    if objective.trajectories == "kept" and not recorded:
-        default = config.batch.default_system_prompt
-        found.samples.extend(from_kept(_kept(folder), long_thinking=long_thinking, default_system=default))
+    kept_texts = objective.trajectories == "kept" and not recorded  # kept.parquet has all that is needed
+    questions = {} if kept_texts and not objective.fresh_share else _questions(run)
+    chosen = choose(config, folder, questions)
+    reader = StoreReader(questions, long_thinking, default)
+    behaviour: Logprobs = {}
+    if kept_texts:
+        samples = from_kept(read_shard(folder.kept_file, Kept), long_thinking=long_thinking, default_system=default)
     else:
-        if objective.trajectories == "kept":
-            weights |= {row.trajectory_id: 1.0 for row in _kept(folder)}
-        own = {row.id for row in scored if row.fresh}
-        stored = {name: weight for name, weight in weights.items() if name not in own}
-        _add_stored(found, config, run, folder, stored, questions, long_thinking)
+        samples, behaviour = reader.read(folder.trajectories, Trajectory, chosen.stored, logprobs=recorded)
+        samples.sort(key=lambda sample: sample.id)
+        if not samples:
+            reasons = ", ".join(f"{why} {count}" for why, count in sorted(chosen.dropped.items()))
+            why = reasons or "the store is empty"
+            raise SophiaError(f"{folder.path}: no trajectory left for objective {objective.loss.name!r} ({why})")
+    own: list[Sample] = []
+    rollout: Logprobs = {}
     if objective.fresh_share:
-        for sample, logprobs in fresh_samples(folder, weights, questions, long_thinking):
-            found.samples.append(sample)
-            found.rollout[sample.id] = logprobs
-            if recorded or (objective.behaviour != "reference" and objective.correction == "none"):
-                found.behaviour[sample.id] = logprobs
-    return found
+        own, rollout = reader.read(folder.fresh, Answer, chosen.own, logprobs=True)
+    if recorded or (objective.behaviour != "reference" and objective.correction == "none"):
+        behaviour |= rollout
+    return StoreSamples([*samples, *own], chosen.dropped, behaviour, rollout)
 
 
-def _add_stored(
-    found: StoreSamples,
-    config: Config,
-    run: RunFolder,
-    folder: RoundFolder,
-    weights: dict[str, float],
-    questions: dict[str, Question],
-    long_thinking: str,
-) -> None:
-    objective, default = config.objective, config.batch.default_system_prompt
-    recorded = objective.behaviour == "recorded"
-    for trajectory in read_folder(folder.trajectories, Trajectory):
-        if trajectory.id not in weights:
-            continue
-        question = questions.get(trajectory.question_id)
-        if question is None:
-            raise SophiaError(f"{run.questions_file}: no question {trajectory.question_id} (of {trajectory.id})")
-        sample = _sample(trajectory, question, weights[trajectory.id], long_thinking, default, recorded)
-        found.samples.append(sample)
-        if recorded:
-            found.behaviour[sample.id] = recorded_logprobs(trajectory, "objective.behaviour = 'recorded'")
-    lost = weights.keys() - {sample.id for sample in found.samples}
-    if lost:
-        raise SophiaError(
-            f"{folder.trajectories}: {len(lost)} of the trajectories to train on are gone, such as {min(lost)!r}; "
-            "run `sophia generate` and `sophia score` again"
-        )
-    if not found.samples:
-        reasons = ", ".join(f"{why} {count}" for why, count in sorted(found.dropped.items())) or "the store is empty"
-        raise SophiaError(f"{folder.path}: no trajectory left for objective {objective.loss.name!r} ({reasons})")
-    found.samples.sort(key=lambda sample: sample.id)
+@dataclass(frozen=True, slots=True)
+class StoreReader:
+    """Makes samples of stored trajectories, whoever has written them. ``questions`` by id."""
 
+    questions: Mapping[str, Question]
+    long_thinking: str
+    default_system: str | None
 
-def _scored(config: Config, folder: RoundFolder) -> tuple[list[Scored], Counter[str]]:
-    for path, phase in ((folder.trajectories, "generate"), (folder.verdicts, "score")):
-        if not path.is_dir():
-            raise SophiaError(f"{path}: no such folder; run 'sophia {phase}' first")
-    truncated: dict[str, bool] = {}
-    for path in shard_files(folder.trajectories):
-        columns = read_table(path, Trajectory, columns=("id", "finish_reason")).to_pydict()
-        truncated |= {i: r == "length" for i, r in zip(columns["id"], columns["finish_reason"], strict=True)}
-    verdicts = {row.trajectory_id: row for row in read_folder(folder.verdicts, Verdict)}
-    _require_all(folder, {"trajectories": len(truncated), "verdicts": len(verdicts)})
-    return rewards(verdicts.values(), truncated, config.objective, config.reward)
+    def read(
+        self, folder: Path, record_type: type[Trajectory], weights: Mapping[str, float], *, logprobs: bool
+    ) -> tuple[list[Sample], Logprobs]:
+        """The trajectories of ``folder`` that ``weights`` names, in the order of the store, each with its weight.
 
-
-def _require_all(folder: RoundFolder, there: dict[str, int]) -> None:
-    """Raise SophiaError when fewer rows are stored than scoring has counted: shards have gone since."""
-    try:
-        counted = json.loads(folder.kept_summary_file.read_bytes())
-        wanted = {"trajectories": counted["trajectories"], "verdicts": sum(counted["verdicts"].values())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return  # the report names a damaged summary; the shards have hashes of their own
-    for name, count in there.items():
-        if count < wanted[name]:
+        ``logprobs``: with the recorded log-prob of each response token, and the sampled tokens as the response.
+        The store is read in a stream, so that memory holds the chosen ones only.
+        Raises SophiaError for an unknown question, a trajectory that has gone, or an unusable log-prob.
+        """
+        samples: list[Sample] = []
+        recorded: Logprobs = {}
+        for row in read_folder(folder, record_type):
+            if row.id not in weights:
+                continue
+            samples.append(self._sample(row, weights[row.id], sampled_tokens=logprobs))
+            if logprobs:
+                recorded[row.id] = recorded_logprobs(row, _NEEDED_BY[row.source])
+        lost = weights.keys() - {sample.id for sample in samples}
+        if lost:
             raise SophiaError(
-                f"{folder.path / name}: {count:,} of {wanted[name]:,} {name} are there, a shard has gone; "
+                f"{folder}: {len(lost)} of the trajectories to train on are gone, such as {min(lost)!r}; "
                 "run `sophia generate` and `sophia score` again"
             )
+        return samples, recorded
+
+    def _sample(self, row: Trajectory, weight: float, *, sampled_tokens: bool) -> Sample:
+        question = self.questions.get(row.question_id)
+        if question is None:
+            raise SophiaError(f"trajectory {row.id}: its question {row.question_id!r} is not among the round's")
+        source, kind = _SOURCES[row.source]
+        own = row.source == "policy"  # trained with the prompt that it was sampled with, whether it thinks or not
+        return Sample(
+            id=row.id,
+            source=source,
+            images=question.images,
+            system=self.long_thinking if own else system_prompt(row.text, self.long_thinking, self.default_system),
+            question=plain(question.question) if own else question.question,
+            response=row.text,
+            weight=weight,
+            kind=kind,
+            complete=row.finish_reason == "stop",
+            response_ids=row.token_ids if sampled_tokens else None,
+        )
 
 
-def _sample(
-    trajectory: Trajectory, question: Question, weight: float, long_thinking: str, default: str | None, recorded: bool
-) -> Sample:
-    return Sample(
-        id=trajectory.id,
-        source=ALL_SOURCE,
-        images=question.images,
-        system=system_prompt(trajectory.text, long_thinking, default),
-        question=question.question,
-        response=trajectory.text,
-        weight=weight,
-        kind=STORED,
-        complete=trajectory.finish_reason == "stop",
-        response_ids=trajectory.token_ids if recorded else None,
-    )
+def recorded_logprobs(row: Trajectory, setting: str) -> NDArray[np.float32]:
+    """log mu of each response token, checked. Raises SophiaError naming the row, the setting and what is wrong."""
+    values = row.token_logprobs
+    where = f"trajectory {row.id}: {setting} cannot be served"
+    if not values:
+        raise SophiaError(f"{where}, its engine recorded no log-probs")
+    if len(values) != len(row.token_ids):
+        raise SophiaError(f"{where}, {len(values)} log-probs for {len(row.token_ids)} tokens")
+    if min(row.token_ids) < 0:
+        raise SophiaError(f"{where}, its tokens are unknown")
+    for place, value in enumerate(values):
+        if not math.isfinite(value) or value > 1e-4:
+            raise SophiaError(f"{where}, the log-prob of token {place} is {value}")
+    return np.minimum(np.array(values, np.float32), 0.0)
 
 
-def _kept(folder: RoundFolder) -> Iterable[Kept]:
-    if not folder.kept_file.is_file():
-        raise SophiaError(f"{folder.kept_file}: no such file; run 'sophia score' first")
-    return read_shard(folder.kept_file, Kept)
+def require_same_tokenizer(policy: Path, reasoner: Path | None) -> None:
+    """Raise UsageError with the reason unless both models cut plain text into the same token ids.
+
+    Added special tokens may differ: samples that spell one are dropped.
+    """
+    remedy = "choose objective.behaviour none, unit or reference"
+    if reasoner is None:
+        raise UsageError(
+            f"objective.behaviour = 'recorded': the reasoner is an endpoint, its tokenizer is unknown; {remedy}"
+        )
+    ours, theirs = _tokenizer_parts(policy), _tokenizer_parts(reasoner)
+    different = [name for name, part in ours.items() if part != theirs[name]]
+    if different:
+        raise UsageError(
+            f"objective.behaviour = 'recorded': the tokenizers of {policy} and {reasoner} differ ({different[0]}), "
+            f"so the reasoner's log-probs belong to other tokens than the policy's; {remedy}"
+        )
 
 
-def _questions(run: RunFolder) -> Iterator[Question]:
+def _tokenizer_parts(model_dir: Path) -> dict[str, Any]:
+    path = model_dir / "tokenizer.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); objective.behaviour = 'recorded' compares it") from None
+    model = value.get("model") or {}
+    return {
+        "vocabulary": model.get("vocab"),
+        "merges": [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []],
+        "model type": (model.get("type"), model.get("ignore_merges")),
+        "normalizer": value.get("normalizer"),
+        "pre-tokenizer": value.get("pre_tokenizer"),
+    }
+
+
+def _questions(run: RunFolder) -> dict[str, Question]:
     if not run.questions_file.is_file():
         raise SophiaError(f"{run.questions_file}: no such file; run 'sophia generate' first")
-    yield from read_shard(run.questions_file, Question)
+    return {question.id: question for question in read_shard(run.questions_file, Question)}

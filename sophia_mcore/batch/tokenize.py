@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sophia_mcore.batch.samples import STORED, Sample, user_text
+from sophia_mcore.batch.samples import STORED, Sample
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.chat import Chat, Message
+from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.family import ImageSize
 
 _CALL = 512  # samples tokenised in one call, which uses all cores

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import run_command
-from sophia_mcore.evaluate.answers import evaluate
+from sophia_mcore.generate.answers import evaluate
 from sophia_mcore.generate.worker import lazy_engine
 from sophia_mcore.progress import Progress, worker_progress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,13 +39,14 @@ def _labelled(text: str) -> tuple[str, Path]:
     return label, Path(folder)
 
 
-def work(config_file: Path, models: list[tuple[str, Path]], progress: Progress, attempts: int = 1) -> None:
+def work(config_file: Path, models: list[tuple[str, Path]], progress: Progress, unit_attempts: int = 1) -> None:
     """Evaluate each (label, directory) for the run that ``config_file`` lies in."""
-    config, run = load_config(config_file), RunFolder(config_file.parent)
+    config = load_config(config_file)
+    round = Round(config, RunFolder(config_file.parent), 0, unit_attempts)  # all rounds ask the same questions
     engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
     for label, model_dir in models:
         engine.reload(model_dir)
-        evaluate(config, run, label, engine, progress, attempts)
+        evaluate(round, label, engine, progress)
     engine.close()
 
 

@@ -2,65 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import UsageError
-from sophia_mcore.generate.engine import Completion, Engine, Request
-from sophia_mcore.generate.phase import read_questions, run_phase, sampled_fields
-from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.generate.engine import Engine, Request
+from sophia_mcore.generate.phase import Asked, read_questions, run_phase
+from sophia_mcore.pretrained.chat import Message, user_text
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, caption_id, image_set_id
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 
 
-def generate_captions(
-    config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress, attempts: int = 1
-) -> int:
+def generate_captions(round: Round, engine: Engine, progress: Progress) -> int:
     """Caption every image set of the round that has no captions yet; returns how many units this process finished.
 
-    Writes one shard of ``records.Caption`` per unit into ``run.round(round_index).captions``.
+    Writes one shard of ``records.Caption`` per unit into ``round.folder.captions``.
     Raises SophiaError when questions are missing, a question has no image, or the engine fails.
     """
-    image_sets = image_sets_of(run)
-    template = describe_prompt(config)
-    images = ImageStore(run.images)
+    image_sets = image_sets_of(round.run)
+    template = describe_prompt(round.config)
+    images = ImageStore(round.run.images)
 
-    def plan(unit: Unit) -> list[Request]:
-        return [
-            request
-            for image_set in unit.items
-            for request in caption_requests(config, round_index, template, image_sets[image_set], images)
-        ]
-
-    def collect(
-        unit: Unit, requests: Sequence[Request], completions: Sequence[Completion], digest: str
-    ) -> list[Caption]:
-        keys = [(image_set, k) for image_set in unit.items for k in range(config.captions.per_image)]
-        return [
-            Caption(
-                id=caption_id(image_sets[image_set], k),
-                images=image_sets[image_set],
-                index=k,
-                **sampled_fields(request, completion, digest),
-            )
-            for (image_set, k), request, completion in zip(keys, requests, completions, strict=True)
-        ]
+    def ask(unit: Unit) -> list[Asked[Caption]]:
+        return [asked for name in unit.items for asked in ask_captions(round, template, image_sets[name], images)]
 
     return run_phase(
-        f"captions of round {round_index}",
-        caption_queue(config, run, round_index, image_sets),
+        f"captions of round {round.index}",
+        caption_queue(round, image_sets),
         Caption,
         engine,
         progress,
-        plan=plan,
-        collect=collect,
-        attempts=attempts,
+        ask=ask,
         settings={"prompt_template": prompt_hash(template)},
     )
 
@@ -71,12 +48,10 @@ def image_sets_of(run: RunFolder) -> dict[str, tuple[str, ...]]:
     return {image_set_id(question.images): question.images for question in questions}
 
 
-def caption_queue(
-    config: Config, run: RunFolder, round_index: int, image_sets: dict[str, tuple[str, ...]]
-) -> UnitQueue:
+def caption_queue(round: Round, image_sets: dict[str, tuple[str, ...]]) -> UnitQueue:
     """The caption units of a round. Items are image sets."""
-    units = units_of(image_sets, config.captions.images_per_unit)
-    return UnitQueue(run.round(round_index).captions, units, owner="captions")
+    units = units_of(image_sets, round.config.captions.images_per_unit)
+    return UnitQueue(round.folder.captions, units, owner="captions", attempts=round.unit_attempts)
 
 
 def describe_prompt(config: Config) -> str:
@@ -88,10 +63,9 @@ def describe_prompt(config: Config) -> str:
     return template
 
 
-def caption_requests(
-    config: Config, round_index: int, template: str, images: tuple[str, ...], store: ImageStore
-) -> list[Request]:
+def ask_captions(round: Round, template: str, images: tuple[str, ...], store: ImageStore) -> list[Asked[Caption]]:
     """K requests for one image set; all that is in them is the images, the describe prompt and the seeds."""
+    config = round.config
     system = config.batch.default_system_prompt
     messages = (
         *([Message("system", system)] if system is not None else []),
@@ -99,11 +73,14 @@ def caption_requests(
     )
     files = tuple(store.get(digest) for digest in images)
     return [
-        Request(
-            messages=messages,
-            images=files,
-            sampling=config.captions.sampling,
-            seed=seed_for(config.run.seed, "caption", round_index, image_set_id(images), k),
+        Asked(
+            Request(
+                messages=messages,
+                images=files,
+                sampling=config.captions.sampling,
+                seed=seed_for(config.run.seed, "caption", round.index, image_set_id(images), k),
+            ),
+            partial(Caption, id=caption_id(images, k), images=images, index=k),
         )
         for k in range(config.captions.per_image)
     ]

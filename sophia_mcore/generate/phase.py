@@ -5,21 +5,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, Engine, Request
-from sophia_mcore.progress import Progress
+from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Question
 from sophia_mcore.store.lineage import prompt_hash
 from sophia_mcore.store.shards import read_metadata, read_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 
-# Given a unit, its requests in the order of its items, the same number for each item.
-Plan = Callable[[Unit], Sequence[Request]]
-# Given a unit, its requests, their completions and the model's digest: the unit's records.
-Collect = Callable[[Unit, Sequence[Request], Sequence[Completion], str], Sequence[Any]]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Record]):
+    """A request, and what makes a record of its completion: ``make`` takes the fields of ``records.Sampled``."""
+
+    request: Request
+    make: Callable[..., Record]
+
+    def record(self, completion: Completion, model_digest: str) -> Record:
+        """The record of what was sampled by the model of that digest."""
+        return self.make(**sampled_fields(self.request, completion, model_digest))
 
 
 def run_phase(
@@ -29,38 +39,42 @@ def run_phase(
     engine: Engine,
     progress: Progress,
     *,
-    plan: Plan,
-    collect: Collect,
+    ask: Callable[[Unit], Sequence[Asked[Any]]],
+    grade: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     settings: Mapping[str, str],
-    attempts: int = 1,
 ) -> int:
-    """Sample every unit that is not done; returns how many units this process finished (``attempts``: ``run_units``).
+    """Sample every unit that is not done; returns how many units this process finished.
 
-    ``settings`` (such as the hash of the prompt template) go into the shards' metadata beside the model's digest.
-    Raises SophiaError when shards that are there were made by another model or with other settings.
+    ``ask`` gives the requests of a unit, ``grade`` turns all its records into what is stored (None: the records
+    themselves). ``settings`` (such as the hash of the prompt template) go into the shards' metadata beside the model's
+    digest. Raises SophiaError when shards that are there were made by another model or with other settings.
     """
-    meter = _Meter(name, progress)
     metadata: dict[str, str] = dict(settings)
+    tokens, seconds = 0, 0.0
 
     def work(unit: Unit, report: Callable[[int], None]) -> Sequence[Any]:
+        nonlocal tokens, seconds
         if "model_digest" not in metadata:
             metadata["model_digest"] = engine.model_digest
             _check_same(queue, metadata)
-        requests = plan(unit)
-        per_item = max(1, len(requests) // max(1, len(unit.items)))
+        asked = ask(unit)
         done = 0
 
         def on_done(count: int) -> None:
             nonlocal done
             done += count
-            report(done // per_item)
+            report(done * len(unit.items) // len(asked))
 
         started = time.monotonic()
-        completions = engine.generate(requests, on_done)
-        meter.sampled(completions, time.monotonic() - started)
-        return collect(unit, requests, completions, metadata["model_digest"])
+        completions = engine.generate([one.request for one in asked], on_done)
+        seconds += time.monotonic() - started
+        tokens += sum(len(completion.token_ids) for completion in completions)
+        progress.note(f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f}/s")
+        digest = metadata["model_digest"]
+        records = [one.record(completion, digest) for one, completion in zip(asked, completions, strict=True)]
+        return grade(records) if grade is not None else records
 
-    return run_units(queue, record_type, work, meter.show, metadata=metadata, attempts=attempts)
+    return run_units(queue, record_type, work, counting(progress, name), metadata=metadata)
 
 
 def _check_same(queue: UnitQueue, metadata: Mapping[str, str]) -> None:
@@ -75,28 +89,6 @@ def _check_same(queue: UnitQueue, metadata: Mapping[str, str]) -> None:
             f"{shard} was made with another {' and '.join(different).replace('_', ' ')}: "
             f"remove {queue.folder} to begin anew, or use another run folder"
         )
-
-
-class _Meter:
-    """Turns what units report into a bar with the sampling speed beside it."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        self._name, self._progress = name, progress
-        self._shown = -1
-        self._tokens, self._seconds = 0, 0.0
-
-    def show(self, done: int, total: int) -> None:
-        if self._shown < 0:
-            self._progress.start(self._name, total, done)
-            self._shown = done
-        if done > self._shown:
-            self._progress.advance(done - self._shown)
-            self._shown = done
-
-    def sampled(self, completions: Sequence[Completion], seconds: float) -> None:
-        self._tokens += sum(len(completion.token_ids) for completion in completions)
-        self._seconds += seconds
-        self._progress.note(f"{self._tokens:,} tokens, {self._tokens / max(self._seconds, 1e-9):,.0f}/s")
 
 
 def sampled_fields(request: Request, completion: Completion, model_digest: str) -> dict[str, Any]:

@@ -4,106 +4,91 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.captions import caption_queue
-from sophia_mcore.generate.engine import Completion, Engine, Request
-from sophia_mcore.generate.phase import read_questions, run_phase, sampled_fields
+from sophia_mcore.generate.engine import Engine, Request
+from sophia_mcore.generate.phase import Asked, read_questions, run_phase
 from sophia_mcore.pretrained.chat import Message, plain
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Question, Trajectory, image_set_id, trajectory_id
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.shards import read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 
 
-def generate_trajectories(
-    config: Config, run: RunFolder, round_index: int, engine: Engine, progress: Progress, attempts: int = 1
-) -> int:
+def generate_trajectories(round: Round, engine: Engine, progress: Progress) -> int:
     """Sample the trajectories of every question that has none yet; returns how many units this process finished.
 
-    Writes one shard of ``records.Trajectory`` per unit into ``run.round(round_index).trajectories``.
+    Writes one shard of ``records.Trajectory`` per unit into ``round.folder.trajectories``.
     Raises SophiaError when captions are missing or the engine fails.
     """
-    questions = {question.id: question for question in read_questions(run.questions_file, with_images=True)}
-    template = load_prompt("simulate_seeing", config.reasoning.prompt_file, needs=("caption", "question"))
-    captions = finished_captions(config, run, round_index, list(questions.values()))
-    queue = reasoning_queue(config, run, round_index, list(questions))
+    questions = {question.id: question for question in read_questions(round.run.questions_file, with_images=True)}
+    template = load_prompt("simulate_seeing", round.config.reasoning.prompt_file, needs=("caption", "question"))
+    captions = finished_captions(round, list(questions.values()))
 
-    def plan(unit: Unit) -> list[Request]:
+    def ask(unit: Unit) -> list[Asked[Trajectory]]:
         return [
-            request
+            asked
             for question_id in unit.items
             for caption, text in captions.of(questions[question_id])
-            for request in reasoning_requests(config, round_index, template, questions[question_id], caption, text)
-        ]
-
-    def collect(
-        unit: Unit, requests: Sequence[Request], completions: Sequence[Completion], digest: str
-    ) -> list[Trajectory]:
-        keys = [
-            (question_id, caption, n)
-            for question_id in unit.items
-            for caption, _ in captions.of(questions[question_id])
-            for n in range(config.reasoning.per_caption)
-        ]
-        return [
-            Trajectory(
-                id=trajectory_id(question_id, caption, n),
-                question_id=question_id,
-                caption_id=caption,
-                index=n,
-                **sampled_fields(request, completion, digest),
-            )
-            for (question_id, caption, n), request, completion in zip(keys, requests, completions, strict=True)
+            for asked in ask_trajectories(round, template, questions[question_id], caption, text)
         ]
 
     return run_phase(
-        f"trajectories of round {round_index}",
-        queue,
+        f"trajectories of round {round.index}",
+        reasoning_queue(round, list(questions)),
         Trajectory,
         engine,
         progress,
-        plan=plan,
-        collect=collect,
-        attempts=attempts,
+        ask=ask,
         settings={"prompt_template": prompt_hash(template)},
     )
 
 
-def reasoning_queue(config: Config, run: RunFolder, round_index: int, question_ids: Sequence[str]) -> UnitQueue:
+def reasoning_queue(round: Round, question_ids: Sequence[str]) -> UnitQueue:
     """The trajectory units of a round. Items are questions."""
-    units = units_of(question_ids, config.reasoning.questions_per_unit)
-    return UnitQueue(run.round(round_index).trajectories, units, owner="reasoning")
+    units = units_of(question_ids, round.config.reasoning.questions_per_unit)
+    return UnitQueue(round.folder.trajectories, units, owner="reasoning", attempts=round.unit_attempts)
 
 
-def reasoning_requests(
-    config: Config, round_index: int, template: str, question: Question, caption: str, caption_text: str
-) -> list[Request]:
-    """N requests for one question and one caption: text only."""
+def ask_trajectories(
+    round: Round, template: str, question: Question, caption: str, caption_text: str
+) -> list[Asked[Trajectory]]:
+    """N requests for one question and one caption, whose id is ``caption``: text only."""
+    config = round.config
     text = fill(template, caption=plain(caption_text), question=plain(question.question))
     return [
-        Request(
-            messages=(Message("user", text),),
-            sampling=config.reasoning.sampling,
-            seed=seed_for(config.run.seed, "trajectory", round_index, question.id, caption, n),
+        Asked(
+            Request(
+                messages=(Message("user", text),),
+                sampling=config.reasoning.sampling,
+                seed=seed_for(config.run.seed, "trajectory", round.index, question.id, caption, n),
+            ),
+            partial(
+                Trajectory,
+                id=trajectory_id(question.id, caption, n),
+                question_id=question.id,
+                caption_id=caption,
+                index=n,
+                source="reasoner",
+            ),
         )
         for n in range(config.reasoning.per_caption)
     ]
 
 
-def finished_captions(config: Config, run: RunFolder, round_index: int, questions: Sequence[Question]) -> CaptionIndex:
+def finished_captions(round: Round, questions: Sequence[Question]) -> CaptionIndex:
     """The captions of the round. Raises SophiaError unless all of them are there."""
     image_sets = {image_set_id(question.images): question.images for question in questions}
-    left = caption_queue(config, run, round_index, image_sets).remaining()
+    left = caption_queue(round, image_sets).remaining()
     if left:
-        raise SophiaError(f"round {round_index}: {left} units of captions are not done; run that phase first")
-    return CaptionIndex(run.round(round_index).captions)
+        raise SophiaError(f"round {round.index}: {left} units of captions are not done; run that phase first")
+    return CaptionIndex(round.folder.captions)
 
 
 class CaptionIndex:

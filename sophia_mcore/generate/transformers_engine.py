@@ -23,11 +23,6 @@ from sophia_mcore.store.lineage import model_digest
 _DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit
 
 
-def open_transformers(config: TransformersConfig, model_dir: Path, max_tiles: int) -> TransformersEngine:
-    """Load a checked model directory, on the GPU when there is one."""
-    return TransformersEngine(config, model_dir, max_tiles)
-
-
 def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -43,7 +38,7 @@ def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
 
 
 class TransformersEngine:
-    """Implements ``engine.Engine``."""
+    """Implements ``engine.Engine`` on a checked model directory, on the GPU when there is one."""
 
     def __init__(self, config: TransformersConfig, model_dir: Path, max_tiles: int) -> None:
         self._config = config

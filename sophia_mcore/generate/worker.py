@@ -15,13 +15,14 @@ from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.config.schema import Engine as EngineConfig
 from sophia_mcore.errors import run_command
+from sophia_mcore.generate.answers import generate_fresh
 from sophia_mcore.generate.captions import generate_captions
-from sophia_mcore.generate.engine import Engine, LazyEngine, open_engine
-from sophia_mcore.generate.fresh import generate_fresh
+from sophia_mcore.generate.engine import Engine
+from sophia_mcore.generate.opening import LazyEngine, open_engine
 from sophia_mcore.generate.reasoning import generate_trajectories
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.progress import Progress, worker_progress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,18 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def work(config_file: Path, round_index: int, stage: str, progress: Progress, attempts: int = 1) -> None:
+def work(config_file: Path, round_index: int, stage: str, progress: Progress, unit_attempts: int = 1) -> None:
     """Do the stage of the round of the run that ``config_file`` lies in."""
-    config, run = load_config(config_file), RunFolder(config_file.parent)
+    config = load_config(config_file)
+    round = Round(config, RunFolder(config_file.parent), round_index, unit_attempts)
     if stage == "captions":
-        policy = run.starting_policy(round_index, config.models.policy)
-        engine = lazy_engine(config, config.captions.engine, policy, progress)
-        generate_captions(config, run, round_index, engine, progress, attempts)
+        engine = lazy_engine(config, config.captions.engine, round.policy, progress)
+        generate_captions(round, engine, progress)
         if config.objective.fresh_share:
-            generate_fresh(config, run, round_index, engine, progress, attempts)
+            generate_fresh(round, engine, progress)
     else:
         engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
-        generate_trajectories(config, run, round_index, engine, progress, attempts)
+        generate_trajectories(round, engine, progress)
     engine.close()
 
 

@@ -18,7 +18,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.progress import counting
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 
 BASE_LABEL = "base"
 _SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
@@ -97,7 +97,7 @@ def score(context: Context, round_index: int) -> None:
     """Verdicts, rewards and the kept set."""
     from sophia_mcore.score.phase import score_round
 
-    score_round(context.config, context.run, round_index, context.progress)
+    score_round(Round(context.config, context.run, round_index), context.progress)
 
 
 def train(context: Context, round_index: int) -> None:

@@ -13,7 +13,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.phases import PHASES, evaluated_models
 from sophia_mcore.records import Question
 from sophia_mcore.store.failures import read_failures
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
 from sophia_mcore.track.metrics import read_metrics
@@ -63,24 +63,24 @@ def _units(config: Config, run: RunFolder, phase: str, round_index: int) -> Phas
 
 def queues_of(config: Config, run: RunFolder, phase: str, round_index: int) -> list[UnitQueue]:
     """The work units of captions, reasoning or evaluate; [] while the questions are not there."""
-    from sophia_mcore.evaluate.answers import evaluation_queue
+    from sophia_mcore.generate.answers import evaluation_queue, fresh_queue
     from sophia_mcore.generate.captions import caption_queue, image_sets_of
-    from sophia_mcore.generate.fresh import fresh_queue
     from sophia_mcore.generate.reasoning import reasoning_queue
 
+    round = Round(config, run, round_index)
     if phase == "evaluate":
         if not run.evaluation_questions_file.is_file():
             return []
         ids = [question.id for question in read_shard(run.evaluation_questions_file, Question)]
         models = evaluated_models(config, run, round_index)
-        return [evaluation_queue(config, run, label, p, ids) for label, _ in models for p in config.evaluate.protocols]
+        return [evaluation_queue(round, label, p, ids) for label, _ in models for p in config.evaluate.protocols]
     if not run.questions_file.is_file():
         return []
     ids = [question.id for question in read_shard(run.questions_file, Question)]
     if phase == "captions":
-        queues = [caption_queue(config, run, round_index, image_sets_of(run))]
-        return [*queues, fresh_queue(config, run, round_index, ids)] if config.objective.fresh_share else queues
-    return [reasoning_queue(config, run, round_index, ids)]
+        queues = [caption_queue(round, image_sets_of(run))]
+        return [*queues, fresh_queue(round, ids)] if config.objective.fresh_share else queues
+    return [reasoning_queue(round, ids)]
 
 
 def _of_queues(phase: str, round_index: int, queues: list[UnitQueue]) -> PhaseState:

@@ -25,12 +25,25 @@ from sophia_mcore.store.json_files import read_json
 IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in a message's text, whatever the policy's own image token is
 _PROBE = "sophia probe text"
 
-__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain"]
+__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain", "user_text"]
 
 
 def plain(text: str) -> str:
     """Text from data as part of a prompt: it cannot ask for an image of its own."""
     return text.replace(IMAGE_CONTEXT, "")
+
+
+def user_text(question: str, images: int) -> str:
+    r"""The user's message: the question behind its images, unless it says itself where they are.
+
+    >>> user_text("Sum?", 1), user_text("Same?", 2), user_text("Is <image> older than <image>?", 2)
+    ('<IMG_CONTEXT>\nSum?', 'Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?', 'Is <IMG_CONTEXT> older than <IMG_CONTEXT>?')
+    """  # noqa: E501
+    if images and question.count("<image>") == images:
+        return question.replace("<image>", IMAGE_CONTEXT)
+    if images <= 1:
+        return IMAGE_CONTEXT * images + "\n" * images + question
+    return "".join(f"Image-{i + 1}: {IMAGE_CONTEXT}\n" for i in range(images)) + question
 
 
 class Chat:

@@ -19,11 +19,10 @@ from typing import Any, BinaryIO
 
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.progress import NoProgress, Progress
+from sophia_mcore.progress import NoProgress, Progress, counting
 from sophia_mcore.score.children import helpers
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.lines import check_head, checked
-from sophia_mcore.score.phase import shown_by
 from sophia_mcore.score.rescore import VerdictChanges, free_name
 from sophia_mcore.store import atomic
 from sophia_mcore.store.lock import folder_lock
@@ -168,7 +167,7 @@ def _grade_units(
 
         units = [Unit(unit_id, tuple(map(str, piece.line_numbers()))) for unit_id, piece in pieces.items()]
         queue = UnitQueue(parts, units, owner="grade", in_order=True)  # as they are joined
-        run_units(queue, GradedPart, work, shown_by(progress, "grade"), wait=joined is not None)
+        run_units(queue, GradedPart, work, counting(progress, "grade"), wait=joined is not None)
 
 
 def _parts(out_path: Path) -> Path:

@@ -19,9 +19,10 @@ def main() -> int:
     try:
         if job["kind"] == "round":
             from sophia_mcore.score.phase import grade_round
+            from sophia_mcore.store.layout import Round, RunFolder
 
             config = Config.model_validate_json(job["config"])
-            grade_round(config, Path(job["folder"]), job["round"], NoProgress(), workers=1)
+            grade_round(Round(config, RunFolder(Path(job["folder"])), job["round"]), NoProgress(), workers=1)
         else:
             from sophia_mcore.score.grade_file import grade_lines
 

@@ -18,16 +18,17 @@ import pyarrow.compute as pc
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.progress import Progress
+from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.score.candidates import stored_candidates
 from sophia_mcore.score.children import helpers
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
-from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual_rewards
+from sophia_mcore.score.reward import BROKEN, outcome, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
-from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.store.layout import Round, RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
@@ -38,9 +39,7 @@ PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than st
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
 
 
-def score_round(
-    config: Config, run_folder: RunFolder | Path, round: int, progress: Progress, attempts: int = 1
-) -> dict[str, Any]:
+def score_round(round: Round, progress: Progress) -> dict[str, Any]:
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
 
     Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
@@ -48,16 +47,15 @@ def score_round(
     there are no trajectories, when more than ``score.max_broken_share`` of the verdicts are timeouts or errors, or when
     nothing is kept (with the reasons).
     """
-    run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
-    folder = run.round(round)
+    config, run, folder = round.config, round.run, round.folder
     units, shards = _units(config, folder)
     _require_all_questions(run, folder, list(shards.values()))
     rows = sum(read_metadata(path)["rows"] for path in shards.values())
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
-    job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
+    job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round.index}
     with helpers(processes - 1) as give:
         give(job)
-        grade_round(config, run.path, round, progress, 1 if processes > 1 else config.score.workers, attempts)
+        grade_round(round, progress, 1 if processes > 1 else config.score.workers)
     verdicts = {
         v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)
     }
@@ -66,7 +64,7 @@ def score_round(
     if config.score.judge and counts["error"]:
         progress.note(f"{counts['error']} verdicts are `error`: the judge gave no usable reply, or the verifier failed")
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
-    summary = _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
+    summary = _keep(round, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)
     try:
         opinion = folder.second_opinion_file
@@ -76,13 +74,10 @@ def score_round(
     return summary
 
 
-def grade_round(
-    config: Config, run_path: Path, round: int, progress: Progress, workers: int, attempts: int = 1
-) -> None:
+def grade_round(round: Round, progress: Progress, workers: int) -> None:
     """Make the verdicts of all units of a round that are not done, together with any other process that does."""
-    run = RunFolder(run_path)
-    folder = run.round(round)
-    questions = {q.id: q for q in read_shard(run.questions_file, Question)}
+    config, folder = round.config, round.folder
+    questions = {q.id: q for q in read_shard(round.run.questions_file, Question)}
     units, shards = _units(config, folder)
     tally: Counter[str] = Counter()
     with open_grader(config.score, workers) as grader:
@@ -98,25 +93,9 @@ def grade_round(
                 _stop_if_broken(tally, config.score.max_broken_share)
             return verdicts
 
-        queue = UnitQueue(folder.verdicts, units, owner="score")
+        queue = UnitQueue(folder.verdicts, units, owner="score", attempts=round.unit_attempts)
         metadata = {"verifier_version": grader.version}
-        run_units(queue, Verdict, work, shown_by(progress, "verdicts"), metadata=metadata, attempts=attempts)
-
-
-def shown_by(progress: Progress, task: str) -> Callable[[int, int], None]:
-    """The callback of ``run_units`` that moves a progress bar."""
-    shown: int | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        if shown is None:
-            progress.start(task, total, done)
-            shown = done
-        elif done > shown:
-            progress.advance(done - shown)
-            shown = done
-
-    return show
+        run_units(queue, Verdict, work, counting(progress, "verdicts"), metadata=metadata)
 
 
 def _units(config: Config, folder: RoundFolder) -> tuple[list[Unit], dict[str, Path]]:
@@ -229,35 +208,17 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {counts[name]}" for name in sorted(counts) if counts[name])
 
 
-def _candidates(shards: Sequence[Path], verdicts: dict[str, Verdict]) -> list[Candidate]:
-    found = []
-    for path in shards:
-        table = read_table(path, Trajectory, columns=("id", "finish_reason", "token_ids", "text"))
-        tokens = pc.list_value_length(table.column("token_ids")).to_pylist()
-        characters = pc.utf8_length(table.column("text")).to_pylist()
-        reasons = table.column("finish_reason").to_pylist()
-        for index, trajectory in enumerate(table.column("id").to_pylist()):
-            verdict = verdicts[trajectory]
-            length = tokens[index] or characters[index]  # an endpoint that returns no tokens is measured in characters
-            truncated = reasons[index] == "length"
-            found.append(
-                Candidate(trajectory, verdict.question_id, verdict.caption_id, length, truncated, verdict.verdict)
-            )
-    return found
-
-
 def _keep(
-    config: Config,
-    folder: RoundFolder,
-    round: int,
+    round: Round,
     shards: Sequence[Path],
     questions: dict[str, Question],
     verdicts: dict[str, Verdict],
     counts: Counter[str],
 ) -> dict[str, Any]:
-    candidates = _candidates(shards, verdicts)
+    config, folder = round.config, round.folder
+    candidates = stored_candidates(shards, verdicts)
     rewards = visual_rewards(candidates, config.reward.broken)
-    seed = seed_for(config.run.seed, "select", round)
+    seed = seed_for(config.run.seed, "select", round.index)
     selection = select(candidates, rewards, config.reward, seed)
     by_id = {c.id: c for c in candidates}
     texts = _texts(shards, frozenset(selection.kept))
@@ -274,7 +235,7 @@ def _keep(
                 question=question.question,
                 response=texts[trajectory],
                 token_count=candidate.length,
-                outcome=outcome(candidate.verdict),
+                outcome=outcome(candidate.verdict, candidate.truncated),
                 caption_reward=rewards[candidate.question_id, candidate.caption_id],
             )
         )

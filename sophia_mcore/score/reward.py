@@ -1,4 +1,4 @@
-"""Rewards and selection as pure functions (method: eqs. 4-6 of arXiv 2507.16814)."""
+"""Rewards and selection as pure functions (method: eqs. 4-6 of arXiv 2507.16814). They stand nowhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.records import Verdict, VerdictName
+from sophia_mcore.records import TrajectorySource, Verdict, VerdictName
 
 PairKey = tuple[str, str]  # (question id, caption id)
 BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
@@ -17,14 +17,25 @@ BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A trajectory as selection sees it."""
+    """A trajectory with its verdict, as rewards and selection see it."""
 
     id: str
     question_id: str
-    caption_id: str
-    length: int  # tokens of the reasoner
+    caption_id: str  # "": the policy's own, written from the image
+    length: int  # tokens of the model that wrote it
     truncated: bool
     verdict: VerdictName
+    source: TrajectorySource = "reasoner"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A trajectory that could be judged, with its reward."""
+
+    id: str
+    question_id: str
+    reward: float
+    source: TrajectorySource = "reasoner"
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,9 @@ class Selection:
     dropped: Counter[str]
 
 
-def outcome(verdict: VerdictName) -> float:
-    """R(y) of eq. 4: 1.0 for "correct", else 0.0."""
-    return 1.0 if verdict == "correct" else 0.0
+def outcome(verdict: VerdictName, truncated: bool = False) -> float:
+    """R(y) of eq. 4: 1.0 for "correct", else 0.0. A trajectory that was cut off has no answer."""
+    return 1.0 if verdict == "correct" and not truncated else 0.0
 
 
 def visual_rewards(
@@ -55,6 +66,28 @@ def visual_rewards(
         correct[pair] += verdict.verdict == "correct"
         judged[pair] += broken == "not_correct" or verdict.verdict not in BROKEN
     return {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
+
+
+def trajectory_rewards(
+    candidates: Iterable[Candidate], reward: Literal["outcome", "filtered"], config: Reward
+) -> tuple[list[Scored], Counter[str]]:
+    """The reward of each trajectory, for objectives that compare right ones with wrong ones; in the order given.
+
+    ``outcome``: R(y) (eq. 4). ``filtered``: R(y) where the caption's reward exceeds ``config.alpha`` (eqs. 5 and 6
+    without the shortest rule), else 0; the policy's own trajectories have no caption and keep R(y). Those that could
+    not be judged (timeout, error) are left out and counted.
+    """
+    listed = list(candidates)
+    captions = visual_rewards((c for c in listed if c.caption_id), config.broken) if reward == "filtered" else {}
+    found = []
+    for candidate in listed:
+        if candidate.verdict in BROKEN:
+            continue
+        value = outcome(candidate.verdict, candidate.truncated)
+        if reward == "filtered" and candidate.caption_id and not _caption_passes(candidate, captions, config):
+            value = 0.0
+        found.append(Scored(candidate.id, candidate.question_id, value, candidate.source))
+    return found, Counter(candidate.verdict for candidate in listed if candidate.verdict in BROKEN)
 
 
 def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], config: Reward, seed: int) -> Selection:
@@ -90,6 +123,10 @@ def _reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], conf
         return "truncated"
     if config.require_correct and candidate.verdict != "correct":
         return candidate.verdict
-    if config.use_visual_reward and not rewards[candidate.question_id, candidate.caption_id] > config.alpha:
+    if config.use_visual_reward and not _caption_passes(candidate, rewards, config):
         return "caption_reward"
     return ""
+
+
+def _caption_passes(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> bool:
+    return rewards[candidate.question_id, candidate.caption_id] > config.alpha

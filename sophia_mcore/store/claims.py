@@ -103,8 +103,9 @@ class Claim:
 class UnitQueue:
     """The units of one folder, seen by one owner. Not for use by several threads at once, except ``renew``.
 
-    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead. ``in_order``: the
-    first units first, for few owners (each then misses once per other owner).
+    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead. ``attempts`` > 1: a
+    unit that has failed so often is not handed out again. ``in_order``: the first units first, for few owners (each
+    then misses once per other owner).
     Raises SophiaError when the folder cannot be used or holds shards of other units (a changed configuration).
     """
 
@@ -115,13 +116,14 @@ class UnitQueue:
         owner: str = "",
         lease_seconds: float = 120.0,
         *,
+        attempts: int = 1,
         in_order: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.units = {unit.id: unit for unit in _checked(units)}
         self.owner = Owner.this_process(owner)
         self.lease_seconds = lease_seconds
-        self.attempts = 1  # more: a unit that has failed so often is not handed out again
+        self.attempts = attempts
         self._claims = self.folder / "claims"
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
         self._random = None if in_order else random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret

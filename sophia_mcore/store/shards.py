@@ -131,6 +131,7 @@ def _seal(sha256: Any, type_name: str, rows: int, metadata: str) -> str:
 def read_table(path: Path | str, record_type: type, columns: Sequence[str] | None = None) -> pa.Table:
     """Verified columns of a shard, as Arrow; ``columns`` (default all) limits what is decoded, not what is verified.
 
+    A shard of an older version may lack a field that has a default: the column then holds the default.
     Raises SophiaError naming the file when it is missing, truncated, damaged or holds another type of record.
     """
     return _read(path, record_type, columns)
@@ -177,12 +178,22 @@ def _read(path: Path | str, record_type: type, columns: Sequence[str] | None) ->
         file = pq.ParquetFile(pa.BufferReader(buffer))
         _verify(path, body, _parse_metadata(path, file.metadata.metadata or {}), record_type)
         wanted = list(columns) if columns is not None else [f.name for f in dataclasses.fields(record_type)]
-        missing = set(wanted) - set(file.schema_arrow.names)
-        if missing:
-            raise SophiaError(f"{path} has no column {', '.join(sorted(missing))}: another version wrote it")
-        return file.read(columns=wanted, use_threads=False)
+        stored = [name for name in wanted if name in file.schema_arrow.names]
+        defaults = _defaults(path, record_type, set(wanted) - set(stored))
+        table = file.read(columns=stored, use_threads=False)
+        for name, value in defaults.items():
+            table = table.append_column(schema_of(record_type).field(name), pa.repeat(value, file.metadata.num_rows))
+        return table
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
+
+
+def _defaults(path: Path | str, record_type: type, missing: set[str]) -> dict[str, Any]:
+    found = {f.name: f.default for f in dataclasses.fields(record_type) if isinstance(f.default, str | int | float)}
+    unknown = missing - found.keys()
+    if unknown:
+        raise SophiaError(f"{path} has no column {', '.join(sorted(unknown))}: another version wrote it")
+    return {name: found[name] for name in sorted(missing)}
 
 
 def _verified_body(path: Path | str, data: memoryview) -> memoryview:

@@ -31,7 +31,6 @@ def run_units(
     *,
     metadata: Mapping[str, Any] | None = None,
     wait: bool = True,
-    attempts: int = 1,
 ) -> int:
     """Claim units and work on them until none is left; returns how many this process finished.
 
@@ -39,12 +38,11 @@ def run_units(
     the unit is given back and the exception goes on. ``wait``: stay until the units that others hold are done too, and
     take over those of owners that die; otherwise leave as soon as nothing is free.
 
-    ``attempts`` > 1: a unit that fails is left to others, or for later, until it has failed so often; the other units
-    are worked on meanwhile. Then SophiaError says how many failed and why the first did. When different units fail in
-    a row, as many as ``attempts``, the fault lies rather with this process, which stops.
+    ``queue.attempts`` > 1: a unit that fails is left to others, or for later, until it has failed so often; the other
+    units are worked on meanwhile. Then SophiaError says how many failed and why the first did. When different units
+    fail in a row, as many as ``queue.attempts``, the fault lies rather with this process, which stops.
     """
-    queue.attempts = attempts
-    meter = _Meter(queue, progress)
+    meter = _ItemsDone(queue, progress)
     finished, pause = 0, _FIRST_PAUSE_SECONDS
     in_a_row: set[str] = set()  # different units that failed since one was done
     try:
@@ -56,7 +54,7 @@ def run_units(
                     records = _work_on(claim, work, meter)
                 except Exception:
                     in_a_row.add(claim.unit.id)
-                    if attempts == 1 or len(in_a_row) >= attempts:
+                    if queue.attempts == 1 or len(in_a_row) >= queue.attempts:
                         raise
                 else:  # writing failed, not the unit: the next shard would fail too
                     finished += claim.finish(records, record_type, metadata)
@@ -75,7 +73,7 @@ def run_units(
             queue.close()
 
 
-def _work_on(claim: Claim, work: Callable[[Unit, Report], Sequence[Any]], meter: _Meter) -> Sequence[Any]:
+def _work_on(claim: Claim, work: Callable[[Unit, Report], Sequence[Any]], meter: _ItemsDone) -> Sequence[Any]:
     try:
         with _heartbeats(claim):
             return work(claim.unit, meter.report)
@@ -96,7 +94,7 @@ def _complain(failures: Sequence[Failure], units: int) -> None:
         )
 
 
-class _Meter:
+class _ItemsDone:
     """Items done by everybody: what a listing showed, plus this process's own since; never fewer than before."""
 
     def __init__(self, queue: UnitQueue, progress: Progress | None) -> None:

@@ -3,7 +3,7 @@
 python -m tests.bench.bench_deciders [--run RUN ...] [--pairs FILE.jsonl ...] [--stream QUESTIONS]
 
 Prints one table row per module and one column per set. --run: the trajectories of a run's rounds; --pairs: lines with
-"response", "answer" and, where they have them, "type", "options", "benchmark"; --stream: answers of tests/bench/answers.py.
+"response", "answer" and, where they have them, "type", "options", "benchmark"; --stream: those of tests/bench/answers.
 A verdict belongs to the module whose function first returned it, and "workers" are what the exact rules leave open.
 """
 
@@ -14,6 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +59,7 @@ def count(items: Iterable[GradeItem]) -> Counter[str]:
     for item in items:
         gold = exact.prepare(item.answer, item.answer_type, item.options, rule_for(item.rules))
         found = extract(item.response, gold.type)
-        counts["extract (no answer)" if found is None else deciding_module(lambda: exact.decide(gold, found))] += 1
+        counts["extract (no answer)" if found is None else deciding_module(partial(exact.decide, gold, found))] += 1
         for cached in (exact._python_list, exact.parse_number, exact.evaluate):
             cached.cache_clear()  # type: ignore[attr-defined]
     return counts

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from sophia_mcore.config.schema import Config, TransformersEngine
+from sophia_mcore.config.schema import Config
+from sophia_mcore.config.schema import TransformersEngine as EngineConfig
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.fresh import generate_fresh
-from sophia_mcore.generate.transformers_engine import open_transformers
+from sophia_mcore.generate.answers import generate_fresh
+from sophia_mcore.generate.transformers_engine import TransformersEngine
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Kept, Question
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, write_shard
 from sophia_mcore.track.metrics import read_metrics
 from tests.support import train_world
@@ -49,9 +50,9 @@ def world(folder: Path, policy: Path, objective: dict[str, Any], **sections: Any
 def answers(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     """Sampled with transformers' own implementation of the model."""
     config, folder = world(tmp_path_factory.mktemp("sampled") / "run", policy, MIXED)
-    engine = open_transformers(TransformersEngine(kind="transformers", dtype="float32"), policy, 1)
-    assert generate_fresh(config, folder, 0, engine, NoProgress()) == 2
-    assert generate_fresh(config, folder, 0, engine, NoProgress()) == 0  # nothing is done twice
+    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, 1)
+    assert generate_fresh(Round(config, folder, 0), engine, NoProgress()) == 2
+    assert generate_fresh(Round(config, folder, 0), engine, NoProgress()) == 0  # nothing is done twice
     found = list(read_folder(folder.round(0).fresh, Answer))
     assert len(found) == len({row.seed for row in found}) == 16
     assert {(row.temperature, row.top_p) for row in found} == {(1.0, 1.0)}

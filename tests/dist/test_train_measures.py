@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from sophia_mcore.config.schema import Config, TransformersEngine
-from sophia_mcore.generate.captions import caption_requests, describe_prompt
-from sophia_mcore.generate.phase import sampled_fields
-from sophia_mcore.generate.transformers_engine import open_transformers
-from sophia_mcore.records import Caption, Kept, caption_id
+from sophia_mcore.config.schema import Config
+from sophia_mcore.config.schema import TransformersEngine as EngineConfig
+from sophia_mcore.generate.captions import ask_captions, describe_prompt
+from sophia_mcore.generate.transformers_engine import TransformersEngine
+from sophia_mcore.records import Caption, Kept
 from sophia_mcore.report.summary import _round_line
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard, write_shard
 from sophia_mcore.track.metrics import read_metrics
 from tests.support import train_world
@@ -41,14 +41,13 @@ def world(folder: Path, policy: Path, **sections: Any) -> tuple[Config, RunFolde
 def captions(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Caption]:
     """Sampled from transformers' own implementation of the model."""
     config, folder = world(tmp_path_factory.mktemp("sampled") / "run", policy)
-    engine = open_transformers(TransformersEngine(kind="transformers", dtype="float32"), policy, 1)
+    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, 1)
     images = sorted({row.images for row in read_shard(folder.round(0).kept_file, Kept) if row.images})
     found = []
     for image in images:
-        requests = caption_requests(config, 0, describe_prompt(config), image, ImageStore(folder.images))
-        for index, (request, completion) in enumerate(zip(requests, engine.generate(requests), strict=True)):
-            fields = sampled_fields(request, completion, "digest")
-            found.append(Caption(id=caption_id(image, index), images=image, index=index, **fields))
+        asked = ask_captions(Round(config, folder, 0), describe_prompt(config), image, ImageStore(folder.images))
+        completions = engine.generate([one.request for one in asked])
+        found += [one.record(done, "digest") for one, done in zip(asked, completions, strict=True)]
     assert len(found) > 5 and all(caption.token_logprobs for caption in found)
     return found
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sophia_mcore.generate.captions import caption_requests, describe_prompt
-from sophia_mcore.generate.phase import sampled_fields
-from sophia_mcore.records import Caption, Kept, caption_id
+from sophia_mcore.generate.captions import ask_captions, describe_prompt
+from sophia_mcore.records import Caption, Kept
 from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.shards import read_shard, write_shard
 from sophia_mcore.train.checkpoint_folder import newest_checkpoint
 from sophia_mcore.weights.export import export_hf
@@ -47,15 +47,15 @@ def test_exports_speak_alike_everywhere(vllm: Driver, tiny_internvl: Path, expor
     one = {"steps": 1, "save_every_steps": 9}
     tiles = {"max_tiles": MAX_TILES}
     config, following = train_world.make_run(tmp_path / "run", exported, captions=captions, train=one, batch=tiles)
+    round = Round(config, following, 0)
     try:
         vllm.ask(reload=str(exported))
         after = vllm.generate(requests)
         rows = []
         for images in sorted({row.images for row in read_shard(following.round(0).kept_file, Kept) if row.images}):
-            asked = caption_requests(config, 0, describe_prompt(config), images, ImageStore(following.images))
-            for k, (request, done) in enumerate(zip(asked, vllm.generate(asked), strict=True)):
-                fields = sampled_fields(request, done, "digest")
-                rows.append(Caption(id=caption_id(images, k), images=images, index=k, **fields))
+            asked = ask_captions(round, describe_prompt(config), images, ImageStore(following.images))
+            completions = vllm.generate([one.request for one in asked])
+            rows += [one.record(done, "digest") for one, done in zip(asked, completions, strict=True)]
     finally:
         vllm.ask(reload=str(tiny_internvl))
     assert after != before  # it has learned something

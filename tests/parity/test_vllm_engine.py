@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.data.images import decode
-from sophia_mcore.generate.engine import Completion, Request, open_engine
+from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.transformers_engine import sampling_logprobs
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.families import image_processor

@@ -17,7 +17,8 @@ from typing import Any
 
 from sophia_mcore.config.schema import Sampling, VllmEngine
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import Request, open_engine
+from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.chat import Message
 

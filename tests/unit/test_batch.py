@@ -11,11 +11,12 @@ import torch
 
 from sophia_mcore.batch import samples as samples_module
 from sophia_mcore.batch.collate import collate
-from sophia_mcore.batch.samples import IGNORE, Sample, from_kept, from_mixture, image_digests, user_text
+from sophia_mcore.batch.samples import IGNORE, Sample, from_kept, from_mixture, image_digests
 from sophia_mcore.batch.tokenize import load_tokenizer, tokenize
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.chat import user_text
 from sophia_mcore.pretrained.family import ImageSize
 from sophia_mcore.pretrained.internvl.tiling import tiles
 from sophia_mcore.records import Kept

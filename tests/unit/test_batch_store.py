@@ -9,14 +9,13 @@ import pytest
 from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.batch.loader import Loader
 from sophia_mcore.batch.reader import Reader
-from sophia_mcore.batch.recorded import recorded_logprobs, require_same_tokenizer
 from sophia_mcore.batch.samples import FRESH, SUPERVISED, Sample
-from sophia_mcore.batch.store_samples import from_store
+from sophia_mcore.batch.store_samples import from_store, recorded_logprobs, require_same_tokenizer
 from sophia_mcore.batch.tokenize import tokenize
-from sophia_mcore.config.schema import Objective, Reward
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Answer, Kept, Question, Sampled, Trajectory, Verdict
-from sophia_mcore.score.advantage import group_weights, rewards, weigh
+from sophia_mcore.score.advantage import group_weights, weigh
+from sophia_mcore.score.reward import Scored
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
 from tests.support.batch_world import CHAT, SPEC, make_images, make_samples, make_tokenizer
@@ -138,7 +137,7 @@ def test_group_advantages_over_the_full_store(store):
     assert found.dropped == {"timeout": 1, "zero_weight": 4}
     cut = next(sample for sample in found.samples if sample.id == "q3.c.k0.n3")
     assert not cut.complete and cut.system == "LONG"
-    tokens = tokenize([cut], make_tokenizer(), CHAT, lambda digest: 0, 4, 1000).samples[0]
+    tokens = tokenize([cut], make_tokenizer(), CHAT, lambda digest: None, 1000).samples[0]
     assert tokens.input_ids[-1] != 257  # no end token is learned where there was none
 
 
@@ -162,12 +161,16 @@ def test_weights_of_groups():
     assert group_weights([1.0, 0.0], "signed") == [1.0, -1.0]
     assert group_weights([1.0, 0.0, 0.0, 0.0], "group_mean") == [0.75, -0.25, -0.25, -0.25]
     assert group_weights([1.0, 1.0], "group_normalized") == [0.0, 0.0]
-    scored, dropped = rewards(
-        [verdict_of("a", "correct"), verdict_of("b", "correct")], {"a": False}, Objective(), Reward()
-    )
-    assert len(scored) == 1 and dropped == {"no_trajectory": 1}
-    weights, _ = weigh(scored, objective("awr"), 0)
-    assert weights == {"a": 0.0}  # exp(0) = 1: it does teach
+    weights, _ = weigh([Scored("a", "q", 1.0)], "group_normalized", 0, keep_zero=True)
+    assert weights == {"a": 0.0}
+    assert weigh([Scored("a", "q", 1.0)], "group_normalized", 0) == ({}, {"zero_weight": 1})
+
+
+def test_verdicts_without_a_trajectory_are_counted(store):
+    _, _, folder, _ = store
+    write_shard(folder.verdicts / "b.parquet", [verdict_of("gone", "correct")], Verdict)
+    assert load(store, name="grpo").dropped == {"timeout": 1, "zero_weight": 4, "no_trajectory": 1}
+    assert {s.id for s in load(store, name="awr").samples if s.weight == 0.0} == {f"q2.c.k0.n{n}" for n in range(4)}
 
 
 def verdict_of(name, value):
@@ -242,9 +245,9 @@ def test_sampled_tokens_that_end_otherwise_are_dropped():
     sample = Sample(
         id="a", source="s", images=(), system=None, question="q", response="5", response_ids=(5, 7), complete=True
     )
-    done = tokenize([sample], make_tokenizer(), CHAT, lambda digest: 0, 4, 1000)
+    done = tokenize([sample], make_tokenizer(), CHAT, lambda digest: None, 1000)
     assert done.dropped == {"other_end_token": 1}
-    assert tokenize([replace(sample, complete=False)], make_tokenizer(), CHAT, lambda d: 0, 4, 1000).samples
+    assert tokenize([replace(sample, complete=False)], make_tokenizer(), CHAT, lambda d: None, 1000).samples
 
 
 def make_loader(tmp_path, samples, **objective):

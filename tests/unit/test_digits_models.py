@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2ForCausalLM
 
-from sophia_mcore.batch.samples import user_text
 from sophia_mcore.config.load import load_config
-from sophia_mcore.pretrained.chat import Chat, Message
+from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.families import image_processor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"

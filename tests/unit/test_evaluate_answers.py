@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.evaluate.answers import evaluate
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
+from sophia_mcore.generate.answers import evaluate
 from sophia_mcore.generate.engine import Completion, OnDone, Request
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.shards import read_folder, read_shard
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import Grade, GradeItem
@@ -45,7 +46,7 @@ class Clever(FakeEngine):
 def test_answers_are_asked_graded_and_counted(tmp_path: Path) -> None:
     run, engine = make_run(tmp_path), Clever()
     config = make_config(tmp_path, evaluate={"protocols": PROTOCOLS})
-    evaluate(config, run, "base", engine, NoProgress())
+    evaluate(Round(config, run, 0), "base", engine, NoProgress())
     answers = list(read_folder(run.evaluation("base", "paper"), Answer))
     assert len(answers) == 10 and len({a.id for a in answers}) == 10 == len({a.seed for a in answers})
     assert {a.id: a.verdict for a in answers}["q1.n1"] == "correct"
@@ -77,7 +78,7 @@ def test_the_judge_is_told_the_question(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("sophia_mcore.score.grading.Grader", Listening)
     run = make_run(tmp_path)
-    evaluate(make_config(tmp_path), run, "base", Clever(), NoProgress())
+    evaluate(Round(make_config(tmp_path), run, 0), "base", Clever(), NoProgress())
     assert asked == {q.id: q.question for q in read_shard(run.evaluation_questions_file, Question)}
 
 
@@ -85,7 +86,7 @@ def test_models_meet_the_same_random_numbers(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     engines = [Clever(), Clever()]
     for label, engine in zip(["base", "round-0"], engines, strict=True):
-        evaluate(config, run, label, engine, NoProgress())
+        evaluate(Round(config, run, 0), label, engine, NoProgress())
     before, after = ({(r.messages, r.seed) for r in engine.requests} for engine in engines)
     assert before == after
     assert list(results(run, config, pytest.fail)) == ["base", "round-0"]
@@ -94,11 +95,11 @@ def test_models_meet_the_same_random_numbers(tmp_path: Path) -> None:
 def test_a_broken_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     with pytest.raises(SophiaError, match="the engine died"):
-        evaluate(config, run, "base", Clever(fail_at=2), NoProgress())
+        evaluate(Round(config, run, 0), "base", Clever(fail_at=2), NoProgress())
     assert results(run, config, pytest.fail) == {}  # a part is no result
     engine, again = Clever(), Clever()
-    evaluate(config, run, "base", engine, NoProgress())
-    evaluate(config, run, "base", again, NoProgress())
+    evaluate(Round(config, run, 0), "base", engine, NoProgress())
+    evaluate(Round(config, run, 0), "base", again, NoProgress())
     assert engine.calls == 2 and again.calls == 0
     assert results(run, config, pytest.fail)["base"]["n"] == 5
 
@@ -106,24 +107,24 @@ def test_a_broken_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_answers_of_another_model_are_not_mixed(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     with pytest.raises(SophiaError, match="the engine died"):
-        evaluate(config, run, "base", Clever(fail_at=2), NoProgress())
+        evaluate(Round(config, run, 0), "base", Clever(fail_at=2), NoProgress())
     other = Clever()
     other.model_digest = "e" * 64
     with pytest.raises(SophiaError, match="another model digest"):
-        evaluate(config, run, "base", other, NoProgress())
+        evaluate(Round(config, run, 0), "base", other, NoProgress())
 
 
 def test_no_evaluation_questions(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     run.evaluation_questions_file.unlink()
     with pytest.raises(SophiaError, match=r"evaluation/questions.parquet: no such file"):
-        evaluate(config, run, "base", FakeEngine(), NoProgress())
+        evaluate(Round(config, run, 0), "base", FakeEngine(), NoProgress())
     assert results(run, config, pytest.fail) == {}
 
 
 def test_questions_themselves_are_unchanged(tmp_path: Path) -> None:
     run, engine = make_run(tmp_path), Clever()
-    evaluate(make_config(tmp_path), run, "base", engine, NoProgress())
+    evaluate(Round(make_config(tmp_path), run, 0), "base", engine, NoProgress())
     asked = {request.messages[-1].text for request in engine.requests}
     for question in read_shard(run.evaluation_questions_file, Question):
         assert any(text.endswith(question.question) for text in asked)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.score.reward import Candidate, outcome, select, visual_rewards
+from sophia_mcore.score.reward import Candidate, outcome, select, trajectory_rewards, visual_rewards
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -31,6 +31,22 @@ def run(items, seed=0, **settings):
 def test_outcome():
     assert outcome("correct") == 1.0
     assert [outcome(v) for v in ("wrong", "no_answer", "timeout", "error")] == [0.0] * 4
+    assert outcome("correct", truncated=True) == 0.0
+
+
+@pytest.mark.parametrize(("broken", "passes"), [("not_correct", False), ("left_out", True)])
+def test_rewards_of_trajectories(broken, passes):
+    """Of four, one was cut off and one timed out: eq. 5 is 3/4 or 3/3."""
+    items = candidates("q", "c", ["correct", "correct", "correct", "timeout"], truncated=(1,))
+    config = Reward(alpha=0.75, broken=broken)
+    scored, dropped = trajectory_rewards(items, "outcome", config)
+    assert [row.reward for row in scored] == [1.0, 0.0, 1.0] and dropped == {"timeout": 1}
+    own = Candidate("q.n0", "q", "", 0, False, "correct", "policy")
+    scored, _ = trajectory_rewards([*items, own], "filtered", config)
+    assert {row.id: row.reward for row in scored} == {
+        "q.c.n0": float(passes), "q.c.n1": 0.0, "q.c.n2": float(passes), "q.n0": 1.0,
+    }  # fmt: skip
+    assert [row.source for row in scored] == ["reasoner"] * 3 + ["policy"]
 
 
 @pytest.mark.parametrize(("correct", "passes"), [(5, False), (6, False), (7, True), (8, True)])

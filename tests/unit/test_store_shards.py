@@ -8,9 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import datasets
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.records import Question, Trajectory
+from sophia_mcore.records import Answer, Question, Trajectory
 from sophia_mcore.store import atomic, shards
 
 
@@ -272,3 +272,23 @@ with atomic.creating({str(tmp_path / "a.bin")!r}) as file:
     with atomic.creating(tmp_path / "a.bin") as file:
         file.write(b"whole")
     assert (tmp_path / "a.bin").read_bytes() == b"whole"
+
+
+def test_a_shard_of_an_older_version_gets_the_defaults_of_newer_fields(tmp_path: Path) -> None:
+    """As runs have stored the policy's answers before they had a source and a caption."""
+    newer = ("source", "caption_id")
+    types = {name: kind for name, kind in get_type_hints(Answer).items() if name not in newer}
+    older = make_dataclass("Answer", types.items())
+    values = {name: "stop" if kind is not int else 1 for name, kind in types.items()}
+    values |= {"token_ids": (1,), "token_logprobs": (-0.5,), "logprob_sum": -0.5, "temperature": 1.0, "top_p": 1.0}
+    shards.write_shard(tmp_path / "a.parquet", [older(**values)] * 2, older)
+    answer = Answer(**values)
+    assert shards.read_shard(tmp_path / "a.parquet", Answer) == [answer, answer]
+    assert (answer.source, answer.caption_id) == ("policy", "")
+    table = shards.read_table(tmp_path / "a.parquet", Answer, columns=["source"])
+    assert table.to_pydict() == {"source": ["policy"] * 2}
+
+    oldest = make_dataclass("Answer", {"id": str}.items())
+    shards.write_shard(tmp_path / "b.parquet", [oldest(id="a")], oldest)
+    with pytest.raises(SophiaError, match=r"b\.parquet has no column extracted, .*verdict: another version wrote it"):
+        shards.read_shard(tmp_path / "b.parquet", Answer)

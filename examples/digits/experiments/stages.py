@@ -55,7 +55,7 @@ def prepare(seed: int, rollouts: RunFolder, folder: Path, variant: Variant) -> C
         for shard in shard_files(source.trajectories):
             rows = [row for row in read_shard(shard, Trajectory) if allowed(row, variant)]
             write_shard(target.trajectories / shard.name, rows, Trajectory)
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     write_text(run.config_file, dump_toml(config))
     return config
 
@@ -112,7 +112,7 @@ def train_all(seed: int, rollouts: RunFolder, out: Path, chosen: dict[str, Varia
 
 def evaluate_all(rollouts: RunFolder, models: Iterable[str], minutes: float) -> None:
     """Answer the validation questions with "label=folder" models, one engine for all. In the rollout environment."""
-    from sophia_mcore.evaluate.answers import evaluate
+    from sophia_mcore.generate.answers import evaluate
     from sophia_mcore.generate.worker import lazy_engine
 
     config, began = load_config(rollouts.config_file), time.monotonic()
@@ -125,7 +125,7 @@ def evaluate_all(rollouts: RunFolder, models: Iterable[str], minutes: float) -> 
             engine = lazy_engine(config, config.evaluate.engine, Path(folder), NoProgress())
         elif opened:
             engine.reload(Path(folder))
-        evaluate(config, rollouts, label, engine, NoProgress())
+        evaluate(Round(config, rollouts, 0), label, engine, NoProgress())
         opened = True
     if engine is not None:
         engine.close()

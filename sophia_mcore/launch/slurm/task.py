@@ -27,7 +27,7 @@ from sophia_mcore.launch.slurm import health
 from sophia_mcore.launch.slurm.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
 from sophia_mcore.launch.state import check_inputs, state_of
 from sophia_mcore.progress import LineProgress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
 EXIT_STOPPED = 75
@@ -123,7 +123,7 @@ def _rollout(stage: str) -> Callable[[Config, RunFolder, int, SlurmTask, Stop], 
 def _score(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
     from sophia_mcore.score.phase import score_round
 
-    score_round(config, run, round_index, LineProgress(), config.cluster.unit_attempts)
+    score_round(Round(config, run, round_index, config.cluster.unit_attempts), LineProgress())
 
 
 def _train(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:

@@ -1,0 +1,161 @@
+"""The policy answers questions from their images, and each answer is graded at once.
+
+Two phases ask in this way: the evaluation, and a round whose objective learns from the policy's own answers too. The
+latter are sampled beside the captions, by the same model in the same engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from sophia_mcore.config.engines import Sampling
+from sophia_mcore.config.schema import Protocol
+from sophia_mcore.data.prompts import load_prompt
+from sophia_mcore.generate.engine import Engine, Request
+from sophia_mcore.generate.phase import Asked, read_questions, run_phase
+from sophia_mcore.pretrained.chat import Message, plain, user_text
+from sophia_mcore.progress import Progress
+from sophia_mcore.records import Answer, Question, Trajectory, trajectory_id
+from sophia_mcore.score.grading import open_grader
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import Round
+from sophia_mcore.store.lineage import prompt_hash, seed_for
+from sophia_mcore.store.units import Unit, UnitQueue, units_of
+from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.types import GradeItem
+
+
+def generate_fresh(round: Round, engine: Engine, progress: Progress) -> int:
+    """Sample the policy's own answers to every question that has none; returns how many units this process finished.
+
+    Writes one shard of ``records.Answer`` per unit into ``round.folder.fresh``.
+    Raises SophiaError when questions are missing, the engine fails, or the folder holds another model's answers.
+    """
+    config = round.config
+    questions = {question.id: question for question in read_questions(round.run.questions_file, with_images=True)}
+    with open_grader(config.score) as grader:
+        exam = Exam(
+            questions=questions,
+            system=load_prompt("long_thinking", config.batch.long_thinking_prompt_file),
+            images=ImageStore(round.run.images),
+            grader=grader,
+            sampling=Sampling(max_tokens=config.fresh.max_tokens),
+            samples=config.fresh.per_question,
+            seed_of=partial(seed_for, config.run.seed, "fresh", round.index),
+        )
+        name = f"the policy's own answers of round {round.index}"
+        return exam.run(name, fresh_queue(round, list(questions)), engine, progress)
+
+
+def fresh_queue(round: Round, question_ids: Sequence[str]) -> UnitQueue:
+    """The units of a round's fresh trajectories. Items are questions."""
+    units = units_of(question_ids, round.config.fresh.questions_per_unit)
+    return UnitQueue(round.folder.fresh, units, owner="fresh", attempts=round.unit_attempts)
+
+
+def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> int:
+    """Answer and grade every evaluation question under every protocol; returns how many units this process finished.
+
+    Writes one shard of ``records.Answer`` per unit into ``run.evaluation(label, protocol)``. Seeds depend neither on
+    the model nor on the round, so models are compared under the same random numbers.
+    Raises SophiaError when questions are missing, the engine fails, or the folder holds another model's answers.
+    """
+    config, run = round.config, round.run
+    questions = {q.id: q for q in read_questions(run.evaluation_questions_file, with_images=False)}
+    system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
+    finished = 0
+    with open_grader(config.score) as grader:
+        for protocol in config.evaluate.protocols:
+            exam = Exam(
+                questions=questions,
+                system=system,
+                images=ImageStore(run.images),
+                grader=grader,
+                sampling=protocol.sampling,
+                samples=protocol.samples,
+                seed_of=partial(seed_for, config.run.seed, "evaluation", protocol.name),
+            )
+            queue = evaluation_queue(round, label, protocol, list(questions))
+            finished += exam.run(f"evaluation of {label} ({protocol.name})", queue, engine, progress)
+    return finished
+
+
+def evaluation_queue(round: Round, label: str, protocol: Protocol, question_ids: Sequence[str]) -> UnitQueue:
+    """The units of one protocol. Items are questions."""
+    units = units_of(question_ids, round.config.evaluate.questions_per_unit)
+    folder = round.run.evaluation(label, protocol.name)
+    return UnitQueue(folder, units, owner=f"evaluate {label}", attempts=round.unit_attempts)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is asked, and how the replies become graded answers.
+
+    ``seed_of(question id, index)`` is the seed of a sample; it does not depend on the model.
+    """
+
+    questions: Mapping[str, Question]
+    system: str
+    images: ImageStore
+    grader: Grader
+    sampling: Sampling
+    samples: int
+    seed_of: Callable[[str, int], int]
+
+    def run(self, name: str, queue: UnitQueue, engine: Engine, progress: Progress) -> int:
+        """Ask and grade the units of ``queue`` (their items are question ids) that are not done."""
+        settings = {"prompt_template": prompt_hash(self.system)}
+        return run_phase(name, queue, Answer, engine, progress, ask=self.ask, grade=self.grade, settings=settings)
+
+    def ask(self, unit: Unit) -> list[Asked[Trajectory]]:
+        """One request per sample: long-thinking prompt, images, question, as in training (method.md section 3)."""
+        return [asked for item in unit.items for asked in self._of(self.questions[item])]
+
+    def _of(self, question: Question) -> list[Asked[Trajectory]]:
+        text = user_text(plain(question.question), len(question.images))
+        files = tuple(self.images.get(digest) for digest in question.images)
+        return [
+            Asked(
+                Request(
+                    messages=(Message("system", self.system), Message("user", text)),
+                    images=files,
+                    sampling=self.sampling,
+                    seed=self.seed_of(question.id, index),
+                ),
+                partial(
+                    Trajectory,
+                    id=trajectory_id(question.id, "", index),
+                    question_id=question.id,
+                    index=index,
+                    source="policy",
+                ),
+            )
+            for index in range(self.samples)
+        ]
+
+    def grade(self, trajectories: Sequence[Trajectory]) -> list[Answer]:
+        """Answers, in order. Truncated ones are graded too: a base model that cannot stop may still be right."""
+        items = [self._item(trajectory) for trajectory in trajectories]
+        return [
+            Answer(**_fields(trajectory), verdict=grade.verdict, extracted=grade.extracted)
+            for trajectory, grade in zip(trajectories, self.grader.grade_many(items), strict=True)
+        ]
+
+    def _item(self, trajectory: Trajectory) -> GradeItem:
+        question = self.questions[trajectory.question_id]
+        return GradeItem(
+            id=trajectory.id,
+            response=trajectory.text,
+            answer=question.answer,
+            answer_type=question.answer_type,
+            options=question.options,
+            rules=question.source,
+            question=question.question,
+        )
+
+
+def _fields(trajectory: Trajectory) -> dict[str, Any]:
+    return {field.name: getattr(trajectory, field.name) for field in fields(Trajectory)}

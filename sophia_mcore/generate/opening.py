@@ -1,0 +1,71 @@
+"""Opens the engine that the configuration names, at once or when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sophia_mcore.config.schema import Engine as EngineConfig
+from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
+from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
+from sophia_mcore.config.schema import VllmEngine as VllmConfig
+from sophia_mcore.errors import UsageError
+from sophia_mcore.generate.engine import Completion, Engine, OnDone, Request
+from sophia_mcore.pretrained.complete import check_model_dir
+
+
+def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int = 12) -> Engine:
+    """The engine that ``config`` names, ready to sample. ``max_tiles`` limits the tiles of an image.
+
+    Raises SophiaError for a model directory that cannot be used, before the engine's own code is even imported.
+    """
+    if isinstance(config, OpenAIConfig):
+        from sophia_mcore.generate.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(config)
+    if model_dir is None:
+        raise UsageError(f"an engine of kind {config.kind!r} needs a model directory")
+    check_model_dir(model_dir)
+    if isinstance(config, VllmConfig):
+        from sophia_mcore.generate.vllm_engine import open_vllm
+
+        return open_vllm(config, model_dir, max_tiles)
+    assert isinstance(config, TransformersConfig)
+    from sophia_mcore.generate.transformers_engine import TransformersEngine
+
+    return TransformersEngine(config, model_dir, max_tiles)
+
+
+class LazyEngine:
+    """An engine that is opened when it is first asked for a text: a phase with nothing left to do starts none."""
+
+    def __init__(self, open_it: Callable[[Path | None], Engine], model_dir: Path | None) -> None:
+        self._open_it = open_it
+        self._model_dir = model_dir
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine behind, opened by now."""
+        if self._engine is None:
+            self._engine = self._open_it(self._model_dir)
+        return self._engine
+
+    @property
+    def model_digest(self) -> str:
+        return self.engine.model_digest
+
+    def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
+        return self.engine.generate(requests, on_done)
+
+    def reload(self, model_dir: Path) -> None:
+        if self._engine is None:
+            self._model_dir = model_dir
+        elif model_dir != self._model_dir:
+            self._engine.reload(model_dir)
+            self._model_dir = model_dir
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
