@@ -31,7 +31,7 @@ from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Kept, Trajectory
 from sophia_mcore.store.atomic import write_json, write_text
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files, write_shard
 
 HERE = Path(__file__).parent
@@ -133,7 +133,7 @@ def prepare(seed: int, rollouts: RunFolder, folder: Path, variant: Variant) -> C
         for shard in shard_files(source.trajectories):
             rows = [row for row in read_shard(shard, Trajectory) if allowed(row, variant)]
             write_shard(target.trajectories / shard.name, rows, Trajectory)
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     write_text(run.config_file, dump_toml(config))
     return config
 
@@ -191,7 +191,7 @@ def train_all(seed: int, rollouts: RunFolder, out: Path, chosen: dict[str, Varia
 def evaluate_all(rollouts: RunFolder, models: Iterable[str], minutes: float) -> None:
     """Answer the validation questions with "label=folder" models, one engine for all. In the rollout environment."""
     from sophia_mcore.evaluate.answers import evaluate
-    from sophia_mcore.generate.worker import lazy_engine
+    from sophia_mcore.generate.lazy import lazy_engine
 
     config, began = load_config(rollouts.config_file), time.monotonic()
     engine, opened = None, False

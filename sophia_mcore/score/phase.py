@@ -27,7 +27,7 @@ from sophia_mcore.score.reward import BROKEN, Candidate, outcome, select, visual
 from sophia_mcore.score.second_opinion import write_second_opinion
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
-from sophia_mcore.store.layout import RoundFolder, RunFolder
+from sophia_mcore.store.layout import Round, RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
@@ -38,9 +38,7 @@ PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than st
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
 
 
-def score_round(
-    config: Config, run_folder: RunFolder | Path, round: int, progress: Progress, attempts: int = 1
-) -> dict[str, Any]:
+def score_round(round: Round, progress: Progress) -> dict[str, Any]:
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
 
     Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
@@ -48,16 +46,16 @@ def score_round(
     there are no trajectories, when more than ``score.max_broken_share`` of the verdicts are timeouts or errors, or when
     nothing is kept (with the reasons).
     """
-    run = run_folder if isinstance(run_folder, RunFolder) else RunFolder(run_folder)
-    folder = run.round(round)
+    config, run, folder = round.config, round.run, round.folder
     units, shards = _units(config, folder)
     _require_all_questions(run, folder, list(shards.values()))
     rows = sum(read_metadata(path)["rows"] for path in shards.values())
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
-    job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round}
+    job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round.index}
     with helpers(processes - 1) as give:
         give(job)
-        grade_round(config, run.path, round, progress, 1 if processes > 1 else config.score.workers, attempts)
+        workers = 1 if processes > 1 else config.score.workers
+        grade_round(config, run.path, round.index, progress, workers, round.unit_attempts)
     verdicts = {
         v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)
     }
@@ -66,7 +64,7 @@ def score_round(
     if config.score.judge and counts["error"]:
         progress.note(f"{counts['error']} verdicts are `error`: the judge gave no usable reply, or the verifier failed")
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
-    summary = _keep(config, folder, round, list(shards.values()), questions, verdicts, counts)
+    summary = _keep(config, folder, round.index, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)
     try:
         opinion = folder.second_opinion_file
@@ -146,7 +144,7 @@ def _report_changes(folder: RoundFolder, verdicts: dict[str, Verdict], progress:
         return
     versions = {v.verifier_version for v in verdicts.values()}
     changes = compare_folders(archive, folder.verdicts, archive.name.partition(".")[2], ", ".join(sorted(versions)))
-    write_json(folder.path / "verdict_changes.json", changes.as_json())
+    write_json(folder.verdict_changes_file, changes.as_json())
     progress.note(str(changes))
 
 

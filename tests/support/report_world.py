@@ -12,7 +12,7 @@ from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Question, Trajectory, caption_id, trajectory_id
 from sophia_mcore.score.phase import score_round
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import write_shard
 from sophia_mcore.track.metrics import MetricsLog
 from tests.support.generate_world import make_config, png
@@ -64,7 +64,7 @@ def make_finished_run(
     write_shard(run.questions_file, asked, Question)
     run.config_file.write_text(dump_toml(config))
     _rollouts(run, asked, captions, answers)
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     train = MetricsLog(run.round(0).train / "metrics.jsonl")
     for step in range(1, 20):
         train.log(step, "train", {"loss": 1 / step, "logprob_kept": -1 / step, "gradient_norm": 1.0})

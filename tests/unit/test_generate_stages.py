@@ -14,9 +14,10 @@ from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.fresh import generate_fresh
 from sophia_mcore.generate.reasoning import generate_trajectories
-from sophia_mcore.launch.state import state_of
+from sophia_mcore.launch.phases import CAPTIONS
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Question, Trajectory, image_set_id
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash
 from sophia_mcore.store.shards import read_folder, read_shard
 from tests.support.generate_world import FakeEngine, make_config, make_run
@@ -179,7 +180,7 @@ def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path)
         tmp_path, objective={"fresh_share": 0.5}, fresh={"per_question": 3, "questions_per_unit": 2, "max_tokens": 9}
     )
     generate_captions(config, run, 0, FakeEngine(), NoProgress())
-    assert not state_of(config, run, "captions", 0).finished
+    assert not CAPTIONS.state_of(Round(config, run, 0)).finished
     with pytest.raises(SophiaError, match="the engine died"):
         generate_fresh(config, run, 0, FakeEngine(fail_at=2), NoProgress())
     engine = FakeEngine(reply=r"<think>{seed}</think>\boxed{{1}}")
@@ -191,4 +192,4 @@ def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path)
     for request in engine.requests:
         system, user = request.messages
         assert system.text == load_prompt("long_thinking") and "SECRET" in user.text and request.images
-    assert state_of(config, run, "captions", 0).finished
+    assert CAPTIONS.state_of(Round(config, run, 0)).finished

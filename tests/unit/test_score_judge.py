@@ -16,6 +16,7 @@ from sophia_mcore.score import judge as judging
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.judge import JudgeUnreachableError, parse_extraction, parse_verdict
 from sophia_mcore.score.phase import score_round
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.shards import shard_files
 from sophia_mcore.verify.types import GradeItem
 from tests.unit import test_score_phase
@@ -264,10 +265,10 @@ def test_a_round_without_its_judge_stops_and_goes_on_when_it_is_back(endpoint, t
     score = without_retries(settings(judge.url, tmp_path)).model_copy(update={"second_opinions": 0})
     config = config_for(run.path, score=score)
     with pytest.raises(JudgeUnreachableError, match="cannot be used"):
-        score_round(config, run, 0, NoProgress())
+        score_round(Round(config, run, 0), NoProgress())
     assert not run.round(0).verdicts.exists() or not shard_files(run.round(0).verdicts)
     judge.up = True
     notes = Notes()
-    summary = score_round(config, run, 0, notes)
+    summary = score_round(Round(config, run, 0), notes)
     assert summary["verdicts"] == {"correct": 31, "error": 1}
     assert any(note.startswith("1 verdicts are `error`: the judge") for note in notes.notes)

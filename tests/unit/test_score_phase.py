@@ -21,7 +21,7 @@ from sophia_mcore.score import phase, second_opinion
 from sophia_mcore.score.phase import plan_units, score_round
 from sophia_mcore.score.rescore import newest_archive
 from sophia_mcore.store.failures import record_failure
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard, shard_files, write_shard
 from sophia_mcore.verify import grade, types
 from tests.support.configs import make_config
@@ -85,7 +85,7 @@ def content(run):
 
 
 def test_verdicts_and_the_kept_set(run):
-    summary = score_round(config_for(run.path), run, 0, NoProgress())
+    summary = score_round(Round(config_for(run.path), run, 0), NoProgress())
     verdicts = list(read_folder(run.round(0).verdicts, Verdict))
     assert {v.trajectory_id for v in verdicts} == {t.id for q in range(QUESTIONS) for t in trajectories(q)}
     by_id = {v.trajectory_id: v for v in verdicts}
@@ -108,10 +108,10 @@ def test_verdicts_and_the_kept_set(run):
 
 
 def test_running_again_changes_nothing(run):
-    score_round(config_for(run.path), run, 0, NoProgress())
+    score_round(Round(config_for(run.path), run, 0), NoProgress())
     before = content(run)
     times = {path: path.stat().st_mtime_ns for path in shard_files(run.round(0).verdicts)}
-    score_round(config_for(run.path), run.path, 0, NoProgress())
+    score_round(Round(config_for(run.path), RunFolder(run.path), 0), NoProgress())
     assert content(run) == before
     assert times == {path: path.stat().st_mtime_ns for path in shard_files(run.round(0).verdicts)}
 
@@ -121,7 +121,7 @@ def test_the_kept_set_does_not_depend_on_how_trajectories_lie_in_shards(tmp_path
     random.Random(3).shuffle(rows)
     first, second = make_run(tmp_path / "a", shards=2), make_run(tmp_path / "b", rows, shards=7)
     for run in (first, second):
-        score_round(config_for(run.path), run, 0, NoProgress())
+        score_round(Round(config_for(run.path), run, 0), NoProgress())
     assert read_shard(first.round(0).kept_file, Kept) == read_shard(second.round(0).kept_file, Kept)
     assert content(first)[2] == content(second)[2]
 
@@ -131,7 +131,7 @@ def test_a_truncated_trajectory_counts_as_no_answer(tmp_path):
         trajectory(q, 0, n, right_answer(q), finish="length" if n == 3 else "stop") for q in range(4) for n in range(8)
     ]
     run = make_run(tmp_path / "run", rows, shards=1)
-    summary = score_round(config_for(run.path), run, 0, NoProgress())
+    summary = score_round(Round(config_for(run.path), run, 0), NoProgress())
     assert summary["verdicts"] == {"correct": 28, "no_answer": 4}
     assert summary["dropped"]["truncated"] == 4
     assert all(
@@ -143,7 +143,7 @@ def test_a_truncated_trajectory_counts_as_no_answer(tmp_path):
 def test_nothing_kept_is_a_clear_stop(tmp_path):
     run = make_run(tmp_path / "run", [trajectory(q, 0, n, "0") for q in range(4) for n in range(2)], shards=1)
     with pytest.raises(SophiaError, match=r"no trajectory of 8 was kept \(dropped: wrong 8\)") as caught:
-        score_round(config_for(run.path), run, 0, NoProgress())
+        score_round(Round(config_for(run.path), run, 0), NoProgress())
     assert "\n" not in str(caught.value)
     assert not run.round(0).kept_file.exists()
 
@@ -151,13 +151,13 @@ def test_nothing_kept_is_a_clear_stop(tmp_path):
 def test_no_trajectories_is_a_clear_stop(tmp_path):
     run = RunFolder(tmp_path)
     with pytest.raises(SophiaError, match="sophia generate"):
-        score_round(config_for(tmp_path), run, 0, NoProgress())
+        score_round(Round(config_for(tmp_path), run, 0), NoProgress())
 
 
 def test_an_unknown_question_is_a_clear_stop(tmp_path):
     run = make_run(tmp_path / "run", [trajectory(99, 0, 0, "0")], shards=1)
     with pytest.raises(SophiaError, match="'q99'"):
-        score_round(config_for(run.path), run, 0, NoProgress())
+        score_round(Round(config_for(run.path), run, 0), NoProgress())
 
 
 def test_too_many_broken_verdicts_stop_the_phase(tmp_path):
@@ -166,22 +166,24 @@ def test_too_many_broken_verdicts_stop_the_phase(tmp_path):
     run = make_run(tmp_path / "run", rows, shards=1)
     score = Score(workers=1, timeout_seconds=0.3, max_broken_share=0.1, second_opinions=0)
     with pytest.raises(SophiaError, match=r"2 of 10 verdicts are timeouts or errors .*max_broken_share = 0.1"):
-        score_round(config_for(run.path, score=score), run, 0, NoProgress())
+        score_round(Round(config_for(run.path, score=score), run, 0), NoProgress())
     assert not run.round(0).kept_file.exists()
     lenient = config_for(run.path, score=score.model_copy(update={"max_broken_share": 0.2}))
-    assert score_round(lenient, run, 0, NoProgress())["verdicts"] == {"correct": 8, "timeout": 2}
+    assert score_round(Round(lenient, run, 0), NoProgress())["verdicts"] == {"correct": 8, "timeout": 2}
 
 
 def test_other_reward_settings_make_another_kept_set_from_the_same_verdicts(run):
-    score_round(config_for(run.path), run, 0, NoProgress())
+    score_round(Round(config_for(run.path), run, 0), NoProgress())
     times = {path: path.stat().st_mtime_ns for path in shard_files(run.round(0).verdicts)}
-    summary = score_round(config_for(run.path, reward=Reward(keep=3, use_visual_reward=False)), run, 0, NoProgress())
+    summary = score_round(
+        Round(config_for(run.path, reward=Reward(keep=3, use_visual_reward=False)), run, 0), NoProgress()
+    )
     assert summary["kept"] == len(read_shard(run.round(0).kept_file, Kept)) == 3 * QUESTIONS
     assert times == {path: path.stat().st_mtime_ns for path in shard_files(run.round(0).verdicts)}
 
 
 def test_rescoring_with_another_version_keeps_the_old_verdicts_and_lists_the_changes(run, monkeypatch):
-    score_round(config_for(run.path), run, 0, NoProgress())
+    score_round(Round(config_for(run.path), run, 0), NoProgress())
     old = {v.trajectory_id: v.verdict for v in read_folder(run.round(0).verdicts, Verdict)}
     monkeypatch.setattr(grade, "RULES_VERSION", "test")
     original = grade.exact.decide
@@ -189,7 +191,7 @@ def test_rescoring_with_another_version_keeps_the_old_verdicts_and_lists_the_cha
     notes = []
     progress = NoProgress()
     monkeypatch.setattr(progress, "note", notes.append, raising=False)
-    score_round(config_for(run.path), run, 0, progress)
+    score_round(Round(config_for(run.path), run, 0), progress)
     archive = newest_archive(run.round(0).verdicts)
     assert archive is not None
     assert types.RULES_VERSION in archive.name
@@ -215,7 +217,7 @@ from tests.unit.test_score_phase import config_for
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.score import phase
 {slow}
-phase.score_round(config_for(Path(sys.argv[1])), Path(sys.argv[1]), 0, NoProgress())
+phase.score_round(Round(config_for(Path(sys.argv[1])), RunFolder(Path(sys.argv[1])), 0), NoProgress())
 """
 SLOW = """
 import time
@@ -235,7 +237,7 @@ def start(run, slow=True):
 @pytest.mark.parametrize("shards_done", [0, 2, 5])
 def test_killing_the_phase_loses_nothing(tmp_path, shards_done):
     run, quiet = make_run(tmp_path / "run"), make_run(tmp_path / "quiet")
-    score_round(config_for(quiet.path), quiet, 0, NoProgress())
+    score_round(Round(config_for(quiet.path), quiet, 0), NoProgress())
     process = start(run)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -246,13 +248,13 @@ def test_killing_the_phase_loses_nothing(tmp_path, shards_done):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    score_round(config_for(run.path), run, 0, NoProgress())
+    score_round(Round(config_for(run.path), run, 0), NoProgress())
     assert content(run) == content(quiet)
 
 
 def test_several_processes_share_the_units(tmp_path):
     run, quiet = make_run(tmp_path / "run"), make_run(tmp_path / "quiet")
-    score_round(config_for(quiet.path), quiet, 0, NoProgress())
+    score_round(Round(config_for(quiet.path), quiet, 0), NoProgress())
     processes = [start(run) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
@@ -261,7 +263,7 @@ def test_several_processes_share_the_units(tmp_path):
 
 def test_helper_processes_of_the_phase_itself(tmp_path, monkeypatch):
     run, quiet = make_run(tmp_path / "run"), make_run(tmp_path / "quiet")
-    score_round(config_for(quiet.path), quiet, 0, NoProgress())
+    score_round(Round(config_for(quiet.path), quiet, 0), NoProgress())
     monkeypatch.setattr(phase, "PARALLEL_FROM", 1)
     score_round(
         config_for(run.path, score=Score(workers=3, trajectories_per_unit=24, second_opinions=0)), run, 0, NoProgress()
@@ -271,13 +273,13 @@ def test_helper_processes_of_the_phase_itself(tmp_path, monkeypatch):
 
 def test_a_kept_set_left_by_a_killed_process_is_completed(run):
     config = config_for(run.path)
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     before = content(run)
     run.round(0).kept_summary_file.unlink()
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     assert content(run) == before
     shutil.rmtree(run.round(0).verdicts)
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     assert content(run) == before
 
 
@@ -289,29 +291,29 @@ def test_questions_without_trajectories_stop_the_phase_unless_their_units_failed
     ]
     write_shard(run.questions_file, questions, Question)
     with pytest.raises(SophiaError, match=r"2 of 14 questions have no trajectories yet, such as 'q12'"):
-        score_round(config_for(run.path), run, 0, NoProgress())
+        score_round(Round(config_for(run.path), run, 0), NoProgress())
     assert not run.round(0).kept_file.exists()
     record_failure(run.round(0).trajectories, "000007", SophiaError("a bad node"))
-    assert score_round(config_for(run.path), run, 0, NoProgress())["questions"] > 0
+    assert score_round(Round(config_for(run.path), run, 0), NoProgress())["questions"] > 0
 
 
 def test_math_verify_judges_a_sample_too_and_its_disagreements_are_listed(run, monkeypatch):
     rows = [trajectory(0, 0, n, answer) for n, answer in enumerate(["7", "7.0000001", "12345", "8"])]
     run = make_run(run.path.parent / "other", rows, shards=1)
     config = config_for(run.path, score=Score(workers=1, second_opinions=3), reward=Reward(alpha=0.25))
-    score_round(config, run, 0, NoProgress())
+    score_round(Round(config, run, 0), NoProgress())
     path = run.round(0).second_opinion_file
     first = json.loads(path.read_text())
     assert first["compared"] == 3 and first["peer"].startswith("math-verify 0.")
     everything = config.model_copy(update={"score": Score(workers=1, second_opinions=50)})
-    score_round(everything, run, 0, NoProgress())
+    score_round(Round(everything, run, 0), NoProgress())
     found = json.loads(path.read_text())
     assert found["by_type"] == {"integer": {"compared": 4, "only_ours": 1, "only_peer": 0, "undecided": 0}}
     (example,) = found["examples"]
     assert (example["extracted"], example["ours"], example["peer"]) == ("7.0000001", "correct", "wrong")
     monkeypatch.setattr(second_opinion, "Pool", None)  # the same verdicts are not asked about again
-    score_round(everything, run, 0, NoProgress())
-    score_round(config_for(run.path, reward=Reward(alpha=0.25)), run, 0, NoProgress())
+    score_round(Round(everything, run, 0), NoProgress())
+    score_round(Round(config_for(run.path, reward=Reward(alpha=0.25)), run, 0), NoProgress())
     assert not path.exists()  # nobody is asked now, and an old word is not kept
 
 
@@ -334,5 +336,5 @@ def test_no_second_opinion_never_stops_a_round(run, monkeypatch):
 
     monkeypatch.setattr(second_opinion, "Pool", fails)
     config = config_for(run.path, score=Score(workers=1, second_opinions=10))
-    assert score_round(config, run, 0, NoProgress())["kept"] == QUESTIONS
+    assert score_round(Round(config, run, 0), NoProgress())["kept"] == QUESTIONS
     assert not run.round(0).second_opinion_file.exists()
