@@ -71,7 +71,7 @@ def test_a_killed_task_and_a_second_submit(cluster: Cluster, endpoint: Endpoint,
 
 def is_task(process: psutil.Process, run: RunFolder) -> bool:
     line = process.info["cmdline"] or []
-    return "sophia_mcore.launch.slurm.task" in line and str(run.config_file) in line and "srun" not in line[0]
+    return "sophia_mcore.launch.worker" in line and str(run.config_file) in line and "srun" not in line[0]
 
 
 def test_preempted_then_cancelled_then_continued(

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from generate_world import make_config, make_run
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
@@ -31,6 +30,7 @@ from sophia_mcore.store.shards import read_shard, write_shard
 from sophia_mcore.track.lineage import lineage_of
 from sophia_mcore.track.metrics import MetricsLog
 from sophia_mcore.track.runs import children_of
+from tests.support.generate_world import make_config, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "short-questions"
