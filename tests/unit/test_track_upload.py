@@ -93,7 +93,8 @@ def test_a_phase_is_finished_when_its_line_is_there_and_shows_its_own_settings(c
     runs = [r for r in _all_runs(config) if r.data.tags["sophia.phase"] == "captions"]
     assert [(r.info.status, r.data.metrics["seconds"]) for r in runs] == [("FINISHED", 3.0)]
     sections = {name.split(".")[0] for name in runs[0].data.params}
-    assert sections == {"models", "captions"}
+    assert sections == {"run", "models", "captions", "batch", "objective", "fresh"}  # what the captions depend on
+    assert "models.reasoner" not in runs[0].data.params
     assert {"captions", "train"} < {name.split(".")[0] for name in _runs(config)["round"].data.params}
 
 
