@@ -54,7 +54,11 @@ def make_run(folder: Path, policy: Path, reasoner: Path) -> tuple[Config, RunFol
         },
         score={"workers": 1},
         batch={"long_thinking_prompt_file": thinking},
-        evaluate={"engine": VLLM, "questions": ({"kind": "jsonl", "path": "unused"},), "protocols": ({"name": "greedy", "sampling": greedy},)},
+        evaluate={
+            "engine": VLLM,
+            "questions": ({"kind": "jsonl", "path": "unused"},),
+            "protocols": ({"name": "greedy", "sampling": greedy},),
+        },
     )  # fmt: skip
     run.config_file.write_text(dump_toml(config))
     return config, run

@@ -214,6 +214,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.unit.test_score_phase import config_for
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.score import phase
 {slow}
