@@ -40,7 +40,8 @@ def _load(config: Path, overlays: list[Path] | None, sets: list[str] | None) -> 
 def _phases(
     config: Path, overlays: list[Path] | None, sets: list[str] | None, names: list[str], round_: int, new: bool
 ) -> None:
-    from sophia_mcore.launch.local import expand, run_phases
+    from sophia_mcore.launch.local import run_phases
+    from sophia_mcore.launch.phases import expand
 
     run_phases(_load(config, overlays, sets), expand(names), [round_], new_settings=new)
 
@@ -57,19 +58,20 @@ def run(
 ) -> None:
     """The whole round on this machine. Run again to resume: finished work is not redone."""
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.local import PHASES, expand, run_phases, starting_at
+    from sophia_mcore.launch.local import run_phases
+    from sophia_mcore.launch.phases import PHASES, all_names, expand, starting_at
 
     if first and only:
         raise UsageError("--from and --only cannot be combined")
-    names = expand([only]) if only else starting_at(first) if first else list(PHASES)
+    names = expand([only]) if only else starting_at(first) if first else all_names()
     loaded = _load(config, overlay, set_)
     folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings)
-    if "report" in names:
+    if any(phase.uploads for phase in PHASES if phase.name in names):
         from sophia_mcore.report.summary import print_summary
         from sophia_mcore.track.mlflow_upload import upload
 
         if loaded.track.enabled:
-            upload(folder, loaded)
+            upload(folder, loaded, PHASES)
         print_summary(folder)
 
 
@@ -248,6 +250,7 @@ def report(
     """Write report.json and report.html of a run, or one page that compares two runs."""
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.opening import open_for_report
+    from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.reading import Problems
 
@@ -255,7 +258,7 @@ def report(
         from sophia_mcore.report.compare import write_comparison
 
         opened, second = open_run(run_folder), open_run(other)
-        typer.echo(write_comparison(opened, second, output))
+        typer.echo(write_comparison(opened, second, PHASES, output))
     elif output is not None:
         from sophia_mcore.errors import UsageError
 
@@ -265,7 +268,7 @@ def report(
 
         problems = Problems()
         run, config = open_for_report(run_folder, problems)
-        page = write_report(config, run, problems)
+        page = write_report(config, run, PHASES, problems)
         print_missing(run)
         typer.echo(page)
 
@@ -292,11 +295,12 @@ def track(run_folder: RunArgument) -> None:
     """Upload to MLflow whatever of the run it does not have yet."""
     from sophia_mcore.errors import SophiaError
     from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.track.mlflow_upload import upload
     from sophia_mcore.track.runs import redact
 
     folder, config = open_run(run_folder)
-    if not upload(folder, config):  # which has said why
+    if not upload(folder, config, PHASES):  # which has said why
         raise SophiaError("MLflow has not got everything; nothing is lost, run this again later")
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
@@ -315,12 +319,12 @@ def submit(
 ) -> None:
     """Submit what the run still needs to Slurm. Again, later: only what is missing."""
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.local import PHASES, expand
+    from sophia_mcore.launch.phases import all_names, expand
     from sophia_mcore.launch.slurm import jobs, submit
     from sophia_mcore.launch.slurm.status import submission_table
 
     loaded = _load(config, overlay, set_)
-    names = expand([only] if only else PHASES)
+    names = expand([only]) if only else all_names()
     if dry_run:
         found = submit.dry_run(loaded, rounds, names)
         typer.echo(jobs.shown(found.commands))

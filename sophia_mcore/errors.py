@@ -7,6 +7,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+EXIT_STOPPED = 75  # a signal asked for it: the work is put down, run again to go on (EX_TEMPFAIL)
+EXIT_UNHEALTHY = 76  # this node should be left out, and the work done elsewhere
+EXIT_LOST = 77  # a process was killed or its node is gone: the same may succeed
+EXIT_INTERRUPTED = 130  # KeyboardInterrupt, as a shell counts it
 TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
 
 
@@ -36,7 +40,7 @@ def run_command(name: str, work: Callable[[], object], log_file: Path | None = N
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
-        return 130
+        return EXIT_INTERRUPTED
     except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
         details = traceback.format_exc()
         where = TRACEBACK_ABOVE

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from sophia_mcore.config.engines import Engine
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
 
@@ -143,9 +143,7 @@ def _checked(function: UserFunction) -> str:
 
 def engines(config: Config) -> list[Row]:
     """The interpreter of in-process engines, the endpoints of the others."""
-    used: dict[str, Engine] = {"captions": config.captions.engine, "reasoning": config.reasoning.engine}
-    if config.evaluate.questions:
-        used["evaluate"] = config.evaluate.engine
+    used = {phase.name: phase.engine(config) for phase in wanted_phases(config) if phase.engine is not None}
     rows = [
         _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
     ]

@@ -1,4 +1,4 @@
 """pass@1 on held-out questions, before and after training, by the same code.
 
-``worker`` runs in the rollout environment; ``results`` and ``statistics`` are light.
+``answers`` runs in the rollout environment; ``results`` and ``statistics`` are light.
 """

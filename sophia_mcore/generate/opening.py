@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sophia_mcore.config.schema import Config
 from sophia_mcore.config.schema import Engine as EngineConfig
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import UsageError
 from sophia_mcore.generate.engine import Completion, Engine, OnDone, Request
+from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.complete import check_model_dir
+from sophia_mcore.progress import Progress
 
 
 def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int = 12) -> Engine:
@@ -69,3 +72,15 @@ class LazyEngine:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def lazy_engine(config: Config, engine: EngineConfig, model_dir: Path | None, progress: Progress) -> LazyEngine:
+    """The engine of a phase, opened at the first unit; sets the process up for it."""
+
+    def open_it(chosen: Path | None) -> Engine:
+        progress.note(f"starting {engine.kind}")
+        return open_engine(engine, chosen, max_tiles=config.batch.max_tiles)
+
+    if engine.kind == "vllm":
+        prepare_process()
+    return LazyEngine(open_it, model_dir)

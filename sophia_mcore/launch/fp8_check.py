@@ -7,11 +7,11 @@ from typing import Any
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import Context, run_ranks
+from sophia_mcore.launch.environments import run_ranks
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.json_files import require_json
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
 
@@ -26,14 +26,14 @@ def run_fp8_check(config: Config, round_index: int) -> str:
     if not config.fp8.used:
         raise UsageError("fp8.recipe is 'none': there is nothing to check; --set fp8.recipe=tensorwise asks for it")
     run = RunFolder(config.run.folder)
-    if not run.round(round_index).kept_file.is_file():
-        raise SophiaError(f"{run.round(round_index).kept_file}: no such file; run 'sophia score' first")
+    round = Round(config, run, round_index)
+    if not round.folder.kept_file.is_file():
+        raise SophiaError(f"{round.folder.kept_file}: no such file; run 'sophia score' first")
     with folder_lock(run.lock_file), TerminalProgress() as progress:
-        settings = run.path / "fp8_check.toml"
-        write_text(settings, dump_toml(config))
+        write_text(run.fp8_check_config_file, dump_toml(config))
         run.fp8_check_file.unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
-        flags = [str(settings), "--round", str(round_index)]
-        run_ranks(Context(config, run, progress), "fp8-check", "sophia_mcore.train.fp8.worker", flags)
+        arguments = [str(run.fp8_check_config_file), "--round", str(round_index)]
+        run_ranks(round, progress, "fp8-check", "sophia_mcore.train.fp8.worker", arguments)
     found = require_json(run.fp8_check_file)
     page = write_fp8_page(run)
     if not found["passed"]:

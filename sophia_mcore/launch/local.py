@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import PHASES, Context, preflight
+from sophia_mcore.launch.environments import preflight, run_here
+from sophia_mcore.launch.phases import phases_of
 from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.phase import Phase
 from sophia_mcore.store.atomic import write_failed, write_text
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.user_files import keep_user_files
 from sophia_mcore.track.metrics import MetricsLog
-
-GROUPS = {"generate": ("questions", "captions", "reasoning")}  # names that stand for several phases
-USES_MODELS = {"captions", "reasoning", "train", "export"}
-ONCE = ("questions",)  # phases that are the same in every round
 
 # What may change between two starts of one run: it decides where and how fast work is done, not its result.
 _CHANGEABLE = {
@@ -34,10 +31,8 @@ _CHANGEABLE = {
 }  # fmt: skip
 
 
-def run_phases(
-    config: Config, phases: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False
-) -> RunFolder:
-    """Run ``phases`` (in flow order) of each round in the run's folder, holding its lock.
+def run_phases(config: Config, names: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False) -> RunFolder:
+    """Run the phases ``names`` (in flow order) of each round in the run's folder, holding its lock.
 
     Raises UsageError when the folder belongs to a different configuration (unless ``new_settings``),
     SophiaError when another process works in it or when a phase fails.
@@ -47,55 +42,38 @@ def run_phases(
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failed(folder.path, error) from error
-    chosen, rounds = set(phases), list(rounds)
+    chosen = set(names)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings)
-        context, metrics = Context(config, folder, progress), MetricsLog(folder.metrics_file)
+        metrics = MetricsLog(folder.metrics_file)
         checked = False
-        for round_index in rounds:
-            for name, phase in PHASES.items():
-                if name in chosen and not (name in ONCE and round_index > 0):
-                    if name in USES_MODELS and not checked:
-                        preflight(context, round_index)
-                        checked = True
-                    began = time.monotonic()
-                    _run_phase(name, phase, context, round_index)
-                    metrics.log(round_index, name, {"seconds": round(time.monotonic() - began, 3)})
+        for index in rounds:
+            current = Round(config, folder, index)
+            for phase in phases_of(index):
+                if phase.name not in chosen or not phase.wanted(config):
+                    continue
+                if phase.preflight and not checked:
+                    preflight(current)
+                    checked = True
+                began = time.monotonic()
+                _run_phase(phase, current, progress)
+                metrics.log(index, phase.name, {"seconds": round(time.monotonic() - began, 3)})
     return folder
 
 
-def _run_phase(name: str, phase: Callable[[Context, int], None], context: Context, round_index: int) -> None:
+def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:
     """Run a phase; what it did not foresee goes to the log with its traceback and becomes one line."""
     try:
-        phase(context, round_index)
+        run_here(phase, round, progress)
     except SophiaError:
         raise
     except Exception as error:
-        log = context.run.path / "logs" / f"{name}.log"
+        log = round.run.logs / f"{phase.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             traceback.print_exception(error, file=file)
         line = (str(error).splitlines() or [""])[0]
-        raise SophiaError(f"{name}: {type(error).__name__}: {line} (details: {log})") from error
-
-
-def expand(names: Iterable[str]) -> list[str]:
-    """Phase names in flow order, groups expanded; raises UsageError naming the nearest phase for an unknown one."""
-    wanted: set[str] = set()
-    for name in names:
-        if name not in PHASES and name not in GROUPS:
-            nearest = difflib.get_close_matches(name, [*PHASES, *GROUPS], n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"phases: {', '.join(PHASES)}"
-            raise UsageError(f"unknown phase {name!r} ({hint})")
-        wanted.update(GROUPS.get(name, (name,)))
-    return [name for name in PHASES if name in wanted]
-
-
-def starting_at(name: str) -> list[str]:
-    """All phases from ``name`` on."""
-    first = expand([name])[0]
-    names = list(PHASES)
-    return names[names.index(first) :]
+        raise SophiaError(f"{phase.name}: {type(error).__name__}: {line} (details: {log})") from error
 
 
 def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -14,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sophia_mcore.death_signal import dies_with
 from sophia_mcore.errors import TRACEBACK_ABOVE, SophiaError, UsageError
 
-_PR_SET_PDEATHSIG = 1
 _TAIL_BYTES = 64 * 1024
 _ERROR = re.compile(r"(?:\[[^\]]*\]:?\s*)?error: (.*)")  # torchrun may put "[rank0]:" before it
 
@@ -47,7 +46,7 @@ def run_worker(
                 stderr=log,
                 env={**os.environ, **environment},
                 pass_fds=(write_end,),
-                preexec_fn=_die_with_parent(os.getpid()),
+                preexec_fn=dies_with(os.getpid(), signal.SIGTERM),
             )
         except OSError as error:
             raise SophiaError(f"{arguments[0]}: cannot be started ({error.strerror})") from None
@@ -84,18 +83,6 @@ def _signals_interrupt() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
-
-
-def _die_with_parent(parent: int) -> Callable[[], None]:
-    """Ask the kernel to end the worker when its parent is gone, even by SIGKILL (Linux only)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return in_child
 
 
 def stop_child(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:

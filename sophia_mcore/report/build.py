@@ -7,12 +7,14 @@ import hashlib
 import platform
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore import __version__
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
+from sophia_mcore.phase import Phase
 from sophia_mcore.report.collect import collect
 from sophia_mcore.report.reading import Problems
 from sophia_mcore.store.atomic import write_json, write_text
@@ -23,13 +25,13 @@ MAX_EXAMPLES = 10_000
 _HERE = Path(__file__).parent / "page"
 
 
-def write_report(config: Config, run: RunFolder, problems: Problems | None = None) -> Path:
+def write_report(config: Config, run: RunFolder, phases: Sequence[Phase], problems: Problems | None = None) -> Path:
     """Write both files and return the path of the page, which names ``problems`` met before as well.
 
     Raises SophiaError when they cannot be written.
     """
     problems = problems or Problems()
-    report = collect(config, run, problems)
+    report = collect(config, run, phases, problems)
     page = render_page(config, run, report, problems)
     write_json(run.report_json, report)
     write_text(run.report_html, page)

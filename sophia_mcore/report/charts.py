@@ -179,7 +179,7 @@ def _lengths(groups: list[tuple[str, list[int]]]) -> Any:
 
 
 def _training(folder: RoundFolder) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(folder.train / "metrics.jsonl") if line["phase"] == "train"]
+    return [line for line in read_metrics(folder.train_metrics_file) if line["phase"] == "train"]
 
 
 def _curve(runs: list[tuple[str, list[dict[str, Any]]]], name: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
+from sophia_mcore.phase import Phase
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
 from sophia_mcore.store.layout import RoundFolder, RunFolder
@@ -27,7 +29,9 @@ _OPINION = {
 }  # fmt: skip
 
 
-def collect(config: Config, run: RunFolder, problems: Problems | None = None) -> dict[str, Any]:
+def collect(
+    config: Config, run: RunFolder, phases: Sequence[Phase], problems: Problems | None = None
+) -> dict[str, Any]:
     """The content of report.json.
 
     {"run", "rounds": [{"round", "questions", "captions", "trajectories", "kept", "caption_reward_mean",
@@ -41,7 +45,7 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     rounds = []
     if not run.questions_file.is_file():
         missing.append(f"the checked questions ({run.questions_file.name})")
-    if not run.metrics_file.is_file() and not (run.path / "slurm").is_dir():  # Slurm keeps the times of its jobs
+    if not run.metrics_file.is_file() and not run.slurm.path.is_dir():  # Slurm keeps the times of its jobs
         missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
     for index in range(max(config.run.rounds, _rounds_begun(run))):
@@ -50,7 +54,7 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
             entry["seconds"] = seconds[index]
         if len(entry) > 1 or index == 0:
             rounds.append(entry)
-        missing += _untimed(run, entry, seconds.get(index, {}))
+        missing += _untimed(run, entry, phases, seconds.get(index, {}))
     evaluation = results(run, config, problems.add)
     for label in ["base"] * config.evaluate.evaluate_base + [f"round-{r['round']}" for r in rounds]:
         if config.evaluate.questions and label not in evaluation:
@@ -62,13 +66,12 @@ def collect(config: Config, run: RunFolder, problems: Problems | None = None) ->
     return {"run": config.run.name, "rounds": rounds, "evaluation": evaluation, "missing": missing}
 
 
-def _untimed(run: RunFolder, entry: dict[str, Any], seconds: dict[str, float]) -> list[str]:
+def _untimed(run: RunFolder, entry: dict[str, Any], phases: Sequence[Phase], seconds: dict[str, float]) -> list[str]:
     """Finished phases that are missing from metrics.jsonl. Empty if that file does not exist."""
     if not run.metrics_file.is_file():
         return []
-    done = {"captions": "captions", "reasoning": "trajectories", "score": "kept", "train": "train"}
-    untimed = [phase for phase, part in done.items() if part in entry and phase not in seconds]
-    return [f"round {entry['round']}: seconds of {phase}" for phase in untimed]
+    untimed = [phase.name for phase in phases if phase.reported in entry and phase.name not in seconds]
+    return [f"round {entry['round']}: seconds of {name}" for name in untimed]
 
 
 def _rounds_begun(run: RunFolder) -> int:
@@ -107,16 +110,16 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     if captions or trajectories:
         entry["tokens_generated"] = sum(captions) + sum(trajectories)
     entry.update(_grading(folder, verdicts, problems))
-    train = read_json(folder.train / "summary.json", problems, _TRAINED)
+    train = read_json(folder.train_summary_file, problems, _TRAINED)
     if train is None:
         missing.append(f"round {index}: training")
     else:
         entry["train"] = train
-        if not (folder.train / "metrics.jsonl").is_file():
+        if not folder.train_metrics_file.is_file():
             missing.append(f"round {index}: the training curve (train/metrics.jsonl)")
     if not folder.model.is_dir():
         missing.append(f"round {index}: the exported model")
-    curve = metrics(folder.train / "metrics.jsonl", problems)  # the charts draw what is whole
+    curve = metrics(folder.train_metrics_file, problems)  # the charts draw what is whole
     last = max((line["step"] for line in curve if "loss" in line), default=0)
     if train is not None and curve and last < train.get("steps", 0):
         missing.append(f"round {index}: the training curve after step {last} of {train['steps']}")
@@ -145,7 +148,7 @@ def _grading(folder: RoundFolder, verdicts: Columns, problems: Problems) -> dict
     if opinion is not None and opinion.get("by_type"):
         summary = {name: opinion.get(name, 0) for name in ("peer", "compared", "undecided", "left_out", "by_type")}
         found["second_opinion"] = summary | {"examples": opinion.get("examples", [])[:MAX_DIFFERING]}
-    changes = read_json(folder.path / "verdict_changes.json", problems)
+    changes = read_json(folder.verdict_changes_file, problems)
     if changes is not None:
         kept = ("old_version", "new_version", "compared", "changed")
         found["verdict_changes"] = {name: changes[name] for name in kept if name in changes}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.evaluate.statistics import Z95
+from sophia_mcore.phase import Phase
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.report.build import render
 from sophia_mcore.report.charts import Charted, charts
@@ -26,7 +28,10 @@ Answers = dict[str, tuple[float, str]]  # question id -> share of right samples,
 
 
 def write_comparison(
-    first: tuple[RunFolder, Config], second: tuple[RunFolder, Config], target: Path | None = None
+    first: tuple[RunFolder, Config],
+    second: tuple[RunFolder, Config],
+    phases: Sequence[Phase],
+    target: Path | None = None,
 ) -> Path:
     """Write the page that compares two runs to ``target`` (default: into the second's folder) and return it.
 
@@ -35,7 +40,7 @@ def write_comparison(
     target = target or second[0].path / f"compare-with-{first[0].path.resolve().name}.html"
     if target.suffix != ".html" or target.is_dir():
         raise UsageError(f"--output {target}: the name of a page ends in .html, such as compare.html")
-    runs = [_charted(*first, "A"), _charted(*second, "B")]
+    runs = [_charted(*first, phases, "A"), _charted(*second, phases, "B")]
     pairs = compare_answers(runs[0], runs[1])
     missing = [f"{charted.name}: {line}" for charted in runs for line in charted.report["missing"]]
     missing += [f"{c.name}: {line}" for c in runs for line in c.problems.lines if line not in c.report["missing"]]
@@ -52,9 +57,9 @@ def write_comparison(
     return target
 
 
-def _charted(run: RunFolder, config: Config, name: str) -> Charted:
+def _charted(run: RunFolder, config: Config, phases: Sequence[Phase], name: str) -> Charted:
     problems = Problems()
-    return Charted(run, config, collect(config, run, problems), name, problems)
+    return Charted(run, config, collect(config, run, phases, problems), name, problems)
 
 
 def differing_settings(first: Config, second: Config) -> list[tuple[str, str, str]]:

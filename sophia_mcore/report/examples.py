@@ -96,7 +96,7 @@ def _round_examples(
     rewards = visual_rewards(candidates, reward.broken)
     kept = {k.trajectory_id for k in records(folder.kept_file, Kept, problems)}
     trajectories = _trajectories(folder, kept, verdicts, problems)
-    changes = read_json(folder.path / "verdict_changes.json") or {}
+    changes = read_json(folder.verdict_changes_file) or {}
     opinion = read_json(folder.second_opinion_file) or {}
     disputed = _by_id(changes, "old"), _by_id(opinion, "peer")
     shown = []

@@ -15,7 +15,7 @@ from sophia_mcore.store.layout import RunFolder
 def write_fp8_page(run: RunFolder) -> Path:
     """Write the page from fp8_check.json and return its path. Raises SophiaError when it cannot be written."""
     check = require_json(run.fp8_check_file)
-    path = run.path / "fp8_check.html"
+    path = run.fp8_check_html
     page = render("fp8.html.jinja", ["page.js"], run=run.path.name, check=check, charts=numbered(_figures(check)))
     write_text(path, page)
     return path

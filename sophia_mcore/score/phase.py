@@ -125,7 +125,7 @@ def _report_changes(folder: RoundFolder, verdicts: dict[str, Verdict], progress:
         return
     versions = {v.verifier_version for v in verdicts.values()}
     changes = compare_folders(archive, folder.verdicts, archive.name.partition(".")[2], ", ".join(sorted(versions)))
-    write_json(folder.path / "verdict_changes.json", changes.as_json())
+    write_json(folder.verdict_changes_file, changes.as_json())
     progress.note(str(changes))
 
 

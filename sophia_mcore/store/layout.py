@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sophia_mcore.config.schema import Config
+if TYPE_CHECKING:
+    from sophia_mcore.config.schema import Config
+
+SUMMARY = "summary.json"  # in the folder of a phase that runs on ranks: it has ended
+STOPPED = "stopped.json"  # there: a signal asked it to stop, and its state is saved
+FAILED = "failed.json"  # there: a rank failed by itself and did not merely lose another
+SYSTEM_METRICS = "system.jsonl"  # there: load of the first node
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` updates.
+
+    >>> step_name(500)
+    'step-00000500'
+    """
+    return f"step-{step:08d}"
+
+
+def checkpoint_steps(folder: Path) -> dict[int, Path]:
+    """Checkpoints in ``folder`` by their step, in ascending order; {} without the folder."""
+    if not folder.is_dir():
+        return {}
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))}
+    return {step: path for step, path in sorted(found.items()) if path.is_dir()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +73,25 @@ class RoundFolder:
         return self.path / "second_opinion.json"
 
     @property
+    def verdict_changes_file(self) -> Path:
+        return self.path / "verdict_changes.json"
+
+    @property
     def train(self) -> Path:
         return self.path / "train"
+
+    @property
+    def train_metrics_file(self) -> Path:
+        return self.train / "metrics.jsonl"
+
+    @property
+    def train_summary_file(self) -> Path:
+        """Written when the training has ended."""
+        return self.train / SUMMARY
+
+    @property
+    def system_metrics_file(self) -> Path:
+        return self.train / SYSTEM_METRICS
 
     @property
     def checkpoints(self) -> Path:
@@ -57,6 +100,48 @@ class RoundFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmFolder:
+    """What `sophia submit` and the tasks of its jobs leave in a run."""
+
+    path: Path
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by `sophia submit` while it submits."""
+        return self.path / "lock"
+
+    @property
+    def submission_file(self) -> Path:
+        return self.path / "submission.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def attempts(self) -> Path:
+        """One file per attempt of a task."""
+        return self.path / "attempts"
+
+    def failed_file(self, job: str, restart: int) -> Path:
+        """Tells job.sh that a task failed by itself, so that the job is not requeued."""
+        return self.path / "failed" / f"{job}-{restart}"
+
+    @property
+    def unhealthy(self) -> Path:
+        """One file per job and node that the job goes on without; job.sh reads them."""
+        return self.path / "unhealthy"
+
+    def canary(self, name: str) -> Path:
+        """A file that shows whether the filesystem takes and returns one."""
+        return self.path / f".canary-{name}"
+
+    def code(self, digest: str) -> Path:
+        """Snapshot of package and scripts."""
+        return self.path / f"code-{digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +167,29 @@ class RunFolder:
 
     @property
     def code(self) -> Path:
+        """Copies of the user's own functions."""
         return self.path / "code"
+
+    @property
+    def logs(self) -> Path:
+        """Output of the workers of a local run."""
+        return self.path / "logs"
+
+    @property
+    def slurm(self) -> SlurmFolder:
+        return SlurmFolder(self.path / "slurm")
+
+    @property
+    def fp8_check_config_file(self) -> Path:
+        return self.path / "fp8_check.toml"
+
+    @property
+    def fp8_check_file(self) -> Path:
+        return self.path / "fp8_check.json"
+
+    @property
+    def fp8_check_html(self) -> Path:
+        return self.path / "fp8_check.html"
 
     @property
     def images(self) -> Path:
@@ -99,10 +206,6 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
-
-    @property
-    def fp8_check_file(self) -> Path:
-        return self.path / "fp8_check.json"
 
     @property
     def report_json(self) -> Path:

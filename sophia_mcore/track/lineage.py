@@ -7,39 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.phase import Phase
+from sophia_mcore.store.layout import RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_metadata, shard_files
 
 _SAID = ("model_digest", "prompt_template", "verifier_version", "fingerprint")  # of a shard's own metadata
 
 
-def lineage_of(run: RunFolder, index: int) -> dict[str, Any]:
-    """The links of a round that exist so far, last first; a damaged shard is named instead of hashed."""
-    folder = run.round(index)
-    evaluation = {
-        f"{label.name}/{protocol.name}": _shards(shard_files(protocol))
-        for label in sorted(run.evaluation_questions_file.parent.glob("*"))
-        if label.is_dir() and label.name in ("base", f"round-{index}")
-        for protocol in sorted(label.iterdir())
-        if protocol.is_dir()
-    }
-    links: dict[str, Any] = {
-        "evaluation": evaluation,
-        "export": _export(folder.model / "conversion.json"),
-        "checkpoint": _checkpoint(folder.checkpoints),
-        "kept": _shards([folder.kept_file]),
-        "verdicts": _shards(_listed(folder.verdicts)),
-        "fresh": _shards(_listed(folder.fresh)),
-        "trajectories": _shards(_listed(folder.trajectories)),
-        "captions": _shards(_listed(folder.captions)),
-        "questions": _shards([run.questions_file]),
-    }
-    return {name: link for name, link in links.items() if link}
+def lineage_of(run: RunFolder, index: int, phases: Sequence[Phase]) -> dict[str, Any]:
+    """The links of a round that exist so far, last first; a damaged shard is named instead of hashed.
+
+    They are the ``outputs`` of the phases; a name such as "evaluation:base/paper" is a link inside of "evaluation".
+    """
+    links: dict[str, Any] = {}
+    for phase in reversed(phases):
+        for name, path in reversed(phase.outputs(run, index).items()):
+            link, (group, _, part) = _link(path), name.partition(":")
+            if link and part:
+                links.setdefault(group, {})[part] = link
+            elif link:
+                links[group] = link
+    return links
+
+
+def _link(path: Path) -> dict[str, Any]:
+    """What is there: an export with its proof, checkpoints, or shards; {} when nothing is."""
+    if path.is_file():
+        return _shards([path])
+    if not path.is_dir():
+        return {}
+    return _export(path / "conversion.json") or _checkpoint(path) or _shards(shard_files(path))
 
 
 def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
@@ -55,10 +57,6 @@ def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
 
     visit("lineage", lineage)
     return found
-
-
-def _listed(folder: Path) -> list[Path]:
-    return shard_files(folder) if folder.is_dir() else []
 
 
 def _shards(paths: Iterable[Path]) -> dict[str, Any]:
@@ -92,9 +90,9 @@ def _export(proof: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    names = sorted((path.name for path in folder.glob("step-*")), key=lambda name: (len(name), name))
-    if not names:
+    checkpoints = list(checkpoint_steps(folder).values())
+    if not checkpoints:
         return {}
-    files = sorted(path for path in (folder / names[-1]).rglob("*") if path.is_file())
+    files = sorted(path for path in checkpoints[-1].rglob("*") if path.is_file())
     listing = "\n".join(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
-    return {"name": names[-1], "listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+    return {"name": checkpoints[-1].name, "listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}

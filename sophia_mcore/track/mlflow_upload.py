@@ -12,13 +12,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.phase import Phase
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
@@ -32,7 +33,7 @@ _UID, _ROUND, _PHASE = "sophia.run_uid", "sophia.round", "sophia.phase"
 _LINES, _DIGEST = "sophia.uploaded_lines", "sophia.uploaded_digest"
 
 
-def upload(run_folder: RunFolder, config: Config) -> bool:
+def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bool:
     """Send MLflow what it does not have yet. Returns whether it has everything now.
 
     Never raises for an unreachable or failing server: one warning line says that the upload can be repeated.
@@ -44,7 +45,7 @@ def upload(run_folder: RunFolder, config: Config) -> bool:
         return False
     try:
         with folder_lock(run_folder.path / "track.lock"), _patience(track.timeout_seconds):
-            _Uploader(run_folder, config).upload()
+            _Uploader(run_folder, config, phases).upload()
     except SophiaError as error:
         _warn(uri, str(error))
         return False
@@ -70,22 +71,22 @@ def complaint(uri: str, timeout_seconds: float) -> str:
 
 
 class _Uploader:
-    def __init__(self, run: RunFolder, config: Config) -> None:
+    def __init__(self, run: RunFolder, config: Config, phases: Sequence[Phase]) -> None:
         from mlflow.tracking import MlflowClient  # here: importing it takes seconds
 
         for name in ("mlflow", "alembic"):  # a new sqlite store is announced in several lines
             logging.getLogger(name).setLevel(logging.WARNING)
 
-        self._run, self._config = run, config
+        self._run, self._config, self._phases = run, config, phases
         self._client = MlflowClient(config.track.tracking_uri)
         self._uid = run_uid(run.path)
         self._experiment = self._experiment_id()
 
     def upload(self) -> None:
         for index in rounds_of(self._run):
-            parent = parent_of(self._run, self._config, index)
+            parent = parent_of(self._run, self._config, index, self._phases)
             parent_id = self._sync(parent, index, None)
-            for child in children_of(self._run, self._config, index):
+            for child in children_of(self._run, self._config, index, self._phases):
                 self._sync(child, index, parent_id)
 
     def _experiment_id(self) -> str:

@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import EXIT_STOPPED
+from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.lineage import lineage_of, tags_of
@@ -19,15 +21,6 @@ from sophia_mcore.track.metrics import RESERVED, read_metrics
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
 HIDDEN = "***"
-_SETTINGS = {  # sections of the configuration that are a phase's parameters; the parent has all
-    "questions": ("data",),
-    "captions": ("models", "captions"),
-    "reasoning": ("models", "reasoning"),
-    "score": ("score", "reward"),
-    "train": ("models", "batch", "parallel", "objective", "train", "fp8"),
-    "export": ("export",),
-    "evaluate": ("evaluate",),
-}
 Point = tuple[str, float, int, int]  # name, value, step, milliseconds since 1970
 
 
@@ -59,7 +52,7 @@ def rounds_of(run: RunFolder) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
+def parent_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase]) -> TrackedRun:
     """The round itself: resolved configuration, report, pass@1."""
     report = json_or_empty(run.report_json)
     rounds = report.get("rounds", [])
@@ -67,7 +60,7 @@ def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
     evaluation = report.get("evaluation", {})
     if not isinstance(evaluation, dict):
         evaluation = {}
-    lineage = lineage_of(run, index)
+    lineage = lineage_of(run, index, phases)
     mine_evaluated = {label: evaluation[label] for label in ("base", f"round-{index}") if label in evaluation}
     return TrackedRun(
         phase="round",
@@ -79,18 +72,21 @@ def parent_of(run: RunFolder, config: Config, index: int) -> TrackedRun:
     )
 
 
-def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
-    """Phases of the round with results: training, scoring, and all that RUN/metrics.jsonl names."""
+def children_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase]) -> list[TrackedRun]:
+    """Phases of the round with results: training, scoring, and all that RUN/metrics.jsonl names.
+
+    The parameters of a child are the settings that its phase depends on; the parent has all.
+    """
     params = _params(config)
     folder = run.round(index)
-    train_lines = read_metrics(folder.train / "metrics.jsonl")
-    summary = json_or_empty(folder.train / "summary.json")
+    train_lines = read_metrics(folder.train_metrics_file)
+    summary = json_or_empty(folder.train_summary_file)
     children = {}
     if train_lines or summary:
         children["train"] = TrackedRun(
             phase="train", finished=bool(summary), lines=_points(train_lines), summary=_numbers(summary)
         )
-    system = read_metrics(folder.train / "system.jsonl")
+    system = read_metrics(folder.system_metrics_file)
     if system:
         children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=_points(system))
     for attempt in _attempts(run, index):
@@ -104,16 +100,14 @@ def children_of(run: RunFolder, config: Config, index: int) -> list[TrackedRun]:
             child = children.setdefault(phase, TrackedRun(phase=phase, finished=True))
             if phase != "train":
                 child.lines.extend(_points([line]))
-    return [
-        replace(child, params={n: v for n, v in params.items() if n.split(".")[0] in _SETTINGS.get(child.phase, ())})
-        for child in children.values()
-    ]
+    own = {phase.name: {n: value for n, value in params.items() if phase.depends_on(n)} for phase in phases}
+    return [replace(child, params=own.get(child.phase, {})) for child in children.values()]
 
 
 def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
     """The attempts of jobs of one task; of an array, whose tasks may be thousands, all in one."""
     arrays: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((run.path / "slurm" / "attempts").glob(f"*-r{index}-*.json")):
+    for path in sorted(run.slurm.attempts.glob(f"*-r{index}-*.json")):
         attempt = json_or_empty(path)
         if attempt.get("round") != index:
             continue
@@ -130,8 +124,8 @@ def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
     for phase, found in arrays.items():
         values = {
             "attempts": len(found),
-            "failed": sum(attempt["code"] not in (0, 75, None) for attempt in found),
-            "stopped": sum(attempt["code"] == 75 for attempt in found),
+            "failed": sum(attempt["code"] not in (0, EXIT_STOPPED, None) for attempt in found),
+            "stopped": sum(attempt["code"] == EXIT_STOPPED for attempt in found),
             "task_seconds": sum(_seconds(attempt) or 0.0 for attempt in found),
         }
         ended = all(attempt["ended"] is not None for attempt in found)

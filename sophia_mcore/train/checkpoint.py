@@ -28,6 +28,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.layout import step_name
 from sophia_mcore.train import checkpoint_folder
 
 _FULL_BYTES = 16 << 20  # with less than this free a failed write is put down to the full disk
@@ -94,14 +95,14 @@ class Checkpoints:
         self._commit(step)
 
     def _temporary(self, step: int) -> Path:
-        return self.folder / f".tmp-{checkpoint_folder.checkpoint_name(step)}"
+        return self.folder / f".tmp-{step_name(step)}"
 
     def _commit(self, step: int) -> None:
         layout, temporary = current_layout(), self._temporary(step)
         digests = _digests(temporary)
         on_rank_zero(
             lambda: checkpoint_folder.commit(temporary, step, layout, self.keep, digests),
-            f"cannot complete {self.folder / checkpoint_folder.checkpoint_name(step)}",
+            f"cannot complete {self.folder / step_name(step)}",
         )
 
     def load_newest(self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> int:

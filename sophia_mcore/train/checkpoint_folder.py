@@ -17,11 +17,11 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest, file_digest
+from sophia_mcore.store.layout import checkpoint_steps, step_name
 
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 _OF_RANK = re.compile(r"__(\d+)_")  # torch names a file after the rank that writes it
-_NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY, _DELETED = ".tmp-", ".old-"
 
 
@@ -37,21 +37,9 @@ class Manifest:
     sha256: Mapping[str, str] = field(default_factory=dict)  # by name, in checkpoints of earlier versions only
 
 
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` updates.
-
-    >>> checkpoint_name(500)
-    'step-00000500'
-    """
-    return f"step-{step:08d}"
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
+    return list(reversed(checkpoint_steps(folder).values()))
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -91,7 +79,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def begin(folder: Path, step: int) -> Path:
     """An empty hidden folder to write the checkpoint of ``step`` into."""
-    temporary = folder / f"{_TEMPORARY}{checkpoint_name(step)}"
+    temporary = folder / f"{_TEMPORARY}{step_name(step)}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
@@ -124,7 +112,7 @@ def commit(temporary: Path, step: int, layout: Mapping[str, int], keep: int, dig
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     manifest = Manifest(step=step, layout=dict(layout), files=files, digests=dict(digests))
     write_json(temporary / MANIFEST, asdict(manifest))
-    final = temporary.parent / checkpoint_name(step)
+    final = temporary.parent / step_name(step)
     if final.exists():  # a broken one of the same step: it was refused at loading
         _delete(final)
     temporary.rename(final)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.layout import STOPPED, SUMMARY
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.mismatch import rollout_gap
@@ -95,7 +96,7 @@ class _Log:
         self._log: MetricsLog | None = None
         self.mark()
         if job.reports and job.groups.data_rank == 0:
-            (self._folder / "stopped.json").unlink(missing_ok=True)
+            (self._folder / STOPPED).unlink(missing_ok=True)
             self._log = MetricsLog(self._folder / "metrics.jsonl")
             self._log.rewind(start if start > 0 else -1, PHASE)
 
@@ -129,7 +130,7 @@ class _Log:
 
     def stopped(self, step: int) -> None:
         if self._log is not None:
-            write_json(self._folder / "stopped.json", {"step": step, "time": round(time.time(), 3)})
+            write_json(self._folder / STOPPED, {"step": step, "time": round(time.time(), 3)})
 
     def finish(self, steps: int, logprob_after: float) -> None:
         """Write the last event once, then the summary, which says that the training is finished."""
@@ -153,4 +154,4 @@ class _Log:
             "tokens": sum(line["tokens"] for line in losses),
             "seconds": round(sum(line["step_seconds"] for line in losses), 3),
         }
-        write_json(self._folder / "summary.json", summary)
+        write_json(self._folder / SUMMARY, summary)

@@ -7,7 +7,6 @@ newest checkpoint; after it has finished, it returns at once.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -17,15 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sophia_mcore.config import load_config
-from sophia_mcore.errors import SophiaError, run_command
+from sophia_mcore.death_signal import dies_with
+from sophia_mcore.errors import EXIT_STOPPED, SophiaError, run_command
 from sophia_mcore.progress import NoProgress, Progress, worker_progress
 from sophia_mcore.store.atomic import write_json
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import FAILED, Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
-FAILED = "failed.json"  # in the training folder, when a rank failed and not merely lost another
-EXIT_STOPPED = 75  # a signal asked for it: the state is saved, run again to go on (EX_TEMPFAIL)
-_PR_SET_PDEATHSIG = 1
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 
 
@@ -50,7 +47,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     """Whether the training is finished (False: stopped by a signal)."""
     config = load_config(config_file)
     run = RunFolder(config_file.parent)
-    if (run.round(round_index).train / "summary.json").is_file():
+    if run.round(round_index).train_summary_file.is_file():
         return True
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
@@ -106,10 +103,7 @@ def open_progress(file_descriptor: int | None) -> Progress:
 
 def die_with_parent() -> None:
     """A rank whose torchrun was killed must not go on writing (Linux only)."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+    dies_with(os.getppid(), signal.SIGKILL)()
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest
+from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.layout import Round, checkpoint_steps, step_name
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB
 from sophia_mcore.weights.formats.copying import write_target
@@ -53,3 +56,50 @@ def export_hf(
         write_json(
             folder / proof.NAME, proof.proof(source, target, digests[digest] if digest else None, verified=False)
         )
+
+
+def export_round(round: Round, progress: Progress) -> None:
+    """Export the last checkpoint of a round's training, unless that is done already and intact.
+
+    Raises as ``export_hf``, and SophiaError when the training is not finished.
+    """
+    out = round.folder.model
+    checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
+    if not checkpoints:
+        raise SophiaError(f"{round.folder.checkpoints}: no checkpoint to export (train first)")
+    newest = checkpoints[-1]
+    _require_finished(round.folder.train_summary_file, newest)
+    if out.exists() and _made_from(out) == newest.name and _is_intact(out):
+        return
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint (training went on), or damaged
+    export_hf(newest, round.policy, out, round.config.export.shard_size_mib, progress=progress)
+
+
+def _require_finished(summary_file: Path, checkpoint: Path) -> None:
+    try:
+        steps = int(json_or_empty(summary_file)["steps"])
+    except (ValueError, KeyError, TypeError):
+        steps = None
+    if steps is None or checkpoint.name != step_name(steps):
+        end = "is not finished" if steps is None else f"has {steps} steps"
+        raise SophiaError(
+            f"{checkpoint} is the newest checkpoint, but the training {end}: run `sophia train` again, or convert this "
+            "checkpoint as it is (`sophia convert CHECKPOINT OUT --to hf --base POLICY`)"
+        )
+
+
+def _made_from(model: Path) -> str | None:
+    """Name of the checkpoint that a finished export was made from."""
+    try:
+        return str(json_or_empty(model / proof.NAME)["source"]["folder"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _is_intact(model: Path) -> bool:
+    """Whether every weights file of an export is there and whole (by its header)."""
+    try:
+        open_checkpoint(model)
+    except SophiaError:
+        return False
+    return True

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.report.build import write_report
 from tests.support.browser import chromium
 from tests.support.report_world import make_finished_run
@@ -73,7 +74,7 @@ def main() -> None:
             Path(folder) / "run", options.questions, options.captions, options.answers, images
         )
         began = time.perf_counter()
-        page = write_report(config, run)
+        page = write_report(config, run, PHASES)
         written = time.perf_counter() - began
         size = page.stat().st_size / 2**20
         line = {"name": "report", "questions": options.questions, "page_mib": round(size, 1)}

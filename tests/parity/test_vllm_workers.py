@@ -54,14 +54,18 @@ def make_run(folder: Path, policy: Path, reasoner: Path) -> tuple[Config, RunFol
         },
         score={"workers": 1},
         batch={"long_thinking_prompt_file": thinking},
-        evaluate={"engine": VLLM, "protocols": ({"name": "greedy", "sampling": greedy},)},
+        evaluate={
+            "engine": VLLM,
+            "questions": ({"kind": "jsonl", "path": "unused"},),
+            "protocols": ({"name": "greedy", "sampling": greedy},),
+        },
     )  # fmt: skip
     run.config_file.write_text(dump_toml(config))
     return config, run
 
 
-def worker(python: Path, module: str, run: RunFolder, *flags: str) -> subprocess.Popen[str]:
-    command = [str(python), "-m", f"sophia_mcore.{module}.worker", str(run.config_file), *flags]
+def worker(python: Path, phase: str, run: RunFolder) -> subprocess.Popen[str]:
+    command = [str(python), "-m", "sophia_mcore.launch.worker", phase, str(run.config_file), "--round", "0"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=rollout_environment(), cwd=ROOT
     )
@@ -77,12 +81,12 @@ def test_a_round_of_workers(
     rollout_python: Path, tiny_internvl: Path, other_internvl: Path, tiny_qwen2: Path, tmp_path: Path
 ) -> None:
     config, run = make_run(tmp_path / "run", tiny_internvl, tiny_qwen2)
-    started = [worker(rollout_python, "generate", run, "--round", "0", "--stage", "captions")]
-    models = (f"--model=base={tiny_internvl}", f"--model=round-0={other_internvl}")  # one engine, reloaded in between
-    started.append(worker(rollout_python, "evaluate", run, *models))
+    run.round(0).path.mkdir(exist_ok=True)
+    run.round(0).model.symlink_to(other_internvl)  # the evaluation asks both models in one engine
+    started = [worker(rollout_python, phase, run) for phase in ("captions", "evaluate")]
     for process in started:
         finish(process)
-    finish(worker(rollout_python, "generate", run, "--round", "0", "--stage", "reasoning"))
+    finish(worker(rollout_python, "reasoning", run))
 
     captions = {caption.id: caption for caption in read_folder(run.round(0).captions, Caption)}
     trajectories = list(read_folder(run.round(0).trajectories, Trajectory))
@@ -129,11 +133,10 @@ def shards(run: RunFolder) -> list[Path]:
 def test_killed_captions_go_on_and_end_the_same(
     rollout_python: Path, tiny_internvl: Path, tiny_qwen2: Path, tmp_path: Path
 ) -> None:
-    flags = ("--round", "0", "--stage", "captions")
     _, whole = make_run(tmp_path / "whole", tiny_internvl, tiny_qwen2)
-    undisturbed = worker(rollout_python, "generate", whole, *flags)
+    undisturbed = worker(rollout_python, "captions", whole)
     _, killed = make_run(tmp_path / "killed", tiny_internvl, tiny_qwen2)
-    victim = worker(rollout_python, "generate", killed, *flags)
+    victim = worker(rollout_python, "captions", killed)
     while victim.poll() is None and not shards(killed):
         time.sleep(0.01)
     victim.kill()
@@ -141,7 +144,7 @@ def test_killed_captions_go_on_and_end_the_same(
     done = {path: path.stat().st_mtime_ns for path in shards(killed)}
     assert done
     finish(undisturbed)
-    finish(worker(rollout_python, "generate", killed, *flags))
+    finish(worker(rollout_python, "captions", killed))
     names = [path.name for path in shards(whole)]
     for name in names:  # byte for byte
         assert (killed.round(0).captions / name).read_bytes() == (whole.round(0).captions / name).read_bytes()

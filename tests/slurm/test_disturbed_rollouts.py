@@ -10,9 +10,10 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.launch.local import run_phases
-from sophia_mcore.launch.state import PhaseState, state_of
+from sophia_mcore.launch.phases import phase_named
+from sophia_mcore.phase import PhaseState
 from sophia_mcore.records import Caption, Trajectory
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_folder, shard_files
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.slurm_world import QUESTIONS, Endpoint, attempts, finish, jobs, logs, make_config, sophia
@@ -22,7 +23,7 @@ REQUESTS = 2 * QUESTIONS  # captions
 
 def state(config_file: Path, phase: str) -> PhaseState:
     config = load_config(config_file)
-    return state_of(config, RunFolder(config.run.folder), phase, 0)
+    return phase_named(phase).state_of(Round(config, RunFolder(config.run.folder), 0))
 
 
 def set_options(config_file: Path, **options: str) -> None:
@@ -70,7 +71,7 @@ def test_a_killed_task_and_a_second_submit(cluster: Cluster, endpoint: Endpoint,
 
 def is_task(process: psutil.Process, run: RunFolder) -> bool:
     line = process.info["cmdline"] or []
-    return "sophia_mcore.launch.slurm.task" in line and str(run.config_file) in line and "srun" not in line[0]
+    return "sophia_mcore.launch.worker" in line and str(run.config_file) in line and "srun" not in line[0]
 
 
 def test_preempted_then_cancelled_then_continued(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sophia_mcore.errors import SophiaError, run_command
-from sophia_mcore.launch.phases import interpreter
+from sophia_mcore.launch.environments import interpreter
 from tests.support.configs import MINIMAL_TOML
 
 ROOT = Path(__file__).resolve().parents[2]

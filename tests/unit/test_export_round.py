@@ -11,11 +11,11 @@ import pytest
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import NoProgress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
+from sophia_mcore.weights.export import export_round
 from sophia_mcore.weights.verify import verify
-from sophia_mcore.weights.worker import export_round
 from tests.support.configs import make_config
 from tests.support.weights_models import FAMILIES, make, write
 
@@ -34,10 +34,10 @@ def trained(tmp_path: Path) -> tuple[Config, RunFolder]:
 
 def test_the_last_checkpoint_is_exported_once(trained: tuple[Config, RunFolder]) -> None:
     config, run = trained
-    export_round(config, run, 0, NoProgress())
+    export_round(Round(config, run, 0), NoProgress())
     assert verify(config.models.policy, run.round(0).model).is_equal
     before = {file.name: file.stat().st_mtime_ns for file in run.round(0).model.iterdir()}
-    export_round(config, run, 0, NoProgress())
+    export_round(Round(config, run, 0), NoProgress())
     assert before == {file.name: file.stat().st_mtime_ns for file in run.round(0).model.iterdir()}
 
 
@@ -47,14 +47,14 @@ def test_a_training_that_is_not_finished_is_not_exported(trained: tuple[Config, 
     summary = run.round(0).train / "summary.json"
     summary.unlink() if steps is None else summary.write_text(json.dumps({"steps": steps}))
     with pytest.raises(SophiaError, match=r"step-00000007 is the newest checkpoint, but .* `sophia train` again"):
-        export_round(config, run, 0, NoProgress())
+        export_round(Round(config, run, 0), NoProgress())
     assert not run.round(0).model.exists()
 
 
 def test_a_damaged_export_is_made_again(trained: tuple[Config, RunFolder]) -> None:
     config, run = trained
-    export_round(config, run, 0, NoProgress())
+    export_round(Round(config, run, 0), NoProgress())
     weights = next(run.round(0).model.glob("*.safetensors"))
     os.truncate(weights, weights.stat().st_size - 100)
-    export_round(config, run, 0, NoProgress())
+    export_round(Round(config, run, 0), NoProgress())
     assert verify(config.models.policy, run.round(0).model).is_equal

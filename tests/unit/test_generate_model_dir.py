@@ -95,16 +95,12 @@ def test_stop_tokens_are_collected(model: Path) -> None:
     assert stop_token_ids(model, {}) == (1, 4, 5)
 
 
-@pytest.mark.parametrize("module", ["generate", "evaluate"])
-def test_the_worker_says_so_in_one_line(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize("phase", ["captions", "evaluate"])
+def test_the_worker_says_so_in_one_line(tmp_path: Path, phase: str) -> None:
     """With the engine of the rollout environment configured, but no model there: exit code 1, one line, no vLLM."""
     make_run(tmp_path)
     (tmp_path / "config.toml").write_text(dump_toml(make_config(tmp_path)))
-    flags = {
-        "generate": ["--round", "0", "--stage", "captions"],
-        "evaluate": ["--model", f"base={tmp_path / 'policy'}"],
-    }[module]
-    command = [sys.executable, "-m", f"sophia_mcore.{module}.worker", str(tmp_path / "config.toml"), *flags]
+    command = [sys.executable, "-m", "sophia_mcore.launch.worker", phase, str(tmp_path / "config.toml"), "--round", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and errors == [f"error: {tmp_path / 'policy'}: no such model directory"], done.stderr

@@ -14,7 +14,7 @@ from sophia_mcore.generate.answers import generate_fresh
 from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.reasoning import generate_trajectories
-from sophia_mcore.launch.state import state_of
+from sophia_mcore.launch.phases import CAPTIONS
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Question, Trajectory, image_set_id
 from sophia_mcore.store.layout import Round
@@ -180,7 +180,7 @@ def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path)
         tmp_path, objective={"fresh_share": 0.5}, fresh={"per_question": 3, "questions_per_unit": 2, "max_tokens": 9}
     )
     generate_captions(Round(config, run, 0), FakeEngine(), NoProgress())
-    assert not state_of(config, run, "captions", 0).finished
+    assert not CAPTIONS.state_of(Round(config, run, 0)).finished
     with pytest.raises(SophiaError, match="the engine died"):
         generate_fresh(Round(config, run, 0), FakeEngine(fail_at=2), NoProgress())
     engine = FakeEngine(reply=r"<think>{seed}</think>\boxed{{1}}")
@@ -192,7 +192,7 @@ def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path)
     for request in engine.requests:
         system, user = request.messages
         assert system.text == load_prompt("long_thinking") and "SECRET" in user.text and request.images
-    assert state_of(config, run, "captions", 0).finished
+    assert CAPTIONS.state_of(Round(config, run, 0)).finished
 
 
 def test_progress_counts_items_and_a_record_belongs_to_its_request(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch import phases
-from sophia_mcore.launch.local import claim_folder, expand, run_phases, starting_at
+from sophia_mcore.launch import environments
+from sophia_mcore.launch.local import claim_folder, run_phases
+from sophia_mcore.launch.phases import expand, starting_at
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 
 WORKER = """
 import argparse, sys, time
@@ -105,11 +106,11 @@ def test_a_signal_ends_the_worker_before_this_process_goes(tmp_path: Path, numbe
 def test_fp8_without_a_driver_is_refused_before_the_ranks_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phases, "_NVIDIA", (str(tmp_path / "none"),))
+    monkeypatch.setattr(environments, "_NVIDIA", (str(tmp_path / "none"),))
     config = config_at(tmp_path, '[fp8]\nrecipe = "tensorwise"\n')
-    context = phases.Context(config, RunFolder(tmp_path), TerminalProgress())
+    round = Round(config, RunFolder(tmp_path), 0)
     with pytest.raises(UsageError, match="needs a CUDA device, which is not here"):
-        phases.run_ranks(context, "train", "sophia_mcore.train.worker", [])
+        environments.run_ranks(round, TerminalProgress(), "train", "sophia_mcore.train.worker", [])
 
 
 def test_interpreter_that_is_not_there(tmp_path: Path) -> None:

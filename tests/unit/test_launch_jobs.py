@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.launch.phases import PHASES, all_names, phase_named, phases_of
 from sophia_mcore.launch.slurm import health
 from sophia_mcore.launch.slurm.attempts import Attempt, SlurmTask, begin_attempt, end_attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
 from sophia_mcore.launch.slurm.status import seconds_left
-from sophia_mcore.launch.state import PhaseState, check_inputs
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.launch.state import check_inputs
+from sophia_mcore.phase import PhaseState
+from sophia_mcore.store.layout import Round, RunFolder
 from tests.support.generate_world import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,10 @@ def phases(rounds: int = 1, **finished: int) -> list[PhaseState]:
     """All phases; ``finished`` phases of round 0, others with the given number of units left of 20."""
     found = []
     for index in range(rounds):
-        for phase in PHASES:
-            if phase == "questions" and index:
-                continue
-            left = finished.get(phase) if index == 0 else None
+        for phase in phases_of(index):
+            left = finished.get(phase.name) if index == 0 else None
             done = {} if left is None else {"total": 20, "done": 20 - left, "finished": left == 0}
-            found.append(PhaseState(phase=phase, round=index, **done))
+            found.append(PhaseState(phase=phase.name, round=index, **done))
     return found
 
 
@@ -43,19 +42,19 @@ def test_the_chain_of_two_rounds(tmp_path: Path) -> None:
     jobs = plan_jobs(make_config(tmp_path), SITE, phases(2))
     after = {job.key: job.after for job in jobs}
     assert len(jobs) == 15
-    assert after["captions", 1] == ("export", 0)  # with the trained policy
-    assert after["train", 0] == ("score", 0) and after["report", 1] == ("evaluate", 1)
-    assert after["questions", 0] is None
+    assert after["captions", 1] == (("export", 0),)  # with the trained policy
+    assert after["train", 0] == (("score", 0),) and after["report", 1] == (("evaluate", 1),)
+    assert after["questions", 0] == ()
 
 
 def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
     done = {"questions": 0, "captions": 3, "score": 0, "export": 0, "evaluate": 0, "report": 0}
     jobs = {job.phase: job for job in plan_jobs(make_config(tmp_path), SITE, phases(**done))}
     assert list(jobs) == ["captions", "reasoning", "train", "report"]
-    assert jobs["captions"].tasks == 3 and jobs["captions"].after is None  # no more tasks than units
-    assert jobs["train"].after is None  # what lies before it is finished
-    assert jobs["report"].after == ("train", 0)
-    assert plan_jobs(make_config(tmp_path), SITE, phases(**dict.fromkeys(PHASES, 0))) == []
+    assert jobs["captions"].tasks == 3 and jobs["captions"].after == ()  # no more tasks than units
+    assert jobs["train"].after == ()  # what lies before it is finished
+    assert jobs["report"].after == (("train", 0),)
+    assert plan_jobs(make_config(tmp_path), SITE, phases(**dict.fromkeys(all_names(), 0))) == []
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_every_example_can_be_read_and_every_script_is_short() -> None:
         site = read_site(example)
         assert site.options("all") and site.options("gpu") and site.tasks("captions") > 1
     for phase in PHASES:
-        assert (ROOT / "slurm" / f"{phase}.sbatch").read_text().count("\n") <= 60
+        assert (ROOT / "slurm" / phase.script_name).read_text().count("\n") <= 60
 
 
 @pytest.mark.parametrize(
@@ -126,11 +125,11 @@ def test_gpus_that_are_missing_or_broken() -> None:
 def test_a_filesystem_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    health.check_filesystem(tmp_path, "x", 10.0)
+    health.check_filesystem(tmp_path / "x", 10.0)
     never = threading.Event()
     monkeypatch.setattr(health.atomic, "write_text", lambda path, text: never.wait(20))
     with pytest.raises(health.Unhealthy, match=r"took more than 0\.1 s"):
-        health.check_filesystem(tmp_path, "x", 0.1)
+        health.check_filesystem(tmp_path / "x", 0.1)
     never.set()
 
 
@@ -140,7 +139,7 @@ def test_a_used_up_quota_is_not_the_fault_of_the_node(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(health.atomic.os, "fsync", refuse)
     with pytest.raises(SophiaError, match=r"Disk quota exceeded \(the quota is used up: free some space") as told:
-        health.check_filesystem(tmp_path, "x", 10.0)
+        health.check_filesystem(tmp_path / "x", 10.0)
     assert not isinstance(told.value, health.Unhealthy)  # which would leave the node out and try another one
 
 
@@ -179,7 +178,7 @@ def test_inputs_that_are_missing_are_named(tmp_path: Path) -> None:
     config, run = make_config(tmp_path), RunFolder(tmp_path)
     for phase, before in (("captions", "questions"), ("train", "score"), ("export", "train")):
         with pytest.raises(SophiaError, match=f"{phase} of round 0 cannot start: {before} of round 0 is not finished"):
-            check_inputs(config, run, phase, 0)
+            check_inputs(phase_named(phase), Round(config, run, 0))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

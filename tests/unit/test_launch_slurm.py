@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.jobs import Job, early_signal, sbatch_command
 from sophia_mcore.launch.slurm.status import problems
 from sophia_mcore.launch.slurm.submit import cancel, check_scripts
-from sophia_mcore.launch.state import PhaseState
+from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
@@ -129,4 +130,4 @@ def test_lineage_says_how_an_export_is_proven(tmp_path: Path) -> None:
     proof = {"source": {"folder": "step-00000006"}, "verified": False}
     run.round(0).model.mkdir(parents=True)
     (run.round(0).model / "conversion.json").write_text(json.dumps(proof))
-    assert lineage_of(run, 0)["export"]["proof"] == "digests of every tensor, not read back"
+    assert lineage_of(run, 0, PHASES)["export"]["proof"] == "digests of every tensor, not read back"

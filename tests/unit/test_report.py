@@ -19,6 +19,7 @@ from tests.support.report_world import HOSTILE, make_finished_run
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 
 from sophia_mcore.cli import app
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.records import Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import differing_settings, write_comparison
@@ -58,7 +59,7 @@ def flagged(page: str, name: str) -> set[str]:
 
 def test_a_finished_run_is_told_whole(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     report = json.loads(folder.report_json.read_text())
     assert report["missing"] == []
     (entry,) = report["rounds"]
@@ -89,7 +90,7 @@ def test_pass_at_1_has_an_interval_for_each_answer_type_and_data_set(run: tuple[
     ]
     folder.evaluation_questions_file.unlink()
     write_shard(folder.evaluation_questions_file, changed, Question)
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     rows = re.findall(r"<tr(?: class=\"dim\")?><td>.*?</tr>", page[page.index('id="evaluation"') :], re.DOTALL)
     cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in rows]
     names = ["all", "first", "second", "integer", "yes_no"]
@@ -102,7 +103,7 @@ def test_pass_at_1_has_an_interval_for_each_answer_type_and_data_set(run: tuple[
 
 def test_disagreeing_verifier_versions_are_shown(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     disputed = examples_of(page)[7]["captions"][0]["trajectories"][1]["id"]
     changes = {
         "old_version": "<old>",
@@ -112,20 +113,20 @@ def test_disagreeing_verifier_versions_are_shown(run: tuple[RunFolder, Any]) -> 
         "examples": [{"id": disputed, "old": "wrong", "new": "correct"}],
     }
     (folder.round(0).path / "verdict_changes.json").write_text(json.dumps(changes))
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     assert flagged(page, "verifiers") == {"q7"}
     assert "1 of 120 verdicts differ" in page and "&lt;old&gt;" in page
 
 
 def test_disagreements_with_math_verify_are_shown_by_answer_type(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
-    disputed = examples_of(write_report(config, folder).read_text())[7]["captions"][0]["trajectories"][1]["id"]
+    disputed = examples_of(write_report(config, folder, PHASES).read_text())[7]["captions"][0]["trajectories"][1]["id"]
     example = {"id": disputed, "type": "integer", "ours": "correct", "peer": "wrong", "answer": "7"}
     example |= {"extracted": "\u202e<b>7</b>", "end": "the end"}
     counts = {"compared": 40, "only_ours": 1, "only_peer": 0, "undecided": 2}
     opinion = {"peer": "math-verify 0", "compared": 40, "undecided": 2, "left_out": 0, "by_type": {"integer": counts}}
     folder.round(0).second_opinion_file.write_text(json.dumps(opinion | {"examples": [example]}))
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     assert flagged(page, "peer") == {"q7"} and examples_of(page)[7]["captions"][0]["trajectories"][1]["peer"] == "wrong"
     section = page[page.index("Disagreements with math-verify 0") :]
     row = re.search(r'<td class="text">integer</td>(.*?)</tr>', section)
@@ -136,7 +137,7 @@ def test_disagreements_with_math_verify_are_shown_by_answer_type(run: tuple[RunF
 
 def test_texts_of_models_are_never_markup(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     assert HOSTILE in examples_of(page)[3]["captions"][0]["text"]  # whole, in the packed data
     without_plotly = page[: page.rindex("<script>")]
     for part in ("window.hacked", "onerror", "\u202e"):
@@ -176,7 +177,7 @@ def test_damage_is_named_and_the_rest_is_shown(run: tuple[RunFolder, Any], damag
         data = bytearray(file.read_bytes())
         data[len(data) // 2 :] = b"\x00" * (len(data) - len(data) // 2)
         file.write_bytes(data)
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     missing = json.loads(folder.report_json.read_text())["missing"]
     assert any(words in line for line in missing), missing
     assert 'id="missing"' in page and "Not there (yet)" in page
@@ -203,7 +204,7 @@ def test_what_was_deleted_is_named(
     folder, config = run
     for path in list(folder.path.glob(gone)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_report(config, folder)
+    write_report(config, folder, PHASES)
     missing = json.loads(folder.report_json.read_text())["missing"]
     assert all(any(line.startswith(word) for line in missing) for word in words), missing
     print_missing(folder)
@@ -214,7 +215,7 @@ def test_what_was_deleted_is_named(
 def test_a_later_round_is_told_of_when_an_earlier_one_is_gone(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
     folder.round(0).path.rename(folder.round(1).path)
-    write_report(config, folder)
+    write_report(config, folder, PHASES)
     rounds = json.loads(folder.report_json.read_text())["rounds"]
     assert [entry["round"] for entry in rounds] == [0, 1] and rounds[1]["kept"] == 29
 
@@ -222,13 +223,13 @@ def test_a_later_round_is_told_of_when_an_earlier_one_is_gone(run: tuple[RunFold
 def test_an_unfinished_run_shows_what_is_there(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
     folder.round(0).model.rmdir()
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     assert json.loads(folder.report_json.read_text())["missing"] == ["round 0: the exported model"]
     for gone in (folder.round(0).verdicts, folder.round(0).train, folder.path / "evaluation"):
         shutil.rmtree(gone)
     folder.round(0).kept_file.unlink()
     folder.round(0).kept_summary_file.unlink()
-    page = write_report(config, folder).read_text()
+    page = write_report(config, folder, PHASES).read_text()
     report = json.loads(folder.report_json.read_text())
     assert report["rounds"][0]["trajectories"] == 120
     assert {"round 0: training", "round 0: verdicts and kept trajectories"} <= set(report["missing"])
@@ -274,18 +275,18 @@ def test_json_of_other_types_is_named_and_left_out(
 ) -> None:
     folder, config = run
     (folder.path / name).write_text(json.dumps(content))
-    assert len(examples_of(write_report(config, folder).read_text())) == 30
+    assert len(examples_of(write_report(config, folder, PHASES).read_text())) == 30
     assert any(words in line for line in json.loads(folder.report_json.read_text())["missing"])
 
 
 def test_a_lost_protocol_is_named_and_the_others_stay(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
-    whole = json.loads(write_report(config, folder).with_name("report.json").read_text())["evaluation"]
+    whole = json.loads(write_report(config, folder, PHASES).with_name("report.json").read_text())["evaluation"]
     label, last = "base", config.evaluate.protocols[-1].name
     shards = sorted(folder.evaluation(label, last).glob("*.parquet"))
     for spoil in (lambda path: path.write_bytes(path.read_bytes()[:50]), lambda path: path.unlink()):
         spoil(shards[0])
-        write_report(config, folder)
+        write_report(config, folder, PHASES)
         report = json.loads(folder.report_json.read_text())
         assert any(f"evaluation of {label}" in line for line in report["missing"])
         assert [n for n in whole if n != label] == [n for n in report["evaluation"] if n != label]
@@ -295,7 +296,7 @@ def test_a_round_that_is_a_file_is_no_round(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
     shutil.rmtree(folder.round(0).path)
     folder.round(0).path.write_text("x")
-    write_report(config, folder)
+    write_report(config, folder, PHASES)
     assert "round 0: training" in json.loads(folder.report_json.read_text())["missing"]
 
 
@@ -308,7 +309,7 @@ def test_a_comparison_goes_into_a_page_only(run: tuple[RunFolder, Any]) -> None:
 @pytest.mark.parametrize("content", [None, "[run\n", "[run]\nname = 3\n", "\x00\xff"])
 def test_without_a_configuration_the_report_shows_the_rest(run: tuple[RunFolder, Any], content: str | None) -> None:
     folder, config = run
-    whole = json.loads(write_report(config, folder).with_name("report.json").read_text())
+    whole = json.loads(write_report(config, folder, PHASES).with_name("report.json").read_text())
     folder.config_file.unlink(missing_ok=True)
     if content is not None:
         folder.config_file.write_text(content, encoding="latin-1")

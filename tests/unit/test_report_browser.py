@@ -14,6 +14,7 @@ from tests.support.report_world import make_finished_run
 
 pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[report]')")
 
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.records import Caption, Question
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import write_comparison
@@ -31,7 +32,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     run, config = make_finished_run(tmp_path_factory.mktemp("report") / "run", questions=QUESTIONS)
-    return run, config, write_report(config, run)
+    return run, config, write_report(config, run, PHASES)
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_long_names_and_texts_neither_widen_nor_lengthen_the_page(browser: Any, 
         ]
         path.unlink()
         write_shard(path, changed, kind)
-    browser.get(write_report(config, run).as_uri())
+    browser.get(write_report(config, run, PHASES).as_uri())
     wait(browser, "return document.querySelectorAll('article').length === 3")
     width, room = browser.execute_script(
         "const page = document.documentElement; return [page.scrollWidth, page.clientWidth]"

@@ -214,6 +214,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tests.unit.test_score_phase import config_for
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.score import phase
 from sophia_mcore.store.layout import Round, RunFolder
@@ -266,9 +267,8 @@ def test_helper_processes_of_the_phase_itself(tmp_path, monkeypatch):
     run, quiet = make_run(tmp_path / "run"), make_run(tmp_path / "quiet")
     score_round(Round(config_for(quiet.path), quiet, 0), NoProgress())
     monkeypatch.setattr(phase, "PARALLEL_FROM", 1)
-    score_round(
-        config_for(run.path, score=Score(workers=3, trajectories_per_unit=24, second_opinions=0)), run, 0, NoProgress()
-    )
+    score = Score(workers=3, trajectories_per_unit=24, second_opinions=0)
+    score_round(Round(config_for(run.path, score=score), run, 0), NoProgress())
     assert content(run) == content(quiet)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("mlflow", reason="mlflow-skinny is not installed (pip install '.[track]')")
 
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track import mlflow_upload
 from sophia_mcore.track.metrics import MetricsLog
@@ -67,12 +68,12 @@ def _history(config, name):
 
 
 def test_one_parent_and_a_child_and_nothing_is_sent_twice(config, run):
-    assert mlflow_upload.upload(run, config)
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
+    assert mlflow_upload.upload(run, config, PHASES)
     log = MetricsLog(run.round(0).train / "metrics.jsonl")
     log.log(4, "train", {"loss": 0.2})
     (run.round(0).train / "summary.json").write_text(json.dumps({"steps": 4, "loss_last": 0.2}))
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
 
     runs = _runs(config)
     assert sorted(runs) == ["round", "train"]
@@ -88,28 +89,29 @@ def test_a_phase_is_finished_when_its_line_is_there_and_shows_its_own_settings(c
     log = MetricsLog(run.metrics_file)
     log.log(0, "captions", {"seconds": 3.0})
     log.log(1, "captions", {"seconds": 4.0})  # of the next round
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     runs = [r for r in _all_runs(config) if r.data.tags["sophia.phase"] == "captions"]
     assert [(r.info.status, r.data.metrics["seconds"]) for r in runs] == [("FINISHED", 3.0)]
     sections = {name.split(".")[0] for name in runs[0].data.params}
-    assert sections == {"models", "captions"}
+    assert sections == {"run", "models", "captions", "batch", "objective", "fresh"}  # what the captions depend on
+    assert "models.reasoner" not in runs[0].data.params
     assert {"captions", "train"} < {name.split(".")[0] for name in _runs(config)["round"].data.params}
 
 
 def test_the_report_is_an_artifact_of_the_round_as_it_is(config, run):
     run.report_html.write_text("<p>token = hf_x, a user's text</p>")
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     round_id = _runs(config)["round"].info.run_id
     assert (
         Path(_client(config).download_artifacts(round_id, "report.html")).read_bytes() == run.report_html.read_bytes()
     )
     run.report_html.write_text("a newer one")
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     assert Path(_client(config).download_artifacts(round_id, "report.html")).read_text() == "a newer one"
 
 
 def test_no_secret_leaves_the_machine(config, run):
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     parent = _runs(config)["round"]
     assert not [value for value in parent.data.params.values() if "hunter2" in value]
     text = _client(config).download_artifacts(parent.info.run_id, "config.toml")
@@ -129,18 +131,18 @@ def test_an_upload_killed_between_batches_is_completed_without_doubles(config, r
         return sent(self, run_id, **kwargs)
 
     monkeypatch.setattr(MlflowClient, "log_batch", dies)
-    assert not mlflow_upload.upload(run, config)
+    assert not mlflow_upload.upload(run, config, PHASES)
     monkeypatch.setattr(MlflowClient, "log_batch", sent)
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     assert [step for step, _ in _history(config, "loss")] == [1, 2, 3]
     assert [step for step, _ in _history(config, "logprob_before")] == [0]
 
 
 def test_a_moved_run_folder_keeps_its_mlflow_runs(config, run, tmp_path):
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     before = _runs(config)["round"].info.run_id
     run.path.rename(tmp_path / "moved")
-    assert mlflow_upload.upload(RunFolder(tmp_path / "moved"), config)
+    assert mlflow_upload.upload(RunFolder(tmp_path / "moved"), config, PHASES)
     client = _client(config)
     experiment = client.get_experiment_by_name(config.track.experiment)
     assert len(client.search_runs([experiment.experiment_id])) == 2
@@ -151,7 +153,7 @@ def test_many_metrics_go_in_batches(config, run):
     log = MetricsLog(run.round(0).train / "metrics.jsonl")
     for step in range(4, 1204):
         log.log(step, "train", {"loss": 1.0, "learning_rate": 0.1})
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     assert [step for step, _ in _history(config, "loss")] == list(range(1, 1204))
 
 
@@ -160,11 +162,11 @@ def test_a_dead_server_costs_one_line_and_nothing_is_lost(tmp_path, run, config,
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dead = _config(tmp_path, f"http://me:hunter2@127.0.0.1:{port}", "dead")
-    assert not mlflow_upload.upload(run, dead)
+    assert not mlflow_upload.upload(run, dead, PHASES)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "not reachable" in lines[0] and "sophia track" in lines[0] and "hunter2" not in lines[0]
-    assert mlflow_upload.upload(run, config)
+    assert mlflow_upload.upload(run, config, PHASES)
     assert len(_history(config, "loss")) == 3
 
 
@@ -172,6 +174,6 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, run, capsys, monkeypa
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
         hanging = _config(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "silent")
-        assert not mlflow_upload.upload(run, hanging)
+        assert not mlflow_upload.upload(run, hanging, PHASES)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"

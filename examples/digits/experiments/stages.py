@@ -113,7 +113,7 @@ def train_all(seed: int, rollouts: RunFolder, out: Path, chosen: dict[str, Varia
 def evaluate_all(rollouts: RunFolder, models: Iterable[str], minutes: float) -> None:
     """Answer the validation questions with "label=folder" models, one engine for all. In the rollout environment."""
     from sophia_mcore.generate.answers import evaluate
-    from sophia_mcore.generate.worker import lazy_engine
+    from sophia_mcore.generate.opening import lazy_engine
 
     config, began = load_config(rollouts.config_file), time.monotonic()
     engine, opened = None, False

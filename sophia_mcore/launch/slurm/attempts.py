@@ -11,9 +11,8 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import EXIT_LOST, EXIT_STOPPED, EXIT_UNHEALTHY, SophiaError
 from sophia_mcore.store import atomic
 from sophia_mcore.store.layout import RunFolder
 
@@ -35,7 +34,8 @@ class Attempt:
     @property
     def outcome(self) -> str:
         """In a word, for people."""
-        names = {None: "no end seen", 0: "done", 75: "stopped by a signal", 76: "unhealthy node", 77: "lost process"}
+        names = {None: "no end seen", 0: "done", EXIT_STOPPED: "stopped by a signal"}
+        names |= {EXIT_UNHEALTHY: "unhealthy node", EXIT_LOST: "lost process"}
         return names.get(self.code, "failed")
 
 
@@ -80,10 +80,6 @@ class SlurmTask:
         return 20_000 + (int(self.job_id) * 31 + self.restart) % 20_000
 
 
-def attempts_folder(run: RunFolder) -> Path:
-    return run.path / "slurm" / "attempts"
-
-
 def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask) -> Attempt:
     """Record that a task has started."""
     attempt = Attempt(
@@ -101,13 +97,13 @@ def end_attempt(run: RunFolder, attempt: Attempt, code: int, message: str = "") 
 def note_failed(run: RunFolder, task: SlurmTask) -> None:
     """Tell job.sh that this task failed by itself: to requeue the job would only repeat it."""
     with suppress(SophiaError):  # a full disk
-        atomic.write_text(run.path / "slurm" / "failed" / f"{task.job_id}-{task.restart}", task.node + "\n")
+        atomic.write_text(run.slurm.failed_file(task.job_id, task.restart), task.node + "\n")
 
 
 def read_attempts(run: RunFolder) -> list[Attempt]:
     """All attempts by their start; a file that cannot be read is left out."""
     found = []
-    for path in attempts_folder(run).glob("*.json"):
+    for path in run.slurm.attempts.glob("*.json"):
         try:
             found.append(Attempt(**json.loads(path.read_bytes())))
         except (OSError, ValueError, TypeError):
@@ -117,4 +113,4 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
 
 def _write(run: RunFolder, attempt: Attempt) -> None:
     name = f"{attempt.phase}-r{attempt.round}-{attempt.job}-{attempt.restart}.json"
-    atomic.write_json(attempts_folder(run) / name, asdict(attempt))
+    atomic.write_json(run.slurm.attempts / name, asdict(attempt))

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import EXIT_LOST, EXIT_UNHEALTHY, SophiaError
 from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.store import atomic
 from sophia_mcore.store.layout import RunFolder
@@ -25,7 +25,7 @@ _QUERY_SECONDS = 60
 class Unhealthy(SophiaError):
     """``node`` ("" for this one) should be left out, and the work done elsewhere."""
 
-    exit_code = 76
+    exit_code = EXIT_UNHEALTHY
 
     def __init__(self, message: str, node: str = "") -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class Unhealthy(SophiaError):
 class LostProcess(SophiaError):
     """A process was killed or its node is gone: the same job may succeed, and is requeued."""
 
-    exit_code = 77
+    exit_code = EXIT_LOST
 
 
 def query_gpus() -> str | None:
@@ -66,10 +66,9 @@ def check_gpus(report: str | None, expected: int) -> None:
         raise Unhealthy(f"uncorrected memory (ECC) errors on GPU {', '.join(broken)}")
 
 
-def check_filesystem(folder: Path, name: str, seconds: float) -> None:
-    """A file written into ``folder`` comes back the same within ``seconds``. Raises Unhealthy."""
+def check_filesystem(path: Path, seconds: float) -> None:
+    """A file written to ``path`` comes back the same within ``seconds``. Raises Unhealthy."""
     content = secrets.token_hex(512)
-    path = folder / f".canary-{name}"
 
     def bounce() -> None:
         atomic.write_text(path, content)
@@ -79,7 +78,9 @@ def check_filesystem(folder: Path, name: str, seconds: float) -> None:
     try:
         within(seconds, bounce)
     except TimeoutError:
-        raise Unhealthy(f"{folder}: the shared filesystem took more than {seconds:g} s for one small file") from None
+        raise Unhealthy(
+            f"{path.parent}: the shared filesystem took more than {seconds:g} s for one small file"
+        ) from None
     except (OSError, SophiaError) as error:
         raise SophiaError(str(error)) from None  # a full disk or a quota is not this node's fault
     finally:
@@ -109,7 +110,7 @@ def check_node(run: RunFolder, task: SlurmTask, *, gpus: int, canary_seconds: fl
     """All checks of one node. Raises Unhealthy naming it."""
     try:
         check_gpus(query_gpus() if gpus else None, gpus)
-        check_filesystem(run.path / "slurm", f"{task.name}-{task.node_index}", canary_seconds)
+        check_filesystem(run.slurm.canary(f"{task.name}-{task.node_index}"), canary_seconds)
     except Unhealthy as error:
         raise Unhealthy(f"node {task.node}: {error}") from None
 
@@ -119,7 +120,7 @@ def exclude(run: RunFolder, task: SlurmTask, nodes: Sequence[str], limit: int) -
 
     Raises SophiaError when that would be more nodes than ``limit``: then it is hardly the nodes' fault.
     """
-    folder = run.path / "slurm" / "unhealthy"
+    folder = run.slurm.unhealthy
     bad = {path.read_text().strip() for path in folder.glob(f"{task.job_id}-*")} | set(nodes)
     if len(bad) > limit:
         raise SophiaError(
@@ -133,7 +134,7 @@ def exclude(run: RunFolder, task: SlurmTask, nodes: Sequence[str], limit: int) -
 def unhealthy_nodes(run: RunFolder) -> dict[str, list[str]]:
     """Nodes that jobs of this run have left behind -> those jobs."""
     found: dict[str, list[str]] = {}
-    for path in sorted((run.path / "slurm" / "unhealthy").glob("*-*")):
+    for path in sorted(run.slurm.unhealthy.glob("*-*")):
         job, _, node = path.name.partition("-")
         found.setdefault(node, []).append(job)
     return found

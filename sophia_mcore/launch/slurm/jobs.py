@@ -5,23 +5,18 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.launch.phases import PHASES
-from sophia_mcore.launch.resources import gpus_per_task, training_nodes
-from sophia_mcore.launch.state import PhaseState
+from sophia_mcore.launch import phases
+from sophia_mcore.launch.phases import needs_of, phase_named
+from sophia_mcore.phase import Phase, PhaseState
 from sophia_mcore.store.layout import RunFolder
 
-ARRAYS = ("captions", "reasoning", "score", "evaluate")  # phases whose tasks share work units
-_BEFORE = {"reasoning": "captions", "score": "reasoning", "train": "score", "export": "train", "evaluate": "export",
-           "report": "evaluate"}  # fmt: skip
 _READ = re.compile(r"(?:export\s+)?((?:OPTIONS|TASKS)_\w*|GPUS_BY)=(.*)")
-_NAMES = ("GPUS_BY", *(f"OPTIONS_{name.upper()}" for name in ("all", "gpu", "cpu", *PHASES)),
-          *(f"TASKS_{name.upper()}" for name in ARRAYS))  # fmt: skip
 _OURS = {"--array": "-a", "--dependency": "-d", "--output": "-o", "--job-name": "-J", "--comment": "--comment"}
 _MAX_TASKS = 10_000
 Key = tuple[str, int]  # phase, round
@@ -37,9 +32,9 @@ class Site:
         """sbatch options of OPTIONS_<name>, in order: for later ones sbatch takes the last word."""
         return [option for name in names for option in shlex.split(self.values.get(f"OPTIONS_{name.upper()}", ""))]
 
-    def tasks(self, phase: str) -> int:
-        """Tasks of an array."""
-        return int(self.values.get(f"TASKS_{phase.upper()}", "1"))
+    def tasks(self, name: str) -> int:
+        """Tasks of the array of a phase."""
+        return int(self.values.get(f"TASKS_{name.upper()}", "1"))
 
     @property
     def gpus_by(self) -> str:
@@ -73,9 +68,16 @@ def read_site(path: Path) -> Site:
     return Site(values)
 
 
+def variables() -> list[str]:
+    """What an env file may say to `sophia submit`."""
+    names = ["ALL", "GPU", "CPU", *(phase.variable for phase in phases.PHASES)]
+    arrays = [phase.variable for phase in phases.PHASES if phase.units is not None]
+    return ["GPUS_BY", *(f"OPTIONS_{name}" for name in names), *(f"TASKS_{name}" for name in arrays)]
+
+
 def _value(name: str, text: str) -> str:
-    if name not in _NAMES:
-        nearest = difflib.get_close_matches(name.upper(), _NAMES, n=1, cutoff=0.0)[0]
+    if name not in (known := variables()):
+        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
         raise UsageError(f"nothing reads {name}; did you mean {nearest}?")
     words = shlex.split(text, comments=True)
     if len(words) > 1:
@@ -98,8 +100,7 @@ class Job:
     round: int
     tasks: int | None = None  # of an array
     options: tuple[str, ...] = ()
-    after: Key | None = None  # the job that it waits for
-    after_array: bool = False
+    after: tuple[Key, ...] = ()  # the jobs that it waits for
 
     @property
     def key(self) -> Key:
@@ -115,44 +116,62 @@ def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[
 
     Raises UsageError for a training that cannot be spread over nodes.
     """
-    open_ = {(state.phase, state.round): state for state in states if not state.finished}
+    open_ = {(state.phase, state.round) for state in states if not state.finished}
     for state in states:  # a report tells what has been done since
-        if state.phase == "report" and any(key[1] == state.round for key in open_):
-            open_[state.phase, state.round] = state
-    jobs = []
-    for state in states:
-        key = (state.phase, state.round)
-        if key not in open_:
-            continue
-        before = _before(key)
-        while before is not None and before not in open_:
-            before = _before(before) if state.phase == "report" else None
-        jobs.append(_job(config, site, state, before))
-    return jobs
+        if phase_named(state.phase).again and any(index == state.round for _, index in open_):
+            open_.add((state.phase, state.round))
+    return [
+        _job(config, site, state, _waits_for(config, (state.phase, state.round), open_))
+        for state in states
+        if (state.phase, state.round) in open_
+    ]
 
 
-def _before(key: Key) -> Key | None:
-    phase, index = key
-    if phase == "captions":
-        return ("questions", 0) if index == 0 else ("export", index - 1)
-    return (_BEFORE[phase], index) if phase in _BEFORE else None
+def _waits_for(config: Config, key: Key, open_: Collection[Key]) -> tuple[Key, ...]:
+    """The jobs of ``open_`` that the job of ``key`` must wait for, without those that they wait for themselves."""
+    found = _before(config, key, open_)
+    earlier = {other for one in found for other in _ancestors(config, one, open_)}
+    return tuple(one for one in found if one not in earlier)
 
 
-def _job(config: Config, site: Site, state: PhaseState, before: Key | None) -> Job:
-    phase, gpus = state.phase, gpus_per_task(config, state.phase)
-    options = site.options("all", "gpu" if gpus else "cpu")
-    if phase == "train":
-        options.append(f"--nodes={training_nodes(config)}")
-    if gpus and site.gpus_by:
-        options.append(f"{site.gpus_by}{gpus}")
+def _before(config: Config, key: Key, open_: Collection[Key]) -> list[Key]:
+    """What ``key`` needs of ``open_``. It is looked for behind a phase that is no part of the run, and by a phase that
+    is done again after any other, such as a report, behind what is finished too."""
+    again = phase_named(key[0]).again
+    found: list[Key] = []
+    behind = [key]
+    while behind:
+        name, index = behind.pop()
+        for needed, when in needs_of(phase_named(name), index):
+            if (needed.name, when) in open_:
+                found.append((needed.name, when))
+            elif again or not needed.wanted(config):
+                behind.append((needed.name, when))
+    return list(dict.fromkeys(found))
+
+
+def _ancestors(config: Config, key: Key, open_: Collection[Key]) -> set[Key]:
+    found: set[Key] = set()
+    for one in _before(config, key, open_):
+        found |= {one} | _ancestors(config, one, open_)
+    return found
+
+
+def _job(config: Config, site: Site, state: PhaseState, after: tuple[Key, ...]) -> Job:
+    phase = phase_named(state.phase)
+    shape = phase.shape_for(config)
+    options = site.options("all", "gpu" if shape.gpus else "cpu")
+    if shape.nodes is not None:
+        options.append(f"--nodes={shape.nodes}")
+    if shape.gpus and site.gpus_by:
+        options.append(f"{site.gpus_by}{shape.gpus}")
     left = state.total - state.done if state.total else None
     return Job(
-        phase=phase,
+        phase=phase.name,
         round=state.round,
-        tasks=max(1, min(site.tasks(phase), left or _MAX_TASKS)) if phase in ARRAYS else None,
-        options=(*options, *site.options(phase)),
-        after=before,
-        after_array=before is not None and before[0] in ARRAYS,
+        tasks=max(1, min(site.tasks(phase.variable), left or _MAX_TASKS)) if phase.units is not None else None,
+        options=(*options, *site.options(phase.variable)),
+        after=after,
     )
 
 
@@ -171,12 +190,20 @@ def sbatch_command(
     command += [f"--comment={comment(uid, job.key)}", f"--output={logs}/slurm/logs/{pattern}.batch.log"]
     if job.tasks:
         command.append(f"--array=0-{job.tasks - 1}")
-    if job.after is not None and not test_only:
-        kind = "afterany" if job.after_array else "afterok"
-        command += [f"--dependency={kind}:{ids[job.after]}", "--kill-on-invalid-dep=yes"]
-    script = scripts / f"{job.phase}.sbatch"
+    if job.after and not test_only:
+        kinds = {key: "afterok" if phase_named(key[0]).units is None else "afterany" for key in job.after}
+        waits = ",".join(f"{kind}:{ids[key]}" for key, kind in kinds.items())
+        command += [f"--dependency={waits}", "--kill-on-invalid-dep=yes"]
+    phase = phase_named(job.phase)
+    script = scripts / phase.script_name
     options = [*job.options, *early_signal(job.options, script.read_text())]
-    return [*command, *options, str(script), str(folder), str(job.round), str(scripts.absolute())]
+    command += [*options, str(script), str(folder), str(job.round), str(scripts.absolute())]
+    return [*command, phase.name, _environment_of(phase)] if phase.script else command
+
+
+def _environment_of(phase: Phase) -> str:
+    """As the env file names it, in PYTHON_TRAINER and SRUN_TRAINER."""
+    return "ROLLOUT" if phase.environment == "rollout" else "TRAINER"
 
 
 def early_signal(options: Sequence[str], script: str) -> list[str]:
@@ -223,7 +250,7 @@ def comment(uid: str, key: Key) -> str:
 
 def parse_comment(text: str, uid: str) -> Key | None:
     """The phase and round of a job of this run; None for other jobs."""
-    match = re.fullmatch(rf"sophia:{re.escape(uid)}:(\w+):(\d+)", text)
+    match = re.fullmatch(rf"sophia:{re.escape(uid)}:([\w-]+):(\d+)", text)
     return (match[1], int(match[2])) if match else None
 
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +19,8 @@ from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.health import unhealthy_nodes
 from sophia_mcore.launch.slurm.submit import Submission, read_submission
-from sophia_mcore.launch.state import PhaseState, states
+from sophia_mcore.launch.state import states
+from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -36,7 +36,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
     for name in ("phase", "round", "tasks", "after", "Slurm says" if dry_run else "job"):
         table.add_column(name, overflow="fold")
     for job in submission.jobs:
-        after = f"{job.after[0]} of round {job.after[1]}" if job.after else ""
+        after = ", ".join(f"{phase} of round {index}" for phase, index in job.after)
         answer = submission.answers.get(job.key, "")
         table.add_row(job.phase, str(job.round), str(job.tasks or 1), after, escape(answer))
     return _text(table)
@@ -126,7 +126,7 @@ def problems(
 
 def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
     """Why a job ended before its task could begin a record: its logs say it, or there are none."""
-    logs: Path = run.path / "slurm" / "logs"
+    logs = run.slurm.logs
     name = f"{job.key[0]}-r{job.key[1]}-{job.id}"
     try:
         lines = (logs / f"{name}.batch.log").read_text(errors="replace").splitlines()
@@ -145,7 +145,7 @@ def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
 
 def _full_disk(run: RunFolder) -> list[str]:
     """What was to be recorded on a full disk could not be: look whether the run folder takes a file now."""
-    path = run.path / "slurm" / ".canary-status"
+    path = run.slurm.canary("status")
     try:
         write_text(path, " " * 4096)
     except SophiaError as error:

@@ -17,19 +17,18 @@ from typing import Any
 import sophia_mcore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.environments import preflight
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.launch.phases import PHASES, Context, preflight
+from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
 from sophia_mcore.launch.state import states
-from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.failures import forget_failures
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
-
-SUBMISSION = "submission.json"
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Submission:
 
 
 def submit(
-    config: Config, rounds: int | None = None, *, only: Collection[str] = tuple(PHASES), new_settings: bool = False
+    config: Config, rounds: int | None = None, *, only: Collection[str] | None = None, new_settings: bool = False
 ) -> Submission:
-    """Snapshot code and configuration, submit what is missing (of the phases ``only``).
+    """Snapshot code and configuration, submit what is missing (``only``: of these phases).
 
     Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
     are still alive. SophiaError: another process works in the folder, Slurm does not answer, nothing can be written.
@@ -55,30 +54,30 @@ def submit(
     number = rounds or config.run.rounds
     run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
-        locks.enter_context(folder_lock(run.path / "slurm" / "lock"))
+        locks.enter_context(folder_lock(run.slurm.lock_file))
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
         locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
         claim_folder(config, run, new_settings=new_settings)
-        preflight(Context(config, run, TerminalProgress()), 0)
+        preflight(Round(config, run, 0))
         for folder in (run.path.glob("round-*/*/failures"), run.path.glob("evaluation/*/*/failures")):
             for failures in folder:
                 forget_failures(failures.parent)
-        jobs = plan_jobs(config, site, [s for s in states(config, run, range(number)) if s.phase in only])
+        jobs = plan_jobs(config, site, _chosen(states(config, run, range(number)), only))
         code = snapshot(config, run)
-        (run.path / "slurm" / "logs").mkdir(parents=True, exist_ok=True)
+        run.slurm.logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             slurm.sbatch(sbatch_command(job, run, code, uid, {}, test_only=True), job.name)
         return _submit(run, jobs, lambda job, ids: sbatch_command(job, run, code, uid, ids), number, code)
 
 
-def dry_run(config: Config, rounds: int | None = None, only: Collection[str] = tuple(PHASES)) -> Submission:
+def dry_run(config: Config, rounds: int | None = None, only: Collection[str] | None = None) -> Submission:
     """What `submit` would do, with Slurm's own judgement of each job; writes nothing."""
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
     check_scripts(config)
     found = states(config, run, range(rounds or config.run.rounds))
-    jobs = plan_jobs(config, site, [state for state in found if state.phase in only])
+    jobs = plan_jobs(config, site, _chosen(found, only))
     scripts = config.cluster.scripts
     answers: dict[Key, str] = {}
     for job in jobs:
@@ -90,10 +89,14 @@ def dry_run(config: Config, rounds: int | None = None, only: Collection[str] = t
     return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs])
 
 
+def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[PhaseState]:
+    return [state for state in found if only is None or state.phase in only]
+
+
 def would_refuse(config: Config) -> str:
     """What `submit` would say about the models before it submits anything; "" when nothing."""
     try:
-        preflight(Context(config, RunFolder(config.run.folder), TerminalProgress()), 0)
+        preflight(Round(config, RunFolder(config.run.folder), 0))
     except SophiaError as error:
         return str(error)
     return ""
@@ -104,7 +107,7 @@ def cancel(run: RunFolder) -> list[str]:
 
     Raises SophiaError: a `sophia submit` is at work, whose next jobs would be missed; Slurm does not answer.
     """
-    with folder_lock(run.path / "slurm" / "lock", named=False):
+    with folder_lock(run.slurm.lock_file, named=False):
         ids = [job.id for job in slurm.queue(run_uid(run.path)) if job.state in slurm.LIVE]
         slurm.cancel(ids)
     return ids
@@ -113,7 +116,8 @@ def cancel(run: RunFolder) -> list[str]:
 def check_scripts(config: Config) -> None:
     """Raises UsageError when the folder of .sbatch files is not there, or not whole."""
     folder = config.cluster.scripts
-    missing = [name for name in ("job.sh", *(f"{phase}.sbatch" for phase in PHASES)) if not (folder / name).is_file()]
+    names = dict.fromkeys(["job.sh", *(phase.script_name for phase in wanted_phases(config))])
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(
             f"{folder}: no {', '.join(missing)} there (cluster.scripts); the files lie in slurm/ of the checkout"
@@ -130,7 +134,7 @@ def snapshot(config: Config, run: RunFolder) -> Path:
     digest = hashlib.sha256(environment.encode())
     for name, path in files.items():
         digest.update(f"\0{name}\0".encode() + path.read_bytes())
-    target = run.path / "slurm" / f"code-{digest.hexdigest()[:12]}"
+    target = run.slurm.code(digest.hexdigest())
     if target.is_dir():
         return target
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
@@ -182,14 +186,14 @@ def _submit(
         "commands": shown(commands).splitlines(),
     }
     if jobs:
-        write_json(run.path / "slurm" / SUBMISSION, record)
+        write_json(run.slurm.submission_file, record)
     return Submission(jobs, ids, commands)
 
 
 def read_submission(run: RunFolder) -> dict[str, Any]:
     """The last submission of the run; {} when there is none."""
     try:
-        value = json.loads((run.path / "slurm" / SUBMISSION).read_bytes())
+        value = json.loads(run.slurm.submission_file.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,36 +1,30 @@
-"""One task of a phase under Slurm: what every slurm/*.sbatch starts, in the environment of its phase.
-
-    python -m sophia_mcore.launch.slurm.task PHASE RUN/config.toml --round R
+"""What a task of a Slurm job adds to the work of its phase (``launch.worker --slurm``).
 
 Checks the node, then the phase's inputs, then works. USR1 and TERM make it put its work down: a rollout gives its unit
-back, training saves. Exit codes: 0 done, 1 failed, 2 bad usage, 75 stopped by a signal, 76 unhealthy node; job.sh
-requeues the job after the last two.
+back, training saves. Exit codes: 0 done, 1 failed, 2 bad usage, 75 stopped by a signal, 76 unhealthy node, 77 lost
+process; job.sh requeues the job after the last three.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from sophia_mcore.config import load_config
-from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError, run_command
-from sophia_mcore.launch.phases import PHASES, evaluated_models
-from sophia_mcore.launch.resources import gpus_per_task, processes_per_node, training_nodes
+from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, SophiaError, UsageError, run_command
 from sophia_mcore.launch.slurm import health
 from sophia_mcore.launch.slurm.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
-from sophia_mcore.launch.state import check_inputs, state_of
+from sophia_mcore.launch.state import check_inputs
+from sophia_mcore.phase import Phase
 from sophia_mcore.progress import LineProgress
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
-EXIT_STOPPED = 75
+_EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Stop:
@@ -48,26 +42,21 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="sophia_mcore.launch.slurm.task", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("phase", choices=list(PHASES))
-    parser.add_argument("config", type=Path, help="RUN/config.toml")
-    parser.add_argument("--round", type=int, required=True, dest="round_index")
-    options = parser.parse_args(arguments)
-    stop = Stop(interrupts=options.phase != "train")
-    run, task = RunFolder(options.config.parent), SlurmTask.of(os.environ)
+def run_task(phase: Phase, config_file: Path, round_index: int) -> int:
+    """Do the phase as a task of this job; returns the exit code."""
+    stop = Stop(interrupts=phase.ranks is None)
+    run, task = RunFolder(config_file.parent), SlurmTask.of(os.environ)
     outcome: list[str] = []
     attempt = None
 
     def work() -> None:
         nonlocal attempt
-        config = load_config(options.config)
+        config = load_config(config_file)
         if task.node_index == 0:
-            attempt = begin_attempt(run, options.phase, options.round_index, task)
+            attempt = begin_attempt(run, phase.name, round_index, task)
         try:
             with folder_lock(run.lock_file, shared=True):
-                do(config, run, options.phase, options.round_index, task, stop)
+                _do(phase, Round(config, run, round_index, config.cluster.unit_attempts), task, stop)
         except SophiaError as error:
             outcome.append(str(error))
             raise
@@ -76,12 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
 
     try:
-        code = run_command(f"{options.phase} on {task.node}", work)
+        code = run_command(f"{phase.name} on {task.node}", work)
     except KeyboardInterrupt:  # the signal came while the work was being put down
-        code = 130
-    if stop.asked and code in (130, 143):
+        code = EXIT_INTERRUPTED
+    if stop.asked and code in (EXIT_INTERRUPTED, _EXIT_TERMINATED):
         code = EXIT_STOPPED
-    if code in (1, 2):
+    if code in (SophiaError.exit_code, UsageError.exit_code):
         note_failed(run, task)
     if attempt is not None:
         with suppress(SophiaError):  # a full disk, which the outcome has named already
@@ -89,87 +78,42 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def do(config: Config, run: RunFolder, phase: str, round_index: int, task: SlurmTask, stop: Stop) -> None:
+def _do(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
     """Check and work. Raises SophiaError; Unhealthy after noting the node down for exclusion."""
-    if phase not in ("questions", "report") and state_of(config, run, phase, round_index).finished:
+    if not phase.again and phase.state_of(round).finished:
         return
-    cluster = config.cluster
+    config, cluster = round.config, round.config.cluster
     try:
-        health.check_node(run, task, gpus=gpus_per_task(config, phase), canary_seconds=cluster.canary_seconds)
-        check_inputs(config, run, phase, round_index)
-        _WORK[phase](config, run, round_index, task, stop)
+        gpus = phase.shape_for(config).gpus
+        health.check_node(round.run, task, gpus=gpus, canary_seconds=cluster.canary_seconds)
+        check_inputs(phase, round)
+        if phase.ranks is not None:
+            _on_ranks(phase, round, task, stop)
+        else:
+            assert phase.work is not None, f"phase {phase.name}: neither work nor ranks"
+            phase.work(round, LineProgress())
     except health.Unhealthy as error:
-        health.exclude(run, task, [error.node or task.node], cluster.max_excluded_nodes)
+        health.exclude(round.run, task, [error.node or task.node], cluster.max_excluded_nodes)
         raise
+    if phase.uploads and config.track.enabled:
+        from sophia_mcore.launch.phases import PHASES
+        from sophia_mcore.track.mlflow_upload import upload
+
+        upload(round.run, config, PHASES)
 
 
-def _questions(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.launch.phases import Context, prepare
-    from sophia_mcore.launch.terminal import TerminalProgress
+def _on_ranks(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
+    from sophia_mcore.launch.slurm.torchrun import run_on_node
 
-    with TerminalProgress() as progress:
-        prepare(Context(config, run, progress), round_index)
-
-
-def _rollout(stage: str) -> Callable[[Config, RunFolder, int, SlurmTask, Stop], None]:
-    def work(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-        from sophia_mcore.generate import worker
-
-        worker.work(run.config_file, round_index, stage, LineProgress(), config.cluster.unit_attempts)
-
-    return work
-
-
-def _score(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.score.phase import score_round
-
-    score_round(Round(config, run, round_index, config.cluster.unit_attempts), LineProgress())
-
-
-def _train(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.launch.slurm.torchrun import train_on_node
-
-    if task.node_count != training_nodes(config):
-        raise UsageError(f"{task.node_count} nodes allocated, but [parallel] needs {training_nodes(config)}")
-    if not train_on_node(config, run, round_index, task, processes_per_node(config), lambda: stop.asked):
+    nodes = phase.shape_for(round.config).nodes or 1
+    if task.node_count != nodes:
+        raise UsageError(f"{task.node_count} nodes allocated, but [parallel] needs {nodes}")
+    if not run_on_node(phase, round, task, lambda: stop.asked):
         stop.asked = True
         raise KeyboardInterrupt
 
 
-def _export(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.weights.worker import export_round
+if __name__ == "__main__":  # copies of the .sbatch files of version 0.1 start this module
+    from sophia_mcore.launch.worker import main
 
-    export_round(config, run, round_index, LineProgress())
-
-
-def _evaluate(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.evaluate import worker
-
-    models = evaluated_models(config, run, round_index)
-    worker.work(run.config_file, models, LineProgress(), config.cluster.unit_attempts)
-
-
-def _report(config: Config, run: RunFolder, round_index: int, task: SlurmTask, stop: Stop) -> None:
-    from sophia_mcore.report.build import write_report
-
-    write_report(config, run)
-    if config.track.enabled:
-        from sophia_mcore.track.mlflow_upload import upload
-
-        upload(run, config)
-
-
-_WORK: dict[str, Callable[[Config, RunFolder, int, SlurmTask, Stop], None]] = {
-    "questions": _questions,
-    "captions": _rollout("captions"),
-    "reasoning": _rollout("reasoning"),
-    "score": _score,
-    "train": _train,
-    "export": _export,
-    "evaluate": _evaluate,
-    "report": _report,
-}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main([*sys.argv[1:], "--slurm"]))

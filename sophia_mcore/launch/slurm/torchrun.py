@@ -1,4 +1,4 @@
-"""Training on one node of an allocation: torchrun, the signals its ranks must get, and how it ended."""
+"""A phase on the ranks of one node of an allocation: torchrun, the signals its ranks must get, and how it ended."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 import psutil
 
-from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import stop_child
+from sophia_mcore.launch.resources import processes_per_node
 from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.health import LostProcess, Unhealthy
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.phase import Phase
+from sophia_mcore.store.layout import FAILED, STOPPED, SUMMARY, SYSTEM_METRICS, Round
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
-from sophia_mcore.train.worker import FAILED
 
 _LOOK_SECONDS = 0.5
 _SYSTEM_SECONDS = 15.0
@@ -30,36 +30,36 @@ _GPU_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format
 _SIGNAL_EVERY = 4  # looks; ranks that are still importing do not listen yet
 
 
-def torchrun_command(config: Config, run: RunFolder, round_index: int, task: SlurmTask, processes: int) -> list[str]:
+def torchrun_command(module: str, round: Round, task: SlurmTask) -> list[str]:
     """The command of one node. Id and port of the rendezvous hold the job and its restart count."""
-    join = f"is_host={int(task.node_index == 0)},join_timeout={round(config.cluster.join_seconds)}"
+    config, run = round.config, round.run
+    join = f"is_host={int(task.node_index == 0)},join_timeout={config.cluster.join_seconds:.0f}"
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *(f"--nnodes={task.node_count}", f"--nproc-per-node={processes}", "--max-restarts=0"),
+        *(f"--nnodes={task.node_count}", f"--nproc-per-node={processes_per_node(config)}", "--max-restarts=0"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint={task.head}:{task.port}", f"--rdzv-conf={join}"),
         f"--rdzv-id={task.job_id}-{task.restart}",
-        *("-m", "sophia_mcore.train.worker", str(run.config_file), "--round", str(round_index)),
+        *("-m", module, str(run.config_file), "--round", str(round.index)),
     ]
 
 
-def train_on_node(
-    config: Config, run: RunFolder, round_index: int, task: SlurmTask, processes: int, stop_asked: Callable[[], bool]
-) -> bool:
+def run_on_node(phase: Phase, round: Round, task: SlurmTask, stop_asked: Callable[[], bool]) -> bool:
     """Run torchrun here until it ends; once ``stop_asked``, its ranks are sent USR1 and save.
 
-    Returns True when the training is finished, False when it was stopped and its state saved. Raises SophiaError when
+    Returns True when the phase is finished, False when it was stopped and its state saved. Raises SophiaError when
     it failed, Unhealthy naming a node, LostProcess when no rank says that it failed by itself.
     """
-    folder = run.round(round_index).train
+    assert phase.ranks is not None, f"phase {phase.name} runs on no ranks"
+    folder = phase.ranks.folder(round)
     if task.node_index == 0:
-        for name in ("stopped.json", FAILED):  # of an earlier attempt
+        for name in (STOPPED, FAILED):  # of an earlier attempt
             (folder / name).unlink(missing_ok=True)
     child = subprocess.Popen(
-        torchrun_command(config, run, round_index, task, processes),
+        torchrun_command(phase.ranks.module, round, task),
         stdin=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),  # torchrun itself would die of it
     )
-    looks, system = 0, SystemLog(folder / "system.jsonl" if task.node_index == 0 else None)
+    looks, system = 0, SystemLog(folder / SYSTEM_METRICS if task.node_index == 0 else None)
     try:
         while True:
             try:
@@ -74,16 +74,16 @@ def train_on_node(
     except BaseException:
         stop_child(child)
         raise
-    if (folder / "summary.json").is_file():
+    if (folder / SUMMARY).is_file():
         return True
-    if (folder / "stopped.json").is_file():
+    if (folder / STOPPED).is_file():
         return False
     failure = _failure(folder / FAILED)
     if failure.get("node"):
         raise Unhealthy(f"node {failure['node']}: {failure['error']}", str(failure["node"]))
     if failure:
-        raise SophiaError(f"training: rank {failure['rank']}: {failure['error']}")
-    raise LostProcess(f"training: a rank or its node is gone (torchrun on {task.node} ended with code {code})")
+        raise SophiaError(f"{phase.name}: rank {failure['rank']}: {failure['error']}")
+    raise LostProcess(f"{phase.name}: a rank or its node is gone (torchrun on {task.node} ended with code {code})")
 
 
 def _failure(path: Path) -> dict[str, Any]:

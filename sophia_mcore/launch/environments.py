@@ -1,0 +1,92 @@
+"""Start the worker of a phase on this machine, in the environment of that phase; and what is refused before that.
+
+vLLM and Megatron live in different environments, so a phase is a process of its own unless it is light.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.process import run_worker
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.phase import Phase
+from sophia_mcore.store.layout import Round
+
+_SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
+_NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
+
+
+def preflight(round: Round) -> None:
+    """What can be refused before any work: model folders that cannot be loaded, a layout the policy does not fit.
+
+    Raises SophiaError or UsageError, as the phase that would have failed later.
+    """
+    from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.pretrained.complete import check_model_dir
+    from sophia_mcore.pretrained.spec import ModelSpec
+
+    config = round.config
+    check_model_dir(round.policy)
+    if config.models.reasoner is not None:
+        check_model_dir(config.models.reasoner)
+    check_layout(ModelSpec.from_model_dir(round.policy), config.parallel, config.batch.sequence_length_tokens)
+
+
+def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
+    """The whole phase on this machine: in this process, in a worker, or on ranks under torchrun. Raises SophiaError."""
+    name = f"{phase.name}-round-{round.index}"
+    arguments = [str(round.run.config_file), "--round", str(round.index)]
+    if phase.ranks is not None:
+        if phase.inputs is not None:
+            phase.inputs(round)  # said here: the ranks take a while to start
+        run_ranks(round, progress, name, phase.ranks.module, arguments)
+    elif phase.environment == "here":
+        assert phase.work is not None, f"phase {phase.name}: neither work nor ranks"
+        phase.work(round, progress)
+    else:
+        environments = round.config.environments
+        python = environments.trainer if phase.environment == "trainer" else environments.rollout
+        run_worker(
+            [interpreter(python), "-m", "sophia_mcore.launch.worker", phase.name, *arguments],
+            log_file=round.run.logs / f"{name}.log",
+            environment={},
+            follow=progress.follow,
+        )
+
+
+def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, arguments: list[str]) -> None:
+    """A module on every rank of the layout, on this machine under torchrun, with logs/NAME.log. Raises SophiaError."""
+    config = round.config
+    _require_driver_for_fp8(config)
+    threads = config.train.threads_per_process
+    run_worker(
+        [
+            interpreter(config.environments.trainer),
+            *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.parallel.world_size}"),
+            *(f"--shutdown-timeout={_SAVE_SECONDS}", "-m", module, *arguments),
+        ],
+        log_file=round.run.logs / f"{name}.log",
+        environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
+        follow=progress.follow,
+        patience_seconds=_SAVE_SECONDS + 10,
+    )
+
+
+def _require_driver_for_fp8(config: Config) -> None:
+    """Said before the ranks start, which takes a while; they look for the device itself."""
+    from sophia_mcore.parallel.layout import fp8_refusal
+
+    if config.fp8.native and not any(Path(sign).exists() for sign in _NVIDIA):
+        raise fp8_refusal(config.fp8.recipe, "a CUDA device")
+
+
+def interpreter(path: Path | None) -> str:
+    """The Python of an environment; raises SophiaError naming how to make it when it is missing."""
+    if path is None:
+        return sys.executable
+    if not path.is_file():
+        raise SophiaError(f"{path}: no such interpreter ('make env' makes it; [environments] in the config names it)")
+    return str(path.absolute())

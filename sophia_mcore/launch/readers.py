@@ -1,0 +1,147 @@
+"""How far each phase is and what it reads, from the run's folder alone: columns of the table in ``launch.phases``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.phase import PhaseState, state_of_units
+from sophia_mcore.records import Question
+from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
+from sophia_mcore.store.shards import read_shard, shard_files
+from sophia_mcore.store.units import UnitQueue
+from sophia_mcore.track.metrics import read_metrics
+
+BASE_LABEL = "base"
+_RECENT_STEPS = 20
+
+
+def evaluated_models(round: Round) -> list[tuple[str, Path]]:
+    """(label, folder) of the models that the evaluation of a round asks: the base model once, the round's export."""
+    with_base = round.config.evaluate.evaluate_base and round.index == 0
+    return [(BASE_LABEL, round.config.models.policy)] * with_base + [(f"round-{round.index}", round.folder.model)]
+
+
+def questions_state(round: Round, phase: str) -> PhaseState:
+    run = round.run
+    wanted = [run.questions_file, *([run.evaluation_questions_file] if round.config.evaluate.questions else [])]
+    done = sum(path.is_file() for path in wanted)
+    return PhaseState(phase=phase, round=round.index, total=len(wanted), done=done, finished=done == len(wanted))
+
+
+def caption_units(round: Round) -> list[UnitQueue]:
+    """Captions, and the policy's own answers where the objective asks for them; [] while the questions are missing."""
+    from sophia_mcore.generate.answers import fresh_queue
+    from sophia_mcore.generate.captions import caption_queue, image_sets_of
+
+    run = round.run
+    if not run.questions_file.is_file():
+        return []
+    queues = [caption_queue(round, image_sets_of(run))]
+    if round.config.objective.fresh_share:
+        queues.append(fresh_queue(round, _ids(run.questions_file)))
+    return queues
+
+
+def reasoning_units(round: Round) -> list[UnitQueue]:
+    """[] while the questions are missing."""
+    from sophia_mcore.generate.reasoning import reasoning_queue
+
+    if not round.run.questions_file.is_file():
+        return []
+    return [reasoning_queue(round, _ids(round.run.questions_file))]
+
+
+def evaluation_units(round: Round) -> list[UnitQueue]:
+    """[] while the evaluation questions are missing."""
+    from sophia_mcore.generate.answers import evaluation_queue
+
+    config, run = round.config, round.run
+    if not run.evaluation_questions_file.is_file():
+        return []
+    ids = _ids(run.evaluation_questions_file)
+    labels = [label for label, _ in evaluated_models(round)]
+    return [evaluation_queue(round, label, p, ids) for label in labels for p in config.evaluate.protocols]
+
+
+def _ids(questions_file: Path) -> list[str]:
+    return [question.id for question in read_shard(questions_file, Question)]
+
+
+def score_units(round: Round) -> list[UnitQueue]:
+    """[] while the reasoning is not finished: how many units there will be is not known."""
+    from sophia_mcore.score.phase import plan_units
+
+    folder = round.folder
+    shards = shard_files(folder.trajectories) if folder.trajectories.is_dir() else []
+    if not shards or not state_of_units("", round.index, reasoning_units(round)).finished:
+        return []
+    return [UnitQueue(folder.verdicts, plan_units(shards, round.config.score.trajectories_per_unit))]
+
+
+def score_state(round: Round, phase: str) -> PhaseState:
+    found = state_of_units(phase, round.index, score_units(round))
+    kept = round.folder.kept_file.is_file() and round.folder.kept_summary_file.is_file()
+    return replace(found, finished=found.finished and kept)
+
+
+def kept_is_there(round: Round) -> None:
+    """What the training needs of the score phase: its summary, the last thing that it writes. Raises SophiaError."""
+    if round.config.train.data is None and not round.folder.kept_summary_file.is_file():
+        raise SophiaError(f"train of round {round.index} cannot start: score of round {round.index} is not finished")
+
+
+def train_state(round: Round, phase: str) -> PhaseState:
+    folder = round.folder
+    lines = [line for line in read_metrics(folder.train_metrics_file) if "loss" in line]
+    finished = folder.train_summary_file.is_file()
+    done = lines[-1]["step"] if lines else 0
+    total = done if finished else round.config.train.steps or 0
+    seconds = statistics.median(line["step_seconds"] for line in lines[-_RECENT_STEPS:]) if lines else None
+    return PhaseState(
+        phase=phase,
+        round=round.index,
+        total=total,
+        done=done,
+        finished=finished,
+        loss=lines[-1]["loss"] if lines else None,
+        seconds_left=(total - done) * seconds if seconds is not None and total and not finished else None,
+    )
+
+
+def export_state(round: Round, phase: str) -> PhaseState:
+    proof = round.folder.model / "conversion.json"  # written with the folder, which appears when it is complete
+    try:
+        source = json.loads(proof.read_bytes())["source"]["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = None
+    checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
+    finished = source is not None and (not checkpoints or source == checkpoints[-1].name)
+    return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
+
+
+def report_state(round: Round, phase: str) -> PhaseState:
+    try:
+        rounds = json.loads(round.run.report_json.read_bytes())["rounds"]
+        finished = any(entry["round"] == round.index for entry in rounds) and round.run.report_html.is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        finished = False
+    return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
+
+
+def whatever_is_there(round: Round) -> None:
+    """A report tells also of a run that is not finished."""
+
+
+def evaluations(run: RunFolder, index: int) -> dict[str, Path]:
+    """Folders of answers of the base model and of the round's, by "evaluation:LABEL/PROTOCOL"."""
+    return {
+        f"evaluation:{label.name}/{protocol.name}": protocol
+        for label in sorted(run.evaluation_questions_file.parent.glob("*"))
+        if label.is_dir() and label.name in (BASE_LABEL, f"round-{index}")
+        for protocol in sorted(label.iterdir())
+        if protocol.is_dir()
+    }

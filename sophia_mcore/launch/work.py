@@ -1,0 +1,101 @@
+"""What does each phase, in the environment of that phase: the ``work`` column of the table in ``launch.phases``.
+
+Heavy modules are imported by the function that needs them. Every function may be killed and started again: finished
+work is found in the store and skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from sophia_mcore.launch.readers import evaluated_models
+from sophia_mcore.progress import Progress, counting
+from sophia_mcore.store.layout import Round
+
+
+def questions(round: Round, progress: Progress) -> None:
+    """Check every question and image before any model starts, and put them into the store."""
+    from sophia_mcore.data.prepare import prepare_questions
+    from sophia_mcore.store.images import ImageStore
+
+    config, run = round.config, round.run
+    sets = [("questions checked", config.data.questions, run.questions_file)]
+    if config.evaluate.questions:
+        sets.append(("held-out questions checked", config.evaluate.questions, run.evaluation_questions_file))
+    for task, sources, file in sets:
+        prepare_questions(
+            sources,
+            ImageStore(run.images),
+            file,
+            max_bad_rows=config.data.max_bad_rows,
+            max_image_pixels=config.data.max_image_pixels,
+            progress=partial(_rows_checked, counting(progress, task)),
+        )
+
+
+def _rows_checked(show: Callable[[int, int], None], rows: int) -> None:
+    show(rows, 0)  # how many there are is known at the end
+
+
+def captions(round: Round, progress: Progress) -> None:
+    """The policy captions every image set, and answers itself where the objective learns from that."""
+    from sophia_mcore.generate.answers import generate_fresh
+    from sophia_mcore.generate.captions import generate_captions
+    from sophia_mcore.generate.opening import lazy_engine
+
+    config = round.config
+    engine = lazy_engine(config, config.captions.engine, round.policy, progress)
+    generate_captions(round, engine, progress)
+    if config.objective.fresh_share:
+        generate_fresh(round, engine, progress)
+    engine.close()
+
+
+def reasoning(round: Round, progress: Progress) -> None:
+    """The reasoner answers from every caption."""
+    from sophia_mcore.generate.opening import lazy_engine
+    from sophia_mcore.generate.reasoning import generate_trajectories
+
+    config = round.config
+    engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
+    generate_trajectories(round, engine, progress)
+    engine.close()
+
+
+def score(round: Round, progress: Progress) -> None:
+    """Verdicts, rewards and the kept set."""
+    from sophia_mcore.score.phase import score_round
+
+    score_round(round, progress)
+
+
+def export(round: Round, progress: Progress) -> None:
+    """Megatron checkpoint -> Hugging Face directory."""
+    from sophia_mcore.train.checkpoint_folder import list_checkpoints, read_manifest
+    from sophia_mcore.weights.export import export_round
+
+    for newest in list_checkpoints(round.folder.checkpoints)[:1]:
+        read_manifest(newest)  # its files have their sizes
+    export_round(round, progress)
+
+
+def evaluate(round: Round, progress: Progress) -> None:
+    """pass@1 of the base model (once) and of the round's export, by the same code in one engine."""
+    from sophia_mcore.generate.answers import evaluate as evaluate_model
+    from sophia_mcore.generate.opening import lazy_engine
+
+    config, models = round.config, evaluated_models(round)
+    engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    for label, model in models:
+        engine.reload(model)
+        evaluate_model(round, label, engine, progress)
+    engine.close()
+
+
+def report(round: Round, progress: Progress) -> None:
+    """report.json and the run as a web page."""
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.report.build import write_report
+
+    write_report(round.config, round.run, PHASES)
