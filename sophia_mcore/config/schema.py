@@ -50,7 +50,7 @@ class Environments(Section):
 class Columns(Section):
     """Which column of the source holds what: a name, or a list of names that are tried in order."""
 
-    images: tuple[str, ...] = ("images", "image", "image_path")
+    images: tuple[str, ...] = ("images", "image", "image_path", "image_1")  # image_1: image_2 ... are read with it
     question: tuple[str, ...] = ("question", "problem", "query")
     answer: tuple[str, ...] = ("answer", "solution", "label")
     answer_type: tuple[str, ...] = ("answer_type", "type")
@@ -75,6 +75,7 @@ class Source(Section):
     preset: Literal["default", "mathv360k", "virl39k"] = "default"  # column mapping shipped with the package
     columns: Columns | None = None  # overrides the preset
     limit: PositiveInt | None = None  # first n rows
+    answer_index: Literal[0, 1] | None = None  # the answer is its option's index, counted from this number
 
 
 class Data(Section):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
-import itertools
-import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,11 +11,22 @@ from string import ascii_uppercase
 from typing import Any
 
 from sophia_mcore.config.schema import Columns, Source
+from sophia_mcore.data.cells import (
+    answer_of,
+    broken_text,
+    identifier_of,
+    image_tag_problems,
+    images_of,
+    options_of,
+    question_of,
+    shown,
+    text_of,
+    without_surrogates,
+)
+from sophia_mcore.data.gold import answer_problem, letter_of_index
 from sophia_mcore.data.presets import PRESETS
 from sophia_mcore.errors import UsageError
 
-# Text that would be read as structure once it stands in a prompt.
-RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
 
@@ -60,7 +67,9 @@ def with_options(question: str, options: tuple[str, ...]) -> str:
     """
     if not options or len(options) > len(ascii_uppercase):
         return question
-    pairs = [(letter, _without_letter(text, letter)) for letter, text in zip(ascii_uppercase, options, strict=False)]
+    pairs = [
+        (letter, _without_letter(text, letter)) for letter, text in zip(ascii_uppercase, options, strict=False) if text
+    ]
     listed = ".*?".join(rf"(?<![^\W_]){letter}[).:,\s]+{re.escape(text)}" for letter, text in pairs)
     if re.search(listed, question, re.DOTALL):
         return question
@@ -84,31 +93,68 @@ class RowReader:
         self.name = source_name(source)
         self.folder = folder
         self._pattern = re.compile(preset.answer_pattern) if preset.answer_pattern else None
-        self.columns = _resolve(source.columns or preset.columns, set(available), source)
+        names = list(available)
+        wanted = source.columns or preset.columns
+        self.columns = _resolve(wanted, set(names), source)
+        self.image_columns = _numbered_siblings(self.columns["images"], wanted.images, set(names))
+        self._answer_index = source.answer_index
+        twice = sorted(name for name in set(self.top_level_columns()) if names.count(name) > 1)
+        if twice:
+            raise UsageError(
+                f"source {self.name!r} has the column {twice[0]!r} {names.count(twice[0])} times: rename one"
+            )
 
     def top_level_columns(self) -> list[str]:
         """The source's columns that have to be read."""
-        return sorted({column if exact else column.split(".")[0] for column, exact in self.columns.values()})
+        columns = [*self.columns.values(), *((name, True) for name in self.image_columns)]
+        return sorted({column if exact else column.split(".")[0] for column, exact in columns})
 
     def row(self, number: int, raw: Mapping[str, Any]) -> Row:
         """One row; whatever is wrong with it stands in ``problems``."""
         problems: list[str] = []
-        question = _question(self._value(raw, "question"), problems)
-        answer = _answer(self._value(raw, "answer"), self._pattern, problems)
-        images = tuple(_images(self._value(raw, "images"), self.folder, problems))
+        tagged = text_of(self._value(raw, "question"))
+        question = question_of(tagged, problems)
+        answer = answer_of(self._value(raw, "answer"), self._pattern, problems)
+        options = options_of(self._value(raw, "options"), problems)
+        cells = [raw.get(name) for name in self.image_columns] or self._value(raw, "images")
+        images = tuple(images_of(cells, self.folder, problems))
         if not images and not problems:
             problems.append("no image")
+        if not problems:
+            answer, problems = self._against_options(answer, options)
+            problems += image_tag_problems([tagged, *options], len(images))
+        texts = {
+            "id": identifier_of(self._value(raw, "id"), f"{self.name}-{number}", problems),
+            "question": question,
+            "answer": answer,
+            "answer_type": text_of(self._value(raw, "answer_type")),
+        }
+        broken = [
+            name for name, text in [*texts.items(), *(("options", text) for text in options)] if broken_text(text)
+        ]
+        if broken:
+            problems.append(f"the {broken[0]} contains half of a surrogate pair (a damaged emoji, perhaps)")
         return Row(
             source=self.name,
             number=number,
-            id=_identifier(self._value(raw, "id"), f"{self.name}-{number}", problems),
-            question=question,
-            answer=answer,
-            answer_type=_text(self._value(raw, "answer_type")),
-            options=_options(self._value(raw, "options"), problems),
+            **{name: without_surrogates(text) for name, text in texts.items()},
+            options=tuple(without_surrogates(option) for option in options),
             images=images,
-            problems=tuple(problems),
+            problems=tuple(without_surrogates(problem) for problem in problems),
         )
+
+    def _against_options(self, answer: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
+        """The gold answer, and what is wrong with it in view of the row's options."""
+        if self._answer_index is not None and options:
+            letter = letter_of_index(answer, self._answer_index, options)
+            if letter is None:
+                return answer, [
+                    f"the answer {shown(answer)!r} is not the index of one of {len(options)} options "
+                    f"(answer_index = {self._answer_index})"
+                ]
+            return letter, []
+        problem = answer_problem(answer, options)
+        return answer, [problem] if problem else []
 
     def broken(self, number: int, problem: str) -> Row:
         """A row that could not even be read."""
@@ -126,9 +172,37 @@ class RowReader:
                 value = value.get(part)
             elif isinstance(value, (list, tuple)) and part.isdigit() and int(part) < len(value):
                 value = value[int(part)]
+            elif isinstance(value, (list, tuple)) and part in _SPEAKERS:
+                value = next((turn for turn in value if _speaker(turn) in _SPEAKERS[part]), None)
             else:
                 return None
         return value
+
+
+_SPEAKERS = {"human": {"human", "user"}, "gpt": {"gpt", "assistant"}}  # a turn of a conversation by who says it
+
+
+def _speaker(turn: Any) -> str:
+    return str(turn.get("from") or turn.get("role") or "").lower() if isinstance(turn, Mapping) else ""
+
+
+def _numbered_siblings(found: tuple[str, bool], wanted: tuple[str, ...], available: set[str]) -> tuple[str, ...]:
+    """Columns such as image_1 ... image_7 that hold the images of a row together, in order; () for a single column.
+
+    Those that the settings name where they name several; else all of the source's.
+    """
+    column, exact = found
+    stem = column.rstrip("0123456789")
+    if not exact or stem == column or not stem:
+        return ()
+
+    def number(name: str) -> int | None:
+        rest = name.removeprefix(stem)
+        return int(rest) if name.startswith(stem) and rest.isdigit() else None
+
+    named = [name for name in wanted if number(name) is not None]
+    names = [name for name in (named if len(named) > 1 else available) if number(name) is not None]
+    return tuple(sorted(set(names) & available, key=lambda name: (number(name), name)))
 
 
 def _resolve(columns: Columns, available: set[str], source: Source) -> dict[str, tuple[str, bool]]:
@@ -157,118 +231,3 @@ def _missing(role: str, candidates: tuple[str, ...], available: set[str], source
         f"source {source_name(source)!r} has no column for {role} (looked for {', '.join(candidates) or 'none'})"
         f"{hint}; it has {', '.join(sorted(available)) or 'no columns'}; set columns.{role} of the source"
     )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _question(value: Any, problems: list[str]) -> str:
-    """The question without ``<image>`` tags: images come first, in their order."""
-    text = _image_tags_removed(_text(value))
-    if not text:
-        problems.append("no question")
-    reserved = [mark for mark in RESERVED if mark in text]
-    if reserved:
-        problems.append(f"the question contains {reserved[0]}, which is reserved for prompts")
-    return text
-
-
-def _image_tags_removed(text: str) -> str:
-    """Tags before or after the text go; tags inside it become "(image 1)", so that the sentence keeps its sense."""
-    for pattern in (r"^(?:\s*<image>)+", r"(?:<image>\s*)+$"):
-        rest = re.sub(pattern, "", text).strip()
-        if "<image>" not in rest:
-            return rest
-    numbers = itertools.count(1)
-    return re.sub("<image>", lambda _: f"(image {next(numbers)})", text).strip()
-
-
-def _answer(value: Any, pattern: re.Pattern[str] | None, problems: list[str]) -> str:
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, (list, tuple, Mapping)):
-        problems.append(f"the answer is a {type(value).__name__}, not one value")
-        return ""
-    text = _text(value)
-    match = pattern.search(text) if pattern else None
-    text = _unboxed(match.group(1) if match else text).strip()
-    if not text:
-        problems.append("no answer")
-    return text
-
-
-def _unboxed(text: str) -> str:
-    """The inside of ``\\boxed{...}`` when that is all there is."""
-    inner = re.fullmatch(r"\s*\$?\s*\\boxed\{(.*)\}\s*\$?\s*", text, re.DOTALL)
-    if inner is None:
-        return text
-    depth = 0
-    for character in inner.group(1):
-        depth += (character == "{") - (character == "}")
-        if depth < 0:  # the first brace closes before the end: two boxes
-            return text
-    return inner.group(1)
-
-
-def _identifier(value: Any, default: str, problems: list[str]) -> str:
-    text = _text(value)
-    if any(ord(character) < 32 for character in text):
-        problems.append("the id contains a control character")
-    return text or default
-
-
-def _options(value: Any, problems: list[str]) -> tuple[str, ...]:
-    """Texts of the choices, from a list, an object {"A": ...} in its order, or JSON of either."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            problems.append("the options are not valid JSON")
-            return ()
-    if isinstance(value, Mapping):
-        value = [item for item in value.values() if item is not None]  # Arrow fills absent keys with None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ()
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        problems.append("the options are not a list")
-        return ()
-    return tuple(_text(item) for item in value)
-
-
-def _images(value: Any, folder: Path | None, problems: list[str]) -> Iterable[bytes | Path]:
-    """Bytes, {"bytes", "path"} as `datasets` stores them, paths, Pillow images, or lists of these."""
-    if value is None:
-        return
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _images(item, folder, problems)
-    elif isinstance(value, (bytes, bytearray, memoryview)):
-        yield bytes(value)
-    elif isinstance(value, Mapping) and value.get("bytes") is not None:
-        yield bytes(value["bytes"])
-    elif isinstance(value, Mapping) and value.get("path"):
-        yield from _path(str(value["path"]), folder, problems)
-    elif isinstance(value, (str, Path)) and str(value).strip():
-        yield from _path(str(value).strip(), folder, problems)
-    elif hasattr(value, "save") and hasattr(value, "mode"):
-        buffer = io.BytesIO()
-        value.save(buffer, "PNG")
-        yield buffer.getvalue()
-    elif isinstance(value, Mapping) or not isinstance(value, (str, Path)):
-        problems.append(f"image unreadable: a {type(value).__name__} is neither bytes nor a path")
-
-
-def _path(text: str, folder: Path | None, problems: list[str]) -> Iterable[Path]:
-    """A path below ``folder``. Data may not name files elsewhere; links that the user put there may point anywhere."""
-    if re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):
-        problems.append(f"image is an address, not a file: {text[:100]}; download the images first")
-    elif folder is None:
-        problems.append(f"image path {text[:100]}: set images_folder of the source")
-    else:
-        base = os.path.abspath(folder)
-        path = os.path.normpath(os.path.join(base, text))
-        if path != base and os.path.commonpath([base, path]) == base:
-            yield Path(path)
-        else:
-            problems.append(f"image path {text[:100]} leads out of {folder}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sophia_mcore.errors import SophiaError
@@ -16,14 +16,15 @@ from sophia_mcore.errors import SophiaError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error, MemoryError)
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our own limit decides; twice as many raise
+Image.MAX_IMAGE_PIXELS = None  # our own limit decides, before an image is decoded
 
 
 def decode(data: bytes) -> Image.Image:
     """The image as RGB, uint8: the first frame of an animation, transparency dropped and not blended, no EXIF rotation.
 
     This is what the original InternVL does (``convert("RGB")``), except for 16-bit grey, which there saturates to white
-    and is scaled to 8 bits here. Raises SophiaError for a file that is empty, truncated, damaged or of another format.
+    and is scaled to 8 bits here, and for float pixels within [0, 1], which there become black.
+    Raises SophiaError for a file that is empty, truncated, damaged or of another format.
     """
     image = _open(data)
     try:
@@ -55,8 +56,6 @@ def _open(data: bytes) -> Image.Image:
         raise SophiaError("image is empty (0 bytes)")
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise SophiaError(f"image too large: {str(error).split(',')[0]}") from error
     except _READ_ERRORS as error:
         raise SophiaError(_unreadable(data, error)) from error
 
@@ -74,4 +73,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.mode != "I" or grey.max(initial=0) > 255:
             grey = grey >> 8
         return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_bytes_of_floats(np.asarray(image, np.float32))).convert("RGB")
     return image.convert("RGB")
+
+
+def _bytes_of_floats(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Float pixels as uint8: those of an image within [0, 1] are scaled by 255, others are clipped to [0, 255].
+
+    Raises ValueError for pixels that are not finite.
+    """
+    if not np.isfinite(grey).all():
+        raise ValueError("it has pixels that are not finite")
+    scale = 255.0 if grey.min(initial=0) >= 0 and grey.max(initial=0) <= 1 else 1.0
+    return np.rint(grey * scale).clip(0, 255).astype(np.uint8)

@@ -1,4 +1,5 @@
-"""Which column of a known dataset holds what. Dots lead into lists and objects: ``conversations.0.value``."""
+"""Which column of a known dataset holds what. Dots lead into lists and objects: ``conversations.0.value``, or
+``conversations.human.value`` for the first turn of a speaker."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ PRESETS: dict[str, Preset] = {
     "mathv360k": Preset(
         Columns(
             images=("image",),
-            question=("conversations.0.value",),
-            answer=("conversations.1.value",),
+            question=("conversations.human.value",),
+            answer=("conversations.gpt.value",),
             answer_type=(),
             options=(),
             id=(),

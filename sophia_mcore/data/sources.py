@@ -87,14 +87,19 @@ def _json_object(line: bytes, number: int) -> dict[str, Any] | str:
 
 
 def _read_csv(source: Source) -> Iterator[Row]:
-    """Comma-separated tables whose first line names the columns; an empty cell counts as absent."""
-    files = _files(source, (".csv",))
+    """Tables whose first line names the columns; an empty cell counts as absent.
+
+    Cells are separated by commas, or by semicolons or tabs where the first line has more of those.
+    """
+    files = _files(source, (".csv", ".tsv"))
     folder = source.images_folder or files[0].parent
     number = 0
     for path in files:
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                table = csv.DictReader(file, strict=True)
+                first = file.readline()
+                file.seek(0)
+                table = csv.DictReader(file, strict=True, delimiter=_separator(first))
                 reader = RowReader(source, table.fieldnames or (), folder)
                 for raw in table:
                     if None in raw:
@@ -104,6 +109,15 @@ def _read_csv(source: Source) -> Iterator[Row]:
                     number += 1
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SophiaError(f"cannot read {path}: not a table of comma-separated UTF-8 text ({error})") from error
+
+
+def _separator(first_line: str) -> str:
+    """The separator of a table, by its first line.
+
+    >>> _separator("id;image;question"), _separator("id,image,a;b"), _separator("id")
+    (';', ',', ',')
+    """
+    return max(",;\t", key=first_line.count)
 
 
 def _read_parquet(source: Source) -> Iterator[Row]:

@@ -231,8 +231,7 @@ def test_other_formats_and_nothing_are_refused() -> None:
 def test_bombs_are_refused_before_they_are_decoded() -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
-    for function in (decode, lambda data: check(data, 10**9)):
-        with pytest.raises(SophiaError, match="image too large"):
-            function(bomb)
+    with pytest.raises(SophiaError, match="image too large: 20000 x 20000"):
+        check(bomb, 100_000_000)
     with pytest.raises(SophiaError, match="300 x 200 = 60000 pixels, allowed 59999"):
         check(encoded(Image.new("RGB", (300, 200))), 59_999)
