@@ -97,7 +97,8 @@ class Rl(Section):
             )
         if self.overlong == "soft" and not 0 < self.overlong_cache < self.max_tokens:
             raise ValueError(
-                f"overlong = 'soft' needs overlong_cache between 0 and max_tokens = {self.max_tokens}, not {self.overlong_cache}"
+                f"overlong = 'soft' needs overlong_cache > 0 and below max_tokens = {self.max_tokens}, "
+                f"not {self.overlong_cache}"
             )
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
