@@ -57,7 +57,7 @@ def load_parameter(tiled: Tiled, target: torch.Tensor, shard: Shard, files: File
     rows += shard.padding
     local = target.view(-1) if target.is_contiguous() else torch.empty_like(target).view(-1)
     position = 0
-    for box in _boxes(rows, columns, shard):
+    for box in shard_boxes(rows, columns, shard):
         if position + box.area > local.numel():
             break
         real = max(0, min(box.rows, rows - shard.padding - box.row))
@@ -72,7 +72,7 @@ def load_parameter(tiled: Tiled, target: torch.Tensor, shard: Shard, files: File
         target.copy_(local.view(target.shape))
 
 
-def _boxes(rows: int, columns: int, shard: Shard) -> Iterator[Rectangle]:
+def shard_boxes(rows: int, columns: int, shard: Shard) -> Iterator[Rectangle]:
     """Rectangles of the global tensor that make up a shard, in its own order; each is contiguous in the shard."""
     if shard.axis is None:
         yield Rectangle(0, rows, 0, columns)

@@ -176,16 +176,20 @@ class NewTensor:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-def plan_files(tensors: Sequence[NewTensor], max_bytes: int) -> list[tuple[str, list[NewTensor]]]:
-    """File names and contents: tensors in order, a new shard when the next would exceed ``max_bytes``."""
+def plan_files(parts: Sequence[Sequence[NewTensor]], max_bytes: int) -> list[tuple[str, list[NewTensor]]]:
+    """File names and contents: tensors in order, a new shard when the next would exceed ``max_bytes``.
+
+    Tensors of different ``parts`` are never in one file.
+    """
     shards: list[list[NewTensor]] = []
-    used = 0
-    for tensor in tensors:
-        if not shards or used + tensor.nbytes > max_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append(tensor)
-        used += tensor.nbytes
+    for part in parts:
+        used = None  # no shard of this part yet
+        for tensor in part:
+            if used is None or used + tensor.nbytes > max_bytes:
+                shards.append([])
+                used = 0
+            shards[-1].append(tensor)
+            used += tensor.nbytes
     if len(shards) == 1:
         return [(SINGLE_NAME, shards[0])]
     return [(f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors", shard) for i, shard in enumerate(shards)]

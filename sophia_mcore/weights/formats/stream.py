@@ -51,8 +51,15 @@ class Files:
         except OSError as error:
             raise write_failed(path, error) from error
 
+    def join(self, path: Path) -> None:
+        """Open a file that another process has created, to write a part of it."""
+        try:
+            self._open[path] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise write_failed(path, error) from error
+
     def writing(self, path: Path) -> int:
-        """Descriptor of a file made by ``create``."""
+        """Descriptor of a file made by ``create`` or opened by ``join``."""
         return self._open[path]
 
     def sync(self) -> None:
@@ -164,6 +171,8 @@ def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
 def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) -> None:
     """Write a rectangle of a tensor to its tiles; narrow tiles are gathered from the buffer's rows.
 
+    A rectangle narrower than a tile is written row by row, so that several processes can fill one tensor.
+
     Raises SophiaError when the disk is full or cannot be written.
     """
     for piece in pieces(tiled, box):
@@ -172,8 +181,10 @@ def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) ->
             views = [buffer[piece.position : piece.position + piece.rows * piece.width]]
             _write_all(descriptor, views, piece.offset, piece.tile.path)
             continue
-        if piece.width != piece.tile.pitch:
-            raise SophiaError(f"{tiled.name}: a written tile must hold its rows without gaps")
+        if piece.width != piece.tile.pitch:  # a part of each row: the rest is somebody else's to write
+            for i, view in enumerate(rows_of(buffer, piece, range(piece.rows))):
+                _write_all(descriptor, [view], piece.offset + i * piece.tile.pitch, piece.tile.path)
+            continue
         for first in range(0, piece.rows, IOV_MAX):
             rows = range(first, min(first + IOV_MAX, piece.rows))
             where = piece.offset + first * piece.tile.pitch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,23 @@ def check_complete(tensors: Mapping[str, Tiled], source: Mapping[str, Tiled]) ->
         tensor.check_covered()
 
 
-def plan_hf(spec: ModelSpec, layout: HfLayout, dtypes: Mapping[str, str], folder: Path, max_file_bytes: int) -> Target:
+def plan_hf(
+    spec: ModelSpec,
+    layout: HfLayout,
+    dtypes: Mapping[str, str],
+    folder: Path,
+    max_file_bytes: int,
+    apart: Collection[str] = (),
+) -> Target:
     """A Hugging Face folder; ``dtypes`` gives each of our tensors' dtype, in the order of the network.
 
-    Tensors lie in the files in the order of the tables (the network's), so a shard is a run of layers.
+    Tensors lie in the files in the order of the tables (the network's), so a shard is a run of layers. Those that
+    ``apart`` names (ours) lie in files of their own, at the end.
     """
     entries = resolve(spec, layout)
-    new = {s.name: NewTensor(s.name, dtypes[e.name], s.shape) for e in entries for s in e.sources}
-    shards = plan_files(list(new.values()), max_file_bytes)
+    sides = [[entry for entry in entries if (entry.name in apart) is side] for side in (False, True)]
+    new = [{s.name: NewTensor(s.name, dtypes[e.name], s.shape) for e in side for s in e.sources} for side in sides]
+    shards = plan_files([list(tensors.values()) for tensors in new], max_file_bytes)
     places: dict[str, tuple[str, Path, int]] = {}
     files = []
     for name, tensors in shards:

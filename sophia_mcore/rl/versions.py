@@ -1,0 +1,128 @@
+"""Versions of the policy: folders of weights, and pointer files that say which of them exist.
+
+    FOLDER/00000013.json            the pointer: nothing else says that version 13 exists
+    FOLDER/00000013-1f6a09c2/       its folder, named by version and digest, never overwritten
+
+Version v is the policy after v trained batches; version 0 is the starting model. A version's folder is a Hugging Face
+model folder with a manifest of its files and their xxh3-128 digests. The digest of the manifest is the version's
+digest, and the ``model_digest`` of everything that the version samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.digests import file_digest
+
+MANIFEST = "version.json"
+_POINTER = re.compile(r"(\d{8,})\.json")
+_FOLDER = re.compile(r"(\d{8,})-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What a pointer file says. ``bytes``: size of the weights that were written for it; ``step``: optimizer steps."""
+
+    version: int
+    folder: str  # absolute, or a name beside the pointer
+    digest: str
+    bytes: int
+    step: int
+    seconds: float
+
+    def path(self, pointers: Path) -> Path:
+        """Where the model lies."""
+        return pointers / self.folder  # an absolute path stays as it is
+
+
+def pointer_file(pointers: Path, version: int) -> Path:
+    """The pointer of a version."""
+    return pointers / f"{version:08d}.json"
+
+
+def version_folder(parent: Path, version: int, digest: str) -> Path:
+    """The folder of a version under ``parent``."""
+    return parent / f"{version:08d}-{digest[:8]}"
+
+
+def announce(pointers: Path, version: Version) -> None:
+    """Say that a version exists: the last act of publishing it."""
+    write_json(pointer_file(pointers, version.version), asdict(version))
+
+
+def read_version(pointers: Path, version: int) -> Version | None:
+    """A pointer; None when the version does not exist. Raises SophiaError for a file that holds something else."""
+    path = pointer_file(pointers, version)
+    try:
+        return Version(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise SophiaError(f"{path}: not a version's pointer file ({error})") from None
+
+
+def newest_version(pointers: Path) -> Version | None:
+    """The highest version that exists; None when there is none yet."""
+    numbers = [int(match[1]) for path in pointers.glob("*.json") if (match := _POINTER.fullmatch(path.name))]
+    return read_version(pointers, max(numbers)) if numbers else None
+
+
+def manifest_of(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str | int]]:
+    """The manifest of a folder: every file's size and digest, by name. ``digests`` gives those known already."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    return {
+        path.name: {"bytes": path.stat().st_size, "xxh3-128": digests.get(path.name) or file_digest(path, "xxh3-128")}
+        for path in files
+    }
+
+
+def manifest_digest(manifest: Mapping[str, Mapping[str, str | int]]) -> str:
+    """The version's digest: sha256 over names, sizes and digests of its files."""
+    lines = [f"{name}\t{entry['bytes']}\t{entry['xxh3-128']}\n" for name, entry in sorted(manifest.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def verify_version(folder: Path, digest: str) -> None:
+    """Read every byte of a version's folder and compare. Raises SophiaError naming the first file that differs.
+
+    An engine calls it before it loads a version: it never samples with weights that are not the announced ones.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        listed = manifest_digest(manifest)
+        names = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SophiaError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
+    if listed != digest:
+        raise SophiaError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
+    if different := sorted(names ^ set(manifest)):
+        raise SophiaError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
+    for name, entry in manifest.items():
+        try:
+            found = file_digest(folder / name, "xxh3-128")
+        except OSError as error:
+            raise SophiaError(f"{folder}: damaged version ({name}: {error.strerror})") from None
+        if found != entry["xxh3-128"]:
+            raise SophiaError(f"{folder}: damaged version ({name}: its bytes are not those that were written)")
+
+
+def prune(parent: Path, keep: Collection[Path]) -> list[Path]:
+    """Remove version folders under ``parent`` that are not in ``keep``, and what a killed writer left; returns them."""
+    kept = {path.resolve() for path in keep}
+    doomed = [
+        path
+        for path in (sorted(parent.iterdir()) if parent.is_dir() else [])
+        if path.is_dir() and (_FOLDER.fullmatch(path.name) or path.name.startswith(".tmp-"))
+        if path.resolve() not in kept
+    ]
+    for path in doomed:
+        shutil.rmtree(path, ignore_errors=True)
+    return doomed

@@ -1,0 +1,228 @@
+"""Write the model that is being trained as a Hugging Face folder: `load` backwards, every rank its own rectangles.
+
+No tensor is gathered: rank 0 makes the files, then each rank writes the parts of the parameters that it holds, cast to
+the stored dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel, tensors that tensor
+parallelism does not cut) share the tensors out. Frozen tensors lie in files of their own, which are written once and
+hard-linked from version to version, as are configuration and tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.model.names import Shard, canonical_parameters
+from sophia_mcore.parallel.groups import Groups
+from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.rl.versions import MANIFEST, manifest_digest, manifest_of, version_folder
+from sophia_mcore.store.atomic import write_failed, write_json
+from sophia_mcore.store.digests import file_digest
+from sophia_mcore.weights.formats.model_files import write_settings
+from sophia_mcore.weights.formats.opening import open_checkpoint
+from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
+from sophia_mcore.weights.formats.targets import Target, plan_hf
+from sophia_mcore.weights.formats.tiles import Tiled
+from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
+from sophia_mcore.weights.load import shard_boxes
+from sophia_mcore.weights.ops import Rectangle, matrix_shape
+
+FILE_BYTES = 5000 << 20
+T = TypeVar("T")
+
+
+def publish(
+    chunks: Iterable[nn.Module],
+    spec: ModelSpec,
+    groups: Groups,
+    base: Path,
+    parent: Path,
+    version: int,
+    *,
+    trained: Collection[str] | None = None,
+    previous: Path | None = None,
+) -> tuple[Path, str, int]:
+    """Write version ``version`` under ``parent``; returns (its folder, its digest, bytes written), on every rank.
+
+    All ranks call it together; ``parent`` is a folder that all of them see. The caller has made sure that the
+    parameters are those of the last update (deferred all-gathers are done) and announces the version afterwards.
+
+    Args:
+        base: Hugging Face folder that gives layout, dtypes, configuration and tokenizer.
+        trained: our names of the tensors that training changes; None: those whose parameters require a gradient.
+        previous: folder of an earlier version, whose frozen files are linked; None: they are written.
+
+    Raises:
+        SophiaError: the disk is full or a folder cannot be used; on every rank, and nothing is left behind.
+    """
+    chunks = list(chunks)
+    stored = open_checkpoint(base)
+    if stored.layout == "megatron":
+        raise SophiaError(f"{base}: versions are published in the layout of a Hugging Face folder")
+    if trained is None:
+        trained = _trained(chunks, spec, groups)
+    frozen = set(stored.tensors) - set(trained)
+    partial = parent / f".tmp-{version:08d}"
+    dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
+    target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen)
+    linked = _linked(target, frozen, previous)
+    first = dist.get_rank() == 0
+    try:
+        together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
+        written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
+        digests = _digests(target, linked)
+        result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
+    except BaseException:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    assert result is not None
+    return *result, sum(written)
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """Do ``work`` on every rank; returns all ranks' results, or raises the first error on all of them."""
+    result: T | None = None
+    problem: str | None = None
+    try:
+        result = work()
+    except (SophiaError, OSError) as error:
+        problem = str(error)
+    everybody: list[tuple[T | None, str | None]] = [(None, None)] * dist.get_world_size()
+    dist.all_gather_object(everybody, (result, problem))
+    for _, failed in everybody:
+        if failed is not None:
+            raise SophiaError(failed)
+    return [value for value, _ in everybody]  # type: ignore[misc]
+
+
+def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> set[str]:
+    """Our names of the parameters that require a gradient, on any stage."""
+    own = {name for name, parameter, _ in canonical_parameters(chunks, spec) if parameter.requires_grad}
+    everybody: list[set[str]] = [own] * groups.pipeline_size
+    if groups.pipeline_size > 1:
+        dist.all_gather_object(everybody, own, group=groups.collection.pp)
+    return set().union(*everybody)
+
+
+def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> set[Path]:
+    """The files of the target that are taken from the version before: those that hold frozen tensors only."""
+    if previous is None:
+        return set()
+    moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
+    still = {tile.path for name in frozen for tile in target.tensors[name].tiles}
+    return {path for path in still - moving if (previous / path.name).is_file()}
+
+
+def _begin(
+    partial: Path, target: Target, linked: Collection[Path], previous: Path | None, base: Path, spec: ModelSpec
+) -> None:
+    """Rank 0: the folder, its headers with the space for the tensors, links, configuration and tokenizer."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise write_failed(partial, error) from error
+    with Files() as files:
+        for file in target.files:
+            if file.path in linked:
+                assert previous is not None
+                _link(previous / file.path.name, file.path)
+                continue
+            files.create(file.path, file.size)
+            for offset, data in file.literals:
+                write_bytes_at(files, file.path, data, offset)
+    write_settings(spec, base, partial, target.layout)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another filesystem, or one without hard links
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise write_failed(target, error) from error
+
+
+def _write_parameters(
+    chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
+) -> int:
+    """This rank's share of the tensors; returns the bytes written."""
+    written = 0
+    with Files() as files, torch.no_grad():
+        for file in target.files:
+            if file.path not in linked:
+                files.join(file.path)
+        for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
+            tiled = target.tensors.get(name)  # None: a head that is stored with the embedding
+            if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _mine(number, shard, groups):
+                continue
+            written += write_parameter(tiled, parameter.data, shard, files)
+        files.sync()
+    return written
+
+
+def _mine(number: int, shard: Shard, groups: Groups) -> bool:
+    """Whether this rank writes its part of the ``number``-th parameter: one of those that hold the same part does."""
+    place, holders = (
+        groups.data_rank * groups.context_size + groups.context_rank,
+        groups.data_size * groups.context_size,
+    )
+    if shard.axis is None:
+        place, holders = place * groups.tensor_size + groups.tensor_rank, holders * groups.tensor_size
+    return number % holders == place
+
+
+def write_parameter(tiled: Tiled, values: torch.Tensor, shard: Shard, files: Files) -> int:
+    """Write one rank's part of a tensor into its tiles, cast to the stored dtype; returns the bytes written.
+
+    ``values``: the parameter's local shape, any dtype and device; padded rows of the vocabulary are left out.
+    """
+    rows, columns = matrix_shape(tiled.shape)
+    local, position, written = values.reshape(-1), 0, 0
+    for box in shard_boxes(rows + shard.padding, columns, shard):
+        real = max(0, min(box.rows, rows - box.row))
+        row_values = local[position : position + real * box.columns]
+        for row, count, data in _bands(row_values, real, box.columns, TORCH_DTYPES[tiled.dtype]):
+            write_box(tiled, Rectangle(box.row + row, count, box.column, box.columns), data, files)
+            written += len(data)
+        position += box.area
+    if position != values.numel():
+        raise SophiaError(f"{tiled.name}: the parameter {list(values.shape)} does not fit {list(tiled.shape)}")
+    return written
+
+
+def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, int, memoryview]]:
+    """(first row, rows, bytes) of consecutive bands of a flat matrix, cast and on this host."""
+    for row, count in bands(rows, columns * dtype.itemsize, BUFFER_BYTES):
+        part = values[row * columns : (row + count) * columns].to(dtype=dtype).cpu().contiguous()
+        yield row, count, memoryview(part.view(torch.uint8).numpy().data)
+
+
+def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
+    """xxh3-128 of the files that were written, by name; ranks share the files out and read them back."""
+    files = sorted(file.path for file in target.files if file.path not in linked)
+    own = files[dist.get_rank() :: dist.get_world_size()]
+    found = together(lambda: {path.name: file_digest(path, "xxh3-128") for path in own})
+    return {name: digest for part in found for name, digest in part.items()}
+
+
+def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) -> tuple[Path, str]:
+    """Rank 0: the manifest, then the folder's name, which its digest is part of."""
+    manifest = manifest_of(partial, digests)
+    digest = manifest_digest(manifest)
+    write_json(partial / MANIFEST, manifest)
+    final = version_folder(parent, version, digest)
+    if final.exists():  # the same bytes, written before a process was killed
+        shutil.rmtree(partial)
+    else:
+        partial.rename(final)
+    return final, digest
