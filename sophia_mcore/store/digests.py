@@ -21,7 +21,7 @@ def new_digest(name: Digest) -> Running:
     """
     if name == "sha256":
         return hashlib.sha256()
-    from xxhash import xxh3_128  # of the trainer's environment; the rollout environment does without
+    from xxhash import xxh3_128
 
     return xxh3_128()
 
