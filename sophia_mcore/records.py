@@ -124,6 +124,27 @@ class Answer(Trajectory):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(Answer):
+    """The policy's answer in a batch of the on-policy stage, sampled by one version of the policy.
+
+    ``token_ids`` begin with ``given`` tokens that were not sampled here: a rethinking's first try and its trigger.
+    ``token_logprobs`` are of the sampled tokens only. ``model_digest`` is the version's.
+    Example: id "train-17.b12.n3", version 12; its rethinking has the id "train-17.b12.n3.r" and that id as parent.
+    """
+
+    batch: int
+    version: int
+    parent: str = ""  # "": a first answer; else the id of the answer that this one continues
+    trigger: str = ""  # which trigger follows the first try: questioning, verification or correction
+    given: int = 0
+
+
+def rollout_id(question_id: str, batch: int, index: int) -> str:
+    """Identifier of the answer number ``index`` to a question in a batch of the on-policy stage."""
+    return f"{question_id}.b{batch}.n{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The verifier's word on one trajectory. Outcome reward = 1 iff verdict is "correct" (eq. 4).
 

@@ -215,6 +215,11 @@ class RunFolder:
     def report_html(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def rl(self) -> RlFolder:
+        """Folder of the on-policy stage."""
+        return RlFolder(self.path / "rl")
+
     def round(self, index: int) -> RoundFolder:
         """Folder of round ``index``, counted from 0."""
         return RoundFolder(self.path / f"round-{index}")
@@ -226,6 +231,72 @@ class RunFolder:
     def evaluation(self, label: str, protocol: str) -> Path:
         """Folder of the answers of model ``label`` ("base", "round-0") under one protocol, one shard per unit."""
         return self.path / "evaluation" / label / protocol
+
+
+@dataclass(frozen=True, slots=True)
+class RlFolder:
+    """Files of the on-policy stage, in RUN/rl.
+
+    >>> RlFolder(Path("runs/digits/rl")).batch(12).as_posix()
+    'runs/digits/rl/rollouts/00000012'
+    """
+
+    path: Path
+
+    @property
+    def select(self) -> Path:
+        """Answers of the starting model, by which questions are chosen."""
+        return self.path / "select"
+
+    @property
+    def questions_file(self) -> Path:
+        """The chosen questions."""
+        return self.path / "questions.parquet"
+
+    @property
+    def select_file(self) -> Path:
+        """Counts of the choice."""
+        return self.path / "select.json"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    def batch(self, index: int, draw: int = 0) -> Path:
+        """Rollouts of a batch; ``draw`` counts its further draws of questions."""
+        return self.rollouts / (f"{index:08d}.{draw}" if draw else f"{index:08d}")
+
+    @property
+    def versions(self) -> Path:
+        """Pointer files of the policy's versions."""
+        return self.path / "versions"
+
+    @property
+    def engines(self) -> Path:
+        """What each engine did, one JSON line per unit."""
+        return self.path / "engines"
+
+    def old(self, index: int) -> Path:
+        """The trainer's log-probs of a batch, under the policy before its first update."""
+        return self.path / "old" / f"{index:08d}"
+
+    @property
+    def train(self) -> Path:
+        return self.path / "train"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.train / "checkpoints"
+
+    @property
+    def alive_file(self) -> Path:
+        """Touched by the trainer while it lives."""
+        return self.train / "alive"
+
+    @property
+    def model(self) -> Path:
+        """The stage's result, a Hugging Face folder."""
+        return self.path / "model"
 
 
 @dataclass(frozen=True, slots=True)
