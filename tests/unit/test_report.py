@@ -242,7 +242,7 @@ def test_two_runs_are_compared_question_by_question(run: tuple[RunFolder, Any], 
     shutil.rmtree(second.evaluation("round-0", "paper"))
     shutil.copytree(second.evaluation("base", "paper"), second.evaluation("round-0", "paper"))
     other = config.model_copy(update={"reward": config.reward.model_copy(update={"alpha": 0.5})})
-    target = write_comparison((first, config), (second, other), tmp_path / "out" / "compare.html")
+    target = write_comparison((first, config), (second, other), PHASES, tmp_path / "out" / "compare.html")
     page = target.read_text()
     row = re.search(r"<tr><td>round-0</td><td>paper</td>(.*?)</tr>", page, re.DOTALL)
     assert row and re.findall(r">([^<>\n]+)</td>", row[1]) == [

@@ -149,7 +149,7 @@ def test_dark_and_light_differ(page: Any, made: tuple[Any, Any, Path]) -> None:
 
 def test_the_comparison_opens(browser: Any, made: tuple[Any, Any, Path], tmp_path: Path) -> None:
     run, config, _ = made
-    browser.get(write_comparison((run, config), (run, config), tmp_path / "c.html").as_uri())
+    browser.get(write_comparison((run, config), (run, config), PHASES, tmp_path / "c.html").as_uri())
     wait(browser, "return document.querySelectorAll('.chart .main-svg').length > 0")
     assert "+0.0" in browser.find_element("id", "pairs").text
 
