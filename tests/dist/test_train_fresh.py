@@ -22,7 +22,7 @@ from tests.support import train_world
 from tests.support.harness import run
 
 # exp(R) weights: what random weights babble is never right, and teaches all the same
-MIXED = {"name": "awr", "trajectories": "kept", "fresh_share": 0.5}
+MIXED = {"loss": {"name": "awr"}, "trajectories": "kept", "fresh_share": 0.5}
 
 
 @pytest.fixture(scope="module")

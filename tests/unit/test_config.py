@@ -158,8 +158,8 @@ def test_the_production_runs_differ_in_what_is_listed_only() -> None:
         assert engine == again
         found = (
             values["models"].pop("policy").removeprefix("models/"), parallel.pop("tensor"), parallel.pop("pipeline"),
-            parallel.pop("layers_on_first_stage"), parallel.pop("processes"), train.pop("fp8"), train.pop("recompute"),
-            engine.pop("tensor_parallel"),
+            parallel.pop("layers_on_first_stage"), parallel.pop("processes"), values["fp8"].pop("recipe"),
+            train.pop("recompute"), engine.pop("tensor_parallel"),
         )  # fmt: skip
         assert again.pop("tensor_parallel") == row[-1]
         assert found == row
