@@ -84,7 +84,7 @@ def test_lessons_have_the_form_of_the_chat_template(base: Path) -> None:
     lesson = lessons.exchange("Is first even or odd?", "no", "Think step by step.", board)
     chat = Chat.from_model_dir(base / "policy")
     messages = [Message("system", "Think step by step."), Message("user", user_text("Is first even or odd?", 1))]
-    assert chat.expand(chat.render(messages, add_generation_prompt=True), [1]) == lesson.prompt
+    assert chat.expand(chat.render(messages, add_generation_prompt=True), [4]) == lesson.prompt
     assert chat.end_of_turn == "<|im_end|>"
     parts = [{"type": "image"}, {"type": "text", "text": "Is first even or odd?"}]
     turns = [{"role": "system", "content": "Think step by step."}, {"role": "user", "content": parts}]
@@ -132,7 +132,7 @@ def test_warm_up_pairs_say_what_the_lessons_say(base: Path) -> None:
         images = row.get("images", [])
         assert isinstance(images, list)
         user = Message("user", user_text(str(row["question"]), len(images)))
-        text = chat.expand(chat.render([*system, user], add_generation_prompt=True), [1] * len(images))
+        text = chat.expand(chat.render([*system, user], add_generation_prompt=True), [4] * len(images))
         assert text == lesson.prompt
         assert f"{row['response']}<|im_end|>" == lesson.pieces[1][0]
 

@@ -91,14 +91,15 @@ def require_native(source: Path) -> Checkpoint:
     return opened
 
 
-def _stored(folder: Path) -> dict[str, StoredTensor]:
-    found = family_of_folder(folder)
+def _stored(folder: Path, source: Path) -> dict[str, StoredTensor]:
+    """Tensors of a folder by the hub's names, which the family of ``source`` knows."""
+    found = family_of_folder(source)
     return hub_names(open_folder(folder).tensors, found and found[0])
 
 
 def plan(source: Path) -> tuple[str, ...]:
     """A line per stored tensor of the source: what becomes of it."""
-    stored = _stored(source)
+    stored = _stored(source, source)
     return tuple(
         f"{name} {tensor.dtype} {list(tensor.shape)} -> {'F8_E4M3' if _LINEAR.search(name) else 'copy'}"
         for name, tensor in stored.items()
@@ -167,7 +168,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | Non
 
     Raises SophiaError naming every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
     """
-    old, new = (_stored(folder) for folder in (source, copy))
+    old, new = (_stored(folder, source) for folder in (source, copy))
     linears = [name for name in old if _LINEAR.search(name)]
     scales = {f"{n.removesuffix('weight')}{scale}" for n in linears for scale in SCALES}
     problems = {
