@@ -1,4 +1,5 @@
-# make demo   from a fresh clone: environments, then one SOPHIA round on real parts (about ten minutes, 2 cores)
+# make demo   from a fresh clone: environments, then one SOPHIA round on real parts (minutes, 2 cores)
+# make base-models  the two tiny models that the demo starts from, made anew in runs/digits/base (they are shipped in examples/digits/base)
 # make test   from a fresh clone: environments, then the tests; the last line is their CPU-minutes
 # make test-slow  the tests that `make test` leaves out, and what each took
 # make check  lint, types and tests: what CI runs
@@ -15,7 +16,7 @@ NEXT_PYTHON ?= python3.12
 NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
-.PHONY: help env demo test test-slow test-next check lint types bench docs clean
+.PHONY: help env demo base-models test test-slow test-next check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -25,8 +26,11 @@ env:
 
 demo: env
 	@$(PY) examples/digits/world.py
-	@$(PY) examples/digits/make_base_models.py
 	@.venv/bin/sophia run examples/digits/run.toml
+
+base-models: env
+	@$(PY) examples/digits/world.py
+	@$(PY) examples/digits/make_base_models.py
 
 lint: env
 	$(PY) -m ruff check .

@@ -58,7 +58,7 @@ def models(config: Config) -> list[Row]:
         )
         return "the policy's shapes allow it"
 
-    where = "download the model, or run examples/digits/make_base_models.py for the example"
+    where = "download the model, or correct the path; relative paths start at the working directory"
     rows = [_tried("models.policy", lambda: folder(config.models.policy), where)]
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner

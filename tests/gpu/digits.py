@@ -48,9 +48,8 @@ def main() -> None:
     options = parser.parse_args()
     if not CUDA:
         raise SystemExit("error: no CUDA device; docs/gpu.md says what this script does and where")
-    if not (ROOT / "runs" / "digits" / "base" / "policy").is_dir():
-        for script in ("world.py", "make_base_models.py"):
-            subprocess.run([sys.executable, f"examples/digits/{script}"], check=True, cwd=ROOT)
+    if not (ROOT / "runs" / "digits" / "data").is_dir():
+        subprocess.run([sys.executable, "examples/digits/world.py"], check=True, cwd=ROOT)
     folder = ROOT / "runs" / "digits-gpu"
     folder.parent.mkdir(exist_ok=True)
     config = folder.with_suffix(".toml")
