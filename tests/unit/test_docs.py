@@ -101,7 +101,7 @@ def test_shell_blocks_parse_and_name_what_exists(page: Path) -> None:
             )
             assert language == "python" or not commands_in_it, f"tag the block as sh: {commands_in_it}"
     for line in (*shell_lines(page), *inline_code(page)):
-        for target in re.findall(r"^make ([a-z]+)", line):
+        for target in re.findall(r"^make ([a-z-]+)", line):
             assert target in targets, f"make {target}"
         for path in re.findall(
             r"(?<!\S)((?:examples|slurm(?=/env|/\w+\.sbatch)|tests|docs|tools|checkpoints_tools)/[\w./-]+)", line
