@@ -47,6 +47,17 @@ def _phases(
 
 
 @app.command()
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, JSON lines, Parquet, or a folder with one.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The TOML to write.")] = Path("run.toml"),
+) -> None:
+    """Look at your data and write a short TOML that reads it."""
+    from sophia_mcore.launch.init import write_run_toml
+
+    typer.echo(write_run_toml(data, out))
+
+
+@app.command()
 def run(
     config: ConfigArgument,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
@@ -31,6 +31,22 @@ def read_source(source: Source) -> Iterator[Row]:
         yield row
     if count == 0:
         raise SophiaError(f"source {source_name(source)!r} is empty: {source.path} holds no rows")
+
+
+def rows_as_they_are(source: Source) -> Iterator[dict[str, Any]]:
+    """Rows of a file with all their columns, no column looked for; rows that are damaged are left out."""
+    files = _files(source, (".csv", ".tsv", ".jsonl", ".json", ".parquet"))
+    for path in files:
+        if source.kind == "jsonl":
+            yield from (item for item in _json_items(path) if isinstance(item, dict))
+        elif source.kind == "parquet":
+            import pyarrow.parquet as pq
+
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=64, use_threads=False):
+                yield from batch.to_pylist()
+        else:
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                yield from (dict(row) for row in _table(file) if None not in row)
 
 
 def _read_jsonl(source: Source) -> Iterator[Row]:
@@ -97,9 +113,7 @@ def _read_csv(source: Source) -> Iterator[Row]:
     for path in files:
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
-                first = file.readline()
-                file.seek(0)
-                table = csv.DictReader(file, strict=True, delimiter=_separator(first))
+                table = _table(file)
                 reader = RowReader(source, table.fieldnames or (), folder)
                 for raw in table:
                     if None in raw:
@@ -109,6 +123,12 @@ def _read_csv(source: Source) -> Iterator[Row]:
                     number += 1
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SophiaError(f"cannot read {path}: not a table of comma-separated UTF-8 text ({error})") from error
+
+
+def _table(file: TextIO) -> csv.DictReader[str]:
+    separator = _separator(file.readline())
+    file.seek(0)
+    return csv.DictReader(file, strict=True, delimiter=separator)
 
 
 def _separator(first_line: str) -> str:

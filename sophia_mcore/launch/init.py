@@ -1,0 +1,48 @@
+"""`sophia init`: from somebody's data to a run's TOML, tried before it is written."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+
+from sophia_mcore.data.outline import outline_of, run_toml
+from sophia_mcore.data.sources import read_source
+from sophia_mcore.errors import UsageError
+from sophia_mcore.store.atomic import write_text
+
+_TRIED = 20
+
+
+def write_run_toml(data: Path, out: Path) -> str:
+    """Write ``out`` for the data; returns what was found, for the user.
+
+    Raises UsageError: ``out`` is there already, or the data cannot be read.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another file with --out")
+    outline = outline_of(data.absolute())
+    source = outline.source
+    tried = list(islice(read_source(source), _TRIED))
+    bad = [f"row {row.number}: {'; '.join(row.problems)}" for row in tried if row.problems]
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in data.absolute().stem) or "run"
+    folder = out.absolute().parent / "runs" / name
+    write_text(out, run_toml(outline, name=name, folder=folder, rollout_python=_rollout_python()))
+    assert source.columns is not None
+    columns = ", ".join(f"{role}: {names[0]}" for role, names in source.columns.model_dump().items() if names)
+    lines = [f"{outline.rows} rows in {source.path}", f"columns: {columns}"]
+    if source.images_folder is not None:
+        lines.append(f"images: {source.images_folder}")
+    lines += [f"note: {remark}" for remark in outline.remarks]
+    lines += [f"of the first {len(tried)} rows {len(bad)} are bad, such as {bad[0]}"] if bad else []
+    lines += [f"wrote {out}", f"next: sophia run {out} --only questions   (checks every question and image)"]
+    return "\n".join(lines)
+
+
+def _rollout_python() -> Path | None:
+    """The interpreter of the rollout environment beside the one that runs this, or in the working directory."""
+    for folder in (Path(sys.prefix).parent, Path.cwd()):
+        python = folder / ".venv-vllm" / "bin" / "python"
+        if python.is_file():
+            return python.absolute()
+    return None
