@@ -161,7 +161,7 @@ def convert(
     tensor: Annotated[int, typer.Option("--tp", min=1, help="Tensor parallel size of a Megatron checkpoint.")] = 1,
     pipeline: Annotated[int, typer.Option("--pp", min=1, help="Pipeline parallel size of a Megatron checkpoint.")] = 1,
     base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Cast all tensors: BF16, F16 or F32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Cast all tensors: bf16, fp16 or fp32.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="For fp8: a run folder, or a file of texts.")] = None,
     quantizer: Annotated[Path | None, typer.Option(help="For fp8: Python of the ModelOpt environment.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the result back and compare.")] = False,
@@ -175,7 +175,7 @@ def convert(
 
     from sophia_mcore.errors import UsageError
     from sophia_mcore.weights.command import run_convert
-    from sophia_mcore.weights.conversion import Conversion
+    from sophia_mcore.weights.conversion import Conversion, named_dtype
 
     known = ("megatron", "hf", "hf-custom", "fp8")
     if to not in known:
@@ -191,7 +191,7 @@ def convert(
             tensor=tensor,
             pipeline=pipeline,
             base=base,
-            dtype=dtype,
+            dtype=named_dtype(dtype),
             verify=verify,
             digest=None if no_checksums else digest or "xxh3-128",  # type: ignore[arg-type]
             workers=workers,

@@ -40,7 +40,9 @@ class Endpoint:
         try:
             import openai
         except ImportError as error:
-            raise SophiaError(f"the endpoint {base_url} needs the `openai` package in this environment") from error
+            raise SophiaError(
+                f"the endpoint {base_url} needs the package openai: pip install 'sophia-mcore[rollout]'"
+            ) from error
         logging.getLogger("openai").setLevel(logging.WARNING)
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self._where = f"endpoint {base_url}"

@@ -11,6 +11,13 @@ EXIT_STOPPED = 75  # a signal asked for it: the work is put down, run again to g
 EXIT_UNHEALTHY = 76  # this node should be left out, and the work done elsewhere
 EXIT_LOST = 77  # a process was killed or its node is gone: the same may succeed
 EXIT_INTERRUPTED = 130  # KeyboardInterrupt, as a shell counts it
+# Package that a module belongs to -> what to install; the extras stand in pyproject.toml.
+EXTRAS = {
+    "torch": "train", "megatron": "train", "numba": "train",
+    "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
+    "datasets": "data", "mlflow": "track", "sqlalchemy": "track", "alembic": "track", "sklearn": "digits",
+    "transformers": "digits", "scipy": "train",
+}  # fmt: skip
 TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
 
 
@@ -41,20 +48,40 @@ def run_command(name: str, work: Callable[[], object], log_file: Path | None = N
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
-    except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
-        details = traceback.format_exc()
-        where = TRACEBACK_ABOVE
-        try:
-            if log_file is not None:
-                log_file.parent.mkdir(parents=True, exist_ok=True)
-                with open(log_file, "a") as file:
-                    file.write(details)
-                where = f"details: {log_file}"
-        except OSError:
-            pass  # a log that cannot be written must not hide the error
-        if where == TRACEBACK_ABOVE:
-            print(details, file=sys.stderr)
-        first_line = (str(error).splitlines() or [""])[0]
-        print(f"error: {name}: {type(error).__name__}: {first_line} ({where})", file=sys.stderr, flush=True)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in EXTRAS:
+            return _unforeseen(name, error, log_file)
+        print(f"error: {missing_package(missing)}", file=sys.stderr, flush=True)
         return 1
+    except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
+        return _unforeseen(name, error, log_file)
     return 0
+
+
+def missing_package(module: str) -> str:
+    """One line for a package that is not installed: which, and how to get it."""
+    alone = ", or 'sophia-mcore[convert]' for the converter alone" if module == "torch" else ""
+    return (
+        f"this needs the package {module.replace('_', '-')}, which this environment lacks: "
+        f"pip install 'sophia-mcore[{EXTRAS[module]}]'{alone}"
+    )
+
+
+def _unforeseen(name: str, error: Exception, log_file: Path | None) -> int:
+    """The traceback goes to the log, or above the line; returns the exit code."""
+    details = traceback.format_exc()
+    where = TRACEBACK_ABOVE
+    try:
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            with open(log_file, "a") as file:
+                file.write(details)
+            where = f"details: {log_file}"
+    except OSError:
+        pass  # a log that cannot be written must not hide the error
+    if where == TRACEBACK_ABOVE:
+        print(details, file=sys.stderr)
+    first_line = (str(error).splitlines() or [""])[0]
+    print(f"error: {name}: {type(error).__name__}: {first_line} ({where})", file=sys.stderr, flush=True)
+    return 1

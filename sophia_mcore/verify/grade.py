@@ -32,7 +32,7 @@ def verifier_version(judge: Judge | None = None) -> str:
     try:
         library = importlib.metadata.version("math-verify")
     except importlib.metadata.PackageNotFoundError as error:
-        raise SophiaError("grading needs the `math-verify` package in this environment") from error
+        raise SophiaError("grading needs the package math-verify: pip install 'sophia-mcore[score]'") from error
     return f"{RULES_VERSION}+math-verify-{library}" + (f"+{judge.version}" if judge else "")
 
 

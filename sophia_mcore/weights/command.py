@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from sophia_mcore.errors import SophiaError, run_command
 from sophia_mcore.store.digests import Digest
-from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB, WORKERS, Conversion, Destination
+from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB, WORKERS, Conversion, Destination, named_dtype
 from sophia_mcore.weights.convert import Summary, convert
 from sophia_mcore.weights.verify import verify
 
@@ -120,7 +120,7 @@ def convert_tool(to: Destination, description: str, arguments: Sequence[str] | N
     else:
         parser.add_argument("--base", type=Path, help="model folder that a trainer's checkpoint belongs to")
         parser.add_argument("--shard-size-mib", type=int, default=DEFAULT_SHARD_MIB, help="largest file")
-    parser.add_argument("--dtype", choices=("BF16", "F16", "F32"), help="cast all tensors")
+    parser.add_argument("--dtype", type=named_dtype, help="cast all tensors: bf16, fp16 or fp32")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare bit by bit")
     digests = parser.add_mutually_exclusive_group()
     digests.add_argument(

@@ -12,8 +12,25 @@ from sophia_mcore.store.digests import Digest
 
 Destination = Literal["megatron", "hf", "hf-custom", "fp8"]
 DTYPES = ("BF16", "F16", "F32")
+_SPELLINGS = {
+    "BF16": ("bf16", "bfloat16"),
+    "F16": ("f16", "fp16", "float16", "half"),
+    "F32": ("f32", "fp32", "float32", "float"),
+}
 DEFAULT_SHARD_MIB = 5000
 WORKERS = 2  # each with a buffer of its own
+
+
+def named_dtype(text: str | None) -> str | None:
+    """A dtype by any of its usual names, in the spelling of safetensors; others are left as they are.
+
+    >>> named_dtype("bfloat16"), named_dtype("fp32"), named_dtype("int8")
+    ('BF16', 'F32', 'int8')
+    """
+    if text is None:
+        return None
+    plain = text.lower().removeprefix("torch.")
+    return next((name for name, spellings in _SPELLINGS.items() if plain in spellings), text)
 
 
 @dataclass(frozen=True, slots=True)
