@@ -8,10 +8,12 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from sophia_mcore.verify.compare import is_words
-from sophia_mcore.verify.normalize import TEXT_COMMAND, plain_text
+from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.rules import Rule
+from sophia_mcore.verify.sentences import core
 
+SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
 MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
 _LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
 _LETTER_AND_TEXT = re.compile(
@@ -26,17 +28,39 @@ _ANOTHER_LETTER = re.compile(
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
 _VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
+_OWN_LETTER = re.compile(r"[(\[]?([A-Z])\s*[)\].:、]\s*(.+)", re.DOTALL)
+_GLUED = re.compile(r"([A-J])(?=[\d(\[\\$-])(.+)", re.DOTALL)  # "B(1) 0.5"
 
 
 @lru_cache(maxsize=4096)
 def _option_texts(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    plain = [plain_text(_without_own_letter(option, index)) for index, option in enumerate(options)]
+    """The options in plain words, and these without spaces; cleaned as answers are."""
+    plain = [plain_text(clean(_without_own_letter(option, index))) for index, option in enumerate(options)]
     return plain, [_MATHEMATICS.sub("", text) for text in plain]
+
+
+@lru_cache(maxsize=4096)
+def gold_options(answer: str, options: tuple[str, ...]) -> frozenset[int]:
+    """The options that a gold answer stands for: those of its text, as written before cleaned, else its letter's.
+
+    Several when options are equal; empty when it is none of them.
+    """
+    written = [plain_text(_without_own_letter(option, index)) for index, option in enumerate(options)]
+    cleaned = _option_texts(options)[0]
+    letter = _LETTER.fullmatch(answer.strip())
+    if letter and ascii_uppercase.index(letter[1].upper()) < len(options) and not answer.strip().islower():
+        return frozenset({ascii_uppercase.index(letter[1].upper())})
+    for texts, wanted in ((written, plain_text(answer)), (cleaned, plain_text(clean(answer)))):
+        found = frozenset(index for index, text in enumerate(texts) if text and text == wanted)
+        if found:
+            return found
+    index = option_index(clean(answer), options)
+    return frozenset() if index is None else frozenset({index})
 
 
 def _without_own_letter(option: str, index: int) -> str:
     """Some data sets write the letter into the option's text: "(B) 12"."""
-    match = _LETTER_AND_TEXT.fullmatch(option.strip())
+    match = _OWN_LETTER.fullmatch(option.strip())
     return match[2] if match and match[1] == ascii_uppercase[index % 26] else option
 
 
@@ -61,13 +85,32 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         index = ascii_uppercase.index(both[1])
         if not options or index < len(options):
             return index
+    short = [core(option) for option in plain]
+    if short.count(core(text)) == 1:
+        return short.index(core(text))
+    first, comma, rest = text.partition(",")
+    if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
+        return plain.index(first)  # "Rome, Italy"
+    glued = _GLUED.fullmatch(answer)
+    if glued and ascii_uppercase.index(glued[1]) < len(options):
+        index = ascii_uppercase.index(glued[1])
+        if _same(plain_text(glued[2]), plain[index]):
+            return index
     squeezed = _MATHEMATICS.sub("", text)
     if squeezed and dense.count(squeezed) == 1:
         return dense.index(squeezed)
     if similar and options and text:
         scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
-        return scores.index(max(scores))
+        return scores.index(max(scores)) if max(scores) >= SIMILAR else None
     return None
+
+
+def _same(text: str, own: str) -> bool:
+    """Whether the words beside a letter are the option's own, by its text or its number."""
+    if _MATHEMATICS.sub("", text) == _MATHEMATICS.sub("", own):
+        return True
+    a, b = (parse_number(part.strip("()")) for part in (text, own))
+    return a is not None and b is not None and numbers_equal(b, a, Rule())
 
 
 def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
@@ -76,7 +119,17 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     if _MARKED.match(both[0]) or _VERDICT.fullmatch(words) or not is_words(words):
         return False
     index = ascii_uppercase.index(both[1])
-    return index >= len(options) or not set(words.split()) & set(_option_texts(options)[0][index].split())
+    if index >= len(options):
+        return True
+    own = _option_texts(options)[0][index]
+    if both[1] in "AI":  # the article and the pronoun
+        return not (own.startswith(words) or words.startswith(own)) if own else True
+    return not set(words.split()) & set(own.split()) - _COMMON_WORDS
+
+
+_COMMON_WORDS = frozenset(
+    {"the", "a", "an", "of", "on", "in", "at", "to", "is", "are", "and", "or", "it", "for", "with", "by", "as", "not"}
+)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -120,17 +173,19 @@ def option_letters(answer: str) -> frozenset[str] | None:
 
 YES_NO = {
     "yes": True, "true": True, "correct": True, "right": True, "是": True, "对": True, "正确": True, "是的": True,
+    "\\checkmark": True, "\\sqrt": True, "\\times": False,  # marks of Chinese true-or-false questions
     "no": False, "false": False, "incorrect": False, "wrong": False, "否": False, "不是": False, "不": False,
     "错": False, "错误": False, "不对": False, "不正确": False,
 }  # fmt: skip
+_LETTERS = {"t": True, "f": False, "y": True, "n": False}  # where the data set says that the answer is one of two
 _FIRST_WORD = re.compile(r"(yes|no|true|false|是的|不是)(?=[\s,.;:，。!]|$)")
 
 _EITHER = r"(?:yes|no|true|false|是的?|不是|否)"
 _BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|{_EITHER}\W*$)")  # "yes and no"
 
 
-def yes_no(answer: str) -> bool | None:
-    """True, False, or None when the answer is neither.
+def yes_no(answer: str, letters: bool = False) -> bool | None:
+    """True, False, or None when the answer is neither; with ``letters`` T, F, Y and N count.
 
     >>> yes_no("Yes, it is")
     True
@@ -138,6 +193,8 @@ def yes_no(answer: str) -> bool | None:
     words = plain_text(answer)
     if words in YES_NO:
         return YES_NO[words]
+    if letters and words in _LETTERS:
+        return _LETTERS[words]
     first = _FIRST_WORD.match(words)
     if first is None or _BOTH.match(words, first.end()):
         return None

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from sophia_mcore.verify import structures
-from sophia_mcore.verify.algebra import Expression, equal, evaluate, proportional
-from sophia_mcore.verify.inequalities import inequalities_equal
+from sophia_mcore.verify.algebra import Expression, equal, evaluate
+from sophia_mcore.verify.inequalities import bound, inequalities_equal, relations_equal
+from sophia_mcore.verify.labels import names_equal, statements_equal
+from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
 from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, values_equal
-from sophia_mcore.verify.quantities import Quantity, parse_quantity
+from sophia_mcore.verify.quantities import COMPOUND, Quantity, parse_quantity
+from sophia_mcore.verify.ranges import ranges_equal, ratios_equal
 from sophia_mcore.verify.rules import Rule
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -24,40 +27,62 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         result = atoms_equal(a, b, rule)
         return oracle(a, b, rule) if result is None and oracle is not None else result
 
+    family, other = without_parameter(gold), without_parameter(text)
+    if (family, other) != (gold, text):
+        return compare(family, other, rule, answer_type, oracle)
+    for special in (
+        _bounds_equal(gold, text, rule),
+        ratios_equal(gold, text, parts_equal),
+        ranges_equal(gold, text, rule),
+        statements_equal(gold, text),
+    ):
+        if special is not None:
+            return special
     a, b = structures.parse_structure(gold), structures.parse_structure(text)
     if a is None or b is None:
-        return None
+        return inequalities_equal(gold, text)
     if a.kind == "atom" == b.kind:
         return parts_equal(a.text, b.text)
-    if a.kind == "atom" and len({assignment(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
+    if a.kind == "atom" and len({named_value(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
         return False  # "x = 5 or y = 5" is no value
     point = _POINT.fullmatch(text) if b.kind == "atom" and a.kind == "round" else None
     if point:
         return compare(gold, point[1], rule, answer_type, oracle)
-    name, value = assignment(text)
-    if name and a.kind != "atom" and b.kind == "atom":
-        return compare(gold, value, rule, answer_type, oracle)
+    if a.kind != "atom" and b.kind == "atom" and named_value(text)[0]:
+        return compare(gold, named_value(text)[1], rule, answer_type, oracle)
+    if a.kind == "atom" and b.kind != "atom" and named_value(gold)[0]:
+        return compare(named_value(gold)[1], text, rule, answer_type, oracle)
     found = inequalities_equal(gold, text)
     if found is not None:
         return found
     return structures.compare(a, b, parts_equal, ordered_pairs=answer_type in ("tuple", "list"))
 
 
-_POINT = re.compile(r"[A-Z]'?\s*(\(.+\))")  # A(1, 2)
-_ASSIGNMENT = re.compile(
-    r"(?P<name>\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?'?(?:\([A-Za-z,\s]{1,8}\))?)\s*(?:=|\\approx(?![a-zA-Z])|\\equiv)\s*"
-    r"(?P<value>[^=<>]+)"
+_PARAMETER = re.compile(
+    r"(?P<family>.+?)[,;]?\s*\(?\s*(?:(?:where|with|for)\s+)?(?:any\s+)?(?P<name>[a-z])\s*\\in\s*(?:\\(?:mathbb|mathbf|mathrm)\s*\{?\s*)?Z\s*\}?\s*\)?",
+    re.DOTALL,
 )
 
 
-def assignment(text: str) -> tuple[str, str]:
-    """("x", "5") of "x = 5"; ("", text) if it is no such equation."""
-    if "=" not in text and r"\approx" not in text:
-        return "", text
-    match = _ASSIGNMENT.fullmatch(text)
-    if match is None or r"\ne" in text or r"\le" in text or r"\ge" in text:
-        return "", text
-    return match["name"].replace(" ", ""), match["value"].strip()
+def without_parameter(text: str) -> str:
+    r"""A family of values over all integers with its parameter called k, without "k \in Z"; other texts as they are."""
+    match = _PARAMETER.fullmatch(text) if "Z" in text and r"\in" in text else None
+    if match is None:
+        return text
+    return re.sub(rf"(?<![A-Za-z\\]){match['name']}(?![A-Za-z])", "k", match["family"].strip())
+
+
+_POINT = re.compile(r"[A-Z]'?\s*(\(.+\))")  # A(1, 2)
+
+
+def _bounds_equal(gold: str, text: str, rule: Rule) -> bool | None:
+    """A bound without a variable, such as "\\le 5", equals nothing but the same bound; None if neither is one."""
+    a, b = bound(gold), bound(text)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        return False
+    return a[0] == b[0] and (a[1] == b[1] or (bool(a[1] and b[1]) and compare(a[1], b[1], rule) is True))
 
 
 def atoms_equal(gold: str, text: str, rule: Rule) -> bool | None:
@@ -67,6 +92,11 @@ def atoms_equal(gold: str, text: str, rule: Rule) -> bool | None:
     gold_number, number = parse_number(gold), parse_number(text)
     if gold_number is not None and number is not None:
         return numbers_equal(gold_number, number, rule)
+    letters = names_equal(gold, text)
+    if letters is not None:
+        return letters
+    if _LONG_WORD.search(gold) and plain_text(gold) == plain_text(text):
+        return True
     gold_infinity, infinity = structures.infinity(gold), structures.infinity(text)
     if gold_infinity is not None and infinity is not None:
         return gold_infinity == infinity
@@ -77,16 +107,17 @@ def atoms_equal(gold: str, text: str, rule: Rule) -> bool | None:
         for relation in (inequalities_equal(gold, text), _equations_equal(gold, text, rule)):
             if relation is not None:
                 return relation
-        return _relations_equal(gold, text)
+        return _related_equal(gold, text)
     return _values_equal(gold, text, gold_number, number, rule)
 
 
 def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
-    gold_name, gold_value = assignment(gold)
-    name, value = assignment(text)
+    """Named values by their values, where the names agree or only one answer has a name."""
+    gold_name, gold_value = named_value(gold)
+    name, value = named_value(text)
     if not gold_name and not name:
         return None
-    if gold_name and name and gold_name != name:
+    if gold_name and name and not names_agree(gold_name, name):
         values = evaluate(gold_value), evaluate(value)
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
@@ -94,25 +125,20 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
     return compare(gold_value, value, rule)
 
 
-def _relations_equal(gold: str, text: str) -> bool | None:
-    """Equations and inequalities: never equal to a plain value; two equations are equal when their sides' differences
-    are proportional. Anything else takes solving."""
+def _related_equal(gold: str, text: str) -> bool | None:
+    """Equations and inequalities: never equal to a plain value, else by their sides. Anything else takes solving."""
     if not (related(gold) and related(text)):
         value = evaluate(gold if related(text) else text)
         return False if value is not None and value.is_number else None
     sides = [re.split(r"\\ne(?![a-zA-Z])", side) for side in (gold, text)]
     if len(sides[0]) == len(sides[1]) == 2 and sides[0][0].strip() == sides[1][0].strip():
         return atoms_equal(sides[0][1].strip(), sides[1][1].strip(), Rule())
-    differences = [
-        evaluate(f"({side[0]})-({side[1]})") for side in (gold.split("="), text.split("=")) if len(side) == 2
-    ]
-    if len(differences) == 2 and all(differences) and proportional(*differences):  # type: ignore[arg-type]
-        return True
-    return None
+    return relations_equal(gold, text)
 
 
 def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule: Rule) -> bool | None:
-    first, second = evaluate(gold), evaluate(text)
+    wordy = _WORD.search(gold) is not None or _WORD.search(text) is not None
+    first, second = (None, None) if wordy else (evaluate(gold), evaluate(text))  # a word is no product of letters
     result = None
     if first is not None and second is not None:
         result = _expressions_equal(first, second, a, b, rule)
@@ -123,6 +149,8 @@ def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule
         return _quantities_equal(gold, text, x, y, rule)
     if result is not None:
         return result
+    if wordy:
+        return False
     if first is None or second is None:
         words, gold_words = plain_text(text), plain_text(gold)
         if is_words(words) and is_words(gold_words):
@@ -155,12 +183,23 @@ def _real(expression: Expression) -> Fraction | None:
     return Fraction(value.real) if value is not None and abs(value.imag) <= 1e-12 * abs(value) else None
 
 
+_ANY_UNIT = re.compile(r"(?:(?:square|cubic|sq\.?) )?unit")
+
+
 def _quantities_equal(gold: str, text: str, a: Quantity | None, b: Quantity | None, rule: Rule) -> bool | None:
-    """Numbers with units. A unit that only one of the two has does not count; conversions are the worker's."""
+    """Numbers with units. A unit that only one of the two has does not count; conversions are the worker's.
+
+    Other words behind the numbers must be the same ("5 apples"); "units" is any unit. "5 times" is not 5.
+    """
+    if (a is not None and a.unit == COMPOUND) or (b is not None and b.unit == COMPOUND):
+        return None if a is not None and b is not None else False
+    if a is None and b is not None and b.unit == "time":
+        return False
     if a is not None and b is not None and a.unit != b.unit:
         if a.known and b.known:
             return None
-        return False if compare(a.number, b.number, rule) is False else None
+        if a.known == b.known or not any(not q.known and _ANY_UNIT.fullmatch(q.unit) for q in (a, b)):
+            return False
     return compare(a.number if a else gold, b.number if b else text, rule)
 
 
@@ -181,6 +220,8 @@ def related(text: str) -> bool:
 
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'’/-]+[^\W\d_]+)*")
+_LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_WORD = re.compile(r"(?<![\\A-Za-z{])(?=[A-Za-z]{5})[A-Za-z]*[aeiouAEIOU][A-Za-z]*")
 _CONSTANTS = frozenset({"pi", "oo", "inf", "infinity", "nan", "none", "sin", "cos", "tan", "log", "ln", "sqrt"})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from sophia_mcore.verify import exact
-from sophia_mcore.verify.quantities import parse_quantity
+from sophia_mcore.verify.quantities import COMPOUND, Quantity, compound, parse_quantity
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.structures import endpoint, parse_structure
 
@@ -51,15 +51,23 @@ def converted_equal(gold: str, prediction: str) -> bool | None:
     a, b = parse_quantity(gold), parse_quantity(prediction)
     if a is None or b is None or not (a.known and b.known):
         return None
-    x, y = endpoint(a.number), endpoint(b.number)
-    if x is None or y is None:
-        return None
-    units = _units()
     try:
-        converted = units.Quantity(float(y), b.unit).to(a.unit).magnitude
+        x, y = _measured(a), _measured(b)
+        if x is None or y is None:
+            return None
+        wanted, converted = float(x.magnitude), float(y.to(x.units).magnitude)
     except Exception:  # another dimension, or a power that makes no sense
         return False
-    return abs(converted - float(x)) <= CONVERSION_TOLERANCE * max(abs(converted), abs(float(x)))
+    return abs(converted - wanted) <= CONVERSION_TOLERANCE * max(abs(converted), abs(wanted))
+
+
+def _measured(quantity: Quantity) -> Any:
+    """In pint's terms; the sum of the segments of "1 hour 30 minutes"."""
+    units = _units()
+    if quantity.unit == COMPOUND:
+        return sum(units.Quantity(float(number), unit) for number, unit in compound(quantity.number) or ())
+    value = endpoint(quantity.number)
+    return None if value is None else units.Quantity(float(value), quantity.unit)
 
 
 _TYPICAL = (
@@ -80,6 +88,11 @@ def warm_up() -> None:
     converted_equal("5 m", "5 cm")
 
 
+def _oracle(gold: str, prediction: str, interval: bool = False) -> bool:
+    converted = converted_equal(gold, prediction)
+    return algebra_equal(gold, prediction, interval) if converted is None else converted
+
+
 def equivalent(task: dict[str, Any]) -> bool:
     """Whether ``task["prediction"]`` answers ``task["gold"]``.
 
@@ -87,13 +100,22 @@ def equivalent(task: dict[str, Any]) -> bool:
     """
     gold = exact.prepare(task["gold"], task["type"], tuple(task["options"]), Rule(**task["rule"]))
     text = exact.clean(task["prediction"])
+    if gold.any_of:
+        return any(
+            equivalent({**task, "gold": one.raw}) for one in exact.alternatives_for(gold.any_of, task["prediction"])
+        )
+    if gold.all_of:
+        return exact.decide(gold, task["prediction"], lambda a, b, rule: _oracle(a, b)) is True
 
     def oracle(a: str, b: str, rule: Rule) -> bool:
-        converted = converted_equal(a, b)
-        return algebra_equal(a, b, gold.type == "interval") if converted is None else converted
+        return _oracle(a, b, gold.type == "interval")
 
     forms = parse_structure(gold.text), parse_structure(text)
-    if gold.type in exact.SPECIAL_TYPES or all(form is not None and form.kind != "union" for form in forms):
+    if (
+        gold.type == "choice"
+        or gold.type in exact.SPECIAL_TYPES
+        or all(form is not None and form.kind != "union" for form in forms)
+    ):
         decided = exact.decide(gold, task["prediction"], oracle)
         if decided is not None:
             return decided

@@ -6,19 +6,23 @@ an oracle for the parts that it cannot decide.
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from sophia_mcore.verify import choices, dates, structures
 from sophia_mcore.verify.algebra import evaluate, immense
-from sophia_mcore.verify.compare import Oracle, assignment, compare, is_words, related
+from sophia_mcore.verify.compare import Oracle, compare, is_words, related
+from sophia_mcore.verify.labels import letters_equal
+from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
-from sophia_mcore.verify.quantities import currencies, parse_quantity
+from sophia_mcore.verify.quantities import amount, parse_quantity
+from sophia_mcore.verify.ranges import parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
+from sophia_mcore.verify.sentences import core, harmless, said, stated
+from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
+from sophia_mcore.verify.words import number_in_sentence
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -34,21 +38,40 @@ class Gold:
     type: str
     options: tuple[str, ...]
     rule: Rule
+    any_of: tuple[Gold, ...] = ()  # alternatives: any of these is right
+    all_of: tuple[Gold, ...] = ()  # numbered parts: each of these must be right
 
 
 def prepare(answer: str, given_type: str, options: tuple[str, ...], rule: Rule) -> Gold:
     """A gold answer ready for comparison; the type is the given one where it fits the answer, else inferred."""
-    text = clean(answer)
-    return Gold(answer, text, _type_of(text, known_type(given_type) if given_type else "", options), options, rule)
+    text = stated(clean(answer))
+    kind = known_type(given_type) if given_type else ""
+    if rule.alternatives and not options:
+        any_of = tuple(prepare(one, given_type, (), rule) for one in alternatives(answer))
+        if any_of:
+            return Gold(answer, text, any_of[0].type, (), rule, any_of=any_of)
+    parts = () if options or kind == "choice" else numbered_parts(answer)
+    named = labelled_parts(answer) if " " in answer and not options else ()
+    if named:
+        return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for _, part in named))
+    if parts:
+        return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for part in parts))
+    return Gold(answer, text, _type_of(answer, text, kind, options), options, rule)
 
 
 _ONE_LETTER = re.compile(r"[(\[]?[A-J][)\].]?")
 
 
-def _type_of(text: str, known: str, options: tuple[str, ...]) -> str:
-    if options and (choices.option_index(text, options) is not None or choices.option_letters(text)):
+def _type_of(answer: str, text: str, known: str, options: tuple[str, ...]) -> str:
+    if options and (choices.gold_options(answer, options) or choices.option_letters(text)):
         return "choice"
+    if known == "yes_no" and choices.yes_no(text, letters=True) is not None:
+        return known
     inferred = infer(text)
+    if known == "text" and inferred not in ("choice", "yes_no"):  # the data set says how it is written, not what it is
+        return "tuple" if inferred == "several" else inferred
+    if known == "parts":
+        return inferred
     if known == "choice":
         return "choice" if _ONE_LETTER.fullmatch(text) or choices.option_letters(text) else inferred
     if known in NUMBER_TYPES and inferred not in NUMBER_TYPES:
@@ -76,7 +99,7 @@ def infer(text: str) -> str:
         return "date"
     if dates.has_meridiem(_flat(text)) and dates.parse_time(_flat(text)) is not None:
         return "time"
-    if (text.startswith("[") and ("'" in text or '"' in text)) and _python_list(text) is not None:
+    if (text.startswith("[") and ("'" in text or '"' in text)) and python_list(text) is not None:
         return "list"
     if parse_quantity(text) is not None:
         return "quantity"
@@ -103,6 +126,8 @@ _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
     r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
+_PERCENT, _DEGREES = re.compile(r"%$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
+_KILO = re.compile(r"\d+(?:\.\d+)?k")
 _BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
 _CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
 
@@ -117,24 +142,42 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     longest = 2 * max(MAX_CHARACTERS, MAX_FACTOR * len(gold.text))  # decorated twice as long as it is: cheap to tell
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
+    if gold.any_of:
+        return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
+    if gold.all_of:
+        return _decide_parts(gold, prediction, oracle)
     text = clean(prediction)
-    money = currencies(gold.raw)
-    if money and len(money | currencies(prediction)) == 2:
-        return False
+    paid, wanted = amount(prediction), amount(gold.raw)
+    if paid is not None and wanted is not None and paid.currency != wanted.currency:
+        return numbers_equal(wanted.in_cents, paid.in_cents, gold.rule) if wanted.dollars and paid.dollars else False
+    if paid is not None and wanted is not None:
+        return numbers_equal(wanted.number, paid.number, gold.rule)
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False
+    if _PERCENT.search(text) and _DEGREES.search(gold.raw):
+        return False
+    if gold.type == "choice":
+        return _decide_choice(gold, text, oracle)
     special = SPECIAL_TYPES.get(gold.type)
     if special is not None:
         return special(gold, text, oracle)
     if gold.text == text or _dense(gold.text) == _dense(text):
         return True
+    text = said(text)
     number, gold_number = parse_number(text), parse_number(gold.text)
+    if number is None and gold_number is not None and text[:1].isalpha() and text.count(" ") > 1:
+        number = parse_number(clean(number_in_sentence(text, frozenset())))
+    if number is None and gold_number is not None and _KILO.fullmatch(text):
+        number = parse_number(f"{text[:-1]}e3")
+    elif number is not None and gold_number is None and _KILO.fullmatch(gold.text):
+        gold_number = parse_number(f"{gold.text[:-1]}e3")
     if number is not None and gold_number is not None:
         return numbers_equal(gold_number, number, gold.rule)
     if depth(text) > MAX_DEPTH and depth(gold.text) <= MAX_DEPTH:
         return False
+    value = named_value(text)[1]
     for hopeless in (_UNEVALUATED, _CHAIN, _BASE):
-        if hopeless.search(text) and not hopeless.search(gold.text):
+        if hopeless.search(value) and not hopeless.search(gold.text):
             return False
     if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
         return False  # a matrix, cases or a described set against a number
@@ -160,41 +203,72 @@ def _dense(text: str) -> str:
 # ---- types with a rule of their own
 
 
+def _any(results: list[bool | None]) -> bool | None:
+    return True if True in results else None if None in results else False
+
+
+def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:
+    """Where the prediction has a unit, the alternatives that have one, if any do: "8.5 km" is not "8.5 m" or "8.5"."""
+    found = parse_quantity(clean(prediction))
+    measured = tuple(gold for gold in golds if (parse_quantity(gold.text) is not None))
+    return measured if found is not None and found.known and measured else golds
+
+
+def _decide_parts(gold: Gold, prediction: str, oracle: Oracle | None) -> bool | None:
+    named, wanted = labelled_parts(prediction), labelled_parts(gold.raw)
+    if wanted and [label for label, _ in named] != [label for label, _ in wanted]:
+        return False
+    found = tuple(part for _, part in named) if wanted else numbered_parts(prediction)
+    found = found or in_order(clean(prediction), len(gold.all_of))
+    if len(found) != len(gold.all_of):
+        return False
+    results = [decide(part, text, oracle) for part, text in zip(gold.all_of, found, strict=True)]
+    return False if False in results else None if None in results else True
+
+
 def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
+    wanted = choices.gold_options(gold.raw, gold.options) if gold.options else frozenset()
     wanted_letters = choices.option_letters(gold.text)
-    if wanted_letters:
+    if wanted_letters and not wanted:
         return choices.option_letters(text) == wanted_letters
-    wanted = choices.option_index(gold.text, gold.options)
-    if wanted is not None and choices.undecided(text, gold.options):
+    if not gold.options:
+        letter = choices.option_index(gold.text, ())
+        wanted = frozenset() if letter is None else frozenset({letter})
+    if wanted and choices.undecided(text, gold.options):
         return False
     named = choices.option_index(text, gold.options)
-    if wanted is None:
+    if not wanted:
         return plain_text(gold.text) == plain_text(text)
     if named is not None:
-        return named == wanted
-    if gold.options:
-        equal_options = [
-            compare(clean(option), text, gold.rule, "", oracle) if option.strip() else False for option in gold.options
-        ]
-        if equal_options[wanted] is True and equal_options.count(True) == 1:
-            return True
-        if None in equal_options and equal_options[wanted] is not False:
-            return None
-        if gold.rule.similar_option and True not in equal_options:
-            return choices.option_index(text, gold.options, similar=True) == wanted
+        return named in wanted
+    if not gold.options:
+        return False
+    equal = [
+        compare(clean(option), text, gold.rule, "", oracle) if option.strip() else False for option in gold.options
+    ]
+    right = [equal[index] for index in wanted]
+    if True in right and all(index in wanted for index, same in enumerate(equal) if same is True):
+        return True
+    if None in equal and set(right) != {False}:
+        return None
+    if gold.rule.similar_option and True not in equal:
+        return choices.option_index(text, gold.options, similar=True) in wanted
     return False
 
 
 def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted = choices.yes_no(gold.text)
-    return plain_text(gold.text) == plain_text(text) if wanted is None else choices.yes_no(text) == wanted
+    wanted = choices.yes_no(gold.text, letters=True)
+    letters = plain_text(gold.text) not in ("yes", "no")  # NO may be an abbreviation
+    return plain_text(gold.text) == plain_text(text) if wanted is None else choices.yes_no(text, letters) == wanted
 
 
 def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    if plain_text(gold.text) == plain_text(text):
+    wanted, found = plain_text(gold.text), plain_text(text)
+    name, value = named_value(text)
+    if found == wanted or core(found) == core(wanted) or (name and plain_text(value) == wanted):
         return True
-    name, value = assignment(text)
-    return bool(name) and plain_text(gold.text) == plain_text(value)
+    listed = letters_equal(gold.text, text)
+    return listed if listed is not None else gold.rule.contained and harmless(core(found), core(wanted))
 
 
 def _flat(text: str) -> str:
@@ -212,22 +286,15 @@ def _decide_time(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
 
 
 def _decide_list(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted, found = _python_list(gold.text), _python_list(text)
+    wanted, found = python_list(gold.text), python_list(text)
+    between = parse_range(text)
+    if wanted is not None and between is not None:
+        found = (between.low.value, between.high.value)
+    elif wanted is not None and found is None:
+        found = python_list(f"[{text}]")
     if wanted is None or found is None:
         return compare(gold.text, text, gold.rule, "list", oracle)
     return _items_equal(wanted, found, gold.rule)
-
-
-@lru_cache(maxsize=4096)
-def _python_list(text: str) -> tuple[object, ...] | None:
-    """A Python list or tuple as literal; nothing is executed."""
-    if not text.startswith(("[", "(")) or len(text) > MAX_CHARACTERS or depth(text) > MAX_DEPTH:
-        return None
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return None
-    return tuple(value) if isinstance(value, (list, tuple)) else None
 
 
 def _items_equal(gold: object, found: object, rule: Rule) -> bool:
@@ -240,7 +307,6 @@ def _items_equal(gold: object, found: object, rule: Rule) -> bool:
 
 
 SPECIAL_TYPES: dict[str, Callable[[Gold, str, Oracle | None], bool | None]] = {
-    "choice": _decide_choice,
     "yes_no": _decide_yes_no,
     "text": _decide_text,
     "date": _decide_date,

@@ -54,6 +54,7 @@ class Parser:
         self.position = 0
         self.bars = 0  # open absolute values
         self.decimal = False
+        self.in_function = False  # where an angle in degrees is not the same as its number
 
     def peek(self) -> str:
         return self.symbols[self.position] if self.position < len(self.symbols) else ""
@@ -136,9 +137,20 @@ class Parser:
                 raise Unsupported  # x^2^3 and x^2! are read in two ways
             if self.take() == "!":
                 node = ("!", node)
+            elif self._degree_sign():
+                if self.in_function:
+                    node = ("/", ("*", node, ("name", r"\pi")), ("number", Fraction(180)))
             else:
                 node, powered = ("^", node, self.exponent()), True
         return node
+
+    def _degree_sign(self) -> bool:
+        """Take the \\circ of an exponent if it is one."""
+        for sign in ([r"\circ"], ["{", r"\circ", "}"]):
+            if self.symbols[self.position : self.position + len(sign)] == sign:
+                self.position += len(sign)
+                return True
+        return False
 
     def exponent(self) -> Node:
         symbol = self.peek()
@@ -247,12 +259,14 @@ class Parser:
             power = self.exponent()
             if power[0] != "number":
                 raise Unsupported  # sin^{-1} is not 1/sin
+        outside, self.in_function = self.in_function, True
         if self.peek() == "(":
             argument = self.group("(", ")")
         elif self.peek() == "{":
             argument = self.group("{", "}")
         else:
             argument = self.simple_product()
+        self.in_function = outside
         if self.peek() in ("^", "("):
             raise Unsupported  # sin(x)^2 and sin x(y) are read in two ways
         node: Node = ("log", base, argument) if name == r"\log" else ("call", name, argument)

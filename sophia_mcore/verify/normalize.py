@@ -5,42 +5,46 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from sophia_mcore.verify.characters import program_names, ranges_marked, typed
+from sophia_mcore.verify.words import magnitudes
+
 MAX_LAYERS = 24  # wrappers around wrappers that are taken off
 MAX_DEPTH = 60  # nesting of brackets beyond which nobody states a final answer
 
-_CHARACTERS: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width forms
-_CHARACTERS |= str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "﹣": "-", "‐": "-", "‑": "-", "\u3000": " ", "\xa0": " ", "\u202f": " ",
-        "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "√": r"\sqrt ",
-        "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "±": r"\pm ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "≈": r"\approx ",
-        "½": r"\frac12 ", "⅓": r"\frac13 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "、": ",", "。": ".",
-        "“": '"', "”": '"', "‘": "'", "’": "'", "α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ",
-        "\u200b": "", "\ufeff": "", "\u2061": "", "【": "[", "】": "]",
-    }
-)  # fmt: skip
-_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SPACE = re.compile(r"(?:(?<!\\)\\[,;!:\s>]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s)+")
-_DECORATION = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])")
+_DECORATION = re.compile(
+    r"\\color\s*\{[a-zA-Z]+\}|\\textcolor\s*\{[a-zA-Z]+\}|\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])"
+)
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_ALIASES = re.compile(r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|colon)(?![a-zA-Z])")
+_ALIASES = re.compile(
+    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|varepsilon|varphi|vartheta)"
+    r"(?![a-zA-Z])"
+)
 _ALIAS_OF = {
     "leq": r"\le", "leqslant": r"\le", "geq": r"\ge", "geqslant": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
-    "lbrace": r"\{", "rbrace": r"\}", "degree": r"^\circ", "mid": "|", "colon": ":",
+    "lbrace": r"\{", "rbrace": r"\}", "degree": r"^\circ", "mid": "|", "colon": ":", "vert": "|",
+    "lt": "<", "gt": ">", "land": r"\text{ and }", "lor": r"\text{ or }", "langle": "(", "rangle": ")",
+    "dots": r"\ldots", "cdots": r"\ldots", "dotsc": r"\ldots", "lg": r"\log", "varepsilon": r"\epsilon",
+    "varphi": r"\phi",    "vartheta": r"\theta",
 }  # fmt: skip
 TEXT_COMMAND = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|hbox|operatorname)\s*"
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textup|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|hbox|operatorname"
+    r"|boldsymbol|bm|ce|emph)\s*"
     r"\{([^{}]*)\}"
 )
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _WRAPPING_COMMAND = re.compile(
-    r"\\(?:boxed|text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|mbox|hbox)\s*(?=\{)"
+    r"\\(?:boxed|text|textbf|textit|textrm|textsf|texttt|textup|mathrm|mathbf|mathit|mathsf|mbox|hbox|boldsymbol|bm|ce"
+    r"|emph)\s*(?=\{)"
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(r"^(?:\\approx|about|approximately|approx\.?|roughly|大?约)\s*(?=[-+]?[\d.])", re.IGNORECASE)
-_TRAILING_DEGREE = re.compile(r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+$")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
+_SIGNPOST = re.compile(r"^(?:\\(?:therefore|Rightarrow|implies|Longrightarrow|because)(?![a-zA-Z])\s*|=\s*(?=[^\s=]))")
+_CHECK_MARK = re.compile(r"(?<=.)\s*\\checkmark$")
+_TRAILING_DEGREE = re.compile(
+    r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+(?:\s*(?:\\(?:text|mathrm)\s*\{\s*T\s*\}|T))?$"
+)  # a true bearing
 _BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
@@ -51,8 +55,10 @@ def clean(answer: str) -> str:
     >>> clean(r"$\left( 1 ,\, \dfrac{1}{2} \right)$.")
     '( 1 , \\frac{1}{2} )'
     """
-    if not answer.isascii():
-        answer = _SUPERSCRIPT.sub(_raised, unicodedata.normalize("NFC", answer)).translate(_CHARACTERS)
+    if "~" in answer or not answer.isascii():
+        answer = ranges_marked(answer)
+        answer = answer if answer.isascii() else typed(answer)
+    answer = program_names(answer)
     if "$" in answer:
         answer = _DOLLAR.sub(" ", answer)
     if "\\" in answer or "~" in answer:
@@ -63,19 +69,15 @@ def clean(answer: str) -> str:
         return answer
     else:
         answer = " ".join(answer.split())
-    return _ABOUT.sub("", _strip(answer))
-
-
-def _raised(match: re.Match[str]) -> str:
-    power = match[0].translate(_RAISED)
-    return f"^{power}" if len(power) == 1 else f"^{{{power}}}"
+    answer = _ABOUT.sub("", _strip(answer))
+    return magnitudes(answer) if answer[-1:].isalpha() or "\\text" in answer or not answer.isascii() else answer
 
 
 def _strip(answer: str) -> str:
     """Remove what may stand around an answer: mathematics signs, emphasis, a final stop, braces, \text{...}."""
     for _ in range(MAX_LAYERS):
         before = answer
-        answer = answer.strip().rstrip(",;:")
+        answer = answer.strip().rstrip(",;:").removesuffix(r"\\")
         if answer.endswith(".") and not answer.endswith(".."):
             answer = answer[:-1]
         for left, right in _WRAPPERS:
@@ -91,7 +93,7 @@ def _strip(answer: str) -> str:
                 argument = answer[command.end() :]
                 inner = _without_braces(argument, lists_too=True)
                 answer = answer if inner == argument else inner
-        answer = without_degree(answer)
+        answer = _CHECK_MARK.sub("", _SIGNPOST.sub("", without_degree(answer)))
         if answer == before:
             break
     return answer
@@ -99,7 +101,9 @@ def _strip(answer: str) -> str:
 
 def without_degree(answer: str) -> str:
     """Without a degree sign at the end: angles are compared as numbers."""
-    return _TRAILING_DEGREE.sub("", answer) if answer.endswith(("circ", "}")) else answer
+    if not answer.endswith(("circ", "}", "T")) or _TRIGONOMETRIC.search(answer):
+        return answer
+    return _TRAILING_DEGREE.sub("", answer)
 
 
 def _without_braces(answer: str, lists_too: bool = False) -> str:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from sophia_mcore.verify.rules import Rule
+from sophia_mcore.verify.words import number_of_words
 
 MAX_DIGITS = 300  # longer numbers and larger exponents are left to others
 SMALL = Fraction(1, 100)  # below this size rounding to decimal places says little: relative difference counts
@@ -31,7 +32,7 @@ _NUMBER = re.compile(
     rf"(?:(?P<plain>{_PLAIN})(?:[eE](?P<exponent>[+-]?\d{{1,4}}))?"
     r"|(?:(?P<units>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
     r"|(?P<whole>\d+)?\s*\\frac\s*"
-    r"(?:\{\s*(?P<ftop>-?\d+)\s*\}\s*\{\s*(?P<fbottom>-?\d+)\s*\}|(?P<d1>\d)\s*(?P<d2>\d)))"
+    r"(?:\{\s*(?P<ftop>-?\d+)\s*\}\s*\{\s*(?P<fbottom>-?\d+)\s*\}|(?P<d1>\d)\s*(?P<d2>\d))\s*)"
     r"(?P<percent>\s*(?:\\?%|percent\b|\\text\s*\{\s*percent\s*\}))?"
 )
 _TIMES_TEN = re.compile(
@@ -53,6 +54,11 @@ def parse_number(text: str) -> Number | None:
         return None
     match = _NUMBER.fullmatch(text)
     if match is None:
+        words = number_of_words(text)
+        if words is not None:
+            return Number(words, None, False, "integer" if words.denominator == 1 else "fraction")
+        if "\\overline" in text or "\\dot" in text:
+            return _repeating(text)
         if _SPACED_THOUSANDS.fullmatch(text):
             return parse_number(text.replace(" ", ""))
         return _parse_scientific(text)
@@ -84,6 +90,20 @@ def _plain(digits: str, exponent: int, scientific: bool, sign: int, percent: boo
     places = max(0, len(decimals) - exponent) if decimals or exponent < 0 else None
     kind = "percent" if percent else "scientific" if scientific else "integer" if places is None else "decimal"
     return Number(sign * value, places, percent, kind)
+
+
+_REPEATING = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)\.(?P<fixed>\d*)\\(?:overline|dot)\s*\{?(?P<period>\d+)\}?")
+
+
+def _repeating(text: str) -> Number | None:
+    """0.1\\overline{3} as 2/15."""
+    match = _REPEATING.fullmatch(text)
+    if match is None:
+        return None
+    fixed, period = match["fixed"], match["period"]
+    value = Fraction(int(match["whole"] + fixed or "0"), 10 ** len(fixed))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
+    return Number(-value if match["sign"] else value, None, False, "fraction")
 
 
 def _parse_scientific(text: str) -> Number | None:

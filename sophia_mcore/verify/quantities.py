@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from sophia_mcore.verify.normalize import TEXT_COMMAND
+from sophia_mcore.verify.numbers import Number, parse_number
 from sophia_mcore.verify.rules import tables
+from sophia_mcore.verify.words import digits_first, is_noun, magnitudes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +35,67 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     )
 
 
-_AMOUNT = re.compile(r"(?P<before>\D{1,20}?)\s*[+-]?\s*[\d.,]+\s*|\s*[\d.,]+\s*(?P<after>\D{1,20})")
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """An amount of money as written."""
+
+    currency: str
+    number: Number
+
+    @property
+    def dollars(self) -> bool:
+        """Whether it is in dollars or cents."""
+        return self.currency in ("dollar", "cent")
+
+    @property
+    def in_cents(self) -> Number:
+        """The number of cents of an amount in dollars or cents."""
+        number = self.number
+        return Number(number.value * 100, number.places) if self.currency == "dollar" else number
+
+
+_MATH_SIGN = re.compile(r"(?<!\\)\$")
+_AMOUNT = re.compile(r"(?P<before>\D{1,20}?)?\s*(?P<number>[+-]?\s*\d[\d.,]*)\s*(?P<after>\D{1,20})?")
 
 
 @lru_cache(maxsize=1 << 12)
-def currencies(text: str) -> frozenset[str]:
-    r"""The currency of an amount of money as written, before ``clean`` takes the dollar signs for mathematics.
+def amount(text: str) -> Amount | None:
+    r"""An amount of money, before ``clean`` takes the dollar signs for mathematics; None if no currency is named.
 
-    >>> currencies(r"\$20"), currencies("20 yuan"), currencies("$20$")
-    (frozenset({'dollar'}), frozenset({'yuan'}), frozenset())
+    >>> amount(r"\$20").currency, amount("20 yuan").currency, amount("$20$")
+    ('dollar', 'yuan', None)
     """
-    match = _AMOUNT.fullmatch(text[:60].strip(" .")) if len(text) <= 60 else None
+    if len(text) > 60:
+        return None
+    text = TEXT_COMMAND.sub(r" \1", text).strip(" .")
+    if text.replace("\\$", "").count("$") % 2 == 0:
+        text = _MATH_SIGN.sub("", text)  # $20$ is mathematics
+    match = _AMOUNT.fullmatch(magnitudes(text))
     if match is None:
-        return frozenset()
-    name = TEXT_COMMAND.sub(r"\1", match["before"] or match["after"]).strip("+-\\ ")
-    found = tables().currencies.get(name)
-    return frozenset({found} if found else ())
+        return None
+    number = parse_number(match["number"].replace(" ", "").rstrip(",."))
+    names = [part.strip("+-\\ ") for part in (match["before"], match["after"]) if part and part.strip("+-\\ ")]
+    found = {tables().currencies.get(name) for name in names}
+    currency = found.pop() if len(found) == 1 else None
+    return Amount(currency, number) if number is not None and currency else None
+
+
+COMPOUND = "compound"  # the unit of "1 hour 30 minutes"
+_UNITS_POWER = re.compile(r"units?\s*\^\s*\{?([23])\}?")
+_IN_BRACKETS = re.compile(r"^([\d.,]+|\\frac\{\d+\}\{\d+\})\s*\(([A-Za-zµΩ°/^\d ]{1,20})\)$")
+_SEGMENT = re.compile(r"\s*(?:,|and)?\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+|[小时分钟秒天米厘]+)\.?")
+
+
+def compound(text: str) -> tuple[tuple[str, str], ...] | None:
+    """The numbers and units, in pint's language, of "1 hour 30 minutes"; None for anything else."""
+    found, position = [], 0
+    while position < len(text):
+        segment = _SEGMENT.match(text, position)
+        if segment is None or segment[2] not in tables().units:
+            return None
+        found.append((segment[1], tables().units[segment[2]]))
+        position = segment.end()
+    return tuple(found) if len(found) > 1 else None
 
 
 _NOUN = re.compile(
@@ -65,7 +112,7 @@ def parse_quantity(text: str) -> Quantity | None:
     >>> parse_quantity(r"5 \text{ cm}^2")
     Quantity(number='5', unit='centimeter ** 2', known=True)
     """
-    if len(text) > 200 or not (text[-1:].isalnum() or text[-1:] in "}.%"):
+    if len(text) > 200 or not (text[-1:].isalnum() or text[-1:] in "}.%)"):
         return None
     flat = text
     if "\\" in text:
@@ -77,11 +124,15 @@ def parse_quantity(text: str) -> Quantity | None:
             flat = flat.replace(written, f" {unit}").replace(written.replace("C", " C").replace("F", " F"), f" {unit}")
     flat = " ".join(flat.split())
     whole, part = _patterns()
+    flat = _UNITS_POWER.sub(lambda match: f"{'square' if match[1] == '2' else 'cubic'} units", flat)
+    flat = _IN_BRACKETS.sub(r"\1 \2", flat)
+    if " " in flat and flat[0].isdigit() and compound(flat):
+        return Quantity(flat, COMPOUND, True)
     match = whole.fullmatch(flat)
     if match and (spaced or len(match["unit"]) > 1):
         return Quantity(match["number"].strip(), _in_pint(match["unit"], part), True)
-    noun = _NOUN.fullmatch(flat)
-    if noun and noun["unit"] not in ("and", "or"):
+    noun = _NOUN.fullmatch(digits_first(flat))
+    if noun and (noun["unit"] == "times" or is_noun(noun["unit"], noun["number"] == "1")):
         return Quantity(noun["number"], noun["unit"].casefold().removesuffix("s"), False)
     return None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 TYPES = (
     "integer", "decimal", "percent", "fraction", "scientific", "quantity", "expression", "equation", "interval",
-    "tuple", "set", "matrix", "several", "choice", "yes_no", "date", "time", "list", "text",
+    "tuple", "set", "matrix", "several", "parts", "choice", "yes_no", "date", "time", "list", "text",
 )  # fmt: skip
 NUMBER_TYPES = frozenset({"integer", "decimal", "percent", "fraction", "scientific"})
 
@@ -24,6 +24,8 @@ class Rule:
     ``absolute``, ``relative``: largest difference allowed, for any number. ``gold_places``: the prediction is rounded
     to as many places as the gold answer has. ``truncate_integers``: decimals of the prediction are cut off when the
     gold answer is an integer. ``similar_option``: a prediction that names no option takes the most similar one.
+    ``alternatives``: a gold answer that is a list of texts, or holds "##", names several of which any is right.
+    ``contained``: short words count as given where only words that say nothing stand beside them.
     ``judge``: free text is put before the language-model judge if there is one.
     """
 
@@ -33,6 +35,8 @@ class Rule:
     gold_places: bool = False
     truncate_integers: bool = False
     similar_option: bool = False
+    alternatives: bool = False
+    contained: bool = False
     judge: bool = True
 
 
@@ -45,6 +49,12 @@ class Tables:
     currencies: dict[str, str]  # spelling, sign or word -> name
     benchmarks: dict[str, Rule]
     default: Rule
+    names: dict[str, str]  # beginning of a source's name -> benchmark
+    numerals: dict[str, int]  # words for 0 to 19 and the tens
+    not_nouns: frozenset[str]
+    plurals: frozenset[str]
+    harmless: frozenset[str]
+    elements: frozenset[str]
 
 
 @cache
@@ -55,7 +65,12 @@ def tables() -> Tables:
     units = {spelling: unit for unit, spellings in raw["units"].items() for spelling in spellings}
     currencies = {spelling: name for name, spellings in raw["currencies"].items() for spelling in spellings}
     benchmarks = {name: Rule(**{**raw["default"], **values}) for name, values in raw["benchmarks"].items()}
-    return Tables(aliases, units, currencies, benchmarks, Rule(**raw["default"]))
+    names = {name: name for name in benchmarks} | raw["names"]
+    words = raw["words"]
+    numerals = {word: value for value, word in enumerate(words["ones"])}
+    numerals |= {word: 10 * tens for tens, word in enumerate(words["tens"], start=2)}
+    sets = [frozenset(words[name]) for name in ("not_nouns", "plurals", "harmless", "elements")]
+    return Tables(aliases, units, currencies, benchmarks, Rule(**raw["default"]), names, numerals, *sets)
 
 
 def rule_for(benchmark: str) -> Rule:
@@ -63,14 +78,16 @@ def rule_for(benchmark: str) -> Rule:
     return tables().benchmarks.get(known_benchmark(benchmark), tables().default)
 
 
+@cache
 def known_benchmark(name: str) -> str:
-    """The name of a benchmark as rules.toml has it; "" if it has none of that name.
+    """The benchmark with the longest name in rules.toml that ``name`` begins with; "" if there is none.
 
-    >>> known_benchmark("MMMU-Pro")
-    'mmmupro'
+    >>> known_benchmark("MMMU-Pro"), known_benchmark("MathVista_MINI"), known_benchmark("math")
+    ('mmmupro', 'mathvista', '')
     """
     key = re.sub(r"[^a-z0-9]", "", name.casefold())
-    return key if key in tables().benchmarks else ""
+    names = tables().names
+    return names.get(max((known for known in names if key.startswith(known)), key=len, default=""), "")
 
 
 def known_type(name: str) -> str:

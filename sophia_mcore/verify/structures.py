@@ -166,8 +166,10 @@ def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs:
     unordered = ("bare", "set")
     if ordered_pairs and gold.kind == "bare" and all(p.kind == "atom" and "=" not in p.text for p in gold.parts):
         return _compare_ordered(gold.parts, prediction.parts, equal)
-    if gold.kind in unordered and prediction.kind in (*unordered, "round"):
+    if gold.kind in unordered and prediction.kind in (unordered if gold.kind == "set" else (*unordered, "round")):
         return _compare_unordered(gold.parts, prediction.parts, equal)
+    if gold.kind == "set" and prediction.kind in ("round", "square", "half"):
+        return False  # a point, a list or an interval
     if prediction.kind == "set" or gold.kind == "set":
         return None
     if prediction.kind != "bare" and gold.brackets != prediction.brackets:
@@ -279,6 +281,18 @@ def merge(intervals: list[Interval]) -> list[Interval]:
                 continue
         merged.append((start, end))
     return merged
+
+
+def intersection(first: list[Interval], second: list[Interval]) -> list[Interval]:
+    """The numbers that lie in both unions of intervals."""
+    found: list[Interval] = []
+    for a in first:
+        for b in second:
+            start = max(a[0], b[0], key=lambda end: (end[0], not end[1]))
+            end = min(a[1], b[1], key=lambda end: (end[0], end[1]))
+            if start[0] < end[0] or (start[0] == end[0] and start[1] and end[1]):
+                found.append((start, end))
+    return merge(found)
 
 
 def _intervals(piece: Structure) -> list[Interval] | None:

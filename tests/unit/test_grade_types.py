@@ -78,7 +78,7 @@ EQUAL = {
 }  # fmt: skip
 
 DIFFERENT = {
-    "integer": [("5", "6"), ("5", "-5"), ("5", "5.1"), ("5", "five cats"), ("5", "x"), ("1", r"1\frac{1}{2}"),
+    "integer": [("5", "6"), ("5", "-5"), ("5", "5.1"), ("5", "five times"), ("5", "4 of five cats"), ("5", "x"), ("1", r"1\frac{1}{2}"),
                 ("12", "1, 2"),
                 ("5", "x > 5"), ("5", "[5, 6]"), ("5", r"\infty"), ("5", "yes"), ("1234", "1.234")],
     "decimal": [("0.5", "0.51"), ("0.333", "1/3"), ("3.14", r"\pi"), ("0.000012", "0.000013"),
@@ -166,7 +166,7 @@ def test_options(grader, gold, prediction, wanted):
 @pytest.mark.parametrize(
     ("rules", "gold", "prediction", "answer_type", "wanted"),
     [("", "3.14", "3.14159", "float", "wrong"), ("mathvista", "3.14", "3.14159", "float", "correct"),
-     ("MathVista", "3.14", "3.15", "float", "wrong"), ("mathvista", "5", "5.9", "integer", "correct"),
+     ("MathVista", "3.14", "3.15", "float", "wrong"), ("mathvista", "5", "5.9", "integer", "wrong"),
      ("", "5", "5.9", "integer", "wrong"), ("dynamath", "2.5", "2.5009", "float", "correct"),
      ("dynamath", "2.5", "2.502", "float", "wrong"), ("OlympiadBench", "2.5", "2.500001", "", "wrong"),
      ("OlympiadBench", "2.5", "2.500000001", "", "correct"), ("MMMU", "2.5", "2.501", "", "correct"),

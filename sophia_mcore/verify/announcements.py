@@ -1,0 +1,368 @@
+r"""How final answers are announced: the table ``RULES``, from the surest to the weakest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sophia_mcore.verify.boxes import boxed
+from sophia_mcore.verify.rules import NUMBER_TYPES, tables
+from sophia_mcore.verify.several import numbered_parts
+from sophia_mcore.verify.words import number_in_sentence
+
+TAIL_CHARACTERS = 20_000  # marker rules look at this much of the end; \boxed{} is searched everywhere
+ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
+LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
+Find = Callable[[str], list[tuple[int, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One way in which answers are announced.
+
+    ``find`` returns the candidates with their positions, in the order of the text. ``words``: the rule is skipped
+    unless the text holds one of them (lower case). ``types``: the answer types it is meant for; None: all.
+    ``examples``: (response, answer).
+    """
+
+    name: str
+    find: Find
+    examples: tuple[tuple[str, str], ...]
+    words: tuple[str, ...] = ()
+    types: frozenset[str] | None = None
+
+
+# ---- announcements
+
+_SAY = r"(?:\s*(?:is|are|was|would be|should be|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
+_STAR = r"[*_`\"']*"
+_DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
+_REST = rf"(?P<answer>{_DISPLAY}|\S[^\n]*)"
+
+
+def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
+    compiled = re.compile(expression, flags)
+    return lambda text: [
+        (match.start("answer"), match["answer"])
+        for match in compiled.finditer(text, max(0, len(text) - TAIL_CHARACTERS))
+    ]
+
+
+def _tagged(text: str) -> list[tuple[int, str]]:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end)
+    return [(start, text[start + len("<answer>") : end])] if 0 <= start < end else []
+
+
+_JSON = re.compile(
+    r"[\"'](?:short |final[_ ])?answer[\"']\s*:\s*(?:\[(?P<list>[^\]\n]*)\]|[\"']?(?P<answer>[^\"'\n}\[]+))",
+    re.IGNORECASE,
+)
+
+
+def _json(text: str) -> list[tuple[int, str]]:
+    """The value of the key "answer"; the items of a list between commas."""
+    found = []
+    for match in _JSON.finditer(text, max(0, len(text) - TAIL_CHARACTERS)):
+        listed = match["list"]
+        items = [item.strip(" \"'") for item in listed.split(",")] if listed else []
+        numbers = all(item.lstrip("-").replace(".", "", 1).isdigit() for item in items)
+        found.append((match.end(), f"[{listed}]" if listed and numbers else ", ".join(items) or match["answer"] or ""))
+    return found
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
+    """The numbered lines at the end."""
+    start = max(text.rfind("\n(1)"), text.rfind("\n（1）"), 0 if text.lstrip().startswith(("(1)", "（1）")) else -1)
+    return [(start, text[start:].strip())] if start >= 0 and numbered_parts(text[start:].strip()) else []
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
+_SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
+_CONCLUDES = re.compile(r"(?:so|thus|hence|therefore|then)\b[\s,]|因此|所以", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:(?:the|final)\s+)*answer(?:\s+is)?\s*[:：]?|答案是?[:：]?", re.IGNORECASE)
+_YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
+
+
+def _short(text: str) -> list[tuple[int, str]]:
+    """A response of one line that is an answer rather than a sentence."""
+    line = text.strip()
+    if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line):
+        return []
+    return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
+
+
+_CONCLUSION = re.compile(r"(?:\b(?:is|are|equals|gives|get|was)\b|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$")
+
+
+_THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
+
+
+def _conclusion(text: str) -> list[tuple[int, str]]:
+    line = _THEREFORE.split(_last_line(text)[-LINE_CHARACTERS:])
+    if len(line) > 1 and line[-1].startswith("$"):
+        return [(0, line[-1])]
+    found = _CONCLUSION.search(line[-1] if len(line) == 1 else _last_line(text)[-LINE_CHARACTERS:])
+    return (
+        [(0, found["answer"])]
+        if found and "\\boxed" not in found["answer"] and not _SENTENCE.search(found["answer"])
+        else []
+    )
+
+
+def _only_number(text: str) -> list[tuple[int, str]]:
+    """The one amount in the last sentence that has one, chatter after it left out."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if lines and _CHATTER.match(lines[-1]):
+        lines.pop()
+    line = lines[-1] if lines else ""
+    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    for sentence in reversed(_SENTENCE_END.split(line)):
+        if re.search(r"\d", sentence) or sentence is line:
+            found = number_in_sentence(sentence, frozenset(tables().units))
+            return [(0, found)] if found else []
+    found = number_in_sentence(line, frozenset(tables().units))
+    return [(0, found)] if found else []
+
+
+_CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?。])\s+(?=[A-Z*])")
+
+
+def _remaining_letter(text: str) -> list[tuple[int, str]]:
+    """The one letter of the last line that is not denied: "A is wrong, so it must be B", "Neither A nor B; C"."""
+    line = _last_line(text)[-LINE_CHARACTERS:]
+    left, denials = _DENIED.subn(" ", line)
+    letters = set(_STANDALONE.findall(left))
+    start = text.rstrip().rfind(line)
+    return [(start, letters.pop())] if denials and len(letters) == 1 and not _UNSURE.search(line) else []
+
+
+_OPTION = r"[(\[]?[A-J](?!\w)[)\]]?"
+_LIST = rf"{_OPTION}(?:\s*(?:,|and|or|nor|&)+\s*{_OPTION})*"
+_DENIED = re.compile(
+    rf"(?:\b(?:[Nn]either|[Nn]ot?|[Rr]ule[sd]? out|[Ee]xcludes?|[Ee]liminates?|cannot be|isn['’]t)\s+"
+    rf"(?:[Oo]ptions?\s+)?{_LIST}"
+    rf"|(?:\b[Oo]ptions?\s+)?(?<!\w){_LIST}\s+(?:is|are)\s+(?:\w+\s+)?(?:wrong|incorrect|not\b[^.;,]*"
+    rf"|false|impossible|too \w+|ruled out|excluded))"
+)
+_STANDALONE = re.compile(r"(?<![\w'’^_\\-])([B-HJ]|A(?!\s+[a-z](?!s\b|nd\b|r\b))|I(?=[.)]|$))(?![\w'’^(-])")
+_UNSURE = re.compile(
+    r"\b(?:could|might|may|maybe|perhaps|would|unsure|not sure|between|if|or|cannot|can't|unclear)\b|\?", re.I
+)
+
+
+def _line(text: str) -> list[tuple[int, str]]:
+    line = text.strip()
+    too_much = "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line
+    return [] if too_much or _NOTHING.fullmatch(line) else [(0, line)]
+
+
+_CHOICE = frozenset({"choice"})
+_ONE = r"[(（\[]?[A-J][)）\]]?(?![A-Za-z'’])"
+_LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "boxed",
+        boxed,
+        (
+            (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+            (r"first \boxed{3}, no, \boxed{4}", "4"),
+            (r"\boxed{3} was a mistake; it is \boxed{4}", "4"),
+            (r"$x = \boxed{1}$ or $\boxed{2}$", "1, 2"),
+            (r"\boxed 7", "7"),
+            (r"\fbox{B}", "B"),
+            (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+            (r"\boxed{\text{The answer is } 5}", "5"),
+        ),
+        ("\\boxed", "\\fbox"),
+    ),
+    Rule(
+        "parts",
+        _numbered,
+        (("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),),
+        ("(1)",),
+        frozenset({"parts"}),
+    ),
+    Rule(
+        "tag",
+        _tagged,
+        (("I think so.\n<answer> 12 </answer>", "12"),),
+        ("<answer>",),
+    ),
+    Rule(
+        "hashes",
+        _pattern(r"^####[ \t]*(?P<answer>\S[^\n]*)", re.MULTILINE),
+        (("6*7=42\n#### 42", "42"),),
+        ("####",),
+    ),
+    Rule(
+        "JSON",
+        _json,
+        (('{"solution": "2+3", "short answer": "5"}', "5"),),
+        ("answer",),
+    ),
+    Rule(
+        "final answer",
+        _pattern(rf"\bfinal answer\b(?:\s+to\b[^\n:：]{{1,80}}?)?{_STAR}(?:{_SAY}|\s*\n){_STAR}\s*{_STAR}{_REST}"),
+        (
+            ("**Final answer**\n\n12", "12"),
+            ("**Final Answer:** $x=3$.", "x=3"),
+            ("The final answer is 7.", "7"),
+            ("**Final Answer**\nThe final answer is 42.", "42"),
+        ),
+        ("final answer",),
+    ),
+    Rule(
+        "Chinese",
+        _pattern(
+            r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。？:：][^\n。？]*)"
+        ),
+        (
+            ("所以答案是 12。", "12"),
+            ("**最终答案**：$\\frac{1}{2}$", r"\frac{1}{2}"),
+            ("故答案为：B。", "B"),
+            ("正确答案是C", "C"),
+            ("答案：是", "是"),
+            ("【答案】B", "B"),
+            ("答案是B吗？不，答案是C", "C"),
+        ),
+        ("答案", "结果"),
+    ),
+    Rule(
+        "Chinese choice",
+        _pattern(rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTER}", 0),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("正确选项为B", "B"), ("选A、C", "A、C")),
+        ("选",),
+    ),
+    Rule(
+        "answer is",
+        _pattern(rf"\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        (
+            ("Hence the answer is 5 because 2+3=5.", "5"),
+            ("The answer to the question is: **blue**.", "blue"),
+            ("Answer: (B) 12 cm", "(B) 12 cm"),
+            ("**Answer:** 3/4", "3/4"),
+            ("**Answer**: $5$", "5"),
+            ("The correct answer is $5$, which is odd.", "5"),
+            ("Answer:\n12", "12"),
+            ("Ans: 12", "12"),
+            ("The answer is not 5. The answer is 6.", "6"),
+        ),
+        ("ans",),
+    ),
+    Rule(
+        "option is",
+        _pattern(rf"\b(?:correct|right|best)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        (("So the correct option is C.", "C"), ("The best choice is **(B)**", "(B)")),
+        ("correct", "right", "best"),
+    ),
+    Rule(
+        "is correct",
+        _pattern(
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
+            0,
+        ),
+        (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),
+        (" is ",),
+        _CHOICE,
+    ),
+    Rule(
+        "must be",
+        _pattern(rf"\b(?:must|has to|can only)\s+be\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)", 0),
+        (("So it must be C.", "C"),),
+        (" be ",),
+        _CHOICE,
+    ),
+    Rule(
+        "remaining letter",
+        _remaining_letter,
+        (("A and D are wrong, so it must be B.", "B"), ("Neither A nor B shows it; C.", "C")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "last letter",
+        _pattern(
+            rf"^[ \t]*{_STAR}(?P<answer>{_ONE}(?:[.):]+[ \t]*(?![^\n]*\b(?:is|was|were|would|seems?"
+            rf"|looks?)\b)[^\n]{{0,100}})?){_STAR}[ \t.]*\Z",
+            re.MULTILINE,
+        ),
+        (("The answer is A at first.\n**C. 102 N**", "C. 102 N"), ("Answer: A\nNo.\nB", "B")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "letter",
+        _pattern(
+            r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
+            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as)\b)",
+            re.MULTILINE,
+        ),
+        (
+            ("I would choose (A).", "(A)"),
+            ("D.\nThis is what I think", "D"),
+            ("B or C", "B or C"),
+        ),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "letter and text",
+        _pattern(
+            rf"^{_STAR}(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z", re.MULTILINE
+        ),
+        (("Both fit.\nB 12 cm", "B 12 cm"),),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "display",
+        _pattern(r"(?:\\\[|\$\$)\s*(?P<answer>[^$\[\]]{1,300}?)[\s.]*(?:\\\]|\$\$)\s*\Z", re.DOTALL),
+        (("Therefore\n\\[\nx = 5\n\\]", "x = 5"),),
+    ),
+    Rule(
+        "only number",
+        _only_number,
+        (
+            ("We count them one by one.\nHe has 7 apples left.", "7"),
+            ("The fee is about $3 million.", r"\$3 million"),
+            ("So the sum is **100**.\n\nI hope this helps!", "100"),
+        ),
+        (),
+        NUMBER_TYPES | {"quantity"},
+    ),
+    Rule("short", _short, (("42", "42"), ("x = 5", "x = 5"), ("Yes, it is larger", "Yes, it is larger"))),
+    Rule(
+        "conclusion",
+        _conclusion,
+        (
+            ("The sum of both numbers is 7.", "7"),
+            ("We add them.\n3 + 4 = 7", "7"),
+            ("So we get $x=\\frac12$.", r"\frac12"),
+            ("Therefore, x = 12.", "12"),
+        ),
+    ),
+    Rule("line", _line, (("The cat sat on the mat", "The cat sat on the mat"),)),
+)
+
+ANNOUNCEMENTS = (
+    "tag",
+    "hashes",
+    "JSON",
+    "final answer",
+    "Chinese",
+    "Chinese choice",
+    "answer is",
+    "option is",
+    "is correct",
+    "remaining letter",
+    "last letter",
+)

@@ -1,0 +1,88 @@
+"""Answers of letters that are names and not products: abbreviations, Roman numerals, formulas, lists of labels."""
+
+from __future__ import annotations
+
+import re
+
+from sophia_mcore.verify.normalize import TEXT_COMMAND
+from sophia_mcore.verify.rules import tables
+
+_CAPITALS = re.compile(r"[A-Z]{2,}")
+_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\)?\d*){1,12}(?:\^?\d?[+-])?")
+_NOISE = re.compile(r"\\(?:ce|mathrm|text|mathbf|mathit|rm)(?![a-zA-Z])|[{}\s_$]")
+_CIRCLED = {chr(0x2460 + n): f"({n + 1})" for n in range(20)}
+_STATEMENTS = re.compile(r"(?:\(\s*(?:\d{1,2}|[ivx]{1,4})\s*\)\s*(?:[,;]|and|和)?\s*){2,}")
+_ONE_STATEMENT = re.compile(r"\(\s*(\d{1,2}|[ivx]{1,4})\s*\)")
+_PLAIN_LIST = re.compile(r"\d(?:\s*,\s*\d)+")
+_LETTER_LIST = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&)\s*[(\[]?[A-J][)\]]?)+")
+
+
+def _dense(text: str) -> str:
+    return _NOISE.sub("", text)
+
+
+def _elements(dense: str) -> list[str] | None:
+    """The element symbols of a chemical formula of at least two elements or with counts; None if it is none."""
+    if _FORMULA.fullmatch(dense) is None:
+        return None
+    found = re.findall(r"[A-Z][a-z]?", dense)
+    if not set(found) <= tables().elements or (len(found) < 2 and not re.search(r"\d", dense)):
+        return None
+    return found
+
+
+def names_equal(gold: str, text: str) -> bool | None:
+    r"""Equality of two cleaned answers of which at least one is a name made of letters; None if neither is one.
+
+    A name is two or more capitals ("NE", "IV", "AB") or a chemical formula with counts or two-letter symbols ("CO2",
+    "NaCl"). It equals the same letters in the same order; \mathrm, braces and the sign of an index do not matter.
+
+    >>> names_equal("IV", "VI"), names_equal("CO2", r"\text{CO}_2"), names_equal("xy", "yx")
+    (False, True, None)
+    """
+    a, b = _dense(gold), _dense(text)
+    capital, other = _CAPITALS.fullmatch(a), _CAPITALS.fullmatch(b)
+    if capital or other:
+        listed = letters_equal(gold, text)
+        if listed is not None:
+            return listed
+        return a == b if (capital and other) or not re.search(r"[\\+*/^=<>-]", b if capital else a) else None
+    first, second = _elements(a), _elements(b)
+    if first is None or second is None:
+        return None
+    named = any(len(symbol) > 1 for symbol in first + second) or any(
+        "_" not in t for t in (gold, text) if re.search(r"\d", t)
+    )
+    if a == b:
+        return True
+    return False if named else None
+
+
+def letters_equal(gold: str, text: str) -> bool | None:
+    """Letters in a row against the same letters in a list: "ABD" and "A, B, D"."""
+    for row, listed in ((gold, text), (text, gold)):
+        flat = TEXT_COMMAND.sub(r"\1", listed).strip()
+        if re.fullmatch(r"[A-J]{2,8}", row) and list(row) == sorted(set(row)) and _LETTER_LIST.fullmatch(flat):
+            return set(row) == set(re.findall(r"[A-J]", flat))
+    return None
+
+
+def statements_equal(gold: str, text: str) -> bool | None:
+    """Equality of lists of statement numbers, "(1)(3)", "①③" or "①、③"; None if the gold answer is no such list.
+
+    >>> statements_equal("①③", "(3), (1)"), statements_equal("(1)(3)", "1, 2"), statements_equal("(1, 3)", "(1)(3)")
+    (True, False, None)
+    """
+    wanted = _statements(gold)
+    if wanted is None:
+        return None
+    found = _statements(text)
+    if found is None and _PLAIN_LIST.fullmatch(text):
+        found = frozenset(re.findall(r"\d", text))
+    return found == wanted
+
+
+def _statements(text: str) -> frozenset[str] | None:
+    if not text.isascii():
+        text = "".join(_CIRCLED.get(character, character) for character in text)
+    return frozenset(_ONE_STATEMENT.findall(text)) if _STATEMENTS.fullmatch(text + " ") else None

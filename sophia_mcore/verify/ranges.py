@@ -1,0 +1,132 @@
+"""Ranges ("10-20", "10 to 20 kg") and ratios ("3:4", "3 to 4"): pairs of plain numbers that are no arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number
+from sophia_mcore.verify.rules import Rule, tables
+from sophia_mcore.verify.words import NOT_A_NOUN
+
+_MONEY = r"(?:\\?\$|[€£¥])?\s*"
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*\\?%)?"
+_UNIT = (
+    r"(?:\s*(?:\\(?:text|mathrm)\s*\{[^{}\d]{1,30}\}|[^\W\d_][^\d,;:=<>()\\+*]{0,30}?)(?:\s*\^\s*\{?\s*\d\s*\}?)?"
+    r"|\s*\^\s*\{?\s*\\circ\s*\}?)?"
+)
+_RANGE = re.compile(
+    rf"(?:from|between|从)?\s*(?P<low>{_MONEY}{_PLAIN})(?P<unit1>{_UNIT}?)\s*"
+    r"(?P<sign>-{1,3}|\\sim|\bto\b|\band\b|到|至|\\text\{\s*to\s*\})\s*"
+    rf"(?P<high>{_MONEY}{_PLAIN})(?P<unit2>{_UNIT})",
+    re.IGNORECASE,
+)
+_RATIO = re.compile(r"(?P<first>\d+(?:\.\d+)?)\s*(?::|\bto\b)\s*(?P<second>\d+(?:\.\d+)?)")
+_FUNCTIONS = frozenset({"sin", "cos", "tan", "log", "ln", "exp", "sqrt"})
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range as written: two numbers, the unit behind them ("" if none), and whether the first is the smaller."""
+
+    low: Number
+    high: Number
+    unit: str
+    rising: bool
+    hyphen: bool  # written with a hyphen, as a subtraction is
+
+
+@lru_cache(maxsize=1 << 13)
+def parse_range(text: str) -> Range | None:
+    """A cleaned answer as a range; None if it is none.
+
+    >>> parse_range("10 to 20 kg").unit, parse_range("20-10").rising, parse_range("a-b")
+    ('kg', False, None)
+    """
+    if len(text) > 100 or not text[-1:].strip():
+        return None
+    match = _RANGE.fullmatch(text)
+    if match is None or (match["sign"] == "and") != text.casefold().startswith("between"):
+        return None
+    low, high = parse_number(match["low"].strip()), parse_number(match["high"].strip())
+    written = [match[name] for name in ("unit1", "unit2") if match[name]]
+    units = {re.sub(r"\\(?:text|mathrm)|[{}\s]", "", unit) for unit in written}
+    if low is None or high is None or len(units) > 1 or not all(map(_is_unit, written)):
+        return None
+    money = sorted(set(re.findall(r"[$€£¥]", match[0])))
+    percent = "%" if low.percent or high.percent else ""
+    unit = "".join([*money, *units, percent]).removesuffix(".")
+    return Range(low, high, unit, low.value < high.value, match["sign"].startswith("-"))
+
+
+def _is_unit(written: str) -> bool:
+    """Not the x of 3-5x: a unit is known, in \\text{}, or words of three letters and more."""
+    text = written.strip()
+    if text.startswith(("\\text", "\\mathrm", "^")):
+        return True
+    if text.rstrip("^{} 23") in tables().units:
+        return len(text) > 1 or written[0].isspace()
+    return not text.isascii() or (
+        written[0].isspace() and len(text) > 2 and text.split()[0] not in _FUNCTIONS | NOT_A_NOUN
+    )
+
+
+def ranges_equal(gold: str, text: str, rule: Rule) -> bool | None:
+    """Whether two answers of which at least one is a range are the same range; None if neither is one.
+
+    A range equals no number, and no subtraction: where both are "low-high" the ends are compared one by one. "7-3"
+    alone is a subtraction. A unit that only one of them has does not count.
+    """
+    a, b = parse_range(gold), parse_range(text)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        one, other = (a, text) if b is None else (b, gold)
+        assert one is not None
+        if one.hyphen and not one.rising:
+            return None
+        return False if parse_number(other) is not None or one.rising else None
+    if a.unit and b.unit and _same_unit(a.unit) != _same_unit(b.unit):
+        return False
+    return _ends(a.low, b.low, rule) and _ends(a.high, b.high, rule)
+
+
+def _same_unit(unit: str) -> str:
+    return tables().units.get(unit, unit.rstrip("s"))
+
+
+def _ends(a: Number, b: Number, rule: Rule) -> bool:
+    return numbers_equal(Number(a.value, a.places), Number(b.value, b.places), rule)
+
+
+def ratios_equal(gold: str, text: str, equal: Callable[[str, str], bool | None]) -> bool | None:
+    """Whether a ratio equals another ratio or the quotient; None if neither answer is one.
+
+    Where both could be times of day ("12:30") they are equal only as such.
+    """
+    if ":" not in gold and ":" not in text:
+        return None  # "3 to 4" alone is a range
+    a, b = _RATIO.fullmatch(gold), _RATIO.fullmatch(text)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        clock = _CLOCK.fullmatch(gold) and _CLOCK.fullmatch(text)
+        if clock or not float(a["second"]) or not float(b["second"]):
+            return [float(part) for part in a.groups()] == [float(part) for part in b.groups()]
+        return equal(_quotient(a), _quotient(b))
+    written, other = (gold, text) if a is not None else (text, gold)
+    match = a or b
+    assert match is not None
+    if _CLOCK.fullmatch(written) or ":" not in written or parse_number(other) is None:
+        return False
+    quotient = _quotient(match)
+    if float(match["first"]) % (float(match["second"]) or 1) == 0:
+        return False  # 45:1 is hardly meant as 45
+    return equal(quotient, other) if a is not None else equal(other, quotient)
+
+
+def _quotient(match: re.Match[str]) -> str:
+    return rf"\frac{{{match['first']}}}{{{match['second']}}}" if "." not in match[0] else f"{match[1]}/{match[2]}"

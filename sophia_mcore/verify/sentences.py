@@ -1,0 +1,75 @@
+"""Words around a short answer that say nothing of their own: "It is a prism", "called juxtaposition"."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from sophia_mcore.verify.normalize import TEXT_COMMAND
+from sophia_mcore.verify.rules import tables
+
+_LEAD = re.compile(
+    r"(?:i (?:think|believe|guess) (?:that )?)?"
+    r"(?:(?:it|this|that|he|she|there|these|those|the(?: [^\W\d_]+){1,3})(?:['’]s|\s+(?:is|was|are|were"
+    r"|shows?|has))\s+)?"
+    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from)\s+)*"
+)
+
+
+@lru_cache(maxsize=1 << 12)
+def core(plain: str) -> str:
+    """Plain words without the beginning of a sentence around them. A denial stays, and so differs.
+
+    >>> core("it is a prism"), core("it's not a dog"), core("in may")
+    ('prism', 'not a dog', 'may')
+    """
+    match = _LEAD.match(plain)
+    rest = plain[match.end() :] if match else plain
+    return rest or plain
+
+
+_SAID = re.compile(
+    r"(?:so |thus |hence |therefore,? )?(?:the|its|their|it)(?:\s+[A-Za-z]{2,15}){0,5}?\s+(?:is|are|was"
+    r"|equals)\s+(?=\S)",
+    re.I,
+)
+_DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
+
+
+def said(text: str) -> str:
+    r"""A cleaned answer without the beginning of the sentence that states it.
+
+    >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
+    ('40', 'the angle is not 40')
+    """
+    if " is " not in text and " are " not in text and " equals " not in text and " was " not in text:
+        return text
+    flat = TEXT_COMMAND.sub(r"\1 ", text)
+    match = _SAID.match(flat)
+    return text if match is None or _DENIAL.search(match[0]) else flat[match.end() :].strip()
+
+
+_STATED = re.compile(r"[A-Z][^\d=.]{2,100}? (?:is|are|equals)\s*(?=[\d\\$(-])")
+
+
+def stated(gold: str) -> str:
+    r"""A cleaned gold answer that is a sentence about a value, as that value.
+
+    >>> stated(r"Length of E F is \frac{7}{4}")
+    '\\frac{7}{4}'
+    """
+    match = _STATED.match(gold) if " is" in gold or " are" in gold or " equals" in gold else None
+    return gold if match is None or _DENIAL.search(match[0]) else gold[match.end() :].strip()
+
+
+def harmless(found: str, wanted: str) -> bool:
+    """Whether words hold the wanted words whole and beside them only such as say nothing more ("larval stage").
+
+    >>> harmless("larval stage", "larval"), harmless("hot dog", "dog")
+    (True, False)
+    """
+    words, core_words = found.split(), wanted.split()
+    for start in range(len(words) - len(core_words) + 1):
+        if words[start : start + len(core_words)] == core_words:
+            return set(words[:start] + words[start + len(core_words) :]) <= tables().harmless
+    return False

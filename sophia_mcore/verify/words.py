@@ -1,0 +1,232 @@
+"""Numbers in words, and what words behind a number make of it."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+from sophia_mcore.verify.rules import tables
+
+_SMALL: dict[str, int] = tables().numerals
+_POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+MULTIPLIERS: dict[str, Fraction] = {
+    "hundred": Fraction(100), **{word: Fraction(value) for word, value in _POWERS.items()}, "dozen": Fraction(12),
+    "万": Fraction(10**4), "亿": Fraction(10**8), "百万": Fraction(10**6), "千": Fraction(1000), "百": Fraction(100),
+    "half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4),
+    "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6), "seventh": Fraction(1, 7),
+    "eighth": Fraction(1, 8), "ninth": Fraction(1, 9), "tenth": Fraction(1, 10), "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000),
+}  # fmt: skip
+MULTIPLIERS |= {f"{word}s": value for word, value in MULTIPLIERS.items() if word.isascii() and word != "halves"}
+
+_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_UNITS = {"十": 10, "百": 100, "千": 1000}
+_CHINESE = re.compile("[零〇一二两三四五六七八九十百千万]{1,9}")
+_CHINESE_FRACTION = re.compile(r"([一二两三四五六七八九十百\d]+)分之([一二两三四五六七八九十百\d]+)")
+MEASURE = re.compile(
+    r"(?<=[\d零一二两三四五六七八九十百千万])\s*[个只条张本人名位种次块件棵辆间层组对份根支颗枚头匹套段页岁步道题盒](?=$)"
+)
+
+# Words that make another answer of the number before them, or no number at all.
+NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS)
+
+
+@lru_cache(maxsize=1 << 12)
+def number_of_words(text: str) -> Fraction | None:
+    """The number that words alone stand for, in English or Chinese; None for anything else.
+
+    >>> number_of_words("thirty-five"), number_of_words("two thirds"), number_of_words("三十五")
+    (Fraction(35, 1), Fraction(2, 3), Fraction(35, 1))
+    """
+    text = text.strip()
+    if not text or len(text) > 80 or (text.isascii() and not text[0].isalpha()):
+        return None
+    if not text.isascii():
+        return _chinese(text)
+    words = re.split(r"[\s-]+", text.casefold())
+    if words[0] in ("a", "an") and len(words) > 1 and words[1] in MULTIPLIERS:
+        words[0] = "one"
+    if len(words) > 1 and words[-1] in MULTIPLIERS and words[-1] not in _POWERS and words[-1] != "hundred":
+        count = _integer(words[:-1])
+        return None if count is None else count * MULTIPLIERS[words[-1]]
+    if words == ["half"]:
+        return Fraction(1, 2)
+    value = _integer(words)
+    return None if value is None else Fraction(value)
+
+
+def _integer(words: list[str]) -> int | None:
+    total = group = 0
+    previous = ""
+    for word in words:
+        if word == "and" and previous in ("hundred", *_POWERS):
+            continue
+        if word in _SMALL:
+            value = _SMALL[word]
+            if previous in _SMALL and not (_SMALL[previous] >= 20 and 0 < value < 10):
+                return None
+            group += value
+        elif word == "hundred" and 0 < group < 100:
+            group *= 100
+        elif word in _POWERS and 0 < group < 1000:
+            total, group = total + group * _POWERS[word], 0
+        else:
+            return None
+        previous = word
+    return total + group if previous in _SMALL or previous in ("hundred", *_POWERS) else None
+
+
+def _chinese(text: str) -> Fraction | None:
+    fraction = _CHINESE_FRACTION.fullmatch(text)
+    if fraction:
+        bottom, top = (Fraction(part) if part.isdecimal() else _chinese(part) for part in fraction.groups())
+        return top / bottom if top is not None and bottom else None
+    if _CHINESE.fullmatch(text) is None:
+        return None
+    head, mark, tail = text.rpartition("万")
+    if mark:
+        high, low = _chinese(head), _chinese(tail.lstrip("零〇")) if tail else Fraction(0)
+        if high is None or low is None or (tail and tail[0] not in "零〇" and "千" not in tail):
+            return None
+        return high * 10_000 + low
+    total, digit, unit = 0, None, 10_000
+    for position, character in enumerate(text):
+        if character in _DIGITS:
+            if digit:
+                return None  # 二三: two or three
+            digit = _DIGITS[character]
+            continue
+        if _UNITS[character] >= unit or (digit is None and (character != "十" or position)):
+            return None
+        unit = _UNITS[character]
+        total += (1 if digit is None else digit) * unit
+        digit = None
+    if digit and unit > 10 and unit < 10_000 and text[-2] not in "零〇":
+        return None  # 一百二: short for 120, or for 102?
+    return Fraction(total + (digit or 0))
+
+
+_PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
+_MAGNITUDE = re.compile(
+    r"(?<![\w.,^/_])(?P<number>\d[\d,]*(?:\.\d+)?)\s*-?(?:\\text\s*\{)?\s*(?P<word>hundred|thousand|million|billion|trillion|"
+    r"dozen|百万|万|亿)(?![A-Za-z])\s*\}?",
+    re.IGNORECASE,
+)
+_PART = re.compile(
+    r"(?P<number>\d+)(?:\s+(?P<and>and\s+(?:a|an|one))|\s*-?(?:\\text\s*\{)?)\s*(?P<word>hal(?:f|ves)|(?:third|quarter|fourth|fifth"
+    r"|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth)s?)\s*\}?",
+    re.IGNORECASE,
+)
+
+
+def magnitudes(text: str) -> str:
+    """With the words that multiply the number before them worked in: "5 million dollars", "3 halves", "3 and a half".
+
+    >>> magnitudes("2.5 million dollars"), magnitudes("3 quarters"), magnitudes("2 and a half")
+    ('2500000 dollars', '3/4', '5/2')
+    """
+    text = _PER_CENT.sub("percent", text)
+    if not text.isascii():
+        text = MEASURE.sub("", text)
+    part = _PART.fullmatch(text)
+    if part:
+        share = MULTIPLIERS[part["word"].casefold()]
+        return str(int(part["number"]) + share if part["and"] else int(part["number"]) * share)
+    return _MAGNITUDE.sub(_multiplied, text).strip()
+
+
+def _multiplied(match: re.Match[str]) -> str:
+    value = Fraction(match["number"].replace(",", "")) * MULTIPLIERS[match["word"].casefold()]
+    following = "" if match.end() == len(match.string) else " "
+    return (str(value) if value.denominator == 1 else str(float(value))) + following
+
+
+def digits_first(text: str) -> str:
+    """With digits for the number in words that it begins with: "six apples" as "6 apples"."""
+    words = text.split(" ")
+    if words[0].casefold().partition("-")[0] not in _SMALL or len(words) > 8:
+        return text
+    for count in range(len(words) - 1, 0, -1):
+        value = number_of_words(" ".join(words[:count]))
+        if value is not None:
+            return " ".join([str(value), *words[count:]])
+    return text
+
+
+def is_noun(words: str, one: bool) -> bool:
+    """Whether words behind a number only say what is counted: "5 apples", "1 apple", "7 apples in total"."""
+    words = re.sub(r"(?:^|\s+)(?:in total|in all|altogether|left)$", "", words.casefold())
+    if not words:
+        return True
+    parts = re.split(r"[\s-]+", words)
+    if not parts or any(part in NOT_A_NOUN or part in _SMALL for part in parts):
+        return False
+    return (
+        one or parts[-1] in tables().plurals or (parts[-1].endswith("s") and not parts[-1].endswith(("ss", "us", "is")))
+    )
+
+
+# ---- the one number of a sentence
+
+_NUMBER = re.compile(
+    r"(?<![\w.^_/\\-])(?:(?P<money>\\?\$|[€£¥])\s?)?(?P<digits>[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?P<percent>\s?\\?%)?(?![\w/^])"
+)
+_QUALIFIED = re.compile(
+    r"\b(?:not|no|never|cannot|neither|nor|n't|at least|at most|more than|less than|fewer than|over|under"
+    r"|above|below|up to"
+    r"|nearly|almost|between|from|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might"
+    r"|may|perhaps|maybe"
+    r"|either|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by"
+    r"|per|each|every|ratio"
+    r"|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*/<>≤≥]|\\(?![$%])|\d\s*[-–~:]\s*\d",
+    re.IGNORECASE,
+)
+_WORD = re.compile(
+    r"\s*-?\s*([A-Za-z°µΩ]+(?:\s?\^?[23²³])?(?:\s?/\s?[A-Za-z]+(?:\^?[23²³])?|\s+per\s+[A-Za-z]+)?|[\u4e00-\u9fff])"
+)
+_COUNTS = re.compile(
+    rf"\b(?:{'|'.join(sorted({*_SMALL, *_POWERS, 'hundred', 'dozen'}, key=len, reverse=True))})\b", re.I
+)
+
+
+def number_in_sentence(line: str, units: frozenset[str]) -> str:
+    """The amount in a sentence that holds exactly one number and nothing that qualifies it; "" otherwise.
+
+    ``units`` are the spellings of units that stay with the number. A word for a number counts as one.
+
+    >>> number_in_sentence("The plant costs about $3 million.", frozenset())
+    '$3 million'
+    >>> number_in_sentence("She has at least 3 cats.", frozenset())
+    ''
+    """
+    line = line.replace("**", "")
+    numbers = list(_NUMBER.finditer(line))
+    if _QUALIFIED.search(line) or len(re.findall(r"\d[\d,.]*", line)) > 1:
+        return ""
+    if not numbers:
+        return _words_in_sentence(line)
+    found = numbers[0]
+    following = _WORD.match(line, found.end())
+    word = following[1] if following else ""
+    if word in ("is", "was", "are") and not re.search(r"\b(?:answer|result|total|sum|value)\b", line[found.end() :]):
+        return ""  # the number is what the sentence is about
+    if _COUNTS.search(line) and word.casefold() not in MULTIPLIERS:
+        return ""
+    amount = found[0].strip().rstrip(",")
+    if word.casefold() in MULTIPLIERS:
+        return f"{amount} {word}"
+    if word and all(re.sub(r"[\s^23²³]", "", part) in units for part in re.split(r"/|\bper\b", word)):
+        return f"{amount} {word}"
+    return "" if word.casefold() in NOT_A_NOUN - {"in", "of", "on", "at", "for", "and", "to", "by", "from"} else amount
+
+
+def _words_in_sentence(line: str) -> str:
+    if re.search(r"\bone\b", line, re.IGNORECASE) and not re.search(r"\b(?:is|are|exactly|only|just)\s+one\b", line):
+        return ""  # a pronoun
+    runs = re.findall(rf"{_COUNTS.pattern}(?:[\s-]+(?:and\s+)?{_COUNTS.pattern})*", line, re.IGNORECASE)
+    if len(runs) != 1 or number_of_words(runs[0]) is None:
+        return ""
+    following = re.match(r"\s*-?\s*([A-Za-z]+)", line[line.index(runs[0]) + len(runs[0]) :])
+    word = following[1].casefold() if following else ""
+    return "" if word in MULTIPLIERS or word in ("times", "time", "fold", "more", "less", "fewer", "point") else runs[0]
