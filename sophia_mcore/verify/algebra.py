@@ -49,16 +49,19 @@ def _names_in(node: Node) -> set[str]:
 
 @lru_cache(maxsize=1 << 15)
 def evaluate(text: str) -> Expression | None:
-    """A cleaned answer as an expression, or None if it is outside the grammar."""
+    """A cleaned answer as an expression, or None if it is outside the grammar or nested too deep."""
     scientific = _SCIENTIFIC.fullmatch(text)
     if scientific:
         text = f"{scientific[1]} \\times 10^{{{scientific[2]}}}"
     try:
         parser = Parser(text)
-        node = parser.parse()
-        exact = exact_value(node)
+        return _evaluated(parser.parse(), parser.decimal)
     except (Unsupported, RecursionError):
         return None
+
+
+def _evaluated(node: Node, decimal: bool) -> Expression | None:
+    exact = exact_value(node)
     values: list[complex | None] = []
     huge = False
     for point in range(len(POINTS)) if exact is None else ():
@@ -71,11 +74,7 @@ def evaluate(text: str) -> Expression | None:
             huge = True
         except ValueError:
             values.append(None)
-        except Unsupported:
-            return None
-    return Expression(
-        node, parser.decimal, exact, tuple(values), huge, _positive(node) if exact is None else frozenset()
-    )
+    return Expression(node, decimal, exact, tuple(values), huge, _positive(node) if exact is None else frozenset())
 
 
 def _positive(node: Node) -> frozenset[str]:

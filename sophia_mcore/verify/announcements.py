@@ -56,7 +56,7 @@ def _tagged(text: str) -> list[tuple[int, str]]:
 
 
 _JSON = re.compile(
-    r"[\"'](?:short |final[_ ])?answer[\"']\s*:\s*(?:\[(?P<list>[^\]\n]*)\]|[\"']?(?P<answer>[^\"'\n}\[]+))",
+    r"[\"'](?:short |final[_ ])?answer[\"']\s*:\s*(?:\[(?P<list>[^\]\n]{0,400})\]|[\"']?(?P<answer>[^\"'\n}\[]+))",
     re.IGNORECASE,
 )
 

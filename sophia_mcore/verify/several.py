@@ -9,6 +9,8 @@ from functools import lru_cache
 from sophia_mcore.verify.normalize import MAX_DEPTH, depth, split_top
 
 MAX_LITERAL = 2_000  # characters of a list that is read
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_NO_LITERAL = re.compile(r"\d[A-Za-z_]|\\")
 _OR_ELSE = re.compile(r"\s*(?:\\?#\s*){2}\s*")
 _LABEL = re.compile(r"(?:(?<=^)|(?<=[\s;；,，。.、]))[(（]\s*([1-9])\s*[)）](?!\s*[(（]\s*[1-9]\s*[)）])")
 
@@ -18,6 +20,8 @@ def python_list(text: str) -> tuple[object, ...] | None:
     """A Python list or tuple as literal; nothing is executed."""
     if not text.startswith(("[", "(")) or len(text) > MAX_LITERAL or depth(text) > MAX_DEPTH:
         return None
+    if _NO_LITERAL.search(_QUOTED.sub("", text)):
+        return None  # Python would warn about it
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):

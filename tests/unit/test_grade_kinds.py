@@ -1,0 +1,44 @@
+"""Hundreds of made pairs per kind of answer: nothing wrong is rewarded, and what is right is.
+
+Each kind makes a gold answer, other ways of writing it, and answers that look alike and are wrong.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from sophia_mcore.verify import GradeItem, Grader
+from tests.support.grade_kinds import KINDS, Pair
+
+PAIRS_PER_KIND = 300
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(workers=2, timeout_seconds=5.0) as instance:
+        yield instance
+
+
+def verdicts(grader: Grader, pairs: list[Pair]) -> list[bool]:
+    items = [
+        GradeItem(str(i), pair.response, pair.gold, pair.type, pair.options, pair.rules) for i, pair in enumerate(pairs)
+    ]
+    return [grade.verdict == "correct" for grade in grader.grade_many(items)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nothing_wrong_is_rewarded_and_nothing_right_is_missed(grader: Grader, kind: str, seed: int) -> None:
+    chance = random.Random(f"{kind}{seed}")
+    pairs: list[Pair] = []
+    while len(pairs) < PAIRS_PER_KIND:
+        pairs += KINDS[kind](chance)
+    found = verdicts(grader, pairs)
+    rewarded = [pair for pair, right in zip(pairs, found, strict=True) if right and not pair.right]
+    missed = [pair for pair, right in zip(pairs, found, strict=True) if pair.right and not right]
+    assert not rewarded, f"{len(rewarded)} wrong answers rewarded, such as {rewarded[:5]}"
+    assert not missed, f"{len(missed)} right answers missed, such as {missed[:5]}"
+    assert 0.2 < sum(pair.right for pair in pairs) / len(pairs) < 0.8  # both are tried
