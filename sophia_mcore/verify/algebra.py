@@ -82,7 +82,9 @@ def _positive(node: Node) -> frozenset[str]:
     names = _names_in(node) - CONSTANTS
     if "i" in _names_in(node) or not names or len(names) > MAX_NAMES or not _rooted(node):
         return frozenset()
-    return frozenset(name for name in names if not all(_is_real(node, Point(index, name)) for index in (0, 2)))
+    return frozenset(
+        name for name in names if name == r"\hbar" or not all(_is_real(node, Point(index, name)) for index in (0, 2))
+    )
 
 
 def _rooted(node: Node) -> bool:

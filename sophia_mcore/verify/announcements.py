@@ -276,9 +276,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "must be",
-        _pattern(rf"\b(?:must|has to|can only)\s+be\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)", 0),
-        (("So it must be C.", "C"),),
-        (" be ",),
+        _pattern(
+            rf"\b(?:(?:must|has to|can only)\s+be|only)\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
+            rf"(?:remains|is left|fits))",
+            re.MULTILINE,
+        ),
+        (("So it must be C.", "C"), ("Then only D remains.", "D")),
+        (" be ", "only "),
         _CHOICE,
     ),
     Rule(

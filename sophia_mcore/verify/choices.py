@@ -15,7 +15,9 @@ from sophia_mcore.verify.sentences import core
 
 SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
 MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
-_LETTER = re.compile(r"(?:(?:option|choice|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE)
+_LETTER = re.compile(
+    r"(?:(?:option|choice|choose|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE
+)
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
 )

@@ -9,7 +9,7 @@ from fractions import Fraction
 from sophia_mcore.verify import structures
 from sophia_mcore.verify.algebra import Expression, equal, evaluate
 from sophia_mcore.verify.inequalities import bound, inequalities_equal, relations_equal
-from sophia_mcore.verify.labels import names_equal, statements_equal
+from sophia_mcore.verify.labels import letters_equal, names_equal, statements_equal
 from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
 from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, values_equal
@@ -35,6 +35,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         ratios_equal(gold, text, parts_equal),
         ranges_equal(gold, text, rule),
         statements_equal(gold, text),
+        letters_equal(gold, text),
     ):
         if special is not None:
             return special
@@ -194,6 +195,8 @@ def _quantities_equal(gold: str, text: str, a: Quantity | None, b: Quantity | No
     if (a is not None and a.unit == COMPOUND) or (b is not None and b.unit == COMPOUND):
         return None if a is not None and b is not None else False
     if a is None and b is not None and b.unit == "time":
+        return False
+    if (a is None) != (b is None) and (gold if a is None else text).endswith(("%", "percent")):
         return False
     if a is not None and b is not None and a.unit != b.unit:
         if a.known and b.known:

@@ -38,6 +38,7 @@ class Gold:
     type: str
     options: tuple[str, ...]
     rule: Rule
+    given: bool = False  # whether the data set gave the type, or else it was inferred
     any_of: tuple[Gold, ...] = ()  # alternatives: any of these is right
     all_of: tuple[Gold, ...] = ()  # numbered parts: each of these must be right
 
@@ -56,7 +57,8 @@ def prepare(answer: str, given_type: str, options: tuple[str, ...], rule: Rule) 
         return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for _, part in named))
     if parts:
         return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for part in parts))
-    return Gold(answer, text, _type_of(answer, text, kind, options), options, rule)
+    found = _type_of(answer, text, kind, options)
+    return Gold(answer, text, found, options, rule, given=found == kind or (kind == "text" and found == "tuple"))
 
 
 _ONE_LETTER = re.compile(r"[(\[]?[A-J][)\].]?")
@@ -126,7 +128,8 @@ _UNEVALUATED = re.compile(
     r"\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
     r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
-_PERCENT, _DEGREES = re.compile(r"%$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
+_PERCENT, _DEGREES = re.compile(r"%$|\bpercent$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
+_ANGLES = frozenset({"degree", "radian", "degree_Celsius", "degree_Fahrenheit"})
 _KILO = re.compile(r"\d+(?:\.\d+)?k")
 _BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
 _CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
@@ -154,7 +157,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return numbers_equal(wanted.number, paid.number, gold.rule)
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False
-    if _PERCENT.search(text) and _DEGREES.search(gold.raw):
+    if _other_measure(gold, prediction, text) or (wanted is not None and _PERCENT.search(text)):
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, oracle)
@@ -181,7 +184,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
             return False
     if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
         return False  # a matrix, cases or a described set against a number
-    return compare(gold.text, text, gold.rule, gold.type, oracle)
+    return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)
 
 
 def endless(prediction: str) -> bool:
@@ -205,6 +208,18 @@ def _dense(text: str) -> str:
 
 def _any(results: list[bool | None]) -> bool | None:
     return True if True in results else None if None in results else False
+
+
+def _other_measure(gold: Gold, prediction: str, text: str) -> bool:
+    """Whether one answer is an angle in degrees and the other a percentage or a quantity of another kind."""
+    for degrees, other in ((gold.raw, text), (prediction, gold.text)):
+        if "deg" in degrees or "circ" in degrees or not degrees.isascii():
+            if not _DEGREES.search(degrees):
+                continue
+            measured = parse_quantity(other)
+            if _PERCENT.search(other) or (measured is not None and measured.known and measured.unit not in _ANGLES):
+                return True
+    return False
 
 
 def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:

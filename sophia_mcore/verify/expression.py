@@ -25,7 +25,24 @@ GREEK = frozenset(
     "\\" + name
     for name in (
         *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu"),
-        *("nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Delta", "Omega", "Sigma", "Phi"),
+        *(
+            "nu",
+            "xi",
+            "rho",
+            "sigma",
+            "tau",
+            "phi",
+            "varphi",
+            "chi",
+            "psi",
+            "omega",
+            "Delta",
+            "Omega",
+            "Sigma",
+            "Phi",
+            "hbar",
+            "ell",
+        ),
     )
 )
 _SYMBOL = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\\.|[A-Za-z]|\S)")

@@ -241,7 +241,7 @@ def _task(gold: exact.Gold, prediction: str) -> dict[str, Any]:
     return {
         "gold": gold.raw,
         "prediction": prediction,
-        "type": gold.type,
+        "type": gold.type if gold.given else "",
         "options": gold.options,
         "rule": asdict(gold.rule),
     }

@@ -10,6 +10,7 @@ from sophia_mcore.verify.structures import Interval, endpoint, intersection, int
 _SIGN = re.compile(r"(\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>|=)")
 _UNEQUAL = re.compile(r"[<>|]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?")
+_SIZE = re.compile(r"\|\s*([a-z])\s*\|")
 _OR = re.compile(r"\s+or\s+|\\text\s*\{\s*or\s*\}|\\lor(?![a-zA-Z])|\s*或者?\s*")
 _AND = re.compile(r",?\s+and\s+|,?\s*\\text\s*\{\s*and\s*\}|\s*[且,;]\s*")
 _BUILDER = re.compile(
@@ -65,6 +66,11 @@ def _single(text: str) -> tuple[str, list[Interval]] | None:
         if _NAME.fullmatch(right) and endpoint(left) is not None:
             left, sign, right = right, _TURNED[sign], left
         value = endpoint(right)
+        size = _SIZE.fullmatch(left)
+        if size and value is not None and value >= 0:
+            inside: Interval = ((-value, sign == r"\le"), (value, sign == r"\le"))
+            outside = [((-_INF, False), (-value, sign == r"\ge")), ((value, sign == r"\ge"), (_INF, False))]
+            return (size[1], [inside] if sign in ("<", r"\le") else outside) if sign not in ("=", r"\ne") else None
         if value is None or not _NAME.fullmatch(left) or endpoint(left) is not None:
             return None
         below: Interval = ((-_INF, False), (value, sign == r"\le"))

@@ -133,6 +133,8 @@ def names_agree(a: str, b: str) -> bool:
     )
     if first.casefold() == second.casefold() or (first[::-1] == second and len(first) > 1):
         return True
+    if {first, second} == {first[:1], f"{first[:1]}_{first[2:] or second[2:]}"}:
+        return True  # x and x_1
     if any(re.fullmatch(r"[a-z]\(x\)", x) and y == "y" for x, y in ((first, second), (second, first))):
         return True
     for word, letter in ((first.casefold(), second.casefold()), (second.casefold(), first.casefold())):

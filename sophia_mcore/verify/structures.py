@@ -166,12 +166,14 @@ def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs:
     unordered = ("bare", "set")
     if ordered_pairs and gold.kind == "bare" and all(p.kind == "atom" and "=" not in p.text for p in gold.parts):
         return _compare_ordered(gold.parts, prediction.parts, equal)
+    if gold.kind == "bare" and prediction.kind == "round" and any("=" in part.text for part in gold.parts):
+        return False  # "x = 2 or x = 3" is no point
     if gold.kind in unordered and prediction.kind in (unordered if gold.kind == "set" else (*unordered, "round")):
         return _compare_unordered(gold.parts, prediction.parts, equal)
     if gold.kind == "set" and prediction.kind in ("round", "square", "half"):
         return False  # a point, a list or an interval
-    if prediction.kind == "set" or gold.kind == "set":
-        return None
+    if prediction.kind == "set":
+        return False if gold.kind in ("round", "square", "half") and not ordered_pairs else None
     if prediction.kind != "bare" and gold.brackets != prediction.brackets:
         pairs = len(gold.parts) == 2 and not ordered_pairs
         if pairs or "half" in (gold.kind, prediction.kind):

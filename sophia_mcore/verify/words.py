@@ -172,6 +172,7 @@ def is_noun(words: str, one: bool) -> bool:
 _NUMBER = re.compile(
     r"(?<![\w.^_/\\-])(?:(?P<money>\\?\$|[€£¥])\s?)?(?P<digits>[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?P<percent>\s?\\?%)?(?![\w/^])"
 )
+_PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|km|kilometer|liter|h|s|m)\b)")
 _QUALIFIED = re.compile(
     r"\b(?:not|no|never|cannot|neither|nor|n't|at least|at most|more than|less than|fewer than|over|under"
     r"|above|below|up to"
@@ -179,7 +180,7 @@ _QUALIFIED = re.compile(
     r"|may|perhaps|maybe"
     r"|either|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by"
     r"|per|each|every|ratio"
-    r"|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*/<>≤≥]|\\(?![$%])|\d\s*[-–~:]\s*\d",
+    r"|minus|negative|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*/<>≤≥]|\\(?![$%])|\d\s*[-–~:]\s*\d",
     re.IGNORECASE,
 )
 _WORD = re.compile(
@@ -200,7 +201,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     >>> number_in_sentence("She has at least 3 cats.", frozenset())
     ''
     """
-    line = line.replace("**", "")
+    line = _PER_UNIT.sub("/", line.replace("**", ""))
     numbers = list(_NUMBER.finditer(line))
     if _QUALIFIED.search(line) or len(re.findall(r"\d[\d,.]*", line)) > 1:
         return ""
