@@ -180,7 +180,7 @@ _QUALIFIED = re.compile(
     r"|may|perhaps|maybe"
     r"|either|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by"
     r"|per|each|every|ratio"
-    r"|minus|negative|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*/<>≤≥]|\\(?![$%])|\d\s*[-–~:]\s*\d",
+    r"|minus|negative|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d",
     re.IGNORECASE,
 )
 _WORD = re.compile(

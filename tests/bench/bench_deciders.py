@@ -60,7 +60,7 @@ def count(items: Iterable[GradeItem]) -> Counter[str]:
         gold = exact.prepare(item.answer, item.answer_type, item.options, rule_for(item.rules))
         found = extract(item.response, gold.type)
         counts["extract (no answer)" if found is None else deciding_module(partial(exact.decide, gold, found))] += 1
-        for cached in (exact._python_list, exact.parse_number, exact.evaluate):
+        for cached in (exact.parse_number, exact.evaluate):
             cached.cache_clear()  # type: ignore[attr-defined]
     return counts
 
