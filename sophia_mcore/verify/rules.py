@@ -80,14 +80,16 @@ def rule_for(benchmark: str) -> Rule:
 
 @cache
 def known_benchmark(name: str) -> str:
-    """The benchmark with the longest name in rules.toml that ``name`` begins with; "" if there is none.
+    """The benchmark that a source is named after; "" if there is none.
 
-    >>> known_benchmark("MMMU-Pro"), known_benchmark("MathVista_MINI"), known_benchmark("math")
+    Its name is the longest beginning of ``name`` in whole words, without what stands before a slash.
+
+    >>> known_benchmark("MMMU-Pro"), known_benchmark("AI4Math/MathVista_MINI"), known_benchmark("mathvist")
     ('mmmupro', 'mathvista', '')
     """
-    key = re.sub(r"[^a-z0-9]", "", name.casefold())
+    words = re.findall(r"[a-z0-9]+", name.casefold().rpartition("/")[2])
     names = tables().names
-    return names.get(max((known for known in names if key.startswith(known)), key=len, default=""), "")
+    return next((names[key] for n in range(len(words), 0, -1) if (key := "".join(words[:n])) in names), "")
 
 
 def known_type(name: str) -> str:
