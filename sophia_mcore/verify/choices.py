@@ -180,7 +180,9 @@ YES_NO = {
     "错": False, "错误": False, "不对": False, "不正确": False,
 }  # fmt: skip
 _LETTERS = {"t": True, "f": False, "y": True, "n": False}  # where the data set says that the answer is one of two
-_FIRST_WORD = re.compile(r"(yes|no|true|false|是的|不是)(?=[\s,.;:，。!]|$)")
+_FIRST_WORD = re.compile(
+    r"(yes|no|true|false|是的|不是)(?=[,.;:，。!]|$|\s+(?:it|he|she|they|the|there|this|that|i|we|you|because|a|an|[-–])\b)"
+)
 
 _EITHER = r"(?:yes|no|true|false|是的?|不是|否)"
 _BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|{_EITHER}\W*$)")  # "yes and no"

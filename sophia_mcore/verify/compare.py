@@ -129,8 +129,7 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
 def _related_equal(gold: str, text: str) -> bool | None:
     """Equations and inequalities: never equal to a plain value, else by their sides. Anything else takes solving."""
     if not (related(gold) and related(text)):
-        value = evaluate(gold if related(text) else text)
-        return False if value is not None and value.is_number else None
+        return None if named_value(gold if related(gold) else text)[0] else False
     sides = [re.split(r"\\ne(?![a-zA-Z])", side) for side in (gold, text)]
     if len(sides[0]) == len(sides[1]) == 2 and sides[0][0].strip() == sides[1][0].strip():
         return atoms_equal(sides[0][1].strip(), sides[1][1].strip(), Rule())

@@ -103,12 +103,13 @@ def inequalities_equal(gold: str, text: str) -> bool | None:
     if first is not None and second is not None:
         free = gold.endswith("}") or text.endswith("}")
         return first[1] == second[1] and (free or first[0] == second[0])
-    other = parse_structure(text if second is None else gold)
+    solutions, unread = (first, text) if second is None else (second, gold)
+    assert solutions is not None
+    other = parse_structure(unread)
     if other is None or other.kind in ("atom", "bare", "matrix"):
-        return None
+        return None if _UNEQUAL.search(unread) and solutions[0] in unread else False  # x^2 < 4 takes solving
     found = intervals_of(other)
-    solutions = first or second
-    return None if found is None or solutions is None else found == solutions[1]
+    return None if found is None else found == solutions[1]
 
 
 # ---- relations that name no solutions: "\le 5", ">", "x > y"

@@ -13,6 +13,8 @@ _NOISE = re.compile(r"\\(?:ce|mathrm|text|mathbf|mathit|rm)(?![a-zA-Z])|[{}\s_$]
 _CIRCLED = {chr(0x2460 + n): f"({n + 1})" for n in range(20)}
 _STATEMENTS = re.compile(r"(?:\(\s*(?:\d{1,2}|[ivx]{1,4})\s*\)\s*(?:[,;]|and|和)?\s*){2,}")
 _ONE_STATEMENT = re.compile(r"\(\s*(\d{1,2}|[ivx]{1,4})\s*\)")
+_EITHER_SIGN = re.compile(r"\s*(?:\bor\b|\\text\s*\{\s*or\s*\}|或)\s*")
+_EITHER = re.compile(rf"[(\[]?[A-J][)\]]?(?:{_EITHER_SIGN.pattern}[(\[]?[A-J][)\]]?)+")
 _PLAIN_LIST = re.compile(r"\d(?:\s*,\s*\d)+")
 _LETTER_LIST = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&)\s*[(\[]?[A-J][)\]]?)+")
 
@@ -59,7 +61,11 @@ def names_equal(gold: str, text: str) -> bool | None:
 
 
 def letters_equal(gold: str, text: str) -> bool | None:
-    """Letters in a row against the same letters in a list: "ABD" and "A, B, D"."""
+    """Letters in a row against the same letters in a list: "ABD" and "A, B, D". "A or B" is not "A and B"."""
+    if (_EITHER.fullmatch(gold) is None) != (_EITHER.fullmatch(text) is None) and all(
+        _LETTER_LIST.fullmatch(_EITHER_SIGN.sub(",", one)) for one in (gold, text)
+    ):
+        return False
     for row, listed in ((gold, text), (text, gold)):
         flat = TEXT_COMMAND.sub(r"\1", listed).strip()
         if re.fullmatch(r"[A-J]{2,8}", row) and list(row) == sorted(set(row)) and _LETTER_LIST.fullmatch(flat):
@@ -73,10 +79,9 @@ def statements_equal(gold: str, text: str) -> bool | None:
     >>> statements_equal("①③", "(3), (1)"), statements_equal("(1)(3)", "1, 2"), statements_equal("(1, 3)", "(1)(3)")
     (True, False, None)
     """
-    wanted = _statements(gold)
+    wanted, found = _statements(gold), _statements(text)
     if wanted is None:
-        return None
-    found = _statements(text)
+        return None if found is None or re.search(r"[A-Za-z(]", gold) else False  # (2)(3) is hardly meant as 6
     if found is None and _PLAIN_LIST.fullmatch(text):
         found = frozenset(re.findall(r"\d", text))
     return found == wanted

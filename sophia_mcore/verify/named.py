@@ -13,7 +13,7 @@ _ARGUMENT = r"(?:\s*\([^()=<>]{1,30}\))?"
 _LETTERS = (
     r"(?:\\(?!frac|sqrt|text|left|right|begin|end|pm|mp|times|cdot|div|le|ge|ne|ln|log)[A-Za-z]+\s*)?[A-Z]{1,4}'?"
 )
-_VARIABLE = rf"(?:\\?[A-Za-z]+{_INDEX}'{{0,2}}{_ARGUMENT})"
+_VARIABLE = rf"(?:(?:\\[Dd]elta\s*)?\\?[A-Za-z]+{_INDEX}'{{0,2}}{_ARGUMENT})"
 _SEGMENT = (
     r"(?:\\(?:overline|vec|overrightarrow|widehat|hat|bar|mathbf|stackrel\{\\frown\})\s*\{"
     r"\s*[A-Za-z]{1,4}\s*\}|[A-Z]{1,3}'?)"

@@ -58,8 +58,11 @@ def stated(gold: str) -> str:
     >>> stated(r"Length of E F is \frac{7}{4}")
     '\\frac{7}{4}'
     """
-    match = _STATED.match(gold) if " is" in gold or " are" in gold or " equals" in gold else None
-    return gold if match is None or _DENIAL.search(match[0]) else gold[match.end() :].strip()
+    if " is" not in gold and " are" not in gold and " equals" not in gold:
+        return gold
+    flat = " ".join(TEXT_COMMAND.sub(r"\1", gold).split())
+    match = _STATED.match(flat)
+    return gold if match is None or _DENIAL.search(match[0]) else flat[match.end() :].strip()
 
 
 def harmless(found: str, wanted: str) -> bool:
