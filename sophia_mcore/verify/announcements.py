@@ -243,6 +243,20 @@ RULES: tuple[Rule, ...] = (
         ("选",),
     ),
     Rule(
+        "Chinese correct",
+        _pattern(rf"(?<!不)正确的?(?:选项|说法|结论|一项)?(?:是|为)\s*[:：]?\s*{_LETTER}", 0),
+        (("所以正确的是C", "C"),),
+        ("正确",),
+        _CHOICE,
+    ),
+    Rule(
+        "Chinese item",
+        _pattern(rf"{_LETTER}\s*(?:选?项)?是?正确的?[。.]?\s*\Z", 0),
+        (("因此C项正确。", "C"),),
+        ("正确",),
+        _CHOICE,
+    ),
+    Rule(
         "answer is",
         _pattern(rf"\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
         (
@@ -277,18 +291,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "must be",
         _pattern(
-            rf"\b(?:(?:must|has to|can only)\s+be|only)\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
+            rf"(?:\b(?:(?:must|has to|can only)\s+be|only)|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
+            rf"|[Rr]ight)\s+is)\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
             rf"(?:remains|is left|fits))",
             re.MULTILINE,
         ),
         (("So it must be C.", "C"), ("Then only D remains.", "D")),
-        (" be ", "only "),
+        (" be ", "only ", " is "),
         _CHOICE,
     ),
     Rule(
         "remaining letter",
         _remaining_letter,
-        (("A and D are wrong, so it must be B.", "B"), ("Neither A nor B shows it; C.", "C")),
+        (("A and D are wrong, so B.", "B"), ("Neither A nor B shows it; C.", "C")),
         (),
         _CHOICE,
     ),
@@ -364,9 +379,12 @@ ANNOUNCEMENTS = (
     "final answer",
     "Chinese",
     "Chinese choice",
+    "Chinese correct",
+    "Chinese item",
     "answer is",
     "option is",
     "is correct",
+    "must be",
     "remaining letter",
     "last letter",
 )

@@ -31,7 +31,9 @@ _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-
 _VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 _OWN_LETTER = re.compile(r"[(\[]?([A-Z])\s*[)\].:、]\s*(.+)", re.DOTALL)
-_GLUED = re.compile(r"([A-J])(?=[\d(\[\\$-])(.+)", re.DOTALL)  # "B(1) 0.5"
+_GLUED = re.compile(r"([A-J])\s*(?=[\d(\[\\$-])(.+)", re.DOTALL)  # "B(1) 0.5"
+_SMALL_LETTER = re.compile(r"\(?([a-j])[).:]\s*(.+)", re.DOTALL)
+_FORMULA_SIGN = re.compile(r"\\[()\[\]]")
 
 
 @lru_cache(maxsize=4096)
@@ -72,7 +74,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
     option stands for an answer that names none (the rule of MathVista).
     """
-    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    answer = " ".join(_FORMULA_SIGN.sub(" ", TEXT_COMMAND.sub(r"\1", answer)).split())
     letter = _LETTER.fullmatch(answer)
     if letter:
         index = ascii_uppercase.index(letter[1].upper())
@@ -93,9 +95,9 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     first, comma, rest = text.partition(",")
     if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
         return plain.index(first)  # "Rome, Italy"
-    glued = _GLUED.fullmatch(answer)
-    if glued and ascii_uppercase.index(glued[1]) < len(options):
-        index = ascii_uppercase.index(glued[1])
+    glued = _GLUED.fullmatch(answer) or _SMALL_LETTER.fullmatch(answer)
+    if glued and ascii_uppercase.index(glued[1].upper()) < len(options):
+        index = ascii_uppercase.index(glued[1].upper())
         if _same(plain_text(glued[2]), plain[index]):
             return index
     squeezed = _MATHEMATICS.sub("", text)

@@ -40,6 +40,9 @@ _WRAPPING_COMMAND = re.compile(
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(r"^(?:\\approx|about|approximately|approx\.?|roughly|大?约)\s*(?=[-+]?[\d.])", re.IGNORECASE)
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
+_BRACED_UNIT = re.compile(
+    r"(?<=[\d}])\s*\{\s*((?:square|cubic)?)\s*(degrees?|inch(?:es)?|feet|foot|yards?|miles?|units?)\s*\}$"
+)
 _SIGNPOST = re.compile(r"^(?:\\(?:therefore|Rightarrow|implies|Longrightarrow|because)(?![a-zA-Z])\s*|=\s*(?=[^\s=]))")
 _CHECK_MARK = re.compile(r"(?<=.)\s*\\checkmark$")
 _TRAILING_DEGREE = re.compile(
@@ -69,7 +72,7 @@ def clean(answer: str) -> str:
         return answer
     else:
         answer = " ".join(answer.split())
-    answer = _ABOUT.sub("", _strip(answer))
+    answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))
     return magnitudes(answer) if answer[-1:].isalpha() or "\\text" in answer or not answer.isascii() else answer
 
 

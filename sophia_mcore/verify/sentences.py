@@ -9,7 +9,7 @@ from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.rules import tables
 
 _LEAD = re.compile(
-    r"(?:i (?:think|believe|guess) (?:that )?)?"
+    r"(?:i (?:think|believe|guess) (?:that )?)?(?:(?:这|它|该图形)?是)?"
     r"(?:(?:it|this|that|he|she|there|these|those|the(?: [^\W\d_]+){1,3})(?:['’]s|\s+(?:is|was|are|were"
     r"|shows?|has|will(?: be)?))\s+)?"
     r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from)\s+)*"
