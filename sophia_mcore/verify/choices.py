@@ -27,6 +27,7 @@ _ANOTHER_LETTER = re.compile(
     r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
+_JOINED = re.compile(r"\s*(?:\b(?:and|or)\b|[和或])\s*\S")
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
 _VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
@@ -155,7 +156,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
         if text == own or _MATHEMATICS.sub("", text) == dense[index]:
             return False
     first = _FIRST_LETTER.match(answer)
-    if first and _ANOTHER_LETTER.match(answer, first.end()):
+    if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
         return True
     if not own:
         return False

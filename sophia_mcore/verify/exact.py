@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sophia_mcore.verify import choices, dates, structures
 from sophia_mcore.verify.algebra import evaluate, immense
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
+from sophia_mcore.verify.inequalities import bound
 from sophia_mcore.verify.labels import letters_equal
 from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
@@ -22,7 +23,7 @@ from sophia_mcore.verify.ranges import parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
 from sophia_mcore.verify.sentences import core, harmless, said, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
-from sophia_mcore.verify.words import number_in_sentence
+from sophia_mcore.verify.words import number_in_sentence, qualifiers
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -181,6 +182,13 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if number is not None and gold_number is not None:
         return numbers_equal(gold_number, number, gold.rule)
     if depth(text) > MAX_DEPTH and depth(gold.text) <= MAX_DEPTH:
+        return False
+    if (
+        number is None
+        and qualifiers(text) - qualifiers(gold.text)
+        and bound(text) is None
+        and parse_range(text) is None
+    ):
         return False
     value = named_value(text)[1]
     for hopeless in (_UNEVALUATED, _CHAIN, _BASE):

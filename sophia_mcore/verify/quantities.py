@@ -76,6 +76,8 @@ def amount(text: str) -> Amount | None:
     number = parse_number(match["number"].replace(" ", "").rstrip(",."))
     names = [part.strip("+-\\ ") for part in (match["before"], match["after"]) if part and part.strip("+-\\ ")]
     found = {tables().currencies.get(name) for name in names}
+    if number is not None and match["before"] and "-" in match["before"]:
+        number = Number(-number.value, number.places)
     currency = found.pop() if len(found) == 1 else None
     return Amount(currency, number) if number is not None and currency else None
 

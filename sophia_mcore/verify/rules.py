@@ -52,6 +52,7 @@ class Tables:
     names: dict[str, str]  # beginning of a source's name -> benchmark
     numerals: dict[str, int]  # words for 0 to 19 and the tens
     not_nouns: frozenset[str]
+    qualifiers: frozenset[str]
     plurals: frozenset[str]
     harmless: frozenset[str]
     elements: frozenset[str]
@@ -69,7 +70,7 @@ def tables() -> Tables:
     words = raw["words"]
     numerals = {word: value for value, word in enumerate(words["ones"])}
     numerals |= {word: 10 * tens for tens, word in enumerate(words["tens"], start=2)}
-    sets = [frozenset(words[name]) for name in ("not_nouns", "plurals", "harmless", "elements")]
+    sets = [frozenset(words[name]) for name in ("not_nouns", "qualifiers", "plurals", "harmless", "elements")]
     return Tables(aliases, units, currencies, benchmarks, Rule(**raw["default"]), names, numerals, *sets)
 
 

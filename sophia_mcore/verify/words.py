@@ -29,6 +29,7 @@ MEASURE = re.compile(
 )
 
 # Words that make another answer of the number before them, or no number at all.
+_PREPOSITIONS = frozenset({"in", "of", "on", "at", "for", "and", "to", "by", "from"})
 NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS)
 
 
@@ -167,6 +168,18 @@ def is_noun(words: str, one: bool) -> bool:
     )
 
 
+_ANY_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+
+
+def qualifiers(text: str) -> set[str]:
+    r"""The words of an answer that make another one of the value beside them.
+
+    >>> sorted(qualifiers(r"not \text{AB} = 5 or more"))
+    ['more', 'not']
+    """
+    return {word for word in map(str.casefold, _ANY_WORD.findall(text)) if word in tables().qualifiers}
+
+
 # ---- the one number of a sentence
 
 _NUMBER = re.compile(
@@ -180,7 +193,7 @@ _QUALIFIED = re.compile(
     r"|may|perhaps|maybe"
     r"|either|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by"
     r"|per|each|every|ratio"
-    r"|minus|negative|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d",
+    r"|minus|negative|times|more|less|fewer|squared|cubed|extra|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d",
     re.IGNORECASE,
 )
 _WORD = re.compile(
@@ -219,7 +232,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
         return f"{amount} {word}"
     if word and all(re.sub(r"[\s^23²³]", "", part) in units for part in re.split(r"/|\bper\b", word)):
         return f"{amount} {word}"
-    return "" if word.casefold() in NOT_A_NOUN - {"in", "of", "on", "at", "for", "and", "to", "by", "from"} else amount
+    return "" if word.casefold() in NOT_A_NOUN - _PREPOSITIONS else amount
 
 
 def _words_in_sentence(line: str) -> str:
@@ -230,4 +243,4 @@ def _words_in_sentence(line: str) -> str:
         return ""
     following = re.match(r"\s*-?\s*([A-Za-z]+)", line[line.index(runs[0]) + len(runs[0]) :])
     word = following[1].casefold() if following else ""
-    return "" if word in MULTIPLIERS or word in ("times", "time", "fold", "more", "less", "fewer", "point") else runs[0]
+    return "" if word in NOT_A_NOUN - _PREPOSITIONS else runs[0]
