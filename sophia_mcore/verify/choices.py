@@ -28,6 +28,7 @@ _ANOTHER_LETTER = re.compile(
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
 _JOINED = re.compile(r"\s*(?:\b(?:and|or)\b|[和或])\s*\S")
+_ONE_MORE = re.compile(r"\S\s*,\s*[(\[]?[A-J][)\]]?$")  # "green, D"
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
 _VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
@@ -157,6 +158,8 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
             return False
     first = _FIRST_LETTER.match(answer)
     if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
+        return True
+    if _ONE_MORE.search(answer):
         return True
     if not own:
         return False

@@ -74,8 +74,12 @@ def _apply(rule: Rule, text: str, lower: str) -> str:
     return ""
 
 
-def _last_announcement(text: str, lower: str) -> tuple[str, str] | None:
-    """The last announcement of all kinds, and its rule."""
+_PLAIN_LETTER = re.compile(r"[(\[]?[A-J](?![A-Za-z])")
+
+
+def _last_announcement(text: str, lower: str, letters_only: bool = False) -> tuple[str, str] | None:
+    """The last announcement of all kinds, or of a letter in plain text, and its rule."""
+    lower = lower or text.lower()
     found: list[tuple[int, str, str]] = []
     for rule in RULES:
         if rule.name in ANNOUNCEMENTS and (not rule.words or any(word in lower for word in rule.words)):
@@ -84,7 +88,7 @@ def _last_announcement(text: str, lower: str) -> tuple[str, str] | None:
         answer = tidy(candidate)
         for inner in _AGAIN:
             answer = _apply(inner, answer, answer.lower()) or answer
-        if answer:
+        if answer and (not letters_only or _PLAIN_LETTER.match(answer)):
             return answer, name
     return None
 
@@ -96,6 +100,10 @@ def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
         if cut_off(part):
             return None
         boxed = _apply(RULES[0], part, part)
+        if boxed and answer_type == "choice":
+            later = _last_announcement(part[part.rfind("\\boxed") :], "", letters_only=True)
+            if later is not None:
+                return later
         if boxed:
             if "answer" in boxed.lower():  # a whole sentence in the box
                 flat = TEXT_COMMAND.sub(r"\1", boxed)
