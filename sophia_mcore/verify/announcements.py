@@ -124,6 +124,9 @@ def _only_number(text: str) -> list[tuple[int, str]]:
     line = lines[-1] if lines else ""
     if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line:
         return []
+    concluded = _SO.search(line)
+    if concluded:
+        return [(concluded.start("answer"), concluded["answer"])]
     for sentence in reversed(_SENTENCE_END.split(line)):
         if re.search(r"\d", sentence) or sentence is line:
             found = number_in_sentence(sentence, frozenset(tables().units))
@@ -132,6 +135,7 @@ def _only_number(text: str) -> list[tuple[int, str]]:
     return [(0, found)] if found else []
 
 
+_SO = re.compile(r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)\.?$")
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+(?=[A-Z*])")
 
@@ -292,12 +296,12 @@ RULES: tuple[Rule, ...] = (
         "must be",
         _pattern(
             rf"(?:\b(?:(?:must|has to|can only)\s+be|only)|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
-            rf"|[Rr]ight)\s+is)\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
+            rf"|[Rr]ight)(?:\s+is|['’]s))\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
             rf"(?:remains|is left|fits))",
             re.MULTILINE,
         ),
         (("So it must be C.", "C"), ("Then only D remains.", "D")),
-        (" be ", "only ", " is "),
+        (" be ", "only ", " is ", "'s ", "’s "),
         _CHOICE,
     ),
     Rule(

@@ -34,11 +34,13 @@ _CLAUSE = re.compile(
 )
 
 
+_DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
 _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the beginning of a formula
 
 
 def tidy(answer: str) -> str:
     """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
+    answer = _DENIED_FIRST.sub("", answer)
     answer = _CLAUSE.sub("", answer.strip()[:ANSWER_CHARACTERS]) if len(answer) > 1 else answer
     for _ in range(6):
         before = answer

@@ -166,7 +166,8 @@ def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs:
     unordered = ("bare", "set")
     if ordered_pairs and gold.kind == "bare" and all(p.kind == "atom" and "=" not in p.text for p in gold.parts):
         return _compare_ordered(gold.parts, prediction.parts, equal)
-    if gold.kind == "bare" and prediction.kind == "round" and any("=" in part.text for part in gold.parts):
+    named = any("=" in part.text for part in gold.parts) or _PM.search(gold.text)
+    if gold.kind == "bare" and prediction.kind == "round" and named:
         return False  # "x = 2 or x = 3" is no point
     if gold.kind in unordered and prediction.kind in (unordered if gold.kind == "set" else (*unordered, "round")):
         return _compare_unordered(gold.parts, prediction.parts, equal)

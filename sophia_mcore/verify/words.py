@@ -238,6 +238,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
 def _words_in_sentence(line: str) -> str:
     if re.search(r"\bone\b", line, re.IGNORECASE) and not re.search(r"\b(?:is|are|exactly|only|just)\s+one\b", line):
         return ""  # a pronoun
+    line = re.sub(r"\ba dozen\b", "twelve", line)
     runs = re.findall(rf"{_COUNTS.pattern}(?:[\s-]+(?:and\s+)?{_COUNTS.pattern})*", line, re.IGNORECASE)
     if len(runs) != 1 or number_of_words(runs[0]) is None:
         return ""
