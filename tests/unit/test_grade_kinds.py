@@ -5,12 +5,15 @@ Each kind makes a gold answer, other ways of writing it, and answers that look a
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sophia_mcore.verify import GradeItem, Grader
+from tests.support import grade_kinds
 from tests.support.grade_kinds import KINDS, Pair
 
 PAIRS_PER_KIND = 300
@@ -42,3 +45,17 @@ def test_nothing_wrong_is_rewarded_and_nothing_right_is_missed(grader: Grader, k
     assert not rewarded, f"{len(rewarded)} wrong answers rewarded, such as {rewarded[:5]}"
     assert not missed, f"{len(missed)} right answers missed, such as {missed[:5]}"
     assert 0.2 < sum(pair.right for pair in pairs) / len(pairs) < 0.8  # both are tried
+
+
+def written_pairs() -> list[Pair]:
+    """Pairs written by hand: near misses of all kinds, with what a person would say."""
+    lines = Path(grade_kinds.__file__).with_name("grade_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [Pair(**{**row, "options": tuple(row.get("options", ()))}) for row in rows]
+
+
+def test_pairs_written_by_hand(grader: Grader) -> None:
+    pairs = written_pairs()
+    assert len(pairs) > 1_500
+    mistaken = [pair for pair, right in zip(pairs, verdicts(grader, pairs), strict=True) if right != pair.right]
+    assert not mistaken, f"{len(mistaken)} verdicts are mistaken, such as {mistaken[:5]}"
