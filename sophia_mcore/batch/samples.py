@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Mixture
+from sophia_mcore.data.cells import broken_text
 from sophia_mcore.data.images import check
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Kept
+from sophia_mcore.store.json_lines import read_json_lines
 
 KEPT_SOURCE = "kept"
 # Where a response comes from: another model (off-policy), the policy itself, or further data (plain NLL always).
 STORED, FRESH, SUPERVISED = 0, 1, 2
 IGNORE = -100  # the label of a position without a target: log-prob 0, no gradient, no matrix product
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-_FIELDS = {"id": str, "question": str, "response": str, "images": list}
+_FIELDS = {"id": str, "question": str, "response": str, "images": list, "system": str}
+_OPTIONAL = ("images", "system")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Sample:
     kind: int = STORED  # or FRESH or SUPERVISED
     complete: bool = True  # False: cut off by the token limit, so that no end token follows
     response_ids: tuple[int, ...] | None = None  # the sampled tokens, end token included, where they are the policy's
+    opened: str = ""  # the beginning of the response that a chat template wrote: in front of ``response_ids``
 
 
 def system_prompt(response: str, long_thinking: str, default: str | None) -> str | None:
@@ -99,7 +102,7 @@ def from_mixture(
         Sample(
             id=f"{mixture.name}:{row['id']}",
             source=mixture.name,
-            images=tuple(next(digests) for _ in row.get("images", [])),
+            images=tuple(next(digests) for _ in row.get("images") or ()),
             system=row.get("system") or system_prompt(row["response"], long_thinking, default_system),
             question=row["question"],
             response=row["response"],
@@ -111,33 +114,41 @@ def from_mixture(
 
 def _mixture_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        for number, row in read_json_lines(path):
+            problem = row if isinstance(row, str) else _row_problem(row)
+            if isinstance(row, str) or problem:
+                raise UsageError(f"{path}, line {number}: {problem}")
+            yield number, row
+    except UsageError:
+        raise
+    except SophiaError as error:
+        raise UsageError(str(error)) from None
+
+
+def _row_problem(row: dict[str, Any]) -> str:
+    """What is wrong with a line of a mixture; "" if nothing is."""
+    for field, kind in _FIELDS.items():
+        if field in _OPTIONAL and row.get(field) is None:
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {number}: not an object")
-        for field, kind in _FIELDS.items():
-            if field == "images" and field not in row:
-                continue
-            if not isinstance(row.get(field), kind):
-                raise UsageError(f"{path}, line {number}: {field!r} is missing or not a {kind.__name__}")
-        yield number, row
+        if not isinstance(row.get(field), kind):
+            return f"{field!r} is missing or not a {kind.__name__}"
+        if isinstance(row[field], str) and broken_text(row[field]):
+            return f"{field!r} contains half of a surrogate pair (a damaged emoji, perhaps)"
+    if not all(isinstance(image, str) for image in row.get("images") or ()):
+        return "'images' holds something that is not a path"
+    before, closed, _ = row["response"].partition("</think>")
+    if closed and "<think>" not in before:
+        return "'response' has </think> without <think> before it: put <think> where the thought begins"
+    return ""
 
 
 def _mixture_images(
     path: Path, folder: Path, rows: list[tuple[int, dict[str, Any]]], max_pixels: int
 ) -> Iterator[bytes]:
     for line, row in rows:
-        for image in row.get("images", []):
+        for image in row.get("images") or ():
             try:
-                data = (folder / str(image)).read_bytes()
+                data = (folder / image).read_bytes()
                 check(data, max_pixels)
             except OSError as error:
                 raise UsageError(f"{path}, line {line}: image {image} cannot be read ({error.strerror})") from None

@@ -48,7 +48,11 @@ def is_missing(value: Any) -> bool:
 
 def broken_text(text: str) -> bool:
     """Whether the text has half of a surrogate pair, which no file can hold as UTF-8."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def without_surrogates(text: str) -> str:

@@ -30,6 +30,7 @@ class Prompt:
     short_ids: list[int]
     ids: list[int]
     pictures: tuple[Image.Image, ...]
+    opened: str = ""  # the end of the text where the template begins the answer, such as "<think>\n"
 
 
 class Renderer:
@@ -83,7 +84,7 @@ class Renderer:
         expanded = self.chat.expand(text, counts)
         short_ids = self.tokenizer.encode(text).ids
         ids = self.tokenizer.encode(expanded).ids if pictures else short_ids
-        return Prompt(text, short_ids, ids, pictures)
+        return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text))
 
     def without_special_tokens(self, text: str) -> str:
         """Text from data and models cannot end a turn or begin one: the spellings of special tokens are taken out."""
@@ -94,6 +95,14 @@ class Renderer:
                 if token in text:
                     text, found = text.replace(token, ""), True
         return text
+
+    def answer(self, prompt: Prompt, token_ids: Sequence[int]) -> str:
+        """The answer's text: what the template began it with, then what was sampled.
+
+        A model that opens its thought once more says it twice; the text says it once.
+        """
+        text = self.decode(token_ids)
+        return text if text.lstrip().startswith("<think>") else prompt.opened + text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""

@@ -21,7 +21,7 @@ def load_prompt(
     """
     source = override or resources.files(package) / f"{name}.txt"
     try:
-        text = source.read_text(encoding="utf-8").strip()
+        text = source.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise UsageError(f"{source}: the {name} prompt cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
