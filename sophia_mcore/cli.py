@@ -120,10 +120,19 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
 
 @app.command()
 def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
-    """Check a configuration file and print it resolved; looks at no data and no model."""
+    """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
+    phases; looks at no model."""
     from sophia_mcore.config import dump_toml
+    from sophia_mcore.data.preview import previews
+    from sophia_mcore.launch.inputs import inputs_of
 
-    typer.echo(dump_toml(_load(config, overlay, set_)), nl=False)
+    loaded = _load(config, overlay, set_)
+    typer.echo(dump_toml(loaded), nl=False)
+    for preview in previews(loaded):
+        typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
+    for found in inputs_of(loaded):
+        if not found.key.startswith("evaluate.questions"):  # shown above
+            found.look()
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.cells import broken_text
-from sophia_mcore.data.images import check
+from sophia_mcore.data.images import check, size_of
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Kept
 from sophia_mcore.store.json_lines import read_json_lines
@@ -88,16 +88,8 @@ def from_mixture(
     Raises UsageError naming file and line: not JSON, a field missing or of the wrong type, an id twice, an image
     that cannot be read, a file without lines.
     """
-    folder = mixture.images_folder or mixture.path.parent
-    rows = list(_mixture_rows(mixture.path))
-    if not rows:
-        raise UsageError(f"{mixture.path}: no samples in it")
-    seen: set[str] = set()
-    for line, row in rows:
-        if row["id"] in seen:
-            raise UsageError(f"{mixture.path}, line {line}: id {row['id']!r} occurs twice")
-        seen.add(row["id"])
-    digests = iter(add_images(_mixture_images(mixture.path, folder, rows, max_image_pixels)))
+    rows = _mixture_samples(mixture.path)
+    digests = iter(add_images(_mixture_images(mixture, rows, max_image_pixels)))
     return [
         Sample(
             id=f"{mixture.name}:{row['id']}",
@@ -110,6 +102,38 @@ def from_mixture(
         )
         for _, row in rows
     ]
+
+
+def check_mixture(mixture: Mixture, max_image_pixels: int = 100_000_000) -> int:
+    """How many samples a mixture has. Raises UsageError as `from_mixture`; only the heads of its images are read."""
+    rows = _mixture_samples(mixture.path)
+    seen: set[str] = set()
+    for line, row in rows:
+        for image in row.get("images") or ():
+            if image not in seen:
+                seen.add(image)
+                try:
+                    size_of(_image_path(mixture, image), max_image_pixels)
+                except SophiaError as error:
+                    raise UsageError(f"{mixture.path}, line {line}: {image}: {error}") from None
+    return len(rows)
+
+
+def _image_path(mixture: Mixture, image: str) -> Path:
+    return (mixture.images_folder or mixture.path.parent) / image
+
+
+def _mixture_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The lines with their numbers, each id once."""
+    rows = list(_mixture_rows(path))
+    if not rows:
+        raise UsageError(f"{path}: no samples in it")
+    seen: set[str] = set()
+    for line, row in rows:
+        if row["id"] in seen:
+            raise UsageError(f"{path}, line {line}: id {row['id']!r} occurs twice")
+        seen.add(row["id"])
+    return rows
 
 
 def _mixture_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,13 +166,12 @@ def _row_problem(row: dict[str, Any]) -> str:
     return ""
 
 
-def _mixture_images(
-    path: Path, folder: Path, rows: list[tuple[int, dict[str, Any]]], max_pixels: int
-) -> Iterator[bytes]:
+def _mixture_images(mixture: Mixture, rows: list[tuple[int, dict[str, Any]]], max_pixels: int) -> Iterator[bytes]:
+    path = mixture.path
     for line, row in rows:
         for image in row.get("images") or ():
             try:
-                data = (folder / image).read_bytes()
+                data = _image_path(mixture, image).read_bytes()
                 check(data, max_pixels)
             except OSError as error:
                 raise UsageError(f"{path}, line {line}: image {image} cannot be read ({error.strerror})") from None

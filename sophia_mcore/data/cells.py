@@ -19,6 +19,7 @@ from typing import Any
 # Text that would be read as structure once it stands in a prompt.
 RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
 _SHOWN = 80  # characters of a cell in a message
+_SHOWN_PATH = 320
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _DATA_ADDRESS = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -34,6 +35,12 @@ def shown(text: str) -> str:
     83
     """
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def shown_path(path: Path) -> str:
+    """A path for a message: of a very long one its beginning and its end, where the file's name stands."""
+    text = str(path)
+    return text if len(text) <= _SHOWN_PATH else f"{text[: _SHOWN_PATH // 4]}...{text[-_SHOWN_PATH // 2 :]}"
 
 
 def text_of(value: Any) -> str:
