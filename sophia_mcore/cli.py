@@ -137,7 +137,7 @@ def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -
 
 @app.command()
 def grade(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl")],
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="- reads standard input.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 1.0,
@@ -321,7 +321,7 @@ def track(run_folder: RunArgument) -> None:
 
     folder, config = open_run(run_folder)
     if not upload(folder, config, PHASES):  # which has said why
-        raise SophiaError("MLflow has not got everything; nothing is lost, run this again later")
+        raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost, run this again then")
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 

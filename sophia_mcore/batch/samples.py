@@ -125,6 +125,8 @@ def _image_path(mixture: Mixture, image: str) -> Path:
 
 def _mixture_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The lines with their numbers, each id once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path}: a pipe or device; a file is needed, because it is read more than once")
     rows = list(_mixture_rows(path))
     if not rows:
         raise UsageError(f"{path}: no samples in it")

@@ -224,7 +224,7 @@ def _gloo(ranks: int) -> Row:
 
 def tracking(config: Config) -> Row:
     """Where metrics are copied to. A server that is down never stops a run."""
-    from sophia_mcore.track.mlflow_upload import complaint
+    from sophia_mcore.track.mlflow_upload import complaint, ignored_address
     from sophia_mcore.track.runs import redact
 
     uri = redact(config.track.tracking_uri)
@@ -232,13 +232,17 @@ def tracking(config: Config) -> Row:
         return Row(name="MLflow server", state="ok", found="track.enabled = false")
     wrong = "nothing answers"
     if not config.track.tracking_uri.startswith(("http://", "https://")):
+        uri = f"{uri} (no server needed)"
         wrong = _store_problem(config.track.tracking_uri)
-        if not wrong:
-            return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+        database = Path(config.track.tracking_uri.removeprefix("sqlite:///"))
+        if not wrong and config.track.tracking_uri.startswith("sqlite:///") and database.is_file():
+            wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds, config.track.experiment)
     elif reachable(config.track.tracking_uri, _CONNECT_SECONDS):
-        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
+        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds, config.track.experiment)
+        uri = f"{uri} answers"
+    wrong = wrong or ignored_address(config.track.tracking_uri)
     if not wrong:
-        return Row(name="MLflow server", state="ok", found=f"{uri} answers")
+        return Row(name="MLflow server", state="ok", found=uri)
     return Row(
         name="MLflow server",
         state="warning",

@@ -57,12 +57,13 @@ class Renderer:
     def from_model_dir(model_dir: Path, max_tiles: int) -> Renderer:
         """Raises SophiaError when the directory lacks a tokenizer, a template or an end token."""
         tokenizer = load_tokenizer(model_dir)
-        stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab())
+        chat = Chat.from_model_dir(model_dir)
+        stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab(), _end_of_turn(chat, tokenizer))
         if not stop_ids:
             raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
         found = family_of_folder(model_dir)
         images = None if found is None else (found[0], image_processor(model_dir, max_tiles))
-        return Renderer(Chat.from_model_dir(model_dir), tokenizer, images, stop_ids, str(model_dir))
+        return Renderer(chat, tokenizer, images, stop_ids, str(model_dir))
 
     def render_all(self, requests: Sequence[Request]) -> list[Prompt]:
         """Prompts in order; the many requests that share messages and images are rendered once. Raises like render."""
@@ -117,3 +118,13 @@ class Renderer:
                 f"{self._where}: a prompt of {len(prompt.ids)} tokens does not fit into {longest} "
                 f"(max_model_length_tokens): {prompt.text[:80]!r}..."
             )
+
+
+def _end_of_turn(chat: Chat, tokenizer: Tokenizer) -> str:
+    """The special token with which the chat template ends an answer, "" where it does not end one."""
+    try:
+        ids = tokenizer.encode(chat.end_of_turn, add_special_tokens=False).ids
+    except SophiaError:  # a template that takes no such conversation
+        return ""
+    added = tokenizer.get_added_tokens_decoder()
+    return added[ids[0]].content if ids and ids[0] in added else ""
