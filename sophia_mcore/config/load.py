@@ -118,8 +118,9 @@ def _warn(where: str, moved: dict[str, str]) -> None:
 
 def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
     for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and value.get("kind") in (None, below.get("kind")):
+            _merge(below, value)  # an engine of another kind has other keys: it replaces
         else:
             base[key] = value
 

@@ -25,6 +25,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _DATA_ADDRESS = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 _IMAGE_TAG = re.compile(r"<image\s*(\d*)>", re.IGNORECASE)
+# What tables write where there is no value.
+_NO_VALUE = ("null", "NULL", "N/A", "n/a", "#N/A", "<NA>", "NaT", "[]", "{}", "inf", "-inf")
 _LETTER_KEY = re.compile(r"\(?([A-Za-z])[).:]?")
 
 
@@ -107,6 +109,9 @@ def answer_of(value: Any, pattern: re.Pattern[str] | None, problems: list[str]) 
     text = _final(_unboxed(match.group(1) if match else text).strip()).strip()
     if not text or text.lower() == "nan":
         problems.append("no answer")
+        return ""
+    if text in _NO_VALUE:
+        problems.append(f"no answer: the cell says {text!r}")
         return ""
     problems += _answer_problems(text)
     return text
@@ -200,6 +205,8 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
     for letter, item in zip(itertools.chain(ascii_uppercase, itertools.repeat("?")), items, strict=False):
         if is_missing(item):
             problems.append(f"the options: ({letter}) is {item}")
+        elif isinstance(item, (list, tuple, Mapping)):
+            problems.append(f"the options: ({letter}) is a {type(item).__name__}, not a text")
     return tuple(text_of(item) for item in items)
 
 
