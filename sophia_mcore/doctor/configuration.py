@@ -38,7 +38,7 @@ def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
     try:
         return Row(name=name, state="ok", found=work())
     except SophiaError as error:
-        return _stops(name, str(error), remedy)
+        return _stops(name, str(error).removeprefix(f"{name}: "), remedy)
 
 
 def models(config: Config) -> list[Row]:
