@@ -11,6 +11,7 @@ set -a
 source "$CODE/cluster.env"
 set +a
 trap - EXIT
+export SLURM_EXPORT_ENV=ALL  # tasks get this environment, whatever --export the job itself was submitted with
 export PYTHONPATH=$CODE PYTHONSAFEPATH=1  # the snapshot, not what lies in the working directory by now
 RESTART=${SLURM_RESTART_COUNT:-0}
 SLURM_NAME=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}  # only this element of an array

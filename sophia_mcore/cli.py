@@ -120,15 +120,24 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
 
 @app.command()
 def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
-    """Check a configuration file and print it resolved; looks at no data and no model."""
+    """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
+    phases; looks at no model."""
     from sophia_mcore.config import dump_toml
+    from sophia_mcore.data.preview import previews
+    from sophia_mcore.launch.inputs import inputs_of
 
-    typer.echo(dump_toml(_load(config, overlay, set_)), nl=False)
+    loaded = _load(config, overlay, set_)
+    typer.echo(dump_toml(loaded), nl=False)
+    for preview in previews(loaded):
+        typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
+    for found in inputs_of(loaded):
+        if not found.key.startswith("evaluate.questions"):  # shown above
+            found.look()
 
 
 @app.command()
 def grade(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl")],
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="- reads standard input.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.jsonl")],
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 1.0,
@@ -312,7 +321,7 @@ def track(run_folder: RunArgument) -> None:
 
     folder, config = open_run(run_folder)
     if not upload(folder, config, PHASES):  # which has said why
-        raise SophiaError("MLflow has not got everything; nothing is lost, run this again later")
+        raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost, run this again then")
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 

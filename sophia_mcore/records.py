@@ -81,6 +81,7 @@ class Sampled:
     seed: int
     model_digest: str  # sha256 over the model's weights and config (store.lineage)
     prompt_hash: str  # sha256 of the rendered prompt
+    opened: str = ""  # how the chat template begins the answer ("<think>"): in ``text``, not among ``token_ids``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

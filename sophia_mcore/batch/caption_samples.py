@@ -26,6 +26,7 @@ def caption_samples(config: Config, folder: RoundFolder) -> list[Sample]:
             question=template,
             response=caption.text,
             response_ids=caption.token_ids,
+            opened=caption.opened,
             complete=caption.finish_reason == "stop",
         )
         for caption in comparable_captions(config, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Mixture
-from sophia_mcore.data.images import check
+from sophia_mcore.data.cells import broken_text
+from sophia_mcore.data.images import check, size_of
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Kept
+from sophia_mcore.store.json_lines import read_json_lines
 
 KEPT_SOURCE = "kept"
 # Where a response comes from: another model (off-policy), the policy itself, or further data (plain NLL always).
 STORED, FRESH, SUPERVISED = 0, 1, 2
 IGNORE = -100  # the label of a position without a target: log-prob 0, no gradient, no matrix product
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
-_FIELDS = {"id": str, "question": str, "response": str, "images": list}
+_FIELDS = {"id": str, "question": str, "response": str, "images": list, "system": str}
+_OPTIONAL = ("images", "system")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Sample:
     kind: int = STORED  # or FRESH or SUPERVISED
     complete: bool = True  # False: cut off by the token limit, so that no end token follows
     response_ids: tuple[int, ...] | None = None  # the sampled tokens, end token included, where they are the policy's
+    opened: str = ""  # the beginning of the response that a chat template wrote: in front of ``response_ids``
 
 
 def system_prompt(response: str, long_thinking: str, default: str | None) -> str | None:
@@ -85,21 +88,13 @@ def from_mixture(
     Raises UsageError naming file and line: not JSON, a field missing or of the wrong type, an id twice, an image
     that cannot be read, a file without lines.
     """
-    folder = mixture.images_folder or mixture.path.parent
-    rows = list(_mixture_rows(mixture.path))
-    if not rows:
-        raise UsageError(f"{mixture.path}: no samples in it")
-    seen: set[str] = set()
-    for line, row in rows:
-        if row["id"] in seen:
-            raise UsageError(f"{mixture.path}, line {line}: id {row['id']!r} occurs twice")
-        seen.add(row["id"])
-    digests = iter(add_images(_mixture_images(mixture.path, folder, rows, max_image_pixels)))
+    rows = _mixture_samples(mixture.path)
+    digests = iter(add_images(_mixture_images(mixture, rows, max_image_pixels)))
     return [
         Sample(
             id=f"{mixture.name}:{row['id']}",
             source=mixture.name,
-            images=tuple(next(digests) for _ in row.get("images", [])),
+            images=tuple(next(digests) for _ in row.get("images") or ()),
             system=row.get("system") or system_prompt(row["response"], long_thinking, default_system),
             question=row["question"],
             response=row["response"],
@@ -109,35 +104,76 @@ def from_mixture(
     ]
 
 
+def check_mixture(mixture: Mixture, max_image_pixels: int = 100_000_000) -> int:
+    """How many samples a mixture has. Raises UsageError as `from_mixture`; only the heads of its images are read."""
+    rows = _mixture_samples(mixture.path)
+    seen: set[str] = set()
+    for line, row in rows:
+        for image in row.get("images") or ():
+            if image not in seen:
+                seen.add(image)
+                try:
+                    size_of(_image_path(mixture, image), max_image_pixels)
+                except SophiaError as error:
+                    raise UsageError(f"{mixture.path}, line {line}: {image}: {error}") from None
+    return len(rows)
+
+
+def _image_path(mixture: Mixture, image: str) -> Path:
+    return (mixture.images_folder or mixture.path.parent) / image
+
+
+def _mixture_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The lines with their numbers, each id once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path}: a pipe or device; a file is needed, because it is read more than once")
+    rows = list(_mixture_rows(path))
+    if not rows:
+        raise UsageError(f"{path}: no samples in it")
+    seen: set[str] = set()
+    for line, row in rows:
+        if row["id"] in seen:
+            raise UsageError(f"{path}, line {line}: id {row['id']!r} occurs twice")
+        seen.add(row["id"])
+    return rows
+
+
 def _mixture_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        for number, row in read_json_lines(path):
+            problem = row if isinstance(row, str) else _row_problem(row)
+            if isinstance(row, str) or problem:
+                raise UsageError(f"{path}, line {number}: {problem}")
+            yield number, row
+    except UsageError:
+        raise
+    except SophiaError as error:
+        raise UsageError(str(error)) from None
+
+
+def _row_problem(row: dict[str, Any]) -> str:
+    """What is wrong with a line of a mixture; "" if nothing is."""
+    for field, kind in _FIELDS.items():
+        if field in _OPTIONAL and row.get(field) is None:
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {number}: not an object")
-        for field, kind in _FIELDS.items():
-            if field == "images" and field not in row:
-                continue
-            if not isinstance(row.get(field), kind):
-                raise UsageError(f"{path}, line {number}: {field!r} is missing or not a {kind.__name__}")
-        yield number, row
+        if not isinstance(row.get(field), kind):
+            return f"{field!r} is missing or not a {kind.__name__}"
+        if isinstance(row[field], str) and broken_text(row[field]):
+            return f"{field!r} contains half of a surrogate pair (a damaged emoji, perhaps)"
+    if not all(isinstance(image, str) for image in row.get("images") or ()):
+        return "'images' holds something that is not a path"
+    before, closed, _ = row["response"].partition("</think>")
+    if closed and "<think>" not in before:
+        return "'response' has </think> without <think> before it: put <think> where the thought begins"
+    return ""
 
 
-def _mixture_images(
-    path: Path, folder: Path, rows: list[tuple[int, dict[str, Any]]], max_pixels: int
-) -> Iterator[bytes]:
+def _mixture_images(mixture: Mixture, rows: list[tuple[int, dict[str, Any]]], max_pixels: int) -> Iterator[bytes]:
+    path = mixture.path
     for line, row in rows:
-        for image in row.get("images", []):
+        for image in row.get("images") or ():
             try:
-                data = (folder / str(image)).read_bytes()
+                data = _image_path(mixture, image).read_bytes()
                 check(data, max_pixels)
             except OSError as error:
                 raise UsageError(f"{path}, line {line}: image {image} cannot be read ({error.strerror})") from None

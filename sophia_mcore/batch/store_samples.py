@@ -129,6 +129,7 @@ class StoreReader:
             kind=kind,
             complete=row.finish_reason == "stop",
             response_ids=row.token_ids if sampled_tokens else None,
+            opened=row.opened,
         )
 
 

@@ -21,7 +21,8 @@ from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.family import ImageSize
 
 _CALL = 512  # samples tokenised in one call, which uses all cores
-_ALLOWED = frozenset({"<think>", "</think>"})  # some tokenizers call these special; in a response they are text
+_OPEN = "<think>"
+_ALLOWED = frozenset({_OPEN, "</think>"})  # some tokenizers call these special; in a response they are text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +128,9 @@ def _tokenize_some(
     samples: Sequence[Sample], tokenizer: Tokenizer, chat: Chat, image_size: Callable[[str], ImageSize], end: int
 ) -> Iterator[TokenizedSample]:
     sizes = [tuple(image_size(image) for image in sample.images) for sample in samples]
-    prompts = [render_prompt(sample, chat, own) for sample, own in zip(samples, sizes, strict=True)]
-    prompt_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(prompts)]
-    responses = [sample.response for sample in samples]
+    parts = [split_text(sample, chat, own) for sample, own in zip(samples, sizes, strict=True)]
+    prompt_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast([prompt for prompt, _ in parts])]
+    responses = [response for _, response in parts]
     response_ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(responses, add_special_tokens=False)]
     for sample, own, prompt, response in zip(samples, sizes, prompt_ids, response_ids, strict=True):
         if sample.response_ids is not None:
@@ -148,12 +149,28 @@ def _tokenize_some(
         )
 
 
-def render_prompt(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> str:
-    """The text in front of the answer, image placeholders expanded; the same that the evaluation sends."""
+def split_text(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> tuple[str, str]:
+    r"""(prompt, target) of a sample, image placeholders expanded; the prompt is what the evaluation sends.
+
+    A chat template may end its prompt with an opened "<think>", the policy's or the reasoner's, each or both:
+
+    - Sampled tokens (`response_ids`) go on behind what was opened for them, so that is a part of the prompt. Their
+      log-probs were recorded behind it, and it was not sampled.
+    - A text that thinks is trained from its "<think>" on, unless the policy's own template writes that already.
+    - A text without a thought is trained behind the prompt without the opened tag: its target closes nothing.
+    """
     messages = [] if sample.system is None else [Message("system", sample.system)]
     messages.append(Message("user", user_text(sample.question, len(sample.images))))
     text = chat.render(messages, add_generation_prompt=True)
-    return chat.expand(text, [size.tokens for size in sizes], sample.id)
+    opened = chat.opened_thought(messages, text)
+    plain, target = text.removesuffix(opened), sample.response
+    if sample.response_ids is not None:
+        text = plain + sample.opened
+    elif opened and target.startswith(_OPEN):
+        target = target.removeprefix(_OPEN).removeprefix(opened.removeprefix(_OPEN))
+    elif opened:
+        text = plain
+    return chat.expand(text, [size.tokens for size in sizes], sample.id), target
 
 
 def _special_tokens(tokenizer: Tokenizer) -> list[str]:

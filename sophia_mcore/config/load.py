@@ -95,8 +95,7 @@ def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            tree = tomllib.load(file)
+        tree = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (IsADirectoryError, PermissionError) as error:
@@ -119,8 +118,9 @@ def _warn(where: str, moved: dict[str, str]) -> None:
 
 def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
     for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and value.get("kind") in (None, below.get("kind")):
+            _merge(below, value)  # an engine of another kind has other keys: it replaces
         else:
             base[key] = value
 

@@ -19,11 +19,14 @@ from typing import Any
 # Text that would be read as structure once it stands in a prompt.
 RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
 _SHOWN = 80  # characters of a cell in a message
+_SHOWN_PATH = 320
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _DATA_ADDRESS = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 _IMAGE_TAG = re.compile(r"<image\s*(\d*)>", re.IGNORECASE)
+# What tables write where there is no value.
+_NO_VALUE = ("null", "NULL", "N/A", "n/a", "#N/A", "<NA>", "NaT", "[]", "{}", "inf", "-inf")
 _LETTER_KEY = re.compile(r"\(?([A-Za-z])[).:]?")
 
 
@@ -34,6 +37,12 @@ def shown(text: str) -> str:
     83
     """
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def shown_path(path: Path) -> str:
+    """A path for a message: of a very long one its beginning and its end, where the file's name stands."""
+    text = str(path)
+    return text if len(text) <= _SHOWN_PATH else f"{text[: _SHOWN_PATH // 4]}...{text[-_SHOWN_PATH // 2 :]}"
 
 
 def text_of(value: Any) -> str:
@@ -48,7 +57,11 @@ def is_missing(value: Any) -> bool:
 
 def broken_text(text: str) -> bool:
     """Whether the text has half of a surrogate pair, which no file can hold as UTF-8."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def without_surrogates(text: str) -> str:
@@ -96,6 +109,9 @@ def answer_of(value: Any, pattern: re.Pattern[str] | None, problems: list[str]) 
     text = _final(_unboxed(match.group(1) if match else text).strip()).strip()
     if not text or text.lower() == "nan":
         problems.append("no answer")
+        return ""
+    if text in _NO_VALUE:
+        problems.append(f"no answer: the cell says {text!r}")
         return ""
     problems += _answer_problems(text)
     return text
@@ -189,6 +205,8 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
     for letter, item in zip(itertools.chain(ascii_uppercase, itertools.repeat("?")), items, strict=False):
         if is_missing(item):
             problems.append(f"the options: ({letter}) is {item}")
+        elif isinstance(item, (list, tuple, Mapping)):
+            problems.append(f"the options: ({letter}) is a {type(item).__name__}, not a text")
     return tuple(text_of(item) for item in items)
 
 

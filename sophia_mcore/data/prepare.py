@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data import images as image_files
-from sophia_mcore.data.cells import shown
+from sophia_mcore.data.cells import shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError, UsageError
@@ -191,7 +191,7 @@ class _Checker:
         for path, content in contents.items():
             digest = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else ""
             problem = self._checked[digest] if digest else str(content)
-            self._files[path] = digest, f"{problem} [{shown(str(path))}]" if problem else ""
+            self._files[path] = digest, f"{problem} [{shown_path(path)}]" if problem else ""
         for row in rows:
             self._take(row)
 

@@ -15,6 +15,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.json_files import read_json
+from sophia_mcore.store.json_lines import read_json_lines
 
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
 
@@ -71,35 +72,24 @@ def _chain(head: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
 
 def _json_items(file: Path) -> Iterator[dict[str, Any] | str]:
     """Objects of a .jsonl file, or of the one list in a .json file; a string says what is wrong with a line."""
-    try:
-        if file.suffix == ".json":
-            yield from _json_list(file)
-            return
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                    yield _json_object(line, number)
-    except OSError as error:
-        raise SophiaError(f"cannot read {file}: {error.strerror}") from error
+    if file.suffix == ".json":
+        yield from _json_list(file)
+        return
+    for number, item in read_json_lines(file):
+        yield f"line {number} is {item}" if isinstance(item, str) else item
 
 
 def _json_list(file: Path) -> Iterator[dict[str, Any] | str]:
     try:
         items = json.loads(file.read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        raise SophiaError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise SophiaError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(items, list):
         raise SophiaError(f"{file} must hold a list of objects (or be .jsonl: one object per line)")
     for item in items:
         yield item if isinstance(item, dict) else f"not a JSON object: {str(item)[:60]}"
-
-
-def _json_object(line: bytes, number: int) -> dict[str, Any] | str:
-    try:
-        item = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return f"line {number} is not valid JSON ({str(error)[:80]})"
-    return item if isinstance(item, dict) else f"line {number} is not a JSON object"
 
 
 def _read_csv(source: Source) -> Iterator[Row]:

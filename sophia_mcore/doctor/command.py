@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sophia_mcore.config.schema import Config, Environments
+from sophia_mcore.data.preview import previews
 from sophia_mcore.doctor import configuration as run
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
@@ -49,6 +50,8 @@ def doctor(config: Config | None, console: Console) -> None:
         state = f"[{_COLOURS[row.state]}]{row.state}[/]"
         table.add_row(escape(row.name), state, escape(row.found), escape(row.cost), escape(row.remedy))
     console.print(table)
+    for preview in previews(config) if config is not None else ():
+        console.print(str(preview), markup=False, highlight=False)
     reasons = [f"{row.name}: {row.found}" for row in rows if row.state == "stops"]
     if config is not None and reasons:
         raise SophiaError(f"this configuration cannot run here: {'; '.join(reasons)}")

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -17,17 +16,17 @@ from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.inputs import first_rows, inputs_of
 from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
 
 _CONNECT_SECONDS = 1.0
-_ROWS = 20  # of a source that are read
 
 
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout and tracking of a run that would start now."""
-    files = [*models(config), *sources(config), *prompts(config), *user_files(config)]
+    files = [*models(config), *sources(config), *inputs(config), *user_files(config)]
     return [*files, *engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
 
@@ -39,7 +38,7 @@ def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
     try:
         return Row(name=name, state="ok", found=work())
     except SophiaError as error:
-        return _stops(name, str(error), remedy)
+        return _stops(name, str(error).removeprefix(f"{name}: "), remedy)
 
 
 def models(config: Config) -> list[Row]:
@@ -88,7 +87,7 @@ def sources(config: Config) -> list[Row]:
 def _source(name: str, source: Source, max_bad_rows: int) -> Row:
     path = Path(source.path)
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
-        return _tried(name, lambda: _first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
+        return _tried(name, lambda: first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
     if source.kind == "datasets" and path.exists():
         return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
     if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:
@@ -104,27 +103,13 @@ def _source(name: str, source: Source, max_bad_rows: int) -> Row:
     )
 
 
-def _first_rows(source: Source, max_bad_rows: int) -> str:
-    """Read a few rows as the first phase will. Raises SophiaError when it would stop at them."""
-    from sophia_mcore.data.sources import read_source
-
-    bad = [row for row in islice(read_source(source), _ROWS) if row.problems]
-    if len(bad) > max_bad_rows:
-        raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
-    return source.path
-
-
-def prompts(config: Config) -> list[Row]:
-    """Prompt files that the configuration names."""
-    named = {
-        "captions.prompt_file": config.captions.prompt_file,
-        "reasoning.prompt_file": config.reasoning.prompt_file,
-        "batch.long_thinking_prompt_file": config.batch.long_thinking_prompt_file,
-    }
+def inputs(config: Config) -> list[Row]:
+    """Prompt files, mixtures and whatever else of the user's a later phase reads."""
+    remedy = "correct the path (relative to the working directory) or the file (docs/own_data.md)"
     return [
-        _stops(name, f"{path}: no such file", "correct the path, or leave the key out for the shipped prompt")
-        for name, path in named.items()
-        if path is not None and not path.is_file()
+        _tried(found.key, found.look, remedy)
+        for found in inputs_of(config)
+        if not found.key.startswith("evaluate.questions")  # rows of their own
     ]
 
 
@@ -147,6 +132,9 @@ def engines(config: Config) -> list[Row]:
     rows = [
         _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
     ]
+    judge = config.score.judge
+    if judge is not None:
+        rows.append(_endpoint("score.judge", judge.base_url, judge.api_key_variable))
     local = sorted({e.kind for e in used.values() if e.kind != "openai"})
     for role, python, needed in (
         ("trainer", config.environments.trainer, ["torch", "megatron-core"]),
@@ -236,7 +224,7 @@ def _gloo(ranks: int) -> Row:
 
 def tracking(config: Config) -> Row:
     """Where metrics are copied to. A server that is down never stops a run."""
-    from sophia_mcore.track.mlflow_upload import complaint
+    from sophia_mcore.track.mlflow_upload import complaint, ignored_address
     from sophia_mcore.track.runs import redact
 
     uri = redact(config.track.tracking_uri)
@@ -244,13 +232,17 @@ def tracking(config: Config) -> Row:
         return Row(name="MLflow server", state="ok", found="track.enabled = false")
     wrong = "nothing answers"
     if not config.track.tracking_uri.startswith(("http://", "https://")):
+        uri = f"{uri} (no server needed)"
         wrong = _store_problem(config.track.tracking_uri)
-        if not wrong:
-            return Row(name="MLflow server", state="ok", found=f"{uri} (no server needed)")
+        database = Path(config.track.tracking_uri.removeprefix("sqlite:///"))
+        if not wrong and config.track.tracking_uri.startswith("sqlite:///") and database.is_file():
+            wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds, config.track.experiment)
     elif reachable(config.track.tracking_uri, _CONNECT_SECONDS):
-        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds)
+        wrong = complaint(config.track.tracking_uri, config.track.timeout_seconds, config.track.experiment)
+        uri = f"{uri} answers"
+    wrong = wrong or ignored_address(config.track.tracking_uri)
     if not wrong:
-        return Row(name="MLflow server", state="ok", found=f"{uri} answers")
+        return Row(name="MLflow server", state="ok", found=uri)
     return Row(
         name="MLflow server",
         state="warning",

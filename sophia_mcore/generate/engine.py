@@ -32,7 +32,8 @@ class Completion:
     ``text`` is without the end token, ``token_ids`` with it. Where only their number is known (an endpoint) each is
     ``UNKNOWN_TOKEN``, so that lengths can still be compared. ``token_logprobs`` are natural logs under the distribution
     that was sampled from (after temperature and top-p; for greedy decoding: of the plain softmax), () if unknown.
-    ``prompt_text`` is the rendered prompt, images as placeholders.
+    ``prompt_text`` is the rendered prompt, images as placeholders. ``opened`` is its end where the chat template begins
+    the answer itself ("<think>"): ``text`` begins with it, ``token_ids`` go on behind it.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Completion:
     token_logprobs: tuple[float, ...]
     finish_reason: FinishReason
     prompt_text: str
+    opened: str = ""
 
 
 class Engine(Protocol):

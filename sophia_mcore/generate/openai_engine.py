@@ -94,12 +94,13 @@ class OpenAIEngine:
         choice = reply.choices[0]
         logprobs = getattr(getattr(choice, "logprobs", None), "content", None) or []
         count = reply.usage.completion_tokens if reply.usage else len(logprobs)
+        # anything but a natural end (a content filter, say) left the answer unfinished
+        ended = choice.finish_reason == "stop"
         return Completion(
-            text=_text_of(choice.message),
+            text=_text_of(choice.message, ended),
             token_ids=(UNKNOWN_TOKEN,) * count,
             token_logprobs=tuple(entry.logprob for entry in logprobs),
-            # anything but a natural end (a content filter, say) left the answer unfinished
-            finish_reason="stop" if choice.finish_reason == "stop" else "length",
+            finish_reason="stop" if ended else "length",
             prompt_text=_prompt_text(request),
         )
 
@@ -133,11 +134,25 @@ def _data_url(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _text_of(message: Any) -> str:
-    """The answer; reasoning that the endpoint reports apart goes in front of it, in <think> tags."""
+def _text_of(message: Any, ended: bool) -> str:
+    """The answer with its thought in <think> tags, whatever the endpoint makes of a thought.
+
+    One with a reasoning parser reports it apart, so that it goes in front. One without a parser reports what was
+    sampled: where the chat template opens the thought, that is a text which closes it alone.
+    """
     content = message.content or ""
-    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if isinstance(reasoning, str) else content
+    apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    thought = apart.strip() if isinstance(apart, str) else ""
+    before, closed, _ = content.partition("</think>")
+    if content.lstrip().startswith("<think>") or ("<think>" in before and closed):
+        return content
+    if closed and (not thought or thought == before.strip()):
+        return ("<think>" if content.startswith("\n") else "<think>\n") + content
+    if not thought:
+        return content
+    if not content and not ended:  # cut off within the thought
+        return f"<think>\n{thought}"
+    return f"<think>\n{thought}\n</think>\n\n{content}"
 
 
 def _prompt_text(request: Request) -> str:

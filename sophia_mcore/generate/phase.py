@@ -106,6 +106,7 @@ def sampled_fields(request: Request, completion: Completion, model_digest: str) 
         "seed": request.seed,
         "model_digest": model_digest,
         "prompt_hash": prompt_hash(completion.prompt_text),
+        "opened": completion.opened,
     }
 
 

@@ -30,6 +30,7 @@ class Prompt:
     short_ids: list[int]
     ids: list[int]
     pictures: tuple[Image.Image, ...]
+    opened: str = ""  # the end of the text where the template begins the answer, such as "<think>\n"
 
 
 class Renderer:
@@ -56,12 +57,13 @@ class Renderer:
     def from_model_dir(model_dir: Path, max_tiles: int) -> Renderer:
         """Raises SophiaError when the directory lacks a tokenizer, a template or an end token."""
         tokenizer = load_tokenizer(model_dir)
-        stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab())
+        chat = Chat.from_model_dir(model_dir)
+        stop_ids = stop_token_ids(model_dir, tokenizer.get_vocab(), _end_of_turn(chat, tokenizer))
         if not stop_ids:
             raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
         found = family_of_folder(model_dir)
         images = None if found is None else (found[0], image_processor(model_dir, max_tiles))
-        return Renderer(Chat.from_model_dir(model_dir), tokenizer, images, stop_ids, str(model_dir))
+        return Renderer(chat, tokenizer, images, stop_ids, str(model_dir))
 
     def render_all(self, requests: Sequence[Request]) -> list[Prompt]:
         """Prompts in order; the many requests that share messages and images are rendered once. Raises like render."""
@@ -83,7 +85,7 @@ class Renderer:
         expanded = self.chat.expand(text, counts)
         short_ids = self.tokenizer.encode(text).ids
         ids = self.tokenizer.encode(expanded).ids if pictures else short_ids
-        return Prompt(text, short_ids, ids, pictures)
+        return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text))
 
     def without_special_tokens(self, text: str) -> str:
         """Text from data and models cannot end a turn or begin one: the spellings of special tokens are taken out."""
@@ -94,6 +96,14 @@ class Renderer:
                 if token in text:
                     text, found = text.replace(token, ""), True
         return text
+
+    def answer(self, prompt: Prompt, token_ids: Sequence[int]) -> str:
+        """The answer's text: what the template began it with, then what was sampled.
+
+        A model that opens its thought once more says it twice; the text says it once.
+        """
+        text = self.decode(token_ids)
+        return text if text.lstrip().startswith("<think>") else prompt.opened + text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""
@@ -108,3 +118,13 @@ class Renderer:
                 f"{self._where}: a prompt of {len(prompt.ids)} tokens does not fit into {longest} "
                 f"(max_model_length_tokens): {prompt.text[:80]!r}..."
             )
+
+
+def _end_of_turn(chat: Chat, tokenizer: Tokenizer) -> str:
+    """The special token with which the chat template ends an answer, "" where it does not end one."""
+    try:
+        ids = tokenizer.encode(chat.end_of_turn, add_special_tokens=False).ids
+    except SophiaError:  # a template that takes no such conversation
+        return ""
+    added = tokenizer.get_added_tokens_decoder()
+    return added[ids[0]].content if ids and ids[0] in added else ""

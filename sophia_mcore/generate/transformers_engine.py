@@ -101,11 +101,12 @@ class TransformersEngine:
             inputs = {"input_ids": torch.tensor(tokens, device=self._device)[:, None]}
         return [
             Completion(
-                text=self._renderer.decode(row.token_ids),
+                text=self._renderer.answer(prompt, row.token_ids),
                 token_ids=tuple(row.token_ids),
                 token_logprobs=tuple(row.logprobs),
                 finish_reason="stop" if row.finished else "length",
                 prompt_text=prompt.text,
+                opened=prompt.opened,
             )
             for row, prompt in zip(rows, prompts, strict=True)
         ]

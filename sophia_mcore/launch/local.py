@@ -13,6 +13,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight, run_here
 from sophia_mcore.launch.phases import phases_of
+from sophia_mcore.launch.state import check_unfinished
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
 from sophia_mcore.store.atomic import write_failed, write_text
@@ -35,14 +36,16 @@ def run_phases(config: Config, names: Iterable[str], rounds: Iterable[int], *, n
     """Run the phases ``names`` (in flow order) of each round in the run's folder, holding its lock.
 
     Raises UsageError when the folder belongs to a different configuration (unless ``new_settings``),
-    SophiaError when another process works in it or when a phase fails.
+    SophiaError when another process works in it or when a phase fails; before any phase, the same for what a later
+    phase reads (`launch.inputs`).
     """
     folder = RunFolder(config.run.folder)
+    rounds, chosen = list(rounds), set(names)
+    check_unfinished(config, folder, chosen, rounds)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failed(folder.path, error) from error
-    chosen = set(names)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings)
         metrics = MetricsLog(folder.metrics_file)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.phases import phases_of, wanted_needs
+from sophia_mcore.launch.inputs import inputs_of
+from sophia_mcore.launch.phases import PHASES, phases_of, starting_at, wanted_needs
 from sophia_mcore.phase import Phase, PhaseState
 from sophia_mcore.store.layout import Round, RunFolder
 
@@ -14,6 +15,21 @@ from sophia_mcore.store.layout import Round, RunFolder
 def states(config: Config, run: RunFolder, rounds: Iterable[int]) -> list[PhaseState]:
     """All phases of all rounds in flow order."""
     return [phase.state_of(Round(config, run, index)) for index in rounds for phase in phases_of(index)]
+
+
+def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rounds: Sequence[int]) -> None:
+    """Look at what the named phases read of the user's, and all that come after one that samples: rollouts take days.
+
+    Finished phases read nothing any more. Raises the error of the first input that cannot be used.
+    """
+    wanted = set(names)
+    sampling = next((phase.name for phase in PHASES if phase.name in wanted and phase.engine is not None), None)
+    if sampling is not None:
+        wanted |= set(starting_at(sampling))
+    left = {state.phase for state in states(config, run, rounds) if not state.finished} & wanted
+    for found in inputs_of(config):
+        if not left.isdisjoint(found.phases):
+            found.look()
 
 
 def check_inputs(phase: Phase, round: Round) -> None:

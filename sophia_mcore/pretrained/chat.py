@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sophia_mcore.store.json_files import read_json
 
 IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in a message's text, whatever the policy's own image token is
 _PROBE = "sophia probe text"
+_OPEN, _CLOSE = "<think>", "</think>"
 
 __all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain", "user_text"]
 
@@ -54,6 +56,7 @@ class Chat:
         self._family = family
         self._where = where
         self.image_token = IMAGE_CONTEXT if family is None else family.image_token
+        self._opened_after = lru_cache(maxsize=64)(self._find_opened)
 
     @staticmethod
     def from_model_dir(model_dir: Path | str) -> Chat:
@@ -114,6 +117,22 @@ class Chat:
             return text
         images = [self._family.image_text(count) for count in tokens_per_image]
         return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
+
+    def opened_thought(self, messages: Sequence[Message], prompt: str) -> str:
+        """The beginning of the answer that the rendered ``prompt`` ends with: "<think>" and what follows it, or "".
+
+        The templates of DeepSeek-R1 and QwQ open the thought themselves, so that the sampled tokens only close it.
+        A tag in the text of a message is not the template's: what follows another last message is looked at.
+        """
+        if _OPEN not in prompt or not messages:
+            return ""
+        opened = self._opened_after((*messages[:-1], Message(messages[-1].role, _PROBE)))
+        return opened if prompt.endswith(opened) else ""
+
+    def _find_opened(self, messages: tuple[Message, ...]) -> str:
+        tail = self.render(messages, add_generation_prompt=True).rpartition(_PROBE)[2]
+        start = tail.rfind(_OPEN)
+        return "" if start < 0 or _CLOSE in tail[start:] else tail[start:]
 
     @property
     def end_of_turn(self) -> str:

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.json_files import require_json
+from sophia_mcore.store.json_files import read_json, require_json
 
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -74,8 +74,9 @@ def _check_complete(path: Path) -> None:
         raise SophiaError(f"{path}: {how} ({size:,} bytes where its header says {wanted:,}); copy or export it again")
 
 
-def stop_token_ids(model_dir: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
-    """Tokens that end an answer: those of generation_config.json and config.json, and the chat format's turn end."""
+def stop_token_ids(model_dir: Path, vocabulary: dict[str, int], end_of_turn: str = "") -> tuple[int, ...]:
+    """Tokens that end an answer, from every file that names one: generation_config.json, config.json and
+    tokenizer_config.json, and the token of the vocabulary with which the chat template ends a turn."""
     found: set[int] = set()
     configs = [require_json(model_dir / "config.json")]
     configs += [part for key in ("text_config", "llm_config") if isinstance(part := configs[0].get(key), dict)]
@@ -84,6 +85,7 @@ def stop_token_ids(model_dir: Path, vocabulary: dict[str, int]) -> tuple[int, ..
     for config in configs:
         value = config.get("eos_token_id")
         found.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
-    if "<|im_end|>" in vocabulary:
-        found.add(vocabulary["<|im_end|>"])
+    named = (read_json(model_dir / "tokenizer_config.json") or {}).get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    found.update(vocabulary[token] for token in (named, end_of_turn, "<|im_end|>") if token in vocabulary)
     return tuple(sorted(found))

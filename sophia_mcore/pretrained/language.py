@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.fields import Fields, nearest
@@ -41,6 +41,26 @@ class LanguageSpec:
     tied_embeddings: bool
 
 
+def _rope(fields: Fields) -> dict[str, Any]:
+    """The rotary settings of both spellings: rope_scaling beside rope_theta, and transformers 5's rope_parameters.
+
+    Raises UsageError naming the two places when they give different values.
+    """
+    found: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for place in ("rope_parameters", "rope_scaling", "rope_theta"):
+        values = fields.get(place, {})
+        values = {place: values} if place == "rope_theta" else dict(values)
+        kind = values.pop("type", None)
+        for key, value in ({"rope_type": kind} | values).items():
+            if value in (None, {}):
+                continue
+            if found.setdefault(key, value) != value:
+                raise UsageError(f"{fields.where}: {key} is {found[key]!r} in {places[key]} and {value!r} in {place}")
+            places.setdefault(key, place)
+    return found
+
+
 def parse_language(fields: Fields) -> LanguageSpec:
     """The language model of a config section. Raises UsageError for what this implementation does not have."""
     name = (fields.get("architectures", None) or [fields.get("model_type", "none")])[0]
@@ -50,8 +70,8 @@ def parse_language(fields: Fields) -> LanguageSpec:
     fields.only("hidden_act", "silu")
     fields.only("use_sliding_window", False)
     fields.only("bias" if family == "internlm2" else "attention_bias", False)
-    rope = fields.get("rope_scaling", None) or fields.get("rope_parameters", {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = _rope(fields)
+    kind = rope.get("rope_type", "default")
     if kind not in ("default", "dynamic"):  # dynamic acts only beyond max_position_embeddings, where we refuse to go
         raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")

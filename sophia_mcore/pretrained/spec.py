@@ -105,7 +105,7 @@ class ModelSpec:
                 f"{where}: architecture {architecture!r} is not known; {nearest(architecture, known | LANGUAGE_MODELS)}"
             )
         family, layout = found
-        parts = family.parse(fields, layout)
+        parts = family.parse(Fields(_with_one_tie_flag(config, where), where), layout)
         return cls(
             vision=parts.vision,
             projector=parts.projector,
@@ -113,3 +113,22 @@ class ModelSpec:
             layout=layout,
             image_token_id=parts.image_token_id,
         )
+
+
+def _with_one_tie_flag(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config with ``tie_word_embeddings`` in its language section, wherever it stood.
+
+    transformers 5 ties by the flag at the top, older ones by the section's. Raises UsageError when the two differ.
+    """
+    key, merged = "tie_word_embeddings", dict(config)
+    for name in ("text_config", "llm_config"):
+        section = config.get(name)
+        if not isinstance(section, Mapping) or config.get(key) is None:
+            continue
+        if section.get(key) is not None and bool(section[key]) != bool(config[key]):
+            raise UsageError(
+                f"{where}: {key} is {config[key]} at the top and {section[key]} in {name}: "
+                "give both the value that the weights have (false where an output matrix is stored)"
+            )
+        merged[name] = {**section, key: config[key]}
+    return merged

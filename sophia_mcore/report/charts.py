@@ -57,7 +57,11 @@ def _round_figures(runs: list[Charted], index: int) -> list[tuple[str, Any]]:
     for charted in runs:
         entry = next((e for e in charted.report["rounds"] if e["round"] == index), {})
         drawn.append((charted, charted.run.round(index), entry))
-    counted = {"verdicts": "Verdicts", "dropped": "Why trajectories were dropped"}
+    counted = {
+        "verdicts": "Verdicts",
+        "dropped": "Why trajectories were dropped",
+        "thoughts": "Thoughts (<think>) in the finished trajectories",
+    }
     figures = [
         (title, _bars([(charted.name, entry.get(name) or {}) for charted, _, entry in drawn], "trajectories"))
         for name, title in counted.items()

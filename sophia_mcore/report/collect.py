@@ -17,7 +17,8 @@ MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
 _COUNTS = dict[str, int]
 _KEPT = {
     "questions": int, "captions": int, "trajectories": int, "kept": int, "caption_reward_mean": float,
-    "verdicts": _COUNTS, "dropped": _COUNTS, "verifier_versions": list[str],
+    "verdicts": _COUNTS, "dropped": _COUNTS, "thoughts": _COUNTS,
+    "verifier_versions": list[str],
 }  # fmt: skip
 _TRAINED = {
     "steps": int, "loss_first": float | None, "loss_last": float | None, "logprob_before": float | None,
@@ -36,7 +37,7 @@ def collect(
 
     {"run", "rounds": [{"round", "questions", "captions", "trajectories", "kept", "caption_reward_mean",
     "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "second_opinion", "dropped",
-    "seconds": {phase: seconds}, "train": {"steps", "loss_first", "loss_last", ...}}],
+    "thoughts", "seconds": {phase: seconds}, "train": {"steps", "loss_first", "loss_last", ...}}],
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
     A part that is not there yet is absent and named in "missing", and so is a damaged file.
     """

@@ -22,7 +22,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.progress import NoProgress, Progress, counting
 from sophia_mcore.score.children import helpers
 from sophia_mcore.score.grading import open_grader
-from sophia_mcore.score.lines import check_head, checked
+from sophia_mcore.score.lines import check_head, checked, readable_twice
 from sophia_mcore.score.rescore import VerdictChanges, free_name
 from sophia_mcore.store import atomic
 from sophia_mcore.store.lock import folder_lock
@@ -112,8 +112,14 @@ def grade_file(
     and "verifier_version". Finished units of an interrupted run are not graded again. An existing output of another
     verifier version is kept as ``OUT.<version>.jsonl``, and the summary shows what changed.
     Raises UsageError naming the first bad line, or for an output that is a folder, the input or no grading; SophiaError
-    while another process grades into it.
+    while another process grades into it. A pipe, or "-" for standard input, is copied into a temporary file first: the
+    input is read more than once.
     """
+    with readable_twice(in_path) as source:
+        return _grade_file(source, out_path, config, progress or NoProgress(), bytes_per_unit)
+
+
+def _grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress, bytes_per_unit: int) -> GradeSummary:
     if out_path.is_dir():
         raise UsageError(f"{out_path}: a folder; the output is a file")
     if out_path.is_symlink() or (out_path.exists() and not out_path.is_file()):
@@ -135,7 +141,7 @@ def grade_file(
             atomic.write_json(parts / _PLAN, {unit_id: astuple(piece) for unit_id, piece in pieces.items()})
             give({"kind": "file", "config": one.model_dump_json(), "in": str(in_path), "out": str(out_path)})
         with _Joined(out_path, pieces) as joined:
-            _grade_units(in_path, out_path, one, progress or NoProgress(), pieces, joined)
+            _grade_units(in_path, out_path, one, progress, pieces, joined)
             return joined.finish()
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.verify.rules import TYPES, known_benchmark, known_type, tables
 
+_DEVICES = (("/", "dev"), ("/", "proc"))  # where a name means another file in another process
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
 
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -21,6 +27,31 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 
 def _names(kinds: tuple[type, ...]) -> str:
     return " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+
+
+@contextlib.contextmanager
+def readable_twice(path: Path) -> Iterator[Path]:
+    """A path from which the input can be read again and by other processes: a pipe or "-" (standard input) is copied.
+
+    Raises UsageError when it cannot be read, SophiaError when there is no space for the copy.
+    """
+    standard = str(path) == "-"
+    if not standard and (path.is_dir() or not path.exists() or (path.is_file() and path.parts[:2] not in _DEVICES)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sophia-grade-") as folder:
+        copy = Path(folder) / ("stdin" if standard else "input")
+        with contextlib.ExitStack() as opened:
+            try:
+                source = sys.stdin.buffer if standard else opened.enter_context(open(path, "rb"))
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror}") from error
+            try:
+                with open(copy, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            except OSError as error:
+                raise SophiaError(f"cannot copy {path} to {folder}: {error.strerror}") from error
+        yield copy
 
 
 def check_head(path: Path) -> None:

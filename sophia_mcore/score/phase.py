@@ -26,6 +26,7 @@ from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, outcome, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
+from sophia_mcore.score.thoughts import complaint, count_thoughts
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import Round, RoundFolder, RunFolder
@@ -66,6 +67,8 @@ def score_round(round: Round, progress: Progress) -> dict[str, Any]:
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
     summary = _keep(round, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)
+    if thoughts := complaint(summary["thoughts"]):
+        progress.note(thoughts)
     try:
         opinion = folder.second_opinion_file
         write_second_opinion(opinion, config.score, list(shards.values()), questions, verdicts, progress)
@@ -249,6 +252,7 @@ def _keep(
         "caption_pairs_passed": sum(reward > config.reward.alpha for reward in rewards.values()),
         "verdicts": dict(sorted(counts.items())),
         "dropped": dict(sorted(selection.dropped.items())),
+        "thoughts": count_thoughts(shards),
         "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
         "reward": config.reward.model_dump(mode="json"),
     }

@@ -40,6 +40,8 @@ def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bo
     """
     track = config.track
     uri = track.tracking_uri
+    if ignored := ignored_address(uri):
+        print(f"warning: {ignored}", file=sys.stderr)
     if not reachable(uri, track.timeout_seconds):
         _warn(uri, "not reachable")
         return False
@@ -56,14 +58,25 @@ def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bo
     return True
 
 
-def complaint(uri: str, timeout_seconds: float) -> str:
-    """One line that says why the service at ``uri`` is not a usable MLflow server; "" if it is usable."""
+def ignored_address(uri: str) -> str:
+    """What to say of MLFLOW_TRACKING_URI where it names another server than the settings do; "" where it does not."""
+    other = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not other or other.rstrip("/") == uri.rstrip("/"):
+        return ""
+    return f"MLFLOW_TRACKING_URI = {redact(other)} is not used: track.tracking_uri = {redact(uri)} counts"
+
+
+def complaint(uri: str, timeout_seconds: float, experiment: str) -> str:
+    """One line that says why the service at ``uri`` cannot take runs of ``experiment``; "" if it can."""
     try:
         from mlflow.tracking import MlflowClient
 
         with _patience(timeout_seconds):
             client = MlflowClient(uri)
             found = [*client.search_experiments(max_results=1)] or [client.get_experiment("0")]
+            _living(client, experiment)
+    except SophiaError as error:
+        return redact(str(error))
     except Exception as error:  # whatever it answers instead
         lines = str(error).splitlines()
         return redact(f"answers, but not as MLflow ({type(error).__name__}: {lines[0] if lines else ''})"[:300])
@@ -91,15 +104,15 @@ class _Uploader:
 
     def _experiment_id(self) -> str:
         name, uri = self._config.track.experiment, self._config.track.tracking_uri
-        found = self._client.get_experiment_by_name(name)
+        found = _living(self._client, name)
         if found is None:
             try:
                 return self._client.create_experiment(name, artifact_location=_artifact_location(uri))
             except Exception:  # somebody else made it just now
-                found = self._client.get_experiment_by_name(name)
+                found = _living(self._client, name)
                 if found is None:
                     raise
-        return found.experiment_id
+        return str(found.experiment_id)
 
     def _sync(self, tracked: TrackedRun, index: int, parent_id: str | None) -> str:
         """Bring one MLflow run up to date and return its id."""
@@ -156,6 +169,17 @@ class _Uploader:
         for start in range(0, len(tags), TAGS_PER_REQUEST):
             self._client.log_batch(run_id, tags=tags[start : start + TAGS_PER_REQUEST])
         self._client.log_batch(run_id, metrics[:METRICS_PER_REQUEST], tags=[RunTag(_DIGEST, tracked.digest())])
+
+
+def _living(client: Any, name: str) -> Any:
+    """The experiment of that name, None if there is none. Raises SophiaError when it was deleted."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise SophiaError(
+            f"the experiment {name!r} was deleted there: restore it (mlflow experiments restore -x "
+            f"{found.experiment_id}), or set track.experiment to another name"
+        )
+    return found
 
 
 def reachable(uri: str, timeout_seconds: float) -> bool:

@@ -157,6 +157,32 @@ def test_a_prompt_that_does_not_fit_is_one_line_and_the_engine_lives(vllm: Drive
     assert vllm.generate(requests()[:1])
 
 
+def test_a_thought_that_the_template_opens_belongs_to_the_text(
+    vllm: Driver, tiny_internvl: Path, tmp_path: Path
+) -> None:
+    """As with DeepSeek-R1: the prompt ends with <think>; tokens and log-probs are those that were sampled behind it."""
+    thinking = tmp_path / "thinking"
+    shutil.copytree(tiny_internvl, thinking)
+    template = thinking / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"))
+    tokenizer = Tokenizer.from_file(str(thinking / "tokenizer.json"))
+    try:
+        assert vllm.ask(reload=str(thinking)) == {"reloaded": True}
+        completions = vllm.generate(requests())
+        for completion in completions:
+            assert completion.prompt_text.endswith("assistant\n<think>\n") and completion.opened == "<think>\n"
+            sampled = [token for token in completion.token_ids if token >= len(SPECIAL)]
+            assert completion.text == "<think>\n" + tokenizer.decode(sampled, skip_special_tokens=False)
+            assert len(completion.token_ids) == len(completion.token_logprobs) > 0
+        check(completions, Reference(thinking))
+    finally:
+        assert vllm.ask(reload=str(tiny_internvl)) == {"reloaded": True}
+    engine = open_engine(TransformersConfig(kind="transformers", dtype="float32"), thinking, max_tiles=MAX_TILES)
+    for ours, theirs in zip(engine.generate(requests()), completions, strict=True):
+        assert (ours.text, ours.token_ids, ours.opened) == (theirs.text, theirs.token_ids, theirs.opened)
+    assert not any(completion.opened or "<think>" in completion.text for completion in vllm.generate(requests()))
+
+
 def test_reload_leaves_nothing_of_the_old_model(
     vllm: Driver, tiny_internvl: Path, other_internvl: Path, reference: Reference
 ) -> None:

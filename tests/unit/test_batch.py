@@ -85,14 +85,14 @@ GOOD = {"id": "1", "question": "q", "response": "r"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["{nonsense"], "m.jsonl, line 1: not JSON"),
+        (["{nonsense"], "m.jsonl, line 1: not valid JSON"),
         ([GOOD, {"id": "2", "question": "q"}], "line 2: 'response' is missing"),
         ([GOOD | {"question": 3}], "line 1: 'question' is missing or not a str"),
         ([GOOD, GOOD], "line 2: id '1' occurs twice"),
         ([GOOD | {"images": ["none.png"]}], "line 1: image none.png cannot be read"),
         ([GOOD | {"images": ["m.jsonl"]}], "line 1: m.jsonl: image unreadable"),
         ([], "no samples in it"),
-        (["[1]"], "line 1: not an object"),
+        (["[1]"], "line 1: not a JSON object"),
     ],
 )
 def test_bad_mixture_is_named(tmp_path, rows, message):

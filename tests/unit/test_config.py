@@ -165,3 +165,15 @@ def test_the_production_runs_differ_in_what_is_listed_only() -> None:
         assert found == row
         rest.append(values)
     assert all(values == rest[0] for values in rest)
+
+
+def test_an_overlay_with_another_kind_of_engine_replaces_the_engine(tmp_path):
+    """Keys of the other kind would be unknown to it; the same kind is merged key by key."""
+    base = '[run]\nname = "x"\nfolder = "r"\n[models]\npolicy = "p"\nreasoner = "q"\n'
+    base += '[[data.questions]]\nkind = "jsonl"\npath = "q.jsonl"\n'
+    (tmp_path / "a.toml").write_text(base + '[reasoning]\nengine = { kind = "vllm", kv_cache_mib = 64 }\n')
+    (tmp_path / "b.toml").write_text('[reasoning]\nengine = { kind = "transformers", dtype = "float32" }\n')
+    (tmp_path / "c.toml").write_text('[reasoning]\nengine = { kind = "vllm", dtype = "float32" }\n')
+    assert load_config(tmp_path / "a.toml", [tmp_path / "b.toml"]).reasoning.engine.kind == "transformers"
+    merged = load_config(tmp_path / "a.toml", [tmp_path / "c.toml"]).reasoning.engine
+    assert (merged.dtype, merged.kv_cache_mib) == ("float32", 64)

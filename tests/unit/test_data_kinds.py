@@ -64,6 +64,10 @@ def test_gold_answers_with_one_reading(text: Any, answer: str) -> None:
         (float("inf"), "no answer: the cell is inf"),
         ("NaN", "no answer"),
         ("  ", "no answer"),
+        ("N/A", "no answer: the cell says 'N/A'"),
+        ("null", "no answer: the cell says"),
+        ("[]", "no answer: the cell says"),
+        ("-inf", "no answer: the cell says"),
         ("<answer></answer>", "no answer"),
         ("There are two.\nAnd one more.", "the answer has several lines"),
         ("\\boxed{1} or \\boxed{2}", "the answer names several boxed values"),
@@ -222,3 +226,11 @@ def test_float_pictures_and_large_ones() -> None:
     large = io.BytesIO()
     Image.new("1", (20_000, 9_500)).save(large, "PNG")  # 190 megapixels: above Pillow's own limit
     assert check(large.getvalue(), 200_000_000) == (20_000, 9_500)
+
+
+@pytest.mark.parametrize(
+    "options", [[{"label": "A", "text": "red"}, {"label": "B", "text": "blue"}], [["red", "blue"]]]
+)
+def test_options_that_are_no_texts_are_refused(options: list[Any]) -> None:
+    (problem,) = read({"options": options, "answer": "A"}).problems[:1]
+    assert problem.startswith("the options: (A) is a") and problem.endswith("not a text")

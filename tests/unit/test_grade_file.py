@@ -224,3 +224,29 @@ def test_the_command(tmp_path):
     assert run.returncode == 2
     assert "line 1" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+PIPED = [{"id": str(i), "response": rf"\boxed{{{i}}}", "answer": str(i % 5)} for i in range(7)]
+
+
+@pytest.mark.parametrize("way", ["dash", "named pipe", "dev stdin", "dev fd"])
+def test_input_that_cannot_be_read_twice_is_graded_all_the_same(tmp_path, way):
+    """A pipe is read once: the lines are counted, checked and graded from a copy."""
+    data = "".join(json.dumps(line) + "\n" for line in PIPED)
+    target = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "sophia_mcore.cli", "grade"]
+    given = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    source, more = {"dash": "-", "dev stdin": "/dev/stdin", "dev fd": "/dev/fd/0"}.get(way), None
+    if source is None:
+        source = str(tmp_path / "pipe")
+        os.mkfifo(source)
+        more = subprocess.Popen(["sh", "-c", 'cat > "$0"', source], stdin=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        [*command, source, str(target)], **given, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as process:
+        if more is not None:
+            more.communicate(data)
+        output, errors = process.communicate("" if more else data)
+    assert process.returncode == 0, output + errors
+    graded = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["verdict"] for row in graded] == ["correct"] * 5 + ["wrong"] * 2

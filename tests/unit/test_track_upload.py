@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("mlflow", reason="mlflow-skinny is not installed (pip install '.[track]')")
 
+from sophia_mcore.doctor import configuration as doctor
 from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track import mlflow_upload
@@ -177,3 +178,29 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, run, capsys, monkeypa
         assert not mlflow_upload.upload(run, hanging, PHASES)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+
+
+def test_a_deleted_experiment_is_named_with_what_helps(config, run, capsys):
+    client = _client(config)
+    number = client.create_experiment(config.track.experiment)
+    client.delete_experiment(number)
+    assert not mlflow_upload.upload(run, config, PHASES)
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in (repr(config.track.experiment), "was deleted", f"restore -x {number}", "track.experiment"):
+        assert words in line
+    row = doctor.tracking(config.model_copy(update={"track": config.track.model_copy(update={"enabled": True})}))
+    assert row.state == "warning" and "was deleted" in row.found
+    client.restore_experiment(number)
+    assert mlflow_upload.upload(run, config, PHASES)
+
+
+def test_an_address_in_the_environment_is_not_passed_over_in_silence(config, run, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@elsewhere:5000")
+    assert mlflow_upload.upload(run, config, PHASES)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MLFLOW_TRACKING_URI" in line and "elsewhere:5000 is not used" in line and "hunter2" not in line
+    row = doctor.tracking(config.model_copy(update={"track": config.track.model_copy(update={"enabled": True})}))
+    assert row.state == "warning" and "is not used" in row.found and "hunter2" not in row.found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.track.tracking_uri)
+    assert mlflow_upload.upload(run, config, PHASES)
+    assert capsys.readouterr().err == ""

@@ -20,8 +20,10 @@ def load_prompt(
     or lacks a placeholder.
     """
     source = override or resources.files(package) / f"{name}.txt"
+    if override is not None and override.exists() and not override.is_file() and not override.is_dir():
+        raise UsageError(f"{override}: a pipe or device; the {name} prompt is read more than once, so a file is needed")
     try:
-        text = source.read_text(encoding="utf-8").strip()
+        text = source.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise UsageError(f"{source}: the {name} prompt cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

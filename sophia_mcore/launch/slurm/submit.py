@@ -19,10 +19,10 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.launch.phases import wanted_phases
+from sophia_mcore.launch.phases import all_names, wanted_phases
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
-from sophia_mcore.launch.state import states
+from sophia_mcore.launch.state import check_unfinished, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.failures import forget_failures
@@ -46,12 +46,14 @@ def submit(
     """Snapshot code and configuration, submit what is missing (``only``: of these phases).
 
     Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
-    are still alive. SophiaError: another process works in the folder, Slurm does not answer, nothing can be written.
+    are still alive, what a later phase reads. SophiaError: another process works in the folder, Slurm does not answer,
+    nothing can be written.
     """
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
     check_scripts(config)
     number = rounds or config.run.rounds
+    check_unfinished(config, run, only or all_names(), range(number))
     run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         locks.enter_context(folder_lock(run.slurm.lock_file))
@@ -94,9 +96,11 @@ def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[Phase
 
 
 def would_refuse(config: Config) -> str:
-    """What `submit` would say about the models before it submits anything; "" when nothing."""
+    """What `submit` would say about models and inputs before it submits anything; "" when nothing."""
     try:
-        preflight(Round(config, RunFolder(config.run.folder), 0))
+        run = RunFolder(config.run.folder)
+        check_unfinished(config, run, all_names(), range(config.run.rounds))
+        preflight(Round(config, run, 0))
     except SophiaError as error:
         return str(error)
     return ""

@@ -122,7 +122,8 @@ def calibration_texts(calibration: Path) -> list[str]:
         texts = list(_stored_texts(calibration))
     elif calibration.is_file():
         try:
-            texts = [line for line in calibration.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = calibration.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and its like are text
+            texts = [line.removesuffix("\r") for line in lines if line.strip()]
         except ValueError:
             raise UsageError(f"{calibration} is not a text file (UTF-8), one calibration text per line") from None
     else:

@@ -1,0 +1,128 @@
+"""What later phases read of the user's: looked at before the first phase, so that no rollout is spent on a typo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from sophia_mcore.batch.samples import check_mixture
+from sophia_mcore.config.schema import Config, Mixture, Source
+from sophia_mcore.data.prompts import load_prompt
+from sophia_mcore.data.sources import read_source
+from sophia_mcore.errors import SophiaError
+
+_ROWS = 20  # of a source of held-out questions that are read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """Something that the configuration names by ``key`` and that ``phases`` read.
+
+    ``look`` says what it found, or raises SophiaError.
+    """
+
+    key: str
+    phases: tuple[str, ...]
+    look: Callable[[], str]
+
+
+def inputs_of(config: Config) -> list[Input]:
+    """Every input of the user's but models, questions to train on and user functions, which are looked at elsewhere."""
+    return [*_prompts(config), *_judge(config), *_pairs(config), *_held_out(config), *_tokenizers(config)]
+
+
+def _prompts(config: Config) -> list[Input]:
+    answering = ("evaluate", "train", *(("captions",) if config.objective.fresh_share else ()))
+    judging = ("score", *answering)
+    judge = config.score.judge
+    rows: list[tuple[str, str, Path | None, tuple[str, ...], tuple[str, ...]]] = [
+        ("captions.prompt_file", "describe", config.captions.prompt_file, (), ("captions",)),
+        (
+            *("reasoning.prompt_file", "simulate_seeing", config.reasoning.prompt_file),
+            *(("caption", "question"), ("reasoning",)),
+        ),
+        ("batch.long_thinking_prompt_file", "long_thinking", config.batch.long_thinking_prompt_file, (), answering),
+    ]
+    if judge is not None:
+        needs = ("response",)
+        rows += [
+            ("score.judge.judge_prompt_file", "judge", judge.judge_prompt_file, needs, judging),
+            ("score.judge.extract_prompt_file", "extract_answer", judge.extract_prompt_file, needs, judging),
+        ]
+    return [
+        Input(key=key, phases=phases, look=partial(_prompt, key, name, path, needs))
+        for key, name, path, needs, phases in rows
+        if path is not None
+    ]
+
+
+def _prompt(key: str, name: str, path: Path, needs: tuple[str, ...]) -> str:
+    load_prompt(name, path, needs)
+    return f"{path}"
+
+
+def _judge(config: Config) -> list[Input]:
+    if config.score.judge is None:
+        return []
+    folder = config.score.judge.cache_folder
+
+    def look() -> str:
+        if folder.exists() and not folder.is_dir():
+            raise SophiaError(f"score.judge.cache_folder: {folder} is a file, not a folder")
+        return str(folder)
+
+    return [Input(key="score.judge.cache_folder", phases=("score", "evaluate"), look=look)]
+
+
+def _pairs(config: Config) -> list[Input]:
+    found = [(f"batch.mixtures {mixture.name}", mixture) for mixture in config.batch.mixtures]
+    if config.train.data is not None:
+        found.append(("train.data", Mixture(path=config.train.data, name="pairs", share=0.5)))
+    limit = config.data.max_image_pixels
+    return [Input(key=key, phases=("train",), look=partial(_mixture, key, mixture, limit)) for key, mixture in found]
+
+
+def _mixture(key: str, mixture: Mixture, max_image_pixels: int) -> str:
+    try:
+        return f"{mixture.path}, {check_mixture(mixture, max_image_pixels):,} samples"
+    except SophiaError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
+def _held_out(config: Config) -> list[Input]:
+    return [
+        Input(
+            key=f"evaluate.questions {source.name or source.path}",
+            phases=("questions", "evaluate"),
+            look=partial(first_rows, source, config.data.max_bad_rows),
+        )
+        for source in config.evaluate.questions
+        if source.kind != "datasets" or Path(source.path).exists()  # a name on the hub is not looked up
+    ]
+
+
+def first_rows(source: Source, max_bad_rows: int) -> str:
+    """Read a few rows as the questions phase will. Raises SophiaError when it would stop at them."""
+    bad = [row for row in islice(read_source(source), _ROWS) if row.problems]
+    if len(bad) > max_bad_rows:
+        raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
+    return source.path
+
+
+def _tokenizers(config: Config) -> list[Input]:
+    """``objective.behaviour = "recorded"`` needs one tokenizer; the models' own checks tell of missing folders."""
+    if config.objective.behaviour != "recorded" or config.train.data is not None:
+        return []
+    policy, reasoner = config.models.policy, config.models.reasoner
+
+    def look() -> str:
+        from sophia_mcore.batch.store_samples import require_same_tokenizer
+
+        if reasoner is None or all((folder / "tokenizer.json").is_file() for folder in (policy, reasoner)):
+            require_same_tokenizer(policy, reasoner)
+        return f"{policy}, {reasoner}"
+
+    return [Input(key="objective.behaviour", phases=("train",), look=look)]
