@@ -61,7 +61,9 @@ def init(
 def run(
     config: ConfigArgument,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Start at this phase.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="PHASE", help="Do this phase and all later ones again.")
+    ] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
     overlay: Overlays = None,
     set_: Sets = None,
@@ -76,7 +78,8 @@ def run(
         raise UsageError("--from and --only cannot be combined")
     names = expand([only]) if only else starting_at(first) if first else all_names()
     loaded = _load(config, overlay, set_)
-    folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings)
+    again = names[0] if first else None
+    folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings, again=again)
     if any(phase.uploads for phase in PHASES if phase.name in names):
         from sophia_mcore.report.summary import print_summary
         from sophia_mcore.track.mlflow_upload import upload
@@ -275,11 +278,12 @@ def report(
 
         raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")
     else:
-        from sophia_mcore.report.summary import print_missing
+        from sophia_mcore.report.summary import print_missing, print_stale
 
         problems = Problems()
         run, config = open_for_report(run_folder, problems)
         page = write_report(config, run, PHASES, problems)
+        print_stale(run)
         print_missing(run)
         typer.echo(page)
 

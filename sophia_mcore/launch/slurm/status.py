@@ -21,6 +21,7 @@ from sophia_mcore.launch.slurm.health import unhealthy_nodes
 from sophia_mcore.launch.slurm.submit import Submission, read_submission
 from sophia_mcore.launch.state import states
 from sophia_mcore.phase import PhaseState
+from sophia_mcore.provenance.check import unchecked_line
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -58,12 +59,20 @@ def status_text(config: Config, run: RunFolder) -> str:
         mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
-    return "\n".join([_text(table), *remarks, *problems(run, found, jobs, attempts)])
+    return "\n".join([_text(table), *remarks, *_of_other_settings(run, found), *problems(run, found, jobs, attempts)])
+
+
+def _of_other_settings(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
+    """One line for each phase whose results do not hold any more, and one for all of which that is not known."""
+    lines = [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
+    unchecked = list(dict.fromkeys(state.phase for state in found if state.unchecked))
+    return [*lines, *([unchecked_line(run, unchecked)] if unchecked else [])]
 
 
 def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]) -> list[str]:
     counted = Counter((job.id.partition("_")[0], job.state.lower()) for job in jobs)
-    done = f"{state.done}/{state.total or '?'}" + (" [green]ok[/]" if state.finished else "")
+    word = " [red]stale[/]" if state.stale else " [green]ok[/]" if state.finished else ""
+    done = f"{state.done}/{state.total or '?'}{word}"
     return [
         state.phase,
         str(state.round),
