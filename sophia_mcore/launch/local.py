@@ -106,28 +106,41 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
     ``new_settings``: go on in any case; what depends on the change is done again when its turn comes. ``again``: work
     from this phase on will be done anew, so nothing depends on it. Raises UsageError naming phases and settings.
     """
-    before = load_config(folder.config_file) if folder.config_file.is_file() else None
+    before = _settings_so_far(folder)
     if before is not None:
         old = adopt(Provenance(before, folder, phases.PHASES))
         if old:
             print(f"note: {unchecked_line(folder, old)}", file=sys.stderr, flush=True)
-    renewed = starting_at(again) if again else []
-    changes = Provenance(config, folder, phases.PHASES).changed()
-    refused = {phase: changed for phase, changed in changes.items() if phase not in renewed}
-    if refused and not new_settings:
-        raise UsageError(_refusal(folder, refused))
-    keep_user_files(config, folder, replace=new_settings or not changes)
+    known, refusal = _changes(config, folder, before, starting_at(again) if again else [])
+    if refusal and not new_settings:
+        raise UsageError(refusal)
+    keep_user_files(config, folder, replace=new_settings or not refusal)
     if before is not None:
-        _tell_accepted(before, config, {key for changed in changes.values() for key in changed})
+        _tell_accepted(before, config, known)
     write_text(folder.config_file, dump_toml(config))
 
 
-def _refusal(folder: RunFolder, changes: dict[str, dict[str, str]]) -> str:
-    keys = {key: change for changed in changes.values() for key, change in changed.items()}
+def would_refuse_settings(config: Config, folder: RunFolder) -> str:
+    """What `claim_folder` would say; "" when nothing. Writes nothing."""
+    return _changes(config, folder, _settings_so_far(folder), [])[1]
+
+
+def _settings_so_far(folder: RunFolder) -> Config | None:
+    return load_config(folder.config_file) if folder.config_file.is_file() else None
+
+
+def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: list[str]) -> tuple[set[str], str]:
+    """Keys that have changed since work that depends on them, and why that is refused, if it is."""
+    changes = Provenance(config, folder, phases.PHASES, assumed=before).changed()
+    known = {key for changed in changes.values() for key in changed}
+    refused = {phase: changed for phase, changed in changes.items() if phase not in renewed}
+    if not refused:
+        return known, ""
+    keys = {key: change for changed in refused.values() for key, change in changed.items()}
     shown = ", ".join(f"{key} {change}" for key, change in list(keys.items())[:5])
     shown += f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    depend = f"{', '.join(changes)} {'depends' if len(changes) == 1 else 'depend'} on them"
-    return (
+    depend = f"{', '.join(refused)} {'depends' if len(refused) == 1 else 'depend'} on them"
+    return known, (
         f"{folder.path} was started with other settings ({shown}), and {depend}: choose "
         "another run.folder, begin a variant with 'sophia fork', or add --new-settings to do again what depends on them"
     )

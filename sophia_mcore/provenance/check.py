@@ -78,10 +78,14 @@ class Verdict:
 
 
 class Provenance:
-    """The results of a run, held against a configuration. Looks at each file once: make a new one after any work."""
+    """The results of a run, held against a configuration. Looks at each file once: make a new one after any work.
 
-    def __init__(self, config: Config, run: RunFolder, phases: Sequence[Phase]) -> None:
+    ``assumed``: the configuration that results without a record were made with.
+    """
+
+    def __init__(self, config: Config, run: RunFolder, phases: Sequence[Phase], assumed: Config | None = None) -> None:
         self.config, self.run = config, run
+        self._assumed = None if assumed is None else Provenance(assumed, run, phases)
         self.contents = Contents()
         self._phases = [phase for phase in phases if not phase.again]
         self._settings = flat(config)
@@ -138,10 +142,11 @@ class Provenance:
     def present(self, phase: Phase, index: int, part: Part, *, adopted: bool = False) -> Record:
         """What the part would be made from now."""
         return Record(
-            settings=self._values(part), reads=self._read(phase, part), behind=self._behind(part), adopted=adopted
+            settings=self.values(part), reads=self._read(phase, part), behind=self._behind(part), adopted=adopted
         )
 
-    def _values(self, part: Part) -> Values:
+    def values(self, part: Part) -> Values:
+        """The settings that the part depends on, as they are now."""
         found = relevant(self._settings, part.settings, self.contents)
         for name, value in part.values.items():
             found[name] = as_stored(value, self.contents)
@@ -169,7 +174,8 @@ class Provenance:
                     return phase, index, part
         return None
 
-    def _makers(self, part: Part) -> list[tuple[Phase, int, Part]]:
+    def makers(self, part: Part) -> list[tuple[Phase, int, Part]]:
+        """The parts whose results the part reads."""
         found = {}
         for name, index in part.reads:
             maker = self._maker(name, index)
@@ -179,7 +185,7 @@ class Provenance:
 
     def _behind(self, part: Part) -> Values:
         found: Values = {}
-        for phase, index, maker in self._makers(part):
+        for phase, index, maker in self.makers(part):
             record = self.record(phase, index, maker)
             if record is not None:
                 found |= record.behind
@@ -202,13 +208,14 @@ class Provenance:
         if not self.is_there(part):
             return Verdict(**named, changed={})
         record = self.record(phase, index, part)
-        makers = self._makers(part)
+        makers = self.makers(part)
         if record is None:
             newer = [maker[0].name for maker in makers if self._is_recorded(*maker)]
             reasons = [f"it was made before {name} was done anew" for name in dict.fromkeys(newer)]
-            reasons += self._upstream(makers)
-            return Verdict(**named, there=True, changed={}, reasons=tuple(reasons), unchecked=not reasons)
-        changed = differing(record.settings, self._values(part))
+            changed = differing(self._assumed.values(part), self.values(part)) if self._assumed else {}
+            reasons += [*([_listed(changed)] if changed else []), *self._upstream(makers)]
+            return Verdict(**named, there=True, changed=changed, reasons=tuple(reasons), unchecked=not reasons)
+        changed = differing(record.settings, self.values(part))
         reasons = [_listed(changed)] if changed else []
         reasons += self._other_inputs(phase, part, record)
         reasons += self._upstream(makers)

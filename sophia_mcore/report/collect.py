@@ -75,6 +75,7 @@ def collect(
         "missing": missing,
         "stale": provenance.stale_lines(),
         "unchecked": [unchecked_line(run, unchecked)] if unchecked else [],
+        "fork": read_json(run.fork_file, problems, {"path": str, "shared": list[str]}) or {},
     }
 
 
