@@ -8,7 +8,7 @@ from typing import Any
 from sophia_mcore.config.schema import Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
-from sophia_mcore.store.layout import Round
+from sophia_mcore.store.layout import SUMMARY, Round
 
 _ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles")
 
@@ -101,6 +101,19 @@ def score(round: Round) -> list[Part]:
             settings=("run.seed", "reward"),
             reads=(("questions", 0), ("trajectories", index), ("verdicts", index)),
         ),
+    ]
+
+
+def fp8_check(round: Round) -> list[Part]:
+    """A passed check of FP8 on the policy. A failed one binds nothing."""
+    run = round.run
+    return [
+        Part(
+            name="fp8_check",
+            results={"fp8_check": run.fp8_check / SUMMARY},
+            beside=(run.fp8_check, run.fp8_check_file, run.fp8_check_html),
+            settings=("models.policy", "fp8", "train.dtype"),
+        )
     ]
 
 

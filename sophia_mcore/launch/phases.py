@@ -70,11 +70,25 @@ SCORE = Phase(
     outputs=lambda run, index: {"verdicts": run.round(index).verdicts, "kept": run.round(index).kept_file},
     reported="kept",
 )
+FP8_CHECK = Phase(
+    name="fp8-check",
+    environment="trainer",
+    ranks=Ranks(module="sophia_mcore.train.fp8.worker", folder=lambda round: round.run.fp8_check),
+    needs=("score",),
+    inputs=readers.kept_for_the_check,
+    preflight=True,
+    wanted=lambda config: config.fp8.used and not config.fp8.check.skip,
+    once=True,
+    state=readers.fp8_check_state,
+    shape=training_shape,
+    settings=("models.policy", "fp8", "train.dtype"),
+    parts=parts.fp8_check,
+)
 TRAIN = Phase(
     name="train",
     environment="trainer",
     ranks=Ranks(module="sophia_mcore.train.worker", folder=lambda round: round.folder.train),
-    needs=("score",),
+    needs=("score", "fp8-check"),
     inputs=readers.kept_is_there,
     preflight=True,
     state=readers.train_state,
@@ -122,7 +136,17 @@ REPORT = Phase(
     uploads=True,
 )
 
-PHASES: tuple[Phase, ...] = (QUESTIONS, CAPTIONS, REASONING, SCORE, TRAIN, EXPORT, EVALUATE, REPORT)  # in flow order
+PHASES: tuple[Phase, ...] = (
+    QUESTIONS,
+    CAPTIONS,
+    REASONING,
+    SCORE,
+    FP8_CHECK,
+    TRAIN,
+    EXPORT,
+    EVALUATE,
+    REPORT,
+)  # in flow order
 
 
 def all_names() -> list[str]:

@@ -31,7 +31,7 @@ CHANGE_NO_RESULT = (
     "train.distributed_optimizer", "train.optimizer_offload_fraction", "train.recompute", "train.save_every_steps",
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
-    "evaluate.evaluate_base", "fp8.check",
+    "evaluate.evaluate_base", "fp8.check.skip",
 )  # fmt: skip
 
 

@@ -199,6 +199,11 @@ class RunFolder:
         return SlurmFolder(self.path / "slurm")
 
     @property
+    def fp8_check(self) -> Path:
+        """Folder of the FP8 check's ranks; the summary in it says that the check has passed."""
+        return self.path / "fp8_check"
+
+    @property
     def fp8_check_config_file(self) -> Path:
         return self.path / "fp8_check.toml"
 

@@ -35,6 +35,9 @@ def make_whole_run(folder: Path, config: Config | None = None) -> tuple[RunFolde
     (checkpoint / "checkpoint.json").write_text(json.dumps({"step": 19, "digests": {"__0_0.distcp": "abc"}}))
     (run.round(0).model / "conversion.json").write_text(json.dumps({"source": {"folder": checkpoint.name}}))
     (run.round(0).model / "model.safetensors").write_bytes(b"old weights")
+    if config.fp8.used:
+        run.fp8_check.mkdir()
+        (run.fp8_check / "summary.json").write_text(json.dumps({"passed": True}))
     questions = read_shard(run.questions_file, Question)
     answers = read_shard(next(run.evaluation("base", "paper").glob("*.parquet")), Answer)
     write_shard(run.round(0).fresh / "000000-a.parquet", answers[: len(questions)], Answer)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.phases import phase_named
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
@@ -46,7 +47,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
 def status_text(config: Config, run: RunFolder) -> str:
     """The table of phases, then what went wrong."""
     rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
-    found = states(config, run, range(rounds))
+    found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:
