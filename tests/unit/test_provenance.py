@@ -23,6 +23,8 @@ from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.report.build import write_report
 from sophia_mcore.report.compare import write_comparison
 from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.track.metrics import MetricsLog
+from sophia_mcore.track.runs import children_of
 from tests.support.provenance_world import make_whole_run, record_all, with_values
 
 
@@ -69,6 +71,9 @@ def test_a_changed_reward_trains_anew(world: tuple[RunFolder, Config, list[str]]
     (old,) = run.aside.glob("*/round-0/model/model.safetensors")
     assert old.read_bytes() == b"old weights"
     assert 'id="stale"' not in run.report_html.read_text()
+    MetricsLog(run.round(0).train_metrics_file).log(1, "train", {"loss": 3.0})
+    names = {child.phase for child in children_of(run, changed, 0, PHASES)}
+    assert "train again 1" in names and "train" not in names  # the curve does not go on in the old MLflow run
 
 
 def test_the_same_again_changes_nothing(world: tuple[RunFolder, Config, list[str]]) -> None:
