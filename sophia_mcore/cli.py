@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from sophia_mcore import cli_runs
+from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 from sophia_mcore.errors import run_command
-
-if TYPE_CHECKING:
-    from sophia_mcore.config.schema import Config
 
 app = typer.Typer(
     add_completion=False,
@@ -21,21 +20,6 @@ app = typer.Typer(
     help="SOPHIA: semi-off-policy RL for vision-language slow thinking on Megatron-Core.",
 )
 
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run's TOML file.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder (or its TOML file).")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")]
-Overlays = Annotated[list[Path] | None, typer.Option("--overlay", metavar="FILE", help="TOML merged over CONFIG.")]
-Round = Annotated[int, typer.Option("--round", min=0, help="Which round.")]
-NewSettings = Annotated[
-    bool, typer.Option("--new-settings", help="Go on in a run folder that was started with other settings.")
-]
-
-
-def _load(config: Path, overlays: list[Path] | None, sets: list[str] | None) -> Config:
-    from sophia_mcore.config import load_config
-
-    return load_config(config, overlays or (), sets or ())
-
 
 def _phases(
     config: Path, overlays: list[Path] | None, sets: list[str] | None, names: list[str], round_: int, new: bool
@@ -43,7 +27,7 @@ def _phases(
     from sophia_mcore.launch.local import run_phases
     from sophia_mcore.launch.phases import expand
 
-    run_phases(_load(config, overlays, sets), expand(names), [round_], new_settings=new)
+    run_phases(load(config, overlays, sets), expand(names), [round_], new_settings=new)
 
 
 @app.command()
@@ -61,7 +45,9 @@ def init(
 def run(
     config: ConfigArgument,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
-    first: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Start at this phase.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="PHASE", help="Do this phase and all later ones again.")
+    ] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
     overlay: Overlays = None,
     set_: Sets = None,
@@ -75,8 +61,9 @@ def run(
     if first and only:
         raise UsageError("--from and --only cannot be combined")
     names = expand([only]) if only else starting_at(first) if first else all_names()
-    loaded = _load(config, overlay, set_)
-    folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings)
+    loaded = load(config, overlay, set_)
+    again = names[0] if first else None
+    folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings, again=again)
     if any(phase.uploads for phase in PHASES if phase.name in names):
         from sophia_mcore.report.summary import print_summary
         from sophia_mcore.track.mlflow_upload import upload
@@ -115,7 +102,7 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
     """Measure FP8 against training without it on stored trajectories; `train` asks for a passed check."""
     from sophia_mcore.launch.fp8_check import run_fp8_check
 
-    typer.echo(run_fp8_check(_load(config, overlay, set_), round_))
+    typer.echo(run_fp8_check(load(config, overlay, set_), round_))
 
 
 @app.command()
@@ -126,7 +113,7 @@ def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -
     from sophia_mcore.data.preview import previews
     from sophia_mcore.launch.inputs import inputs_of
 
-    loaded = _load(config, overlay, set_)
+    loaded = load(config, overlay, set_)
     typer.echo(dump_toml(loaded), nl=False)
     for preview in previews(loaded):
         typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
@@ -252,7 +239,7 @@ def plan(
     given = Assumptions(
         questions=questions, response_tokens=response_tokens, caption_tokens=caption_tokens, tiles=tiles, kept=kept
     )
-    loaded = _load(config, overlay, set_)
+    loaded = load(config, overlay, set_)
     if write is not None:
         check_target(write, (config, *(overlay or ())))  # before the work
     made = make_plan(loaded, gpu, gpus, given, fp8, measured)
@@ -284,11 +271,12 @@ def report(
 
         raise UsageError("--output is for the comparison of two runs; one run's report lies in its folder")
     else:
-        from sophia_mcore.report.summary import print_missing
+        from sophia_mcore.report.summary import print_missing, print_stale
 
         problems = Problems()
         run, config = open_for_report(run_folder, problems)
         page = write_report(config, run, PHASES, problems)
+        print_stale(run)
         print_missing(run)
         typer.echo(page)
 
@@ -307,7 +295,7 @@ def doctor(
 
     if config is None and (overlay or set_):
         raise UsageError("--overlay and --set change a CONFIG: name it too")
-    examine(None if config is None else _load(config, overlay, set_), Console())
+    examine(None if config is None else load(config, overlay, set_), Console())
 
 
 @app.command()
@@ -325,58 +313,7 @@ def track(run_folder: RunArgument) -> None:
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
-@app.command()
-def submit(
-    config: ConfigArgument,
-    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every command and ask Slurm; submit nothing.")
-    ] = False,
-    only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
-    overlay: Overlays = None,
-    set_: Sets = None,
-    new_settings: NewSettings = False,
-) -> None:
-    """Submit what the run still needs to Slurm. Again, later: only what is missing."""
-    from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.phases import all_names, expand
-    from sophia_mcore.launch.slurm import jobs, submit
-    from sophia_mcore.launch.slurm.status import submission_table
-
-    loaded = _load(config, overlay, set_)
-    names = expand([only]) if only else all_names()
-    if dry_run:
-        found = submit.dry_run(loaded, rounds, names)
-        typer.echo(jobs.shown(found.commands))
-    else:
-        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings)
-    typer.echo(submission_table(found, dry_run=dry_run))
-    refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
-    if refused:
-        raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
-    if dry_run and (complaint := submit.would_refuse(loaded)):
-        typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
-
-
-@app.command()
-def status(run_folder: RunArgument) -> None:
-    """Phases, work units, jobs, last loss, time left, and what went wrong."""
-    from sophia_mcore.launch.local import open_run
-    from sophia_mcore.launch.slurm.status import status_text
-
-    folder, config = open_run(run_folder)
-    typer.echo(status_text(config, folder))
-
-
-@app.command()
-def cancel(run_folder: RunArgument) -> None:
-    """End the run's jobs; `sophia submit` goes on from there."""
-    from sophia_mcore.launch.local import open_run
-    from sophia_mcore.launch.slurm import submit
-
-    folder, _ = open_run(run_folder)
-    ids = submit.cancel(folder)
-    typer.echo(f"cancelled {len(ids)} jobs: {' '.join(ids)}" if ids else "no jobs of this run are waiting or running")
+cli_runs.register(app)
 
 
 def main() -> None:

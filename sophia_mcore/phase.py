@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.failures import read_failures
@@ -35,6 +35,8 @@ class PhaseState:
     finished: bool = False
     loss: float | None = None
     seconds_left: float | None = None
+    stale: str = ""  # why its results do not hold any more, which makes it unfinished
+    unchecked: bool = False  # its results are of a version that kept no records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,22 @@ class Ranks:
 
     module: str
     folder: Callable[[Round], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Results of a phase of a round that hold or fall together.
+
+    They hold as long as nothing has changed of the ``settings`` (keys or sections of the configuration), of the
+    ``values`` (further ones, by a name for the user) and of the results that it ``reads``.
+    """
+
+    name: str
+    results: Mapping[str, Path]  # by a name that is unique among all phases: what other parts read
+    beside: tuple[Path, ...] = ()  # goes with the results when they are set aside
+    settings: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[tuple[str, int], ...] = ()  # names of results of other phases, each with its round
 
 
 def always(config: Config) -> bool:
@@ -100,6 +118,7 @@ class Phase:
     script: str = ""  # its .sbatch file in cluster.scripts; "": NAME.sbatch. "phase" is the one for any phase
 
     settings: tuple[str, ...] = ()  # keys, or sections, of the configuration that its result depends on
+    parts: Callable[[Round], list[Part]] | None = None  # None: all that it leaves is one part, which reads all it needs
     outputs: Callable[[RunFolder, int], dict[str, Path]] = nothing_stored  # links of the lineage: name -> where
     reported: str = ""  # key of a round in report.json that shows that there are results
 

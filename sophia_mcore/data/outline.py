@@ -97,7 +97,7 @@ def _by_values(role: str, names: Sequence[str], values: Mapping[str, Sequence[An
     if role == "question":
         texts = [n for n in names if values[n] and all(isinstance(v, str) for v in values[n])]
         asking = [n for n in texts if sum("?" in v for v in values[n]) * 2 > len(values[n])]
-        return (asking or [None])[0]
+        return asking[0] if asking else None
     if role == "answer" and len(names) == 1:
         return names[0]
     return None

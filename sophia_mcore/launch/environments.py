@@ -13,7 +13,8 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
-from sophia_mcore.store.layout import Round
+from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
 _SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
 _NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
@@ -43,6 +44,11 @@ def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
         if phase.inputs is not None:
             phase.inputs(round)  # said here: the ranks take a while to start
         run_ranks(round, progress, name, phase.ranks.module, arguments)
+        folder = phase.ranks.folder(round)
+        if not (folder / SUMMARY).is_file():
+            raise SophiaError(
+                json_or_empty(folder / FAILED).get("error") or f"{folder}: {phase.name} left no {SUMMARY}"
+            )
     elif phase.environment == "here":
         assert phase.work is not None, f"phase {phase.name}: neither work nor ranks"
         phase.work(round, progress)

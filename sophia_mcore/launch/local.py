@@ -2,66 +2,89 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import phases
 from sophia_mcore.launch.environments import preflight, run_here
-from sophia_mcore.launch.phases import phases_of
-from sophia_mcore.launch.state import check_unfinished
+from sophia_mcore.launch.phases import phases_of, starting_at
+from sophia_mcore.launch.state import check_unfinished, require_valid_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
-from sophia_mcore.store.atomic import write_failed, write_text
+from sophia_mcore.provenance.check import Provenance, unchecked_line
+from sophia_mcore.provenance.prepare import adopt, prepare
+from sophia_mcore.provenance.settings import differing, flat, relevant
+from sophia_mcore.store.atomic import write_failed, write_json, write_text
+from sophia_mcore.store.content import Contents
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.user_files import keep_user_files
 from sophia_mcore.track.metrics import MetricsLog
 
-# What may change between two starts of one run: it decides where and how fast work is done, not its result.
-_CHANGEABLE = {
-    ("environments",), ("track",), ("cluster",), ("run", "rounds"), ("run", "folder"), ("score", "workers"),
-    ("captions", "engine"),
-    ("reasoning", "engine"), ("evaluate", "engine"), ("train", "save_every_steps"), ("train", "keep_checkpoints"),
-    ("train", "threads_per_process"), ("train", "distributed_timeout_seconds"), ("export",),
-    ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
-}  # fmt: skip
 
-
-def run_phases(config: Config, names: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False) -> RunFolder:
+def run_phases(
+    config: Config, names: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False, again: str | None = None
+) -> RunFolder:
     """Run the phases ``names`` (in flow order) of each round in the run's folder, holding its lock.
 
-    Raises UsageError when the folder belongs to a different configuration (unless ``new_settings``),
-    SophiaError when another process works in it or when a phase fails; before any phase, the same for what a later
-    phase reads (`launch.inputs`).
+    ``again``: this phase and all later ones of the first round are done anew even if they are finished, once: after an
+    interruption the same call goes on. Later rounds then are run whole, since their first phase follows from it.
+
+    Raises UsageError when finished work depends on settings that have changed (unless ``new_settings``),
+    SophiaError when another process works in it or when a phase fails.
+    Before any phase it looks at what later phases read of the user's (`launch.inputs`), and raises what is wrong there.
     """
     folder = RunFolder(config.run.folder)
-    rounds, chosen = list(rounds), set(names)
-    check_unfinished(config, folder, chosen, rounds)
+    indices, chosen = list(rounds), set(names)
+    check_unfinished(config, folder, chosen, indices)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failed(folder.path, error) from error
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
-        claim_folder(config, folder, new_settings=new_settings)
+        claim_folder(config, folder, new_settings=new_settings, again=again)
         metrics = MetricsLog(folder.metrics_file)
         checked = False
-        for index in rounds:
+        renewed = _begin_again(folder, again) if again else ()
+        for index in indices:
             current = Round(config, folder, index)
             for phase in phases_of(index):
-                if phase.name not in chosen or not phase.wanted(config):
+                if not phase.wanted(config) or (phase.name not in chosen and not (again and index > indices[0])):
                     continue
                 if phase.preflight and not checked:
                     preflight(current)
                     checked = True
                 began = time.monotonic()
+                redo = index == indices[0] and phase.name in renewed
+                require_valid_inputs(phase, current)
+                prepare(Provenance(config, folder, phases.PHASES), phase, index, progress.say, again=redo)
+                if redo:
+                    _note_renewed(folder, phase.name)
                 _run_phase(phase, current, progress)
                 metrics.log(index, phase.name, {"seconds": round(time.monotonic() - began, 3)})
+        folder.again_file.unlink(missing_ok=True)
     return folder
+
+
+def _begin_again(run: RunFolder, first: str) -> list[str]:
+    """The phases that are still to be begun anew: all from ``first`` on, or what an interrupted call has left."""
+    found = json_or_empty(run.again_file)
+    if found.get("from") != first or not isinstance(found.get("left"), list):
+        found = {"from": first, "left": starting_at(first)}
+        write_json(run.again_file, found)
+    return list(found["left"])
+
+
+def _note_renewed(run: RunFolder, name: str) -> None:
+    found = json_or_empty(run.again_file)
+    write_json(run.again_file, found | {"left": [phase for phase in found["left"] if phase != name]})
 
 
 def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:
@@ -79,30 +102,60 @@ def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:
         raise SophiaError(f"{phase.name}: {type(error).__name__}: {line} (details: {log})") from error
 
 
-def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = False) -> None:
-    """Write the resolved configuration, or check that the folder's own is the same where results depend on it."""
-    if folder.config_file.is_file() and not new_settings:
-        changed = sorted(_differences(load_config(folder.config_file), config))
-        if changed:
-            shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-            raise UsageError(
-                f"{folder.path} was started with other settings ({shown}): choose another run.folder, "
-                "or add --new-settings to go on with the new ones from the first unfinished phase"
-            )
-    keep_user_files(config, folder, replace=new_settings)
+def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = False, again: str | None = None) -> None:
+    """Write the resolved configuration, if no finished work depends on a setting, or a file, that has changed.
+
+    ``new_settings``: go on in any case; what depends on the change is done again when its turn comes. ``again``: work
+    from this phase on will be done anew, so nothing depends on it. Raises UsageError naming phases and settings.
+    """
+    before = _settings_so_far(folder)
+    if before is not None:
+        old = adopt(Provenance(before, folder, phases.PHASES))
+        if old:
+            print(f"note: {unchecked_line(folder, old)}", file=sys.stderr, flush=True)
+    known, refusal = _changes(config, folder, before, starting_at(again) if again else [])
+    if refusal and not new_settings:
+        raise UsageError(refusal)
+    keep_user_files(config, folder, replace=new_settings or not refusal)
+    if before is not None:
+        _tell_accepted(before, config, known)
     write_text(folder.config_file, dump_toml(config))
 
 
-def _differences(old: Config, new: Config) -> set[str]:
-    def flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-        if any(path[: len(free)] == free for free in _CHANGEABLE):
-            return {}
-        if isinstance(tree, dict):
-            return {key: value for name, child in tree.items() for key, value in flat(child, (*path, name)).items()}
-        return {path: tree}
+def would_refuse_settings(config: Config, folder: RunFolder) -> str:
+    """What `claim_folder` would say; "" when nothing. Writes nothing."""
+    return _changes(config, folder, _settings_so_far(folder), [])[1]
 
-    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
-    return {".".join(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+def _settings_so_far(folder: RunFolder) -> Config | None:
+    return load_config(folder.config_file) if folder.config_file.is_file() else None
+
+
+def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: list[str]) -> tuple[set[str], str]:
+    """Keys that have changed since work that depends on them, and why that is refused, if it is."""
+    changes = Provenance(config, folder, phases.PHASES, assumed=before).changed()
+    known = {key for changed in changes.values() for key in changed}
+    refused = {phase: changed for phase, changed in changes.items() if phase not in renewed}
+    if not refused:
+        return known, ""
+    keys = {key: change for changed in refused.values() for key, change in changed.items()}
+    shown = ", ".join(f"{key} {change}" for key, change in list(keys.items())[:5])
+    shown += f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    depend = f"{', '.join(refused)} {'depends' if len(refused) == 1 else 'depend'} on them"
+    return known, (
+        f"{folder.path} was started with other settings ({shown}), and {depend}: choose "
+        "another run.folder, begin a variant with 'sophia fork', or add --new-settings to do again what depends on them"
+    )
+
+
+def _tell_accepted(before: Config, now: Config, known: set[str]) -> None:
+    """Say which settings have changed without any finished work that depends on them."""
+    contents = Contents()
+    old, new = (relevant(flat(config), [*type(config).model_fields], contents) for config in (before, now))
+    changed = {key: change for key, change in differing(old, new).items() if key not in known}
+    if changed:
+        listed = ", ".join(f"{key} {change}" for key, change in changed.items())
+        print(f"note: changed before any work that depends on it was finished: {listed}", file=sys.stderr, flush=True)
 
 
 def open_run(path: Path) -> tuple[RunFolder, Config]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.launch import readers, work
+from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import training_shape
 from sophia_mcore.phase import Phase, Ranks
 
@@ -22,6 +22,7 @@ QUESTIONS = Phase(
     once=True,
     state=readers.questions_state,
     settings=("data", "evaluate.questions"),
+    parts=parts.questions,
     outputs=lambda run, index: {"questions": run.questions_file},
 )
 CAPTIONS = Phase(
@@ -36,9 +37,10 @@ CAPTIONS = Phase(
     units=readers.caption_units,
     engine=lambda config: config.captions.engine,
     settings=(
-        *("run.seed", "models.policy", "captions", "batch.max_tiles"),
+        *("run.seed", "models.policy", "captions", "batch.max_tiles", "batch.default_system_prompt"),
         *("objective.fresh_share", "fresh", "batch.long_thinking_prompt_file"),
     ),
+    parts=parts.captions,
     outputs=lambda run, index: {"captions": run.round(index).captions, "fresh": run.round(index).fresh},
     reported="captions",
 )
@@ -52,6 +54,7 @@ REASONING = Phase(
     units=readers.reasoning_units,
     engine=lambda config: config.reasoning.engine,
     settings=("run.seed", "models.reasoner", "reasoning"),
+    parts=parts.reasoning,
     outputs=lambda run, index: {"trajectories": run.round(index).trajectories},
     reported="trajectories",
 )
@@ -63,19 +66,35 @@ SCORE = Phase(
     units=readers.score_units,
     state=readers.score_state,
     settings=("run.seed", "score", "reward"),
+    parts=parts.score,
     outputs=lambda run, index: {"verdicts": run.round(index).verdicts, "kept": run.round(index).kept_file},
     reported="kept",
+)
+FP8_CHECK = Phase(
+    name="fp8-check",
+    environment="trainer",
+    ranks=Ranks(module="sophia_mcore.train.fp8.worker", folder=lambda round: round.run.fp8_check),
+    needs=("score",),
+    inputs=readers.kept_for_the_check,
+    preflight=True,
+    wanted=lambda config: config.fp8.used and not config.fp8.check.skip,
+    once=True,
+    state=readers.fp8_check_state,
+    shape=training_shape,
+    settings=("models.policy", "fp8", "train.dtype"),
+    parts=parts.fp8_check,
 )
 TRAIN = Phase(
     name="train",
     environment="trainer",
     ranks=Ranks(module="sophia_mcore.train.worker", folder=lambda round: round.folder.train),
-    needs=("score",),
+    needs=("score", "fp8-check"),
     inputs=readers.kept_is_there,
     preflight=True,
     state=readers.train_state,
     shape=training_shape,
-    settings=("run.seed", "models.policy", "batch", "parallel", "objective", "train", "fp8"),
+    settings=("run.seed", "models.policy", "batch", "parallel", "objective", "reward", "train", "fp8"),
+    parts=parts.train,
     outputs=lambda run, index: {"checkpoint": run.round(index).checkpoints},
     reported="train",
 )
@@ -87,6 +106,7 @@ EXPORT = Phase(
     preflight=True,
     state=readers.export_state,
     settings=("models.policy", "export"),
+    parts=parts.export,
     outputs=lambda run, index: {"export": run.round(index).model},
 )
 EVALUATE = Phase(
@@ -102,6 +122,7 @@ EVALUATE = Phase(
         *("run.seed", "models.policy", "evaluate", "score"),
         *("batch.max_tiles", "batch.long_thinking_prompt_file"),
     ),
+    parts=parts.evaluate,
     outputs=readers.evaluations,
 )
 REPORT = Phase(
@@ -115,7 +136,17 @@ REPORT = Phase(
     uploads=True,
 )
 
-PHASES: tuple[Phase, ...] = (QUESTIONS, CAPTIONS, REASONING, SCORE, TRAIN, EXPORT, EVALUATE, REPORT)  # in flow order
+PHASES: tuple[Phase, ...] = (
+    QUESTIONS,
+    CAPTIONS,
+    REASONING,
+    SCORE,
+    FP8_CHECK,
+    TRAIN,
+    EXPORT,
+    EVALUATE,
+    REPORT,
+)  # in flow order
 
 
 def all_names() -> list[str]:

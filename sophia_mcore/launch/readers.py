@@ -14,6 +14,7 @@ from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
 from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.train.fp8.gate import has_passed
 
 BASE_LABEL = "base"
 _RECENT_STEPS = 20
@@ -92,6 +93,20 @@ def kept_is_there(round: Round) -> None:
     """What the training needs of the score phase: its summary, the last thing that it writes. Raises SophiaError."""
     if round.config.train.data is None and not round.folder.kept_summary_file.is_file():
         raise SophiaError(f"train of round {round.index} cannot start: score of round {round.index} is not finished")
+
+
+def kept_for_the_check(round: Round) -> None:
+    """What the FP8 check measures on. Raises SophiaError."""
+    if not round.folder.kept_summary_file.is_file():
+        raise SophiaError(
+            f"fp8-check of round {round.index} cannot start: score of round {round.index} is not finished"
+        )
+
+
+def fp8_check_state(round: Round, phase: str) -> PhaseState:
+    """Finished when a check with these settings has passed, by this phase or by `sophia fp8-check`."""
+    passed = has_passed(round.config, round.run)
+    return PhaseState(phase=phase, round=round.index, total=1, done=int(passed), finished=passed)
 
 
 def train_state(round: Round, phase: str) -> PhaseState:

@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch import phases
 from sophia_mcore.launch.inputs import inputs_of
-from sophia_mcore.launch.phases import PHASES, phases_of, starting_at, wanted_needs
+from sophia_mcore.launch.phases import phases_of, starting_at, wanted_needs
 from sophia_mcore.phase import Phase, PhaseState
+from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.store.layout import Round, RunFolder
 
 
 def states(config: Config, run: RunFolder, rounds: Iterable[int]) -> list[PhaseState]:
     """All phases of all rounds in flow order."""
-    return [phase.state_of(Round(config, run, index)) for index in rounds for phase in phases_of(index)]
+    provenance = Provenance(config, run, phases.PHASES)
+    return [state_of(phase, Round(config, run, index), provenance) for index in rounds for phase in phases_of(index)]
+
+
+def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -> PhaseState:
+    """How far a phase is; results that do not hold any more are no results.
+
+    Raises SophiaError when its folder holds work of other settings, and nobody has written down of which.
+    """
+    provenance = provenance or Provenance(round.config, round.run, phases.PHASES)
+    verdicts = provenance.of_phase(phase, round.index)
+    why = provenance.why_stale(phase, round.index)
+    try:
+        found = phase.state_of(round)
+    except SophiaError:
+        if not why:
+            raise
+        found = PhaseState(phase=phase.name, round=round.index)
+    if why:
+        return replace(found, finished=False, stale=why)
+    return replace(found, unchecked=any(verdict.unchecked for verdict in verdicts))
+
+
+def require_valid_inputs(phase: Phase, round: Round) -> None:
+    """Raise SophiaError when results that the phase needs do not hold any more, naming phase and setting."""
+    if phase.again:
+        return
+    provenance = Provenance(round.config, round.run, phases.PHASES)
+    for needed, index in wanted_needs(round.config, phase, round.index):
+        why = provenance.why_stale(needed, index)
+        if why:
+            raise SophiaError(
+                f"{phase.name} of round {round.index} cannot start: {needed.name} of round {index} has to be done "
+                f"again first ({why})"
+            )
 
 
 def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rounds: Sequence[int]) -> None:
@@ -23,7 +60,7 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
     Finished phases read nothing any more. Raises the error of the first input that cannot be used.
     """
     wanted = set(names)
-    sampling = next((phase.name for phase in PHASES if phase.name in wanted and phase.engine is not None), None)
+    sampling = next((phase.name for phase in phases.PHASES if phase.name in wanted and phase.engine is not None), None)
     if sampling is not None:
         wanted |= set(starting_at(sampling))
     left = {state.phase for state in states(config, run, rounds) if not state.finished} & wanted
@@ -35,8 +72,9 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
 def check_inputs(phase: Phase, round: Round) -> None:
     """What a phase needs is there: looked at by the phase itself, whatever dependency let it start.
 
-    Raises SophiaError naming what is missing.
+    Raises SophiaError naming what is missing, or does not hold any more.
     """
+    require_valid_inputs(phase, round)
     if phase.inputs is not None:
         phase.inputs(round)
     else:

@@ -71,6 +71,10 @@ class TerminalProgress:
         elif self._task is not None:
             self._bars.update(self._task, note=escape(text))
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the bars."""
+        self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def follow(self, events: IO[str]) -> None:
         """Show the events of a child process until it closes its end of the pipe."""
         for line in events:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import platform
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from sophia_mcore import __version__
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
 from sophia_mcore.report.collect import collect
 from sophia_mcore.report.reading import Problems
@@ -26,7 +28,8 @@ _HERE = Path(__file__).parent / "page"
 
 
 def write_report(config: Config, run: RunFolder, phases: Sequence[Phase], problems: Problems | None = None) -> Path:
-    """Write both files and return the path of the page, which names ``problems`` met before as well.
+    """Write both files and return the path of the page, which names ``problems`` met before as well. An FP8 check gets
+    a page of its own.
 
     Raises SophiaError when they cannot be written.
     """
@@ -35,7 +38,18 @@ def write_report(config: Config, run: RunFolder, phases: Sequence[Phase], proble
     page = render_page(config, run, report, problems)
     write_json(run.report_json, report)
     write_text(run.report_html, page)
+    if run.fp8_check_file.is_file():
+        _write_fp8_page(run)
     return run.report_html
+
+
+def _write_fp8_page(run: RunFolder) -> None:
+    from sophia_mcore.report.fp8_page import write_fp8_page
+
+    try:
+        write_fp8_page(run)
+    except (SophiaError, KeyError, TypeError) as error:  # a damaged file, which training names as well
+        print(f"warning: {run.fp8_check_html} is not written: {error!r}", file=sys.stderr, flush=True)
 
 
 def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems: Problems) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.phase import Phase
+from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
 from sophia_mcore.store.layout import RoundFolder, RunFolder
@@ -39,7 +40,9 @@ def collect(
     "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "second_opinion", "dropped",
     "thoughts", "seconds": {phase: seconds}, "train": {"steps", "loss_first", "loss_last", ...}}],
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
-    A part that is not there yet is absent and named in "missing", and so is a damaged file.
+    A part that is not there yet is absent and named in "missing", and so is a damaged file. "stale": the phases whose
+    results were made with other settings or from other results than those of now; "unchecked": a line when for some
+    nobody knows.
     """
     problems = problems or Problems()
     missing: list[str] = []
@@ -64,7 +67,17 @@ def collect(
             lost = {protocol.name for protocol in config.evaluate.protocols} - evaluation[label]["protocols"].keys()
             missing += [f"evaluation of {label} under {name!r}" for name in sorted(lost)]
     missing += problems.lines
-    return {"run": config.run.name, "rounds": rounds, "evaluation": evaluation, "missing": missing}
+    provenance = Provenance(config, run, phases)
+    unchecked = provenance.unchecked_phases()
+    return {
+        "run": config.run.name,
+        "rounds": rounds,
+        "evaluation": evaluation,
+        "missing": missing,
+        "stale": provenance.stale_lines(),
+        "unchecked": [unchecked_line(run, unchecked)] if unchecked else [],
+        "fork": read_json(run.fork_file, problems, {"path": str, "shared": list[str]}) or {},
+    }
 
 
 def _untimed(run: RunFolder, entry: dict[str, Any], phases: Sequence[Phase], seconds: dict[str, float]) -> list[str]:

@@ -51,6 +51,8 @@ def write_comparison(
         pairs=pairs,
         settings=differing_settings(first[1], second[1]),
         missing=missing,
+        stale=[f"{charted.name}: {line}" for charted in runs for line in charted.report["stale"]],
+        unchecked=[f"{charted.name}: {line}" for charted in runs for line in charted.report["unchecked"]],
         charts=charts(runs),
     )
     write_text(target, page)

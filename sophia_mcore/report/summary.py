@@ -21,6 +21,7 @@ def print_summary(run: RunFolder, console: Console | None = None) -> None:
         console.print(escape(_round_line(entry)), highlight=False)
     if report["evaluation"]:
         console.print(_evaluation_table(report["evaluation"]))
+    print_stale(run, console)
     print_missing(run, console)
     console.print(f"report: {escape(str(run.report_html))}", highlight=False)
     if report["rounds"]:
@@ -34,6 +35,15 @@ def print_missing(run: RunFolder, console: Console | None = None) -> None:
     for name in (read_json(run.report_json) or {}).get("missing", []):
         line = " ".join(visible(name).split())
         console.print(f"[yellow]not there (yet):[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def print_stale(run: RunFolder, console: Console | None = None) -> None:
+    """Print one line for each part that report.json names as stale, and one for those of which it is not known."""
+    console = console or Console()
+    report = read_json(run.report_json) or {}
+    for key, word in (("stale", "[red]stale:[/]"), ("unchecked", "[yellow]not checked:[/]")):
+        for line in report.get(key, []):
+            console.print(f"{word} {escape(' '.join(visible(line).split()))}", highlight=False, soft_wrap=True)
 
 
 def _round_line(entry: dict[str, Any]) -> str:

@@ -170,6 +170,25 @@ class RunFolder:
         """Copies of the user's own functions."""
         return self.path / "code"
 
+    def records(self, index: int, phase: str) -> Path:
+        """What the results of a phase of a round were made from: PART.json for each part."""
+        return self.path / "records" / f"round-{index}" / phase
+
+    @property
+    def aside(self) -> Path:
+        """Results that no longer hold, in folders named by the time, under the paths that they had in the run."""
+        return self.path / "aside"
+
+    @property
+    def again_file(self) -> Path:
+        """What `sophia run --from` has begun to do again."""
+        return self.path / "again.json"
+
+    @property
+    def fork_file(self) -> Path:
+        """Which run this one was forked from, and what it shares with it."""
+        return self.path / "fork.json"
+
     @property
     def logs(self) -> Path:
         """Output of the workers of a local run."""
@@ -178,6 +197,11 @@ class RunFolder:
     @property
     def slurm(self) -> SlurmFolder:
         return SlurmFolder(self.path / "slurm")
+
+    @property
+    def fp8_check(self) -> Path:
+        """Folder of the FP8 check's ranks; the summary in it says that the check has passed."""
+        return self.path / "fp8_check"
 
     @property
     def fp8_check_config_file(self) -> Path:

@@ -25,7 +25,7 @@ def model_digest(model_dir: Path | str) -> str:
     folder = Path(model_dir)
     if not folder.is_dir():
         raise SophiaError(f"no model directory at {folder}")
-    files = sorted({path for pattern in _MODEL_PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    files = model_files(folder)
     if not files:
         raise SophiaError(f"model directory {folder} holds no weights or configuration")
     try:
@@ -35,6 +35,11 @@ def model_digest(model_dir: Path | str) -> str:
         raise SophiaError(f"cannot read model directory {folder}: {error}") from error
     lines = (f"{path.name}\t{digest}\n" for path, digest in zip(files, digests, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that change what the model says; [] in another folder."""
+    return sorted({path for pattern in _MODEL_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
 def file_digest(path: Path) -> str:

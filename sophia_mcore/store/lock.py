@@ -16,11 +16,12 @@ from sophia_mcore.store.atomic import write_failed
 
 
 @contextmanager
-def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True) -> Iterator[None]:
+def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
 
     ``shared``: any number of processes may share it, but not together with an exclusive holder.
-    ``named`` False: the holder is not written into the file, so that it can be held on a full disk.
+    ``named`` False: the holder is not written into the file, so that it can be held on a full disk. ``wait``: for the
+    other holder, instead of raising.
     Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why locking fails.
     """
     target = Path(path)
@@ -31,7 +32,7 @@ def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True) -
         raise write_failed(target, error) from error
     try:
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise SophiaError(f"{target.parent} is in use by {_holder(descriptor)}; wait for it or stop it") from None
         except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_metadata, shard_files
 
@@ -22,7 +23,8 @@ _SAID = ("model_digest", "prompt_template", "verifier_version", "fingerprint")  
 def lineage_of(run: RunFolder, index: int, phases: Sequence[Phase]) -> dict[str, Any]:
     """The links of a round that exist so far, last first; a damaged shard is named instead of hashed.
 
-    They are the ``outputs`` of the phases; a name such as "evaluation:base/paper" is a link inside of "evaluation".
+    They are the ``outputs`` of the phases; a name such as "evaluation:base/paper" is a link inside of "evaluation". The
+    last is "fork", in a run that was begun as a variant of another.
     """
     links: dict[str, Any] = {}
     for phase in reversed(phases):
@@ -32,6 +34,10 @@ def lineage_of(run: RunFolder, index: int, phases: Sequence[Phase]) -> dict[str,
                 links.setdefault(group, {})[part] = link
             elif link:
                 links[group] = link
+    origin = json_or_empty(run.fork_file)
+    if origin:
+        shared = ", ".join(map(str, origin.get("shared", [])))
+        links["fork"] = {"of": origin.get("path", ""), "uid": origin.get("uid", ""), "shared": shared}
     return links
 
 

@@ -101,7 +101,12 @@ def children_of(run: RunFolder, config: Config, index: int, phases: Sequence[Pha
             if phase != "train":
                 child.lines.extend(_points([line]))
     own = {phase.name: {n: value for n, value in params.items() if phase.depends_on(n)} for phase in phases}
-    return [replace(child, params=own.get(child.phase, {})) for child in children.values()]
+    found = [replace(child, params=own.get(child.phase, {})) for child in children.values()]
+    before = len(list(run.aside.glob(f"*/{folder.path.name}/{folder.train.name}")))
+    if before:  # trainings whose results no longer hold have MLflow runs of their own: a curve goes on in none
+        later = {"train", "system"}
+        found = [replace(c, phase=f"{c.phase} again {before}") if c.phase in later else c for c in found]
+    return found
 
 
 def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:

@@ -64,16 +64,16 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
             return finished
         except RuntimeError as error:
             if not any(sign in str(error) for sign in _LOST_PEER):
-                _note_failure(run.round(round_index).train, rank, error)
+                note_failure(run.round(round_index).train, rank, error)
                 raise
             print(f"rank {rank} stops: another rank is gone", file=sys.stderr, flush=True)  # that one says why
             raise SystemExit(1) from None
         except Exception as error:
-            _note_failure(run.round(round_index).train, rank, error)
+            note_failure(run.round(round_index).train, rank, error)
             raise
 
 
-def _note_failure(folder: Path, rank: int, error: Exception) -> None:
+def note_failure(folder: Path, rank: int, error: Exception) -> None:
     """For whoever started the ranks: this one failed by itself, so the same would happen again."""
     node = getattr(error, "node", None)
     if node is None and (folder / FAILED).is_file():

@@ -67,7 +67,9 @@ def make_finished_run(
     score_round(Round(config, run, 0), NoProgress())
     train = MetricsLog(run.round(0).train / "metrics.jsonl")
     for step in range(1, 20):
-        train.log(step, "train", {"loss": 1 / step, "logprob_kept": -1 / step, "gradient_norm": 1.0})
+        train.log(
+            step, "train", {"loss": 1 / step, "logprob_kept": -1 / step, "gradient_norm": 1.0, "step_seconds": 0.5}
+        )
     train.close()
     summary = {"steps": 19, "loss_first": 1.0, "loss_last": 0.05, "logprob_before": -1.0, "logprob_after": -0.1}
     (run.round(0).train / "summary.json").write_text(json.dumps(summary))

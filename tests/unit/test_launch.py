@@ -21,7 +21,9 @@ from sophia_mcore.launch.local import claim_folder, run_phases
 from sophia_mcore.launch.phases import expand, starting_at
 from sophia_mcore.launch.process import run_worker
 from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.records import Kept
 from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.shards import write_shard
 
 WORKER = """
 import argparse, sys, time
@@ -170,8 +172,10 @@ def config_at(folder: Path, extra: str = ""):
 def test_a_folder_keeps_its_settings(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     claim_folder(config_at(folder.path), folder)
-    claim_folder(config_at(folder.path, "[score]\nworkers = 7\n"), folder)  # changes nothing in the result
-    with pytest.raises(UsageError, match=r"reward.alpha.*--new-settings"):
+    claim_folder(config_at(folder.path, "[reward]\nalpha = 0.6\n"), folder)  # nothing has been kept by it yet
+    write_shard(folder.round(0).kept_file, [], Kept)
+    claim_folder(config_at(folder.path, "[score]\nworkers = 7\n[reward]\nalpha = 0.6\n"), folder)  # no other result
+    with pytest.raises(UsageError, match=r"reward.alpha 0.6 -> 0.5.*score depends.*--new-settings"):
         claim_folder(config_at(folder.path, "[reward]\nalpha = 0.5\n"), folder)
     claim_folder(config_at(folder.path, "[reward]\nalpha = 0.5\n"), folder, new_settings=True)
     assert load_config(folder.config_file).reward.alpha == 0.5

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sophia_mcore.config import load_config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.phases import PHASES, all_names, phase_named, phases_of
 from sophia_mcore.launch.slurm import health
@@ -17,12 +18,13 @@ from sophia_mcore.launch.slurm.attempts import Attempt, SlurmTask, begin_attempt
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
 from sophia_mcore.launch.slurm.status import seconds_left
-from sophia_mcore.launch.state import check_inputs
+from sophia_mcore.launch.state import check_inputs, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.layout import Round, RunFolder
 from tests.support.generate_world import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted(ROOT.glob("examples/*/run.toml"))
 SITE = Site({"OPTIONS_ALL": "--account=a", "OPTIONS_GPU": "--partition=gpu", "OPTIONS_CPU": "--partition=cpu",
              "OPTIONS_TRAIN": "--time=9", "TASKS_CAPTIONS": "16"})  # fmt: skip
 
@@ -33,6 +35,8 @@ def phases(rounds: int = 1, **finished: int) -> list[PhaseState]:
     for index in range(rounds):
         for phase in phases_of(index):
             left = finished.get(phase.name) if index == 0 else None
+            if phase.name == "fp8-check" and left is None:
+                left = 0  # no part of the run
             done = {} if left is None else {"total": 20, "done": 20 - left, "finished": left == 0}
             found.append(PhaseState(phase=phase.name, round=index, **done))
     return found
@@ -45,6 +49,37 @@ def test_the_chain_of_two_rounds(tmp_path: Path) -> None:
     assert after["captions", 1] == (("export", 0),)  # with the trained policy
     assert after["train", 0] == (("score", 0),) and after["report", 1] == (("evaluate", 1),)
     assert after["questions", 0] == ()
+
+
+def test_the_fp8_check_is_part_of_the_chain(tmp_path: Path) -> None:
+    fp8 = {"recipe": "tensorwise", "backend": "emulated"}
+    parallel = {"tensor": 8, "processes": 16, "processes_per_node": 8}
+    config = make_config(tmp_path, fp8=fp8, parallel=parallel)
+    found = states(config, RunFolder(tmp_path), range(2))
+    jobs = {job.key: job for job in plan_jobs(config, SITE, found)}
+    assert jobs["fp8-check", 0].after == (("score", 0),) and ("fp8-check", 1) not in jobs
+    assert jobs["train", 0].after == (("fp8-check", 0),) and ("fp8-check", 0) not in jobs["train", 1].after
+    assert "--nodes=2" in jobs["fp8-check", 0].options
+    skipped = make_config(tmp_path, fp8=fp8 | {"check": {"skip": True}})
+    assert "fp8-check" not in {job.phase for job in plan_jobs(skipped, SITE, states(skipped, RunFolder(tmp_path), [0]))}
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_the_chain_of_every_example_is_whole(tmp_path: Path, file: Path) -> None:
+    """Whatever the training depends on has a job, and every job a script: nothing is left to be done by hand."""
+    config = load_config(file, sets=[f"run.folder={tmp_path}"])
+    jobs = {job.phase: job for job in plan_jobs(config, SITE, states(config, RunFolder(tmp_path), [0]))}
+    assert [*jobs] == [phase.name for phase in PHASES if phase.wanted(config)]
+    assert ("fp8-check" in jobs) == (config.fp8.used and not config.fp8.check.skip)
+    if "fp8-check" in jobs:
+        assert jobs["train"].after == (("fp8-check", 0),)
+        assert jobs["fp8-check"].options[:4] == jobs["train"].options[:4]  # the same nodes and GPUs
+    ids = {job.key: name for name, job in jobs.items()}
+    for job in jobs.values():
+        command = sbatch_command(job, RunFolder(tmp_path), ROOT / "slurm", "u", ids)
+        assert any(Path(word).name == phase_named(job.phase).script_name for word in command)
+    report = sbatch_command(jobs["report"], RunFolder(tmp_path), ROOT / "slurm", "u", ids)
+    assert any(word.startswith("--dependency=afterany:") and "afterok" not in word for word in report)
 
 
 def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:

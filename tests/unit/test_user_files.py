@@ -10,6 +10,10 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.doctor.configuration import user_files
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.phases import PHASES, phase_named
+from sophia_mcore.provenance.check import Provenance
+from sophia_mcore.provenance.prepare import prepare
+from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.user_files import check_user_files, keep_user_files, load_function
 
@@ -59,10 +63,16 @@ def test_checking_and_copying_run_nothing(tmp_path: Path, ran: Path) -> None:
 def test_a_changed_file_is_told(tmp_path: Path, ran: Path) -> None:
     config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
     claim_folder(config, run)
-    claim_folder(config, run)
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write("# found a mistake\n")
+    claim_folder(config, run)  # nothing has been trained with it
+    assert "mistake" in (run.code / "objective.loss" / "mine.py").read_text()
+    provenance = Provenance(config, run, PHASES)
+    prepare(provenance, phase_named("train"), 0, print)
+    write_json(run.round(0).train_summary_file, {"steps": 1})
     with open(tmp_path / "mine.py", "a") as file:
         file.write("# changed\n")
-    with pytest.raises(UsageError, match=r"objective.loss: .*mine.py has changed since .*--new-settings"):
+    with pytest.raises(UsageError, match=r"objective.loss: .*mine.py has changed.*train depends.*--new-settings"):
         claim_folder(config, run)
     assert "# changed" not in (run.code / "objective.loss" / "mine.py").read_text()
     claim_folder(config, run, new_settings=True)

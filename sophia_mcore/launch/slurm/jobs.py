@@ -181,7 +181,8 @@ def sbatch_command(
     """The command that submits ``job``. ``ids``: numbers of the jobs submitted before it.
 
     After an array the next phase starts in any case and looks itself whether all is there: one lost task must not
-    stop a chain whose work others have done. After a single job it starts only if that succeeded.
+    stop a chain whose work others have done. After a single job it starts only if that succeeded, except for what tells
+    of any end, such as a report.
     """
     folder = run.path.absolute()
     logs = str(folder).replace("%", "%%")
@@ -191,7 +192,8 @@ def sbatch_command(
     if job.tasks:
         command.append(f"--array=0-{job.tasks - 1}")
     if job.after and not test_only:
-        kinds = {key: "afterok" if phase_named(key[0]).units is None else "afterany" for key in job.after}
+        ever = phase_named(job.phase).again
+        kinds = {key: "afterok" if phase_named(key[0]).units is None and not ever else "afterany" for key in job.after}
         waits = ",".join(f"{kind}:{ids[key]}" for key, kind in kinds.items())
         command += [f"--dependency={waits}", "--kill-on-invalid-dep=yes"]
     phase = phase_named(job.phase)

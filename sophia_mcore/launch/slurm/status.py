@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.phases import phase_named
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
@@ -21,6 +22,7 @@ from sophia_mcore.launch.slurm.health import unhealthy_nodes
 from sophia_mcore.launch.slurm.submit import Submission, read_submission
 from sophia_mcore.launch.state import states
 from sophia_mcore.phase import PhaseState
+from sophia_mcore.provenance.check import unchecked_line
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -45,7 +47,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
 def status_text(config: Config, run: RunFolder) -> str:
     """The table of phases, then what went wrong."""
     rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
-    found = states(config, run, range(rounds))
+    found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:
@@ -58,12 +60,20 @@ def status_text(config: Config, run: RunFolder) -> str:
         mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
-    return "\n".join([_text(table), *remarks, *problems(run, found, jobs, attempts)])
+    return "\n".join([_text(table), *remarks, *_of_other_settings(run, found), *problems(run, found, jobs, attempts)])
+
+
+def _of_other_settings(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
+    """One line for each phase whose results do not hold any more, and one for all of which that is not known."""
+    lines = [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
+    unchecked = list(dict.fromkeys(state.phase for state in found if state.unchecked))
+    return [*lines, *([unchecked_line(run, unchecked)] if unchecked else [])]
 
 
 def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]) -> list[str]:
     counted = Counter((job.id.partition("_")[0], job.state.lower()) for job in jobs)
-    done = f"{state.done}/{state.total or '?'}" + (" [green]ok[/]" if state.finished else "")
+    word = " [red]stale[/]" if state.stale else " [green]ok[/]" if state.finished else ""
+    done = f"{state.done}/{state.total or '?'}{word}"
     return [
         state.phase,
         str(state.round),

@@ -18,7 +18,7 @@ import sophia_mcore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight
-from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.local import claim_folder, would_refuse_settings
 from sophia_mcore.launch.phases import all_names, wanted_phases
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
@@ -96,7 +96,10 @@ def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[Phase
 
 
 def would_refuse(config: Config) -> str:
-    """What `submit` would say about models and inputs before it submits anything; "" when nothing."""
+    """What `submit` would say about settings, models and inputs before it submits anything; "" when nothing."""
+    changed = would_refuse_settings(config, RunFolder(config.run.folder))
+    if changed:
+        return changed
     try:
         run = RunFolder(config.run.folder)
         check_unfinished(config, run, all_names(), range(config.run.rounds))

@@ -16,11 +16,14 @@ from types import FrameType
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, SophiaError, UsageError, run_command
+from sophia_mcore.launch import phases
 from sophia_mcore.launch.slurm import health
 from sophia_mcore.launch.slurm.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
-from sophia_mcore.launch.state import check_inputs
+from sophia_mcore.launch.state import check_inputs, state_of
 from sophia_mcore.phase import Phase
 from sophia_mcore.progress import LineProgress
+from sophia_mcore.provenance.check import Provenance
+from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
@@ -80,13 +83,15 @@ def run_task(phase: Phase, config_file: Path, round_index: int) -> int:
 
 def _do(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
     """Check and work. Raises SophiaError; Unhealthy after noting the node down for exclusion."""
-    if not phase.again and phase.state_of(round).finished:
+    if not phase.again and state_of(phase, round).finished:
         return
     config, cluster = round.config, round.config.cluster
     try:
         gpus = phase.shape_for(config).gpus
         health.check_node(round.run, task, gpus=gpus, canary_seconds=cluster.canary_seconds)
         check_inputs(phase, round)
+        if task.node_index == 0:
+            prepare(Provenance(config, round.run, phases.PHASES), phase, round.index, _say)
         if phase.ranks is not None:
             _on_ranks(phase, round, task, stop)
         else:
@@ -96,10 +101,13 @@ def _do(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
         health.exclude(round.run, task, [error.node or task.node], cluster.max_excluded_nodes)
         raise
     if phase.uploads and config.track.enabled:
-        from sophia_mcore.launch.phases import PHASES
         from sophia_mcore.track.mlflow_upload import upload
 
-        upload(round.run, config, PHASES)
+        upload(round.run, config, phases.PHASES)
+
+
+def _say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _on_ranks(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.json_files import read_json
+from sophia_mcore.store.json_files import json_or_empty, read_json
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import model_digest
 
@@ -19,9 +20,12 @@ _NOT_NUMERICS = set(_CHECK_NAMES.values())
 
 def check_digest(config: Config) -> str:
     """sha256 over what the check's result depends on: FP8 settings, thresholds, dtype, and every byte of the policy."""
-    numerics = {name: value for name, value in fp8_settings(config).items() if name not in _NOT_NUMERICS}
-    text = json.dumps(numerics, sort_keys=True) + model_digest(config.models.policy)
+    text = json.dumps(_numerics(fp8_settings(config)), sort_keys=True) + model_digest(config.models.policy)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _numerics(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _NOT_NUMERICS}
 
 
 def fp8_settings(config: Config) -> dict[str, Any]:
@@ -50,13 +54,50 @@ def require_check(config: Config, run: RunFolder) -> None:
         why = "; ".join(found.get("failures", [])) or "it says not why"
         raise SophiaError(f"{file}: FP8 did not pass ({why}): change [fp8], or set fp8.check.skip = true")
     try:
-        steps, trained = len(found["loss"]["fp8"]), config.train.steps
+        steps, wanted = _steps(config, found)
     except (KeyError, TypeError):
         raise SophiaError(f"{file}: cannot be read (no loss curves); {remedy}") from None
-    wanted = config.fp8.check.steps if trained is None else min(config.fp8.check.steps, trained)
-    by_epochs = trained is None and found.get("train_steps") is None  # as many steps as there are, in both
-    if steps < wanted and not by_epochs:
+    if steps < wanted:
         raise SophiaError(f"{file}: its loss curves have {steps} steps, this training allows {wanted}: {remedy}")
+
+
+def _steps(config: Config, found: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps of the check's loss curves, and how many this training asks for."""
+    steps, trained = len(found["loss"]["fp8"]), config.train.steps
+    if trained is None and found.get("train_steps") is None:  # as many steps as there are, in both
+        return steps, 0
+    return steps, config.fp8.check.steps if trained is None else min(config.fp8.check.steps, trained)
+
+
+def has_passed(config: Config, run: RunFolder) -> bool:
+    """Whether the run has a passed check with the settings of ``config``; the policy is not looked at."""
+    found = json_or_empty(run.fp8_check_file)
+    settings = found.get("settings")
+    try:
+        steps, wanted = _steps(config, found)
+    except (KeyError, TypeError):
+        return False
+    same = isinstance(settings, dict) and _numerics(settings) == _numerics(fp8_settings(config))
+    return found.get("passed") is True and same and steps >= wanted
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """What to tell the user of a check that has not passed, with a proposal; "" of one that has."""
+    return "" if found["passed"] else f"FP8 is not admitted: {'; '.join(found['failures'])}{advice(found)}"
+
+
+def advice(found: Mapping[str, Any]) -> str:
+    """Which setting would meet the limits, of a check that has not passed."""
+    proposed = found["proposed"]
+    if proposed is None:
+        return "; with the delayed recipe no layer can stay in bf16: try tensorwise or blockwise"
+    if not proposed:
+        return "; log-probs and gradients are near enough, the loss curve is not: try blockwise"
+    every = [row["layer"] for row in found["layers"] if row["in_fp8"]]
+    if len(proposed) == len(every):
+        return "; only without any FP8 layer are the limits met"
+    kept = sorted({*proposed, *found["settings"]["layers_in_bf16"]})
+    return f"; the limits on log-probs and gradients are met with fp8.layers_in_bf16 = {kept}"
 
 
 def _differing(settings: Any, config: Config) -> str:

@@ -1,6 +1,7 @@
 """One rank of the FP8 check: ``python -m sophia_mcore.train.fp8.worker RUN/fp8_check.toml --round 0``, under torchrun.
 
-Rank 0 writes fp8_check.json beside the configuration file.
+Rank 0 writes fp8_check.json beside the configuration file, and in the folder fp8_check a summary when the check has
+passed, or why it has not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sophia_mcore.config import load_config
 from sophia_mcore.errors import run_command
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.store.atomic import write_json
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import FAILED, SUMMARY, Round, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--round", type=int, default=0)
     parser.add_argument("--progress-fd", type=int)
     options = parser.parse_args(arguments)
-    return run_command("FP8 check", lambda: _check(options.config, options.round, options.progress_fd))
+
+    def work() -> None:
+        try:
+            _check(options.config, options.round, options.progress_fd)
+        except Exception as error:
+            from sophia_mcore.train.worker import note_failure
+
+            note_failure(RunFolder(options.config.parent).fp8_check, int(os.environ.get("RANK", 0)), error)
+            raise
+
+    return run_command("FP8 check", work)
 
 
 def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None:
@@ -38,13 +49,15 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     import torch.distributed as dist
 
     from sophia_mcore.train.fp8.check import check_fp8
-    from sophia_mcore.train.fp8.gate import check_digest, fp8_settings
+    from sophia_mcore.train.fp8.gate import check_digest, fp8_settings, has_passed, verdict
     from sophia_mcore.train.session import joined
     from sophia_mcore.train.worker import die_with_parent, open_progress
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     progress = open_progress(progress_fd) if int(os.environ.get("RANK", 0)) == 0 else NoProgress()
+    if has_passed(config, run) and (run.fp8_check / SUMMARY).is_file():
+        return
     began = time.time()
     with joined(config) as (groups, backend):
         first = dist.get_rank() == 0
@@ -59,7 +72,14 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
                 "seconds": round(time.time() - began, 1),
             }
             head = {"digest": check_digest(config), "round": round_index, "train_steps": config.train.steps}
-            write_json(run.fp8_check_file, head | {"settings": fp8_settings(config), "where": where} | found)
+            found = head | {"settings": fp8_settings(config), "where": where} | found
+            write_json(run.fp8_check_file, found)
+            failure = verdict(found)
+            if failure:
+                write_json(run.fp8_check / FAILED, {"rank": 0, "error": failure, "node": None})
+            else:
+                write_json(run.fp8_check / SUMMARY, {"passed": True} | head)
+                (run.fp8_check / FAILED).unlink(missing_ok=True)
         dist.barrier()
 
 

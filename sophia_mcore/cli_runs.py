@@ -1,0 +1,80 @@
+"""Commands about runs as a whole: on Slurm, their state, and their variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, RunArgument, Sets, load
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (fork, submit, status, cancel):
+        app.command()(command)
+
+
+def fork(
+    run_folder: RunArgument,
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new run.")],
+    first: Annotated[str | None, typer.Option("--from", metavar="PHASE", help="Share nothing from here on.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+) -> None:
+    """Begin a variant of a run that shares with it whatever the new settings leave valid."""
+    from sophia_mcore.launch.fork import fork as begin
+
+    typer.echo(begin(run_folder, new, first=first, overlays=overlay or (), sets=set_ or ()))
+
+
+def submit(
+    config: ConfigArgument,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every command and ask Slurm; submit nothing.")
+    ] = False,
+    only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    new_settings: NewSettings = False,
+) -> None:
+    """Submit what the run still needs to Slurm. Again, later: only what is missing."""
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.launch.phases import all_names, expand
+    from sophia_mcore.launch.slurm import jobs, submit
+    from sophia_mcore.launch.slurm.status import submission_table
+
+    loaded = load(config, overlay, set_)
+    names = expand([only]) if only else all_names()
+    if dry_run:
+        found = submit.dry_run(loaded, rounds, names)
+        typer.echo(jobs.shown(found.commands))
+    else:
+        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings)
+    typer.echo(submission_table(found, dry_run=dry_run))
+    refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
+    if refused:
+        raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
+    if dry_run and (complaint := submit.would_refuse(loaded)):
+        typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
+
+
+def status(run_folder: RunArgument) -> None:
+    """Phases, work units, jobs, last loss, time left, and what went wrong."""
+    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.slurm.status import status_text
+
+    folder, config = open_run(run_folder)
+    typer.echo(status_text(config, folder))
+
+
+def cancel(run_folder: RunArgument) -> None:
+    """End the run's jobs; `sophia submit` goes on from there."""
+    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.slurm import submit
+
+    folder, _ = open_run(run_folder)
+    ids = submit.cancel(folder)
+    typer.echo(f"cancelled {len(ids)} jobs: {' '.join(ids)}" if ids else "no jobs of this run are waiting or running")

@@ -1,0 +1,182 @@
+"""What of a phase hold or fall together, and on what: the column ``parts`` of the table in ``launch.phases``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Source
+from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
+from sophia_mcore.phase import Part
+from sophia_mcore.store.layout import SUMMARY, Round
+
+_ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles")
+
+
+def questions(round: Round) -> list[Part]:
+    """The questions of the round and those of the evaluation."""
+    config, run = round.config, round.run
+    kept, held_out = run.questions_file, run.evaluation_questions_file
+    limit = "data.max_image_pixels"
+    return [
+        Part(
+            name="questions",
+            results={"questions": kept},
+            beside=(kept.with_name(f"{kept.stem}.bad.jsonl"),),
+            settings=("data.questions", limit),
+            values=_files(config.data.questions),
+        ),
+        Part(
+            name="evaluation",
+            results={"evaluation_questions": held_out},
+            beside=(held_out.with_name(f"{held_out.stem}.bad.jsonl"),),
+            settings=("evaluate.questions", limit),
+            values=_files(config.evaluate.questions),
+        ),
+    ]
+
+
+def _files(sources: tuple[Source, ...]) -> dict[str, Any]:
+    files = [Path(source.path) for source in sources if source.kind != "datasets"]
+    return {f"file {path}": path for path in files}
+
+
+def _policy(round: Round) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """Where the model that the round starts from comes from: a setting, or the round before."""
+    return (("models.policy",), ()) if round.index == 0 else ((), (("export", round.index - 1),))
+
+
+def captions(round: Round) -> list[Part]:
+    """The captions, and the policy's own answers."""
+    setting, before = _policy(round)
+    folder = round.folder
+    found = [
+        Part(
+            name="captions",
+            results={"captions": folder.captions},
+            settings=("run.seed", "captions", "batch.max_tiles", "batch.default_system_prompt", *setting),
+            reads=(("questions", 0), *before),
+        )
+    ]
+    if round.config.objective.fresh_share:
+        grading = ("score", "fresh", "batch.long_thinking_prompt_file")
+        found.append(
+            Part(
+                name="fresh",
+                results={"fresh": folder.fresh},
+                settings=(*_ENGINE_OF_CAPTIONS, *grading, *setting),
+                reads=(("questions", 0), *before),
+            )
+        )
+    return found
+
+
+def reasoning(round: Round) -> list[Part]:
+    """The trajectories."""
+    return [
+        Part(
+            name="trajectories",
+            results={"trajectories": round.folder.trajectories},
+            settings=("run.seed", "models.reasoner", "reasoning"),
+            reads=(("questions", 0), ("captions", round.index)),
+        )
+    ]
+
+
+def score(round: Round) -> list[Part]:
+    """Verdicts do not depend on the reward, so another reward does not grade again."""
+    folder, index = round.folder, round.index
+    return [
+        Part(
+            name="verdicts",
+            results={"verdicts": folder.verdicts},
+            beside=(folder.verdict_changes_file,),
+            settings=("score",),
+            reads=(("questions", 0), ("trajectories", index)),
+        ),
+        Part(
+            name="kept",
+            results={"kept": folder.kept_file},
+            beside=(folder.kept_summary_file, folder.second_opinion_file),
+            settings=("run.seed", "reward"),
+            reads=(("questions", 0), ("trajectories", index), ("verdicts", index)),
+        ),
+    ]
+
+
+def fp8_check(round: Round) -> list[Part]:
+    """A passed check of FP8 on the policy. A failed one binds nothing."""
+    run = round.run
+    return [
+        Part(
+            name="fp8_check",
+            results={"fp8_check": run.fp8_check / SUMMARY},
+            beside=(run.fp8_check, run.fp8_check_file, run.fp8_check_html),
+            settings=("models.policy", "fp8", "train.dtype"),
+        )
+    ]
+
+
+def learned_from(round: Round) -> tuple[tuple[str, int], ...]:
+    """The results that the training of the round learns from."""
+    config, index = round.config, round.index
+    if config.train.data is not None:
+        return ()
+    names = ["kept"] if config.objective.trajectories == "kept" else ["questions", "trajectories", "verdicts"]
+    if config.objective.behaviour == "recorded":
+        names += ["questions", "trajectories"]
+    if config.objective.fresh_share:
+        names += ["questions", "fresh"]
+    return tuple((name, 0 if name == "questions" else index) for name in dict.fromkeys(names))
+
+
+def train(round: Round) -> list[Part]:
+    """Checkpoints, and the summary that says that the training has ended."""
+    setting, before = _policy(round)
+    objective = round.config.objective
+    by_reward = objective.trajectories != "kept" or bool(objective.fresh_share)
+    folder = round.folder
+    return [
+        Part(
+            name="train",
+            results={"checkpoint": folder.checkpoints, "training": folder.train_summary_file},
+            beside=(folder.train,),
+            settings=(
+                *("run.seed", "batch", "objective", "train", *setting),
+                *("fp8.recipe", "fp8.backend", "fp8.format", "fp8.layers_at_start_in_bf16"),
+                *("fp8.layers_at_end_in_bf16", "fp8.layers_in_bf16", "fp8.attention_in_bf16"),
+                *("fp8.primary_weights", "fp8.amax_history", "fp8.amax_algorithm"),
+                *(("reward.alpha", "reward.broken") if by_reward else ()),
+            ),
+            reads=(*learned_from(round), *before),
+        )
+    ]
+
+
+def export(round: Round) -> list[Part]:
+    """The trained model, in the layout and with the tokenizer of the one that the round started from."""
+    setting, before = _policy(round)
+    reads = (("checkpoint", round.index), *before)
+    return [Part(name="export", results={"export": round.folder.model}, settings=setting, reads=reads)]
+
+
+def evaluate(round: Round) -> list[Part]:
+    """The answers of each model under each protocol."""
+    found = []
+    for label, _ in evaluated_models(round):
+        base = label == BASE_LABEL
+        for protocol in round.config.evaluate.protocols:
+            sampled = protocol.model_dump(mode="json", exclude={"name"})
+            found.append(
+                Part(
+                    name=f"{label}/{protocol.name}",
+                    results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
+                    settings=(
+                        *("run.seed", "evaluate.engine", "evaluate.questions_per_unit", "score", "batch.max_tiles"),
+                        *("batch.long_thinking_prompt_file", *(("models.policy",) if base else ())),
+                    ),
+                    values={f"evaluate.protocols ({protocol.name})": sampled},
+                    reads=(("evaluation_questions", 0), *(() if base else (("export", round.index),))),
+                )
+            )
+    return found

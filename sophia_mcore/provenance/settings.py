@@ -1,0 +1,107 @@
+"""The settings that a result depends on, as values that can be stored and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sophia_mcore.store.content import Contents
+
+Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
+
+_ENGINE = (
+    "kind", "tensor_parallel", "max_sequences", "gpu_memory_fraction", "kv_cache_mib", "enforce_eager",
+    "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
+)  # fmt: skip
+# Keys and sections that decide where, how fast or how carefully work is done, or what is shown of it, not its result.
+# They may change at any time. Every other key must be among the settings of a part of a phase.
+CHANGE_NO_RESULT = (
+    "run.name", "run.folder", "run.rounds", "environments", "track", "cluster", "parallel", "export",
+    "data.max_bad_rows",
+    *(f"{phase}.engine.{key}" for phase in ("captions", "reasoning", "evaluate") for key in _ENGINE),
+    "score.workers", "score.max_broken_share", "score.second_opinions",
+    *(
+        f"score.judge.{key}"
+        for key in ("base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency", "cache_folder")
+    ),
+    "objective.chunk_tokens", "objective.log_entropy",
+    "train.distributed_optimizer", "train.optimizer_offload_fraction", "train.recompute", "train.save_every_steps",
+    "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
+    "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
+    "evaluate.evaluate_base", "fp8.check.skip",
+)  # fmt: skip
+
+
+def covers(prefixes: Sequence[str], key: str) -> bool:
+    """Whether ``key`` is one of ``prefixes`` or lies in a section that is."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def flat(config: BaseModel) -> dict[str, Any]:
+    """Every setting by its key, such as "reward.alpha"; a list is one value."""
+    return dict(_flat(config.model_dump(mode="python")))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def relevant(settings: Mapping[str, Any], prefixes: Sequence[str], contents: Contents) -> Values:
+    """Those of the ``flat`` settings that lie in ``prefixes`` and can change a result."""
+    return {
+        key: as_stored(value, contents)
+        for key, value in settings.items()
+        if covers(prefixes, key) and not covers(CHANGE_NO_RESULT, key)
+    }
+
+
+def as_stored(value: Any, contents: Contents) -> Any:
+    """``value`` as JSON; a path with the digest of what lies there."""
+    if isinstance(value, Path):
+        return {"path": str(value), "content": contents.given(value)}
+    if isinstance(value, Mapping):
+        return {str(name): as_stored(child, contents) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_stored(item, contents) for item in value]
+    return value
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Keys whose values differ, each with "old -> new"."""
+    keys = [*now, *(key for key in before if key not in now)]
+    pairs = {key: (before.get(key), now.get(key)) for key in keys}
+    return {key: _change(old, new) for key, (old, new) in pairs.items() if not _same(old, new)}
+
+
+def _same(old: Any, new: Any) -> bool:
+    if _is_file(old) and _is_file(new):
+        if old["content"] and new["content"]:
+            return bool(old["content"] == new["content"])
+        return bool(old["path"] == new["path"])  # one of them cannot be read
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(_same(old.get(name), new.get(name)) for name in {**old, **new})
+    return bool(old == new)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"path", "content"}
+
+
+def _change(old: Any, new: Any) -> str:
+    if _is_file(old) and _is_file(new) and old["path"] == new["path"]:
+        return f"the content of {new['path']} has changed"
+    return f"{_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    text = value["path"] if _is_file(value) else "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

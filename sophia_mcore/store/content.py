@@ -1,0 +1,101 @@
+"""Digests of what a phase reads and leaves, cheap enough to be asked for at every start and in every status.
+
+Results name their own content: shards by the hash in their footer, checkpoints and exports by their manifest. A model
+folder, or a large file, is known by its sizes and by samples of its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.layout import checkpoint_steps
+from sophia_mcore.store.lineage import model_files
+from sophia_mcore.store.shards import read_metadata, shard_files
+
+_MANIFESTS = ("conversion.json", "checkpoint.json")  # list the digest of every tensor, or of every file
+_WHOLE_BYTES = 8 << 20  # a file up to this size is read whole
+_SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
+
+
+class Contents:
+    """Digests (sha256, 64 hex digits) by path, each computed once in the life of this object."""
+
+    def __init__(self) -> None:
+        self._results: dict[Path, str | None] = {}
+        self._given: dict[Path, str | None] = {}
+
+    def result(self, path: Path) -> str | None:
+        """Of what a phase has left: a shard, a folder of shards, checkpoints, an export; None where nothing is."""
+        if path not in self._results:
+            self._results[path] = _result(path)
+        return self._results[path]
+
+    def given(self, path: Path) -> str | None:
+        """Of what a user has given: a file or a model folder; None for other folders, and where nothing can be read."""
+        if path not in self._given:
+            try:
+                self._given[path] = _given(path)
+            except OSError:
+                self._given[path] = None
+        return self._given[path]
+
+    def forget(self) -> None:
+        """Results have changed."""
+        self._results.clear()
+
+
+def _result(path: Path) -> str | None:
+    try:
+        if path.is_file():
+            return _shards([path]) if path.suffix == ".parquet" else _joined([_file(path)])
+        if not path.is_dir():
+            return None
+        for manifest in _MANIFESTS:
+            if (path / manifest).is_file():
+                return _joined([_file(path / manifest)])
+        steps = list(checkpoint_steps(path).values())
+        if steps:
+            return _result(steps[-1]) or _joined([steps[-1].name])
+        shards = shard_files(path)
+        return _shards(shards) if shards else None
+    except OSError:
+        return None
+
+
+def _shards(paths: Iterable[Path]) -> str:
+    lines = []
+    for path in paths:
+        try:
+            lines.append(f"{path.name} {read_metadata(path)['sha256']}")
+        except SophiaError:  # damaged, or not one of ours
+            lines.append(f"{path.name} {_file(path)}")
+    return _joined(lines)
+
+
+def _given(path: Path) -> str | None:
+    if path.is_file():
+        return _joined([_file(path)])
+    if not (path / "config.json").is_file():
+        return None
+    return _joined(f"{file.name} {_file(file)}" for file in model_files(path))
+
+
+def _file(path: Path) -> str:
+    """Of the file's size and bytes; of a large file's beginning, end and evenly spaced samples."""
+    running = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        running.update(str(size).encode())
+        whole = size <= _WHOLE_BYTES
+        places = [0] if whole else [i * (size - _SAMPLE_BYTES) // (_SAMPLES - 1) for i in range(_SAMPLES)]
+        for place in places:
+            file.seek(place)
+            running.update(file.read(size if whole else _SAMPLE_BYTES))
+    return running.hexdigest()
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
