@@ -76,6 +76,8 @@ def size_of(image: bytes | Path, max_pixels: int) -> tuple[int, int]:
         raise SophiaError("image unreadable: it is a folder") from None
     except OSError as error:
         raise SophiaError(f"image unreadable: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise SophiaError(f"image unreadable: {error}") from None
 
 
 def _allowed(image: Image.Image, max_pixels: int) -> tuple[int, int]:

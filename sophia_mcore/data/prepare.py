@@ -238,6 +238,8 @@ def _read_file(path: Path) -> bytes | str:
         return "image unreadable: it is a folder"
     except OSError as error:
         return f"image unreadable: {error.strerror}"
+    except ValueError as error:  # a NUL in the path
+        return f"image unreadable: {error}"
 
 
 def _image_problem(data: bytes, max_pixels: int) -> str:

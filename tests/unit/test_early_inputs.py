@@ -215,6 +215,11 @@ def test_images_are_not_read_wholly(folder: Path) -> None:
     (folder / "run.toml").write_text(RUN)
     (found,) = previews(load_config(folder / "run.toml"))
     assert found.bad == 0
+    write(folder / "q.jsonl", [{"question": "How many?", "answer": "3", "image": "a.png\0"}])
+    assert "embedded null byte" in previews(load_config(folder / "run.toml"))[0].lines[0]
+    with pytest.raises(SophiaError, match="1 of 1 rows are bad"):
+        run_phases(load_config(folder / "run.toml"), ["questions"], [0])
+    write(folder / "q.jsonl", [{"question": "How many?", "answer": "3", "image": "a.png"}])
     (folder / "a.png").write_bytes(b"")
     (found,) = previews(load_config(folder / "run.toml"))
     assert "image is empty" in found.lines[0]
