@@ -16,7 +16,7 @@ EXTRAS = {
     "torch": "train", "megatron": "train", "numba": "train",
     "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
     "datasets": "data", "mlflow": "track", "sqlalchemy": "track", "alembic": "track", "sklearn": "digits",
-    "transformers": "digits", "scipy": "train",
+    "transformers": "digits", "huggingface_hub": "hub", "scipy": "train",
 }  # fmt: skip
 TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from sophia_mcore.config.base import Fraction, HttpAddress, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
@@ -32,11 +32,19 @@ class Run(Section):
     rounds: PositiveInt = 1  # [P] one; more rounds caption again with the trained policy
 
 
-class Models(Section):
-    """Hugging Face directories of the two models."""
+def _marked_path(given: Any) -> Any:
+    """A path that begins with a dot stays one: without it, it could be taken for a name on the hub."""
+    return Path.cwd() / given if isinstance(given, str) and given.startswith(("./", "../")) else given
 
-    policy: Path
-    reasoner: Path | None = None  # None only when the reasoning engine is an endpoint
+
+ModelFolder = Annotated[Path, BeforeValidator(_marked_path)]
+
+
+class Models(Section):
+    """Folders of the two models in Hugging Face's layout, or their names on the hub (pretrained.hub)."""
+
+    policy: ModelFolder
+    reasoner: ModelFolder | None = None  # None only when the reasoning engine is an endpoint
 
 
 class Environments(Section):

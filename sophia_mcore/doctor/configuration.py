@@ -45,16 +45,18 @@ def models(config: Config) -> list[Row]:
     """Model folders with whole weights, and a layout that the policy's shapes allow."""
     from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
-    from sophia_mcore.pretrained.spec import ModelSpec
+    from sophia_mcore.pretrained.hub import local_folder
+    from sophia_mcore.pretrained.released import spec_of
 
     def folder(path: Path) -> str:
-        check_model_dir(path)
-        return f"{path}, {_size(_weights(path))}"
+        here = local_folder(path)
+        check_model_dir(here)
+        return f"{here}, {_size(_weights(here))}"
 
     def layout() -> str:
-        check_layout(
-            ModelSpec.from_model_dir(config.models.policy), config.parallel, config.batch.sequence_length_tokens
-        )
+        spec = spec_of(config.models.policy)
+        assert spec is not None
+        check_layout(spec, config.parallel, config.batch.sequence_length_tokens)
         return "the policy's shapes allow it"
 
     where = "download the model, or correct the path; relative paths start at the working directory"
@@ -62,7 +64,7 @@ def models(config: Config) -> list[Row]:
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner
         rows.append(_tried("models.reasoner", lambda: folder(reasoner), where))
-    if rows[0].state == "ok":
+    if spec_of(config.models.policy) is not None:
         rows.append(_tried("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
     return rows
 
@@ -192,11 +194,13 @@ def gpu_memory(config: Config, ranks: int) -> list[Row]:
     from sophia_mcore.plan.layouts import configured
     from sophia_mcore.plan.memory import worst_rank
     from sophia_mcore.plan.workload import Assumptions, workload
-    from sophia_mcore.pretrained.spec import ModelSpec
+    from sophia_mcore.pretrained.released import spec_of
 
     sizes = [int(size[1]) for line in machine.gpu_names() if (size := re.search(r"(\d+) MiB", line))]
     try:
-        spec = ModelSpec.from_model_dir(config.models.policy)
+        spec = spec_of(config.models.policy)
+        if spec is None:
+            return []
         work = workload(config, spec, Assumptions())
         stage, memory = worst_rank(configured(config, spec, work, ranks))
     except SophiaError:  # the rows about models and layout say why

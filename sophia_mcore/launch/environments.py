@@ -6,6 +6,7 @@ vLLM and Megatron live in different environments, so a phase is a process of its
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
@@ -18,6 +19,24 @@ from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
 _SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
 _NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
+
+
+def with_local_models(config: Config, names: Collection[str], *, download: bool) -> Config:
+    """The configuration with model folders in place of the hub's names, where the phases ``names`` read models.
+
+    ``download``: fetch what the local cache lacks, once, before the first phase. Raises as ``hub.local_folder``.
+    """
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.pretrained.hub import local_folder
+
+    if not any(phase.preflight for phase in PHASES if phase.name in names):
+        return config
+    folders = {
+        name: local_folder(path, download=download)
+        for name in ("policy", "reasoner")
+        if (path := getattr(config.models, name)) is not None
+    }
+    return config.model_copy(update={"models": config.models.model_copy(update=folders)})
 
 
 def preflight(round: Round) -> None:

@@ -12,12 +12,14 @@ import tomli_w
 
 from sophia_mcore.config.load import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
 from sophia_mcore.plan.layouts import Option, Ranking, rank_layouts
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
+from sophia_mcore.pretrained.hub import local_folder
+from sophia_mcore.pretrained.released import spec_of
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.atomic import write_text
 
@@ -62,11 +64,11 @@ def make_plan(
     if gpus > device.per_node and gpus % device.per_node:
         fewer = gpus // device.per_node * device.per_node
         raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {fewer} or {fewer + device.per_node}")
-    if not (config.models.policy / "config.json").is_file():
+    spec = spec_of(_folder(config.models.policy))
+    if spec is None:
         raise UsageError(
             f"{config.models.policy}: no config.json; a plan needs only that file of the model, no weights"
         )
-    spec = ModelSpec.from_model_dir(config.models.policy)
     calibration = ""
     if measured is not None:
         recipe = config.fp8.recipe if config.fp8.used or not fp8 else "tensorwise"
@@ -87,9 +89,17 @@ def _reasoner(config: Config) -> ModelSpec | None:
     if folder is None or config.reasoning.engine.kind != "vllm":
         return None
     try:
-        return ModelSpec.from_model_dir(folder)
+        return spec_of(_folder(folder))
     except UsageError:
         return None
+
+
+def _folder(path: Path) -> Path:
+    """The folder of a model in the hub's cache, if it is there; else the setting as it is."""
+    try:
+        return local_folder(path)
+    except (SophiaError, ModuleNotFoundError):
+        return path
 
 
 def overlay(option: Option) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sophia_mcore.errors import SophiaError, run_command
+from sophia_mcore.pretrained.hub import local_folder
 from sophia_mcore.store.digests import Digest
 from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB, WORKERS, Conversion, Destination, named_dtype
 from sophia_mcore.weights.convert import Summary, convert
@@ -65,6 +67,7 @@ class BytesProgress:
 
 def run_convert(conversion: Conversion) -> Summary:
     """`convert.convert` with a bar and a closing line; ``dry_run`` prints the plan instead. Raises as it does."""
+    conversion = replace(conversion, source=local_folder(conversion.source))
     with BytesProgress() as progress:
         summary = convert(conversion, progress)
     if conversion.dry_run:

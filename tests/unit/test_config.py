@@ -157,7 +157,7 @@ def test_the_production_runs_differ_in_what_is_listed_only() -> None:
         engine, again = values["captions"]["engine"], values["evaluate"]["engine"]
         assert engine == again
         found = (
-            values["models"].pop("policy").removeprefix("models/"), parallel.pop("tensor"), parallel.pop("pipeline"),
+            values["models"].pop("policy").removeprefix("OpenGVLab/"), parallel.pop("tensor"), parallel.pop("pipeline"),
             parallel.pop("layers_on_first_stage"), parallel.pop("processes"), values["fp8"].pop("recipe"),
             train.pop("recompute"), engine.pop("tensor_parallel"),
         )  # fmt: skip

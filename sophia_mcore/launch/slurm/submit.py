@@ -17,7 +17,7 @@ from typing import Any
 import sophia_mcore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.environments import preflight
+from sophia_mcore.launch.environments import preflight, with_local_models
 from sophia_mcore.launch.local import claim_folder, would_refuse_settings
 from sophia_mcore.launch.phases import all_names, wanted_phases
 from sophia_mcore.launch.slurm import commands as slurm
@@ -53,6 +53,7 @@ def submit(
     site = read_site(config.cluster.env_file)
     check_scripts(config)
     number = rounds or config.run.rounds
+    config = with_local_models(config, only or all_names(), download=True)
     check_unfinished(config, run, only or all_names(), range(number))
     run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:

@@ -1,0 +1,84 @@
+"""Models by their names on the hub, wherever a folder may be: `org/name`, `org/name@revision`, `hf://org/name@revision`.
+
+A name is looked up in the local cache first and downloaded once if it is not there. The folder that comes back names
+its revision, so a run is pinned to it. A folder that is missing is never taken for somebody's repository: `a/b` is a
+name only where no folder `a` is here, `./a/b` never.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError, UsageError
+
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A repository on the hub. ``revision`` None: the newest one that is known."""
+
+    repository: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repository + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def command(self) -> str:
+        """What a user types to have it here."""
+        return f"hf download {self.repository}" + (f" --revision {self.revision}" if self.revision else "")
+
+
+def hub_name(path: Path) -> HubName | None:
+    """The name on the hub that a model setting spells; None for a folder.
+
+    >>> str(hub_name(Path("hf://OpenGVLab/InternVL3-8B@main")))
+    'OpenGVLab/InternVL3-8B@main'
+    >>> hub_name(Path("runs/digits/round-0/model")), hub_name(Path("/models/InternVL3-8B"))
+    (None, None)
+    """
+    parts = path.parts
+    marked = bool(parts) and parts[0] == "hf:"  # a Path folds the two slashes into one
+    if marked:
+        parts = parts[1:]
+    if len(parts) != 2 or (not marked and (path.exists() or Path(parts[0]).is_dir())):
+        return None
+    name, at, revision = parts[1].partition("@")
+    if not (_PART.fullmatch(parts[0]) and _PART.fullmatch(name)) or (at and not revision):
+        return None
+    return HubName(f"{parts[0]}/{name}", revision or None)
+
+
+def local_folder(path: Path, *, download: bool = False) -> Path:
+    """The folder of a model setting: itself, or where the hub's files lie in the local cache.
+
+    ``download``: fetch what is not there. Raises UsageError with the command to type where nothing is to be fetched,
+    SophiaError when it cannot be fetched.
+    """
+    name = hub_name(path)
+    if name is None:
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name.repository, revision=name.revision, allow_patterns=list(_FILES), local_files_only=not download
+            )
+        )
+    except LocalEntryNotFoundError:
+        if download:
+            raise SophiaError(
+                f"{name} is not in the local cache, and the hub cannot be reached; where it can: {name.command}"
+            ) from None
+        raise UsageError(
+            f"{name} is neither a folder here nor in the local cache; to download it: {name.command}"
+        ) from None
+    except Exception as error:  # the library raises what its HTTP client raises
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SophiaError(f"{name} cannot be downloaded: {reason}; try it alone: {name.command}") from None

@@ -1,0 +1,67 @@
+"""Hyper-parameters of released models, so that plans and checks need no download. Facts of their config.json files."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.pretrained.spec import ModelSpec
+
+_COMMON = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "patch_size": 14, "image_size": 448}
+
+
+def released_config(path: Path) -> dict[str, Any] | None:
+    """The configuration of a released model by its name, or that of the folder it would lie in; None if unknown.
+
+    >>> released_config(Path("models/InternVL3-38B"))["vision_config"]["num_hidden_layers"]
+    45
+    """
+    name = path.name.partition("@")[0]
+    for known, row in _table()["models"].items():
+        if known.rpartition("/")[2].lower() == name.lower():
+            return _config(row)
+    return None
+
+
+def released_names() -> tuple[str, ...]:
+    """The models that are known, by their names on the hub."""
+    return tuple(_table()["models"])
+
+
+def spec_of(path: Path) -> ModelSpec | None:
+    """Sizes of a model from its folder, or of a released one that is not here; None if neither is known.
+
+    Raises UsageError for a folder whose configuration cannot be used.
+    """
+    if (path / "config.json").is_file():
+        return ModelSpec.from_model_dir(path)
+    config = released_config(path)
+    return None if config is None else ModelSpec.from_config(config, where=f"the release {path.name}")
+
+
+def _table() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "released.toml").read_text(encoding="utf-8"))
+
+
+def _config(row: dict[str, Any]) -> dict[str, Any]:
+    text = {
+        "architectures": [row["language"]],
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        **row["sizes"],
+    }
+    if "vision" not in row:
+        return text
+    return {
+        "architectures": ["InternVLChatModel"],
+        "downsample_ratio": 0.5,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "force_image_size": 448,
+        "vision_config": {**_table()["vision"][row["vision"]], **_COMMON},
+        "llm_config": text,
+    }
