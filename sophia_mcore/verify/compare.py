@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 from sophia_mcore.verify import structures
@@ -56,7 +57,16 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     found = inequalities_equal(gold, text)
     if found is not None:
         return found
-    return structures.compare(a, b, parts_equal, ordered_pairs=answer_type in ("tuple", "list"))
+    ordered = answer_type in ("tuple", "list")
+    if a.kind == "bare" == b.kind and len(_names(a)) > 1 and not _names(b):  # "1, 2" for x = 1, y = 2
+        ordered = True
+        a = replace(a, parts=tuple(replace(part, text=named_value(part.text)[1]) for part in a.parts))
+    return structures.compare(a, b, parts_equal, ordered_pairs=ordered)
+
+
+def _names(structure: structures.Structure) -> set[str]:
+    """The names of the parts, without indices: x_1 and x_2 are both an x."""
+    return {re.sub(r"_.*", "", named_value(part.text)[0]) for part in structure.parts if part.kind == "atom"} - {""}
 
 
 _PARAMETER = re.compile(
@@ -133,12 +143,19 @@ def _related_equal(gold: str, text: str) -> bool | None:
     sides = [re.split(r"\\ne(?![a-zA-Z])", side) for side in (gold, text)]
     if len(sides[0]) == len(sides[1]) == 2 and sides[0][0].strip() == sides[1][0].strip():
         return atoms_equal(sides[0][1].strip(), sides[1][1].strip(), Rule())
-    return relations_equal(gold, text)
+    found = relations_equal(gold, text)
+    if found is None and any(
+        name and parse_number(value) is not None for name, value in map(named_value, (gold, text))
+    ):
+        return False  # a named number against another equation, such as 1 - P = 1/2
+    return found
 
 
 def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule: Rule) -> bool | None:
     wordy = _WORD.search(gold) is not None or _WORD.search(text) is not None
-    first, second = (None, None) if wordy else (evaluate(gold), evaluate(text))  # a word is no product of letters
+    first, second = (
+        (None, None) if wordy else (_expression(gold, a), _expression(text, b))
+    )  # a word is no product of letters
     result = None
     if first is not None and second is not None:
         result = _expressions_equal(first, second, a, b, rule)
@@ -160,6 +177,14 @@ def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule
         ):
             return False
     return None
+
+
+def _expression(text: str, number: Number | None) -> Expression | None:
+    """As the grammar reads it, else as the plain number that it is, such as "2 1/3" or "half"."""
+    found = evaluate(text)
+    if found is None and number is not None:
+        found = evaluate(rf"\frac{{{number.value.numerator}}}{{{number.value.denominator}}}")
+    return found
 
 
 def _expressions_equal(
