@@ -2,7 +2,7 @@
 
 A name is looked up in the local cache first and downloaded once if it is not there. The folder that comes back names
 its revision, so a run is pinned to it. A folder that is missing is never taken for somebody's repository: `a/b` is a
-name only where no folder `a` is here, `./a/b` never.
+name only where no folder `a` is here, `./a/b` and `models/b` never.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError, UsageError
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+# Folders that people keep models in: `models/x` that is not there is a missing folder, not a repository.
+_FOLDERS = {"models", "model", "checkpoints", "checkpoint", "weights", "runs", "data", "outputs", "output", "examples"}
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -45,7 +47,8 @@ def hub_name(path: Path) -> HubName | None:
     marked = bool(parts) and parts[0] == "hf:"  # a Path folds the two slashes into one
     if marked:
         parts = parts[1:]
-    if len(parts) != 2 or (not marked and (path.exists() or Path(parts[0]).is_dir())):
+    local = not marked and bool(parts) and (parts[0].lower() in _FOLDERS or Path(parts[0]).is_dir() or path.exists())
+    if len(parts) != 2 or local:
         return None
     name, at, revision = parts[1].partition("@")
     if not (_PART.fullmatch(parts[0]) and _PART.fullmatch(name)) or (at and not revision):

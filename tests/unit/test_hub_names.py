@@ -42,6 +42,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("hf://OpenGVLab/InternVL3-8B@v1.0", "OpenGVLab/InternVL3-8B@v1.0"),
         ("OpenGVLab/InternVL3-8B@abc", "OpenGVLab/InternVL3-8B@abc"),
         ("hf://examples/digits", "examples/digits"),
+        ("models/InternVL3-8B", None),
+        ("hf://models/InternVL3-8B", "models/InternVL3-8B"),
         ("examples/missing", None),  # a folder `examples` is here
         ("runs/digits/base/policy", None),
         ("/models/InternVL3-8B", None),
