@@ -16,6 +16,7 @@ from typing import Any
 from sophia_mcore.config.schema import Columns, Source
 from sophia_mcore.data.sources import rows_as_they_are
 from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.released import first_models
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _ROWS = 100  # that are looked at
@@ -150,6 +151,7 @@ def _one_file(path: Path) -> Path:
 
 def run_toml(outline: Outline, *, name: str, folder: Path, rollout_python: Path | None) -> str:
     """A short commented TOML of a run over the data. Work units are small enough that a kill costs an eighth."""
+    policy, reasoner = first_models()
     source = outline.source
     lines = [
         f"# Made by `sophia init` from {outline.rows} rows. `sophia check --explain KEY` explains a setting.",
@@ -160,8 +162,8 @@ def run_toml(outline: Outline, *, name: str, folder: Path, rollout_python: Path 
         f"folder = {_text(folder)}",
         "",
         "[models] # folders of Hugging Face models, or names on the hub",
-        'policy = "OpenGVLab/InternVL3-1B-hf"',
-        'reasoner = "Qwen/Qwen2.5-7B-Instruct" # text only; a strong one makes better trajectories',
+        f'policy = "{policy}"',
+        f'reasoner = "{reasoner}" # text only; a strong one makes better trajectories',
         "",
         "[environments]",
         f"rollout = {_text(rollout_python)}" if rollout_python else '# rollout = "/path/to/.venv-vllm/bin/python"',

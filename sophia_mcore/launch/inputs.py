@@ -96,7 +96,7 @@ def _held_out(config: Config) -> list[Input]:
     return [
         Input(
             key=f"evaluate.questions {source.name or source.path}",
-            phases=("questions", "evaluate"),
+            phases=("questions",),
             look=partial(first_rows, source, config.data.max_bad_rows),
         )
         for source in config.evaluate.questions

@@ -29,6 +29,12 @@ def released_names() -> tuple[str, ...]:
     return tuple(_table()["models"])
 
 
+def first_models() -> tuple[str, str]:
+    """A policy and a reasoner to begin with, by their names on the hub."""
+    start = _table()["start"]
+    return start["policy"], start["reasoner"]
+
+
 def spec_of(path: Path) -> ModelSpec | None:
     """Sizes of a model from its folder, or of a released one that is not here; None if neither is known.
 
@@ -56,12 +62,5 @@ def _config(row: dict[str, Any]) -> dict[str, Any]:
     }
     if "vision" not in row:
         return text
-    return {
-        "architectures": ["InternVLChatModel"],
-        "downsample_ratio": 0.5,
-        "ps_version": "v2",
-        "select_layer": -1,
-        "force_image_size": 448,
-        "vision_config": {**_table()["vision"][row["vision"]], **_COMMON},
-        "llm_config": text,
-    }
+    table = _table()
+    return {**table["frame"], "vision_config": {**table["vision"][row["vision"]], **_COMMON}, "llm_config": text}
