@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,13 +12,38 @@ from sophia_mcore import cli_runs
 from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 from sophia_mcore.errors import run_command
 
+if TYPE_CHECKING:
+    from sophia_mcore.config.schema import Config
+
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="SOPHIA: semi-off-policy RL for vision-language slow thinking on Megatron-Core.",
 )
+
+
+# as launch.phases.PHASES, which takes a while to import
+_PHASES = "questions, captions, reasoning, score, fp8-check, train, export, evaluate, report"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from sophia_mcore import __version__
+
+        typer.echo(f"sophia_mcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _phases(
@@ -46,7 +71,7 @@ def run(
     config: ConfigArgument,
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds (default: run.rounds).")] = None,
     first: Annotated[
-        str | None, typer.Option("--from", metavar="PHASE", help="Do this phase and all later ones again.")
+        str | None, typer.Option("--from", metavar="PHASE", help=f"Do this phase and all later ones again: {_PHASES}.")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
     overlay: Overlays = None,
@@ -106,20 +131,47 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
 
 
 @app.command()
-def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
+def check(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's TOML file.")] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="KEY", help="What a key or section means.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
+) -> None:
     """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
     phases; looks at no model."""
+    from sophia_mcore.errors import UsageError
+
+    if explain is not None:
+        from sophia_mcore.config.reference import explain_setting
+
+        typer.echo(explain_setting(explain))
+    elif schema:
+        import json
+
+        from sophia_mcore.config.reference import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+    elif config is None:
+        raise UsageError("name a CONFIG to check, or --explain KEY, or --schema")
+    else:
+        _check(config, load(config, overlay, set_))
+
+
+def _check(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.data.preview import previews
     from sophia_mcore.launch.inputs import inputs_of
 
-    loaded = load(config, overlay, set_)
-    typer.echo(dump_toml(loaded), nl=False)
-    for preview in previews(loaded):
+    typer.echo(dump_toml(config), nl=False)
+    for preview in previews(config):
         typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
-    for found in inputs_of(loaded):
+    for found in inputs_of(config):
         if not found.key.startswith("evaluate.questions"):  # shown above
             found.look()
+    typer.echo(f"# ok: {file}")
 
 
 @app.command()

@@ -120,7 +120,12 @@ def test_shell_blocks_parse_and_name_what_exists(page: Path) -> None:
 
 
 def test_pages_keep_their_budget() -> None:
-    wide = {"weights_tables.md", "grading.md", "objectives.md"}  # tables with a long name or rule in each row
+    wide = {
+        "weights_tables.md",
+        "grading.md",
+        "objectives.md",
+        "settings.md",
+    }  # tables with a long name or rule in each row
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         long = [number for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > 160]
         assert page.name in wide or not long, (page.name, long)
