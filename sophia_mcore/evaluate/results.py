@@ -89,7 +89,7 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
     for shard in shard_files(folder) if folder.is_dir() else []:
         columns = read_table(shard, Answer, columns=_COLUMNS).to_pydict()
         scoring = scoring or (read_metadata(shard)["metadata"].get("scoring", "") if values else "")
-        for question_id, verdict, reason, ids, *scored in zip(*(columns[name] for name in _COLUMNS), strict=True):
+        for question_id, verdict, reason, ids, by, credit, direct in zip(*(columns[name] for name in _COLUMNS), strict=True):
             if question_id not in questions:
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
@@ -100,7 +100,7 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
             tokens += len(ids)
             if question_id in values:
                 cut = reason == "length"
-                found = Outcome(question_id, values[question_id], verdict, *scored, truncated=cut)
+                found = Outcome(question_id, values[question_id], verdict, by, credit, direct, cut)
                 by_benchmark[questions[question_id].benchmark].append(found)
     count = max(1, len(rights))
     benchmarks = {name: benchmark_results(name, rows, model) for name, rows in sorted(by_benchmark.items())}
