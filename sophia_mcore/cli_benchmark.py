@@ -11,8 +11,8 @@ from sophia_mcore.errors import UsageError
 
 
 def benchmark(
-    first: Annotated[str, typer.Argument(metavar="[MODEL]", help="Hugging Face folder, or an endpoint's address.")] = "",
-    target: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder of the run; again: it goes on.")] = None,
+    first: Annotated[str, typer.Argument(metavar="[MODEL]", help="Hugging Face folder, or an endpoint.")] = "",
+    target: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Folder of the run.")] = None,
     on: Annotated[
         list[str] | None, typer.Option("--on", metavar="NAME[=PATH],...", help="Benchmarks, each with its copy.")
     ] = None,
@@ -57,7 +57,9 @@ def benchmark(
         for line in work.shown_benchmark(found, found["scoring"]):
             typer.echo(line)
         if found["cut_cells"]:
-            typer.echo(f"warning: {found['cut_cells']} answers fill a cell to its last character: they were cut", err=True)
+            typer.echo(
+                f"warning: {found['cut_cells']} answers fill a cell to its last character: they were cut", err=True
+            )
         return
     if not first or target is None or not names:
         raise UsageError("name MODEL, OUT and --on BENCHMARK,... (or --rescore FILE)")

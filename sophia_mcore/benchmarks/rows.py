@@ -25,6 +25,7 @@ from sophia_mcore.data.cells import (
     without_surrogates,
 )
 from sophia_mcore.data.columns import Row
+from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
 
 _LISTS = ("task", "skills")  # values that may be several: a question counts in each
@@ -32,6 +33,16 @@ _CHOICES = re.compile(r"\s*\nChoices:\n.*", re.DOTALL)
 _HINT = re.compile(r"^Hint:.*?\nQuestion:\s*", re.DOTALL)
 _MERGED = re.compile(r"\s*<image\d+>")  # in the hub's MathVision, whose images are merged into one
 _TYPES = {"multi_choice": "choice", "multiple-choice": "choice", "multi-choice": "choice", "multiple choice": "choice"}
+
+
+def read_any(source: Source) -> Iterator[Row]:
+    """Rows of a benchmark, or of an ordinary source of questions."""
+    return read_benchmark(source) if source.benchmark else read_source(source)
+
+
+def on_the_hub(source: Source) -> bool:
+    """Whether reading the source would ask the hub."""
+    return source.kind in ("datasets", "benchmark") and not (source.path and Path(source.path).exists())
 
 
 def read_benchmark(source: Source) -> Iterator[Row]:

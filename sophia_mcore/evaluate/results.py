@@ -89,7 +89,8 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
     for shard in shard_files(folder) if folder.is_dir() else []:
         columns = read_table(shard, Answer, columns=_COLUMNS).to_pydict()
         scoring = scoring or (read_metadata(shard)["metadata"].get("scoring", "") if values else "")
-        for question_id, verdict, reason, ids, by, credit, direct in zip(*(columns[name] for name in _COLUMNS), strict=True):
+        rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
+        for question_id, verdict, reason, ids, by, credit, direct in rows:
             if question_id not in questions:
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
@@ -104,14 +105,18 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
                 by_benchmark[questions[question_id].benchmark].append(found)
     count = max(1, len(rights))
     benchmarks = {name: benchmark_results(name, rows, model) for name, rows in sorted(by_benchmark.items())}
-    return _summary(rights) | ({"benchmarks": benchmarks, "scoring": scoring} if benchmarks else {}) | {
-        "samples": len(rights),
-        "verdicts": dict(sorted(verdicts.items())),
-        "truncated": truncated / count,
-        "tokens_mean": tokens / count,
-        "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
-        "by_source": {name: _summary(rows) for name, rows in sorted(by_source.items())},
-    }
+    return (
+        _summary(rights)
+        | ({"benchmarks": benchmarks, "scoring": scoring} if benchmarks else {})
+        | {
+            "samples": len(rights),
+            "verdicts": dict(sorted(verdicts.items())),
+            "truncated": truncated / count,
+            "tokens_mean": tokens / count,
+            "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
+            "by_source": {name: _summary(rows) for name, rows in sorted(by_source.items())},
+        }
+    )
 
 
 def _summary(rights: list[tuple[str, bool]]) -> dict[str, Any]:

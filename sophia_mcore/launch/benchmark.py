@@ -86,7 +86,7 @@ def _engine(wanted: Wanted) -> dict[str, Any]:
             raise UsageError(f"{wanted.model}: name the endpoint's model with --model-name")
         return {"kind": "openai", "base_url": wanted.model, "model_name": wanted.model_name}
     if wanted.engine not in ("vllm", "transformers"):
-        raise UsageError(f"--engine {wanted.engine!r}: vllm or transformers (for an endpoint give its address as MODEL)")
+        raise UsageError(f"--engine {wanted.engine!r}: vllm or transformers (an endpoint is an address as MODEL)")
     return {"kind": wanted.engine}
 
 
@@ -238,4 +238,3 @@ def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False) -> lis
     lines = shown_results(found["base"]["protocols"])
     lines += [f"predictions: {path}" for path in export_predictions(run, config)]
     return [*lines, f"report: {run.report_html}"]
-

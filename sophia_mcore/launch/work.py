@@ -16,9 +16,8 @@ from sophia_mcore.store.layout import Round
 
 def questions(round: Round, progress: Progress) -> None:
     """Check every question and image before any model starts, and put them into the store."""
-    from sophia_mcore.benchmarks.rows import read_benchmark
+    from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.prepare import prepare_questions
-    from sophia_mcore.data.sources import read_source
     from sophia_mcore.store.images import ImageStore
 
     config, run = round.config, round.run
@@ -35,7 +34,7 @@ def questions(round: Round, progress: Progress) -> None:
             max_bad_rows=config.data.max_bad_rows,
             max_image_pixels=config.data.max_image_pixels,
             progress=partial(_rows_checked, counting(progress, task)),
-            read=lambda source: read_benchmark(source) if source.benchmark else read_source(source),
+            read=read_any,
         )
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from sophia_mcore.config.schema import Source
 
-ROOT = next((p / "shared/benchmarks" for p in Path(__file__).resolve().parents if (p / "shared/benchmarks").is_dir()), None)
-NEEDED = pytest.mark.skipif(ROOT is None, reason="needs shared/benchmarks (tiny data sets and public cases) beside the checkout")
+_FOLDERS = (parent / "shared/benchmarks" for parent in Path(__file__).resolve().parents)
+ROOT = next((path for path in _FOLDERS if path.is_dir()), None)
+NEEDED = pytest.mark.skipif(ROOT is None, reason="needs shared/benchmarks (tiny data sets, cases) beside the checkout")
 HUB = {
     "mmmu": "MMMU", "mmmupro": "MMMU_Pro", "mathvista": "MathVista", "mathverse": "MathVerse",
     "dynamath": "DynaMath_Sample", "mathvision": "MathVision", "mvmath": "MV-MATH", "olympiadbench": "OlympiadBench",

@@ -103,7 +103,9 @@ def test_aggregates_are_vlmevalkits_with_an_ideal_extractor(name: str, grader: G
 
 
 def test_olympiadbench_differs_only_where_its_judger_is_broken(grader: Grader) -> None:
-    (expected,) = json.loads((folder() / "data/expected/vlmevalkit.json").read_text())["OlympiadBench/no_judge"]["result"]
+    (expected,) = json.loads((folder() / "data/expected/vlmevalkit.json").read_text())["OlympiadBench/no_judge"][
+        "result"
+    ]
     pairs = answers("olympiadbench")
     found, scores = scored("olympiadbench", "vlmevalkit", grader)
     theirs = {q.id: expected[json.loads(q.details)["values"]["source"]] == 100.0 for q, _ in pairs}
