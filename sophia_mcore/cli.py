@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sophia_mcore import cli_runs
+from sophia_mcore.cli_benchmark import benchmark
 from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 from sophia_mcore.errors import run_command
 
@@ -199,6 +200,9 @@ def grade(
     with TerminalProgress() as progress:
         summary = grade_file(source, target, Score(workers=workers, timeout_seconds=timeout), progress)
     typer.echo(summary)
+
+
+app.command()(benchmark)
 
 
 @app.command()

@@ -80,6 +80,11 @@ def always(config: Config) -> bool:
     return True
 
 
+def whole_rounds(config: Config) -> bool:
+    """``Phase.wanted`` of a phase that a run which only evaluates a model does not have."""
+    return not config.evaluate.only
+
+
 def nothing_stored(run: RunFolder, index: int) -> dict[str, Path]:
     """``Phase.outputs`` of a phase whose results are no link of the lineage."""
     return {}

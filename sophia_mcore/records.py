@@ -64,6 +64,8 @@ class Question:
     images: tuple[str, ...] = ()  # sha256 of each image file, in order; bytes are in the store's images
     options: tuple[str, ...] = ()  # texts of a multiple choice question, in order
     source: str = ""  # name of the dataset the row came from
+    benchmark: str = ""  # a name of benchmarks.toml; "": an ordinary question
+    details: str = ""  # JSON of a benchmark's question: index, prompts, golds, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,9 @@ class Answer(Trajectory):
     source: TrajectorySource = "policy"
     verdict: VerdictName
     extracted: str
+    settled_by: str = ""  # of a benchmark's answer: "rules", "llm", or "none" (only a judge could tell)
+    credit: float = -1.0  # of a benchmark's answer: share of its parts that are right; -1: not scored so
+    direct: bool = False  # of a benchmark's answer: VLMEvalKit's rules read it without a language model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] =
     for overlay in overlays:
         _merge(tree, read_with_bases(overlay))
     for assignment in sets:
-        _assign(tree, assignment)
+        assign(tree, assignment)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -125,7 +125,8 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
             base[key] = value
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
+def assign(tree: dict[str, Any], assignment: str) -> None:
+    """Put the value of "section.key=value" into the tree. Raises UsageError for another form."""
     key, separator, text = assignment.partition("=")
     key = key.strip()
     if key in MOVED:

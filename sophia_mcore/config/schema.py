@@ -72,10 +72,14 @@ class Columns(Section):
 
 
 class Source(Section):
-    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV + images."""
+    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV + images.
 
-    kind: Literal["datasets", "parquet", "jsonl", "csv"]
-    path: str
+    With ``benchmark`` only path, name and limit count: the benchmark knows its columns (docs/benchmarks.md).
+    """
+
+    kind: Literal["datasets", "parquet", "jsonl", "csv", "benchmark"] = "benchmark"
+    path: str = ""  # of a benchmark: the hub's files, a folder with a copy of them, or VLMEvalKit's table; "": the hub
+    benchmark: str = ""  # "mathvista", "mmmu", ...
     name: str = ""  # label kept with each question; "" = last part of path
     subset: str | None = None  # `datasets` configuration name
     split: str = "train"
@@ -85,11 +89,19 @@ class Source(Section):
     limit: PositiveInt | None = None  # first n rows
     answer_index: Literal[0, 1] | None = None  # the answer is its option's index, counted from this number
 
+    @model_validator(mode="after")
+    def _complete(self) -> Source:
+        if bool(self.benchmark) != (self.kind == "benchmark"):
+            raise ValueError("either kind and path are given, or benchmark")
+        if not self.benchmark and not self.path:
+            raise ValueError("path: required key is missing")
+        return self
+
 
 class Data(Section):
     """Questions that the round samples from."""
 
-    questions: tuple[Source, ...] = Field(min_length=1)
+    questions: tuple[Source, ...] = ()  # at least one, unless evaluate.only
     max_bad_rows: int = Field(default=0, ge=0)  # more bad rows than this stop the run
     max_image_pixels: PositiveInt = 100_000_000
 
@@ -262,10 +274,18 @@ class Protocol(Section):
     name: str
     sampling: Sampling
     samples: PositiveInt = 1
+    prompt: Literal["paper", "vlmevalkit"] = "paper"  # of benchmarks: as the paper asks, or as that tool does
+    scoring: Literal["paper", "vlmevalkit"] = "paper"  # of benchmarks: the paper's extraction and judging, or its rules
 
 
 PAPER_PROTOCOL = Protocol(name="paper", sampling=Sampling(temperature=1.0, top_p=0.8, max_tokens=16_384))
 GREEDY_PROTOCOL = Protocol(name="greedy", sampling=Sampling(temperature=0.0, max_tokens=16_384))
+VLMEVALKIT_PROTOCOL = Protocol(
+    name="vlmevalkit",
+    sampling=Sampling(temperature=0.0, max_tokens=16_384),
+    prompt="vlmevalkit",
+    scoring="vlmevalkit",
+)
 
 
 class Evaluate(Section):
@@ -276,6 +296,7 @@ class Evaluate(Section):
     engine: Engine = VllmEngine()
     evaluate_base: bool = True
     questions_per_unit: PositiveInt = 128
+    only: bool = False  # no round: models.policy answers the questions, and that is all (`sophia benchmark`)
 
 
 class Track(Section):
@@ -292,7 +313,7 @@ class Config(Section):
 
     run: Run
     models: Models
-    data: Data
+    data: Data = Data()
     environments: Environments = Environments()
     captions: Captions = Captions()
     fresh: Fresh = Fresh()
@@ -311,7 +332,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.models.reasoner is None and self.reasoning.engine.kind != "openai":
+        if not self.data.questions and not self.evaluate.only:
+            raise ValueError("data.questions: required key is missing")
+        if self.evaluate.only and not self.evaluate.questions:
+            raise ValueError("evaluate.only needs evaluate.questions")
+        if not self.evaluate.only and self.models.reasoner is None and self.reasoning.engine.kind != "openai":
             raise ValueError("models.reasoner is missing (needed unless reasoning.engine.kind is 'openai')")
         p = self.parallel
         if p.world_size % p.model_ranks:

@@ -48,10 +48,14 @@ class Row:
     options: tuple[str, ...] = ()
     images: tuple[bytes | Path, ...] = ()
     problems: tuple[str, ...] = ()
+    benchmark: str = ""
+    details: str = ""
 
 
 def source_name(source: Source) -> str:
     """The label of a source: given, or the last part of its path without the file's suffix."""
+    if source.benchmark:
+        return source.name or source.benchmark
     path = Path(source.path.rstrip("/"))
     stem = path.stem if path.suffix in (".jsonl", ".json", ".parquet") else path.name
     return source.name or stem or "questions"

@@ -44,6 +44,7 @@ _KINDS = (
     "line",
 )
 
+Reader = Callable[[Source], Iterator[Row]]
 Progress = Callable[[int], None]  # gets the number of rows checked so far
 
 
@@ -79,11 +80,12 @@ def prepare_questions(
     max_bad_rows: int = 0,
     max_image_pixels: int = 100_000_000,
     progress: Progress | None = None,
+    read: Reader = read_source,
 ) -> PrepareSummary:
     """Read and check all rows of all sources, add their images to the store and write the questions.
 
     Run again with the same settings it returns the summary of the first time. Rows are counted from 0.
-    With several sources each id is prefixed by the name of its source.
+    With several sources each id is prefixed by the name of its source. ``read`` gives the rows of a source.
     Raises SophiaError naming the bad rows (the first 20 here, all in ``questions.bad.jsonl``) when there are more than
     ``max_bad_rows``, when a source is empty or no row is good, or when the file was made from other settings;
     UsageError when a source, a split or a column does not exist.
@@ -95,7 +97,7 @@ def prepare_questions(
         return _already_prepared(target, settings, contents)
     checker = _Checker(image_store, max_image_pixels)
     with image_store.adding() as adder:
-        for rows in _windows(_all_rows(sources)):
+        for rows in _windows(_all_rows(sources, read)):
             checker.check(rows, adder)
             if progress:
                 progress(checker.rows)
@@ -143,13 +145,13 @@ def _already_prepared(target: Path, settings: str, contents: dict[str, str]) -> 
     return PrepareSummary(**metadata["summary"])
 
 
-def _all_rows(sources: Sequence[Source]) -> Iterator[Row]:
+def _all_rows(sources: Sequence[Source], read: Reader) -> Iterator[Row]:
     names = [source_name(source) for source in sources]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UsageError(f"two question sources are named {twice[0]!r}: give them different names (name = ...)")
     for source, name in zip(sources, names, strict=True):
-        for row in read_source(source):
+        for row in read(source):
             own = row.id == f"{name}-{row.number}"  # made from the name already
             yield row if len(sources) == 1 or own else replace(row, id=f"{name}-{row.id}")
 
@@ -220,6 +222,8 @@ class _Checker:
                 images=tuple(digests),
                 options=row.options,
                 source=row.source,
+                benchmark=row.benchmark,
+                details=row.details,
             )
         )
 

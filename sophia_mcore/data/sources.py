@@ -25,6 +25,8 @@ def read_source(source: Source) -> Iterator[Row]:
 
     Raises UsageError for a missing file, split or column, SophiaError for a damaged file or an empty dataset.
     """
+    if source.benchmark:
+        raise UsageError(f"source {source_name(source)!r}: a benchmark is for evaluate.questions, not for training")
     readers = {"datasets": _read_datasets, "parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
     count = 0
     for row in islice(readers[source.kind](source), source.limit):

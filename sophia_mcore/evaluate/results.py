@@ -7,16 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sophia_mcore.benchmarks.scoring import details_of
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.evaluate.benchmark_results import Outcome, benchmark_results
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_shard, read_table, shard_files
+from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files
 from sophia_mcore.verify import exact
 from sophia_mcore.verify.rules import rule_for
 
-_COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids"]
+_COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids", "settled_by", "credit", "direct"]
 
 
 def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> d
         protocols: dict[str, Any] = {}
         for protocol in config.evaluate.protocols:
             try:
-                details = protocol_results(run.evaluation(label, protocol.name), questions)
+                model = str(config.models.policy)
+                details = protocol_results(run.evaluation(label, protocol.name), questions, model)
             except SophiaError as error:
                 problem(str(error))
                 continue
@@ -69,17 +72,25 @@ def answer_type(question: Question) -> str:
     return gold.type or "untyped"
 
 
-def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, Any]:
-    """Details of the answers in ``folder`` so far. Raises SophiaError for an answer to an unknown question."""
+def protocol_results(folder: Path, questions: dict[str, Question], model: str = "") -> dict[str, Any]:
+    """Details of the answers in ``folder`` so far; ``model``: whose printed rows stand beside those of benchmarks.
+
+    Raises SophiaError for an answer to an unknown question.
+    """
     rights: list[tuple[str, bool]] = []
     types = {name: answer_type(question) for name, question in questions.items()}
     by_type: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     by_source: dict[str, list[tuple[str, bool]]] = defaultdict(list)
+    by_benchmark: dict[str, list[Outcome]] = defaultdict(list)
+    values = {q.id: details_of(q)["values"] for q in questions.values() if q.benchmark}
     verdicts: Counter[str] = Counter()
     truncated = tokens = 0
+    scoring = ""
     for shard in shard_files(folder) if folder.is_dir() else []:
         columns = read_table(shard, Answer, columns=_COLUMNS).to_pydict()
-        for question_id, verdict, reason, ids in zip(*(columns[name] for name in _COLUMNS), strict=True):
+        scoring = scoring or (read_metadata(shard)["metadata"].get("scoring", "") if values else "")
+        rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
+        for question_id, verdict, reason, ids, by, credit, direct in rows:
             if question_id not in questions:
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
@@ -88,15 +99,24 @@ def protocol_results(folder: Path, questions: dict[str, Question]) -> dict[str, 
             verdicts[verdict] += 1
             truncated += reason == "length"
             tokens += len(ids)
+            if question_id in values:
+                cut = reason == "length"
+                found = Outcome(question_id, values[question_id], verdict, by, credit, direct, cut)
+                by_benchmark[questions[question_id].benchmark].append(found)
     count = max(1, len(rights))
-    return _summary(rights) | {
-        "samples": len(rights),
-        "verdicts": dict(sorted(verdicts.items())),
-        "truncated": truncated / count,
-        "tokens_mean": tokens / count,
-        "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
-        "by_source": {name: _summary(rows) for name, rows in sorted(by_source.items())},
-    }
+    benchmarks = {name: benchmark_results(name, rows, model) for name, rows in sorted(by_benchmark.items())}
+    return (
+        _summary(rights)
+        | ({"benchmarks": benchmarks, "scoring": scoring} if benchmarks else {})
+        | {
+            "samples": len(rights),
+            "verdicts": dict(sorted(verdicts.items())),
+            "truncated": truncated / count,
+            "tokens_mean": tokens / count,
+            "by_answer_type": {name: _summary(rows) for name, rows in sorted(by_type.items())},
+            "by_source": {name: _summary(rows) for name, rows in sorted(by_source.items())},
+        }
+    )
 
 
 def _summary(rights: list[tuple[str, bool]]) -> dict[str, Any]:

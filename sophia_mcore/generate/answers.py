@@ -7,10 +7,14 @@ latter are sampled beside the captions, by the same model in the same engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from sophia_mcore.benchmarks.opening import open_scorer
+from sophia_mcore.benchmarks.prompts import place
+from sophia_mcore.benchmarks.scoring import Scorer, details_of
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.schema import Protocol
 from sophia_mcore.data.prompts import load_prompt
@@ -67,8 +71,11 @@ def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> in
     questions = {q.id: q for q in read_questions(run.evaluation_questions_file, with_images=False)}
     system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
     finished = 0
-    with open_grader(config.score) as grader:
+    with open_grader(config.score) as grader, ExitStack() as opened:
         for protocol in config.evaluate.protocols:
+            scorer = None
+            if any(question.benchmark for question in questions.values()):
+                scorer = opened.enter_context(open_scorer(config.score, protocol.scoring))
             exam = Exam(
                 questions=questions,
                 system=system,
@@ -77,6 +84,8 @@ def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> in
                 sampling=protocol.sampling,
                 samples=protocol.samples,
                 seed_of=partial(seed_for, config.run.seed, "evaluation", protocol.name),
+                prompt=protocol.prompt,
+                scorer=scorer,
             )
             queue = evaluation_queue(round, label, protocol, list(questions))
             finished += exam.run(f"evaluation of {label} ({protocol.name})", queue, engine, progress)
@@ -94,7 +103,8 @@ def evaluation_queue(round: Round, label: str, protocol: Protocol, question_ids:
 class Exam:
     """What is asked, and how the replies become graded answers.
 
-    ``seed_of(question id, index)`` is the seed of a sample; it does not depend on the model.
+    ``seed_of(question id, index)`` is the seed of a sample; it does not depend on the model. ``prompt`` names the
+    prompt of benchmarks' questions, which ``scorer`` scores; all others are asked and graded alike everywhere.
     """
 
     questions: Mapping[str, Question]
@@ -104,10 +114,14 @@ class Exam:
     sampling: Sampling
     samples: int
     seed_of: Callable[[str, int], int]
+    prompt: str = "paper"
+    scorer: Scorer | None = None
 
     def run(self, name: str, queue: UnitQueue, engine: Engine, progress: Progress) -> int:
         """Ask and grade the units of ``queue`` (their items are question ids) that are not done."""
         settings = {"prompt_template": prompt_hash(self.system)}
+        if self.scorer is not None:
+            settings["scoring"] = self.scorer.label
         return run_phase(name, queue, Answer, engine, progress, ask=self.ask, grade=self.grade, settings=settings)
 
     def ask(self, unit: Unit) -> list[Asked[Trajectory]]:
@@ -115,12 +129,14 @@ class Exam:
         return [asked for item in unit.items for asked in self._of(self.questions[item])]
 
     def _of(self, question: Question) -> list[Asked[Trajectory]]:
-        text = user_text(plain(question.question), len(question.images))
-        files = tuple(self.images.get(digest) for digest in question.images)
+        text, shown = self._text(question)
+        files = tuple(self.images.get(digest) for digest in shown)
+        own_prompt = bool(question.benchmark) and self.prompt == "vlmevalkit"  # which has no system prompt
+        system = () if own_prompt else (Message("system", self.system),)
         return [
             Asked(
                 Request(
-                    messages=(Message("system", self.system), Message("user", text)),
+                    messages=(*system, Message("user", text)),
                     images=files,
                     sampling=self.sampling,
                     seed=self.seed_of(question.id, index),
@@ -136,13 +152,36 @@ class Exam:
             for index in range(self.samples)
         ]
 
+    def _text(self, question: Question) -> tuple[str, tuple[str, ...]]:
+        """The user's message, and the digests of its images in the order of their places."""
+        if question.benchmark:
+            return place(details_of(question)["prompts"][self.prompt], question.images)
+        return user_text(plain(question.question), len(question.images)), question.images
+
     def grade(self, trajectories: Sequence[Trajectory]) -> list[Answer]:
         """Answers, in order. Truncated ones are graded too: a base model that cannot stop may still be right."""
-        items = [self._item(trajectory) for trajectory in trajectories]
-        return [
-            Answer(**_fields(trajectory), verdict=grade.verdict, extracted=grade.extracted)
-            for trajectory, grade in zip(trajectories, self.grader.grade_many(items), strict=True)
-        ]
+        ordinary = [one for one in trajectories if not self.questions[one.question_id].benchmark]
+        graded = self.grader.grade_many([self._item(trajectory) for trajectory in ordinary])
+        answers = {
+            trajectory.id: Answer(**_fields(trajectory), verdict=grade.verdict, extracted=grade.extracted)
+            for trajectory, grade in zip(ordinary, graded, strict=True)
+        }
+        others = [one for one in trajectories if one.id not in answers]
+        if others:
+            assert self.scorer is not None
+            scores = self.scorer.score([(self.questions[one.question_id], one.text) for one in others])
+            answers |= {
+                one.id: Answer(
+                    **_fields(one),
+                    verdict=score.verdict,
+                    extracted=score.extracted,
+                    settled_by=score.settled_by,
+                    credit=score.credit,
+                    direct=score.direct,
+                )
+                for one, score in zip(others, scores, strict=True)
+            }
+        return [answers[trajectory.id] for trajectory in trajectories]
 
     def _item(self, trajectory: Trajectory) -> GradeItem:
         question = self.questions[trajectory.question_id]

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 from sophia_mcore.batch.samples import check_mixture
+from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Mixture, Source
 from sophia_mcore.data.prompts import load_prompt
-from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
 
 _ROWS = 20  # of a source of held-out questions that are read
@@ -100,13 +100,13 @@ def _held_out(config: Config) -> list[Input]:
             look=partial(first_rows, source, config.data.max_bad_rows),
         )
         for source in config.evaluate.questions
-        if source.kind != "datasets" or Path(source.path).exists()  # a name on the hub is not looked up
+        if not on_the_hub(source)  # a name there is not looked up
     ]
 
 
 def first_rows(source: Source, max_bad_rows: int) -> str:
     """Read a few rows as the questions phase will. Raises SophiaError when it would stop at them."""
-    bad = [row for row in islice(read_source(source), _ROWS) if row.problems]
+    bad = [row for row in islice(read_any(source), _ROWS) if row.problems]
     if len(bad) > max_bad_rows:
         raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
     return source.path

@@ -18,7 +18,7 @@ def questions(round: Round) -> list[Part]:
     config, run = round.config, round.run
     kept, held_out = run.questions_file, run.evaluation_questions_file
     limit = "data.max_image_pixels"
-    return [
+    parts = [
         Part(
             name="questions",
             results={"questions": kept},
@@ -34,10 +34,11 @@ def questions(round: Round) -> list[Part]:
             values=_files(config.evaluate.questions),
         ),
     ]
+    return parts[1:] if config.evaluate.only else parts
 
 
 def _files(sources: tuple[Source, ...]) -> dict[str, Any]:
-    files = [Path(source.path) for source in sources if source.kind != "datasets"]
+    files = [Path(source.path) for source in sources if source.path and source.kind != "datasets"]
     return {f"file {path}": path for path in files}
 
 

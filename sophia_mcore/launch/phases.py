@@ -12,7 +12,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import training_shape
-from sophia_mcore.phase import Phase, Ranks
+from sophia_mcore.phase import Phase, Ranks, whole_rounds
 
 QUESTIONS = Phase(
     name="questions",
@@ -30,6 +30,7 @@ CAPTIONS = Phase(
     group="generate",
     environment="rollout",
     work=work.captions,
+    wanted=whole_rounds,
     needs=("questions",),
     needs_before=("export",),
     models=lambda round: [round.policy],
@@ -49,6 +50,7 @@ REASONING = Phase(
     group="generate",
     environment="rollout",
     work=work.reasoning,
+    wanted=whole_rounds,
     needs=("captions",),
     preflight=True,
     units=readers.reasoning_units,
@@ -62,6 +64,7 @@ SCORE = Phase(
     name="score",
     environment="here",
     work=work.score,
+    wanted=whole_rounds,
     needs=("reasoning",),
     units=readers.score_units,
     state=readers.score_state,
@@ -77,7 +80,7 @@ FP8_CHECK = Phase(
     needs=("score",),
     inputs=readers.kept_for_the_check,
     preflight=True,
-    wanted=lambda config: config.fp8.used and not config.fp8.check.skip,
+    wanted=lambda config: whole_rounds(config) and config.fp8.used and not config.fp8.check.skip,
     once=True,
     state=readers.fp8_check_state,
     shape=training_shape,
@@ -88,6 +91,7 @@ TRAIN = Phase(
     name="train",
     environment="trainer",
     ranks=Ranks(module="sophia_mcore.train.worker", folder=lambda round: round.folder.train),
+    wanted=whole_rounds,
     needs=("score", "fp8-check"),
     inputs=readers.kept_is_there,
     preflight=True,
@@ -102,6 +106,7 @@ EXPORT = Phase(
     name="export",
     environment="trainer",
     work=work.export,
+    wanted=whole_rounds,
     needs=("train",),
     preflight=True,
     state=readers.export_state,
@@ -114,7 +119,7 @@ EVALUATE = Phase(
     environment="rollout",
     work=work.evaluate,
     needs=("export",),
-    models=lambda round: [model for _, model in readers.evaluated_models(round)],
+    models=readers.asked_models,
     wanted=lambda config: bool(config.evaluate.questions),
     units=readers.evaluation_units,
     engine=lambda config: config.evaluate.engine,

@@ -22,13 +22,23 @@ _RECENT_STEPS = 20
 
 def evaluated_models(round: Round) -> list[tuple[str, Path]]:
     """(label, folder) of the models that the evaluation of a round asks: the base model once, the round's export."""
+    if round.config.evaluate.only:
+        return [(BASE_LABEL, round.config.models.policy)]
     with_base = round.config.evaluate.evaluate_base and round.index == 0
     return [(BASE_LABEL, round.config.models.policy)] * with_base + [(f"round-{round.index}", round.folder.model)]
 
 
+def asked_models(round: Round) -> list[Path]:
+    """The folders of these models; none where an endpoint answers."""
+    if round.config.evaluate.engine.kind == "openai":
+        return []
+    return [model for _, model in evaluated_models(round)]
+
+
 def questions_state(round: Round, phase: str) -> PhaseState:
     run = round.run
-    wanted = [run.questions_file, *([run.evaluation_questions_file] if round.config.evaluate.questions else [])]
+    wanted = [run.questions_file] if round.config.data.questions else []
+    wanted += [run.evaluation_questions_file] if round.config.evaluate.questions else []
     done = sum(path.is_file() for path in wanted)
     return PhaseState(phase=phase, round=round.index, total=len(wanted), done=done, finished=done == len(wanted))
 

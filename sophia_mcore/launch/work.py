@@ -16,11 +16,14 @@ from sophia_mcore.store.layout import Round
 
 def questions(round: Round, progress: Progress) -> None:
     """Check every question and image before any model starts, and put them into the store."""
+    from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.prepare import prepare_questions
     from sophia_mcore.store.images import ImageStore
 
     config, run = round.config, round.run
-    sets = [("questions checked", config.data.questions, run.questions_file)]
+    sets = []
+    if config.data.questions:
+        sets.append(("questions checked", config.data.questions, run.questions_file))
     if config.evaluate.questions:
         sets.append(("held-out questions checked", config.evaluate.questions, run.evaluation_questions_file))
     for task, sources, file in sets:
@@ -31,6 +34,7 @@ def questions(round: Round, progress: Progress) -> None:
             max_bad_rows=config.data.max_bad_rows,
             max_image_pixels=config.data.max_image_pixels,
             progress=partial(_rows_checked, counting(progress, task)),
+            read=read_any,
         )
 
 

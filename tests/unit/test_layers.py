@@ -15,10 +15,11 @@ LAYERS = {
     "__version__": 0, "errors": 0, "records": 0, "config": 0, "progress": 0, "endpoint": 0,
     "death_signal": 0, "provenance": 2,
     "store": 1, "data": 1, "pretrained": 1, "verify": 1, "score": 1, "batch": 1, "phase": 1, "rl": 1,
+    "benchmarks": 1,
     "objective.losses": 1, "objective.reduce": 1, "objective": 1,
     "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,
     "train": 3, "evaluate": 3, "track": 3, "plan": 3,
-    "launch": 4, "doctor": 4, "report": 4, "cli": 4, "cli_options": 4, "cli_runs": 4,
+    "launch": 4, "doctor": 4, "report": 4, "cli": 4, "cli_options": 4, "cli_runs": 4, "cli_benchmark": 4,
 }  # fmt: skip
 LIGHT = {
     "launch",

@@ -1,0 +1,125 @@
+"""Scores of benchmarks from scored answers: the headline and every sub-metric, each with its interval."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sophia_mcore.benchmarks.published import published
+from sophia_mcore.benchmarks.scoring import Score, details_of
+from sophia_mcore.benchmarks.table import Benchmark, benchmark_named
+from sophia_mcore.benchmarks.tables import TABLES, Scored
+from sophia_mcore.evaluate.statistics import pass_at_1, wilson
+from sophia_mcore.records import Question
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One scored answer of a benchmark's question. ``truncated``: it was cut off at the token limit."""
+
+    question_id: str
+    values: Mapping[str, Any]
+    verdict: str
+    settled_by: str
+    credit: float
+    direct: bool = False
+    truncated: bool = False
+
+    @property
+    def right(self) -> bool:
+        return self.verdict == "correct"
+
+
+def outcome(question: Question, score: Score, truncated: bool = False) -> Outcome:
+    """The outcome of an answer that was scored outside a run."""
+    values = details_of(question)["values"]
+    return Outcome(question.id, values, score.verdict, score.settled_by, score.credit, score.direct, truncated)
+
+
+def benchmark_results(name: str, outcomes: Sequence[Outcome], model: str = "") -> dict[str, Any]:
+    """All metrics of one benchmark; shares are 0-1.
+
+    {"benchmark", "title", "score", "n", "ci95", "samples", "truncated", "unreadable", "judge_needed", "settled_by_llm",
+    "groups": {group: {name: {"score", "n", "ci95"}}}, "worst_case"?, "multi_step"?, "vlmevalkit": its own table,
+    "published": [{"model", "score", "where"}]}. Rows that are not of the reported split count in its table only.
+    ``unreadable``: no final answer was found; ``judge_needed``: of these, those that only a judge could settle.
+    """
+    benchmark = benchmark_named(name)
+    counted = [one for one in outcomes if all(one.values.get(key) == value for key, value in benchmark.only.items())]
+    count = max(1, len(counted))
+    found: dict[str, Any] = {"benchmark": name, "title": benchmark.title} | _summary(counted)
+    found |= {
+        "samples": len(counted),
+        "truncated": sum(one.truncated for one in counted) / count,
+        "unreadable": sum(one.verdict == "no_answer" for one in counted) / count,
+        "judge_needed": sum(one.settled_by == "none" for one in counted) / count,
+        "settled_by_llm": sum(one.settled_by == "llm" for one in counted) / count,
+        "expected_n": benchmark.questions,
+        "groups": {group: _group(counted, group) for group in benchmark.groups},
+        "vlmevalkit": TABLES[benchmark.table](_firsts(outcomes)),
+        "published": published(name, model),
+    }
+    if benchmark.worst_of:
+        found["worst_case"] = _summary(_worst(counted, benchmark.worst_of))
+    if benchmark.multi_step:
+        found["multi_step"] = _multi_step(counted)
+    return found
+
+
+def _summary(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    share, n = pass_at_1((one.question_id, one.right) for one in outcomes)
+    return {"score": share if n else None, "n": n, "ci95": list(wilson(share, n))}
+
+
+def _group(outcomes: Sequence[Outcome], group: str) -> dict[str, Any]:
+    members: dict[str, list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        value = one.values.get(group) or "(none)"
+        for name in value if isinstance(value, list) else [value]:
+            members[str(name)].append(one)
+    return {name: _summary(rows) for name, rows in sorted(members.items(), key=lambda item: _natural(item[0]))}
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name) if name.isdigit() else 1 << 30, name)
+
+
+def _firsts(outcomes: Iterable[Outcome]) -> list[Scored]:
+    """The first sample of each question, as its tables know only one."""
+    first: dict[str, Outcome] = {}
+    for one in outcomes:
+        first.setdefault(one.question_id, one)
+    return [Scored(one.values, one.right, one.direct) for one in first.values()]
+
+
+def _worst(outcomes: Sequence[Outcome], key: str) -> list[Outcome]:
+    """One outcome per seed question: right where the first sample of every variant is."""
+    first: dict[str, Outcome] = {}
+    for one in outcomes:
+        first.setdefault(one.question_id, one)
+    seeds: dict[str, list[Outcome]] = defaultdict(list)
+    for one in first.values():
+        seeds[str(one.values[key])].append(one)
+    return [
+        Outcome(seed, rows[0].values, "correct" if all(row.right for row in rows) else "wrong", "rules", -1.0)
+        for seed, rows in seeds.items()
+    ]
+
+
+def _multi_step(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Step accuracy (mean share of right parts) and question completeness (all parts right) of multi-step answers."""
+    rows = [one for one in outcomes if one.values.get("answer_type") == "multi-step"]
+    if not rows:
+        return {"n": 0}
+    return {
+        "n": len(rows),
+        "step_accuracy_rate": sum(max(0.0, row.credit) for row in rows) / len(rows),
+        "question_completeness_rate": sum(row.right for row in rows) / len(rows),
+    }
+
+
+def benchmark_of(question: Question) -> Benchmark | None:
+    """The benchmark of a question; None for an ordinary one."""
+    return benchmark_named(question.benchmark) if question.benchmark else None

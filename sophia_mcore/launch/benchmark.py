@@ -1,0 +1,240 @@
+"""`sophia benchmark`: a run folder that only evaluates a model, and the re-scoring of somebody's predictions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sophia_mcore.benchmarks.scoring import Scoring, upper_bound
+from sophia_mcore.benchmarks.table import benchmark_named
+from sophia_mcore.config.load import assign, explain
+from sophia_mcore.config.schema import PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL, Config, Judge, Score
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import Answer, Question
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_folder, read_shard
+
+PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL)}
+PHASES = ("questions", "evaluate", "report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asks for. ``on``: NAME, or NAME=PATH of the copy that is read."""
+
+    model: str
+    on: Sequence[str]
+    protocols: Sequence[str] = ("paper",)
+    engine: str = "vllm"
+    model_name: str = ""
+    limit: int | None = None
+    max_tokens: int | None = None
+    judge: Judge | None = None
+    max_bad_rows: int = 0
+    workers: int = 2
+    settings: Sequence[str] = ()
+
+
+def benchmark_config(wanted: Wanted, folder: Path) -> Config:
+    """The configuration of such a run. Raises UsageError for an unknown benchmark, protocol or engine."""
+    unknown = [name for name in wanted.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise UsageError(f"--protocol {unknown[0]!r}: one of {', '.join(PROTOCOLS)}")
+    tree: dict[str, Any] = {
+        "run": {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name) or "benchmark", "folder": folder},
+        "models": {"policy": _policy(wanted)},
+        "data": {"max_bad_rows": wanted.max_bad_rows},
+        "score": {"workers": wanted.workers, "judge": wanted.judge},
+        "evaluate": {
+            "only": True,
+            "questions": [_source(one, wanted.limit) for one in wanted.on],
+            "protocols": [_protocol(name, wanted.max_tokens) for name in wanted.protocols],
+            "engine": _engine(wanted),
+        },
+        "track": {"enabled": False},
+    }
+    for assignment in wanted.settings:
+        assign(tree, assignment)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(explain(error, Config)) from None
+
+
+def is_address(model: str) -> bool:
+    """Whether the model is an endpoint and not a folder."""
+    return model.startswith(("http://", "https://"))
+
+
+def _policy(wanted: Wanted) -> str:
+    if is_address(wanted.model):
+        return wanted.model_name
+    if not Path(wanted.model).is_dir():
+        raise UsageError(f"{wanted.model}: no such model folder (an endpoint is http://HOST:PORT/v1)")
+    return wanted.model
+
+
+def _engine(wanted: Wanted) -> dict[str, Any]:
+    if is_address(wanted.model):
+        if not wanted.model_name:
+            raise UsageError(f"{wanted.model}: name the endpoint's model with --model-name")
+        return {"kind": "openai", "base_url": wanted.model, "model_name": wanted.model_name}
+    if wanted.engine not in ("vllm", "transformers"):
+        raise UsageError(f"--engine {wanted.engine!r}: vllm or transformers (an endpoint is an address as MODEL)")
+    return {"kind": wanted.engine}
+
+
+def _source(text: str, limit: int | None) -> dict[str, Any]:
+    name, _, path = text.partition("=")
+    return {"benchmark": benchmark_named(name).name, "path": path, "limit": limit}
+
+
+def _protocol(name: str, max_tokens: int | None) -> dict[str, Any]:
+    values = PROTOCOLS[name].model_dump(mode="json")
+    if max_tokens is not None:
+        values["sampling"]["max_tokens"] = max_tokens
+    return values
+
+
+def judge_cost(config: Config, questions_file: Path) -> list[str]:
+    """One line per protocol: what the judge will be asked at most; [] without a judge."""
+    if config.score.judge is None:
+        return []
+    questions = read_shard(questions_file, Question)
+    lines = []
+    for protocol in config.evaluate.protocols:
+        cost = upper_bound(questions, protocol.scoring, protocol.sampling.max_tokens)
+        lines.append(f"{protocol.name}: {cost}")
+    return lines
+
+
+def export_predictions(run: RunFolder, config: Config, label: str = "base") -> list[Path]:
+    """Write every benchmark's first samples as VLMEvalKit's files; returns their paths.
+
+    PREDICTIONS/PROTOCOL/MODEL/MODEL_DATASET.tsv under the run folder, where the name of the data set is VLMEvalKit's.
+    """
+    from sophia_mcore.benchmarks.exchange import write_predictions
+
+    questions = {q.id: q for q in read_shard(run.evaluation_questions_file, Question) if q.benchmark}
+    model = Path(str(config.models.policy)).name or "model"
+    written = []
+    for protocol in config.evaluate.protocols:
+        folder = run.evaluation(label, protocol.name)
+        said = {a.question_id: a.text for a in read_folder(folder, Answer) if a.index == 0} if folder.is_dir() else {}
+        for name in dict.fromkeys(question.benchmark for question in questions.values()):
+            answers = [(q, said[q.id]) for q in questions.values() if q.benchmark == name and q.id in said]
+            if answers:
+                data_set = benchmark_named(name).vlmevalkit or name
+                target = run.path / "predictions" / protocol.name / model / f"{model}_{data_set}.tsv"
+                write_predictions(target, answers)
+                written.append(target)
+    return written
+
+
+def rescore(
+    file: Path, scoring: Scoring, score: Score, *, benchmark: str = "", model: str = "", dry_run: bool = False
+) -> dict[str, Any]:
+    """Score the predictions of a file; returns the metrics (``evaluate.benchmark_results``) and what is worth knowing.
+
+    ``dry_run``: only {"cost"}. Raises UsageError and SophiaError as ``read_predictions``.
+    """
+    from sophia_mcore.benchmarks.exchange import read_predictions
+    from sophia_mcore.benchmarks.opening import open_scorer
+    from sophia_mcore.evaluate.benchmark_results import benchmark_results, outcome
+
+    found = read_predictions(file, benchmark)
+    with open_scorer(score, scoring) as scorer:
+        cost = str(scorer.cost(found.answers)) if score.judge is not None else ""
+        if dry_run:
+            return {"cost": cost or "no judge: nothing is asked"}
+        scores = scorer.score(found.answers)
+        label = scorer.label
+    outcomes = [outcome(question, one) for (question, _), one in zip(found.answers, scores, strict=True)]
+    result = benchmark_results(found.benchmark.name, outcomes, model or file.stem)
+    return result | {
+        "scoring": label,
+        "file": str(file),
+        "cut_cells": found.cut,
+        "answers": [
+            {"id": q.id, "verdict": one.verdict, "extracted": one.extracted, "settled_by": one.settled_by}
+            for (q, _), one in zip(found.answers, scores, strict=True)
+        ],
+    }
+
+
+def write_scores(target: Path, result: dict[str, Any]) -> None:
+    """Write the result of ``rescore``. Raises UsageError for a name that is not a JSON file's."""
+    if target.suffix != ".json":
+        raise UsageError(f"{target}: scores are written as .json")
+    write_json(target, result)
+
+
+def judge_of(address: str, model_name: str) -> Judge | None:
+    """The judge that the command line names; None without an address. Raises UsageError without its model's name."""
+    if not address:
+        return None
+    if not model_name:
+        raise UsageError(f"--judge {address}: name its model with --judge-model")
+    try:
+        return Judge(base_url=address, model_name=model_name, extract=True)
+    except ValidationError as error:
+        raise UsageError(f"--judge: {explain(error, Judge)}") from None
+
+
+def shown_results(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Results by protocol as lines for the terminal: score, interval, shares, and the paper's rows."""
+    lines = []
+    for protocol, found in results.items():
+        for one in found.get("benchmarks", {}).values():
+            lines += shown_benchmark(one, f"{protocol} ({found.get('scoring', '')})")
+    return lines
+
+
+def shown_benchmark(one: dict[str, Any], how: str) -> list[str]:
+    """Lines of one benchmark."""
+    if one["score"] is None:
+        return [f"{one['title']}: no answers of the reported split"]
+    low, high = one["ci95"]
+    lines = [
+        f"{one['title']}, {how}: {100 * one['score']:.2f}  [{100 * low:.1f}, {100 * high:.1f}], n {one['n']:,}; "
+        f"truncated {100 * one['truncated']:.1f}%, unreadable {100 * one['unreadable']:.1f}%, "
+        f"judge needed {100 * one['judge_needed']:.1f}%"
+    ]
+    if one["n"] != one["expected_n"]:
+        lines.append(f"  not the whole benchmark: it has {one['expected_n']:,} questions")
+    if "worst_case" in one:
+        lines.append(f"  worst case {100 * one['worst_case']['score']:.2f}, n {one['worst_case']['n']:,}")
+    lines += [f"  the paper prints {100 * row['score']:.2f} for {row['model']}" for row in one["published"]]
+    return lines
+
+
+def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False) -> list[str]:
+    """Run, or go on with, such a run folder on this machine; returns the lines to print. Raises as ``run_phases``.
+
+    ``dry_run``: the questions are checked and the judge's cost is told; no model is asked.
+    """
+    import typer
+
+    from sophia_mcore.evaluate.results import results
+    from sophia_mcore.launch.local import run_phases
+
+    config = benchmark_config(wanted, folder)
+    run = run_phases(config, PHASES[:1], [0])
+    for line in judge_cost(config, run.evaluation_questions_file):
+        typer.echo(line)
+    if dry_run:
+        return [f"{len(read_shard(run.evaluation_questions_file, Question)):,} questions; nothing was asked"]
+    run_phases(config, PHASES[1:], [0])
+    problems: list[str] = []
+    found = results(run, config, problems.append)
+    if problems or "base" not in found:
+        raise SophiaError(problems[0] if problems else f"{run.path}: the evaluation is not finished")
+    lines = shown_results(found["base"]["protocols"])
+    lines += [f"predictions: {path}" for path in export_predictions(run, config)]
+    return [*lines, f"report: {run.report_html}"]

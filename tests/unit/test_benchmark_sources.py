@@ -1,0 +1,180 @@
+"""Every layout of the eight benchmarks is read exactly, and hostile rows are named."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sophia_mcore.benchmarks.prompts import place
+from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.benchmarks.table import benchmark_named, benchmarks
+from sophia_mcore.config.schema import Source
+from sophia_mcore.data.columns import Row
+from sophia_mcore.data.prepare import prepare_questions
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import Question
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.shards import read_shard
+from tests.support.benchmark_files import HUB, NEEDED, TABLES, hub, table
+
+
+def prompts(row: Row) -> dict[str, str]:
+    return json.loads(row.details)["prompts"]
+
+
+def values(row: Row) -> dict[str, object]:
+    return json.loads(row.details)["values"]
+
+
+def picture(colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tsv(path: Path, rows: list[dict[str, str]]) -> Source:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return Source(benchmark="mmmu", path=str(path))
+
+
+@NEEDED
+@pytest.mark.parametrize("name", TABLES)
+def test_both_layouts_give_equal_questions(name: str) -> None:
+    from_hub = {row.id: row for row in read_benchmark(hub(name))}
+    from_table = {row.id: row for row in read_benchmark(table(name))}
+    assert from_hub.keys() == from_table.keys() and from_hub
+    for key, row in from_hub.items():
+        other = from_table[key]
+        assert not row.problems and not other.problems
+        for field in ("question", "answer", "answer_type", "options", "images"):
+            assert getattr(row, field) == getattr(other, field), f"{key}: {field}"
+        assert prompts(row) == prompts(other)
+        groups = benchmark_named(name).groups
+        assert [values(row)[group] for group in groups] == [values(other)[group] for group in groups]
+
+
+@NEEDED
+@pytest.mark.parametrize("name", HUB)
+def test_every_hub_layout_becomes_questions(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "questions.parquet"
+    summary = prepare_questions([hub(name)], ImageStore(tmp_path / "images"), target, read=read_benchmark)
+    questions = read_shard(target, Question)
+    assert summary.bad_rows == 0 and len(questions) == summary.rows
+    assert all(question.benchmark == name for question in questions)
+    with_images = [question for question in questions if question.images]
+    assert len(with_images) == len(questions) - (5 if name == "olympiadbench" else 0)
+    for question in questions:
+        for prompt in json.loads(question.details)["prompts"].values():
+            text, shown = place(prompt, question.images)
+            assert text.count("<IMG_CONTEXT>") == len(shown) and set(shown) <= set(question.images)
+
+
+@NEEDED
+def test_images_stand_where_the_question_names_them() -> None:
+    row = next(row for row in read_benchmark(hub("mmmu")) if row.id == "validation_Math_3")
+    text, shown = place(prompts(row)["paper"], ("first", "second"))
+    assert text.startswith("How do <IMG_CONTEXT> and <IMG_CONTEXT> differ?\n(A) <IMG_CONTEXT> is larger")
+    assert shown == ("first", "second", "first", "second")
+    cube = next(iter(read_benchmark(hub("mvmath"))))
+    text, shown = place(prompts(cube)["paper"], (1, 2, 3, 4))
+    assert text.endswith("D.\n\n<IMG_CONTEXT>") and shown == (1, 2, 3, 4)
+
+
+@NEEDED
+def test_gold_answers_options_and_variants() -> None:
+    vista = list(read_benchmark(hub("mathvista")))
+    assert [row.answer for row in vista[:3]] == ["C", "B", "C"]  # the hub has the option's text
+    mmmu = {row.id: row for row in read_benchmark(hub("mmmu"))}
+    assert json.loads(mmmu["validation_Physics_3"].details)["golds"] == ["3/4", "0.75"]
+    dyna = list(read_benchmark(hub("dynamath")))
+    assert [values(row)["varid"] for row in dyna[::3]] == [str(i) for i in range(1, 11)]
+    assert [values(row)["index"] for row in dyna[:4]] == ["1", "2", "3", "1001"]
+    olympiad = {row.id: row for row in read_benchmark(table("olympiadbench"))}
+    assert olympiad["1"].answer == r"$\frac{1}{2}$"
+    assert "A ball falls.\nFind the speed." in prompts(olympiad["4"])["paper"]
+    assert r"\boxed{answer}(unit)" in prompts(olympiad["4"])["paper"]
+    assert "题目有多个答案" not in prompts(olympiad["2"])["paper"]
+    assert r"\boxed{multiple answers connected with commas}" in prompts(olympiad["6"])["paper"]
+
+
+def test_a_short_image_cell_names_the_row_of_the_image(tmp_path: Path) -> None:
+    image = base64.b64encode(picture()).decode()
+    row = {"index": "7", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "A",
+           "image": image, "category": "Art", "l2-category": "Art & Design", "split": "validation"}  # fmt: skip
+    second = row | {"index": "8", "id": "validation_Art_2", "image": "7"}
+    several = row | {
+        "index": "9",
+        "id": "validation_Art_3",
+        "image": str([image, base64.b64encode(picture("blue")).decode()]),
+    }
+    read = list(read_benchmark(write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", [row, second, several])))
+    assert read[0].images == read[1].images == (picture(),)
+    assert read[2].images == (picture(), picture("blue"))
+
+
+def test_hostile_rows_are_named(tmp_path: Path) -> None:
+    image = base64.b64encode(picture()).decode()
+    good = {"index": "1", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "A",
+            "image": image, "category": "Art", "l2-category": "Art & Design", "split": "validation"}  # fmt: skip
+    rows = [
+        good | {"image": ""},
+        good | {"image": "99"},
+        good | {"answer": "nan"},
+        good | {"answer": "D"},
+        good | {"question": ""},
+        good | {"question": "a" * 32_767},
+        good | {"question": "Is it <IMG_CONTEXT>?"},
+    ]
+    rows = [row | {"id": f"validation_Art_{i}", "index": str(i)} for i, row in enumerate(rows)]
+    source = write_tsv(tmp_path / "x.tsv", rows)
+    problems = [row.problems for row in read_benchmark(source)]
+    assert problems[0] == ("no image",)
+    assert problems[2] == ("no answer",)
+    assert "none of the 2 options" in problems[3][0]
+    assert problems[4] == ("no question",)
+    assert problems[5] == ()
+    assert "reserved" in problems[6][0]
+    with pytest.raises(SophiaError, match=r"6 of 7 rows are bad .*image missing"):
+        prepare_questions([source], ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark)
+
+
+def test_a_hub_row_without_options_or_with_nan_is_bad(tmp_path: Path) -> None:
+    row = {"id": "validation_Math_1", "question": "Which?", "options": "[]", "question_type": "multiple-choice",
+           "image_1": {"bytes": picture(), "path": "1.png"}, "answer": "A"}  # fmt: skip
+    vista = {"pid": "1", "question": "How many?", "query": "Hint: x\nQuestion: How many?", "decoded_image": picture(),
+             "choices": None, "precision": float("nan"), "answer": None, "question_type": "free_form",
+             "answer_type": "integer", "metadata": {"skills": ["a"], "task": "b"}}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "validation-0.parquet")
+    pq.write_table(pa.Table.from_pylist([vista]), tmp_path / "testmini-0.parquet")
+    (bad,) = read_benchmark(Source(benchmark="mmmu", path=str(tmp_path / "validation-0.parquet")))
+    assert "options are missing" in bad.problems[0]
+    (bad,) = read_benchmark(Source(benchmark="mathvista", path=str(tmp_path / "testmini-0.parquet")))
+    assert bad.problems == ("no answer",)
+    assert values(bad)["precision"] == ""
+
+
+def test_names_paths_and_damage(tmp_path: Path) -> None:
+    assert {benchmark_named(one).name for one in ("MMMU_DEV_VAL", "mmmu", ["MMMU", "MMMU"][-1])} == {"mmmu"}
+    with pytest.raises(UsageError, match="did you mean 'mathvista'"):
+        benchmark_named("mathvisto")
+    with pytest.raises(UsageError, match="no such file or folder"):
+        list(read_benchmark(Source(benchmark="mmmu", path="./nowhere")))
+    with pytest.raises(UsageError, match="name the file itself"):
+        list(read_benchmark(Source(benchmark="mmmu", path=str(tmp_path))))
+    (tmp_path / "t.tsv").write_text('index\tquestion\n"1"\n')
+    with pytest.raises(SophiaError, match="another number of cells"):
+        list(read_benchmark(Source(benchmark="mmmu", path=str(tmp_path / "t.tsv"))))
+    assert list(benchmarks()) == [
+        "mmmu", "mmmupro", "mathvista", "mathverse", "dynamath", "mathvision", "mvmath", "olympiadbench"
+    ]  # fmt: skip
