@@ -16,7 +16,7 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, Tag, ValidationError
 
-from sophia_mcore.config.moved import MOVED, move_keys
+from sophia_mcore.config.moved import MOVED, RETIRED, check_retired, drop_retired, move_keys
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 
@@ -105,6 +105,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     try:
         _warn(str(path), move_keys(tree))
+        drop_retired(tree)
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     return tree
@@ -139,6 +140,12 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # a bare word is a string
+    if key in RETIRED:
+        try:
+            check_retired(key, value)
+        except ValueError as error:
+            raise UsageError(f"--set {assignment}: {error}") from None
+        return
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):

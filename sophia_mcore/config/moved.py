@@ -1,4 +1,7 @@
-"""Keys that have moved: read from their old place too, with a warning that names the new one, in this version only."""
+"""Keys that have moved: read from their old place too, with a warning that names the new one, in this version only.
+
+Keys that have gone: left out where they have no effect, refused with the reason elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,33 @@ MOVED: dict[str, str] = {
     "fp8.check_steps": "fp8.check.steps",
     **{f"fp8.{key}": f"fp8.check.{key}" for key in _FP8_CHECK},
 }
+
+# key: (value without effect, why any other is refused)
+RETIRED: dict[str, tuple[Any, str]] = {
+    "train.optimizer_offload_fraction": (
+        0.0,
+        "megatron-core's optimizer on the host trains and saves, but cannot load what it saved; use more GPUs",
+    ),
+    "fp8.primary_weights": (
+        False,
+        "master weights would be made from memory that nobody has filled, and blocks of a tensor scaled one by one",
+    ),
+}
+
+
+def drop_retired(tree: dict[str, Any]) -> None:
+    """Remove keys that have gone, from ``tree`` itself. Raises ValueError for a value that would have had an effect."""
+    for key in RETIRED:
+        section, name = _section(tree, key, make=False)
+        if section is not None and name in section:
+            check_retired(key, section.pop(name))
+
+
+def check_retired(key: str, value: Any) -> None:
+    """Raise ValueError for a value of a key that has gone which would have had an effect."""
+    harmless, reason = RETIRED[key]
+    if value != harmless:
+        raise ValueError(f"{key} = {value!r} is not supported: {reason}")
 
 
 def move_keys(tree: dict[str, Any]) -> dict[str, str]:

@@ -39,7 +39,6 @@ class Fp8(Section):
     layers_at_end_in_bf16: int = Field(default=0, ge=0)
     layers_in_bf16: tuple[int, ...] = ()  # further ones, counted from 0: what `sophia fp8-check` proposes
     attention_in_bf16: bool = False  # the projections to queries, keys, values and back
-    primary_weights: bool = False  # weights live in FP8 (master weights stay fp32); Transformer Engine only
     amax_history: PositiveInt = 1024  # delayed: how many forward passes a scale looks back
     amax_algorithm: Literal["max", "most_recent"] = "max"  # delayed
     check: Fp8Check = Fp8Check()
@@ -71,8 +70,4 @@ class Fp8(Section):
             raise ValueError("the delayed recipe shares its scales' update between layers, so none can stay in bf16")
         if any(layer < 0 for layer in self.layers_in_bf16):
             raise ValueError(f"layers_in_bf16 = {list(self.layers_in_bf16)}: layers are counted from 0")
-        if self.primary_weights and self.backend != "transformer_engine":
-            raise ValueError("primary_weights needs backend = 'transformer_engine'")
-        if self.primary_weights and (self.layers_in_bf16 or self.attention_in_bf16):
-            raise ValueError("primary_weights: only whole layers at start and end can stay in bf16 (layers_at_*)")
         return self

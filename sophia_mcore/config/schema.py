@@ -248,7 +248,6 @@ class Train(Section):
     train_vision_tower: bool = False  # [P]
     train_projector: bool = False  # [C]
     distributed_optimizer: bool = True
-    optimizer_offload_fraction: Fraction = 0.0  # of the optimizer's state and update on the host; needs CUDA
     recompute: Literal["none", "selective", "full"] = "none"
     save_every_steps: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
@@ -345,8 +344,6 @@ class Config(Section):
             )
         if p.sequence_parallel and p.tensor == 1:
             raise ValueError("parallel.sequence_parallel needs parallel.tensor > 1")
-        if self.train.optimizer_offload_fraction and not self.train.distributed_optimizer:
-            raise ValueError("train.optimizer_offload_fraction needs train.distributed_optimizer = true")
         if self.objective.correction != "none" and not self.objective.fresh_share:
             raise ValueError(
                 f"objective.correction = {self.objective.correction!r} weighs trajectories that the policy itself has "

@@ -179,8 +179,6 @@ def devices(config: Config) -> list[Row]:
     if config.fp8.native:
         remedy = "fp8.recipe = 'none', or fp8.backend = 'emulated' for checks"
         rows.append(_stops("fp8.recipe", f"{config.fp8.recipe}: needs a GPU with FP8 and Transformer Engine", remedy))
-    if config.train.optimizer_offload_fraction:
-        rows.append(_stops("train.optimizer_offload_fraction", "needs a GPU", "set it to 0"))
     weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
     memory = psutil.virtual_memory().total
     if 8 * weights > memory:  # bf16 weights are 2 of the about 16 bytes that training takes for each parameter

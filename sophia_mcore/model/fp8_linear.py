@@ -198,13 +198,13 @@ class Emulation:
         scaling = Scaling.of(self.recipe, self.settings)
         # classes: 0.16 builds a class or a ModuleSpec, 0.19 calls what it finds
         column, row = (type(kind.__name__, (kind,), {"scaling": scaling}) for kind in (Fp8ColumnLinear, Fp8RowLinear))
-        attention, mlp = _parts(layer.submodules.self_attention), _parts(layer.submodules.mlp)
+        attention, mlp = parts_of(layer.submodules.self_attention), parts_of(layer.submodules.mlp)
         if not self.settings.attention_in_bf16:
             attention.linear_qkv, attention.linear_proj = column, row
         mlp.linear_fc1, mlp.linear_fc2 = column, row
 
 
-def _parts(spec: Any) -> Any:
+def parts_of(spec: Any) -> Any:
     """The parts of a spec: a ModuleSpec, or (from 0.17 on) a partial call of the module."""
     return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules
 

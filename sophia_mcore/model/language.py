@@ -26,9 +26,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor
 
 from sophia_mcore.config.schema import Config, Fp8, Train
-from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16
+from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16, parts_of
 from sophia_mcore.model.padding import zero_padding
-from sophia_mcore.model.parts import CoreAttention, Norm
+from sophia_mcore.model.parts import CoreAttention, LoneNorm, Norm
 from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
@@ -99,7 +99,6 @@ def _fp8(fp8: Fp8) -> dict[str, object]:
     return {
         "fp8": fp8.format,
         "fp8_recipe": fp8.recipe,
-        "fp8_param": fp8.primary_weights,
         "fp8_amax_history_len": fp8.amax_history,
         "fp8_amax_compute_algo": fp8.amax_algorithm,
         "first_last_layers_bf16": bool(start or end),
@@ -125,10 +124,11 @@ def layer_specs(
     are FP8.
     """
     if backend.transformer_engine:
-        from megatron.core.extensions.transformer_engine import TENorm
-
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=spec.qk_norm)
-        return TransformerBlockSubmodules(layer_specs=[layer] * len(layers), layer_norm=TENorm)
+        if spec.qk_norm:
+            parts_of(layer.submodules.self_attention).q_layernorm = LoneNorm
+            parts_of(layer.submodules.self_attention).k_layernorm = LoneNorm
+        return TransformerBlockSubmodules(layer_specs=[layer] * len(layers), layer_norm=LoneNorm)
     found = []
     for number in layers:
         layer = get_gpt_layer_local_spec(qk_layernorm=spec.qk_norm, normalization="RMSNorm")

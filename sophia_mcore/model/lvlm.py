@@ -266,7 +266,7 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
     check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
-    backend.check_offload(config.train.optimizer_offload_fraction)
+    backend.check_attention(config.train.dtype, groups.context_size)
     backend.check_fp8(config.fp8.recipe, config.fp8.backend)
     _check_fp8_layers(config, spec.language.num_layers)
     if spec.language.tied_embeddings:

@@ -32,6 +32,22 @@ class Norm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class LoneNorm:
+    """Transformer Engine's norm where it is not fused into a linear layer: final norm, norms of queries and keys.
+
+    Without the state that Transformer Engine's operations add to checkpoints (a norm's is empty): the plain parts have
+    none, and a checkpoint of either loads into the other.
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm: Any = TENorm(config=config, hidden_size=hidden_size, eps=eps)
+        plain = {"get_extra_state": nn.Module.get_extra_state, "set_extra_state": nn.Module.set_extra_state}
+        norm.__class__ = type(type(norm).__name__, (type(norm),), plain)
+        return norm
+
+
 class CoreAttention(nn.Module):
     """Causal attention with grouped queries, packed sequences and all-gather context parallelism.
 

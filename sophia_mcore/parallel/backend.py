@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import torch
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel.layout import fp8_refusal
+
+_TE_REMEDY = "install what it needs (onnxscript, einops; docs/gpu.md) for this build of torch, or uninstall it"
+_APEX_REMEDY = "build apex for this build of torch, or uninstall it: it is not required"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +64,13 @@ class Backend:
             lacks = "a CUDA device" if self.kind == "cpu" else "Transformer Engine"
             raise fp8_refusal(recipe, lacks)
 
-    def check_offload(self, fraction: float) -> None:
-        """Refuse to move the optimizer to the host where it is there already (megatron-core would copy it twice)."""
-        if fraction and self.kind == "cpu":
-            raise UsageError(f"train.optimizer_offload_fraction = {fraction} needs a CUDA device; set it to 0")
+    def check_attention(self, dtype: str, context: int) -> None:
+        """Refuse what Transformer Engine has no attention kernel for."""
+        if self.transformer_engine and dtype == "float32" and context > 1:
+            raise UsageError(
+                f"train.dtype = 'float32' with parallel.context = {context}: Transformer Engine has no such attention; "
+                "set train.dtype = 'bfloat16' or parallel.context = 1"
+            )
 
 
 def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
@@ -86,12 +93,28 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
         kind="cuda",
         device=device,
         distributed="nccl",
-        transformer_engine=_installed("transformer_engine"),
-        fused_weight_gradient=_installed("fused_weight_gradient_mlp_cuda"),
+        transformer_engine=_usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY),
+        fused_weight_gradient=_usable("fused_weight_gradient_mlp_cuda", "fused_weight_gradient_mlp_cuda", _APEX_REMEDY),
         fused_kernels=True,
         ordered_sends=True,
     )
 
 
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+def check_parts() -> None:
+    """Import Transformer Engine where it is installed: megatron-core does so too, and fails with a traceback.
+
+    Call before megatron-core is imported. Raises UsageError in one line where the installation is not whole.
+    """
+    _usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY)
+
+
+def _usable(package: str, module: str, remedy: str) -> bool:
+    """Whether `package` is installed; then `module` of it is imported. Raises UsageError where that fails."""
+    if importlib.util.find_spec(package) is None:
+        return False
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a missing library, another build of torch, a part that is not there
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UsageError(f"{package} is installed, but cannot be imported ({lines[0]}): {remedy}") from error
+    return True

@@ -12,6 +12,10 @@ from typing import Any
 from unittest import mock
 
 import torch
+from megatron.core import optimizer as mcore_optimizer
+from megatron.core import utils as mcore_utils
+from megatron.core.optimizer import clip_grads, distrib_optimizer
+from megatron.core.optimizer import optimizer as mcore_optimizers
 from megatron.core.tensor_parallel import random as mcore_random
 from torch.overrides import TorchFunctionMode
 
@@ -119,7 +123,27 @@ def adaptation() -> Iterator[None]:
             (mcore_random, "_CUDA_RNG_STATE_TRACKER", CpuRandomStates()),
             (mcore_random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
         )
-        for owner, name, value in patches:
+        for owner, name, value in (*patches, *_optimizer_parts()):
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(CudaToCpu())
         yield
+
+
+def _optimizer_parts() -> list[tuple[Any, str, Any]]:
+    """megatron-core's own gradient norm and scaling: it takes Transformer Engine's kernels wherever that is installed.
+
+    The optimizer counts as not installed, so that `train.optim` provides one; what that sets is put back too.
+    """
+    own = {
+        "multi_tensor_applier": mcore_utils.local_multi_tensor_applier,
+        "l2_norm_impl": mcore_utils.local_multi_tensor_l2_norm,
+        "multi_tensor_scale_impl": mcore_utils.local_multi_tensor_scale,
+        "multi_tensor_scale_tensor_impl": mcore_utils.local_multi_tensor_scale,  # megatron-core 0.19
+    }
+    set_by_us = ((mcore_optimizer, "Adam"), (distrib_optimizer, "Adam"), (distrib_optimizer, "HAVE_APEX_OR_TE"))
+    return [
+        *((owner, n, v) for owner in (clip_grads, mcore_optimizers) for n, v in own.items() if hasattr(owner, n)),
+        (mcore_optimizer, "USING_PYTORCH_OPTIMIZER", True),
+        (distrib_optimizer, "USING_APEX_OPTIMIZER", distrib_optimizer.USING_APEX_OPTIMIZER),
+        *((owner, name, getattr(owner, name)) for owner, name in set_by_us),
+    ]

@@ -155,7 +155,7 @@ def _check(spec: ModelSpec, parallel: Parallel, work: Workload, device: Device, 
 
 def _variants(config: Config, spec: ModelSpec, work: Workload, device: Device, base: Setting) -> Iterator[Setting]:
     """Splits of the layers, recomputation, distributed optimizer."""
-    replicated = base.data * base.parallel.context > 1 and not base.train.optimizer_offload_fraction
+    replicated = base.data * base.parallel.context > 1
     for recompute in ("none", "selective", "full"):
         for distributed in (True, False) if replicated else (config.train.distributed_optimizer,):
             train = base.train.model_copy(update={"recompute": recompute, "distributed_optimizer": distributed})

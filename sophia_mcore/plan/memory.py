@@ -141,7 +141,7 @@ def optimizer_bytes(setting: Setting, trained: float) -> float:
     """fp32 moments, and fp32 master weights beside bf16 ones; cut over the replicas by the distributed optimizer."""
     per_parameter = 12 if setting.train.dtype == "bfloat16" else 8
     replicas = setting.data * setting.parallel.context if setting.train.distributed_optimizer else 1
-    return per_parameter * trained / replicas * (1 - setting.train.optimizer_offload_fraction)
+    return per_parameter * trained / replicas
 
 
 def _fp8_copies(setting: Setting, stage: int) -> float:

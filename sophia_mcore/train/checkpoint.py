@@ -30,9 +30,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.layout import step_name
 from sophia_mcore.train import checkpoint_folder
+from sophia_mcore.train.optim import require_current_parameters
 
 _FULL_BYTES = 16 << 20  # with less than this free a failed write is put down to the full disk
 _FAILURES = (Exception, CheckpointException)  # torch's is no Exception
+_MISTAKES = (AttributeError, KeyError, NameError, TypeError)  # of a program: no other checkpoint would help
 # fully_reshardable: optimizer state in parameter shape; the other formats cannot change the layout, or raise.
 METADATA: Mapping[str, Any] = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -61,6 +63,7 @@ class Checkpoints:
         Raises SophiaError on every rank when any rank cannot write (full disk); older checkpoints stay.
         """
         self.finish()
+        require_current_parameters(chunks)
         temporary = self._temporary(step)
         on_rank_zero(lambda: checkpoint_folder.begin(self.folder, step), f"cannot make {temporary}")
         state = _sharded_state(chunks, optimizer, is_loading=False)
@@ -148,6 +151,8 @@ class Checkpoints:
             if same_layout:
                 _set_random_state(state["random"])
         except _FAILURES as error:
+            if isinstance(_cause(error), _MISTAKES):
+                raise
             problem = f"{path}: cannot be loaded: {_first_line(error)}"
         return _first(_gathered(problem))
 
@@ -241,6 +246,8 @@ def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
+        if isinstance(_cause(error), _MISTAKES):
+            raise
         free = shutil.disk_usage(folder.parent).free  # torch's message does not say it
         reason = f"no space left on the disk ({free >> 20:,} MiB free)" if free < _FULL_BYTES else _first_line(error)
         shutil.rmtree(folder, ignore_errors=True)
@@ -259,13 +266,14 @@ def _first(problems: list[str | None]) -> str | None:
 
 
 def current_layout() -> dict[str, int]:
-    """Sizes of the parallel groups of this job."""
+    """Sizes of the parallel groups of this job, and whether its devices are GPUs."""
     return {
         "tensor": parallel_state.get_tensor_model_parallel_world_size(),
         "pipeline": parallel_state.get_pipeline_model_parallel_world_size(),
         "virtual_pipeline": parallel_state.get_virtual_pipeline_model_parallel_world_size() or 1,
         "context": parallel_state.get_context_parallel_world_size(),
         "data": parallel_state.get_data_parallel_world_size(),
+        "cuda": int(dist.get_backend() == "nccl"),  # random states of the two kinds of devices differ
     }
 
 
@@ -315,9 +323,15 @@ def on_rank_zero(work: Any, what: str) -> Any:
     return outcome[0]
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What failed on the first rank that failed, where torch has collected the ranks' errors."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
 def _first_line(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {_first_line(cause)}"
+        return f"rank {next(iter(error.failures))}: {_first_line(_cause(error))}"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -70,12 +70,7 @@ def build_job(round_: Round, groups: Groups, backend: Backend, *, from_policy: b
     chunks = lvlm.build(spec, config, groups, backend)
     if from_policy or not list_checkpoints(folder.checkpoints):
         load_hf(chunks, round_.policy, spec, groups)
-    wrapped = wrap_ddp(
-        chunks,
-        config.train,
-        overlap=backend.kind == "cuda",
-        fp8_weights=config.fp8.used and config.fp8.primary_weights,
-    )
+    wrapped = wrap_ddp(chunks, config.train)
     return Job(
         config=config,
         folder=folder,

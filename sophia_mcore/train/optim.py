@@ -33,20 +33,18 @@ def learning_rate(step: int, total_steps: int, train: Train) -> float:
     return train.learning_rate * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def wrap_ddp(
-    chunks: Sequence[MegatronModule], train: Train, *, overlap: bool, fp8_weights: bool = False
-) -> list[DistributedDataParallel]:
+def wrap_ddp(chunks: Sequence[MegatronModule], train: Train) -> list[DistributedDataParallel]:
     """Model chunks with contiguous fp32 gradient buffers, summed (not averaged) over data and context parallel ranks.
 
-    ``overlap`` starts the gradient exchange during the backward pass (CUDA). The denominator is already in the loss
-    coefficients, so nothing is divided here. ``fp8_weights``: the parameters are FP8 (fp8.primary_weights).
+    The denominator is already in the loss coefficients, so nothing is divided here. Gradients are exchanged after the
+    backward pass and parameters gathered right after the update, on every device: docs/gpu.md says what overlapping
+    them with computation would gain, and which three faults it brought.
     """
     config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=train.distributed_optimizer,
-        overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap and train.distributed_optimizer,
-        fp8_param_gather=fp8_weights and train.distributed_optimizer,
+        overlap_grad_reduce=False,
+        overlap_param_gather=False,
     )
     model_config = get_model_config(chunks[0])
     if not model_config.calculate_per_token_loss:
@@ -56,12 +54,28 @@ def wrap_ddp(
         for index, chunk in enumerate(chunks)
     ]
     model_config.finalize_model_grads_func = _without_token_count(model_config.finalize_model_grads_func)
-    if overlap:
-        model_config.no_sync_func = _per_chunk([chunk.no_sync for chunk in wrapped])
-        model_config.grad_sync_func = _per_chunk([chunk.start_grad_sync for chunk in wrapped])
-        if train.distributed_optimizer:
-            model_config.param_sync_func = _per_chunk([chunk.start_param_sync for chunk in wrapped])
     return wrapped
+
+
+def require_current_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Make sure that the parameters of all ranks are those of the last update; call it before they are written.
+
+    With overlap_param_gather a rank has only its own share of them until the next forward pass gathers the others':
+    they are gathered now. All ranks call it together.
+
+    Raises ValueError where the optimizer's state cannot be saved: megatron-core takes the state of parameters behind
+    padding inside a buffer from the wrong places.
+    """
+    for chunk in chunks:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            last = buffer.buckets[-1]
+            padded = [bucket for bucket in buffer.buckets if bucket.numel_unpadded != bucket.grad_data.numel()]
+            if chunk.ddp_config.use_distributed_optimizer and any(bucket is not last for bucket in padded):
+                raise ValueError(
+                    "a gradient buffer is padded between its buckets: its optimizer state is saved wrongly"
+                )
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(
@@ -86,10 +100,6 @@ def build_optimizer(
         fp8_recipe=fp8_recipe,
         params_dtype=torch.bfloat16 if train.dtype == "bfloat16" else torch.float32,
         use_distributed_optimizer=train.distributed_optimizer,
-        overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,
-        optimizer_cpu_offload=train.optimizer_offload_fraction > 0,
-        optimizer_offload_fraction=train.optimizer_offload_fraction,
-        overlap_cpu_optimizer_d2h_h2d=train.optimizer_offload_fraction > 0,
     )
     return get_megatron_optimizer(config, list(wrapped), use_gloo_process_groups=False)
 
@@ -173,8 +183,3 @@ def _without_token_count(finalize: Callable[..., None] | None) -> Callable[..., 
         (finalize or finalize_model_grads)(model, None, **kwargs)
 
     return finalize_sums
-
-
-def _per_chunk(functions: list[Callable[..., Any]]) -> Any:
-    """What Megatron's schedules expect: one function for one chunk, a list for several."""
-    return functions[0] if len(functions) == 1 else functions

@@ -23,7 +23,12 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import FAILED, Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+# what gloo and NCCL say of a rank that is gone; NCCL's own mistakes ("invalid usage") would happen again
+_LOST_PEER = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting",
+    "ncclRemoteError", "ncclSystemError", "communicator was aborted", "communicator aborted", "Socket Timeout",
+    "Watchdog caught collective operation timeout", "remote process exited",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,6 +57,9 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     warnings.filterwarnings("ignore", module=r"torch|megatron")  # about parts of theirs that we do not use
+    from sophia_mcore.parallel.backend import check_parts
+
+    check_parts()
     from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
 
     rank = int(os.environ.get("RANK", 0))
@@ -63,7 +71,7 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
                 (run.round(round_index).train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
             return finished
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in _LOST_PEER):
+            if not lost_peer(error):
                 note_failure(run.round(round_index).train, rank, error)
                 raise
             print(f"rank {rank} stops: another rank is gone", file=sys.stderr, flush=True)  # that one says why
@@ -71,6 +79,11 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
         except Exception as error:
             note_failure(run.round(round_index).train, rank, error)
             raise
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether the error says that another rank is gone, over gloo or NCCL: then this one has not failed by itself."""
+    return any(sign in str(error) for sign in _LOST_PEER)
 
 
 def note_failure(folder: Path, rank: int, error: Exception) -> None:

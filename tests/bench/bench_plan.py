@@ -119,7 +119,7 @@ def fastest_step(groups: Any, backend: Any, case: Case, steps: int) -> float:
     config, model = configuration(case), spec(case)
     chunks = lvlm.build(model, config, groups, backend)
     layouts.fill(chunks, model)
-    wrapped = wrap_ddp(chunks, config.train, overlap=False)
+    wrapped = wrap_ddp(chunks, config.train)
     optimizer = build_optimizer(wrapped, config.train)
     mine = make_rows(case)[groups.data_rank :: groups.data_size]
     taken = []

@@ -70,7 +70,7 @@ def allocations(groups: Any, backend: Any, spec: Any, config: Any, rows: list[la
     waiting = 0
     chunks = lvlm.build(spec, config, groups, backend)
     layouts.fill(chunks, spec)
-    wrapped = wrap_ddp(chunks, config.train, overlap=False)
+    wrapped = wrap_ddp(chunks, config.train)
     optimizer = build_optimizer(wrapped, config.train)
     mine = rows[groups.data_rank :: groups.data_size]
     held = [t for c in chunks for p in c.parameters() for t in (p, getattr(p, "main_grad", p))]

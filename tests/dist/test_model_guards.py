@@ -74,11 +74,6 @@ def _build_fails(groups: Any, backend: Any, spec: Any, sections: dict[str, Any])
     [
         ({"image_token_id": None}, {}, "the id of the image token is unknown"),
         ({}, {"fp8": {"recipe": "tensorwise"}}, "fp8.recipe = 'tensorwise' needs a CUDA device"),
-        (
-            {},
-            {"train": {"dtype": "float32", "optimizer_offload_fraction": 0.5}},
-            "train.optimizer_offload_fraction = 0.5 needs a CUDA device",
-        ),
     ],
 )
 def test_build_refuses(change: dict[str, Any], sections: dict[str, Any], message: str) -> None:

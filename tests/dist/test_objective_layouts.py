@@ -94,7 +94,7 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
     )
     chunks = lvlm.build(spec, config, groups, backend)
     layouts.fill(chunks, spec)
-    wrapped = wrap_ddp(chunks, config.train, overlap=False)
+    wrapped = wrap_ddp(chunks, config.train)
     mine = batches(row_length, 2 * parallel.context, groups.data_rank, groups.data_size)
     found = {}
     for name, chosen in OBJECTIVES.items():

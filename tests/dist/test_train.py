@@ -195,6 +195,24 @@ def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, fou
     assert_same_bits(folder, four_ranks)
 
 
+def cannot_load(config: Config, folder: RunFolder) -> None:
+    from sophia_mcore.train import checkpoint
+
+    def load(*_, **__):
+        raise KeyError("master_param")
+
+    checkpoint.dist_checkpointing.load = load  # a forked rank: nobody else sees
+    train_world.train(config, folder)
+
+
+def test_a_mistake_in_the_program_is_no_broken_checkpoint(tmp_path, policy):
+    config, folder = train_world.make_run(tmp_path / "run", policy, train={"steps": 2})
+    assert run(train_world.train, 1, config, folder) == [True]
+    (folder.round(0).train / "summary.json").unlink()
+    with pytest.raises(RankError, match="KeyError: 'master_param'"):
+        run(cannot_load, 1, config, folder)
+
+
 def test_no_intact_checkpoint_is_an_error_not_a_fresh_start(tmp_path, policy):
     config, folder = train_world.make_run(tmp_path / "run", policy, train={"steps": 2})
     with pytest.raises(RankError):

@@ -62,7 +62,7 @@ def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> di
         for name, parameter in chunks[0].named_parameters():  # norms are ones already, the rest is not filled
             if parameter.dim() > 1 or name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.02)
-        wrapped = wrap_ddp(chunks, config.train, overlap=False)
+        wrapped = wrap_ddp(chunks, config.train)
         optimizer = build_optimizer(wrapped, config.train, recipe if recipe != "none" else None)
         generator = torch.Generator().manual_seed(0)
         rows = [learnable(length, generator) for _ in range(4)]

@@ -134,3 +134,13 @@ def test_a_moved_key_leads_to_one_that_exists() -> None:
             for part in path:
                 model = model.model_fields[part].annotation  # type: ignore[attr-defined]
             assert key in model.model_fields, new  # type: ignore[attr-defined]
+
+
+def test_keys_that_have_gone_are_read_where_they_had_no_effect(tmp_path: Path) -> None:
+    plain, old = tmp_path / "plain.toml", tmp_path / "old.toml"
+    plain.write_text(MINIMAL)
+    old.write_text(MINIMAL + "[train]\noptimizer_offload_fraction = 0.0\n[fp8]\nprimary_weights = false\n")
+    assert load_config(old) == load_config(plain)
+    assert load_config(plain, sets=["train.optimizer_offload_fraction=0"]) == load_config(plain)
+    with pytest.raises(UsageError, match=r"--set fp8.primary_weights=true: .* not supported: master weights"):
+        load_config(plain, sets=["fp8.primary_weights=true"])

@@ -141,8 +141,6 @@ def test_delayed_scales_come_from_the_past():
         ({"recipe": "delayed", "layers_at_end_in_bf16": 1}, "none can stay in bf16"),
         ({"recipe": "delayed", "attention_in_bf16": True}, "none can stay in bf16"),
         ({"recipe": "tensorwise", "layers_in_bf16": [-1]}, "counted from 0"),
-        ({"recipe": "tensorwise", "backend": "emulated", "primary_weights": True}, "transformer_engine"),
-        ({"recipe": "tensorwise", "primary_weights": True, "layers_in_bf16": [1]}, "only whole layers"),
         ({"recipe": "rowwise"}, "fp8.recipe"),
         ({"recipe": "tensorwise", "backend": "emulate"}, "fp8.backend"),
     ],

@@ -82,15 +82,8 @@ def check_fp8(round_: Round, groups: Groups, backend: Backend, progress: Progres
 
 def variant(config: Config, recipe: str) -> Config:
     """The configuration with this recipe, whole gradients on every replica, and the filtered NLL."""
-    train = config.train.model_copy(
-        update={
-            "distributed_optimizer": False,
-            "optimizer_offload_fraction": 0.0,
-            "term_gradients_every_steps": 0,
-        }
-    )
-    off = {"primary_weights": False} if recipe == "none" else {}
-    fp8 = config.fp8.model_copy(update={"recipe": recipe} | off)
+    train = config.train.model_copy(update={"distributed_optimizer": False, "term_gradients_every_steps": 0})
+    fp8 = config.fp8.model_copy(update={"recipe": recipe})
     objective = Objective(chunk_tokens=config.objective.chunk_tokens)
     return config.model_copy(update={"train": train, "fp8": fp8, "objective": objective})
 

@@ -48,6 +48,9 @@ def _check(config_file: Path, round_index: int, progress_fd: int | None) -> None
     import torch
     import torch.distributed as dist
 
+    from sophia_mcore.parallel.backend import check_parts
+
+    check_parts()
     from sophia_mcore.train.fp8.check import check_fp8
     from sophia_mcore.train.fp8.gate import check_digest, fp8_settings, has_passed, verdict
     from sophia_mcore.train.session import joined

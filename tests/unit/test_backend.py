@@ -1,0 +1,104 @@
+"""The backend's parts: present, absent, or installed by halves, which ends in one line that says what to do."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sophia_mcore.errors import UsageError
+from sophia_mcore.parallel import backend as backends
+from sophia_mcore.train.worker import lost_peer
+from tests.support import pretended_cuda
+
+TE, APEX = "transformer_engine/pytorch/__init__.py", "fused_weight_gradient_mlp_cuda.py"
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    """Modules with these contents, importable for one test."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        if "/" in name:
+            (folder / name.partition("/")[0] / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("transformer_engine", Path(APEX).stem)]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+
+
+def selected() -> backends.Backend:
+    with pretended_cuda.pretended():
+        return backends.select()
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [({}, (False, False)), ({TE: ""}, (True, False)), ({TE: "", APEX: ""}, (True, True)), ({APEX: ""}, (False, True))],
+    ids=["neither", "Transformer Engine", "both", "apex"],
+)
+def test_what_is_there_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], found: tuple[bool, bool]
+) -> None:
+    install(tmp_path, monkeypatch, files)
+    chosen = selected()
+    assert (chosen.kind, chosen.distributed) == ("cuda", "nccl")
+    assert (chosen.transformer_engine, chosen.fused_weight_gradient) == found
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {TE: "import onnxscript_that_is_missing"},
+            r"transformer_engine is installed, but .*\(No module named 'onnxscr",
+        ),
+        ({TE: "raise OSError('libnccl.so.2: cannot open')"}, r"\(libnccl.so.2: cannot open\): install what it needs"),
+        ({"transformer_engine/jax.py": ""}, r"No module named 'transformer_engine.pytorch'.* docs/gpu.md"),
+        ({APEX: "raise ImportError('undefined symbol: _ZN3c10')"}, r"undefined symbol: _ZN3c10\): build apex for"),
+    ],
+    ids=["onnxscript", "nccl", "without torch", "apex of another torch"],
+)
+def test_half_an_installation_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], message: str
+) -> None:
+    install(tmp_path, monkeypatch, files)
+    with pytest.raises(UsageError, match=message) as raised:
+        selected()
+    assert len(str(raised.value).splitlines()) == 1
+    if APEX not in files:  # before megatron-core is imported, whose traceback the user would see
+        with pytest.raises(UsageError, match=message):
+            backends.check_parts()
+
+
+def test_attention_that_transformer_engine_does_not_have() -> None:
+    engine = pretended_cuda.backend()
+    with pytest.raises(UsageError, match=r"'float32' with parallel.context = 2.* set train.dtype = 'bfloat16'"):
+        engine.check_attention("float32", 2)
+    engine.check_attention("bfloat16", 2)
+    engine.check_attention("float32", 1)
+    pretended_cuda.backend(transformer_engine=False).check_attention("float32", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:41234", True),
+        ("NCCL error in: ProcessGroupNCCL.cpp:3356, remote process exited or there was a network error", True),
+        ("NCCL communicator was aborted on rank 3.", True),
+        ("NCCL error in: NCCLUtils.hpp:268, ncclRemoteError: A call failed possibly due to a network error", True),
+        ("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", True),
+        (
+            "NCCL error in: NCCLUtils.hpp:268, invalid usage, ncclInvalidUsage: This usually reflects invalid usage",
+            False,
+        ),
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", False),
+        ("the model's config needs calculate_per_token_loss=True", False),
+    ],
+)
+def test_a_lost_rank_is_not_this_rank_s_failure(text: str, lost: bool) -> None:
+    """So that Slurm starts the job again instead of giving up."""
+    assert lost_peer(torch.distributed.DistBackendError(text)) is lost
