@@ -36,7 +36,7 @@ CAPTIONS = Phase(
     units=readers.caption_units,
     engine=lambda config: config.captions.engine,
     settings=(
-        *("run.seed", "models.policy", "captions", "batch.max_tiles"),
+        *("run.seed", "models.policy", "captions", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
         *("objective.fresh_share", "fresh", "batch.long_thinking_prompt_file"),
     ),
     outputs=lambda run, index: {"captions": run.round(index).captions, "fresh": run.round(index).fresh},
@@ -100,7 +100,7 @@ EVALUATE = Phase(
     engine=lambda config: config.evaluate.engine,
     settings=(
         *("run.seed", "models.policy", "evaluate", "score"),
-        *("batch.max_tiles", "batch.long_thinking_prompt_file"),
+        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
     ),
     outputs=readers.evaluations,
 )
