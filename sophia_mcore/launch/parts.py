@@ -10,7 +10,7 @@ from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
 from sophia_mcore.store.layout import SUMMARY, Round
 
-_ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles")
+_ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
 
 
 def questions(round: Round) -> list[Part]:
@@ -55,7 +55,15 @@ def captions(round: Round) -> list[Part]:
         Part(
             name="captions",
             results={"captions": folder.captions},
-            settings=("run.seed", "captions", "batch.max_tiles", "batch.default_system_prompt", *setting),
+            settings=(
+                "run.seed",
+                "captions",
+                "batch.max_tiles",
+                "batch.min_pixels",
+                "batch.max_pixels",
+                "batch.default_system_prompt",
+                *setting,
+            ),
             reads=(("questions", 0), *before),
         )
     ]
@@ -173,7 +181,15 @@ def evaluate(round: Round) -> list[Part]:
                     name=f"{label}/{protocol.name}",
                     results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
                     settings=(
-                        *("run.seed", "evaluate.engine", "evaluate.questions_per_unit", "score", "batch.max_tiles"),
+                        *(
+                            "run.seed",
+                            "evaluate.engine",
+                            "evaluate.questions_per_unit",
+                            "score",
+                            "batch.max_tiles",
+                            "batch.min_pixels",
+                            "batch.max_pixels",
+                        ),
                         *("batch.long_thinking_prompt_file", *(("models.policy",) if base else ())),
                     ),
                     values={f"evaluate.protocols ({protocol.name})": sampled},
