@@ -107,16 +107,38 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
 
 
 @app.command()
-def check(config: ConfigArgument, overlay: Overlays = None, set_: Sets = None) -> None:
+def check(
+    config: ConfigArgument,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="NAME[=PATH],...", help="Find training questions of these benchmarks."),
+    ] = None,
+    drop: Annotated[
+        Path | None, typer.Option("--drop", metavar="FILE", help="With --against: write the questions without them.")
+    ] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+) -> None:
     """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
-    phases; looks at no model."""
+    phases; looks at no model. With --against: training questions that share text or image with a benchmark."""
+    from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.config import dump_toml
     from sophia_mcore.data.preview import previews
     from sophia_mcore.launch.inputs import inputs_of
 
     loaded = load(config, overlay, set_)
+    if against:
+        from sophia_mcore.launch.contamination import check_against
+
+        for line in check_against(loaded, [one for text in against for one in text.split(",") if one], drop):
+            typer.echo(line)
+        return
+    if drop is not None:
+        from sophia_mcore.errors import UsageError
+
+        raise UsageError("--drop needs --against BENCHMARK")
     typer.echo(dump_toml(loaded), nl=False)
-    for preview in previews(loaded):
+    for preview in previews(loaded, read_any):
         typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
     for found in inputs_of(loaded):
         if not found.key.startswith("evaluate.questions"):  # shown above
