@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sophia_mcore import cli_runs
+from sophia_mcore import cli_check, cli_runs
 from sophia_mcore.cli_benchmark import benchmark
 from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 from sophia_mcore.errors import run_command
 
 if TYPE_CHECKING:
-    from sophia_mcore.config.schema import Config
+    pass
 
 app = typer.Typer(
     add_completion=True,
@@ -129,50 +129,6 @@ def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = Non
     from sophia_mcore.launch.fp8_check import run_fp8_check
 
     typer.echo(run_fp8_check(load(config, overlay, set_), round_))
-
-
-@app.command()
-def check(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's TOML file.")] = None,
-    overlay: Overlays = None,
-    set_: Sets = None,
-    explain: Annotated[
-        str | None, typer.Option("--explain", metavar="KEY", help="What a key or section means.")
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
-) -> None:
-    """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
-    phases; looks at no model."""
-    from sophia_mcore.errors import UsageError
-
-    if explain is not None:
-        from sophia_mcore.config.reference import explain_setting
-
-        typer.echo(explain_setting(explain))
-    elif schema:
-        import json
-
-        from sophia_mcore.config.reference import json_schema
-
-        typer.echo(json.dumps(json_schema(), indent=2))
-    elif config is None:
-        raise UsageError("name a CONFIG to check, or --explain KEY, or --schema")
-    else:
-        _check(config, load(config, overlay, set_))
-
-
-def _check(file: Path, config: Config) -> None:
-    from sophia_mcore.config import dump_toml
-    from sophia_mcore.data.preview import previews
-    from sophia_mcore.launch.inputs import inputs_of
-
-    typer.echo(dump_toml(config), nl=False)
-    for preview in previews(config):
-        typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
-    for found in inputs_of(config):
-        if not found.key.startswith("evaluate.questions"):  # shown above
-            found.look()
-    typer.echo(f"# ok: {file}")
 
 
 @app.command()
@@ -369,6 +325,7 @@ def track(run_folder: RunArgument) -> None:
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
+cli_check.register(app)
 cli_runs.register(app)
 
 

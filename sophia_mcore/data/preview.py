@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
 
 ROWS = 10
+Reader = Callable[[Source], Iterator[Row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +31,19 @@ class Preview:
         return "\n".join([self.title, *(f"  {line}" for line in self.lines)])
 
 
-def previews(config: Config) -> list[Preview]:
-    """One of each source of questions, those for evaluation after the others."""
+def previews(config: Config, read: Reader = read_source) -> list[Preview]:
+    """One of each source of questions, those for evaluation after the others; ``read`` gives the rows of a source."""
     limit = config.data.max_image_pixels
     return [
-        preview(f"{part}.questions", source, several=len(sources) > 1, max_pixels=limit)
+        preview(f"{part}.questions", source, several=len(sources) > 1, max_pixels=limit, read=read)
         for part, sources in (("data", config.data.questions), ("evaluate", config.evaluate.questions))
         for source in sources
     ]
 
 
-def preview(part: str, source: Source, *, several: bool = False, max_pixels: int = 100_000_000) -> Preview:
+def preview(
+    part: str, source: Source, *, several: bool = False, max_pixels: int = 100_000_000, read: Reader = read_source
+) -> Preview:
     """The first ten rows of ``source`` as models will be asked them, or why they are bad.
 
     Of an image only the head is read: a file that is damaged further on is found by the questions phase.
@@ -47,10 +51,10 @@ def preview(part: str, source: Source, *, several: bool = False, max_pixels: int
     """
     name = source_name(source)
     title = f"{part}: {name} ({source.path})"
-    if source.kind == "datasets" and not Path(source.path).exists():
+    if source.kind in ("datasets", "benchmark") and not (source.path and Path(source.path).exists()):
         return Preview(f"{title}: a name on the hub, not looked up", ())
     try:
-        rows = list(islice(read_source(source), ROWS))
+        rows = list(islice(read(source), ROWS))
     except SophiaError as error:
         reason = str(error).splitlines()[0]
         return Preview(f"{title}: {reason}", (), refused=reason)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.schema import Config, Environments
 from sophia_mcore.data.preview import previews
 from sophia_mcore.doctor import configuration as run
@@ -50,7 +51,7 @@ def doctor(config: Config | None, console: Console) -> None:
         state = f"[{_COLOURS[row.state]}]{row.state}[/]"
         table.add_row(escape(row.name), state, escape(row.found), escape(row.cost), escape(row.remedy))
     console.print(table)
-    for preview in previews(config) if config is not None else ():
+    for preview in previews(config, read_any) if config is not None else ():
         console.print(str(preview), markup=False, highlight=False)
     reasons = [f"{row.name}: {row.found}" for row in rows if row.state == "stops"]
     if config is not None and reasons:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from sophia_mcore.benchmarks.rows import on_the_hub
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
@@ -88,6 +89,14 @@ def sources(config: Config) -> list[Row]:
 
 def _source(name: str, source: Source, max_bad_rows: int) -> Row:
     path = Path(source.path)
+    if source.benchmark and on_the_hub(source):
+        return Row(
+            name=name,
+            state="warning",
+            found=f"benchmark {source.benchmark}: on the hub, not looked up",
+            cost="the first phase downloads it, or fails without network",
+            remedy="download it beforehand and give its folder as path",
+        )
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
         return _tried(name, lambda: first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
     if source.kind == "datasets" and path.exists():

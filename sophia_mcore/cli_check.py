@@ -1,0 +1,72 @@
+"""`sophia check`: what a configuration says, what a key means, and whether the questions are a benchmark's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sophia_mcore.cli_options import Overlays, Sets, load
+from sophia_mcore.errors import UsageError
+
+if TYPE_CHECKING:
+    from sophia_mcore.config.schema import Config
+
+
+def check(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="The run's TOML file.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="NAME[=PATH],...", help="Find training questions of these benchmarks."),
+    ] = None,
+    drop: Annotated[
+        Path | None, typer.Option("--drop", metavar="FILE", help="With --against: write the questions without them.")
+    ] = None,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="KEY", help="What a key or section means.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
+) -> None:
+    """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
+    phases; looks at no model. With --against: training questions that share text or image with a benchmark."""
+    if drop is not None and not against:
+        raise UsageError("--drop needs --against BENCHMARK")
+    if explain is not None or schema:
+        from sophia_mcore.config.reference import explain_setting, json_schema
+
+        typer.echo(explain_setting(explain) if explain is not None else json.dumps(json_schema(), indent=2))
+        return
+    if config is None:
+        raise UsageError("name a CONFIG to check, or --explain KEY, or --schema")
+    loaded = load(config, overlay, set_)
+    if against:
+        from sophia_mcore.launch.contamination import check_against
+
+        for line in check_against(loaded, [one for text in against for one in text.split(",") if one], drop):
+            typer.echo(line)
+        return
+    _show(config, loaded)
+
+
+def _show(file: Path, config: Config) -> None:
+    from sophia_mcore.benchmarks.rows import read_any
+    from sophia_mcore.config import dump_toml
+    from sophia_mcore.data.preview import previews
+    from sophia_mcore.launch.inputs import inputs_of
+
+    typer.echo(dump_toml(config), nl=False)
+    for preview in previews(config, read_any):
+        typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
+    for found in inputs_of(config):
+        if not found.key.startswith("evaluate.questions"):  # shown above
+            found.look()
+    typer.echo(f"# ok: {file}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(check)

@@ -1,0 +1,79 @@
+"""`sophia check CONFIG --against BENCHMARK`: lists training questions of benchmarks, and writes the others."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sophia_mcore.benchmarks.contamination import Match, find
+from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.benchmarks.table import benchmark_named
+from sophia_mcore.config.schema import Config, Source
+from sophia_mcore.data.columns import Row
+from sophia_mcore.data.sources import read_source
+from sophia_mcore.errors import UsageError
+from sophia_mcore.store.atomic import write_text
+
+LISTED = 50
+
+
+def check_against(config: Config, against: Sequence[str], drop: Path | None) -> list[str]:
+    """Lines to print: matches (at most ``LISTED``), and counts per benchmark and reason.
+
+    ``against``: NAME or NAME=PATH. ``drop``: a .jsonl file that gets every good training question that shares nothing,
+    with its images inside, to be named as a source of kind "jsonl"; all matches are written beside it.
+    Raises UsageError for an unknown benchmark or another suffix, SophiaError for a source that cannot be read.
+    """
+    if drop is not None and drop.suffix != ".jsonl":
+        raise UsageError(f"--drop {drop}: the questions are written as .jsonl")
+    sources = []
+    for text in against:
+        name, _, path = text.partition("=")
+        sources.append(Source(benchmark=benchmark_named(name).name, path=path))
+    benchmark_rows = itertools.chain.from_iterable(read_benchmark(source) for source in sources)
+    training = itertools.chain.from_iterable(read_source(source) for source in config.data.questions)
+    matches: list[Match] = []
+    kept: list[str] = []
+    rows = 0
+    for row, found in find(training, benchmark_rows):
+        rows += 1
+        matches += found
+        if drop is not None and not found and not row.problems:
+            kept.append(_line(row))
+    lines = [str(match) for match in matches[:LISTED]]
+    if len(matches) > LISTED:
+        lines.append(f"and {len(matches) - LISTED:,} more")
+    shared = len({(match.source, match.row) for match in matches})
+    lines.append(
+        f"{shared:,} of {rows:,} training questions share text or image with {', '.join(s.benchmark for s in sources)}"
+    )
+    counts = Counter((match.benchmark, match.reason) for match in matches)
+    lines += [f"  {benchmark}: {count:,} {reason}" for (benchmark, reason), count in sorted(counts.items())]
+    if drop is not None:
+        write_text(drop, "".join(kept))
+        listed = drop.with_name(f"{drop.stem}.dropped.jsonl")
+        write_text(listed, "".join(json.dumps(_fields(match), ensure_ascii=False) + "\n" for match in matches))
+        lines.append(f'{len(kept):,} questions without them: {drop} (kind = "jsonl"); what they share: {listed}')
+    return lines
+
+
+def _fields(match: Match) -> dict[str, object]:
+    return {name: getattr(match, name) for name in match.__slots__}
+
+
+def _line(row: Row) -> str:
+    """A training question as a line of JSON with its images inside, so that it needs no other file."""
+    images = [image.read_bytes() if isinstance(image, Path) else image for image in row.images]
+    fields = {
+        "id": row.id,
+        "question": row.question,
+        "answer": row.answer,
+        "answer_type": row.answer_type,
+        "options": list(row.options),
+        "images": [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images],
+    }
+    return json.dumps(fields, ensure_ascii=False) + "\n"
