@@ -31,7 +31,9 @@ from sophia_mcore.batch.samples import IGNORE
 from sophia_mcore.config.schema import Batch, Config, Data, Models, Objective, Parallel, Run, Source, Train
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.model import lvlm
+from sophia_mcore.model.images import Grid, Pixels, rows_of
 from sophia_mcore.model.names import Shard, canonical_parameters
+from sophia_mcore.model.vision import kind_of
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
@@ -39,18 +41,18 @@ from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.parallel.local import run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.load import load_hf
-from sophia_mcore.weights.tables import resolve
+from sophia_mcore.weights.tables import HfLayout, resolve, spelled
 
 Part = tuple[str, Shard, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a reference: ids and labels [L] (labels unshifted), slots = its image tokens' tiles."""
+    """One sample of a reference: ids and labels [L] (labels unshifted), and which of the file's pictures it shows."""
 
     input_ids: Tensor
     labels: Tensor
-    tiles: range
+    pictures: range
 
 
 def check(model_dir: Path, reference_file: Path, parallel: Parallel) -> dict[str, Any]:
@@ -108,13 +110,38 @@ def image_token_of(tensors: dict[str, Tensor]) -> int:
     return int(tensors["sample0.input_ids"][distance.argmin()])
 
 
+def pictures_of(tensors: dict[str, Tensor]) -> Pixels:
+    """All pictures of a reference; without `image_grid_thw` every row of pixels is one."""
+    grids = tensors.get("image_grid_thw")
+    return Pixels.of(tensors["pixel_values"], grids if grids is None else [(h, w) for _, h, w in grids.tolist()])
+
+
 def samples(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[Sample]:
-    """The reference's samples; tiles are used up in the order of the samples."""
+    """The reference's samples; pictures are used up in the order of the samples."""
+    tokens = [tokens_of(spec, grid) for grid in pictures_of(tensors).grids]
     used = number = 0
     while (ids := tensors.get(f"sample{number}.input_ids")) is not None:
-        count = int(torch.eq(ids, spec.image_token_id or -1).sum()) // max(spec.tokens_per_tile, 1)
-        yield Sample(ids, tensors[f"sample{number}.labels"], range(used, used + count))
-        used, number = used + count, number + 1
+        wanted, end = int(torch.eq(ids, spec.image_token_id or -1).sum()), used
+        while sum(tokens[used:end]) < wanted:
+            end += 1
+        yield Sample(ids, tensors[f"sample{number}.labels"], range(used, end))
+        used, number = end, number + 1
+
+
+def tokens_of(spec: ModelSpec, grid: Grid) -> int:
+    """Image tokens of a picture."""
+    return kind_of(spec).tokens(spec.vision, spec.projector, rows_of(grid))
+
+
+def shown(pictures: Pixels, some: range, spec: ModelSpec) -> dict[str, Any]:
+    """Arguments of the model for some of the pictures."""
+    starts = [0, *accumulate(map(rows_of, pictures.grids))]
+    grids = [pictures.grids[number] for number in some]
+    return {
+        "pixel_values": pictures.values[starts[some.start] : starts[some.stop]],
+        "picture_grids": grids,
+        "feature_index": torch.arange(sum(tokens_of(spec, grid) for grid in grids)),
+    }
 
 
 def _compute(
@@ -125,13 +152,14 @@ def _compute(
     load_hf(chunks, model_dir, spec, groups)
     (model,) = chunks
     outputs: dict[str, Tensor] = {}
+    pictures, found = pictures_of(tensors), list(samples(tensors, spec))
+    places = [_positions(tensors.get(f"sample{number}.position_ids"), sample) for number, sample in enumerate(found)]
     if model.pre_process:
-        outputs |= _image_outputs(model, tensors["pixel_values"])
-    found = list(samples(tensors, spec))
+        outputs |= _image_outputs(model, pictures)
     for number, sample in enumerate(found):
-        hidden = _sample_outputs(model, sample, tensors["pixel_values"])
+        hidden = _sample_outputs(model, sample, pictures, places[number])
         outputs |= {f"sample{number}.{name}": value for name, value in hidden.items()}
-    loss, parts = _gradients(model, found, tensors["pixel_values"])
+    loss, parts = _gradients(model, found, pictures, places)
     if loss is not None:
         outputs["batch.loss"] = loss
     return outputs, parts
@@ -151,28 +179,27 @@ def _config(parallel: Parallel) -> Config:
     )
 
 
-@torch.no_grad()
-def _image_outputs(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
-    """Tower and projector; the projector's output through the path that shares the tiles between ranks."""
-    embedded, tower = model.vision.embed(pixel_values), model.vision(pixel_values)
-    return {
-        "vit.hidden_states.0": embedded,
-        "vit.hidden_states.1": model.vision.layers[0](embedded),
-        "vit.last_hidden_state": tower,
-        "projector.input": model.projector.squares(tower),
-        "projector.output": model.encode_images(pixel_values),
-    }
+def _positions(stored: Tensor | None, sample: Sample) -> Tensor:
+    """[..., L] positions of a sample."""
+    return torch.arange(len(sample.input_ids)) if stored is None else stored
 
 
 @torch.no_grad()
-def _sample_outputs(model: Any, sample: Sample, pixel_values: Tensor) -> dict[str, Tensor]:
+def _image_outputs(model: Any, pictures: Pixels) -> dict[str, Tensor]:
+    """Tower and projector; the projector's output through the path that shares the pictures between ranks."""
+    stages = kind_of(model.spec).stages(model.vision, model.projector, pictures.values, pictures.grids)
+    return {**stages, "projector.output": model.encode_images(pictures.values, pictures.grids)[:, 0]}
+
+
+@torch.no_grad()
+def _sample_outputs(model: Any, sample: Sample, pictures: Pixels, places: Tensor) -> dict[str, Tensor]:
     """Logits and hidden states of one unpacked sample, padded on the right to what the layout needs."""
     length = len(sample.input_ids)
     padded = _round_up(length, model.groups.parallel.row_multiple())
     inputs = {
         "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
-        "pixel_values": pixel_values[sample.tiles.start : sample.tiles.stop],
-        "feature_index": torch.arange(len(sample.tiles) * model.spec.tokens_per_tile),
+        "position_ids": nn.functional.pad(places, (0, padded - length)).unsqueeze(-2),
+        **shown(pictures, sample.pictures, model.spec),
     }
     seen: dict[str, Tensor] = {}
     with _watched(model, padded, seen):
@@ -205,7 +232,13 @@ def _watched(model: Any, length: int, seen: dict[str, Tensor]) -> Iterator[None]
                 lambda _, args, kwargs: keep("inputs_embeds", kwargs["hidden_states"]), with_kwargs=True
             )
         )
-        hooks.append(decoder.layers[0].register_forward_hook(lambda _, args, out: keep("hidden_after_layer0", out[0])))
+        # the first is called before image features of further levels are added, the other behind
+        for name, before in (("hidden_after_layer0", True), ("hidden_into_layer1", False)):
+            hooks.append(
+                decoder.layers[0].register_forward_hook(
+                    lambda _, args, out, name=name: keep(name, out[0]), prepend=before
+                )
+            )
     if model.post_process:
         norm = decoder.final_layernorm
         hooks.append(norm.register_forward_hook(lambda _, args, out: keep("hidden_final_norm", out)))
@@ -216,7 +249,9 @@ def _watched(model: Any, length: int, seen: dict[str, Tensor]) -> Iterator[None]
             hook.remove()
 
 
-def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[Tensor | None, list[Part]]:
+def _gradients(
+    model: Any, found: list[Sample], pictures: Pixels, places: list[Tensor]
+) -> tuple[Tensor | None, list[Part]]:
     """Loss (last stage only) and gradients of the token mean over all samples, packed into one row."""
     parallel = model.groups.parallel
     multiple = parallel.sequence_multiple
@@ -224,8 +259,10 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
     lengths[-1] += _round_up(sum(lengths), parallel.row_multiple()) - sum(lengths)
     ids, targets = torch.zeros(1, sum(lengths), dtype=torch.long), torch.full((1, sum(lengths)), IGNORE)
     boundaries = [0, *accumulate(lengths)]
-    for sample, start in zip(found, boundaries, strict=False):
+    positions = torch.zeros(*places[0].shape[:-1], sum(lengths), dtype=torch.long)
+    for sample, start, own in zip(found, boundaries, places, strict=False):
         size = len(sample.input_ids)
+        positions[..., start : start + size] = own
         ids[0, start : start + size] = sample.input_ids
         targets[0, start : start + size - 1] = sample.labels[1:]
     ends = torch.tensor(boundaries, dtype=torch.int32)
@@ -235,8 +272,8 @@ def _gradients(model: Any, found: list[Sample], pixel_values: Tensor) -> tuple[T
     inputs = {
         "input_ids": ids,
         "packed_seq_params": packed,
-        "pixel_values": pixel_values,
-        "feature_index": torch.arange(found[-1].tiles.stop * model.spec.tokens_per_tile),
+        "position_ids": positions.unsqueeze(-2),
+        **shown(pictures, range(found[-1].pictures.stop), model.spec),
         "targets": targets,
     }
     tokens = int((targets != IGNORE).sum())
@@ -287,18 +324,20 @@ def join_parts(parts: list[Part]) -> dict[str, Tensor]:
 
 
 def original_names(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
-    """The same tensors under the original release's names and in its cut (`weights.tables`)."""
+    """The same tensors under a release's names, in every layout and spelling of the family, and in its cut."""
     renamed: dict[str, Tensor] = {}
-    for entry in resolve(spec, "hf-custom"):
-        if entry.name not in tensors:
-            continue
-        if len(entry.sources) == 1:
-            renamed[entry.sources[0].name] = tensors[entry.name]
-            continue
-        places: dict[int, list[Tensor]] = {}
-        for block in entry.op.blocks():
-            places.setdefault(block.source, []).append(tensors[entry.name].narrow(0, block.start, block.length))
-        renamed |= {source.name: torch.cat(places[number]) for number, source in enumerate(entry.sources)}
+    layouts: set[HfLayout] = {"hf"} if spec.family is None else set(spec.family.model_types.values())
+    for layout in layouts:
+        for entry in resolve(spec, layout):
+            if entry.name not in tensors:
+                continue
+            places: dict[int, list[Tensor]] = {}
+            for block in entry.op.blocks() if len(entry.sources) > 1 else ():
+                places.setdefault(block.source, []).append(tensors[entry.name].narrow(0, block.start, block.length))
+            parts = {source.name: torch.cat(places[number]) for number, source in enumerate(entry.sources) if places}
+            parts = parts or {entry.sources[0].name: tensors[entry.name]}
+            for spelling in spec.family.spellings if spec.family is not None and layout == "hf" else ((),):
+                renamed |= {spelled(name, spelling): value for name, value in parts.items()}
     return renamed
 
 

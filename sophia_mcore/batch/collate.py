@@ -1,4 +1,4 @@
-"""A row of packed samples as tensors. Shapes: S positions of a row, T distinct rows of pixels (tiles), n sequences."""
+"""A row of packed samples as tensors. Shapes: S positions of a row, T rows of pixels, N pictures, n sequences."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from torch import Tensor
 
 from sophia_mcore.batch.samples import IGNORE, STORED
 from sophia_mcore.batch.tokenize import TokenizedSample
+from sophia_mcore.pretrained.family import ImageSize
+
+Positions = Callable[[NDArray[np.int32], Sequence[ImageSize]], NDArray[np.int64]]
 
 _PADDING_SEQUENCE = 1024  # tokens; padding is cut into short sequences so that attention over it stays cheap
+
+
+def counted(input_ids: NDArray[np.int32], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
+    """Positions [L] that count from 0, whatever the tokens are."""
+    return np.arange(len(input_ids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +35,7 @@ class PackedBatch:
     """
 
     input_ids: Tensor  # [1, S] int64
-    position_ids: Tensor  # [1, S] int64, restarting at 0 in every sequence
+    position_ids: Tensor  # [1, S] int64, restarting at 0 in every sequence; [3, 1, S] with three axes (M-RoPE)
     targets: Tensor  # [1, S] int64; IGNORE where target_mask is False
     target_mask: Tensor  # [1, S] bool
     weights: Tensor  # [1, S] fp32, the sample's weight at its targets, else 0
@@ -35,11 +43,12 @@ class PackedBatch:
     kinds: Tensor  # [1, S] int64: STORED, FRESH or SUPERVISED (batch.samples)
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
-    pixel_values: Tensor | None  # [T, *row_shape] fp32, distinct tiles (T = 0 if none); None: not loaded
-    feature_index: Tensor  # [image tokens] int64: which feature fills the i-th image token; the features of the T rows
-    # of pixels follow one another, and an image has as many as its ImageSize.tokens
+    pixel_values: Tensor | None  # [T, *row_shape] fp32, of distinct images (T = 0 if none); None: not loaded
+    picture_grids: tuple[tuple[int, int], ...]  # rows and columns of each of the N pictures, T in all; a tile is (1, 1)
+    feature_index: Tensor  # [image tokens] int64: which feature fills the i-th image token; the features of the
+    # pictures follow one another, and an image has as many as its ImageSize.tokens
     sample_ids: tuple[str, ...]
-    tile_keys: tuple[str, ...] = ()  # a name for each of the T tiles, the same wherever the image appears
+    picture_keys: tuple[str, ...] = ()  # a name for each of the N pictures, the same wherever the image appears
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
     rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
 
@@ -66,6 +75,7 @@ def collate(
     sequence_multiple: int,
     pixels: Callable[[str], NDArray[np.float32]] | None,
     row_shape: tuple[int, ...],
+    positions: Positions = counted,
     padding_id: int = 0,
     behaviour_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
     rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
@@ -77,6 +87,7 @@ def collate(
         length: S, a multiple of sequence_multiple.
         sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
         pixels: rows [t, *row_shape] of an image digest; None leaves pixel_values out (later pipeline stages).
+        positions: of a sequence by its ids and images, as `ImageProcessor.positions`.
         behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included;
             0 for samples that are not among them.
 
@@ -108,17 +119,17 @@ def collate(
             columns[name] = _token_values(samples, starts, length, given, name)
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
     sizes = np.diff(boundaries)
-    positions = np.arange(length) - np.repeat(boundaries[:-1], sizes)
-    pixel_values, feature_index, tile_keys = _pixels(samples, pixels, row_shape)
+    pixel_values, feature_index, pictures = _pixels(samples, pixels, row_shape)
     return PackedBatch(
         **{name: torch.from_numpy(column)[None] for name, column in columns.items()},
-        position_ids=torch.from_numpy(positions)[None],
+        position_ids=torch.from_numpy(_positions(samples, boundaries, positions)).unsqueeze(-2),
         cu_seqlens=torch.from_numpy(boundaries.astype(np.int32)),
         max_seqlen=int(sizes.max(initial=0)),
         pixel_values=pixel_values,
         feature_index=feature_index,
         sample_ids=tuple(sample.id for sample in samples),
-        tile_keys=tile_keys,
+        picture_grids=tuple(pictures.values()),
+        picture_keys=tuple(pictures),
     )
 
 
@@ -127,6 +138,18 @@ def split_logprobs(batch: PackedBatch, logprobs: Tensor) -> dict[str, NDArray[np
     flat, ids = logprobs.detach().float().cpu().reshape(-1), batch.sequence_ids.cpu().reshape(-1)
     mask = batch.target_mask.cpu().reshape(-1)
     return {name: flat[mask & (ids == index)].numpy() for index, name in enumerate(batch.sample_ids)}
+
+
+def _positions(
+    samples: Sequence[TokenizedSample], boundaries: NDArray[np.int64], positions: Positions
+) -> NDArray[np.int64]:
+    """[S] or [3, S], padding counted from the beginning of its sequence."""
+    row = np.arange(boundaries[-1]) - np.repeat(boundaries[:-1], np.diff(boundaries))
+    axes = positions(np.empty(0, np.int32), ()).shape[:-1]
+    result = np.array(np.broadcast_to(row, (*axes, len(row))))
+    for sample, start in zip(samples, boundaries, strict=False):
+        result[..., start : start + len(sample.input_ids)] = positions(sample.input_ids, sample.image_sizes)
+    return result
 
 
 def _padding_boundaries(used: int, length: int, multiple: int) -> list[int]:
@@ -158,24 +181,24 @@ def _pixels(
     samples: Sequence[TokenizedSample],
     pixels: Callable[[str], NDArray[np.float32]] | None,
     row_shape: tuple[int, ...],
-) -> tuple[Tensor | None, Tensor, tuple[str, ...]]:
-    """Rows of the distinct images in order of appearance, for each image token its feature, the rows' names."""
+) -> tuple[Tensor | None, Tensor, dict[str, tuple[int, int]]]:
+    """Rows of the distinct images in order of appearance, for each image token its feature, the pictures' grids."""
     first: dict[str, tuple[int, int]] = {}  # an image's first row and first feature
     index = [np.empty(0, np.int64)]
-    keys: list[str] = []
-    features = 0
+    pictures: dict[str, tuple[int, int]] = {}
+    count = features = 0
     for sample in samples:
         for image, size in zip(sample.images, sample.image_sizes, strict=True):
             if image not in first:
-                first[image] = len(keys), features
-                keys += (f"{image}:{number}" for number in range(size.rows))
-                features += size.tokens
+                first[image] = count, features
+                pictures |= {f"{image}:{number}": size.grid or (1, 1) for number in range(size.pictures)}
+                count, features = count + size.rows, features + size.tokens
             index.append(np.arange(first[image][1], first[image][1] + size.tokens))
     feature_index = torch.from_numpy(np.concatenate(index))
     if pixels is None:
-        return None, feature_index, tuple(keys)
-    rows = np.empty((len(keys), *row_shape), np.float32)
+        return None, feature_index, pictures
+    rows = np.empty((count, *row_shape), np.float32)
     for image, (start, _) in first.items():
         own = pixels(image)
         rows[start : start + len(own)] = own
-    return torch.from_numpy(rows), feature_index, tuple(keys)
+    return torch.from_numpy(rows), feature_index, pictures

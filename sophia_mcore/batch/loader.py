@@ -56,6 +56,7 @@ class Loader:
         self._rows_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline else 1
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
         self._row_shape = reader.image_processor.row_shape
+        self._positions = reader.image_processor.positions
         self._load_pixels = load_pixels
         self._logprobs: dict[str, Any] = {}
         self._pixels = lru_cache(maxsize=_CACHED_IMAGES)(reader.pixels)
@@ -151,6 +152,7 @@ class Loader:
             sequence_multiple=self._sequence_multiple,
             pixels=self._pixels if self._load_pixels else None,
             row_shape=self._row_shape,
+            positions=self._positions,
             **self._logprobs,
         )
 

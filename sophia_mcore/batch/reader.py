@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.data.images import decode
 from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.families import image_limits, image_processor
 from sophia_mcore.pretrained.family import ImageProcessor, ImageSize
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round
@@ -34,7 +34,7 @@ class Reader:
         return Reader(
             Chat.from_model_dir(round_.policy),
             load_tokenizer(round_.policy),
-            image_processor(round_.policy, round_.config.batch.max_tiles),
+            image_processor(round_.policy, image_limits(round_.config.batch)),
             ImageStore(round_.run.images),
         )
 

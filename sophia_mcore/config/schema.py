@@ -190,9 +190,17 @@ class Batch(Section):
 
     sequence_length_tokens: PositiveInt = 32_768
     max_tiles: PositiveInt = 12  # InternVL dynamic tiling; the checkpoint's own limit wins if lower
+    min_pixels: PositiveInt | None = None  # of a resized image (Qwen-VL); the narrower of this and the checkpoint's own
+    max_pixels: PositiveInt | None = None
     long_thinking_prompt_file: Path | None = None
     default_system_prompt: str | None = None  # None: the chat template's own
     mixtures: tuple[Mixture, ...] = ()
+
+    @model_validator(mode="after")
+    def _pixels(self) -> Batch:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels = {self.min_pixels} is above max_pixels = {self.max_pixels}")
+        return self
 
 
 class Parallel(Section):

@@ -14,11 +14,15 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.generate.engine import Completion, Engine, OnDone, Request
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.complete import check_model_dir
+from sophia_mcore.pretrained.families import image_limits
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.progress import Progress
 
+NO_LIMITS = ImageLimits()  # but those of the checkpoint
 
-def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int = 12) -> Engine:
-    """The engine that ``config`` names, ready to sample. ``max_tiles`` limits the tiles of an image.
+
+def open_engine(config: EngineConfig, model_dir: Path | None, *, limits: ImageLimits = NO_LIMITS) -> Engine:
+    """The engine that ``config`` names, ready to sample. ``limits``: how large images may become.
 
     Raises SophiaError for a model directory that cannot be used, before the engine's own code is even imported.
     """
@@ -32,11 +36,11 @@ def open_engine(config: EngineConfig, model_dir: Path | None, *, max_tiles: int 
     if isinstance(config, VllmConfig):
         from sophia_mcore.generate.vllm_engine import open_vllm
 
-        return open_vllm(config, model_dir, max_tiles)
+        return open_vllm(config, model_dir, limits)
     assert isinstance(config, TransformersConfig)
     from sophia_mcore.generate.transformers_engine import TransformersEngine
 
-    return TransformersEngine(config, model_dir, max_tiles)
+    return TransformersEngine(config, model_dir, limits)
 
 
 class LazyEngine:
@@ -79,7 +83,7 @@ def lazy_engine(config: Config, engine: EngineConfig, model_dir: Path | None, pr
 
     def open_it(chosen: Path | None) -> Engine:
         progress.note(f"starting {engine.kind}")
-        return open_engine(engine, chosen, max_tiles=config.batch.max_tiles)
+        return open_engine(engine, chosen, limits=image_limits(config.batch))
 
     if engine.kind == "vllm":
         prepare_process()

@@ -17,7 +17,7 @@ from sophia_mcore.generate.engine import Request
 from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.complete import stop_token_ids
 from sophia_mcore.pretrained.families import family_of_folder, image_processor
-from sophia_mcore.pretrained.family import Family, ImageProcessor
+from sophia_mcore.pretrained.family import Family, ImageLimits, ImageProcessor
 
 KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
 
@@ -54,7 +54,7 @@ class Renderer:
         self._decode_image = lru_cache(maxsize=256)(decode)
 
     @staticmethod
-    def from_model_dir(model_dir: Path, max_tiles: int) -> Renderer:
+    def from_model_dir(model_dir: Path, limits: ImageLimits) -> Renderer:
         """Raises SophiaError when the directory lacks a tokenizer, a template or an end token."""
         tokenizer = load_tokenizer(model_dir)
         chat = Chat.from_model_dir(model_dir)
@@ -62,7 +62,7 @@ class Renderer:
         if not stop_ids:
             raise SophiaError(f"{model_dir}: no end token (eos_token_id in generation_config.json): answers never end")
         found = family_of_folder(model_dir)
-        images = None if found is None else (found[0], image_processor(model_dir, max_tiles))
+        images = None if found is None else (found[0], image_processor(model_dir, limits))
         return Renderer(chat, tokenizer, images, stop_ids, str(model_dir))
 
     def render_all(self, requests: Sequence[Request]) -> list[Prompt]:

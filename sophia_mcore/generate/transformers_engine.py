@@ -18,6 +18,7 @@ from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import check_engine_layout, family_of_folder
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.store.lineage import model_digest
 
 _DEFAULT_LONGEST = 32_768  # tokens, where the model's config names no limit
@@ -40,14 +41,14 @@ def _load(model_dir: Path, dtype: str, device: torch.device) -> Any:
 class TransformersEngine:
     """Implements ``engine.Engine`` on a checked model directory, on the GPU when there is one."""
 
-    def __init__(self, config: TransformersConfig, model_dir: Path, max_tiles: int) -> None:
+    def __init__(self, config: TransformersConfig, model_dir: Path, limits: ImageLimits) -> None:
         self._config = config
-        self._max_tiles = max_tiles
+        self._limits = limits
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._open(model_dir)
 
     def _open(self, model_dir: Path) -> None:
-        self._renderer = Renderer.from_model_dir(model_dir, self._max_tiles)
+        self._renderer = Renderer.from_model_dir(model_dir, self._limits)
         self._model = _load(model_dir, self._config.dtype, self._device)
         self._digest = model_digest(model_dir)
         text_config = self._model.config.get_text_config()

@@ -16,6 +16,7 @@ from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import check_engine_layout
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.lineage import model_digest
 
@@ -24,7 +25,7 @@ _CPU_BATCH_TOKENS = 8192
 _CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a trainer
 
 
-def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine:
+def open_vllm(config: VllmConfig, model_dir: Path, limits: ImageLimits) -> VllmEngine:
     """Start vLLM on a checked model directory. Raises SophiaError when vLLM refuses it."""
     check_engine_layout(model_dir)
     vllm_cpu.prepare_process()
@@ -32,7 +33,7 @@ def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine
         from vllm import LLM
     except ImportError as error:
         raise SophiaError(f"vLLM cannot be imported in this environment ({error}); 'make env' makes one") from None
-    renderer = Renderer.from_model_dir(model_dir, max_tiles)
+    renderer = Renderer.from_model_dir(model_dir, limits)
     if renderer.family is not None:
         resize_with_pillow(renderer.family.hf_image_processor)
     if vllm_cpu.is_cpu_build():
@@ -45,7 +46,7 @@ def open_vllm(config: VllmConfig, model_dir: Path, max_tiles: int) -> VllmEngine
         raise SophiaError(f"vLLM cannot load {model_dir}: {line}") from error
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    return VllmEngine(llm, renderer, model_dir, max_tiles)
+    return VllmEngine(llm, renderer, model_dir, limits)
 
 
 def _look_at_models_here(model_dir: Path) -> None:
@@ -99,10 +100,10 @@ def _longest_position(model_dir: Path) -> int:
 class VllmEngine:
     """Implements ``engine.Engine``. Made by ``open_vllm``."""
 
-    def __init__(self, llm: Any, renderer: Renderer, model_dir: Path, max_tiles: int) -> None:
+    def __init__(self, llm: Any, renderer: Renderer, model_dir: Path, limits: ImageLimits) -> None:
         self._llm = llm
         self._renderer = renderer
-        self._max_tiles = max_tiles
+        self._limits = limits
         self._digest = model_digest(model_dir)
 
     @property
@@ -127,7 +128,7 @@ class VllmEngine:
     def reload(self, model_dir: Path) -> None:
         """See ``Engine.reload``. Weights are replaced in place; caches computed with the old ones are emptied."""
         check_model_dir(model_dir)
-        renderer = Renderer.from_model_dir(model_dir, self._max_tiles)
+        renderer = Renderer.from_model_dir(model_dir, self._limits)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(model_dir)})
         self._llm.reset_prefix_cache()
         self._llm.reset_mm_cache()

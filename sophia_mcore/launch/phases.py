@@ -38,7 +38,8 @@ CAPTIONS = Phase(
     units=readers.caption_units,
     engine=lambda config: config.captions.engine,
     settings=(
-        *("run.seed", "models.policy", "captions", "batch.max_tiles", "batch.default_system_prompt"),
+        *("run.seed", "models.policy", "captions", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
+        "batch.default_system_prompt",
         *("objective.fresh_share", "fresh", "batch.long_thinking_prompt_file"),
     ),
     parts=parts.captions,
@@ -125,7 +126,7 @@ EVALUATE = Phase(
     engine=lambda config: config.evaluate.engine,
     settings=(
         *("run.seed", "models.policy", "evaluate", "score"),
-        *("batch.max_tiles", "batch.long_thinking_prompt_file"),
+        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
     ),
     parts=parts.evaluate,
     outputs=readers.evaluations,

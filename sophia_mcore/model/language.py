@@ -23,14 +23,19 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 from sophia_mcore.config.schema import Config, Fp8, Train
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.model.deepstack import add_deep_features
 from sophia_mcore.model.fp8_linear import Emulation, keep_in_bf16, parts_of
 from sophia_mcore.model.padding import zero_padding
 from sophia_mcore.model.parts import CoreAttention, LoneNorm, Norm
+from sophia_mcore.model.rotary import mrope_angles
 from sophia_mcore.model.sizes import padded_vocab_size
 from sophia_mcore.parallel.backend import Backend
+from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import LanguageSpec
 
@@ -80,7 +85,8 @@ def transformer_config(
         gradient_accumulation_fusion=backend.fused_weight_gradient,
         bias_activation_fusion=backend.fused_kernels,
         bias_dropout_fusion=backend.fused_kernels,
-        apply_rope_fusion=backend.transformer_engine,
+        # the fused kernel counts positions from 0 in every sequence and takes no table of tokens
+        apply_rope_fusion=backend.transformer_engine and spec.mrope is None,
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if backend.transformer_engine else "local",
         **_recompute(train),
@@ -165,10 +171,10 @@ class LanguageModel(MegatronModule):
 
     def __init__(
         self, spec: LanguageSpec, config: TransformerConfig, settings: Config, groups: Groups, backend: Backend,
-        stage: Stage,
+        stage: Stage, deep: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(config)
-        fp8 = settings.fp8
+        fp8, self.spec = settings.fp8, spec
         self.padded_vocab_size = padded_vocab_size(spec.vocab_size, groups.tensor_size)
         self.collection, self.tp_group = groups.collection, groups.tensor
         self.pre_process, self.post_process, self.vp_stage = stage.first, stage.last, stage.chunk
@@ -199,6 +205,8 @@ class LanguageModel(MegatronModule):
             pg_collection=groups.collection,
             vp_stage=stage.chunk,
         )
+        if stage.first:
+            add_deep_features(self.decoder, deep)
         if fp8.used:
             zero_padding(self.decoder)
         if config.fp8 and fp8.recipe != "delayed":
@@ -211,26 +219,75 @@ class LanguageModel(MegatronModule):
                 init_method=config.init_method,
                 bias=False,
                 gather_output=True,
+                skip_weight_param_allocation=spec.tied_embeddings and stage.first,
                 tp_group=groups.tensor,
             )
+        if spec.tied_embeddings:
+            self._mark_tied(stage)
+
+    def _mark_tied(self, stage: Stage) -> None:
+        """With stages apart, the last one has a copy of the embedding: megatron-core sums the gradients of both, keeps
+        them apart in its buffers, and leaves the copy out of norms."""
+        if stage.first and not stage.last:
+            self.embedding.word_embeddings.weight.shared_embedding = True
+        elif stage.last and not stage.first:
+            self.output_layer.weight.shared = self.output_layer.weight.shared_embedding = True
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V / TP, h] of the output layer, which may be the embedding's."""
+        own = self.output_layer.weight
+        return self.embedding.word_embeddings.weight if own is None else own
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[b, S] ids -> [S, b, h], whole on every tensor-parallel rank."""
         return self.embedding(input_ids=input_ids, position_ids=None)
 
-    def decode(self, hidden: Tensor | None, length: int, packed: PackedSeqParams | None) -> Tensor:
-        """Run this stage's layers on [s, b, h] of this rank; `length` is the whole longest sequence's, for rotary.
+    def angles(
+        self, position_ids: Tensor | None, length: int, packed: PackedSeqParams | None, cut: ContextCut
+    ) -> Tensor:
+        """Rotary angles as megatron-core's layers take them; `length`: the whole longest sequence's.
+
+        With one axis [length, 1, 1, d], looked up from 0 in every sequence; with three (M-RoPE) [S, b, 1, d] by token
+        from position_ids [3, b, S]: of the whole row if packed (the layers cut it), else of this rank's tokens.
+
+        Raises:
+            SophiaError: the model needs position_ids [3, b, S].
+        """
+        if self.spec.mrope is None:
+            return self.rotary_pos_emb(length, packed_seq=packed is not None)
+        if position_ids is None or position_ids.dim() != 3 or len(position_ids) != 3:
+            shape = None if position_ids is None else list(position_ids.shape)
+            raise SophiaError(f"the model needs position_ids [3, b, S], one row per axis, not {shape}")
+        table = mrope_angles(position_ids, self.spec)
+        return table if packed is not None else cut.select(table, 0)
+
+    def decode(
+        self, hidden: Tensor | None, angles: Tensor, packed: PackedSeqParams | None, deep: Tensor | None = None
+    ) -> Tensor:
+        """Run this stage's layers on [s, b, h] of this rank; `deep` [s, b, levels, h] is added behind the first layers.
 
         `hidden` None: the input came from the stage before (`set_input_tensor`).
         """
-        frequencies = self.rotary_pos_emb(length, packed_seq=packed is not None)
         return self.decoder(
-            hidden_states=hidden, attention_mask=None, rotary_pos_emb=frequencies, packed_seq_params=packed
+            hidden_states=hidden, attention_mask=None, context=deep, rotary_pos_emb=angles, packed_seq_params=packed
         )
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None) -> dict:
         """As megatron-core's language models: the vocabulary may be padded to another size where it is loaded."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        if self.post_process:
-            state[f"{prefix}output_layer.weight"].allow_shape_mismatch = True
+        name = f"{prefix}output_layer.weight"
+        if self.post_process and not self.spec.tied_embeddings:
+            state[name].allow_shape_mismatch = True
+        elif self.post_process and not self.pre_process:
+            # a copy of the embedding, which the first stage saves
+            rank = (metadata or {})["dp_cp_group"].rank()
+            state[name] = make_tp_sharded_tensor_for_checkpoint(
+                self.output_weight,
+                f"{prefix}embedding.word_embeddings.weight",
+                replica_id=(1, 0, rank),
+                allow_shape_mismatch=True,
+                tp_group=self.tp_group,
+                dp_cp_group=(metadata or {})["dp_cp_group"],
+            )
         return state

@@ -3,7 +3,8 @@
 Order inside `forward`, which context and sequence parallelism depend on: merge image features into the whole row's
 embeddings, cut for context parallelism, scatter for sequence parallelism.
 
-Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V vocabulary, T tiles, n tokens of a tile.
+Legend: b rows of S tokens, s = S / CP tokens of this rank, H hidden size, V vocabulary, T rows of pixels, N pictures,
+F features of image tokens in L levels (`model.images`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ from torch import Tensor, nn
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.model.images import ImageEncoder, TileCache, check_image_tokens, fill_image_tokens, trainable
+from sophia_mcore.model.images import (
+    Grid,
+    ImageEncoder,
+    PictureCache,
+    Pixels,
+    check_image_tokens,
+    fill_image_tokens,
+    spread_image_tokens,
+    trainable,
+)
 from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
 from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
@@ -36,7 +46,7 @@ from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.parallel.layout import check_layout
+from sophia_mcore.parallel.layout import check_layout, layers_per_stage
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import cut_of
 
@@ -68,7 +78,7 @@ class VisionLanguageModel(MegatronModule):
         self.fp8 = config.fp8.used
         # megatron-core's schedules and gradient finalisation read these
         self.model_type = ModelType.encoder_or_decoder
-        self.share_embeddings_and_output_weights = False
+        self.share_embeddings_and_output_weights = spec.language.tied_embeddings
         self.tp_group = groups.tensor
         if self.pre_process and spec.vision is not None and spec.projector is not None:
             dtype, recompute = self.config.params_dtype, config.train.recompute != "none"
@@ -78,9 +88,10 @@ class VisionLanguageModel(MegatronModule):
             self.vision, self.projector = build_images(spec.vision, spec.projector, dtype, device, recompute)
             self.vision.requires_grad_(config.train.train_vision_tower)
             self.projector.requires_grad_(config.train.train_projector)
-        self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage)
+        levels = 1 if spec.vision is None else kind_of(spec).levels(spec.vision)
+        self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage, deep=levels - 1)
         self.padded_vocab_size = self.language.padded_vocab_size
-        self._tiles = TileCache()
+        self._pictures = PictureCache()
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
@@ -108,7 +119,8 @@ class VisionLanguageModel(MegatronModule):
         targets: Tensor | None = None,
         coefficients: Coefficients | None = None,
         *,
-        tile_keys: Sequence[str] = (),
+        picture_grids: Sequence[Grid] | None = None,
+        picture_keys: Sequence[str] = (),
         sample_ids: Sequence[str] = (),
         real_tokens: Tensor | None = None,
         entropies: bool = False,
@@ -117,13 +129,15 @@ class VisionLanguageModel(MegatronModule):
 
         Args:
             input_ids: [b, S]. Packed rows: b = 1 and `packed_seq_params` in "thd" format covering all S tokens.
-            position_ids: unused; positions count from 0 in every sequence.
-            pixel_values: [T, *row_shape] distinct rows of pixels; feature_index [image tokens]: which of their features
-                fills each image token, in the order of the rows.
+            position_ids: [3, b, S] for a model with three axes (M-RoPE); for others unused, positions count from 0 in
+                every sequence.
+            pixel_values: [T, *row_shape] rows of pixels of distinct pictures; feature_index [image tokens]: which of
+                their features fills each image token, in the order of the rows.
+            picture_grids: rows and columns of the N pictures; None: every row of pixels is one (tiles).
             targets: [b, S] ids whose log-prob is wanted, already shifted; negative: none.
             coefficients: d loss / d log-prob up to a factor, [b, S], or a function (log-probs [C], places [C] in the
                 flattened [b, S]) -> [C]; see `objective.logprob`.
-            tile_keys: names of the T tiles, for `start_step`; () encodes every tile of every row.
+            picture_keys: names of the N pictures, for `start_step`; () encodes every picture of every row.
             sample_ids: names of the sequences, for error messages.
             entropies: also compute the entropies at the targets.
             real_tokens: [b, S] bool, False on padding; under FP8 padding then takes no part in scales (packed rows).
@@ -133,43 +147,64 @@ class VisionLanguageModel(MegatronModule):
             only.
 
         Raises:
-            SophiaError: image tokens and features do not match (names the sample).
+            SophiaError: image tokens and features do not match (names the sample), or the positions are missing.
             ValueError: a sequence's length does not fit the layout.
         """
         boundaries = self._boundaries(input_ids, packed_seq_params)
         cut = ContextCut(boundaries, self.groups.context, input_ids.device)
-        hidden = None
+        hidden = deep = None
         if self.pre_process:
-            features = self._features(pixel_values, tile_keys)
-            hidden = self._embed(input_ids, feature_index, features, boundaries, sample_ids)
-            hidden = cut.select(hidden, 0)
-            if self.config.sequence_parallel:
-                hidden = scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
+            features = self._features(pixel_values, picture_grids, picture_keys)
+            hidden, deep = self._embed(input_ids, feature_index, features, boundaries, sample_ids)
+            hidden, deep = (self._own_part(whole, cut) for whole in (hidden, deep))
         longest = max(end - start for start, end in pairwise(boundaries))
         if self.fp8 and packed_seq_params is not None and real_tokens is not None:
             shares = self.groups.tensor_size if self.config.sequence_parallel else 1
             mark_padding(packed_seq_params, cut.select(real_tokens.transpose(0, 1), 0), self.groups.tensor_rank, shares)
-        hidden = self.language.decode(hidden, longest, packed_seq_params)
+        angles = self.language.angles(position_ids, longest, packed_seq_params, cut)
+        hidden = self.language.decode(hidden, angles, packed_seq_params, deep)
         if not self.post_process:
             return hidden
         if targets is None:
-            logits, _ = self.language.output_layer(hidden)
+            logits, _ = self.language.output_layer(hidden, weight=self.language.output_weight)
             return cut.join(logits, 0).transpose(0, 1)[..., : self.spec.language.vocab_size]
         return self._scores(hidden, targets, coefficients, cut, entropies)
 
-    def start_step(self, rows_of_tiles: Mapping[str, int]) -> None:
-        """Begin a step: in how many of its rows each tile appears, by `tile_keys`. A frozen tower encodes each once.
+    def _own_part(self, whole: Tensor | None, cut: ContextCut) -> Tensor | None:
+        """This rank's tokens of [S, b, ...]."""
+        if whole is None:
+            return None
+        own = cut.select(whole, 0)
+        if self.config.sequence_parallel:
+            own = scatter_to_sequence_parallel_region(own, group=self.tp_group)
+        return own
 
-        Call before every step (parameters or tiles may have changed since); {} encodes every row's tiles anew.
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """The embedding, or the last stage's copy of it; megatron-core sums both gradients of a tied one."""
+        return self.language.embedding.word_embeddings.weight if self.pre_process else self.language.output_weight
+
+    def start_step(self, rows_of_pictures: Mapping[str, int]) -> None:
+        """Begin a step: in how many of its rows each picture appears, by `picture_keys`; a frozen tower encodes each
+        once.
+
+        Call before every step (parameters or pictures may have changed since); {} encodes every row's pictures anew.
         """
-        self._tiles.start(rows_of_tiles)
+        self._pictures.start(rows_of_pictures)
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """[T, 3, S, S] -> features [T, n, H], each tile on one of the ranks that hold the row."""
-        return self._encoder()(pixel_values)
+    def encode_images(self, pixel_values: Tensor, grids: Sequence[Grid] | None = None) -> Tensor:
+        """Rows of pixels -> features [F, L, H], each picture on one of the ranks that hold the row."""
+        return self._encoder()(Pixels.of(pixel_values, grids))
 
     def _encoder(self) -> ImageEncoder:
-        return ImageEncoder(self.vision, self.projector, self.groups.collection.tp_cp, self.groups.context)
+        kind, vision = kind_of(self.spec), self.spec.vision
+        return ImageEncoder(
+            self.vision, self.projector, self.groups.collection.tp_cp, self.groups.context,
+            tokens=self._tokens, levels=kind.levels(vision), rows_at_once=kind.rows_at_once,
+        )  # fmt: skip
+
+    def _tokens(self, rows: int) -> int:
+        """Image tokens of a picture of so many rows of pixels."""
+        return kind_of(self.spec).tokens(self.spec.vision, self.spec.projector, rows)
 
     def _boundaries(self, input_ids: Tensor, packed: PackedSeqParams | None) -> list[int]:
         """Where the row's sequences begin, and its end; checked against the layout and the model's positions."""
@@ -187,38 +222,43 @@ class VisionLanguageModel(MegatronModule):
             raise ValueError(f"a row of {length} tokens is not a multiple of {unit}, which the layout needs: pad it")
         return boundaries
 
-    def _features(self, pixel_values: Tensor | None, tile_keys: Sequence[str]) -> Tensor | None:
-        """[T, n, H] of the row's tiles, None without any."""
+    def _features(
+        self, pixel_values: Tensor | None, grids: Sequence[Grid] | None, keys: Sequence[str]
+    ) -> Tensor | None:
+        """[F, L, H] of the row's pictures, None without any."""
         if pixel_values is None or len(pixel_values) == 0:
             return None
         kind_of(self.spec)  # refuses a model without a tower
-        if not tile_keys or trainable(self.vision):
-            return self.encode_images(pixel_values)
+        pictures, encoder = Pixels.of(pixel_values, grids), self._encoder()
+        if not keys or trainable(self.vision):
+            return encoder(pictures)
         if trainable(self.projector):
-            encoder = self._encoder()
-            return encoder.project(self._tiles.encode(tile_keys, pixel_values, encoder.see))
-        return self._tiles.encode(tile_keys, pixel_values, self.encode_images)
+            seen = self._pictures.encode(keys, pictures, lambda rows: rows, encoder.see)
+            return encoder.project(seen, pictures.grids)
+        return self._pictures.encode(keys, pictures, self._tokens, encoder)
 
     def _embed(
         self, input_ids: Tensor, feature_index: Tensor | None, features: Tensor | None, boundaries: list[int],
         sample_ids: Sequence[str],
-    ) -> Tensor:  # fmt: skip
-        """[b, S] ids and image features -> [S, b, H]."""
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """[b, S] ids and image features -> [S, b, H], and [S, b, L - 1, H] for the first layers if there are levels."""
         hidden = self.language.embed(input_ids)
         spec = self.spec
         if spec.vision is None or spec.image_token_id is None:
-            return hidden
+            return hidden, None
         index = feature_index if feature_index is not None else input_ids.new_empty(0)
-        flat = None if features is None else features.flatten(0, 1)
-        check_image_tokens(
-            input_ids, index, 0 if flat is None else len(flat), spec.image_token_id, boundaries, sample_ids
-        )
-        if flat is not None and len(index):
-            return fill_image_tokens(hidden, flat[index], input_ids, spec.image_token_id)
+        count = 0 if features is None else len(features)
+        check_image_tokens(input_ids, index, count, spec.image_token_id, boundaries, sample_ids)
+        if features is not None and len(index):
+            chosen = features[index]
+            hidden = fill_image_tokens(hidden, chosen[:, 0], input_ids, spec.image_token_id)
+            deep = chosen[:, 1:].to(hidden.dtype)
+            return hidden, spread_image_tokens(deep, input_ids, spec.image_token_id) if deep.shape[1] else None
         if torch.is_grad_enabled() and (trainable(self.vision) or trainable(self.projector)):
             # every trained parameter must take part in every backward: data parallelism waits for its gradient
-            hidden = hidden + 0.0 * self.encode_images(kind_of(spec).blank(spec.vision).to(input_ids.device)).sum()
-        return hidden
+            blank = kind_of(spec).blank(spec.vision)
+            hidden = hidden + 0.0 * self.encode_images(blank.values.to(input_ids.device), blank.grids).sum()
+        return hidden, None
 
     def _scores(
         self, hidden: Tensor, targets: Tensor, coefficients: Coefficients | None, cut: ContextCut, entropies: bool
@@ -244,7 +284,7 @@ class VisionLanguageModel(MegatronModule):
             "vocab_size": self.spec.language.vocab_size,
             "chunk_tokens": self.chunk_tokens,
         }
-        inputs = (hidden.reshape(-1, hidden.shape[-1]), self.language.output_layer.weight, local.reshape(-1))
+        inputs = (hidden.reshape(-1, hidden.shape[-1]), self.language.output_weight, local.reshape(-1))
         logprobs = token_logprobs(*inputs, coefficients_T=coefficients_T, **where)
 
         def whole_rows(values_T: Tensor) -> Tensor:
@@ -268,9 +308,10 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
     backend.check_attention(config.train.dtype, groups.context_size)
     backend.check_fp8(config.fp8.recipe, config.fp8.backend)
-    _check_fp8_layers(config, spec.language.num_layers)
-    if spec.language.tied_embeddings:
-        raise UsageError("models with tied word embeddings are not supported by the trainer")
+    layers = spec.language.num_layers
+    _check_fp8_layers(config, layers)
+    if spec.vision is not None:
+        _check_first_chunk(kind_of(spec).levels(spec.vision) - 1, layers_per_stage(layers, groups.parallel)[0][0])
     if spec.vision is not None and spec.image_token_id is None:
         raise UsageError(
             "the id of the image token is unknown: the model folder has no tokenizer and no image_token_id"
@@ -278,6 +319,15 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
     return [VisionLanguageModel(spec, config, groups, backend, stage) for stage in numbers]
+
+
+def _check_first_chunk(deep: int, layers: int) -> None:
+    """DeepStack's features belong to the first language layers, which must lie where the vision tower is."""
+    if layers < deep:
+        raise UsageError(
+            f"the first pipeline stage (or its first virtual chunk) has {layers} language layers, but the model adds "
+            f"image features to the first {deep}: set parallel.layers_on_first_stage higher or use fewer stages"
+        )
 
 
 def _check_fp8_layers(config: Config, layers: int) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained import internvl
-from sophia_mcore.pretrained.family import Family, ImageProcessor, Layout
+from sophia_mcore.pretrained import internvl, qwen_vl
+from sophia_mcore.pretrained.family import Family, ImageLimits, ImageProcessor, Layout
 from sophia_mcore.store.json_files import read_json
 
-FAMILIES: tuple[Family, ...] = (internvl.FAMILY,)
+FAMILIES: tuple[Family, ...] = (internvl.FAMILY, *qwen_vl.FAMILIES)
 
 
 def family_of(config: Mapping[str, Any]) -> tuple[Family, Layout] | None:
@@ -30,8 +31,15 @@ def family_of_folder(model_dir: Path | str) -> tuple[Family, Layout] | None:
     return family_of(config_of(Path(model_dir)))
 
 
-def image_processor(model_dir: Path | str, max_tiles: int) -> ImageProcessor:
-    """How the model of a folder wants its images; its own limit wins if it is lower than ``max_tiles``.
+def refusal(config: Mapping[str, Any]) -> str | None:
+    """Why a config.json of a family's relative is refused, by its model_type or architecture; None: it is not."""
+    names = (config.get("model_type"), (config.get("architectures") or [None])[0])
+    reasons = (family.refused.get(name) for family in FAMILIES for name in names if isinstance(name, str))
+    return next((reason for reason in reasons if reason), None)
+
+
+def image_processor(model_dir: Path | str, limits: ImageLimits) -> ImageProcessor:
+    """How the model of a folder wants its images; where both the run and the folder have a limit, the lower one wins.
 
     Raises SophiaError when the model takes no images or its numbers contradict each other.
     """
@@ -43,9 +51,14 @@ def image_processor(model_dir: Path | str, max_tiles: int) -> ImageProcessor:
         kind = config.get("model_type")
         raise SophiaError(f"{folder / 'config.json'}: model_type {kind!r} takes no images; those that do: {known}")
     try:
-        return found[0].image_processor(folder, config, max_tiles)
+        return found[0].image_processor(folder, config, limits)
     except (KeyError, TypeError, ValueError) as error:
         raise SophiaError(f"{folder / 'config.json'}: cannot read the image settings ({error!r})") from error
+
+
+def image_limits(batch: Batch) -> ImageLimits:
+    """How large images may become, by a run's configuration."""
+    return ImageLimits(max_tiles=batch.max_tiles, min_pixels=batch.min_pixels, max_pixels=batch.max_pixels)
 
 
 def check_engine_layout(model_dir: Path | str) -> None:

@@ -7,7 +7,7 @@ A family is a folder beside this file (`internvl`), one row of `families.FAMILIE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,14 +35,34 @@ class Message:
 
 
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
+Spelling = tuple[tuple[str, str], ...]  # (prefix in the tables, prefix in the files); () is the tables' own
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """What an image becomes: rows of pixels for the vision tower, and tokens of the text."""
+    """What an image becomes: rows of pixels for the vision tower, and tokens of the text.
 
-    rows: int  # InternVL: tiles
+    The tower sees pictures: every row of pixels is one of its own (a tile), or (with a ``grid``) all rows of the image
+    together are one, as a grid of patches.
+    """
+
+    rows: int
     tokens: int
+    grid: tuple[int, int] | None = None  # rows and columns of patches
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that the tower sees."""
+        return self.rows if self.grid is None else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """How large images may become, as the run's configuration says; a family reads what applies to it."""
+
+    max_tiles: int = 12
+    min_pixels: int | None = None  # None: the checkpoint's own
+    max_pixels: int | None = None
 
 
 class ImageProcessor(Protocol):
@@ -57,6 +77,12 @@ class ImageProcessor(Protocol):
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB image as normalised rows [rows, *row_shape]."""
+
+    def positions(self, input_ids: NDArray[np.integer[Any]], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
+        """Rotary positions of a sequence with images of these sizes: [L], or [3, L] with one row per axis (M-RoPE).
+
+        Raises SophiaError for tokens that the family does not have.
+        """
 
     def model_inputs(self, images: Sequence[Image.Image]) -> Mapping[str, NDArray[Any]]:
         """What transformers' model takes beside input_ids for these images."""
@@ -88,12 +114,15 @@ class Family:
     # chat templates that config.json may name: system message (None: the template's own) -> how messages are rendered
     templates: Mapping[str, Callable[[str | None], Render]]
     default_template: str | None  # for a folder that has and names none
-    image_processor: Callable[[Path, Mapping[str, Any], int], ImageProcessor]  # (folder, config.json, max_tiles)
+    # (folder, config.json, the run's limits)
+    image_processor: Callable[[Path, Mapping[str, Any], ImageLimits], ImageProcessor]
     vision_type: type  # of Parts.vision: what tells that a parsed model is of this family
     tables: Callable[[], tuple[Table, ...]]  # weights of tower and projector
     symbols: Callable[[Any, Any], Mapping[str, int]]  # (vision, projector) -> values of the tables' symbols
     language_prefix: str  # before the language model's names in the weights
-    memory_names: tuple[tuple[str, str], ...]  # transformers' in-memory prefixes and the hub's, for layout "hf"
+    spellings: tuple[Spelling, ...]  # how releases of layout "hf" spell the tables' names; the first is what we write
     # (JSON files of a folder by name, what they describe, the other layout) -> the files that differ there
     translate: Callable[[Mapping[str, Mapping[str, Any]], Parts, Layout], Mapping[str, dict[str, Any]]]
     hf_image_processor: str  # "module:class" of transformers, whose `resize` must be Pillow's in vLLM's process
+    unquantized: tuple[str, ...]  # patterns of module names of tower and projector, for quantizers
+    refused: Mapping[str, str] = field(default_factory=dict)  # a relative's model_type or architecture -> why not

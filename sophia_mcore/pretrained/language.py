@@ -22,6 +22,31 @@ LANGUAGE_MODELS: dict[str, LanguageFamily] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MRope:
+    """Rotary positions with three axes (time, height, width): which axis turns which of a head's frequencies.
+
+    Chunked: the first sections[0] frequencies take the time axis, the next sections[1] the height, the rest the width.
+    Interleaved: frequency i takes height if i % 3 == 1 and i < 3 * sections[1], width if i % 3 == 2 and
+    i < 3 * sections[2], else time.
+    """
+
+    sections: tuple[int, int, int]
+    interleaved: bool
+
+    def axes(self) -> tuple[int, ...]:
+        """The axis (0, 1 or 2) of every frequency.
+
+        >>> MRope(sections=(1, 2, 1), interleaved=False).axes(), MRope(sections=(2, 1, 1), interleaved=True).axes()
+        ((0, 1, 1, 2), (0, 1, 2, 0))
+        """
+        if not self.interleaved:
+            return tuple(axis for axis, count in enumerate(self.sections) for _ in range(count))
+        return tuple(
+            i % 3 if i % 3 and i < 3 * self.sections[i % 3] else 0 for i in range(sum(self.sections))
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageSpec:
     """The language model. `head_dim` is its own field: Qwen3's differs from hidden / heads."""
 
@@ -39,6 +64,7 @@ class LanguageSpec:
     qkv_bias: bool
     qk_norm: bool  # RMSNorm per head (Qwen3)
     tied_embeddings: bool
+    mrope: MRope | None = None  # None: one position per token
 
 
 def _rope(fields: Fields) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.pretrained.families import FAMILIES, family_of
+from sophia_mcore.pretrained.families import FAMILIES, family_of, refusal
 from sophia_mcore.pretrained.family import Family, Layout, Parts
 from sophia_mcore.pretrained.fields import Fields, nearest
 from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec, tokens_per_tile
@@ -98,6 +98,8 @@ class ModelSpec:
             text_layout: Layout = "hf-custom" if LANGUAGE_MODELS[architecture] == "internlm2" else "hf"
             language = parse_language(fields)
             return cls(vision=None, projector=None, language=language, layout=text_layout, image_token_id=None)
+        if why := refusal(config):
+            raise UsageError(f"{where}: {why}")
         known = {name: None for family in FAMILIES for name in family.architectures}
         found = family_of(config)
         if found is None or architecture not in known:

@@ -30,10 +30,11 @@ def model_inputs(batch: PackedBatch, coefficients: Any = None) -> dict[str, Any]
         "position_ids": batch.position_ids,
         "packed_seq_params": packed,
         "pixel_values": batch.pixel_values,
+        "picture_grids": batch.picture_grids,
         "feature_index": batch.feature_index,
         "targets": batch.targets,
         "coefficients": coefficients,
-        "tile_keys": batch.tile_keys,
+        "picture_keys": batch.picture_keys,
         "sample_ids": batch.sample_ids,
         "real_tokens": batch.sequence_ids >= 0,
     }
@@ -46,9 +47,9 @@ def run_schedule(
 
     An image that several of them show goes through a frozen vision tower once.
     """
-    rows_of_tiles = Counter(key for batch in batches for key in batch.tile_keys)
+    rows_of_pictures = Counter(key for batch in batches for key in batch.picture_keys)
     for chunk in job.chunks:
-        chunk.module.start_step(rows_of_tiles)
+        chunk.module.start_step(rows_of_pictures)
     return get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=[iter(batches) for _ in job.chunks] if len(job.chunks) > 1 else iter(batches),

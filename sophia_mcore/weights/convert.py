@@ -78,7 +78,8 @@ def _plan(conversion: Conversion, opened: Checkpoint, dtypes: Mapping[str, str],
 
         return plan_megatron(opened.spec, dtypes, folder, tensor=conversion.tensor, pipeline=conversion.pipeline)
     assert conversion.to != "fp8"
-    return plan_hf(opened.spec, conversion.to, dtypes, folder, conversion.shard_size_mib << 20)
+    spelling = opened.spelling if opened.layout == conversion.to else None
+    return plan_hf(opened.spec, conversion.to, dtypes, folder, conversion.shard_size_mib << 20, spelling=spelling)
 
 
 def _convert_fp8(conversion: Conversion, progress: Progress) -> Summary:

@@ -49,7 +49,7 @@ def export_hf(
     if digest and source.chunks:
         source.check_bytes(progress)
     with new_folder(Path(out_dir)) as folder:
-        target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20)
+        target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20, spelling=base.spelling)
         progress.start("export", target.nbytes)
         digests = write_target(source, target, (digest,) if digest else (), advance=progress.advance)
         write_settings(base.spec, base.folder, folder, base.layout, dtype)

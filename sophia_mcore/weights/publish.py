@@ -71,7 +71,7 @@ def publish(
     frozen = set(stored.tensors) - set(trained)
     partial = parent / f".tmp-{version:08d}"
     dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
-    target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen)
+    target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen, spelling=stored.spelling)
     linked = _linked(target, frozen, previous)
     first = dist.get_rank() == 0
     try:

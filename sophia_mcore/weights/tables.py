@@ -6,11 +6,12 @@ inverse is derived (`ops`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.family import Family, Spelling
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.table import LLAMA_LIKE, Cut, Join, Row
 from sophia_mcore.pretrained.tensors import rows_of, symbols_of, tables_of, value
@@ -60,6 +61,31 @@ def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
 def language_prefix(spec: ModelSpec) -> str:
     """What stands before the language model's names inside a vision-language model."""
     return "" if spec.family is None else spec.family.language_prefix
+
+
+def spelling_of(names: Collection[str], family: Family | None) -> Spelling:
+    """How the files of a folder in transformers' layout spell the tables' names, of the family's ways."""
+    ways = () if family is None else sorted(family.spellings, key=len)  # where none is found: the tables' own
+
+    def found(way: Spelling) -> int:
+        return sum(name.startswith(tuple(new for _, new in way)) for name in names) if way else 0
+
+    return max(ways, key=found, default=())
+
+
+def spelled(name: str, spelling: Spelling) -> str:
+    """A name of the tables as the files have it.
+
+    >>> spelled("visual.merger.ln_q.weight", (("visual.", "model.visual."), ("model.", "model.language_model.")))
+    'model.visual.merger.ln_q.weight'
+    """
+    old, new = next((pair for pair in spelling if name.startswith(pair[0])), ("", ""))
+    return new + name.removeprefix(old)
+
+
+def table_name(name: str, spelling: Spelling) -> str:
+    """The inverse of `spelled`."""
+    return spelled(name, tuple((new, old) for old, new in spelling))
 
 
 def _entry(row: Row, cell: Join | None, sizes: Mapping[str, int], i: int, prefix: str) -> Entry:

@@ -102,11 +102,11 @@ def _encoded(groups: Any, backend: Any, keys: bool) -> tuple[int, list[Tensor]]:
     logprobs = []
     with torch.no_grad():
         for _ in range(4):
-            tile_keys = ("a", "b") if keys else ()
+            picture_keys = ("a", "b") if keys else ()
             logprobs.append(
                 model(
                     row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets,
-                    tile_keys=tile_keys,
+                    picture_keys=picture_keys,
                 ).logprobs
             )  # fmt: skip
     return sum(seen), logprobs

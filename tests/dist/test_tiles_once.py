@@ -38,9 +38,9 @@ def one_step(config: Any, folder: Any, shared: bool) -> tuple[int, list[str], li
         for chunk in job.chunks:
             if chunk.module.pre_process:
                 chunk.module.vision.register_forward_hook(lambda module, given, out: seen.append(len(out)))
-        shown.extend(key for batch in batches for key in batch.tile_keys)
+        shown.extend(key for batch in batches for key in batch.picture_keys)
         if not shared:
-            batches = [replace(batch, tile_keys=()) for batch in batches]
+            batches = [replace(batch, picture_keys=()) for batch in batches]
         update = job.optimizer.step
 
         def keep_gradients() -> Any:

@@ -16,6 +16,7 @@ from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.transformers_engine import sampling_logprobs
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.family import ImageLimits
 from tests.parity.conftest import Driver, as_json, make_request
 from tests.support.pictures import smooth
 from tests.support.tiny_models import SPECIAL
@@ -44,7 +45,7 @@ class Reference:
         self.model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.chat = Chat.from_model_dir(model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        self.images = image_processor(model_dir, MAX_TILES)
+        self.images = image_processor(model_dir, ImageLimits(max_tiles=MAX_TILES))
 
     def inputs(self, request: Request) -> dict[str, torch.Tensor]:
         pictures = [decode(image) for image in request.images]
@@ -93,7 +94,9 @@ def test_greedy_tokens_and_logprobs_equal_transformers(vllm: Driver, reference: 
 
 
 def test_our_transformers_engine_gives_the_same(vllm: Driver, tiny_internvl: Path) -> None:
-    engine = open_engine(TransformersConfig(kind="transformers", dtype="float32"), tiny_internvl, max_tiles=MAX_TILES)
+    engine = open_engine(
+        TransformersConfig(kind="transformers", dtype="float32"), tiny_internvl, limits=ImageLimits(max_tiles=MAX_TILES)
+    )
     for ours, theirs in zip(engine.generate(requests()), vllm.generate(requests()), strict=True):
         assert (ours.text, ours.token_ids, ours.finish_reason, ours.prompt_text) == (
             theirs.text, theirs.token_ids, theirs.finish_reason, theirs.prompt_text

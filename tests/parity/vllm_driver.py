@@ -21,6 +21,7 @@ from sophia_mcore.generate.engine import Request
 from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.pretrained.family import ImageLimits
 
 
 def as_request(value: dict[str, Any]) -> Request:
@@ -35,7 +36,9 @@ def as_request(value: dict[str, Any]) -> Request:
 def main() -> None:
     model_dir, read_end, write_end = sys.argv[1:]
     prepare_process()
-    engine = open_engine(VllmEngine(dtype="float32", kv_cache_mib=64, max_sequences=8), Path(model_dir), max_tiles=5)
+    engine = open_engine(
+        VllmEngine(dtype="float32", kv_cache_mib=64, max_sequences=8), Path(model_dir), limits=ImageLimits(max_tiles=5)
+    )
     with os.fdopen(int(read_end)) as lines, os.fdopen(int(write_end), "w", buffering=1) as replies:
         replies.write(json.dumps({"ready": True}) + "\n")
         for line in lines:

@@ -16,6 +16,7 @@ from PIL import Image
 from sophia_mcore.data.images import check, decode
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.pretrained.internvl.tiling import ImageSpec, normalise, tiles, tiles_uint8
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
@@ -138,23 +139,23 @@ def test_native_layout(tmp_path: Path) -> None:
         "image_std": [0.25] * 3,
     }
     expected = ImageSpec(448, 256, 8, 1, True, (0.5,) * 3, (0.25,) * 3)
-    assert image_processor(model_dir(tmp_path, NATIVE, preprocessor_config=processor), 12) == expected
+    assert image_processor(model_dir(tmp_path, NATIVE, preprocessor_config=processor), ImageLimits()) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     nested = model_dir(tmp_path, NATIVE, processor_config={"image_processor": processor})  # as transformers 5 saves it
-    assert image_processor(nested, 12) == expected
-    assert image_processor(nested, 4).max_tiles == 4
+    assert image_processor(nested, ImageLimits()) == expected
+    assert image_processor(nested, ImageLimits(max_tiles=4)).max_tiles == 4
 
 
 def test_custom_layout(tmp_path: Path) -> None:
-    assert image_processor(model_dir(tmp_path, CUSTOM), 12) == ImageSpec(448, 256, 6)
-    static = image_processor(model_dir(tmp_path, CUSTOM | {"dynamic_image_size": False}), 12)
+    assert image_processor(model_dir(tmp_path, CUSTOM), ImageLimits()) == ImageSpec(448, 256, 6)
+    static = image_processor(model_dir(tmp_path, CUSTOM | {"dynamic_image_size": False}), ImageLimits())
     assert static.tile_count(4000, 300) == 1
 
 
 @needs_fixtures
 @pytest.mark.parametrize("name", ["internvl3-8b", "internvl3-8b-hf", "internvl2_5-38b", "internvl2_5-38b-hf"])
 def test_fixture_directories(name: str) -> None:
-    assert image_processor(FIXTURES / name, 12) == ImageSpec(tile_size=56, tokens_per_tile=4, max_tiles=12)
+    assert image_processor(FIXTURES / name, ImageLimits()) == ImageSpec(tile_size=56, tokens_per_tile=4, max_tiles=12)
 
 
 @pytest.mark.parametrize(
@@ -170,15 +171,15 @@ def test_fixture_directories(name: str) -> None:
 )
 def test_contradictory_configurations(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     with pytest.raises(SophiaError, match=message):
-        image_processor(model_dir(tmp_path, config), 12)
+        image_processor(model_dir(tmp_path, config), ImageLimits())
 
 
 def test_no_or_broken_configuration(tmp_path: Path) -> None:
     with pytest.raises(SophiaError, match=r"no config\.json"):
-        image_processor(tmp_path, 12)
+        image_processor(tmp_path, ImageLimits())
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SophiaError, match=r"config\.json: damaged JSON"):
-        image_processor(tmp_path, 12)
+        image_processor(tmp_path, ImageLimits())
 
 
 def test_modes_become_rgb() -> None:

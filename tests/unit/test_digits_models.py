@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration, Qwen2F
 from sophia_mcore.config.load import load_config
 from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.family import ImageLimits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 
@@ -98,7 +99,7 @@ def test_the_recipe_shows_the_tower_what_the_project_shows_it(base: Path) -> Non
 
     board = world.random_board("train", random.Random(0))
     picture = Image.fromarray(world.draw(board, random.Random(1)))
-    spec = image_processor(base / "policy", 1)
+    spec = image_processor(base / "policy", ImageLimits(max_tiles=1))
     assert spec.size(*picture.size).tokens == models.IMAGE_TOKENS_PER_TILE
     ours = teach.pictures([board], random.Random(1))
     assert torch.allclose(torch.from_numpy(spec.pixels(picture)), ours, atol=1e-6)

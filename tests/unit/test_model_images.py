@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.images import TileCache, check_image_tokens, fill_image_tokens
+from sophia_mcore.model.images import PictureCache, Pixels, check_image_tokens, fill_image_tokens
 from sophia_mcore.model.vision.internvl import pixel_shuffle
 
 IMAGE = 9
@@ -69,23 +69,26 @@ def test_pixel_shuffle_is_row_major_over_squares() -> None:
 
 
 def test_repeated_tiles_are_encoded_once_and_others_are_not_kept() -> None:
-    cache, encoded = TileCache(), []
+    cache, encoded = PictureCache(), []
 
-    def encode(pixels: Tensor) -> Tensor:
-        encoded.extend(pixels.flatten().tolist())
-        return pixels.view(-1, 1, 1) * 10
+    def encode(pictures: Pixels) -> Tensor:
+        encoded.extend(pictures.values.flatten().tolist())
+        return pictures.values.view(-1, 1, 1) * 10
 
-    def tiles(*values: float) -> Tensor:
-        return torch.tensor(values).view(-1, 1, 1, 1)
+    def same(rows: int) -> int:
+        return rows
+
+    def tiles(*values: float) -> Pixels:
+        return Pixels.of(torch.tensor(values).view(-1, 1, 1, 1), None)
 
     cache.start({"a": 3, "b": 1, "c": 1})
-    assert cache.encode(["a", "b"], tiles(1, 2), encode).flatten().tolist() == [10, 20]
-    assert cache.encode(["c", "a"], tiles(3, 1), encode).flatten().tolist() == [30, 10]
-    assert cache.encode(["a"], tiles(1), encode).flatten().tolist() == [10]
+    assert cache.encode(["a", "b"], tiles(1, 2), same, encode).flatten().tolist() == [10, 20]
+    assert cache.encode(["c", "a"], tiles(3, 1), same, encode).flatten().tolist() == [30, 10]
+    assert cache.encode(["a"], tiles(1), same, encode).flatten().tolist() == [10]
     assert encoded == [1, 2, 3]
-    cache.encode(["a", "b"], tiles(1, 2), encode)
+    cache.encode(["a", "b"], tiles(1, 2), same, encode)
     assert encoded == [1, 2, 3, 1, 2], "nothing may be kept beyond its last row: features are large"
     cache.start({"a": 2})
-    cache.encode(["a"], tiles(4), encode)
+    cache.encode(["a"], tiles(4), same, encode)
     cache.start({"a": 2})
-    assert cache.encode(["a"], tiles(5), encode).item() == 50, "a new step must encode again"
+    assert cache.encode(["a"], tiles(5), same, encode).item() == 50, "a new step must encode again"

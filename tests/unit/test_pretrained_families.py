@@ -16,17 +16,18 @@ from tokenizers import AddedToken, Tokenizer
 from sophia_mcore.batch.samples import Sample
 from sophia_mcore.batch.tokenize import tokenize
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.model.images import TILES_AT_ONCE
 from sophia_mcore.model.vision import KINDS
+from sophia_mcore.model.vision.internvl import TILES_AT_ONCE
 from sophia_mcore.objective import logprob
 from sophia_mcore.plan import memory
 from sophia_mcore.pretrained import families, internvl
 from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
-from sophia_mcore.pretrained.family import ImageSize
+from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from tests.support.batch_world import SPECIAL, make_tokenizer
 
 PACKAGE = Path(__file__).resolve().parents[2] / "sophia_mcore"
-OWN_FILES = ("pretrained/internvl/", "model/vision/internvl.py")
+OWN_FILES = ("pretrained/internvl/", "pretrained/qwen_vl/", "model/vision/internvl.py", "model/vision/qwen_vl.py")
+NAMES = ("internvl", "qwen2_5", "qwen2.5", "qwen_vl", "qwen3_vl", "qwen3-vl", "qwen2_vl", "qwen2vl", "qwen3vl")
 MAY_IMPORT = ("pretrained/families.py", "pretrained/spec.py", "model/vision/__init__.py")  # lists of families, types
 
 
@@ -46,7 +47,7 @@ def names_of_families(tree: ast.Module) -> Iterator[tuple[int, bool]]:
             text, kind = node.value, False
         else:
             continue
-        if "internvl" in text.lower():
+        if any(name in text.lower() for name in NAMES):
             yield node.lineno, kind
 
 
@@ -79,6 +80,9 @@ class Grids:
     def size(self, width: int, height: int) -> ImageSize:
         rows = width // 4 * (height // 4)
         return ImageSize(rows=rows, tokens=rows // 4)
+
+    def positions(self, input_ids: np.ndarray, sizes: object) -> np.ndarray:
+        return np.arange(len(input_ids))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         return np.zeros((self.size(*image.size).rows, 48), np.float32)
@@ -120,7 +124,7 @@ def test_a_second_family_brings_its_own_image_token_and_processor(second: Path) 
     chat = Chat.from_model_dir(second)
     text = chat.render([Message("user", f"{IMAGE_CONTEXT}What?")])
     assert text == "<|im_start|>user\n<|see|><|pad|><|seen|>What?<|im_end|>\n<|im_start|>assistant\n"
-    processor = families.image_processor(second, max_tiles=12)
+    processor = families.image_processor(second, ImageLimits())
     sample = Sample(id="s", source="kept", images=("d",), system=None, question="Sum?", response="5")
     done = tokenize([sample], tokenizer_of_both(), chat, lambda digest: processor.size(16, 24), 300)
     (tokens,) = done.samples
@@ -141,4 +145,4 @@ def test_a_model_type_without_family_takes_no_images(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     assert families.family_of_folder(tmp_path) is None
     with pytest.raises(SophiaError, match="'qwen2' takes no images; those that do: internvl, internvl_chat"):
-        families.image_processor(tmp_path, 12)
+        families.image_processor(tmp_path, ImageLimits())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.model.vision import internvl
+from sophia_mcore.model.images import Grid, Pixels
+from sophia_mcore.model.vision import internvl, qwen_vl
 from sophia_mcore.pretrained.internvl.spec import VisionSpec
+from sophia_mcore.pretrained.qwen_vl.spec import DeepVisionSpec, WindowVisionSpec
 from sophia_mcore.pretrained.spec import ModelSpec
 
 
@@ -19,15 +21,29 @@ from sophia_mcore.pretrained.spec import ModelSpec
 class TowerKind:
     """How a family's tower and projector are made. Parameters are allocated, not initialised.
 
-    The tower takes rows of pixels [T, *row_shape] and gives [T, ...] for each; the projector turns that into
-    [T, n, H], the features of the row's n tokens.
+    The tower takes rows of pixels [T, *row_shape] and the pictures' grids, and gives [T, ...]; the projector turns that
+    into the features of image tokens, [..., H]: of one token L levels, the next token's, and so on.
     """
 
     build: Callable[[Any, Any, torch.dtype, torch.device | None, bool], tuple[nn.Module, nn.Module]]
-    blank: Callable[[Any], Tensor]  # pixels of the smallest image
+    blank: Callable[[Any], Pixels]  # the smallest image
+    tokens: Callable[[Any, Any, int], int]  # (vision, projector, rows of pixels of a picture) -> its image tokens
+    levels: Callable[[Any], int]  # 1, and one for each DeepStack layer
+    rows_at_once: int  # of a frozen tower
+    # (tower, projector, pixels, grids) -> what a reference file holds of them, by its names
+    stages: Callable[[Any, Any, Tensor, Sequence[Grid]], Mapping[str, Tensor]]
 
 
-KINDS: Mapping[type, TowerKind] = {VisionSpec: TowerKind(internvl.build, internvl.blank)}
+_QWEN = TowerKind(
+    qwen_vl.build, qwen_vl.blank, qwen_vl.tokens, qwen_vl.levels, qwen_vl.ROWS_AT_ONCE, qwen_vl.stages
+)  # fmt: skip
+KINDS: Mapping[type, TowerKind] = {
+    VisionSpec: TowerKind(
+        internvl.build, internvl.blank, internvl.tokens, lambda vision: 1, internvl.TILES_AT_ONCE, internvl.stages
+    ),
+    WindowVisionSpec: _QWEN,
+    DeepVisionSpec: _QWEN,
+}
 
 
 def kind_of(spec: ModelSpec) -> TowerKind:

@@ -7,6 +7,7 @@ pixel shuffle, LayerNorm, Linear, exact GELU, Linear.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
+from sophia_mcore.model.images import Grid, Pixels
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec, tokens_per_tile
+
+TILES_AT_ONCE = 32  # a frozen tower encodes its share in parts of this size
 
 
 class Linear(nn.Linear):
@@ -122,8 +126,8 @@ class VisionTower(nn.Module):
         tokens = torch.cat((self.class_token.expand(len(patches), -1, -1), patches), dim=1)
         return tokens + self.position_embedding
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """[T, 3, S, S] -> [T, N+1, C], class token first; no norm after the last layer."""
+    def forward(self, pixel_values: Tensor, grids: Sequence[Grid] = ()) -> Tensor:
+        """[T, 3, S, S] -> [T, N+1, C], class token first; no norm after the last layer. Every tile is a picture."""
         x = self.embed(pixel_values)
         for layer in self.layers:
             keep = not (self.recompute and torch.is_grad_enabled())
@@ -169,9 +173,26 @@ def build(
     return VisionTower(vision, dtype, device, recompute), Projector(projector, dtype, device)
 
 
-def blank(vision: VisionSpec) -> Tensor:
-    """Pixels of the smallest image, for a row without images that must run the tower all the same: one tile."""
-    return torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+def blank(vision: VisionSpec) -> Pixels:
+    """The smallest image, for a row without images that must run the tower all the same: one tile."""
+    return Pixels(torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size), [(1, 1)])
+
+
+def tokens(vision: VisionSpec, projector: ProjectorSpec, rows: int) -> int:
+    """Image tokens of a picture of so many tiles."""
+    return rows * tokens_per_tile(vision, projector)
+
+
+@torch.no_grad()
+def stages(vision: VisionTower, projector: Projector, pixel_values: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
+    """What reference files hold of tower and projector, by their names."""
+    embedded, seen = vision.embed(pixel_values), vision(pixel_values)
+    return {
+        "vit.hidden_states.0": embedded,
+        "vit.hidden_states.1": vision.layers[0](embedded),
+        "vit.last_hidden_state": seen,
+        "projector.input": projector.squares(seen),
+    }
 
 
 def _norm(spec: VisionSpec, dtype: torch.dtype, device: torch.device | None) -> nn.Module:

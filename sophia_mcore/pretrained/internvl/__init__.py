@@ -18,7 +18,8 @@ FAMILY = Family(
     tables=weights.tables,
     symbols=weights.symbols,
     language_prefix="language_model.",
-    memory_names=weights.MEMORY_NAMES,
+    spellings=weights.SPELLINGS,
     translate=configs.translate,
     hf_image_processor="transformers.models.got_ocr2.image_processing_got_ocr2:GotOcr2ImageProcessor",
+    unquantized=("*vision_tower*", "*multi_modal_projector*"),
 )

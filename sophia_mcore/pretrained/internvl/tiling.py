@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.family import ImageSize
+from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.store.json_files import read_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +54,10 @@ class ImageSpec:
         """Normalised tiles [T, 3, S, S]."""
         return tiles(image, self)
 
+    def positions(self, input_ids: NDArray[np.integer[Any]], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
+        """[L] from 0: an image's tokens count like others."""
+        return np.arange(len(input_ids))
+
     def model_inputs(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """The tiles of all images in order, as transformers' model takes them."""
         return {"pixel_values": np.concatenate([tiles(image, self) for image in images])}
@@ -71,12 +76,13 @@ class ImageSpec:
         return columns * rows + (self.use_thumbnail and columns * rows > 1)
 
 
-def read(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:
+def read(folder: Path, config: Mapping[str, Any], limits: ImageLimits) -> ImageSpec:
     """The settings of a folder in either layout; the checkpoint's own tile limit wins if it is lower.
 
     Raises SophiaError, KeyError, TypeError or ValueError when its numbers contradict each other.
     """
-    return (_custom_spec if config.get("model_type") == "internvl_chat" else _native_spec)(folder, config, max_tiles)
+    spec = _custom_spec if config.get("model_type") == "internvl_chat" else _native_spec
+    return spec(folder, config, limits.max_tiles)
 
 
 def _native_spec(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:

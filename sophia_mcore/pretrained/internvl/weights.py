@@ -60,12 +60,15 @@ PROJECTOR: tuple[Row, ...] = (
     Row("projector.fc2.bias", ("H",), one(f"{_HP}.linear_2.bias"), one("mlp1.3.bias")),
 )  # fmt: skip
 
-# transformers' in-memory names, which some releases of it also wrote; the hub's names are on the right.
-MEMORY_NAMES = (
-    ("model.language_model.", "language_model.model."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("lm_head.", "language_model.lm_head."),
+# The hub's names are those of the tables; some releases of transformers also wrote its in-memory names.
+SPELLINGS = (
+    (),
+    (
+        ("language_model.model.", "model.language_model."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+        ("language_model.lm_head.", "lm_head."),
+    ),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.pretrained.family import Family
+from sophia_mcore.pretrained.family import Family, Spelling
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.table import FUSED_NORMS, LLAMA_LIKE
 from sophia_mcore.progress import Progress
@@ -18,7 +18,7 @@ from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, FileState, Sto
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import NO_WEIGHTS, Tile, Tiled, raise_problems, tiles_of_folder, wrong_dtypes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape, squeezed
-from sophia_mcore.weights.tables import Entry, language_prefix, resolve
+from sophia_mcore.weights.tables import Entry, language_prefix, resolve, spelling_of, table_name
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 
@@ -35,6 +35,7 @@ class Checkpoint:
     tensors: dict[str, Tiled]
     files: tuple[FileState, ...]
     chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) whose writer noted a checksum
+    spelling: Spelling | None = None  # of a folder in layout hf: how its files spell the tables' names
 
     def check_bytes(self, progress: Progress) -> None:
         """Raise SophiaError for the first part of a trainer's checkpoint whose bytes are not those that it wrote."""
@@ -65,10 +66,13 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     stored = open_folder(folder)
     if is_fp8_copy(stored.tensors):
         raise UsageError(f"{folder} is an FP8 copy of a model, for rollouts only; name the model that it was made from")
-    tensors = hub_names(stored.tensors, spec.family) if spec.layout == "hf" else dict(stored.tensors)
+    spelling = spelling_of(stored.tensors, spec.family) if spec.layout == "hf" else None
+    tensors = {table_name(name, spelling or ()): tensor for name, tensor in stored.tensors.items()}
     entries = resolve(spec, spec.layout)
     _drop_tied_head(spec, tensors, folder)
-    return Checkpoint(folder, spec.layout, spec, tiles_of_folder(entries, tensors, folder), stored.files)
+    return Checkpoint(
+        folder, spec.layout, spec, tiles_of_folder(entries, tensors, folder), stored.files, spelling=spelling
+    )
 
 
 def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
@@ -79,15 +83,10 @@ def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
     )
 
 
-def hub_names(tensors: Mapping[str, StoredTensor], family: Family | None) -> dict[str, StoredTensor]:
-    """The tensors of a native folder by the hub's names, whichever of the two spellings it has."""
-    if family is None or not any(name.startswith("model.") for name in tensors):
-        return dict(tensors)
-    renamed = {}
-    for name, tensor in tensors.items():
-        old, new = next(((a, b) for a, b in family.memory_names if name.startswith(a)), ("", ""))
-        renamed[new + name.removeprefix(old)] = tensor
-    return renamed
+def table_names(tensors: Mapping[str, StoredTensor], family: Family | None) -> dict[str, StoredTensor]:
+    """The tensors of a folder in transformers' layout by the tables' names, however its files spell them."""
+    spelling = spelling_of(tensors, family)
+    return {table_name(name, spelling): tensor for name, tensor in tensors.items()}
 
 
 def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.family import Spelling
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.formats.safetensors import INDEX_NAME, NewTensor, header_bytes, index_text, plan_files
 from sophia_mcore.weights.formats.tiles import Tiled, entry_tiles
-from sophia_mcore.weights.tables import HfLayout, resolve
+from sophia_mcore.weights.tables import HfLayout, resolve, spelled
 
 # Keys and headers that are literal bytes of a new file: (offset, bytes).
 Literal = tuple[int, bytes]
@@ -54,15 +55,21 @@ def plan_hf(
     folder: Path,
     max_file_bytes: int,
     apart: Collection[str] = (),
+    spelling: Spelling | None = None,
 ) -> Target:
     """A Hugging Face folder; ``dtypes`` gives each of our tensors' dtype, in the order of the network.
 
     Tensors lie in the files in the order of the tables (the network's), so a shard is a run of layers. Those that
-    ``apart`` names (ours) lie in files of their own, at the end.
+    ``apart`` names (ours) lie in files of their own, at the end. ``spelling`` None: the family's first.
     """
     entries = resolve(spec, layout)
+    if spelling is None:
+        spelling = spec.family.spellings[0] if spec.family is not None and layout == "hf" else ()
     sides = [[entry for entry in entries if (entry.name in apart) is side] for side in (False, True)]
-    new = [{s.name: NewTensor(s.name, dtypes[e.name], s.shape) for e in side for s in e.sources} for side in sides]
+    new = [
+        {s.name: NewTensor(spelled(s.name, spelling), dtypes[e.name], s.shape) for e in side for s in e.sources}
+        for side in sides
+    ]
     shards = plan_files([list(tensors.values()) for tensors in new], max_file_bytes)
     places: dict[str, tuple[str, Path, int]] = {}
     files = []
@@ -76,5 +83,9 @@ def plan_hf(
     if len(shards) > 1:
         text = index_text(shards).encode()
         files.append(NewFile(folder / INDEX_NAME, len(text), ((0, text),)))
-    tiled = {e.name: entry_tiles(e, dtypes[e.name], places.__getitem__) for e in entries}
+
+    def place(name: str) -> tuple[str, Path, int]:
+        return places[spelled(name, spelling)]
+
+    tiled = {e.name: entry_tiles(e, dtypes[e.name], place) for e in entries}
     return Target(layout, tuple(files), tiled)

@@ -29,7 +29,7 @@ from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.formats.copying import Digests
 from sophia_mcore.weights.formats.folder import new_folder
 from sophia_mcore.weights.formats.model_files import copy_model_files
-from sophia_mcore.weights.formats.opening import Checkpoint, hub_names, is_fp8_copy, open_checkpoint, single_tile
+from sophia_mcore.weights.formats.opening import Checkpoint, is_fp8_copy, open_checkpoint, single_tile, table_names
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, StoredTensor, open_folder
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import raise_problems
@@ -47,7 +47,7 @@ ROUNDING = 1.0 + 2.0**-7  # the scale itself and the division were rounded
 
 @dataclass(frozen=True, slots=True)
 class Fp8Check:
-    """What the check of an FP8 copy found; tensors are the stored ones, by the hub's names."""
+    """What the check of an FP8 copy found; tensors are the stored ones, by the tables' names."""
 
     quantized: tuple[str, ...]
     untouched: int
@@ -94,7 +94,7 @@ def require_native(source: Path) -> Checkpoint:
 def _stored(folder: Path, source: Path) -> dict[str, StoredTensor]:
     """Tensors of a folder by the hub's names, which the family of ``source`` knows."""
     found = family_of_folder(source)
-    return hub_names(open_folder(folder).tensors, found and found[0])
+    return table_names(open_folder(folder).tensors, found and found[0])
 
 
 def plan(source: Path) -> tuple[str, ...]:
@@ -144,8 +144,9 @@ def _stored_texts(run_folder: Path) -> Iterator[str]:
 
 def _run(quantizer: Path, source: Path, folder: Path, texts: list[str]) -> None:
     with TemporaryDirectory() as temporary:
-        file = Path(temporary) / "texts.json"
-        file.write_text(json.dumps(texts))
+        found = family_of_folder(source)
+        file = Path(temporary) / "job.json"
+        file.write_text(json.dumps({"texts": texts, "kept": found[0].unquantized if found else ()}))
         module = "sophia_mcore.weights.quantize.worker"
         root = Path(__file__).parents[3]
         command = [str(quantizer.absolute()), "-m", module, str(source.absolute()), str(folder.absolute()), str(file)]

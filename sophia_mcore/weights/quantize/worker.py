@@ -1,9 +1,10 @@
 """Quantize a model to FP8 with nvidia-modelopt, in the environment that has it; started by `quantize.fp8`.
 
-    python -m sophia_mcore.weights.quantize.worker MODEL_DIR OUT_DIR TEXTS.json
+    python -m sophia_mcore.weights.quantize.worker MODEL_DIR OUT_DIR JOB.json
 
-TEXTS.json is a list of texts, the calibration set. The language model's linears become FP8 (E4M3, one scale per tensor
-for weights and for inputs); everything else stays as it is. The whole model is in memory here.
+JOB.json holds "texts", the calibration set, and "kept", patterns of modules beside the language model. The language
+model's linears become FP8 (E4M3, one scale per tensor for weights and for inputs); everything else stays as it is. The
+whole model is in memory here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sophia_mcore.errors import SophiaError, run_command
 MAX_TOKENS = 2048  # of a calibration text; longer ones are cut
 
 
-def quantize(model_dir: Path, out_dir: Path, texts: list[str]) -> None:
+def quantize(model_dir: Path, out_dir: Path, texts: list[str], kept: list[str]) -> None:
     """Load, calibrate on the texts, quantize, write. Raises SophiaError when there is nothing to calibrate on."""
     import modelopt.torch.quantization as mtq
     import torch
@@ -36,15 +37,15 @@ def quantize(model_dir: Path, out_dir: Path, texts: list[str]) -> None:
     samples = [ids for ids in samples if ids]
     if not samples:
         raise SophiaError("no calibration text has a token")
-    mtq.quantize(model, fp8_config(mtq.FP8_DEFAULT_CFG), forward_loop=calibration(samples, device))
+    mtq.quantize(model, fp8_config(mtq.FP8_DEFAULT_CFG, kept), forward_loop=calibration(samples, device))
     export_hf_checkpoint(model, export_dir=out_dir)
 
 
-def fp8_config(default: dict[str, Any]) -> dict[str, Any]:
-    """modelopt's FP8 preset; vision tower, projector and lm_head stay out, whatever the preset says."""
+def fp8_config(default: dict[str, Any], kept: list[str]) -> dict[str, Any]:
+    """modelopt's FP8 preset; what matches ``kept``, embedding and output layer stay out, whatever the preset says."""
     config = copy.deepcopy(default)
-    kept = ("*vision_tower*", "*multi_modal_projector*", "*lm_head*", "*embed_tokens*")
-    config["quant_cfg"] = [*config["quant_cfg"], *({"quantizer_name": name, "enable": False} for name in kept)]
+    names = (*kept, "*lm_head*", "*embed_tokens*")
+    config["quant_cfg"] = [*config["quant_cfg"], *({"quantizer_name": name, "enable": False} for name in names)]
     return config
 
 
@@ -65,10 +66,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("job", type=Path)
     options = parser.parse_args()
-    texts = json.loads(options.texts.read_text())
-    return run_command("quantize", lambda: quantize(options.model_dir, options.out_dir, texts))
+    job = json.loads(options.job.read_text())
+    return run_command("quantize", lambda: quantize(options.model_dir, options.out_dir, job["texts"], job["kept"]))
 
 
 if __name__ == "__main__":

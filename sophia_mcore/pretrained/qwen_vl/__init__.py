@@ -1,0 +1,72 @@
+"""Qwen2.5-VL and Qwen3-VL (dense): pictures of any size as grids of patches, rotary positions with three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sophia_mcore.pretrained.family import Family, Layout, Parts
+from sophia_mcore.pretrained.qwen_vl import processor, weights
+from sophia_mcore.pretrained.qwen_vl.spec import DeepVisionSpec, WindowVisionSpec, parse_deep, parse_windowed
+
+IMAGE_PAD = "<|image_pad|>"
+_MOE = "mixture-of-experts models are not supported, only the dense ones"
+
+
+def image_text(tokens: int) -> str:
+    """The tokens of an image; what stands around them is the chat template's.
+
+    >>> image_text(2)
+    '<|image_pad|><|image_pad|>'
+    """
+    return IMAGE_PAD * tokens
+
+
+def _translate(files: Mapping[str, Any], parts: Parts, to: Layout) -> Mapping[str, dict[str, Any]]:
+    raise ValueError("this family has one layout")
+
+
+def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family:
+    return Family(
+        name=name,
+        model_types={model_type: "hf"},
+        architectures={architecture: "hf"},
+        image_token=IMAGE_PAD,
+        image_text=image_text,
+        templates={},
+        default_template=None,
+        image_processor=processor.read,
+        symbols=weights.symbols,
+        language_prefix="",
+        translate=_translate,
+        unquantized=("*visual*",),
+        **own,
+    )
+
+
+QWEN2_5_VL = _family(
+    "Qwen2.5-VL",
+    "qwen2_5_vl",
+    "Qwen2_5_VLForConditionalGeneration",
+    parse=parse_windowed,
+    vision_type=WindowVisionSpec,
+    tables=weights.windowed_tables,
+    spellings=weights.WINDOWED_SPELLINGS,
+    hf_image_processor="transformers.models.qwen2_vl.image_processing_qwen2_vl:Qwen2VLImageProcessor",
+    refused=dict.fromkeys(
+        ("qwen2_vl", "Qwen2VLForConditionalGeneration"),
+        "Qwen2-VL is not supported (another vision tower); Qwen2.5-VL and Qwen3-VL are",
+    ),
+)
+QWEN3_VL = _family(
+    "Qwen3-VL",
+    "qwen3_vl",
+    "Qwen3VLForConditionalGeneration",
+    parse=parse_deep,
+    vision_type=DeepVisionSpec,
+    tables=weights.deep_tables,
+    spellings=weights.DEEP_SPELLINGS,
+    hf_image_processor="transformers.models.qwen2_vl.image_processing_qwen2_vl:Qwen2VLImageProcessor",
+    refused=dict.fromkeys(("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), f"Qwen3-VL: {_MOE}"),
+)
+FAMILIES = (QWEN2_5_VL, QWEN3_VL)
