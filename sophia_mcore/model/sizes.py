@@ -36,7 +36,8 @@ def rank_parameters(spec: ModelSpec, parallel: Parallel) -> list[Mapping[str, in
     for number, chunks in enumerate(stages):
         first, last = number == 0, number == len(stages) - 1
         layers = sum(chunks) * layer_parameters(language, parallel.tensor)
-        tables = (first + last) * rows * language.hidden_size + last * language.hidden_size
+        tables = 1 if first and last and language.tied_embeddings else first + last  # a tied head apart is a copy
+        tables = tables * rows * language.hidden_size + last * language.hidden_size
         held.append(
             {"vision": first * whole["vision"], "projector": first * whole["projector"], "language": layers + tables}
         )

@@ -58,6 +58,8 @@ class Row:
     pixel_values: Tensor
     feature_index: Tensor
     packed: bool = True
+    position_ids: Tensor | None = None  # [3, 1, S] for a model with three axes
+    picture_grids: list[tuple[int, int]] | None = None
 
     def packed_seq_params(self) -> PackedSeqParams | None:
         if not self.packed:
@@ -107,6 +109,8 @@ class Outcome:
 def fill(chunks: list[Any], spec: ModelSpec) -> None:
     """Each parameter from its own name: the same global values at every layout."""
     for name, parameter, shard in canonical_parameters(chunks, spec):
+        if name == "language.output_layer.weight" and spec.language.tied_embeddings:
+            name = "language.embedding.word_embeddings.weight"  # the last stage's copy
         whole = list(parameter.shape)
         if shard.axis is not None:
             whole[shard.axis] *= shard.size
@@ -196,8 +200,9 @@ def parts(chunks: list[Any], spec: ModelSpec, what: str) -> Iterator[tuple[str, 
 def forward_step(data: Iterator[Row], model: Any, groups: Any) -> Any:
     row = next(data)
     output = model(
-        row.input_ids, None, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets, -row.weights
-    )
+        row.input_ids, row.position_ids, row.packed_seq_params(), row.pixel_values, row.feature_index, row.targets,
+        -row.weights, picture_grids=row.picture_grids,
+    )  # fmt: skip
 
     def loss(scores: lvlm.Scores) -> tuple[Tensor, Tensor, Tensor]:
         total = -(scores.logprobs * row.weights).sum()

@@ -92,7 +92,7 @@ def require_native(source: Path) -> Checkpoint:
 
 
 def _stored(folder: Path, source: Path) -> dict[str, StoredTensor]:
-    """Tensors of a folder by the hub's names, which the family of ``source`` knows."""
+    """Tensors of a folder by the tables' names, which the family of ``source`` knows."""
     found = family_of_folder(source)
     return table_names(open_folder(folder).tensors, found and found[0])
 
