@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -31,6 +33,7 @@ class Prompt:
     ids: list[int]
     pictures: tuple[Image.Image, ...]
     opened: str = ""  # the end of the text where the template begins the answer, such as "<think>\n"
+    positions: NDArray[np.int64] | None = None  # of `ids`, [L] or [3, L]; None: a text-only model
 
 
 class Renderer:
@@ -81,11 +84,12 @@ class Renderer:
         messages = [Message(message.role, self.without_special_tokens(message.text)) for message in request.messages]
         text = self.chat.render(messages, add_generation_prompt=True)
         pictures = tuple(self._decode_image(image) for image in request.images)
-        counts = [self.images.size(*picture.size).tokens for picture in pictures] if self.images else []
-        expanded = self.chat.expand(text, counts)
+        sizes = [self.images.size(*picture.size) for picture in pictures] if self.images else []
+        expanded = self.chat.expand(text, [size.tokens for size in sizes])
         short_ids = self.tokenizer.encode(text).ids
         ids = self.tokenizer.encode(expanded).ids if pictures else short_ids
-        return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text))
+        positions = self.images.positions(np.array(ids), sizes) if self.images else None
+        return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text), positions)
 
     def without_special_tokens(self, text: str) -> str:
         """Text from data and models cannot end a turn or begin one: the spellings of special tokens are taken out."""

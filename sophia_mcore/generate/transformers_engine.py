@@ -89,7 +89,7 @@ class TransformersEngine:
         stop = set(self._renderer.stop_ids)
         rows = [_Row(request, stop, self._device) for request in requests]
         inputs: dict[str, Any] = {"input_ids": torch.tensor([p.ids for p in prompts], device=self._device)}  # [B, C]
-        inputs |= self._image_inputs(prompts)
+        inputs |= self._image_inputs(prompts) | self._positions(prompts)
         budget = min(requests[0].sampling.max_tokens, self._longest - len(prompts[0].ids))
         cache = None
         for _ in range(budget):
@@ -99,7 +99,10 @@ class TransformersEngine:
             tokens = [row.step(logits_V) for row, logits_V in zip(rows, logits_BV, strict=True)]
             if all(row.finished for row in rows):
                 break
+            positions = inputs.get("position_ids")
             inputs = {"input_ids": torch.tensor(tokens, device=self._device)[:, None]}
+            if positions is not None:  # text goes on behind the largest, on all axes
+                inputs["position_ids"] = (positions.amax(dim=(0, 2), keepdim=True) + 1).expand(3, -1, 1)
         return [
             Completion(
                 text=self._renderer.answer(prompt, row.token_ids),
@@ -111,6 +114,13 @@ class TransformersEngine:
             )
             for row, prompt in zip(rows, prompts, strict=True)
         ]
+
+    def _positions(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        """[3, B, C] where positions have three axes: transformers makes one axis of them unless it is told more."""
+        found = [prompt.positions for prompt in prompts if prompt.positions is not None and prompt.positions.ndim == 2]
+        if not found:
+            return {}
+        return {"position_ids": torch.stack([torch.from_numpy(own) for own in found], dim=1).to(self._device)}
 
     def _image_inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """What the model takes for the images of all prompts in order; pixels in the model's dtype."""

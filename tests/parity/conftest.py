@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -97,12 +98,18 @@ def as_json(request: Request) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def vllm(rollout_python: Path, tiny_internvl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """The one vLLM engine of the session, on ``tiny_internvl``."""
-    log = tmp_path_factory.mktemp("vllm") / "log"
+    with running_vllm(rollout_python, tiny_internvl, tmp_path_factory.mktemp("vllm") / "log") as driver:
+        yield driver
+
+
+@contextmanager
+def running_vllm(rollout_python: Path, model: Path, log: Path) -> Iterator[Driver]:
+    """A vLLM engine on a model, in a process of its own."""
     (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [
-                str(rollout_python), str(Path(__file__).with_name("vllm_driver.py")), str(tiny_internvl),
+                str(rollout_python), str(Path(__file__).with_name("vllm_driver.py")), str(model),
                 str(their_in), str(their_out),
             ],
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, pass_fds=(their_in, their_out),

@@ -13,7 +13,7 @@ TEMPLATE = (
 )
 
 
-def save_tokenizer(folder: Path) -> int:
+def save_tokenizer(folder: Path, special: list[str] = SPECIAL) -> int:
     """A byte-level tokenizer with merges that Qwen2's own pre-tokenizer would not make; returns its size.
 
     It has no pre-tokenizer that splits words, so a loader that forces Qwen2's class on it gives other ids.
@@ -26,7 +26,7 @@ def save_tokenizer(folder: Path) -> int:
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=SPECIAL,
+        special_tokens=special,
         show_progress=False,
     )
     tokenizer.train_from_iterator(["The image shows 3, 7. first 3, third 2. What is it? is a sum"] * 50, trainer)
@@ -35,13 +35,13 @@ def save_tokenizer(folder: Path) -> int:
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }  # fmt: skip
-    settings = {
+    settings: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "extra_special_tokens": extra,
-        **extra,
     }
+    if special is SPECIAL:
+        settings |= {"extra_special_tokens": extra, **extra}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": SPECIAL.index("<|im_end|>")}))

@@ -10,6 +10,8 @@ from sophia_mcore.pretrained.qwen_vl import processor, weights
 from sophia_mcore.pretrained.qwen_vl.spec import DeepVisionSpec, WindowVisionSpec, parse_deep, parse_windowed
 
 IMAGE_PAD = "<|image_pad|>"
+# where the resize is that Qwen2VLImageProcessor calls when it has found the size
+RESIZER = "transformers.image_processing_backends:TorchvisionBackend"
 _MOE = "mixture-of-experts models are not supported, only the dense ones"
 
 
@@ -52,7 +54,7 @@ QWEN2_5_VL = _family(
     vision_type=WindowVisionSpec,
     tables=weights.windowed_tables,
     spellings=weights.WINDOWED_SPELLINGS,
-    hf_image_processor="transformers.models.qwen2_vl.image_processing_qwen2_vl:Qwen2VLImageProcessor",
+    hf_image_processor=RESIZER,
     refused=dict.fromkeys(
         ("qwen2_vl", "Qwen2VLForConditionalGeneration"),
         "Qwen2-VL is not supported (another vision tower); Qwen2.5-VL and Qwen3-VL are",
@@ -66,7 +68,7 @@ QWEN3_VL = _family(
     vision_type=DeepVisionSpec,
     tables=weights.deep_tables,
     spellings=weights.DEEP_SPELLINGS,
-    hf_image_processor="transformers.models.qwen2_vl.image_processing_qwen2_vl:Qwen2VLImageProcessor",
+    hf_image_processor=RESIZER,
     refused=dict.fromkeys(("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), f"Qwen3-VL: {_MOE}"),
 )
 FAMILIES = (QWEN2_5_VL, QWEN3_VL)
