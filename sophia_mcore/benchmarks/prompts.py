@@ -10,8 +10,6 @@ from typing import Any, TypeVar
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, plain, user_text
-
 Image = TypeVar("Image")
 _MARK = re.compile(r"<image (\d+)>")
 
@@ -41,6 +39,8 @@ def place(prompt: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ...]]
     >>> place("Which is it?", ("a",))
     ('<IMG_CONTEXT>\\nWhich is it?', ('a',))
     """
+    from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, plain, user_text  # here: numpy comes with it
+
     text = plain(prompt)
     shown = [int(mark) - 1 for mark in _MARK.findall(text) if 0 < int(mark) <= len(images)]
     before = [number for number in range(len(images)) if number not in shown]
