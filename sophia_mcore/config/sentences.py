@@ -40,6 +40,7 @@ SENTENCES = {
     "Judge.extract_prompt_file": "prompt for finding the answer; none: the shipped one",
     "Batch.sequence_length_tokens": "length of a packed row",
     "Batch.long_thinking_prompt_file": "system prompt of answers that think; none: the shipped one",
+    "Batch.max_pixels": "largest size of an image as the model sees it, in pixels; none: the checkpoint's own",
     "Batch.mixtures": "further training data",
     "Mixture.images_folder": "image paths are relative to it; none: the file's folder",
     "Mixture.name": "label of these samples in metrics",

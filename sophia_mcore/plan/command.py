@@ -15,7 +15,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
-from sophia_mcore.plan.layouts import Option, Ranking, rank_layouts
+from sophia_mcore.plan.layouts import Option, Ranking, Refusal, own_option, rank_layouts
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
 from sophia_mcore.pretrained.hub import local_folder
@@ -42,6 +42,7 @@ class Plan:
     work: Workload
     ranking: Ranking
     phases: list[Phase]
+    own: Option | Refusal  # the layout that the configuration has
     calibration: str  # what the rates were fitted to; "": the table's
 
     @property
@@ -79,7 +80,7 @@ def make_plan(
     phases = round_phases(config, spec, reasoner, work, ranking.options[0], device, gpus)
     return Plan(
         config=config, spec=spec, reasoner=reasoner, device=device, gpus=gpus, work=work, ranking=ranking,
-        phases=phases, calibration=calibration,
+        phases=phases, own=own_option(config, spec, work, device, gpus), calibration=calibration,
     )  # fmt: skip
 
 

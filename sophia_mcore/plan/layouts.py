@@ -90,6 +90,24 @@ def simulated_option(option: Option, work: Workload, device: Device, gpus: int) 
     )  # fmt: skip
 
 
+def own_option(config: Config, spec: ModelSpec, work: Workload, device: Device, gpus: int) -> Option | Refusal:
+    """The layout that the configuration itself asks for, on these GPUs: its speed, or why it does not work."""
+    setting = configured(config, spec, work, gpus)
+    parallel = setting.parallel
+    if gpus % parallel.model_ranks:
+        reason = f"{describe(setting)}: {gpus} GPUs are not a multiple of its {parallel.model_ranks} ranks"
+        return Refusal(parallel=parallel, reason=reason, excess=math.inf)
+    try:
+        check_layout(spec, parallel.model_copy(update={"processes": gpus}), work.sequence_length, fp8=config.fp8.used)
+        stage, memory = worst_rank(setting)
+        if memory.total > device.memory:
+            return _too_large(setting, stage, memory, device)
+        option = Option(setting=setting, stage=stage, memory=memory, rough=_rough(setting, device))
+        return simulated_option(option, work, device, gpus)
+    except SophiaError as error:
+        return Refusal(parallel=parallel, reason=str(error), excess=math.inf)
+
+
 def candidates(
     config: Config, spec: ModelSpec, work: Workload, device: Device, gpus: int, fp8: bool, refusals: list[Refusal]
 ) -> Iterator[Setting]:
@@ -239,7 +257,10 @@ def describe(setting: Setting) -> str:
     words.append(f"DP{setting.data}")
     each = setting.spec.language.num_layers / p.pipeline
     if p.layers_on_first_stage is not None and (p.layers_on_first_stage, p.layers_on_last_stage) != (each, each):
-        words.append(f"{p.layers_on_first_stage}..{p.layers_on_last_stage} layers")
+        last = p.layers_on_last_stage
+        if last is None:
+            last = sum(layers_per_stage(setting.spec.language.num_layers, p)[-1])
+        words.append(f"{p.layers_on_first_stage}..{last} layers")
     if setting.train.recompute != "none":
         words.append(f"recompute {setting.train.recompute}")
     if setting.fp8.used:

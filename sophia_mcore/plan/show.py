@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from itertools import zip_longest
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +51,9 @@ def show(plan: Plan, console: Console, top: int) -> None:
             highlight=False,
         )
     options = distinct(plan.ranking.options)[:top]
-    console.print(_layout_table(options))
+    console.print(_layout_table(options, plan.own))
+    if isinstance(plan.own, Refusal):
+        console.print(f"the file's own layout does not work here: {plan.own.reason}", highlight=False, soft_wrap=True)
     console.print(_parts_table(plan))
     if plan.spec.vision is not None:
         console.print(_tower_line(plan), highlight=False)
@@ -77,14 +80,16 @@ def nearest(refusals: tuple[Refusal, ...]) -> list[Refusal]:
     return list(seen.values())
 
 
-def _layout_table(options: list[Option]) -> Table:
-    table = Table(title="layouts, fastest first", title_justify="left")
+def _layout_table(options: list[Option], own: Option | Refusal) -> Table:
+    """The options, with the configuration's own layout last where it works."""
+    table = Table(title="layouts, fastest first", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("layout", "rows/rank", "step s", "tokens/s/GPU", "MFU", "bubble", "GiB"):
         table.add_column(name, justify="left" if name == "layout" else "right", overflow="fold")
-    for option in options:
+    rows = [("", option) for option in options] + ([("the file's: ", own)] if isinstance(own, Option) else [])
+    for whose, option in rows:
         assert option.time is not None
         table.add_row(
-            describe(option.setting),
+            f"{whose}{describe(option.setting)}",
             str(option.setting.micro_batches),
             _number(option.time.total, 1),
             f"{option.tokens_per_second:,.0f}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.content import Contents
 
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
@@ -55,11 +56,24 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def relevant(settings: Mapping[str, Any], prefixes: Sequence[str], contents: Contents) -> Values:
     """Those of the ``flat`` settings that lie in ``prefixes`` and can change a result."""
-    return {
+    found = {
         key: as_stored(value, contents)
         for key, value in settings.items()
         if covers(prefixes, key) and not covers(CHANGE_NO_RESULT, key)
     }
+    for key in [key for key in found if covers(("models",), key) and isinstance(settings[key], Path)]:
+        found[key]["content"] = contents.given(_model_folder(settings[key]))
+    return found
+
+
+def _model_folder(path: Path) -> Path:
+    """Where the files of a model by its name on the hub lie; the path itself where they are not in the cache."""
+    from sophia_mcore.pretrained.hub import local_folder
+
+    try:
+        return local_folder(path)
+    except SophiaError:
+        return path
 
 
 def as_stored(value: Any, contents: Contents) -> Any:

@@ -24,8 +24,9 @@ def print_summary(run: RunFolder, console: Console | None = None) -> None:
     print_stale(run, console)
     print_missing(run, console)
     console.print(f"report: {escape(str(run.report_html))}", highlight=False)
-    if report["rounds"]:
-        console.print(f"model:  {escape(str(run.round(report['rounds'][-1]['round']).model))}", highlight=False)
+    model = run.round(report["rounds"][-1]["round"]).model if report["rounds"] else None
+    if model is not None and model.is_dir():
+        console.print(f"model:  {escape(str(model))}", highlight=False)
     console.print("next:   open the report; README.md, 'From here to 38B', shows how the same config grows")
 
 

@@ -241,6 +241,24 @@ def test_a_model_that_was_replaced_is_found(world: tuple[RunFolder, Config, list
     assert list(Provenance(config, run, PHASES).changed()) == ["captions", "train", "export", "evaluate"]
 
 
+def test_a_model_by_its_name_on_the_hub_is_the_folder_in_the_cache(
+    world: tuple[RunFolder, Config, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    run, config, _ = world
+    snapshot = tmp_path / "cache" / "models--tiny--policy" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    record_all(with_values(config, {"models.policy": snapshot}), run)  # as the phases saw it
+    assert Provenance(with_values(config, {"models.policy": Path("tiny/policy")}), run, PHASES).changed() == {}
+    assert Provenance(with_values(config, {"models.policy": Path("tiny/other")}), run, PHASES).changed()
+
+
 def test_partial_work_of_other_settings_is_not_mixed(world: tuple[RunFolder, Config, list[str]]) -> None:
     run, config, _ = world
     changed = with_values(config, {"reasoning.questions_per_unit": 1})
