@@ -199,7 +199,7 @@ def test_the_papers_judge_decides_where_the_grader_does_not(grader: Grader) -> N
 
         def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
             self.judged = [*getattr(self, "judged", []), question]
-            return done("correct" if given == "24" else "wrong")
+            return done("correct" if given in ("24", "3\\sqrt{2}") else "wrong")
 
     lines = map(json.loads, (folder() / "data/predictions/MathVerse_MINI_Vision_Only.jsonl").read_text().splitlines())
     judge = Judge({split_thought(row["prediction"])[0]: row["extracted"] for row in lines})
