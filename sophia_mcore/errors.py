@@ -17,6 +17,7 @@ EXTRAS = {
     "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
     "datasets": "data", "mlflow": "track", "sqlalchemy": "track", "alembic": "track", "sklearn": "digits",
     "transformers": "digits", "huggingface_hub": "hub", "scipy": "train",
+    "openpyxl": "benchmarks", "imagehash": "benchmarks",
 }  # fmt: skip
 TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
 

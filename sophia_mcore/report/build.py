@@ -17,6 +17,7 @@ from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
+from sophia_mcore.report.benchmarks import blocks, changed_answers
 from sophia_mcore.report.collect import collect
 from sophia_mcore.report.reading import Problems
 from sophia_mcore.store.atomic import write_json, write_text
@@ -63,6 +64,7 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
     drawn = charts([Charted(run, config, report, problems=problems)])
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
     shown = browser(run, begun or [0], MAX_EXAMPLES, config.reward, problems)
+    changed = changed_answers(run, report["evaluation"], problems)
     report["missing"] += [line for line in problems.lines if line not in report["missing"]]
     return render(
         "page.html.jinja",
@@ -70,6 +72,8 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
         report=report,
         charts=drawn,
         browser=shown,
+        blocks=blocks(report["evaluation"]),
+        changed=changed,
         index=in_script(shown.index),
         config=config,
         config_text=redact(dump_toml(config)),

@@ -122,6 +122,7 @@ def _pair(both: list[str], first: Answers, second: Answers, questions: dict[str,
     variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
     half = Z95 * math.sqrt(variance / n)
     flips = [name for name, difference in zip(both, differences, strict=True) if difference]
+    flips.sort(key=lambda name: second[name][0] > first[name][0])  # right to wrong first
     return {
         "n": n,
         "a": math.fsum(first[name][0] for name in both) / n,

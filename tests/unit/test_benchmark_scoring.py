@@ -191,3 +191,22 @@ def test_the_cost_of_a_judge_is_an_upper_bound(grader: Grader) -> None:
     assert Scorer("paper", grader, judge).cost(answers("mathverse")).calls == 12  # extraction and verdict
     assert "at most 6 calls" in str(cost)
     assert upper_bound([question for question, _ in pairs], "paper", 1000).calls == 8
+
+
+def test_the_papers_judge_decides_where_the_grader_does_not(grader: Grader) -> None:
+    class Judge(Extractor):
+        judged: list[str]
+
+        def verdict(self, question: str, answer: str, given: str) -> Future[VerdictName]:
+            self.judged = [*getattr(self, "judged", []), question]
+            return done("correct" if given in ("24", "3\\sqrt{2}") else "wrong")
+
+    lines = map(json.loads, (folder() / "data/predictions/MathVerse_MINI_Vision_Only.jsonl").read_text().splitlines())
+    judge = Judge({split_thought(row["prediction"])[0]: row["extracted"] for row in lines})
+    found, scores = scored("mathverse", "paper", grader, judge)
+    assert [score.verdict == "correct" for score in scores] == [True, True, True, True, True, False]
+    assert {score.settled_by for score in scores} == {"llm"} and found["settled_by_llm"] == 1.0
+    assert len(judge.asked) == 6 and "Find the area of the face." in judge.judged  # it sees the full text
+    judge = Judge({})
+    rules, _ = scored("mathvista", "paper", grader, judge)  # no usable reply: the grader reads the answer itself
+    assert rules["score"] == scored("mathvista", "paper", grader)[0]["score"] and not hasattr(judge, "judged")

@@ -1,0 +1,56 @@
+"""The page shows benchmarks before and after, and the answers that changed, right to wrong first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.data.prepare import prepare_questions
+from sophia_mcore.evaluate.results import results
+from sophia_mcore.generate.answers import evaluate
+from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.report.benchmarks import blocks
+from sophia_mcore.report.build import write_report
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import Round
+from tests.support.benchmark_files import NEEDED, hub
+from tests.support.generate_world import FakeEngine, make_config, make_run
+
+
+@NEEDED
+def test_benchmarks_before_and_after(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path), make_config(tmp_path, models={"policy": tmp_path / "InternVL3-8B"})
+    run.evaluation_questions_file.unlink()
+    target = run.evaluation_questions_file
+    prepare_questions([hub("mmmu"), hub("dynamath")], ImageStore(run.images), target, read=read_benchmark)
+    evaluate(Round(config, run, 0), "base", FakeEngine(reply="\\boxed{{D}}"), NoProgress())
+    evaluate(Round(config, run, 0), "round-0", FakeEngine(reply="\\boxed{{C}}<script>alert(1)</script>"), NoProgress())
+    found = results(run, config, pytest.fail)
+    mmmu = found["base"]["protocols"]["paper"]["benchmarks"]["mmmu"]
+    assert mmmu["n"] == 8 and mmmu["score"] == 1 / 8 and mmmu["ci95"][0] < 1 / 8 < mmmu["ci95"][1]
+    assert mmmu["groups"]["l2-category"]["Art & Design"]["score"] == 0.5
+    made = blocks(found)
+    assert [(block.title, block.labels) for block in made] == [
+        ("DynaMath", ["base", "round-0"]), ("MMMU", ["base", "round-0"])
+    ]  # fmt: skip
+    assert made[0].lines[1].name == "worst case of all variants"
+    page = write_report(config, run, PHASES).read_text()
+    assert "base to round-0: 1 right to wrong, 2 wrong to right" in page
+    changed = page[page.index('id="changed"') :]
+    assert changed.index("<td>right to wrong</td>") < changed.index("<td>wrong to right</td>")
+    assert "InternVL3-8B + SOPHIA" in page and "60.67" in page
+    assert "Not the whole benchmark: it has 900 questions" in page
+    assert "<script>alert(1)" not in page
+
+
+def test_ordinary_questions_have_the_same_page(tmp_path: Path) -> None:
+    run, config = make_run(tmp_path), make_config(tmp_path)
+    evaluate(Round(config, run, 0), "base", FakeEngine(reply="\\boxed{{1}}"), NoProgress())
+    evaluate(Round(config, run, 0), "round-0", FakeEngine(reply="\\boxed{{2}}"), NoProgress())
+    page = write_report(config, run, PHASES).read_text()
+    assert '<b class="text">test</b>' in page and "1 right to wrong, 1 wrong to right" in page
+    assert json.loads(run.report_json.read_text())["evaluation"]["base"]["pass_at_1"] == 0.2
