@@ -136,6 +136,7 @@ class Family:
     hf_image_processor: str  # "module:class" of transformers, whose `resize` must be Pillow's in vLLM's process
     # (vision, projector, image tokens of a picture; None: the family's tiles have one size) -> its cost
     picture: Callable[[Any, Any, float | None], Picture]
+    levels: Callable[[Any], int]  # vision -> features of an image token: 1, and one for each DeepStack layer
     tokens_vary: bool  # pictures have a size of their own
     tower_kept: Callable[[Any, int], float]  # (vision, bytes of an element) -> kept per position by a trained layer
     unquantized: tuple[str, ...]  # patterns of module names of tower and projector, for quantizers

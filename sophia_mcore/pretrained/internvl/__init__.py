@@ -22,6 +22,7 @@ FAMILY = Family(
     translate=configs.translate,
     hf_image_processor="transformers.models.got_ocr2.image_processing_got_ocr2:GotOcr2ImageProcessor",
     picture=picture,
+    levels=lambda vision: 1,
     tokens_vary=False,
     tower_kept=tower_kept,
     unquantized=("*vision_tower*", "*multi_modal_projector*"),

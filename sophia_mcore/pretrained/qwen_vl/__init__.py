@@ -10,6 +10,7 @@ from sophia_mcore.pretrained.qwen_vl import processor, weights
 from sophia_mcore.pretrained.qwen_vl.spec import (
     DeepVisionSpec,
     WindowVisionSpec,
+    levels,
     parse_deep,
     parse_windowed,
     picture,
@@ -49,6 +50,7 @@ def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family
         language_prefix="",
         translate=_translate,
         picture=picture,
+        levels=levels,
         tokens_vary=True,
         tower_kept=tower_kept,
         unquantized=("*visual*",),

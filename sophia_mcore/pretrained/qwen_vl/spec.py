@@ -63,6 +63,11 @@ class ProjectorSpec:
     layer_norm: bool  # LayerNorm, not RMSNorm
 
 
+def levels(vision: VisionSpec) -> int:
+    """Features of an image token: 1, and one for each DeepStack layer."""
+    return 1 + (len(vision.deepstack) if isinstance(vision, DeepVisionSpec) else 0)
+
+
 def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) -> Picture:
     """A picture of so many tokens, as a square."""
     patches = (tokens or 1.0) * vision.merge**2
