@@ -231,7 +231,8 @@ def plan(
     questions: Annotated[int | None, typer.Option(help="How many questions.")] = None,
     response_tokens: Annotated[float | None, typer.Option(help="Mean length of a trajectory.")] = None,
     caption_tokens: Annotated[float | None, typer.Option(help="Mean length of a caption.")] = None,
-    tiles: Annotated[float | None, typer.Option(min=0, help="Mean number of image tiles of a question.")] = None,
+    tiles: Annotated[float | None, typer.Option(min=0, help="Mean number of tiles, or images, of a question.")] = None,
+    image_tokens: Annotated[float | None, typer.Option(help="Mean tokens of an image, where sizes vary.")] = None,
     kept: Annotated[float | None, typer.Option(help="Share of the questions that keep a trajectory.")] = None,
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Rates from what tests/gpu/blocks.py measured.")
@@ -249,7 +250,12 @@ def plan(
     from sophia_mcore.plan.workload import Assumptions
 
     given = Assumptions(
-        questions=questions, response_tokens=response_tokens, caption_tokens=caption_tokens, tiles=tiles, kept=kept
+        questions=questions,
+        response_tokens=response_tokens,
+        caption_tokens=caption_tokens,
+        tiles=tiles,
+        kept=kept,
+        image_tokens=image_tokens,
     )
     loaded = load(config, overlay, set_)
     if write is not None:

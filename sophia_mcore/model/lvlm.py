@@ -46,7 +46,7 @@ from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.parallel.layout import check_layout, layers_per_stage
+from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import cut_of
 
@@ -88,8 +88,7 @@ class VisionLanguageModel(MegatronModule):
             self.vision, self.projector = build_images(spec.vision, spec.projector, dtype, device, recompute)
             self.vision.requires_grad_(config.train.train_vision_tower)
             self.projector.requires_grad_(config.train.train_projector)
-        levels = 1 if spec.vision is None else kind_of(spec).levels(spec.vision)
-        self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage, deep=levels - 1)
+        self.language = LanguageModel(spec.language, self.config, config, groups, backend, stage, deep=spec.levels - 1)
         self.padded_vocab_size = self.language.padded_vocab_size
         self._pictures = PictureCache()
         self._mark_parameters()
@@ -196,10 +195,10 @@ class VisionLanguageModel(MegatronModule):
         return self._encoder()(Pixels.of(pixel_values, grids))
 
     def _encoder(self) -> ImageEncoder:
-        kind, vision = kind_of(self.spec), self.spec.vision
+        kind = kind_of(self.spec)
         return ImageEncoder(
             self.vision, self.projector, self.groups.collection.tp_cp, self.groups.context,
-            tokens=self._tokens, levels=kind.levels(vision), rows_at_once=kind.rows_at_once,
+            tokens=self._tokens, levels=self.spec.levels, rows_at_once=kind.rows_at_once,
         )  # fmt: skip
 
     def _tokens(self, rows: int) -> int:
@@ -308,10 +307,7 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
     backend.check_attention(config.train.dtype, groups.context_size)
     backend.check_fp8(config.fp8.recipe, config.fp8.backend)
-    layers = spec.language.num_layers
-    _check_fp8_layers(config, layers)
-    if spec.vision is not None:
-        _check_first_chunk(kind_of(spec).levels(spec.vision) - 1, layers_per_stage(layers, groups.parallel)[0][0])
+    _check_fp8_layers(config, spec.language.num_layers)
     if spec.vision is not None and spec.image_token_id is None:
         raise UsageError(
             "the id of the image token is unknown: the model folder has no tokenizer and no image_token_id"
@@ -319,15 +315,6 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
     return [VisionLanguageModel(spec, config, groups, backend, stage) for stage in numbers]
-
-
-def _check_first_chunk(deep: int, layers: int) -> None:
-    """DeepStack's features belong to the first language layers, which must lie where the vision tower is."""
-    if layers < deep:
-        raise UsageError(
-            f"the first pipeline stage (or its first virtual chunk) has {layers} language layers, but the model adds "
-            f"image features to the first {deep}: set parallel.layers_on_first_stage higher or use fewer stages"
-        )
 
 
 def _check_fp8_layers(config: Config, layers: int) -> None:

@@ -37,7 +37,13 @@ def check_layout(
         raise UsageError(f"parallel.tensor = {tensor} does not divide intermediate_size = {language.intermediate_size}")
     if parallel.sequence_parallel and tensor == 1:
         raise UsageError("parallel.sequence_parallel needs parallel.tensor > 1")
-    layers_per_stage(language.num_layers, parallel)
+    layers = layers_per_stage(language.num_layers, parallel)[0][0]
+    if layers < spec.levels - 1:
+        raise UsageError(
+            f"the first pipeline stage (or its first virtual chunk) has {layers} language layers, but the model adds "
+            f"image features to the first {spec.levels - 1}: set parallel.layers_on_first_stage higher or use fewer "
+            "stages"
+        )
     check_sequence_length(parallel, sequence_length_tokens, fp8)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, replace
 from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.hardware import Device
-from sophia_mcore.plan.memory import ONE_PASS_TOKENS, Row, Setting, layer_bytes, trained_parameters
+from sophia_mcore.plan.memory import ONE_PASS_TOKENS, Row, Setting, layer_bytes, picture_of, trained_parameters
 from sophia_mcore.plan.pipeline import Chunk, Timeline, step_seconds
+from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 
@@ -193,24 +194,24 @@ def tower_seconds(setting: Setting, device: Device) -> float:
     parallel = setting.parallel
     ranks = parallel.tensor * parallel.context
     share = math.ceil(setting.row.tiles / ranks)
-    tokens, element = vision.patches + 1, setting.element
-    features = setting.spec.tokens_per_tile * projector.output_size
-    flops = tile_flops(setting.spec)
-    saved = vision.num_layers * tokens * element * (12 * vision.hidden_size + 2 * vision.intermediate_size)
+    picture, element = setting.picture, setting.element
+    features = picture.tokens * projector.output_size
+    flops = tile_flops(setting.spec, picture)
+    saved = vision.num_layers * picture.patches * element * (12 * vision.hidden_size + 2 * vision.intermediate_size)
     gather = collective_seconds(device, setting.row.tiles * features * element, ranks, ranks)
     fixed = vision.num_layers * device.layer_seconds
     return share * (flops / device.bf16 + TRAFFIC_PER_SAVED_BYTE * saved / device.bandwidth) + gather + fixed
 
 
-def tile_flops(spec: ModelSpec) -> float:
-    """Forward FLOP of tower and projector for one tile."""
+def tile_flops(spec: ModelSpec, picture: Picture | None = None) -> float:
+    """Forward FLOP of tower and projector for one picture (None: a tile)."""
     vision, projector = spec.vision, spec.projector
     if vision is None or projector is None:
         return 0.0
-    tokens = vision.patches + 1
+    picture = picture or picture_of(spec)
     weights = parameters(spec)["vision"]
-    attention = 4 * vision.num_layers * tokens**2 * vision.hidden_size
-    return 2 * tokens * weights + attention + 2 * spec.tokens_per_tile * parameters(spec)["projector"]
+    attention = 4 * vision.num_layers * picture.patches * picture.seen * vision.hidden_size
+    return 2 * picture.patches * weights + attention + 2 * picture.tokens * parameters(spec)["projector"]
 
 
 def _transfer_seconds(setting: Setting, device: Device) -> float:
@@ -251,4 +252,4 @@ def model_flops(spec: ModelSpec, row: Row, *, train_tower: bool = False) -> floa
     weights = language.hidden_size * (2 * query + 2 * key + 3 * language.intermediate_size)
     decoder = language.num_layers * (6 * row.tokens * weights + 6 * row.squares * query)
     logits = 6 * row.targets * language.hidden_size * language.vocab_size
-    return decoder + logits + row.tiles * tile_flops(spec) * (3 if train_tower else 1)
+    return decoder + logits + row.tiles * tile_flops(spec, row.picture) * (3 if train_tower else 1)

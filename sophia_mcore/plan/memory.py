@@ -15,10 +15,12 @@ from sophia_mcore.config.schema import Fp8, Objective, Parallel, Train
 from sophia_mcore.model.sizes import padded_vocab_size, rank_parameters
 from sophia_mcore.parallel.layout import layers_per_stage
 from sophia_mcore.plan.pipeline import in_flight
-from sophia_mcore.pretrained.spec import ModelSpec, VisionSpec
+from sophia_mcore.pretrained.family import Picture
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import layer_parameters, parameters
 
-TILES_AT_ONCE = 32  # of a frozen tower, as in model.images
+TILES_AT_ONCE = 32  # of a frozen tower, as in model.vision
+PATCHES_AT_ONCE = 16_384  # the same where pictures have a size of their own
 ONE_PASS_TOKENS = 512  # as in objective.logprob: from here on the output layer's gradient is formed in fp32
 
 
@@ -26,13 +28,15 @@ ONE_PASS_TOKENS = 512  # as in objective.logprob: from here on the output layer'
 class Row:
     """A micro batch: one packed row (or the mean of many).
 
-    squares: sum over its sequences of length^2; targets: tokens with a target; tiles: distinct tiles.
+    squares: sum over its sequences of length^2; targets: tokens with a target; tiles: distinct pictures (tiles of
+    InternVL); picture: what one of them costs, None for tiles, which are all alike.
     """
 
     tokens: int
     squares: float
     targets: float
     tiles: float
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,11 @@ class Setting:
         return 2 if self.train.dtype == "bfloat16" else 4
 
     @property
+    def picture(self) -> Picture:
+        """What a picture of the row costs the tower."""
+        return self.row.picture or picture_of(self.spec)
+
+    @property
     def rank_tokens(self) -> float:
         return self.row.tokens / self.parallel.context
 
@@ -102,6 +111,13 @@ class Setting:
             language.num_key_value_heads * language.head_dim / size,
             language.intermediate_size / size,
         )
+
+
+def picture_of(spec: ModelSpec, tokens: float | None = None) -> Picture:
+    """What a picture costs the tower of a model; `tokens`: of its text, where pictures have a size of their own."""
+    if spec.family is None:
+        return Picture(pixels=0, patches=0, seen=0, tokens=0)
+    return spec.family.picture(spec.vision, spec.projector, tokens)
 
 
 def rank_memory(setting: Setting, stage: int) -> Memory:
@@ -256,18 +272,13 @@ def _tower_bytes(setting: Setting) -> float:
         return 0.0
     share, element = _tile_share(setting), setting.element
     widths = projector.input_size + projector.output_size
-    kept = share * setting.spec.tokens_per_tile * element * widths * (1 + train.train_projector)
+    kept = share * setting.picture.tokens * element * widths * (1 + train.train_projector)
     if train.train_vision_tower:
-        layer = vision.hidden_size * element if train.recompute != "none" else _tower_kept(vision, element)
-        kept += share * (vision.patches + 1) * vision.num_layers * layer
+        family = setting.spec.family
+        assert family is not None
+        layer = vision.hidden_size * element if train.recompute != "none" else family.tower_kept(vision, element)
+        kept += share * setting.picture.patches * vision.num_layers * layer
     return kept
-
-
-def _tower_kept(vision: VisionSpec, element: int) -> float:
-    """Bytes per token that a trained layer keeps: norms, q k v, output twice, scaled branches, MLP."""
-    norms = 2 * (8 + element) if vision.norm_type == "rms_norm" else 4 * element
-    norms += vision.qk_norm * 2 * (element + (8 if element == 2 else 4))
-    return vision.hidden_size * (norms + 7 * element) + 2 * vision.intermediate_size * element
 
 
 def _tile_share(setting: Setting) -> float:
@@ -281,11 +292,12 @@ def _tower_workspace(setting: Setting) -> float:
     if vision is None or projector is None or setting.row.tiles == 0:
         return 0.0
     element, share = setting.element, _tile_share(setting)
-    pixels = setting.row.tiles * 4 * vision.num_channels * vision.image_size**2
-    features = 2 * setting.row.tiles * setting.spec.tokens_per_tile * projector.output_size * element  # and in slots
-    together = share if setting.train.train_vision_tower else min(share, TILES_AT_ONCE)
+    pixels = setting.row.tiles * 4 * setting.picture.pixels
+    features = 2 * setting.row.tiles * setting.picture.tokens * projector.output_size * element  # and in slots
+    at_once = PATCHES_AT_ONCE / setting.picture.patches if setting.row.picture else TILES_AT_ONCE
+    together = share if setting.train.train_vision_tower else min(share, max(1.0, at_once))
     layer = together * element * (2 * vision.hidden_size + 2 * vision.intermediate_size)
-    return pixels + features + (vision.patches + 1) * (layer + share * vision.hidden_size * element)
+    return pixels + features + setting.picture.patches * (layer + share * vision.hidden_size * element)
 
 
 def _workspace(setting: Setting, stage: int) -> float:

@@ -15,6 +15,7 @@ from sophia_mcore.plan.cost import tile_flops
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.workload import Lengths
+from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 
 _SIMULATED = 4096  # sequences of one engine; more repeat the pattern
@@ -65,7 +66,13 @@ def sampler(spec: ModelSpec, device: Device, tensor: int, slots: int, prompt: fl
 
 
 def sampling_seconds(
-    engine: Sampler, sequences: int, gpus: int, prompt: float, lengths: Lengths, tiles: float
+    engine: Sampler,
+    sequences: int,
+    gpus: int,
+    prompt: float,
+    lengths: Lengths,
+    tiles: float,
+    picture: Picture | None = None,
 ) -> float:
     """Seconds until `sequences` sequences are sampled on `gpus` devices; reading the prompts included.
 
@@ -83,7 +90,7 @@ def sampling_seconds(
     if own > len(values):
         seconds += (own - len(values)) * mean / engine.places * engine.step(engine.places)
     rate = engine.device.bf16 * engine.tensor
-    reading = own * (2.0 * model_parameters(engine.spec) * prompt + tiles * tile_flops(engine.spec)) / rate
+    reading = own * (2.0 * model_parameters(engine.spec) * prompt + tiles * tile_flops(engine.spec, picture)) / rate
     return seconds + reading
 
 

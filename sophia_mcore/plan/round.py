@@ -13,6 +13,7 @@ from sophia_mcore.plan.layouts import Option
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.rollout import sampler, sampling_seconds
 from sophia_mcore.plan.workload import Lengths, Workload
+from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 
 GRADED_PER_SECOND = 190.0  # answers per CPU-second of math-verify, seen 176-210
@@ -43,9 +44,18 @@ def round_phases(
     training = work.steps * best.time.total
     saves = work.steps / config.train.save_every_steps
     saving = saves * checkpoint_bytes(config, spec) / DISK / max(1, gpus // device.per_node)
-    images = work.tiles * work.tokens_per_tile + 100
+    images = work.tiles * work.picture.tokens + 100
     first = _sampling(
-        "captions", spec, config.captions.engine, captions, images, work.caption, device, gpus, work.tiles
+        "captions",
+        spec,
+        config.captions.engine,
+        captions,
+        images,
+        work.caption,
+        device,
+        gpus,
+        work.tiles,
+        work.picture,
     )
     prompt = work.caption.mean + work.prompt_tokens
     second = (
@@ -77,13 +87,13 @@ def round_phases(
 
 def _sampling(
     name: str, spec: ModelSpec, engine: object, sequences: int, prompt: float, lengths: Lengths, device: Device,
-    gpus: int, tiles: float,
+    gpus: int, tiles: float, picture: Picture | None = None,
 ) -> Phase:  # fmt: skip
     if not isinstance(engine, VllmEngine):
         return Phase(name=name, seconds=None, gpus=0, note="not sampled by vLLM on these GPUs")
     used = sampler(spec, device, engine.tensor_parallel, engine.max_sequences, prompt, lengths)
     try:
-        seconds = sampling_seconds(used, sequences, gpus, prompt, lengths, tiles)
+        seconds = sampling_seconds(used, sequences, gpus, prompt, lengths, tiles, picture)
     except SophiaError as error:
         return Phase(name=name, seconds=None, gpus=0, note=str(error))
     raised = f", raised from {engine.tensor_parallel}" if used.tensor != engine.tensor_parallel else ""

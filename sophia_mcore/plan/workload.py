@@ -9,7 +9,8 @@ from statistics import NormalDist
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.plan.memory import Row
+from sophia_mcore.plan.memory import Row, picture_of
+from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 
 PAPER_QUESTIONS = 80_000  # arXiv 2507.16814: about 80K questions
@@ -36,7 +37,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A round's work. Lengths in tokens; `tiles` is the mean number of tiles of a question's images."""
+    """A round's work. Lengths in tokens; `tiles` is the mean number of pictures (tiles) of a question."""
 
     questions: int
     assumed: tuple[str, ...]  # which numbers were assumed, for the reader
@@ -44,7 +45,8 @@ class Workload:
     trajectories: int  # N
     prompt_tokens: float
     tiles: float
-    tokens_per_tile: int
+    picture: Picture  # the mean of what is shown
+    sizes_vary: bool
     caption: Lengths
     response: Lengths
     kept: float  # share of the questions that keep a trajectory
@@ -55,7 +57,7 @@ class Workload:
     @cached_property
     def _samples(self) -> list[tuple[float, float]]:
         """(whole length, response length) of training samples; the loader drops those longer than a row."""
-        fixed = self.prompt_tokens + self.tiles * self.tokens_per_tile
+        fixed = self.prompt_tokens + self.tiles * self.picture.tokens
         whole = [(fixed + length, length) for length in self.response.values()]
         return [pair for pair in whole if pair[0] <= self.sequence_length]
 
@@ -79,7 +81,7 @@ class Workload:
         if not self._samples:
             raise UsageError(
                 f"batch.sequence_length_tokens = {self.sequence_length} is shorter than the images and the prompt of "
-                f"one sample ({self.prompt_tokens + self.tiles * self.tokens_per_tile:.0f} tokens)"
+                f"one sample ({self.prompt_tokens + self.tiles * self.picture.tokens:.0f} tokens)"
             )
         count = self.sequence_length * _FILL / self.mean_tokens
         return Row(
@@ -87,6 +89,7 @@ class Workload:
             squares=count * sum(length**2 for length, _ in self._samples) / len(self._samples),
             targets=count * sum(response for _, response in self._samples) / len(self._samples),
             tiles=count * self.tiles,
+            picture=self.picture if self.sizes_vary else None,
         )
 
 
@@ -98,6 +101,7 @@ class Assumptions:
     response_tokens: float | None = None
     caption_tokens: float | None = None
     tiles: float | None = None
+    image_tokens: float | None = None
     kept: float | None = None
 
 
@@ -107,7 +111,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     Raises:
         UsageError: an assumption that is not positive or a share above 1, or a row too short for one sample.
     """
-    for name in ("questions", "response_tokens", "caption_tokens", "kept"):
+    for name in ("questions", "response_tokens", "caption_tokens", "image_tokens", "kept"):
         value = getattr(given, name)
         if value is not None and not 0 < value <= _MOST:  # also refuses nan
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be positive and at most {_MOST:.0e}")
@@ -123,14 +127,17 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     response = given.response_tokens or min(3000.0, 0.5 * limit)
     caption_limit = config.captions.sampling.max_tokens
     caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
-    tiles = given.tiles if given.tiles is not None else 0.5 * (config.batch.max_tiles + 1)
+    vary = spec.family is not None and spec.family.tokens_vary
+    picture, about = _picture(config, spec, given.image_tokens) if vary else (picture_of(spec), "")
+    tiles = given.tiles if given.tiles is not None else 1.0 if vary else 0.5 * (config.batch.max_tiles + 1)
     kept = given.kept or 0.5
     questions = known or PAPER_QUESTIONS
     assumed = [
         *([] if known else [f"{PAPER_QUESTIONS:,} questions (the paper's; --questions)"]),
         *([] if given.response_tokens else [f"trajectories of {response:,.0f} tokens on average (--response-tokens)"]),
         *([] if given.caption_tokens else [f"captions of {caption:,.0f} tokens (--caption-tokens)"]),
-        *([] if given.tiles is not None else [f"{tiles:g} tiles per question (--tiles)"]),
+        *([] if given.tiles is not None else [f"{tiles:g} {'images' if vary else 'tiles'} per question (--tiles)"]),
+        *([about] if about else []),
         *([] if given.kept else [f"{kept:.0%} of the questions keep a trajectory (--kept)"]),
     ]
     samples = questions * kept * config.reward.keep
@@ -143,7 +150,8 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         trajectories=config.reasoning.per_caption,
         prompt_tokens=min(300.0, 0.25 * config.batch.sequence_length_tokens),
         tiles=tiles if spec.vision is not None else 0.0,
-        tokens_per_tile=spec.tokens_per_tile,
+        picture=picture,
+        sizes_vary=vary,
         caption=Lengths(mean=caption, spread=0.5, limit=caption_limit),
         response=Lengths(mean=response, spread=spread, limit=limit),
         kept=kept,
@@ -153,3 +161,27 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     )
     made.row()
     return made
+
+
+def _picture(config: Config, spec: ModelSpec, given: float | None) -> tuple[Picture, str]:
+    """The mean picture of lognormal sizes, and what was assumed about them.
+
+    Attention grows with the square of a picture's tokens, so the mean is taken over sizes and not of one mean size.
+    """
+    one = picture_of(spec, 1.0)
+    area = one.pixels / 6  # a token's pixels: 3 colours, two frames
+    limit = int(config.batch.max_pixels / area) if config.batch.max_pixels else 16_384
+    mean = given or min(1000.0, 0.5 * limit)
+    parts = [picture_of(spec, tokens) for tokens in Lengths(mean=mean, spread=0.6, limit=max(1, limit)).values(50)]
+
+    def average(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    patches = average([part.patches for part in parts])
+    found = Picture(
+        pixels=average([part.pixels for part in parts]),
+        patches=patches,
+        seen=average([part.patches * part.seen for part in parts]) / patches,
+        tokens=average([part.tokens for part in parts]),
+    )
+    return found, "" if given else f"images of {found.tokens:,.0f} tokens, at most {limit:,} (--image-tokens)"

@@ -34,6 +34,16 @@ class Message:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What one picture (or the mean of many) costs tower and projector; for planning."""
+
+    pixels: float  # numbers
+    patches: float  # positions in the tower
+    seen: float  # patches that a patch attends to, mean over positions and layers
+    tokens: float  # image tokens
+
+
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
 Spelling = tuple[tuple[str, str], ...]  # (prefix in the tables, prefix in the files); () is the tables' own
 
@@ -124,5 +134,10 @@ class Family:
     # (JSON files of a folder by name, what they describe, the other layout) -> the files that differ there
     translate: Callable[[Mapping[str, Mapping[str, Any]], Parts, Layout], Mapping[str, dict[str, Any]]]
     hf_image_processor: str  # "module:class" of transformers, whose `resize` must be Pillow's in vLLM's process
+    # (vision, projector, image tokens of a picture; None: the family's tiles have one size) -> its cost
+    picture: Callable[[Any, Any, float | None], Picture]
+    levels: Callable[[Any], int]  # vision -> features of an image token: 1, and one for each DeepStack layer
+    tokens_vary: bool  # pictures have a size of their own
+    tower_kept: Callable[[Any, int], float]  # (vision, bytes of an element) -> kept per position by a trained layer
     unquantized: tuple[str, ...]  # patterns of module names of tower and projector, for quantizers
     refused: Mapping[str, str] = field(default_factory=dict)  # a relative's model_type or architecture -> why not

@@ -47,6 +47,11 @@ class ModelSpec:
         return tokens_per_tile(self.vision, self.projector)
 
     @property
+    def levels(self) -> int:
+        """Features of an image token: 1, and one for each DeepStack layer; they are added to the first layers."""
+        return 1 if self.family is None else self.family.levels(self.vision)
+
+    @property
     def parts(self) -> Parts:
         """What a family's functions take."""
         return Parts(

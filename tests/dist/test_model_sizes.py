@@ -15,6 +15,7 @@ from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 from tests.support import layouts
 from tests.support.harness import run
+from tests.support.qwen_models import RELEASES, config_of
 from tests.support.real_models import BILLIONS, MODELS, count
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,29 @@ def test_every_example_builds_at_its_real_size(name: str) -> None:
     assert config.train.dtype == "bfloat16" and config.train.distributed_optimizer
     # FP8, which only CUDA has, is taken out; the layout, the tower's stage and recomputation stay
     assert_stages(config.model_copy(update={"fp8": Fp8()}), MODELS[name])
+
+
+QWEN = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B", "qwen2_5_vl_32b": "Qwen2.5-VL-32B", "qwen3_vl_8b": "Qwen3-VL-8B"}
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_every_qwen_example_builds_at_its_real_size(name: str) -> None:
+    config = load_config(ROOT / "examples" / name / "run.toml")
+    assert f"{config.models.policy}".removeprefix("Qwen/").removesuffix("-Instruct") == QWEN[name]
+    assert config.batch.max_pixels is not None, "a picture of the checkpoint's own limit is half a row"
+    built = ModelSpec.from_config(config_of(QWEN[name]))
+    assert sum(parameters(built).values()) == RELEASES[QWEN[name]][-1]
+    assert_stages(config.model_copy(update={"fp8": Fp8()}), built)
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_qwen_release_builds_at_its_real_size(name: str, pipeline: int) -> None:
+    """Tied and untied; a tied head apart from its embedding is a copy."""
+    parallel = Parallel(tensor=2, pipeline=pipeline, processes=2 * pipeline)
+    built, config = ModelSpec.from_config(config_of(name)), layouts.tiny_config(parallel)
+    for stage, wanted in enumerate(rank_parameters(built, parallel)):
+        assert run(count, 1, config, built, 2 * stage) == [wanted], f"stage {stage}"
 
 
 def test_every_model_has_an_example() -> None:

@@ -180,7 +180,9 @@ def test_a_thought_that_the_template_opens_belongs_to_the_text(
         check(completions, Reference(thinking))
     finally:
         assert vllm.ask(reload=str(tiny_internvl)) == {"reloaded": True}
-    engine = open_engine(TransformersConfig(kind="transformers", dtype="float32"), thinking, max_tiles=MAX_TILES)
+    engine = open_engine(
+        TransformersConfig(kind="transformers", dtype="float32"), thinking, limits=ImageLimits(max_tiles=MAX_TILES)
+    )
     for ours, theirs in zip(engine.generate(requests()), completions, strict=True):
         assert (ours.text, ours.token_ids, ours.opened) == (theirs.text, theirs.token_ids, theirs.opened)
     assert not any(completion.opened or "<think>" in completion.text for completion in vllm.generate(requests()))

@@ -22,25 +22,22 @@ class TowerKind:
     """How a family's tower and projector are made. Parameters are allocated, not initialised.
 
     The tower takes rows of pixels [T, *row_shape] and the pictures' grids, and gives [T, ...]; the projector turns that
-    into the features of image tokens, [..., H]: of one token L levels, the next token's, and so on.
+    into the features of image tokens, [..., H]: of one token L levels (`Family.levels`), the next token's, and so on.
     """
 
     build: Callable[[Any, Any, torch.dtype, torch.device | None, bool], tuple[nn.Module, nn.Module]]
     blank: Callable[[Any], Pixels]  # the smallest image
     tokens: Callable[[Any, Any, int], int]  # (vision, projector, rows of pixels of a picture) -> its image tokens
-    levels: Callable[[Any], int]  # 1, and one for each DeepStack layer
     rows_at_once: int  # of a frozen tower
     # (tower, projector, pixels, grids) -> what a reference file holds of them, by its names
     stages: Callable[[Any, Any, Tensor, Sequence[Grid]], Mapping[str, Tensor]]
 
 
 _QWEN = TowerKind(
-    qwen_vl.build, qwen_vl.blank, qwen_vl.tokens, qwen_vl.levels, qwen_vl.ROWS_AT_ONCE, qwen_vl.stages
+    qwen_vl.build, qwen_vl.blank, qwen_vl.tokens, qwen_vl.ROWS_AT_ONCE, qwen_vl.stages
 )  # fmt: skip
 KINDS: Mapping[type, TowerKind] = {
-    VisionSpec: TowerKind(
-        internvl.build, internvl.blank, internvl.tokens, lambda vision: 1, internvl.TILES_AT_ONCE, internvl.stages
-    ),
+    VisionSpec: TowerKind(internvl.build, internvl.blank, internvl.tokens, internvl.TILES_AT_ONCE, internvl.stages),
     WindowVisionSpec: _QWEN,
     DeepVisionSpec: _QWEN,
 }

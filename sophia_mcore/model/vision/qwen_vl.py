@@ -293,11 +293,6 @@ def tokens(vision: VisionSpec, projector: ProjectorSpec, rows: int) -> int:
     return rows // vision.merge**2
 
 
-def levels(vision: VisionSpec) -> int:
-    """1, and one for each DeepStack layer."""
-    return 1 + (len(vision.deepstack) if isinstance(vision, DeepVisionSpec) else 0)
-
-
 @torch.no_grad()
 def stages(vision: VisionTower, projector: Projector, pixel_values: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
     """What reference files hold of tower and projector, by their names."""

@@ -2,7 +2,7 @@
 
 from sophia_mcore.pretrained.family import Family
 from sophia_mcore.pretrained.internvl import chat, configs, tiling, weights
-from sophia_mcore.pretrained.internvl.spec import VisionSpec, parse
+from sophia_mcore.pretrained.internvl.spec import VisionSpec, parse, picture, tower_kept
 
 FAMILY = Family(
     name="InternVL",
@@ -21,5 +21,9 @@ FAMILY = Family(
     spellings=weights.SPELLINGS,
     translate=configs.translate,
     hf_image_processor="transformers.models.got_ocr2.image_processing_got_ocr2:GotOcr2ImageProcessor",
+    picture=picture,
+    levels=lambda vision: 1,
+    tokens_vary=False,
+    tower_kept=tower_kept,
     unquantized=("*vision_tower*", "*multi_modal_projector*"),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.pretrained.family import Layout, Parts
+from sophia_mcore.pretrained.family import Layout, Parts, Picture
 from sophia_mcore.pretrained.fields import Fields, side_of_square
 from sophia_mcore.pretrained.language import parse_language
 
@@ -50,6 +50,24 @@ class ProjectorSpec:
 def tokens_per_tile(vision: VisionSpec, projector: ProjectorSpec) -> int:
     """Image tokens of one tile."""
     return vision.patches // projector.shuffle**2
+
+
+def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) -> Picture:
+    """A tile, which has one size."""
+    positions = vision.patches + 1
+    return Picture(
+        pixels=vision.num_channels * vision.image_size**2,
+        patches=positions,
+        seen=positions,
+        tokens=tokens_per_tile(vision, projector),
+    )
+
+
+def tower_kept(vision: VisionSpec, element: int) -> float:
+    """Bytes per position that a trained layer keeps: norms, q k v, output twice, scaled branches, MLP."""
+    norms = 2 * (8 + element) if vision.norm_type == "rms_norm" else 4 * element
+    norms += vision.qk_norm * 2 * (element + (8 if element == 2 else 4))
+    return vision.hidden_size * (norms + 7 * element) + 2 * vision.intermediate_size * element
 
 
 def parse(fields: Fields, layout: Layout) -> Parts:

@@ -7,7 +7,15 @@ from typing import Any
 
 from sophia_mcore.pretrained.family import Family, Layout, Parts
 from sophia_mcore.pretrained.qwen_vl import processor, weights
-from sophia_mcore.pretrained.qwen_vl.spec import DeepVisionSpec, WindowVisionSpec, parse_deep, parse_windowed
+from sophia_mcore.pretrained.qwen_vl.spec import (
+    DeepVisionSpec,
+    WindowVisionSpec,
+    levels,
+    parse_deep,
+    parse_windowed,
+    picture,
+    tower_kept,
+)
 
 IMAGE_PAD = "<|image_pad|>"
 # where the resize is that Qwen2VLImageProcessor calls when it has found the size
@@ -41,6 +49,10 @@ def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family
         symbols=weights.symbols,
         language_prefix="",
         translate=_translate,
+        picture=picture,
+        levels=levels,
+        tokens_vary=True,
+        tower_kept=tower_kept,
         unquantized=("*visual*",),
         **own,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.pretrained.family import Layout, Parts
+from sophia_mcore.pretrained.family import Layout, Parts, Picture
 from sophia_mcore.pretrained.fields import Fields
 from sophia_mcore.pretrained.language import LanguageSpec, MRope, parse_language
 
@@ -61,6 +61,29 @@ class ProjectorSpec:
     output_size: int
     deep: int  # further projectors, one per DeepStack layer; their norm is over input_size
     layer_norm: bool  # LayerNorm, not RMSNorm
+
+
+def levels(vision: VisionSpec) -> int:
+    """Features of an image token: 1, and one for each DeepStack layer."""
+    return 1 + (len(vision.deepstack) if isinstance(vision, DeepVisionSpec) else 0)
+
+
+def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) -> Picture:
+    """A picture of so many tokens, as a square."""
+    patches = (tokens or 1.0) * vision.merge**2
+    seen = patches
+    if isinstance(vision, WindowVisionSpec):
+        full = len(vision.full_layers) / vision.num_layers
+        seen = full * patches + (1 - full) * min(patches, (vision.window * vision.merge) ** 2)
+    return Picture(pixels=patches * vision.row_width, patches=patches, seen=seen, tokens=patches / vision.merge**2)
+
+
+def tower_kept(vision: VisionSpec, element: int) -> float:
+    """Bytes per position that a trained layer keeps: norms, q k v turned in fp32, output twice, branches, MLP."""
+    gated = isinstance(vision, WindowVisionSpec)
+    norms = 2 * (8 + element) if gated else 4 * element
+    mlp = (4 if gated else 2) * vision.intermediate_size
+    return vision.hidden_size * (norms + 7 * element + 16) + mlp * element
 
 
 def parse_windowed(fields: Fields, layout: Layout) -> Parts:
