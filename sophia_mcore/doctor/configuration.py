@@ -15,6 +15,7 @@ import psutil
 
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
+from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.phases import wanted_phases
@@ -28,7 +29,7 @@ _ROWS = 20  # of a source that are read
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout and tracking of a run that would start now."""
     files = [*models(config), *sources(config), *prompts(config), *user_files(config)]
-    return [*files, *engines(config), *devices(config), tracking(config), *storage_needs(config)]
+    return [*files, *engines(config), *gpu_engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
 
 def _stops(name: str, found: str, remedy: str) -> Row:
