@@ -191,7 +191,7 @@ class Batch(Section):
     sequence_length_tokens: PositiveInt = 32_768
     max_tiles: PositiveInt = 12  # InternVL dynamic tiling; the checkpoint's own limit wins if lower
     min_pixels: PositiveInt | None = None  # of a resized image (Qwen-VL); the narrower of this and the checkpoint's own
-    max_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None  # likewise
     long_thinking_prompt_file: Path | None = None
     default_system_prompt: str | None = None  # None: the chat template's own
     mixtures: tuple[Mixture, ...] = ()

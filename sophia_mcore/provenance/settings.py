@@ -29,10 +29,10 @@ CHANGE_NO_RESULT = (
         for key in ("base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency", "cache_folder")
     ),
     "objective.chunk_tokens", "objective.log_entropy",
-    "train.distributed_optimizer", "train.optimizer_offload_fraction", "train.recompute", "train.save_every_steps",
+    "train.distributed_optimizer", "train.recompute", "train.save_every_steps",
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
-    "evaluate.evaluate_base", "fp8.check.skip",
+    "evaluate.evaluate_base", "evaluate.only", "fp8.check.skip",
 )  # fmt: skip
 
 

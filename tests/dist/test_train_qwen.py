@@ -18,7 +18,7 @@ from tests.support.tiny_qwen import save_qwen_vl
 
 LAYOUTS = {
     "pp2": (2, {"parallel": {"pipeline": 2}}),
-    # with the distributed optimizer the tied embedding has a bucket of its own, which these odd sizes would pad: refused
+    # the distributed optimizer puts the tied embedding into a bucket that these odd sizes would pad: refused
     "tp2 pp2 sp": (
         4,
         {

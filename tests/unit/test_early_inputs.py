@@ -196,7 +196,7 @@ def test_ten_questions_of_each_source_are_shown(folder: Path) -> None:
     assert "no such file" in missing.refused and last.title.endswith("all 1 rows, 0 of them bad")
     output = CliRunner().invoke(app, ["check", "run.toml"]).stdout
     shown = [line for line in output.splitlines() if line.startswith("#")]
-    assert len(shown) == 1 + 10 + 1 + 1 + 1 and load_printed(folder, output) == load_config(folder / "run.toml")
+    assert len(shown) == 1 + 10 + 1 + 1 + 1 + 1 and load_printed(folder, output) == load_config(folder / "run.toml")
     told = io.StringIO()
     with pytest.raises(SophiaError):
         doctor(load_config(folder / "run.toml"), Console(file=told, width=1000))

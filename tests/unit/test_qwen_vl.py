@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         broken(EIGHT, "text_config", rope_scaling={"mrope_interleaved": False, "mrope_section": [24, 20, 20]}),
         "mrope_interleaved = False is not this family's",
     ),
-    "tied twice": (broken(EIGHT, "text_config", tie_word_embeddings=True), "differs from that in text_config"),
+    "tied twice": (broken(EIGHT, "text_config", tie_word_embeddings=True), "give both the value that the weights have"),
     "projector": (broken(SEVEN, "vision_config", out_hidden_size=4096), "out_hidden_size = 4096, but"),
     "table": (broken(EIGHT, "vision_config", num_position_embeddings=2300), "is not a square"),
     "order": (broken(EIGHT, "vision_config", deepstack_visual_indexes=[16, 8]), "do not rise"),
