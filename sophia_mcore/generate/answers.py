@@ -161,7 +161,9 @@ class Exam:
     def grade(self, trajectories: Sequence[Trajectory]) -> list[Answer]:
         """Answers, in order. Truncated ones are graded too: a base model that cannot stop may still be right."""
         ordinary = [one for one in trajectories if not self.questions[one.question_id].benchmark]
-        graded = self.grader.grade_many([self._item(trajectory) for trajectory in ordinary])
+        graded = self.grader.grade_many(
+            [grade_item(self.questions[one.question_id], one.id, one.text) for one in ordinary]
+        )
         answers = {
             trajectory.id: Answer(**_fields(trajectory), verdict=grade.verdict, extracted=grade.extracted)
             for trajectory, grade in zip(ordinary, graded, strict=True)
@@ -183,17 +185,29 @@ class Exam:
             }
         return [answers[trajectory.id] for trajectory in trajectories]
 
-    def _item(self, trajectory: Trajectory) -> GradeItem:
-        question = self.questions[trajectory.question_id]
-        return GradeItem(
-            id=trajectory.id,
-            response=trajectory.text,
-            answer=question.answer,
-            answer_type=question.answer_type,
-            options=question.options,
-            rules=question.source,
-            question=question.question,
-        )
+
+def question_messages(question: Question, system: str) -> tuple[Message, ...]:
+    """A question as the policy is asked it, and as training shows it."""
+    text = user_text(plain(question.question), len(question.images))
+    return Message("system", system), Message("user", text)
+
+
+def question_images(question: Question, images: ImageStore) -> tuple[bytes, ...]:
+    """The image files of a question, in order. Raises SophiaError when one is missing."""
+    return tuple(images.get(digest) for digest in question.images)
+
+
+def grade_item(question: Question, identifier: str, response: str) -> GradeItem:
+    """What the grader is given for an answer to a question."""
+    return GradeItem(
+        id=identifier,
+        response=response,
+        answer=question.answer,
+        answer_type=question.answer_type,
+        options=question.options,
+        rules=question.source,
+        question=question.question,
+    )
 
 
 def _fields(trajectory: Trajectory) -> dict[str, Any]:

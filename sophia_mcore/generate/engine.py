@@ -86,9 +86,9 @@ class LivingEngine(Engine, Protocol):
     ) -> Iterator[tuple[Key, Completion]]:
         """Sample without ever waiting for the longest text: (key, completion) of each request as it ends.
 
-        ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free. When it
-        gives none and nothing is running, the stream ends. What else is sampled at the same time can change the last
-        bits of log-probs, and so, now and then, a token.
+        ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
+        called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
+        same time can change the last bits of log-probs, and so, now and then, a token.
         """
 
     def load(self, model_dir: Path, digest: str) -> None:

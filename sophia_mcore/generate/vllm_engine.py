@@ -159,13 +159,13 @@ class VllmEngine:
         ended: list[Any] = []
         with self._none_left_over(running):
             while True:
-                places = self._places - len(running)
-                if places > 0 and (ended or not running or time.monotonic() - asked >= _ASK_SECONDS):
-                    further, asked = more(places), time.monotonic()
-                    prompts = self._prompts([request for _, request in further])
-                    names = self._add(prompts, [request for _, request in further])
-                    for name, prompt, (key, _) in zip(names, prompts, further, strict=True):
-                        running[name] = key, prompt
+                if ended or not running or time.monotonic() - asked >= _ASK_SECONDS:
+                    while (places := self._places - len(running)) > 0 and (further := more(places)):
+                        prompts = self._prompts([request for _, request in further])
+                        names = self._add(prompts, [request for _, request in further])
+                        for name, prompt, (key, _) in zip(names, prompts, further, strict=True):
+                            running[name] = key, prompt
+                    asked = time.monotonic()
                 if not running:
                     return
                 ended = self._step(on_step)
