@@ -60,8 +60,10 @@ def fresh_queue(round: Round, question_ids: Sequence[str]) -> UnitQueue:
     return UnitQueue(round.folder.fresh, units, owner="fresh", attempts=round.unit_attempts)
 
 
-def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> int:
+def evaluate(round: Round, label: str, engine: Engine, progress: Progress, *, system: str = "") -> int:
     """Answer and grade every evaluation question under every protocol; returns how many units this process finished.
+
+    ``system``: the system message; "": that for long thinking.
 
     Writes one shard of ``records.Answer`` per unit into ``run.evaluation(label, protocol)``. Seeds depend neither on
     the model nor on the round, so models are compared under the same random numbers.
@@ -69,7 +71,7 @@ def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> in
     """
     config, run = round.config, round.run
     questions = {q.id: q for q in read_questions(run.evaluation_questions_file, with_images=False)}
-    system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
+    system = system or load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
     finished = 0
     with open_grader(config.score) as grader, ExitStack() as opened:
         for protocol in config.evaluate.protocols:

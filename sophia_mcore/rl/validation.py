@@ -40,7 +40,7 @@ def validation_queue(
 
 
 def accuracy(config: Config, run: RunFolder, version: int) -> float | None:
-    """Share of right answers of a version under the first protocol; None until every question is answered.
+    """Share of right answers of a version under the first protocol; None until every question is answered or given up.
 
     Raises SophiaError for damaged shards.
     """
