@@ -24,7 +24,7 @@ from sophia_mcore.store.layout import FAILED, RunFolder
 
 _LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 120.0  # that engines have to see the end of the stage by themselves
-_SILENT_MARGIN_SECONDS = 60.0  # beyond rl.stall_seconds, after which a healthy process ends itself
+_SILENT_SECONDS = 10.0  # beyond 1.5 x rl.stall_seconds: by then a hung engine that could has ended itself
 TRAINER = "sophia_mcore.train.rl_worker"
 ENGINE = "sophia_mcore.generate.rollouts"
 
@@ -61,13 +61,14 @@ def supervise(
     replay: bool = False,
     follow: Follow | None = None,
     trainer: Sequence[str] = ("-m", TRAINER),
+    engine: Sequence[str] = ("-m", ENGINE),
 ) -> None:
     """Run the node's part of the stage to its end.
 
     KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down. Raises SophiaError or UsageError in
     the words of what failed; LostTrainerError when the trainer was lost and is not started again here.
     """
-    engines = [_engine(config, run, index, node) for index in range(node.engines)]
+    engines = [_engine(config, run, index, node, engine) for index in range(node.engines)]
     trains = [_trainer(config, run, node, replay=replay, follow=follow, command=trainer)] if node.torchrun else []
     if trains:
         (run.rl.train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
@@ -114,7 +115,7 @@ def _trainer(
     )
 
 
-def _engine(config: Config, run: RunFolder, index: int, node: Node) -> Child:
+def _engine(config: Config, run: RunFolder, index: int, node: Node, command: Sequence[str]) -> Child:
     rl = config.on_policy
     environment: dict[str, str] = {}
     if has_nvidia_driver():
@@ -124,13 +125,13 @@ def _engine(config: Config, run: RunFolder, index: int, node: Node) -> Child:
         environment = _devices(first + index * wanted, wanted)
     return Child(
         name=f"engine {index}",
-        arguments=[*node.engine_python, "-m", ENGINE, str(run.config_file)],
+        arguments=[*node.engine_python, *command, str(run.config_file)],
         log_file=run.logs / f"rl-engine{_of_node(node)}-{index}.log",
         environment=environment,
         max_restarts=config.cluster.max_restarts,
         patience_seconds=60.0,
         alive_file=lambda pid: run.rl.engines / f"{socket.gethostname()}-{pid}.alive",
-        silent_seconds=rl.stall_seconds + _SILENT_MARGIN_SECONDS,
+        silent_seconds=1.5 * rl.stall_seconds + _SILENT_SECONDS,
     )
 
 

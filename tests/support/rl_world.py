@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
+import os
 import signal
 import sys
 import time
@@ -132,13 +132,14 @@ class StubTrainer:
 
 
 def main() -> int:
-    """`python -m tests.support.rl_world RUN/config.toml MODEL... [--seconds-per-batch S]`: a stub in the place of
-    train.rl_worker; exit codes as its: 0 done, 75 stopped by a signal."""
+    """`python -m tests.support.rl_world --model A [--model B] RUN/config.toml`: a stub in the place of train.rl_worker;
+    exit codes as its: 0 done, 1 failed, 75 stopped by a signal."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("config", type=Path)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--model", type=Path, action="append", dest="models")
     parser.add_argument("--seconds-per-batch", type=float, default=0.0)
     parser.add_argument("--fail", default="", help="end as a rank that failed by itself, with this line")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--replay", action="store_true")
     parser.add_argument("--progress-fd", type=int)
     options = parser.parse_args()
     run = RunFolder(options.config.parent)
@@ -153,7 +154,7 @@ def main() -> int:
     with open(run.rl.train / "lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with open(run.rl.train / "starts", "a") as starts:
-            starts.write(json.dumps({"time": time.time()}) + "\n")
+            starts.write(f"{os.getpid()}\n")
         return 0 if trainer.train(lambda batch: time.sleep(options.seconds_per_batch)) else 75
 
 
