@@ -87,6 +87,7 @@ class Watchdog:
             still = time.monotonic() - self._moved
             if self._sampling and still > self._stall_seconds:
                 self._give_up(still)
+                return
             if not self._sampling or self._steps != seen:
                 seen = self._steps
                 for claim in self.held:

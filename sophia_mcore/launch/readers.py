@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
 from sophia_mcore.rl.versions import newest_version
@@ -162,13 +162,19 @@ def report_state(round: Round, phase: str) -> PhaseState:
 
 
 def rl_start(config: Config, run: RunFolder) -> Path:
-    """The model that the on-policy stage begins with. Raises SophiaError when it is a round's that has not ended."""
+    """The model that the on-policy stage begins with.
+
+    Raises SophiaError when it is that of a round that has not ended, UsageError when there is no such folder.
+    """
     exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
     folder = config.on_policy.starting_model(config.models.policy, exports)
     if config.on_policy.start in exports and not folder.is_dir():
         raise SophiaError(
             f"rl.start = {config.on_policy.start!r}: {folder} is not there; run `sophia run` to its export first"
         )
+    if config.on_policy.start != BASE_LABEL and not folder.is_dir():
+        names = ", ".join(repr(name) for name in (BASE_LABEL, *exports))
+        raise UsageError(f"rl.start = {config.on_policy.start!r}: no such folder, and none of {names}")
     return folder
 
 
