@@ -28,14 +28,14 @@ def rl(
     """The on-policy stage on this machine: questions, loop, evaluation, report. Run again to resume."""
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.launch.rl import run_rl
-    from sophia_mcore.report.summary import print_summary
+    from sophia_mcore.report.summary import print_stage_summary
     from sophia_mcore.track.mlflow_upload import upload
 
     loaded = load(config, overlay, set_)
     folder = run_rl(loaded, batches=batches, first=first, replay=replay, new_settings=new_settings)
     if loaded.track.enabled:
         upload(folder, loaded, PHASES)
-    print_summary(folder)
+    print_stage_summary(folder)
 
 
 def fork(
