@@ -110,13 +110,13 @@ class Renderer:
                     text, found = text.replace(token, ""), True
         return text
 
-    def answer(self, prompt: Prompt, token_ids: Sequence[int]) -> str:
-        """The answer's text: what the template began it with, then what was sampled.
+    def answer(self, opened: str, token_ids: Sequence[int]) -> str:
+        """The answer's text: what the template began it with (``Prompt.opened``), then what was sampled.
 
         A model that opens its thought once more says it twice; the text says it once.
         """
         text = self.decode(token_ids)
-        return text if text.lstrip().startswith("<think>") else prompt.opened + text
+        return text if text.lstrip().startswith("<think>") else opened + text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""

@@ -91,7 +91,9 @@ class Examiner:
             if plan is None:
                 continue
             trigger = renderer.tokenizer.encode(getattr(rethink, plan.kind), add_special_tokens=False).ids
-            given = given_tokens(first.token_ids, first.text, plan, trigger, renderer.stop_ids, renderer.decode)
+            given = given_tokens(
+                first.token_ids, renderer.decode(first.token_ids), plan, trigger, renderer.stop_ids, renderer.decode
+            )
             question = self._questions[first.question_id]
             request = Request(
                 messages=question_messages(question, self._system),
@@ -130,5 +132,5 @@ def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Ren
     row = {**sampled_fields(wanted.request, completion, version.digest), **wanted.known, "version": version.version}
     if given := wanted.request.continue_ids:
         row["token_ids"] = (*given, *completion.token_ids)
-        row["text"] = renderer.decode(row["token_ids"])
+        row["text"] = renderer.answer(completion.opened, row["token_ids"])
     return row

@@ -106,7 +106,7 @@ class TransformersEngine:
                 inputs["position_ids"] = (positions.amax(dim=(0, 2), keepdim=True) + 1).expand(3, -1, 1)
         return [
             Completion(
-                text=self._renderer.answer(prompt, row.token_ids),
+                text=self._renderer.answer(prompt.opened, row.token_ids),
                 token_ids=tuple(row.token_ids),
                 token_logprobs=tuple(row.logprobs),
                 finish_reason="stop" if row.finished else "length",

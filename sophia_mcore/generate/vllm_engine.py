@@ -274,7 +274,7 @@ class VllmEngine:
         sampled = output.outputs[0]
         ids = tuple(sampled.token_ids)
         return Completion(
-            text=self._renderer.answer(prompt, ids),
+            text=self._renderer.answer(prompt.opened, ids),
             token_ids=ids,
             token_logprobs=tuple(entry[token].logprob for token, entry in zip(ids, sampled.logprobs, strict=True)),
             finish_reason="stop" if sampled.finish_reason == "stop" else "length",
