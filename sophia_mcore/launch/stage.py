@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import IO
 
@@ -62,10 +63,12 @@ def supervise(
     follow: Follow | None = None,
     trainer: Sequence[str] = ("-m", TRAINER),
     engine: Sequence[str] = ("-m", ENGINE),
+    signals: bool = True,
 ) -> None:
     """Run the node's part of the stage to its end.
 
-    KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down. Raises SophiaError or UsageError in
+    KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down; ``signals`` False: the caller turns the
+    latter two into KeyboardInterrupt. Raises SophiaError or UsageError in
     the words of what failed; LostTrainerError when the trainer was lost and is not started again here.
     """
     engines = [_engine(config, run, index, node, engine) for index in range(node.engines)]
@@ -74,7 +77,7 @@ def supervise(
         (run.rl.train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
     everybody = [*trains, *engines]
     try:
-        with signals_interrupt():
+        with signals_interrupt() if signals else nullcontext():
             for child in everybody:
                 child.start()
             while not stage_has_ended(config, run):

@@ -31,7 +31,7 @@ def run_on_node(round: Round) -> None:
     if task.node_index == 0:
         remove_summary_of_fewer_batches(config, round.run)
     try:
-        supervise(config, round.run, node_of(config, task, os.environ.get("PYTHON_ROLLOUT", "")))
+        supervise(config, round.run, node_of(config, task, os.environ.get("PYTHON_ROLLOUT", "")), signals=False)
     except LostTrainerError as error:
         raise LostProcess(str(error)) from None
 
