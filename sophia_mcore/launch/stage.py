@@ -67,9 +67,9 @@ def supervise(
 ) -> None:
     """Run the node's part of the stage to its end.
 
-    KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down; ``signals`` False: the caller turns the
-    latter two into KeyboardInterrupt. Raises SophiaError or UsageError in
-    the words of what failed; LostTrainerError when the trainer was lost and is not started again here.
+    KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down (``signals`` False: the caller turns
+    the latter two into the first). Raises SophiaError or UsageError in the words of what failed; LostTrainerError when
+    the trainer was lost and is not started again here.
     """
     engines = [_engine(config, run, index, node, engine) for index in range(node.engines)]
     trains = [_trainer(config, run, node, replay=replay, follow=follow, command=trainer)] if node.torchrun else []
