@@ -130,7 +130,7 @@ class Phase:
     @property
     def script_name(self) -> str:
         """File name of its .sbatch file."""
-        return f"{(self.script or self.name).replace('-', '_')}.sbatch"
+        return f"{self.script or self.name}.sbatch"
 
     @property
     def variable(self) -> str:

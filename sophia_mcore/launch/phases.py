@@ -153,6 +153,7 @@ RL_SELECT = Phase(
     state=readers.rl_select_state,
     engine=lambda config: config.on_policy.engine,
     settings=("run.seed", "rl.start", "rl.prompt", "rl.max_tokens", "rl.select", "score", "batch.max_tiles"),
+    script="rl_select",
 )
 RL = Phase(
     name="rl",

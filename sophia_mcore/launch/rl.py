@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import time
+from typing import Any
 
+from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import stage
-from sophia_mcore.launch.environments import run_here
+from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, made_folder
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
 from sophia_mcore.launch.readers import rl_start, stage_has_ended
@@ -21,6 +23,15 @@ from sophia_mcore.store.shards import read_shard
 from sophia_mcore.track.metrics import MetricsLog
 
 STEPS = ("select", "loop", "evaluate")  # what --from names; the questions come before, the report behind
+
+_STAGE_SECTIONS = {"rl", "batch", "models", "score"}
+# What may change between two starts of one stage: it decides where, how long and how fast work is done.
+_CHANGEABLE = {
+    ("rl", "batches"), ("rl", "engine"), ("rl", "engines"), ("rl", "rollout_nodes"), ("rl", "stall_seconds"),
+    ("rl", "patience_seconds"), ("rl", "max_lost_share"), ("rl", "stop_rollout_gap"), ("rl", "max_resamples"),
+    ("rl", "train", "save_every_batches"), ("rl", "train", "keep_checkpoints"), ("models", "reasoner"),
+    ("score", "workers"), ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
+}  # fmt: skip
 
 
 def run_rl(
@@ -43,9 +54,12 @@ def run_rl(
     rl = config.on_policy
     if batches is not None:
         config = config.model_copy(update={"rl": rl.model_copy(update={"batches": batches})})
+    config = with_local_models(config, ["captions"], download=True)  # as a phase that reads the policy
     run = made_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
+        if not new_settings:
+            refuse_changed_settings(config, run)
         claim_folder(config, run, new_settings=new_settings)
         current = Round(config, run, 0)
         preflight(current)
@@ -55,6 +69,31 @@ def run_rl(
             _step(step, current, progress, replay=replay)
             metrics.log(0, f"rl-{step}", {"seconds": round(time.monotonic() - began, 3)})
     return run
+
+
+def refuse_changed_settings(config: Config, run: RunFolder) -> None:
+    """Raises UsageError when the stage has begun with other settings that its result depends on."""
+    if newest_version(run.rl.versions) is None and not run.rl.select.is_dir():
+        return
+    before = load_config(run.config_file) if run.config_file.is_file() else None
+    if before is None or before.rl is None:  # a round has been run since
+        return
+    old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
+    changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if changed:
+        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise UsageError(
+            f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
+            "or add --new-settings to go on with the new ones"
+        )
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if any(path[: len(free)] == free for free in _CHANGEABLE):
+        return {}
+    if isinstance(tree, dict):
+        return {key: value for name, child in tree.items() for key, value in _flat(child, (*path, name)).items()}
+    return {path: tree}
 
 
 def preflight(round: Round) -> None:

@@ -17,7 +17,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.local import claim_folder
 from sophia_mcore.launch.phases import RL, RL_SELECT, stage_phases
 from sophia_mcore.launch.readers import rl_start
-from sophia_mcore.launch.rl import run_rl
+from sophia_mcore.launch.rl import refuse_changed_settings, run_rl
 from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
@@ -108,16 +108,20 @@ def test_fewer_batches_than_are_trained(model: Path, tmp_path: Path) -> None:
         run_rl(config, batches=2)
 
 
-def test_a_stage_may_follow_a_round_but_not_change_under_way(tmp_path: Path) -> None:
+def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_path: Path) -> None:
     round_ = configs.make_config(tmp_path / "run", "policy", "reasoner")
     with_stage = config_of(tmp_path)
     run = RunFolder(with_stage.run.folder)
-    claim_folder(round_, run)
+    run.path.mkdir()
+    for config in (round_, with_stage, config_of(tmp_path, group=4)):  # nothing of the stage is done yet
+        refuse_changed_settings(config, run)
+        claim_folder(config, run)
     claim_folder(with_stage, run)
-    claim_folder(config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0), run)  # where and how long
-    with pytest.raises(UsageError, match=r"rl\.group"):
-        claim_folder(config_of(tmp_path, group=4), run)
-    claim_folder(round_, run)
+    run.rl.versions.mkdir(parents=True)
+    publish(model, run.rl.versions, 0)
+    refuse_changed_settings(config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0), run)  # where and how long
+    with pytest.raises(UsageError, match=r"started with other settings \(rl\.group\)"):
+        refuse_changed_settings(config_of(tmp_path, group=4), run)
 
 
 def test_where_a_stage_begins(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sophia_mcore.launch.environments import preflight, with_local_models
 from sophia_mcore.launch.local import claim_folder, would_refuse_settings
 from sophia_mcore.launch.phases import all_names, stage_phases, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
+from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
 from sophia_mcore.launch.state import check_unfinished, stage_states, states
@@ -74,6 +75,8 @@ def submit(
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
         locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
+        if stage and not new_settings:
+            refuse_changed_settings(config, run)
         claim_folder(config, run, new_settings=new_settings)
         (stage_preflight if stage else preflight)(Round(config, run, 0))
         for pattern in _FAILURES:
