@@ -19,6 +19,7 @@ from sophia_mcore.generate.engine import Completion, LivingEngine, Request
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_unit import Examiner
 from sophia_mcore.generate.watchdog import Watchdog
+from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.records import Answer, Rollout
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.prompts import system_prompt
@@ -184,7 +185,7 @@ class Rollouts:
         try:
             if self._engine is None:
                 self._engine = self._open_engine(version)
-                self._renderer = Renderer.from_model_dir(folder, self.config.batch.max_tiles)
+                self._renderer = Renderer.from_model_dir(folder, image_limits(self.config.batch))
             else:
                 self._engine.load(folder, version.digest)
         except DamagedVersionError as error:

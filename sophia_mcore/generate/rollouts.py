@@ -28,6 +28,7 @@ from sophia_mcore.generate.rollout_loop import Rollouts
 from sophia_mcore.generate.rollout_unit import Examiner
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.generate.watchdog import Watchdog
+from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.rl.batches import LEASE_SECONDS
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.versions import Version
@@ -118,7 +119,7 @@ def open_policy(config: Config, run: RunFolder, version: Version) -> LivingEngin
     return open_vllm(
         rl.engine,
         version.path(run.rl.versions),
-        config.batch.max_tiles,
+        image_limits(config.batch),
         digest=version.digest,
         sleeps=rl.placement == "colocated",
     )

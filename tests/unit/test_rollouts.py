@@ -17,6 +17,7 @@ from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_loop import Rollouts
 from sophia_mcore.generate.rollout_unit import Examiner
 from sophia_mcore.generate.watchdog import Watchdog
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.records import Answer, Rollout
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.stream import rollout_seed
@@ -180,7 +181,7 @@ def test_forced_rethinking_goes_on_from_the_answers_own_tokens(models: list[Path
     rollouts = {one.id: one for one in rollouts_of(stage.run)}
     firsts = [one for one in rollouts.values() if not one.parent]
     assert len(firsts) == 12 and len(rollouts) == 24
-    renderer = Renderer.from_model_dir(models[0], 12)
+    renderer = Renderer.from_model_dir(models[0], ImageLimits())
     for first in firsts:
         second: Rollout = rollouts[f"{first.id}.r"]
         text = getattr(stage.config.on_policy.rethink, second.trigger)
