@@ -12,8 +12,30 @@ from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, RunA
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (fork, submit, status, cancel):
+    for command in (rl, fork, submit, status, cancel):
         app.command()(command)
+
+
+def rl(
+    config: ConfigArgument,
+    batches: Annotated[int | None, typer.Option("--batches", min=1, help="Batches (default: rl.batches).")] = None,
+    first: Annotated[str, typer.Option("--from", metavar="STEP", help="select, loop or evaluate.")] = "select",
+    replay: Annotated[bool, typer.Option("--replay", help="Train on the stored rollouts; start no engine.")] = False,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    new_settings: NewSettings = False,
+) -> None:
+    """The on-policy stage on this machine: questions, loop, evaluation, report. Run again to resume."""
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.launch.rl import run_rl
+    from sophia_mcore.report.summary import print_stage_summary
+    from sophia_mcore.track.mlflow_upload import upload
+
+    loaded = load(config, overlay, set_)
+    folder = run_rl(loaded, batches=batches, first=first, replay=replay, new_settings=new_settings)
+    if loaded.track.enabled:
+        upload(folder, loaded, PHASES)
+    print_stage_summary(folder)
 
 
 def fork(
@@ -36,6 +58,8 @@ def submit(
         bool, typer.Option("--dry-run", help="Show every command and ask Slurm; submit nothing.")
     ] = False,
     only: Annotated[str | None, typer.Option("--only", metavar="PHASE", help="Only this phase.")] = None,
+    stage: Annotated[bool, typer.Option("--rl", help="The on-policy stage instead of the rounds.")] = False,
+    engines: Annotated[int, typer.Option("--engines", min=0, help="With --rl: only N more engines for it.")] = 0,
     overlay: Overlays = None,
     set_: Sets = None,
     new_settings: NewSettings = False,
@@ -46,18 +70,27 @@ def submit(
     from sophia_mcore.launch.slurm import jobs, submit
     from sophia_mcore.launch.slurm.status import submission_table
 
+    if stage and (only or rounds):
+        raise UsageError("--rl submits the on-policy stage whole; --only and --rounds belong to rounds")
+    if engines and (dry_run or not stage):
+        raise UsageError("--engines adds engines to an on-policy stage that runs: give it with --rl and nothing else")
     loaded = load(config, overlay, set_)
+    if engines:
+        from sophia_mcore.launch.slurm.engines import submit_engines
+
+        typer.echo(f"submitted {engines} engines: job {submit_engines(loaded, engines)}")
+        return
     names = expand([only]) if only else all_names()
     if dry_run:
-        found = submit.dry_run(loaded, rounds, names)
+        found = submit.dry_run(loaded, rounds, names, stage=stage)
         typer.echo(jobs.shown(found.commands))
     else:
-        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings)
+        found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
     typer.echo(submission_table(found, dry_run=dry_run))
     refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
-    if dry_run and (complaint := submit.would_refuse(loaded)):
+    if dry_run and (complaint := submit.would_refuse(loaded, stage=stage)):
         typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 
 

@@ -177,7 +177,7 @@ def _unknown_key(where: str, location: tuple[int | str, ...], model: type[BaseMo
     for part in location[:-1]:
         tagged = _variants(current)
         current = tagged[str(part)] if len(tagged) > 1 and part in tagged else _descend(current, part)
-    names = list(getattr(current, "model_fields", {}))
+    names = [name for variant in _variants(current).values() for name in variant.model_fields]
     nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid: {', '.join(names)}"
     return f"{where}: unknown key ({hint})"

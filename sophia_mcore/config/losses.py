@@ -19,7 +19,7 @@ from sophia_mcore.config.base import NonNegative, Positive, Section
 
 Gradient = Literal["constant", "token", "sequence"]
 Behaviour = Literal["none", "unit", "reference", "recorded"]
-Normalization = Literal["token_mean", "sequence_mean", "sum"]
+Normalization = Literal["token_mean", "sequence_mean", "sum", "fixed"]
 Advantage = Literal["reward", "signed", "group_mean", "group_normalized"]
 ClipLow = Annotated[float, Field(ge=0.0, le=1.0)]  # ratios are positive
 Option = bool | int | float | str

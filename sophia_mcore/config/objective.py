@@ -32,6 +32,9 @@ class Objective(Section):
     correction_low: NonNegative = 0.5
     correction_high: Positive = 2.0
     log_entropy: bool = False  # costs one more matrix product per step
+    # [rl.objective] alone:
+    kl: NonNegative = 0.0  # [P] none; weight of the k3 estimate of KL(policy | starting model), beside the loss
+    fixed_tokens: PositiveInt | None = None  # the constant length of normalization = "fixed"; None: rl.max_tokens
 
     @field_validator(*_BY_LOSS, mode="before")
     @classmethod

@@ -5,12 +5,20 @@ SOPHIA + GRPO: arXiv 2507.16814; VL-Rethinker: arXiv 2504.08837; DAPO: arXiv 250
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from sophia_mcore.config.base import Fraction, NonNegative, Positive, Section
+from sophia_mcore.config.engines import Engine, VllmEngine
+from sophia_mcore.config.losses import Grpo, Loss
+from sophia_mcore.config.objective import Objective
+from sophia_mcore.config.sources import Source
+
+_CLIP_HIGH = 0.35  # VL-Rethinker's code; SOPHIA's paper does not say
+_SAMPLING = ("temperature", "top_p", "top_k", "sampling")
 
 
 class Select(Section):
@@ -52,6 +60,47 @@ class Rethink(Section):
     correction: str = "\n\nWait, there is a mistake in this. Let me look again."
 
 
+class RlObjective(Objective):
+    """[rl.objective]: as [objective]. The loss is GRPO, and its upper clip 0.35 unless another is given.
+
+    Every answer is the policy's own, so what concerns trajectories of another model has no meaning here.
+    """
+
+    loss: Loss = Grpo(clip_high=_CLIP_HIGH)
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _wider_clip(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("name", "grpo") == "grpo":
+            return {"name": "grpo", "clip_high": _CLIP_HIGH, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _own_answers_only(self) -> RlObjective:
+        plain = Objective(loss=self.loss)
+        for name in ("fresh_share", "trajectories", "trajectories_per_question", "reward", "behaviour"):
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(
+                    f"{name} concerns trajectories of another model: every answer here is the policy's own"
+                )
+        return self
+
+
+class RlTrain(Section):
+    """[rl.train]: optimisation; what is not here is taken from [train]. The number of steps follows from `batches`."""
+
+    learning_rate: Positive = 5e-7  # [P]; VL-Rethinker 1e-6
+    final_learning_rate_fraction: Fraction = 1.0  # [C] constant
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegative = 0.05
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    clip_gradient_norm: Positive = 1.0
+    term_gradients_every_steps: NonNegativeInt = 0
+    save_every_batches: PositiveInt = 10
+    keep_checkpoints: PositiveInt = 2
+
+
 class Rl(Section):
     """The on-policy stage: batches of questions, groups of answers by the policy itself, updates, new weights."""
 
@@ -73,7 +122,6 @@ class Rl(Section):
     overlong: Literal["wrong", "graded", "soft", "masked"] = "wrong"  # truncated answers; rl.groups.advantages
     overlong_cache: NonNegativeInt = 0  # tokens before max_tokens where the soft penalty begins
     old: Literal["trainer", "engine"] = "trainer"  # whose log-probs the ratio of an update divides by
-    kl: NonNegative = 0.0  # weight of the k3 estimate against the starting model; [P] none
     validate_every_batches: PositiveInt = 20
     keep: Literal["last", "best"] = "last"  # which version becomes the stage's model; best: by validation
     keep_after_batches: NonNegativeInt = 0
@@ -84,6 +132,21 @@ class Rl(Section):
     select: Select = Select()
     ssr: Replay = Replay()
     rethink: Rethink = Rethink()
+    engine: Engine = VllmEngine()  # samples at temperature 1 and top-p 1, so that its log-probs are the policy's
+    objective: RlObjective = RlObjective()
+    train: RlTrain = RlTrain()
+    validation: tuple[Source, ...] = ()  # questions that choose the version to keep; never those of [evaluate]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sampling(cls, given: Any) -> Any:
+        found = next((key for key in _SAMPLING if isinstance(given, dict) and key in given), None)
+        if found:
+            raise ValueError(
+                f"{found} cannot be set: answers are sampled at temperature 1 and top-p 1, "
+                "so that their recorded log-probs are the policy's"
+            )
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> Rl:
@@ -95,6 +158,15 @@ class Rl(Section):
             raise ValueError(
                 f"lag = {self.lag} needs placement = 'separate': colocated engines and trainer take turns anyway"
             )
+        if self.lag and self.objective.correction == "none" and not self.accept_lag_uncorrected:
+            raise ValueError(
+                f"lag = {self.lag} trains on answers of older versions: set objective.correction to 'tis' or 'icepop', "
+                "or accept_lag_uncorrected = true"
+            )
+        if self.engine.kind == "openai":
+            raise ValueError("engine.kind = 'openai': new weights cannot be loaded into an endpoint; use 'vllm'")
+        if self.keep == "best" and not self.validation:
+            raise ValueError("keep = 'best' is chosen by validation questions: [[rl.validation]] is missing")
         if self.overlong == "soft" and not 0 < self.overlong_cache < self.max_tokens:
             raise ValueError(
                 f"overlong = 'soft' needs overlong_cache > 0 and below max_tokens = {self.max_tokens}, "
@@ -103,6 +175,22 @@ class Rl(Section):
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self
+
+    def check_run(self, evaluation: Sequence[Source], row_tokens: int) -> None:
+        """Raise ValueError where the section does not fit the rest of the configuration.
+
+        ``evaluation``: the held-out questions; ``row_tokens``: length of a packed row.
+        """
+        both = next((one.path for one in self.validation if any(one.same_rows(other) for other in evaluation)), None)
+        if both is not None:
+            raise ValueError(
+                f"rl.validation: {both} holds the evaluation questions too: a version that they choose says nothing"
+            )
+        if self.max_tokens >= row_tokens:
+            raise ValueError(
+                f"rl.max_tokens = {self.max_tokens} and a prompt do not fit into batch.sequence_length_tokens = "
+                f"{row_tokens}, and no answer may be left out of its group"
+            )
 
     @property
     def updates_per_batch(self) -> int:

@@ -10,16 +10,20 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from sophia_mcore.config.base import Fraction, HttpAddress, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
 from sophia_mcore.config.objective import Objective
 from sophia_mcore.config.precision import Fp8, Fp8Check
+from sophia_mcore.config.rl import Rl
+from sophia_mcore.config.sources import Columns, Source
+from sophia_mcore.errors import UsageError
 
 __all__ = [  # sections of other files that are found here too
-    "Engine", "Fp8", "Fp8Check", "Objective", "OpenAIEngine", "Sampling", "Section", "TransformersEngine", "VllmEngine",
+    "Columns", "Engine", "Fp8", "Fp8Check", "Objective", "OpenAIEngine", "Rl", "Sampling", "Section", "Source",
+    "TransformersEngine", "VllmEngine",
 ]  # fmt: skip
 
 
@@ -53,49 +57,6 @@ class Environments(Section):
     trainer: Path | None = None  # None: the interpreter that runs this command
     rollout: Path | None = Path(".venv-vllm/bin/python")
     quantizer: Path | None = Path(".venv-modelopt/bin/python")
-
-
-class Columns(Section):
-    """Which column of the source holds what: a name, or a list of names that are tried in order."""
-
-    images: tuple[str, ...] = ("images", "image", "image_path", "image_1")  # image_1: image_2 ... are read with it
-    question: tuple[str, ...] = ("question", "problem", "query")
-    answer: tuple[str, ...] = ("answer", "solution", "label")
-    answer_type: tuple[str, ...] = ("answer_type", "type")
-    options: tuple[str, ...] = ("options", "choices")
-    id: tuple[str, ...] = ("id", "qid", "pid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _one_name(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
-
-
-class Source(Section):
-    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV + images.
-
-    With ``benchmark`` only path, name and limit count: the benchmark knows its columns (docs/benchmarks.md).
-    """
-
-    kind: Literal["datasets", "parquet", "jsonl", "csv", "benchmark"] = "benchmark"
-    path: str = ""  # of a benchmark: the hub's files, a folder with a copy of them, or VLMEvalKit's table; "": the hub
-    benchmark: str = ""  # "mathvista", "mmmu", ...
-    name: str = ""  # label kept with each question; "" = last part of path
-    subset: str | None = None  # `datasets` configuration name
-    split: str = "train"
-    images_folder: Path | None = None  # jsonl, csv: image paths are relative to it (default: the file's folder)
-    preset: Literal["default", "mathv360k", "virl39k"] = "default"  # column mapping shipped with the package
-    columns: Columns | None = None  # overrides the preset
-    limit: PositiveInt | None = None  # first n rows
-    answer_index: Literal[0, 1] | None = None  # the answer is its option's index, counted from this number
-
-    @model_validator(mode="after")
-    def _complete(self) -> Source:
-        if bool(self.benchmark) != (self.kind == "benchmark"):
-            raise ValueError("either kind and path are given, or benchmark")
-        if not self.benchmark and not self.path:
-            raise ValueError("path: required key is missing")
-        return self
 
 
 class Data(Section):
@@ -336,6 +297,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
     cluster: Cluster = Cluster()
+    rl: Rl | None = None  # the on-policy stage (`sophia rl`)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -361,4 +323,32 @@ class Config(Section):
             raise ValueError("objective.fresh_share excludes train.data, which replaces all trajectories")
         if sum(m.share for m in self.batch.mixtures) + self.objective.fresh_share >= 1.0:
             raise ValueError("batch.mixtures and objective.fresh_share: the shares must sum to less than 1")
+        if self.objective.kl or self.objective.normalization == "fixed":
+            key = "kl" if self.objective.kl else "normalization = 'fixed'"
+            raise ValueError(f"objective.{key} belongs to the on-policy stage: rl.objective.{key}")
+        if self.rl is not None:
+            self.rl.check_run(self.evaluate.questions, self.batch.sequence_length_tokens)
         return self
+
+    @property
+    def on_policy(self) -> Rl:
+        """The section [rl]. Raises UsageError when the configuration has none."""
+        if self.rl is None:
+            raise UsageError("the configuration has no [rl] section: docs/on_policy.md shows one")
+        return self.rl
+
+    def rl_view(self) -> Config:
+        """This configuration as the on-policy trainer reads it: objective, optimisation and steps are those of [rl]."""
+        rl = self.on_policy
+        train = self.train.model_copy(
+            update={
+                **rl.train.model_dump(exclude={"save_every_batches"}),
+                "steps": rl.batches * rl.updates_per_batch,
+                "data": None,
+                "global_batch_samples": rl.samples_per_update,
+                "save_every_steps": rl.train.save_every_batches * rl.updates_per_batch,
+            }
+        )
+        batch = self.batch.model_copy(update={"mixtures": ()})
+        objective = rl.objective.model_copy(update={"fixed_tokens": rl.objective.fixed_tokens or rl.max_tokens})
+        return self.model_copy(update={"objective": objective, "train": train, "batch": batch})

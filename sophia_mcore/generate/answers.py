@@ -60,8 +60,10 @@ def fresh_queue(round: Round, question_ids: Sequence[str]) -> UnitQueue:
     return UnitQueue(round.folder.fresh, units, owner="fresh", attempts=round.unit_attempts)
 
 
-def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> int:
+def evaluate(round: Round, label: str, engine: Engine, progress: Progress, *, system: str = "") -> int:
     """Answer and grade every evaluation question under every protocol; returns how many units this process finished.
+
+    ``system``: the system message; "": that for long thinking.
 
     Writes one shard of ``records.Answer`` per unit into ``run.evaluation(label, protocol)``. Seeds depend neither on
     the model nor on the round, so models are compared under the same random numbers.
@@ -69,7 +71,7 @@ def evaluate(round: Round, label: str, engine: Engine, progress: Progress) -> in
     """
     config, run = round.config, round.run
     questions = {q.id: q for q in read_questions(run.evaluation_questions_file, with_images=False)}
-    system = load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
+    system = system or load_prompt("long_thinking", config.batch.long_thinking_prompt_file)
     finished = 0
     with open_grader(config.score) as grader, ExitStack() as opened:
         for protocol in config.evaluate.protocols:
@@ -161,7 +163,9 @@ class Exam:
     def grade(self, trajectories: Sequence[Trajectory]) -> list[Answer]:
         """Answers, in order. Truncated ones are graded too: a base model that cannot stop may still be right."""
         ordinary = [one for one in trajectories if not self.questions[one.question_id].benchmark]
-        graded = self.grader.grade_many([self._item(trajectory) for trajectory in ordinary])
+        graded = self.grader.grade_many(
+            [grade_item(self.questions[one.question_id], one.id, one.text) for one in ordinary]
+        )
         answers = {
             trajectory.id: Answer(**_fields(trajectory), verdict=grade.verdict, extracted=grade.extracted)
             for trajectory, grade in zip(ordinary, graded, strict=True)
@@ -183,17 +187,29 @@ class Exam:
             }
         return [answers[trajectory.id] for trajectory in trajectories]
 
-    def _item(self, trajectory: Trajectory) -> GradeItem:
-        question = self.questions[trajectory.question_id]
-        return GradeItem(
-            id=trajectory.id,
-            response=trajectory.text,
-            answer=question.answer,
-            answer_type=question.answer_type,
-            options=question.options,
-            rules=question.source,
-            question=question.question,
-        )
+
+def question_messages(question: Question, system: str) -> tuple[Message, ...]:
+    """A question as the policy is asked it, and as training shows it."""
+    text = user_text(plain(question.question), len(question.images))
+    return Message("system", system), Message("user", text)
+
+
+def question_images(question: Question, images: ImageStore) -> tuple[bytes, ...]:
+    """The image files of a question, in order. Raises SophiaError when one is missing."""
+    return tuple(images.get(digest) for digest in question.images)
+
+
+def grade_item(question: Question, identifier: str, response: str) -> GradeItem:
+    """What the grader is given for an answer to a question."""
+    return GradeItem(
+        id=identifier,
+        response=response,
+        answer=question.answer,
+        answer_type=question.answer_type,
+        options=question.options,
+        rules=question.source,
+        question=question.question,
+    )
 
 
 def _fields(trajectory: Trajectory) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""What samples text: the types that vLLM in process, an OpenAI-compatible endpoint and plain transformers share."""
+"""What samples text: the types that vLLM in process, an OpenAI-compatible endpoint and plain transformers share.
+
+``LivingEngine`` is what the on-policy stage needs beyond: an engine whose weights change while it lives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sophia_mcore.config.schema import Sampling
 from sophia_mcore.pretrained.chat import Message
@@ -13,16 +16,24 @@ from sophia_mcore.records import FinishReason
 
 UNKNOWN_TOKEN = -1
 OnDone = Callable[[int], None]  # called with the number of requests that have just finished
+OnStep = Callable[[], None]  # called whenever every running request has got a token
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One text to sample. ``messages`` hold one "<IMG_CONTEXT>" per element of ``images`` (encoded files), in order."""
+    """One text to sample. ``messages`` hold one "<IMG_CONTEXT>" per element of ``images`` (encoded files), in order.
+
+    ``continue_ids`` stand behind the prompt, token for token, and the sampled text goes on from them.
+    ``no_image_tokens``: the tokens that stand for images cannot be sampled, since a trainer could not read them back.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[bytes, ...] = ()
     sampling: Sampling
     seed: int
+    continue_ids: tuple[int, ...] = ()
+    no_image_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +44,8 @@ class Completion:
     ``UNKNOWN_TOKEN``, so that lengths can still be compared. ``token_logprobs`` are natural logs under the distribution
     that was sampled from (after temperature and top-p; for greedy decoding: of the plain softmax), () if unknown.
     ``prompt_text`` is the rendered prompt, images as placeholders. ``opened`` is its end where the chat template begins
-    the answer itself ("<think>"): ``text`` begins with it, ``token_ids`` go on behind it.
+    the answer itself ("<think>"): ``text`` begins with it, ``token_ids`` go on behind it. ``Request.continue_ids`` are
+    in none of these fields.
     """
 
     text: str
@@ -61,5 +73,37 @@ class Engine(Protocol):
         """Free memory and processes."""
 
 
+class LivingEngine(Engine, Protocol):
+    """An engine that lives as long as the on-policy stage and takes one version of the policy after the other."""
+
+    def generate(
+        self, requests: Sequence[Request], on_done: OnDone | None = None, on_step: OnStep | None = None
+    ) -> list[Completion]:
+        """As ``Engine.generate``; raises SophiaError while no whole model is loaded."""
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep
+    ) -> Iterator[tuple[Key, Completion]]:
+        """Sample without ever waiting for the longest text: (key, completion) of each request as it ends.
+
+        ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
+        called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
+        same time can change the last bits of log-probs, and so, now and then, a token.
+        """
+
+    def load(self, model_dir: Path, digest: str) -> None:
+        """Go on with a published version (``rl.versions``), which ``digest`` names; wakes a sleeping engine.
+
+        Raises SophiaError, the old weights still in place, when its bytes are not those that were published.
+        """
+
+    def sleep(self) -> bool:
+        """Give the device's memory back until the next ``load``. False: there is none to give back, nothing changes."""
+
+
 def nothing(_: int) -> None:
     """An ``on_done`` that does nothing."""
+
+
+def no_step() -> None:
+    """An ``on_step`` that does nothing."""

@@ -46,6 +46,8 @@ class OpenAIEngine:
 
         The first request that fails for good ends the call: those not sent yet are dropped.
         """
+        if any(request.continue_ids for request in requests):
+            raise SophiaError(f"the endpoint {self._config.base_url} takes text, no tokens to continue from")
         report = on_done or nothing
         with ThreadPoolExecutor(min(self._config.concurrency, max(1, len(requests)))) as pool:
             futures = [pool.submit(self._one, request) for request in requests]

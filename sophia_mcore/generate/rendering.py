@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +26,10 @@ KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokeni
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered request: ``short_ids`` hold one image token per image, ``ids`` what the model finally reads."""
+    """A rendered request: ``short_ids`` hold one image token per image, ``ids`` what the model finally reads.
+
+    Both end with the request's ``continue_ids``, ``text`` does not.
+    """
 
     text: str  # with one image token per image
     short_ids: list[int]
@@ -49,6 +52,9 @@ class Renderer:
         self.family: Family | None = images[0] if images else None
         self.images: ImageProcessor | None = images[1] if images else None
         self.stop_ids = stop_ids
+        self.image_token_ids: tuple[int, ...] = ()  # what ``Request.no_image_tokens`` keeps from being sampled
+        if self.family is not None and (token := tokenizer.token_to_id(self.family.image_token)) is not None:
+            self.image_token_ids = (token,)
         self._where = where
         added = tokenizer.get_added_tokens_decoder()
         self._hidden = {i for i, token in added.items() if token.special and token.content not in KEPT_TAGS}
@@ -75,10 +81,13 @@ class Renderer:
             key = (request.messages, request.images)
             if key not in seen:
                 seen[key] = self.render(request)
-        return [seen[request.messages, request.images] for request in requests]
+        return [_continued(seen[request.messages, request.images], request.continue_ids) for request in requests]
 
     def render(self, request: Request) -> Prompt:
-        """Text and token ids of a request. Raises SophiaError for images that do not match their placeholders."""
+        """Text and token ids of a request, without ``continue_ids``.
+
+        Raises SophiaError for images that do not match their placeholders.
+        """
         if request.images and self.images is None:
             raise SophiaError(f"{self._where} is a text-only model and takes no images")
         messages = [Message(message.role, self.without_special_tokens(message.text)) for message in request.messages]
@@ -101,13 +110,13 @@ class Renderer:
                     text, found = text.replace(token, ""), True
         return text
 
-    def answer(self, prompt: Prompt, token_ids: Sequence[int]) -> str:
-        """The answer's text: what the template began it with, then what was sampled.
+    def answer(self, opened: str, token_ids: Sequence[int]) -> str:
+        """The answer's text: what the template began it with (``Prompt.opened``), then what was sampled.
 
         A model that opens its thought once more says it twice; the text says it once.
         """
         text = self.decode(token_ids)
-        return text if text.lstrip().startswith("<think>") else prompt.opened + text
+        return text if text.lstrip().startswith("<think>") else opened + text
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""
@@ -132,3 +141,7 @@ def _end_of_turn(chat: Chat, tokenizer: Tokenizer) -> str:
         return ""
     added = tokenizer.get_added_tokens_decoder()
     return added[ids[0]].content if ids and ids[0] in added else ""
+
+
+def _continued(prompt: Prompt, ids: tuple[int, ...]) -> Prompt:
+    return replace(prompt, short_ids=[*prompt.short_ids, *ids], ids=[*prompt.ids, *ids]) if ids else prompt

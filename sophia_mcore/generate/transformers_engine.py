@@ -87,7 +87,8 @@ class TransformersEngine:
     def _sample(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Completion]:
         """One batch [B] of prompts of equal length C, token by token with a key-value cache."""
         stop = set(self._renderer.stop_ids)
-        rows = [_Row(request, stop, self._device) for request in requests]
+        images = self._renderer.image_token_ids
+        rows = [_Row(request, stop, images if request.no_image_tokens else (), self._device) for request in requests]
         inputs: dict[str, Any] = {"input_ids": torch.tensor([p.ids for p in prompts], device=self._device)}  # [B, C]
         inputs |= self._image_inputs(prompts) | self._positions(prompts)
         budget = min(requests[0].sampling.max_tokens, self._longest - len(prompts[0].ids))
@@ -105,7 +106,7 @@ class TransformersEngine:
                 inputs["position_ids"] = (positions.amax(dim=(0, 2), keepdim=True) + 1).expand(3, -1, 1)
         return [
             Completion(
-                text=self._renderer.answer(prompt, row.token_ids),
+                text=self._renderer.answer(prompt.opened, row.token_ids),
                 token_ids=tuple(row.token_ids),
                 token_logprobs=tuple(row.logprobs),
                 finish_reason="stop" if row.finished else "length",
@@ -138,8 +139,9 @@ class TransformersEngine:
 class _Row:
     """One sequence of a batch: its own random numbers, its tokens so far."""
 
-    def __init__(self, request: Request, stop: set[int], device: torch.device) -> None:
+    def __init__(self, request: Request, stop: set[int], forbidden: Sequence[int], device: torch.device) -> None:
         self._sampling = request.sampling
+        self._forbidden = list(forbidden)
         self._stop = stop
         self._generator = torch.Generator(device).manual_seed(request.seed)
         self.token_ids: list[int] = []
@@ -150,6 +152,8 @@ class _Row:
         """Choose the next token; a finished row goes on with anything, unrecorded."""
         if self.finished:
             return 0
+        if self._forbidden:
+            logits_V[self._forbidden] = float("-inf")
         logprobs_V = sampling_logprobs(logits_V, self._sampling.temperature, self._sampling.top_p)
         if self._sampling.temperature == 0.0:
             token = int(logprobs_V.argmax())

@@ -17,7 +17,7 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
-_SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
+SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
 _NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
 
 
@@ -91,12 +91,12 @@ def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, 
         [
             interpreter(config.environments.trainer),
             *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.parallel.world_size}"),
-            *(f"--shutdown-timeout={_SAVE_SECONDS}", "-m", module, *arguments),
+            *(f"--shutdown-timeout={SAVE_SECONDS}", "-m", module, *arguments),
         ],
         log_file=round.run.logs / f"{name}.log",
         environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
         follow=progress.follow,
-        patience_seconds=_SAVE_SECONDS + 10,
+        patience_seconds=SAVE_SECONDS + 10,
     )
 
 
@@ -104,8 +104,13 @@ def _require_driver_for_fp8(config: Config) -> None:
     """Said before the ranks start, which takes a while; they look for the device itself."""
     from sophia_mcore.parallel.layout import fp8_refusal
 
-    if config.fp8.native and not any(Path(sign).exists() for sign in _NVIDIA):
+    if config.fp8.native and not has_nvidia_driver():
         raise fp8_refusal(config.fp8.recipe, "a CUDA device")
+
+
+def has_nvidia_driver() -> bool:
+    """Whether this machine can have a CUDA device; looked at without importing anything heavy."""
+    return any(Path(sign).exists() for sign in _NVIDIA)
 
 
 def interpreter(path: Path | None) -> str:

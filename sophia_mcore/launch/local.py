@@ -41,14 +41,10 @@ def run_phases(
     SophiaError when another process works in it or when a phase fails.
     Before any phase it looks at what later phases read of the user's (`launch.inputs`), and raises what is wrong there.
     """
-    folder = RunFolder(config.run.folder)
     indices, chosen = list(rounds), set(names)
     config = with_local_models(config, chosen, download=True)
-    check_unfinished(config, folder, chosen, indices)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failed(folder.path, error) from error
+    check_unfinished(config, RunFolder(config.run.folder), chosen, indices)
+    folder = made_folder(config)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings, again=again)
         metrics = MetricsLog(folder.metrics_file)
@@ -86,6 +82,16 @@ def _begin_again(run: RunFolder, first: str) -> list[str]:
 def _note_renewed(run: RunFolder, name: str) -> None:
     found = json_or_empty(run.again_file)
     write_json(run.again_file, found | {"left": [phase for phase in found["left"] if phase != name]})
+
+
+def made_folder(config: Config) -> RunFolder:
+    """The run's folder, made if it is not there. Raises SophiaError when it cannot be."""
+    folder = RunFolder(config.run.folder)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failed(folder.path, error) from error
+    return folder
 
 
 def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
-from sophia_mcore.launch.resources import training_shape
+from sophia_mcore.launch.resources import stage_shape, training_shape
 from sophia_mcore.phase import Phase, Ranks, whole_rounds
 
 QUESTIONS = Phase(
@@ -135,11 +135,50 @@ REPORT = Phase(
     name="report",
     environment="here",
     work=work.report,
-    needs=("evaluate",),
+    needs=("evaluate", "rl-evaluate"),
     inputs=readers.whatever_is_there,
     state=readers.report_state,
     again=True,
     uploads=True,
+)
+RL_SELECT = Phase(
+    name="rl-select",
+    environment="rollout",
+    work=work.rl_select,
+    needs=("questions",),
+    models=lambda round: [readers.rl_start(round.config, round.run)],
+    wanted=lambda config: config.rl is not None and config.rl.select.samples > 0,
+    once=True,
+    units=readers.rl_select_units,
+    state=readers.rl_select_state,
+    engine=lambda config: config.on_policy.engine,
+    settings=("run.seed", "rl.start", "rl.prompt", "rl.max_tokens", "rl.select", "score", "batch.max_tiles"),
+    script="rl_select",
+)
+RL = Phase(
+    name="rl",
+    environment="trainer",
+    work=work.rl,
+    needs=("rl-select",),
+    models=lambda round: [readers.rl_start(round.config, round.run)],
+    wanted=lambda config: config.rl is not None,
+    once=True,
+    state=readers.rl_state,
+    shape=stage_shape,
+    settings=("run.seed", "models.policy", "rl", "batch", "parallel", "fp8", "score"),
+)
+RL_EVALUATE = Phase(
+    name="rl-evaluate",
+    environment="rollout",
+    work=work.rl_evaluate,
+    needs=("rl",),
+    models=lambda round: [model for _, model in readers.rl_evaluated_models(round)],
+    wanted=lambda config: config.rl is not None and bool(config.evaluate.questions),
+    once=True,
+    units=readers.rl_evaluation_units,
+    engine=lambda config: config.evaluate.engine,
+    settings=("run.seed", "evaluate", "score", "rl.prompt", "batch.max_tiles", "batch.long_thinking_prompt_file"),
+    script="phase",
 )
 
 PHASES: tuple[Phase, ...] = (
@@ -153,6 +192,7 @@ PHASES: tuple[Phase, ...] = (
     EVALUATE,
     REPORT,
 )  # in flow order
+STAGE_PHASES: tuple[Phase, ...] = (RL_SELECT, RL, RL_EVALUATE)  # of the on-policy stage, which a run may have besides
 
 
 def all_names() -> list[str]:
@@ -160,9 +200,19 @@ def all_names() -> list[str]:
     return [phase.name for phase in PHASES]
 
 
+def rows() -> tuple[Phase, ...]:
+    """Every phase that there is: those of a round, then those of the on-policy stage."""
+    return (*PHASES, *STAGE_PHASES)
+
+
+def stage_phases() -> list[Phase]:
+    """What `sophia submit --rl` submits, in flow order: the stage between its questions and the report."""
+    return [QUESTIONS, *STAGE_PHASES, REPORT]
+
+
 def phase_named(name: str) -> Phase:
     """The phase of that name. Raises UsageError naming the nearest one."""
-    for phase in PHASES:
+    for phase in rows():
         if phase.name == name:
             return phase
     raise UsageError(_unknown(name))

@@ -53,18 +53,18 @@ def run_worker(
         finally:
             os.close(write_end)
         try:
-            with _signals_interrupt():
+            with signals_interrupt():
                 follow(events)
                 code = child.wait()
         except BaseException:
             stop_child(child, patience_seconds)
             raise
     if code != 0:
-        raise _failure(code, _error_line(log_file, start), log_file)
+        raise _failure(code, error_line(log_file, start), log_file)
 
 
 @contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """TERM and USR1 raise KeyboardInterrupt in the body, once; the second of a kind does what it always did."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -95,7 +95,7 @@ def stop_child(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -
         child.wait()
 
 
-def _error_line(log_file: Path, start: int) -> str | None:
+def error_line(log_file: Path, start: int) -> str | None:
     """The last "error: ..." line the worker wrote after byte ``start``."""
     with open(log_file, "rb") as file:
         size = file.seek(0, os.SEEK_END)

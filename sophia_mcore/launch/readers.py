@@ -7,9 +7,11 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
+from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
@@ -39,6 +41,8 @@ def questions_state(round: Round, phase: str) -> PhaseState:
     run = round.run
     wanted = [run.questions_file] if round.config.data.questions else []
     wanted += [run.evaluation_questions_file] if round.config.evaluate.questions else []
+    if round.config.rl is not None and round.config.rl.validation:
+        wanted.append(run.rl.validation_questions_file)
     done = sum(path.is_file() for path in wanted)
     return PhaseState(phase=phase, round=round.index, total=len(wanted), done=done, finished=done == len(wanted))
 
@@ -155,6 +159,80 @@ def report_state(round: Round, phase: str) -> PhaseState:
     except (OSError, ValueError, KeyError, TypeError):
         finished = False
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
+
+
+def rl_start(config: Config, run: RunFolder) -> Path:
+    """The model that the on-policy stage begins with.
+
+    Raises SophiaError when it is that of a round that has not ended, UsageError when there is no such folder.
+    """
+    exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
+    folder = config.on_policy.starting_model(config.models.policy, exports)
+    if config.on_policy.start in exports and not folder.is_dir():
+        raise SophiaError(
+            f"rl.start = {config.on_policy.start!r}: {folder} is not there; run `sophia run` to its export first"
+        )
+    if config.on_policy.start != BASE_LABEL and not folder.is_dir():
+        names = ", ".join(repr(name) for name in (BASE_LABEL, *exports))
+        raise UsageError(f"rl.start = {config.on_policy.start!r}: no such folder, and none of {names}")
+    return folder
+
+
+def rl_select_units(round: Round) -> list[UnitQueue]:
+    """[] while the questions are missing."""
+    from sophia_mcore.generate.rl_select import select_queue
+
+    if not round.run.questions_file.is_file():
+        return []
+    return [select_queue(round, _ids(round.run.questions_file))]
+
+
+def rl_select_state(round: Round, phase: str) -> PhaseState:
+    found = state_of_units(phase, round.index, rl_select_units(round))
+    return replace(found, finished=found.finished and round.run.rl.select_file.is_file())
+
+
+def rl_state(round: Round, phase: str) -> PhaseState:
+    """Batches, by the versions that came of them."""
+    run, total = round.run, round.config.on_policy.batches
+    newest = newest_version(run.rl.versions)
+    done = min(newest.version, total) if newest is not None else 0
+    finished = stage_has_ended(round.config, run)
+    lines = [line for line in read_metrics(run.rl.train / "metrics.jsonl") if "loss" in line]
+    return PhaseState(
+        phase=phase,
+        round=round.index,
+        total=total,
+        done=total if finished else done,
+        finished=finished,
+        loss=lines[-1]["loss"] if lines else None,
+    )
+
+
+def stage_has_ended(config: Config, run: RunFolder) -> bool:
+    """Whether the trainer has written that all batches are trained."""
+    try:
+        summary = json.loads(run.rl.summary_file.read_bytes())
+        return int(summary["batches"]) >= config.on_policy.batches
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def rl_evaluated_models(round: Round) -> list[tuple[str, Path]]:
+    """(label, folder) of the models that the evaluation of the stage asks: where it began, and what came of it."""
+    return [("rl-start", rl_start(round.config, round.run)), ("rl", round.run.rl.model)]
+
+
+def rl_evaluation_units(round: Round) -> list[UnitQueue]:
+    """[] while the evaluation questions are missing."""
+    from sophia_mcore.generate.answers import evaluation_queue
+
+    run = round.run
+    if not run.evaluation_questions_file.is_file():
+        return []
+    ids = _ids(run.evaluation_questions_file)
+    protocols = round.config.evaluate.protocols
+    return [evaluation_queue(round, label, one, ids) for label in ("rl-start", "rl") for one in protocols]
 
 
 def whatever_is_there(round: Round) -> None:

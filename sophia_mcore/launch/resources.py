@@ -20,3 +20,16 @@ def training_shape(config: Config) -> Shape:
             f"parallel.processes = {processes} is not a multiple of parallel.processes_per_node = {on_node}"
         )
     return Shape(gpus=on_node, nodes=processes // on_node)
+
+
+def stage_shape(config: Config) -> Shape:
+    """Nodes of the on-policy stage: those that train, then those that only sample; GPUs on each for either.
+
+    Raises UsageError as ``training_shape``.
+    """
+    rl, training = config.on_policy, training_shape(config)
+    assert training.nodes is not None
+    engines = rl.engines * (rl.engine.tensor_parallel if rl.engine.kind == "vllm" else 1)
+    both_on_one = rl.placement == "separate" and not rl.rollout_nodes
+    gpus = training.gpus + engines if both_on_one else max(training.gpus, engines)
+    return Shape(gpus=gpus, nodes=training.nodes + rl.rollout_nodes)

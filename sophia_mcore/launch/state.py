@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases
 from sophia_mcore.launch.inputs import inputs_of
-from sophia_mcore.launch.phases import phases_of, starting_at, wanted_needs
+from sophia_mcore.launch.phases import phases_of, stage_phases, starting_at, wanted_needs
 from sophia_mcore.phase import Phase, PhaseState
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.store.layout import Round, RunFolder
@@ -67,6 +67,16 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
     for found in inputs_of(config):
         if not left.isdisjoint(found.phases):
             found.look()
+
+
+def stage_states(config: Config, run: RunFolder) -> list[PhaseState]:
+    """The phases of the on-policy stage in flow order, with the questions before and the report behind.
+
+    Raises UsageError when the configuration has no such stage.
+    """
+    if config.rl is None:
+        raise UsageError("the configuration has no [rl] section: docs/on_policy.md shows one")
+    return [phase.state_of(Round(config, run, 0)) for phase in stage_phases() if phase.wanted(config)]
 
 
 def check_inputs(phase: Phase, round: Round) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sophia_mcore.launch.readers import evaluated_models
+from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models, rl_start
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.store.layout import Round
 
@@ -26,6 +26,8 @@ def questions(round: Round, progress: Progress) -> None:
         sets.append(("questions checked", config.data.questions, run.questions_file))
     if config.evaluate.questions:
         sets.append(("held-out questions checked", config.evaluate.questions, run.evaluation_questions_file))
+    if config.rl is not None and config.rl.validation:
+        sets.append(("validation questions checked", config.rl.validation, run.rl.validation_questions_file))
     for task, sources, file in sets:
         prepare_questions(
             sources,
@@ -94,6 +96,38 @@ def evaluate(round: Round, progress: Progress) -> None:
     for label, model in models:
         engine.reload(model)
         evaluate_model(round, label, engine, progress)
+    engine.close()
+
+
+def rl_select(round: Round, progress: Progress) -> None:
+    """The starting model answers every question some times; those of middling accuracy stay."""
+    from sophia_mcore.generate.opening import lazy_engine
+    from sophia_mcore.generate.rl_select import select_questions
+
+    config = round.config
+    engine = lazy_engine(config, config.on_policy.engine, rl_start(config, round.run), progress)
+    select_questions(round, engine, progress)
+    engine.close()
+
+
+def rl(round: Round, progress: Progress) -> None:
+    """This node's part of the on-policy stage, as a task of a Slurm job."""
+    from sophia_mcore.launch.slurm.stage import run_on_node
+
+    run_on_node(round)
+
+
+def rl_evaluate(round: Round, progress: Progress) -> None:
+    """pass@1 of the stage's model and of the one that it began with, asked as in the stage."""
+    from sophia_mcore.generate.answers import evaluate as evaluate_model
+    from sophia_mcore.generate.opening import lazy_engine
+    from sophia_mcore.rl.prompts import system_prompt
+
+    config, models = round.config, rl_evaluated_models(round)
+    engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    for label, model in models:
+        engine.reload(model)
+        evaluate_model(round, label, engine, progress, system=system_prompt(config))
     engine.close()
 
 

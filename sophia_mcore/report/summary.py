@@ -1,4 +1,4 @@
-"""The summary that `sophia run` prints at its end: results, counts, and the report's path."""
+"""The summaries that `sophia run` and `sophia rl` print at their end: results, counts, and the report's path."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ def print_summary(run: RunFolder, console: Console | None = None) -> None:
     if model is not None and model.is_dir():
         console.print(f"model:  {escape(str(model))}", highlight=False)
     console.print("next:   open the report; README.md, 'From here to 38B', shows how the same config grows")
+
+
+def print_stage_summary(run: RunFolder, console: Console | None = None) -> None:
+    """Print what came of the on-policy stage: pass@1 before and after, and where its model lies."""
+    console = console or Console()
+    stage = read_json(run.rl.summary_file) or {}
+    evaluation = (read_json(run.report_json) or {}).get("evaluation", {})
+    line = f"on-policy stage: {stage.get('batches', 0)} batches, {stage.get('tokens_sampled', 0):,} tokens sampled"
+    if stage.get("validation_accuracy") is not None:
+        line += f"; best on the validation questions {100 * stage['validation_accuracy']:.1f}%"
+    console.print(escape(line), highlight=False)
+    if found := {label: evaluation[label] for label in ("rl-start", "rl") if label in evaluation}:
+        console.print(_evaluation_table(found))
+    console.print(f"report: {escape(str(run.report_html))}", highlight=False)
+    version = f" (version {stage['version']})" if "version" in stage else ""
+    console.print(f"model:  {escape(str(run.rl.model))}{version}", highlight=False)
 
 
 def print_missing(run: RunFolder, console: Console | None = None) -> None:

@@ -27,6 +27,10 @@ _POINTER = re.compile(r"(\d{8,})\.json")
 _FOLDER = re.compile(r"(\d{8,})-[0-9a-f]{8}")
 
 
+class DamagedVersionError(SophiaError):
+    """The bytes of a version's folder are not those that were published."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """What a pointer file says. ``bytes``: size of the weights that were written for it; ``step``: optimizer steps."""
@@ -75,6 +79,16 @@ def newest_version(pointers: Path) -> Version | None:
     return read_version(pointers, max(numbers)) if numbers else None
 
 
+def damage_file(pointers: Path, version: int) -> Path:
+    """Where an engine says that a version's folder is damaged, until one has loaded it again."""
+    return pointers / f"{version:08d}.damaged.json"
+
+
+def note_damage(pointers: Path, version: Version, error: str) -> None:
+    """Tell the trainer, which has the weights, that a version must be written again."""
+    write_json(damage_file(pointers, version.version), {"digest": version.digest, "error": error})
+
+
 def manifest_of(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, str | int]]:
     """The manifest of a folder: every file's size and digest, by name. ``digests`` gives those known already."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
@@ -91,7 +105,7 @@ def manifest_digest(manifest: Mapping[str, Mapping[str, str | int]]) -> str:
 
 
 def verify_version(folder: Path, digest: str) -> None:
-    """Read every byte of a version's folder and compare. Raises SophiaError naming the first file that differs.
+    """Read every byte of a version's folder and compare. Raises DamagedVersionError naming the first file that differs.
 
     An engine calls it before it loads a version: it never samples with weights that are not the announced ones.
     """
@@ -100,18 +114,18 @@ def verify_version(folder: Path, digest: str) -> None:
         listed = manifest_digest(manifest)
         names = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SophiaError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
+        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
     if listed != digest:
-        raise SophiaError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
+        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
     if different := sorted(names ^ set(manifest)):
-        raise SophiaError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
+        raise DamagedVersionError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
     for name, entry in manifest.items():
         try:
             found = file_digest(folder / name, "xxh3-128")
         except OSError as error:
-            raise SophiaError(f"{folder}: damaged version ({name}: {error.strerror})") from None
+            raise DamagedVersionError(f"{folder}: damaged version ({name}: {error.strerror})") from None
         if found != entry["xxh3-128"]:
-            raise SophiaError(f"{folder}: damaged version ({name}: its bytes are not those that were written)")
+            raise DamagedVersionError(f"{folder}: damaged version ({name}: its bytes are not those that were written)")
 
 
 def prune(parent: Path, keep: Collection[Path]) -> list[Path]:

@@ -296,6 +296,14 @@ class RlFolder:
         return self.path / "versions"
 
     @property
+    def validation_questions_file(self) -> Path:
+        return self.path / "validation.parquet"
+
+    def validation(self, version: int, protocol: str) -> Path:
+        """Answers of a version to the validation questions under one protocol."""
+        return self.path / "validation" / f"{version:08d}" / protocol
+
+    @property
     def engines(self) -> Path:
         """What each engine did, one JSON line per unit."""
         return self.path / "engines"
@@ -311,6 +319,11 @@ class RlFolder:
     @property
     def checkpoints(self) -> Path:
         return self.train / "checkpoints"
+
+    @property
+    def summary_file(self) -> Path:
+        """Written when the stage has ended."""
+        return self.train / SUMMARY
 
     @property
     def alive_file(self) -> Path:

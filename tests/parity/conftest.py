@@ -78,7 +78,9 @@ class Driver:
         return json.loads(line)
 
     def generate(self, requests: list[Request]) -> list[Completion]:
-        reply = self.ask(requests=[as_json(request) for request in requests])
+        return self.completions(self.ask(requests=[as_json(request) for request in requests]))
+
+    def completions(self, reply: dict[str, Any]) -> list[Completion]:
         assert "completions" in reply, reply
         rows = reply["completions"]
         for row in rows:
@@ -92,6 +94,8 @@ def as_json(request: Request) -> dict[str, Any]:
         "images": [base64.b64encode(image).decode() for image in request.images],
         "sampling": request.sampling.model_dump(),
         "seed": request.seed,
+        "continue_ids": list(request.continue_ids),
+        "no_image_tokens": request.no_image_tokens,
     }
 
 

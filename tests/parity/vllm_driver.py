@@ -2,7 +2,8 @@
 
     python vllm_driver.py MODEL_DIR READ_FD WRITE_FD
 
-Lines in: {"requests": [...]} or {"reload": dir} or {"digest": true}; lines out: {"completions"|"digest"|"error": ...}.
+Lines in: {"requests": [...]}, {"stream": [...], "together": n}, {"reload": dir}, {"load": [dir, digest]} or
+{"digest": true}; lines out: {"completions"|"digest"|"error": ...}.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import Sampling, VllmEngine
+from sophia_mcore.config.engines import Sampling
+from sophia_mcore.config.engines import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
-from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.vllm_cpu import prepare_process
+from sophia_mcore.generate.vllm_engine import VllmEngine, open_vllm
 from sophia_mcore.pretrained.chat import Message
 from sophia_mcore.pretrained.family import ImageLimits
 
@@ -30,15 +32,34 @@ def as_request(value: dict[str, Any]) -> Request:
         images=tuple(base64.b64decode(image) for image in value.get("images", [])),
         sampling=Sampling.model_validate(value["sampling"]),
         seed=value["seed"],
+        continue_ids=tuple(value.get("continue_ids", ())),
+        no_image_tokens=value.get("no_image_tokens", False),
     )
+
+
+def streamed(engine: VllmEngine, requests: list[Request], together: int) -> dict[str, Any]:
+    """Completions in the order of the requests, which join ``together`` at a time; how often, and with what places."""
+    waiting, places, steps = list(enumerate(requests)), [], 0
+
+    def more(free: int) -> list[tuple[int, Request]]:
+        places.append(free)
+        given = waiting[: min(free, together)]
+        del waiting[: len(given)]
+        return given
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    found = dict(engine.stream(more, step))
+    return {"completions": [asdict(found[index]) for index in range(len(requests))], "places": places, "steps": steps}
 
 
 def main() -> None:
     model_dir, read_end, write_end = sys.argv[1:]
     prepare_process()
-    engine = open_engine(
-        VllmEngine(dtype="float32", kv_cache_mib=64, max_sequences=8), Path(model_dir), limits=ImageLimits(max_tiles=5)
-    )
+    settings = VllmConfig(dtype="float32", kv_cache_mib=64, max_sequences=8)
+    engine = open_vllm(settings, Path(model_dir), limits=ImageLimits(max_tiles=5))
     with os.fdopen(int(read_end)) as lines, os.fdopen(int(write_end), "w", buffering=1) as replies:
         replies.write(json.dumps({"ready": True}) + "\n")
         for line in lines:
@@ -47,6 +68,12 @@ def main() -> None:
                 if "requests" in command:
                     completions = engine.generate([as_request(value) for value in command["requests"]])
                     reply = {"completions": [asdict(completion) for completion in completions]}
+                elif "stream" in command:
+                    asked = [as_request(value) for value in command["stream"]]
+                    reply = streamed(engine, asked, command["together"])
+                elif "load" in command:
+                    engine.load(Path(command["load"][0]), command["load"][1])
+                    reply = {"loaded": True, "sleeps": engine.sleep()}
                 elif "reload" in command:
                     engine.reload(Path(command["reload"]))
                     reply = {"reloaded": True}

@@ -13,6 +13,8 @@ PLACEHOLDERS = {
     "describe": set(),
     "simulate_seeing": {"{caption}", "{question}"},
     "long_thinking": set(),
+    "boxed": set(),
+    "rethink": set(),
     "judge": {"{question}", "{answer}", "{response}"},
     "extract_answer": {"{question}", "{response}"},
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import UsageError
 
-NAMES = ("describe", "simulate_seeing", "long_thinking", "judge", "extract_answer")
+NAMES = ("describe", "simulate_seeing", "long_thinking", "boxed", "rethink", "judge", "extract_answer")
 
 
 def load_prompt(

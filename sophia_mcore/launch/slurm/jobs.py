@@ -70,8 +70,8 @@ def read_site(path: Path) -> Site:
 
 def variables() -> list[str]:
     """What an env file may say to `sophia submit`."""
-    names = ["ALL", "GPU", "CPU", *(phase.variable for phase in phases.PHASES)]
-    arrays = [phase.variable for phase in phases.PHASES if phase.units is not None]
+    names = ["ALL", "GPU", "CPU", "RL_ENGINES", *(phase.variable for phase in phases.rows())]
+    arrays = [phase.variable for phase in phases.rows() if phase.units is not None]
     return ["GPUS_BY", *(f"OPTIONS_{name}" for name in names), *(f"TASKS_{name}" for name in arrays)]
 
 

@@ -20,7 +20,7 @@ from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.health import unhealthy_nodes
 from sophia_mcore.launch.slurm.submit import Submission, read_submission
-from sophia_mcore.launch.state import states
+from sophia_mcore.launch.state import stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.provenance.check import unchecked_line
 from sophia_mcore.store.atomic import write_text
@@ -48,6 +48,8 @@ def status_text(config: Config, run: RunFolder) -> str:
     """The table of phases, then what went wrong."""
     rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
     found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
+    if config.rl is not None:
+        found += [state for state in stage_states(config, run) if state.phase.startswith("rl")]
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:

@@ -19,16 +19,23 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight, with_local_models
 from sophia_mcore.launch.local import claim_folder, would_refuse_settings
-from sophia_mcore.launch.phases import all_names, wanted_phases
+from sophia_mcore.launch.phases import all_names, stage_phases, wanted_phases
+from sophia_mcore.launch.rl import preflight as stage_preflight
+from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
-from sophia_mcore.launch.state import check_unfinished, states
+from sophia_mcore.launch.state import check_unfinished, stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.failures import forget_failures
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
+
+_FAILURES = (
+    *("round-*/*/failures", "evaluation/*/*/failures"),
+    *("rl/select/failures", "rl/rollouts/*/failures", "rl/validation/*/*/failures"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,15 @@ class Submission:
 
 
 def submit(
-    config: Config, rounds: int | None = None, *, only: Collection[str] | None = None, new_settings: bool = False
+    config: Config,
+    rounds: int | None = None,
+    *,
+    only: Collection[str] | None = None,
+    new_settings: bool = False,
+    stage: bool = False,
 ) -> Submission:
-    """Snapshot code and configuration, submit what is missing (``only``: of these phases).
+    """Snapshot code and configuration, submit what is missing (``only``: of these phases; ``stage``: of the on-policy
+    stage instead of the rounds).
 
     Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
     are still alive, what a later phase reads. SophiaError: another process works in the folder, Slurm does not answer,
@@ -51,22 +64,26 @@ def submit(
     """
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
-    check_scripts(config)
+    check_scripts(config, stage=stage)
     number = rounds or config.run.rounds
     config = with_local_models(config, only or all_names(), download=True)
-    check_unfinished(config, run, only or all_names(), range(number))
+    if not stage:
+        check_unfinished(config, run, only or all_names(), range(number))
     run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         locks.enter_context(folder_lock(run.slurm.lock_file))
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
         locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
+        if stage and not new_settings:
+            refuse_changed_settings(config, run)
         claim_folder(config, run, new_settings=new_settings)
-        preflight(Round(config, run, 0))
-        for folder in (run.path.glob("round-*/*/failures"), run.path.glob("evaluation/*/*/failures")):
-            for failures in folder:
+        (stage_preflight if stage else preflight)(Round(config, run, 0))
+        for pattern in _FAILURES:
+            for failures in run.path.glob(pattern):
                 forget_failures(failures.parent)
-        jobs = plan_jobs(config, site, _chosen(states(config, run, range(number)), only))
+        found = stage_states(config, run) if stage else _chosen(states(config, run, range(number)), only)
+        jobs = plan_jobs(config, site, found)
         code = snapshot(config, run)
         run.slurm.logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
@@ -74,13 +91,16 @@ def submit(
         return _submit(run, jobs, lambda job, ids: sbatch_command(job, run, code, uid, ids), number, code)
 
 
-def dry_run(config: Config, rounds: int | None = None, only: Collection[str] | None = None) -> Submission:
+def dry_run(
+    config: Config, rounds: int | None = None, only: Collection[str] | None = None, *, stage: bool = False
+) -> Submission:
     """What `submit` would do, with Slurm's own judgement of each job; writes nothing."""
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
-    check_scripts(config)
-    found = states(config, run, range(rounds or config.run.rounds))
-    jobs = plan_jobs(config, site, _chosen(found, only))
+    check_scripts(config, stage=stage)
+    number = rounds or config.run.rounds
+    found = stage_states(config, run) if stage else _chosen(states(config, run, range(number)), only)
+    jobs = plan_jobs(config, site, found)
     scripts = config.cluster.scripts
     answers: dict[Key, str] = {}
     for job in jobs:
@@ -96,15 +116,18 @@ def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[Phase
     return [state for state in found if only is None or state.phase in only]
 
 
-def would_refuse(config: Config) -> str:
+def would_refuse(config: Config, *, stage: bool = False) -> str:
     """What `submit` would say about settings, models and inputs before it submits anything; "" when nothing."""
-    changed = would_refuse_settings(config, RunFolder(config.run.folder))
+    run = RunFolder(config.run.folder)
+    changed = would_refuse_settings(config, run)
     if changed:
         return changed
     try:
-        run = RunFolder(config.run.folder)
-        check_unfinished(config, run, all_names(), range(config.run.rounds))
-        preflight(Round(config, run, 0))
+        if stage:
+            stage_preflight(Round(config, run, 0))
+        else:
+            check_unfinished(config, run, all_names(), range(config.run.rounds))
+            preflight(Round(config, run, 0))
     except SophiaError as error:
         return str(error)
     return ""
@@ -121,10 +144,11 @@ def cancel(run: RunFolder) -> list[str]:
     return ids
 
 
-def check_scripts(config: Config) -> None:
+def check_scripts(config: Config, *, stage: bool = False) -> None:
     """Raises UsageError when the folder of .sbatch files is not there, or not whole."""
     folder = config.cluster.scripts
-    names = dict.fromkeys(["job.sh", *(phase.script_name for phase in wanted_phases(config))])
+    wanted = [phase for phase in stage_phases() if phase.wanted(config)] if stage else wanted_phases(config)
+    names = dict.fromkeys(["job.sh", *(phase.script_name for phase in wanted)])
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UsageError(

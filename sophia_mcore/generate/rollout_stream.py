@@ -1,0 +1,159 @@
+"""Units that join while others are still being sampled: no place of the engine waits for the longest answer.
+
+Verdicts are made by a thread while the engine goes on. When a newer version of the policy appears, no further unit is
+begun: the running ones end with the version that they began with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.board import Task
+from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.rollout_unit import Wanted
+from sophia_mcore.records import Rollout
+from sophia_mcore.rl.versions import newest_version
+
+if TYPE_CHECKING:
+    from sophia_mcore.generate.rollout_loop import Rollouts
+
+Key = tuple[str, int]  # name of a running unit, place of a request in it
+
+
+def stream_units(loop: Rollouts, first: Task) -> None:
+    """Sample ``first`` and whatever else is free, until a newer version appears or nothing is left."""
+    with ThreadPoolExecutor(1, thread_name_prefix="verdicts") as pool:
+        stream = _Stream(loop, pool)
+        stream.begin(first)
+        try:
+            stream.run()
+        except BaseException:
+            stream.give_back()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@dataclass
+class _Running:
+    """A unit on its way: its answers, then perhaps its rethinkings."""
+
+    task: Task
+    began: float
+    wanted: Sequence[Wanted]
+    found: dict[int, Completion] = field(default_factory=dict)
+    rollouts: list[Rollout] = field(default_factory=list)
+    grading: Future[tuple[list[Rollout], list[Wanted]]] | None = None
+    rethinks: bool = False
+
+
+class _Stream:
+    def __init__(self, loop: Rollouts, pool: ThreadPoolExecutor) -> None:
+        assert loop.loaded is not None
+        self._loop = loop
+        self._version = loop.loaded
+        self._pool = pool
+        self._units: dict[str, _Running] = {}
+        self._waiting: list[_Running] = []
+        self._latest: _Running | None = None  # whose requests joined last
+        self._newer_since: float | None = None
+
+    def run(self) -> None:
+        """Stream until all units are written. A failure is that of the units that joined last."""
+        while self._units:
+            try:
+                with self._loop.watchdog.sampling():
+                    for (name, place), completion in self._loop.engine.stream(self._more, self._loop.watchdog.moved):
+                        self._take(self._units[name], place, completion)
+            except SophiaError:
+                self._fail()
+            wait([unit.grading for unit in self._units.values() if unit.grading is not None])
+            self._collect()
+
+    def begin(self, task: Task) -> None:
+        """Put the requests of a unit into the queue."""
+        wanted: list[Wanted] = []
+        with self._loop.failing([task]):
+            wanted = self._loop.examiner.first(task.claim.unit, task.batch.batch)
+        if wanted:
+            self._loop.watchdog.hold(task.claim)
+            unit = self._units[_name(task)] = _Running(task, time.monotonic(), wanted)
+            self._waiting.append(unit)
+
+    def give_back(self) -> None:
+        """Release what is not finished."""
+        for unit in self._units.values():
+            self._loop.watchdog.drop(unit.task.claim)
+            unit.task.claim.release()
+        self._units.clear()
+
+    def _more(self, places: int) -> list[tuple[Key, Request]]:
+        """The requests of one unit, so that one that cannot be asked is known."""
+        self._collect()
+        while not self._waiting and not self._is_old():
+            task = self._loop.board.claim(self._version.version)
+            if task is None:
+                break
+            self.begin(task)
+        if not self._waiting:
+            return []
+        unit = self._latest = self._waiting.pop(0)
+        return [((_name(unit.task), place), one.request) for place, one in enumerate(unit.wanted)]
+
+    def _is_old(self) -> bool:
+        newest = newest_version(self._loop.run_folder.rl.versions)
+        if newest is None or newest.version == self._version.version:
+            return False
+        if self._newer_since is None:
+            self._newer_since = time.monotonic()
+        return True
+
+    def _take(self, unit: _Running, place: int, completion: Completion) -> None:
+        unit.found[place] = completion
+        if len(unit.found) == len(unit.wanted):
+            unit.grading = self._pool.submit(self._grade, unit)
+
+    def _grade(self, unit: _Running) -> tuple[list[Rollout], list[Wanted]]:
+        """In the thread: the unit's rollouts, and what is to be sampled of them."""
+        examiner, renderer = self._loop.examiner, self._loop.renderer
+        completions = [unit.found[place] for place in range(len(unit.wanted))]
+        rollouts = examiner.grade(unit.wanted, completions, self._version, renderer)
+        return rollouts, [] if unit.rethinks else examiner.rethinking(rollouts, renderer)
+
+    def _collect(self) -> None:
+        """Write the units whose verdicts are there, or let them rethink."""
+        for name, unit in list(self._units.items()):
+            if unit.grading is None or not unit.grading.done():
+                continue
+            with self._loop.failing([unit.task]):
+                rollouts, further = unit.grading.result()
+                unit.rollouts += rollouts
+                unit.grading = None
+                if further:
+                    unit.wanted, unit.found, unit.rethinks = further, {}, True
+                    self._waiting.append(unit)
+                    continue
+            del self._units[name]
+            self._loop.watchdog.drop(unit.task.claim)
+            if unit.grading is None:  # else its verdicts failed
+                drain = 0.0 if self._newer_since is None else time.monotonic() - self._newer_since
+                seconds = time.monotonic() - unit.began
+                self._loop.finish(unit.task, unit.rollouts, self._version, seconds=seconds, seconds_drain=drain)
+
+    def _fail(self) -> None:
+        """The stream was ended by what joined last; the others are given back, their texts are lost."""
+        guilty = self._latest
+        if guilty is not None and self._units.pop(_name(guilty.task), None) is not None:
+            self._loop.watchdog.drop(guilty.task.claim)
+        self.give_back()
+        self._waiting.clear()
+        with self._loop.failing([guilty.task] if guilty is not None else []):
+            raise
+
+
+def _name(task: Task) -> str:
+    return f"{task.batch.folder.name}/{task.claim.unit.id}"

@@ -1,0 +1,136 @@
+"""What is asked in a batch of the on-policy stage, and how completions become graded rollouts.
+
+First every question is answered ``rl.group`` times. A drawn part of the answers then goes on behind a trigger (forced
+rethinking, ``rl.rethink``): its tokens are reused, never encoded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sophia_mcore.config.engines import Sampling
+from sophia_mcore.config.schema import Config
+from sophia_mcore.generate.answers import grade_item, question_images, question_messages
+from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.phase import sampled_fields
+from sophia_mcore.generate.rendering import Renderer
+from sophia_mcore.records import Question, Rollout, rollout_id
+from sophia_mcore.rl.rethink import Rule, given_tokens, plan_rethinking
+from sophia_mcore.rl.stream import rollout_seed
+from sophia_mcore.rl.versions import Version
+from sophia_mcore.score.reward import BROKEN
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.lineage import seed_for
+from sophia_mcore.store.units import Unit
+from sophia_mcore.verify.grade import Grader
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A rollout that is to be sampled: its request, and the fields of its record that are known before."""
+
+    request: Request
+    known: Mapping[str, Any]
+
+
+class Examiner:
+    """Asks and grades. ``renderer`` is of any version of the policy: they share tokenizer and chat template."""
+
+    def __init__(
+        self, config: Config, questions: Mapping[str, Question], system: str, images: ImageStore, grader: Grader
+    ) -> None:
+        self._config = config
+        self._rl = config.on_policy
+        self._questions = questions
+        self._system = system
+        self._images = images
+        self._grader = grader
+        rethink = self._rl.rethink
+        self._rule = Rule(share=rethink.share, cut_share=rethink.cut_share)
+
+    def first(self, unit: Unit, batch: int) -> list[Wanted]:
+        """``rl.group`` answers to each question of the unit, at temperature 1 and top-p 1."""
+        sampling = Sampling(max_tokens=self._rl.max_tokens)
+        wanted = []
+        for question in (self._questions[item] for item in unit.items):
+            messages = question_messages(question, self._system)
+            files = question_images(question, self._images)
+            for index in range(self._rl.group):
+                request = Request(
+                    messages=messages,
+                    images=files,
+                    sampling=sampling,
+                    seed=rollout_seed(self._config.run.seed, batch, question.id, index),
+                    no_image_tokens=True,
+                )
+                known = {
+                    "id": rollout_id(question.id, batch, index),
+                    "question_id": question.id,
+                    "index": index,
+                    "batch": batch,
+                }
+                wanted.append(Wanted(request, known))
+        return wanted
+
+    def rethinking(self, firsts: Sequence[Rollout], renderer: Renderer) -> list[Wanted]:
+        """The answers that go on behind a trigger: a draw that depends on the run's seed and their ids alone.
+
+        Left out are broken and truncated ones, and those with no room for a continuation.
+        """
+        rethink, seed = self._rl.rethink, self._config.run.seed
+        if not rethink.share:
+            return []
+        wanted = []
+        for first in firsts:
+            room = len(first.token_ids) <= self._rl.max_tokens - rethink.most_tokens
+            if first.verdict in BROKEN or first.finish_reason == "length" or not room:
+                continue
+            plan = plan_rethinking(first.id, first.verdict == "correct", seed, self._rule)
+            if plan is None:
+                continue
+            trigger = renderer.tokenizer.encode(getattr(rethink, plan.kind), add_special_tokens=False).ids
+            given = given_tokens(
+                first.token_ids, renderer.decode(first.token_ids), plan, trigger, renderer.stop_ids, renderer.decode
+            )
+            question = self._questions[first.question_id]
+            request = Request(
+                messages=question_messages(question, self._system),
+                images=question_images(question, self._images),
+                sampling=Sampling(temperature=rethink.temperature, max_tokens=rethink.most_tokens),
+                seed=seed_for(seed, "rl", "rethink", first.id),
+                continue_ids=tuple(given),
+                no_image_tokens=True,
+            )
+            known = {
+                "id": f"{first.id}.r",
+                "question_id": first.question_id,
+                "index": first.index,
+                "batch": first.batch,
+                "parent": first.id,
+                "trigger": plan.kind,
+                "given": len(given),
+            }
+            wanted.append(Wanted(request, known))
+        return wanted
+
+    def grade(
+        self, wanted: Sequence[Wanted], completions: Sequence[Completion], version: Version, renderer: Renderer
+    ) -> list[Rollout]:
+        """Rollouts of ``version``, in order. Truncated ones are graded too."""
+        rows = [_row(one, completion, version, renderer) for one, completion in zip(wanted, completions, strict=True)]
+        items = [grade_item(self._questions[row["question_id"]], row["id"], row["text"]) for row in rows]
+        grades = self._grader.grade_many(items)
+        return [
+            Rollout(**row, verdict=grade.verdict, extracted=grade.extracted)
+            for row, grade in zip(rows, grades, strict=True)
+        ]
+
+
+def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Renderer) -> dict[str, Any]:
+    row = {**sampled_fields(wanted.request, completion, version.digest), **wanted.known, "version": version.version}
+    if given := wanted.request.continue_ids:
+        row["token_ids"] = (*given, *completion.token_ids)
+        row["text"] = renderer.answer(completion.opened, row["token_ids"])
+    return row

@@ -1,0 +1,129 @@
+"""An engine of the on-policy stage: ``python -m sophia_mcore.generate.rollouts RUN/config.toml``.
+
+It knows the run folder and nothing else, and lives as long as the stage: it looks for open batches, takes the newest
+version of the policy, claims units, samples, grades on the spot, and writes one shard of ``records.Rollout`` per unit.
+Any number of these may work on one stage, come and go at any time, and be killed.
+
+Exit codes: 0 the stage has ended, 1 failed, 2 bad usage, 75 a signal asked for it or the trainer is gone for good,
+77 the engine hung.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, SophiaError, UsageError, run_command
+from sophia_mcore.generate.engine import LivingEngine
+from sophia_mcore.generate.phase import read_questions
+from sophia_mcore.generate.rollout_loop import Rollouts
+from sophia_mcore.generate.rollout_unit import Examiner
+from sophia_mcore.generate.vllm_cpu import prepare_process
+from sophia_mcore.generate.watchdog import Watchdog
+from sophia_mcore.pretrained.families import image_limits
+from sophia_mcore.rl.batches import LEASE_SECONDS
+from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.versions import Version
+from sophia_mcore.score.grading import open_grader
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import RunFolder
+
+OpenEngine = Callable[[Config, RunFolder, Version], LivingEngine]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Work until the stage has ended; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="sophia_mcore.generate.rollouts", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path, help="RUN/config.toml")
+    options = parser.parse_args(arguments)
+    prepare_process()
+    return serve(options.config, open_policy)
+
+
+def serve(config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEASE_SECONDS) -> int:
+    """As ``main``, with the engine that ``open_engine`` opens on the first version it is given."""
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not asked:
+            asked.append(number)
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        code = run_command("rollouts", lambda: _work(config_file, open_engine, lease_seconds))
+    except KeyboardInterrupt:  # the signal came while the work was being put down
+        code = EXIT_INTERRUPTED
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return EXIT_STOPPED if code == EXIT_INTERRUPTED else code
+
+
+def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> None:
+    config, run = load_config(config_file), RunFolder(config_file.parent)
+    rl = config.on_policy
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    questions = {question.id: question for question in read_questions(asked_questions(run), with_images=True)}
+    with (
+        open_grader(config.score) as grader,
+        Watchdog(run.rl.engines / f"{name}.alive", rl.stall_seconds, lease_seconds) as watchdog,
+    ):
+        examiner = Examiner(config, questions, system_prompt(config), ImageStore(run.images), grader)
+        loop = Rollouts(
+            config,
+            run,
+            examiner,
+            grader,
+            watchdog,
+            lambda version: open_engine(config, run, version),
+            name=name,
+            lease_seconds=lease_seconds,
+        )
+        try:
+            ended = loop.run()
+        finally:
+            for claim in watchdog.held:
+                watchdog.drop(claim)
+                claim.release()
+            loop.close()
+    if not ended:
+        print(f"no sign of life from the trainer for {rl.patience_seconds:g} s: this engine ends", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED)
+
+
+def asked_questions(run: RunFolder) -> Path:
+    """The questions of the stage: those that were chosen, where there was a choice. Raises SophiaError without any."""
+    for path in (run.rl.questions_file, run.questions_file):
+        if path.is_file():
+            return path
+    raise SophiaError(f"{run.questions_file}: no such file; `sophia rl` prepares the questions")
+
+
+def open_policy(config: Config, run: RunFolder, version: Version) -> LivingEngine:
+    """vLLM on a published version. Raises SophiaError when the version is damaged or vLLM refuses it."""
+    from sophia_mcore.config.engines import VllmEngine
+    from sophia_mcore.generate.vllm_engine import open_vllm
+
+    rl = config.on_policy
+    if not isinstance(rl.engine, VllmEngine):
+        raise UsageError(f"rl.engine.kind = {rl.engine.kind!r}: new weights cannot be loaded into it; use 'vllm'")
+    return open_vllm(
+        rl.engine,
+        version.path(run.rl.versions),
+        image_limits(config.batch),
+        digest=version.digest,
+        sleeps=rl.placement == "colocated",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

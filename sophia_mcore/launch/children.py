@@ -1,0 +1,157 @@
+"""Long-lived processes of a stage: started, watched, started again after they were lost, ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from sophia_mcore.death_signal import dies_with
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.process import error_line
+
+_STEADY_SECONDS = 600.0  # a process that has lived so long may be lost again as often as one that has never been
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(kw_only=True)
+class Child:
+    """One process, no shell; its output goes to ``log_file``.
+
+    ``follow`` reads the progress events that it sends over the pipe of ``--progress-fd``. ``patience_seconds``: how
+    long it may put its work down once it is told to end. ``alive_file`` gives, for its process id, the file that it
+    touches; not touched for ``silent_seconds`` means that it hangs.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    log_file: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    max_restarts: int = 0
+    patience_seconds: float = 20.0
+    follow: Callable[[IO[str]], None] | None = None
+    alive_file: Callable[[int], Path] | None = None
+    silent_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.restarts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+        self._next = 0.0
+        self._log_start = 0
+        self._hung = False
+
+    def start(self) -> None:
+        """Start it, or start it again. Raises SophiaError when the program is missing."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        read_end, write_end = os.pipe() if self.follow is not None else (-1, -1)
+        with open(self.log_file, "ab") as log:
+            self._log_start = log.tell()
+            try:
+                self._process = subprocess.Popen(
+                    [*self.arguments, *(("--progress-fd", str(write_end)) if self.follow is not None else ())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **self.environment},
+                    pass_fds=(write_end,) if self.follow is not None else (),
+                    preexec_fn=dies_with(os.getpid(), signal.SIGTERM),
+                )
+            except OSError as error:
+                if self.follow is not None:
+                    os.close(read_end)
+                raise SophiaError(f"{self.arguments[0]}: cannot be started ({error.strerror})") from None
+            finally:
+                if self.follow is not None:
+                    os.close(write_end)
+        self._began, self._hung = time.monotonic(), False
+        if self.follow is not None:
+            threading.Thread(target=self._read, args=(read_end,), name=self.name, daemon=True).start()
+
+    def _read(self, descriptor: int) -> None:
+        assert self.follow is not None
+        with os.fdopen(descriptor, "r", errors="replace") as events:
+            self.follow(events)
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs, which one that hangs does no longer."""
+        if self._process is None:
+            return None
+        if self._process.poll() is None and self._is_silent():
+            self._hung = True
+            self._process.kill()
+            self._process.wait()
+        return self._process.returncode
+
+    def _is_silent(self) -> bool:
+        if self.alive_file is None or self._process is None or not self.silent_seconds:
+            return False
+        try:
+            touched = os.stat(self.alive_file(self._process.pid)).st_mtime
+        except OSError:
+            return False  # it has not begun to work
+        return time.time() - touched > self.silent_seconds
+
+    def why(self) -> str:
+        """How it ended, in its own words where it had any."""
+        code = self.poll()
+        if self._hung:
+            return f"hung for more than {self.silent_seconds:.0f} s and was killed"
+        if line := self.said():
+            return line
+        if code is not None and code < 0:
+            return f"was killed by signal {-code}"
+        return f"ended with code {code} without saying why"
+
+    def said(self) -> str | None:
+        """The last "error:" line that it wrote since it was started."""
+        return error_line(self.log_file, self._log_start)
+
+    def may_restart(self) -> bool:
+        """Whether ``restart`` is allowed once more."""
+        if time.monotonic() - self._began > _STEADY_SECONDS:
+            self.restarts = 0
+        return self.restarts < self.max_restarts
+
+    def restart(self) -> bool:
+        """Start it again, after a pause that grows with each time. False: the pause is not over yet."""
+        assert self._process is not None
+        if not self._next:
+            self._next = time.monotonic() + min(2.0**self.restarts - 1.0, _LONGEST_PAUSE_SECONDS)
+        if time.monotonic() < self._next:
+            return False
+        self.restarts += 1
+        self._next = 0.0
+        self.start()
+        return True
+
+    def ask_to_end(self) -> None:
+        """TERM."""
+        if self._process is not None:
+            with suppress(OSError):
+                self._process.terminate()
+
+    def end(self) -> None:
+        """Wait for its end, and KILL it when it takes longer than its patience."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(self.patience_seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def end_all(children: Sequence[Child]) -> None:
+    """Tell all to put their work down, then wait."""
+    for child in children:
+        child.ask_to_end()
+    for child in children:
+        child.end()

@@ -1,0 +1,143 @@
+"""`sophia rl`: the on-policy stage on this machine, from its questions to its report; run again, it goes on."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from typing import Any
+
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch import stage
+from sophia_mcore.launch.environments import run_here, with_local_models
+from sophia_mcore.launch.local import claim_folder, made_folder
+from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
+from sophia_mcore.launch.readers import rl_start, stage_has_ended
+from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.records import Question
+from sophia_mcore.rl.versions import newest_version
+from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.lock import folder_lock
+from sophia_mcore.store.shards import read_shard
+from sophia_mcore.track.metrics import MetricsLog
+
+STEPS = ("select", "loop", "evaluate")  # what --from names; the questions come before, the report behind
+
+_STAGE_SECTIONS = {"rl", "batch", "models", "score"}
+# What may change between two starts of one stage: it decides where, how long and how fast work is done.
+_CHANGEABLE = {
+    ("rl", "batches"), ("rl", "engine"), ("rl", "engines"), ("rl", "rollout_nodes"), ("rl", "stall_seconds"),
+    ("rl", "patience_seconds"), ("rl", "max_lost_share"), ("rl", "stop_rollout_gap"), ("rl", "max_resamples"),
+    ("rl", "train", "save_every_batches"), ("rl", "train", "keep_checkpoints"), ("models", "reasoner"),
+    ("score", "workers"), ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
+}  # fmt: skip
+
+
+def run_rl(
+    config: Config,
+    *,
+    batches: int | None = None,
+    first: str = STEPS[0],
+    replay: bool = False,
+    new_settings: bool = False,
+) -> RunFolder:
+    """The stage in the run's folder, holding its lock.
+
+    ``batches`` replaces rl.batches, also of a stage that has ended with fewer. ``replay``: train on the stored rollouts
+    alone. Raises UsageError for settings that cannot be used, SophiaError when a process fails for good.
+    """
+    if first not in STEPS:
+        nearest = difflib.get_close_matches(first, STEPS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"one of {', '.join(STEPS)}"
+        raise UsageError(f"--from {first!r}: {hint}")
+    rl = config.on_policy
+    if batches is not None:
+        config = config.model_copy(update={"rl": rl.model_copy(update={"batches": batches})})
+    config = with_local_models(config, ["captions"], download=True)  # as a phase that reads the policy
+    run = made_folder(config)
+    chosen = STEPS[STEPS.index(first) :]
+    with folder_lock(run.lock_file), TerminalProgress() as progress:
+        if not new_settings:
+            refuse_changed_settings(config, run)
+        claim_folder(config, run, new_settings=new_settings)
+        current = Round(config, run, 0)
+        preflight(current)
+        metrics = MetricsLog(run.metrics_file)
+        for step in ("questions", *chosen, "report"):
+            began = time.monotonic()
+            _step(step, current, progress, replay=replay)
+            metrics.log(0, f"rl-{step}", {"seconds": round(time.monotonic() - began, 3)})
+    return run
+
+
+def refuse_changed_settings(config: Config, run: RunFolder) -> None:
+    """Raises UsageError when the stage has begun with other settings that its result depends on."""
+    if newest_version(run.rl.versions) is None and not run.rl.select.is_dir():
+        return
+    before = load_config(run.config_file) if run.config_file.is_file() else None
+    if before is None or before.rl is None:  # a round has been run since
+        return
+    old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
+    changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if changed:
+        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise UsageError(
+            f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
+            "or add --new-settings to go on with the new ones"
+        )
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if any(path[: len(free)] == free for free in _CHANGEABLE):
+        return {}
+    if isinstance(tree, dict):
+        return {key: value for name, child in tree.items() for key, value in _flat(child, (*path, name)).items()}
+    return {path: tree}
+
+
+def preflight(round: Round) -> None:
+    """What can be refused before any work. Raises SophiaError or UsageError."""
+    from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.pretrained.complete import check_model_dir
+    from sophia_mcore.pretrained.spec import ModelSpec
+
+    config, run = round.config, round.run
+    start = rl_start(config, run)
+    check_model_dir(start)
+    check_layout(ModelSpec.from_model_dir(start), config.parallel, config.batch.sequence_length_tokens)
+    newest = newest_version(run.rl.versions)
+    if newest is not None and newest.version > config.on_policy.batches:
+        raise UsageError(
+            f"rl.batches = {config.on_policy.batches}, but {newest.version} batches are trained already in {run.path}"
+        )
+
+
+def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) -> None:
+    config, run = round.config, round.run
+    if step == "questions":
+        run_here(QUESTIONS, round, progress)
+    elif step == "select" and RL_SELECT.wanted(config):
+        run_here(RL_SELECT, round, progress)
+    elif step == "select":
+        for path in (run.rl.select_file, run.rl.questions_file):  # of a choice that other settings made
+            path.unlink(missing_ok=True)
+    elif step == "loop":
+        check_questions(config, run)
+        stage.remove_summary_of_fewer_batches(config, run)
+        if not stage_has_ended(config, run):
+            node = stage.this_machine(config, replay=replay)
+            stage.supervise(config, run, node, replay=replay, follow=progress.follow)
+    elif step == "evaluate" and RL_EVALUATE.wanted(config):
+        run_here(RL_EVALUATE, round, progress)
+    elif step == "report":
+        run_here(REPORT, round, progress)
+
+
+def check_questions(config: Config, run: RunFolder) -> None:
+    """Raises UsageError when a batch asks more questions than there are."""
+    chosen = RL_SELECT.wanted(config) and run.rl.questions_file.is_file()
+    number = len(read_shard(run.rl.questions_file if chosen else run.questions_file, Question))
+    size = config.on_policy.questions_per_batch
+    if size > number:
+        raise UsageError(f"rl.questions_per_batch = {size} is more than the {number} questions there are to ask")

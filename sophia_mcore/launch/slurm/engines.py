@@ -1,0 +1,53 @@
+"""`sophia submit --rl --engines N`: further engines for an on-policy stage that waits or runs.
+
+An element of the array is one engine, which joins by the run folder and may leave at any time: its units go on
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.phases import RL
+from sophia_mcore.launch.slurm import commands as slurm
+from sophia_mcore.launch.slurm.jobs import Site, comment, early_signal, read_site
+from sophia_mcore.launch.slurm.submit import read_submission
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import run_uid
+
+NAME = "rl-engines"
+SCRIPT = "rl_engines.sbatch"
+
+
+def submit_engines(config: Config, count: int) -> str:
+    """Submit an array of ``count`` engines; returns its number.
+
+    Raises UsageError: no such stage waits or runs, settings, what Slurm refuses. SophiaError: Slurm does not answer.
+    """
+    run = RunFolder(config.run.folder)
+    uid = run_uid(run.path) if run.path.is_dir() else ""
+    if not uid or not any(job.live and job.key[0] == RL.name for job in slurm.queue(uid)):
+        raise UsageError(f"no on-policy stage of {run.path} waits or runs: `sophia submit CONFIG --rl` submits one")
+    command = engines_command(config, run, read_site(config.cluster.env_file), uid, count)
+    return slurm.sbatch(command, NAME)
+
+
+def engines_command(config: Config, run: RunFolder, site: Site, uid: str, count: int) -> list[str]:
+    """sbatch's command line, with the code that the stage was submitted with."""
+    folder, engine = run.path.absolute(), config.on_policy.engine
+    scripts = (run.slurm.path / str(read_submission(run).get("code", ""))).absolute()
+    logs = str(folder).replace("%", "%%")
+    gpus = engine.tensor_parallel if engine.kind == "vllm" else 1
+    options = site.options("all", "gpu")
+    if site.gpus_by:
+        options.append(f"{site.gpus_by}{gpus}")
+    options += site.options("rl_engines")
+    script = scripts / SCRIPT
+    if not script.is_file():
+        raise UsageError(f"{script}: no such file; {SCRIPT} was not there when the stage was submitted")
+    options += early_signal(options, script.read_text())
+    return [
+        *("sbatch", "--parsable", f"--job-name={NAME}", f"--comment={comment(uid, (NAME, 0))}"),
+        *(f"--output={logs}/slurm/logs/%x-%A_%a.batch.log", f"--array=0-{count - 1}"),
+        *(*options, str(script), str(folder), "0", str(scripts)),
+    ]

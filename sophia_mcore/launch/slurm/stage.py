@@ -1,0 +1,56 @@
+"""The on-policy stage as one Slurm job with a task per node: the first nodes train, the rest only sample.
+
+With ``rl.placement`` "colocated" every node does both. Further engines may join and leave at any time
+(slurm/rl_engines.sbatch): they know the run folder and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.environments import interpreter
+from sophia_mcore.launch.resources import processes_per_node, stage_shape, training_shape
+from sophia_mcore.launch.rl import check_questions
+from sophia_mcore.launch.slurm.attempts import SlurmTask
+from sophia_mcore.launch.slurm.health import LostProcess
+from sophia_mcore.launch.stage import LostTrainerError, Node, remove_summary_of_fewer_batches, supervise
+from sophia_mcore.store.layout import Round
+
+
+def run_on_node(round: Round) -> None:
+    """This node's part. Raises LostProcess when the trainer was lost: the job is requeued and goes on."""
+    config, task = round.config, SlurmTask.of(os.environ)
+    wanted = stage_shape(config).nodes
+    if task.node_count != wanted:
+        raise UsageError(f"{task.node_count} nodes allocated, but [parallel] and rl.rollout_nodes need {wanted}")
+    check_questions(config, round.run)
+    if task.node_index == 0:
+        remove_summary_of_fewer_batches(config, round.run)
+    try:
+        supervise(config, round.run, node_of(config, task, os.environ.get("PYTHON_ROLLOUT", "")), signals=False)
+    except LostTrainerError as error:
+        raise LostProcess(str(error)) from None
+
+
+def node_of(config: Config, task: SlurmTask, rollout_python: str = "") -> Node:
+    """What the task's node does. ``rollout_python``: as the env file names it, "" for the configuration's."""
+    rl, nodes = config.on_policy, training_shape(config).nodes or 1
+    trains = task.node_index < nodes
+    join = f"is_host={int(task.node_index == 0)},join_timeout={config.cluster.join_seconds:.0f}"
+    torchrun = (
+        *(f"--nnodes={nodes}", f"--nproc-per-node={processes_per_node(config)}", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", f"--rdzv-endpoint={task.head}:{task.port}", f"--rdzv-conf={join}"),
+        f"--rdzv-id={task.job_id}-{task.restart}",
+    )
+    samples = rl.placement == "colocated" or not trains or not rl.rollout_nodes
+    return Node(
+        torchrun=torchrun if trains else None,
+        engines=rl.engines if samples else 0,
+        trainer_python=(sys.executable,),
+        engine_python=tuple(shlex.split(rollout_python)) or (interpreter(config.environments.rollout),),
+        restarts_trainer=False,
+    )
