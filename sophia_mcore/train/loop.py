@@ -16,7 +16,7 @@ from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import STOPPED, SUMMARY
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
-from sophia_mcore.train.job import Job
+from sophia_mcore.train.job import RoundJob
 from sophia_mcore.train.mismatch import rollout_gap
 from sophia_mcore.train.policy_logprobs import mean_logprob
 from sophia_mcore.train.reference_logprobs import with_reference
@@ -27,13 +27,13 @@ PHASE = "train"
 _SHOWN_IDS = 8
 
 
-def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
+def train(job: RoundJob, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     """Train to the end, or until ``stop_asked`` on any rank; returns whether it is finished.
 
     Resumed from a checkpoint it goes on as if nothing had happened. Raises SophiaError for a loss or gradient that is
     not finite; the newest checkpoint is then from before it.
     """
-    total, every = job.loader.steps, job.config.train.save_every_steps
+    total, every = job.steps, job.config.train.save_every_steps
     start = job.checkpoints.load_newest(job.chunks, job.optimizer)
     job = with_reference(job)
     log = _Log(job, start)
@@ -64,11 +64,11 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     return True
 
 
-def _measured(job: Job) -> Any:
+def _measured(job: RoundJob) -> Any:
     return job.loader.fixed(job.config.train.measure_samples)
 
 
-def _check_finite(job: Job, report: StepReport, step: int) -> None:
+def _check_finite(job: RoundJob, report: StepReport, step: int) -> None:
     """Stop every rank when the loss or the gradient is not finite, saying where and for which samples."""
     if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
         return
@@ -91,7 +91,7 @@ def _check_finite(job: Job, report: StepReport, step: int) -> None:
 class _Log:
     """metrics.jsonl, and summary.json in the end, written by the rank that has the losses; elsewhere nothing."""
 
-    def __init__(self, job: Job, start: int) -> None:
+    def __init__(self, job: RoundJob, start: int) -> None:
         self._folder, self._limit = job.folder.train, job.config.train.warn_rollout_gap
         self._log: MetricsLog | None = None
         self.mark()

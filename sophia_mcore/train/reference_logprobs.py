@@ -19,14 +19,14 @@ from sophia_mcore.batch.collate import split_logprobs
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import replacing, write_json
 from sophia_mcore.train.checkpoint import on_rank_zero
-from sophia_mcore.train.job import Job
+from sophia_mcore.train.job import RoundJob
 from sophia_mcore.train.policy_logprobs import target_logprobs
 
 COMPLETE = "complete.json"
 Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id
 
 
-def with_reference(job: Job) -> Job:
+def with_reference(job: RoundJob) -> RoundJob:
     """The job whose batches bring the reference log-probs, if the objective asks for them; measures them if need be.
 
     Call before the first update, or when resuming.
@@ -41,7 +41,7 @@ def with_reference(job: Job) -> Job:
     return replace(job, loader=job.loader.with_logprobs(behaviour=_read(folder)))
 
 
-def _measure(job: Job, folder: Path) -> None:
+def _measure(job: RoundJob, folder: Path) -> None:
     own: Logprobs = {}
     rows = job.loader.everything()
     at_once = 4 * job.groups.pipeline_size  # keeps the pipeline full, and memory small
