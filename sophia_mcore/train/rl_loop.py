@@ -53,6 +53,7 @@ class _Stage:
     replay: bool
     step: int = 0  # updates done
     saved: int = 0
+    trained: bool = False  # whether the optimizer has a state
     differently: int = 0  # versions that have come out differently than before
 
     def run(self) -> bool:
@@ -62,6 +63,7 @@ class _Stage:
             if on_rank_zero(lambda: read_version(job.folder.versions, 0) is None, "cannot read version 0"):
                 offer(job, 0)
             self.step = self.saved = job.checkpoints.load_newest(job.chunks, job.optimizer)
+            self.trained = self.step > 0
             log = StageLog(job, self.step)
             first, done = divmod(self.step, per_batch)
             self.progress.start("on-policy batches", job.rl.batches, first)
@@ -132,7 +134,7 @@ class _Stage:
         report = train_step(job, job.batches(plan, update), self.step, self.stop_asked())
         names = [one.id for one in update.samples] + list(update.auxiliary)
         check_finite(job, report, self.step, lambda: names)
-        self.step += 1
+        self.step, self.trained = self.step + 1, True
         log.update(self.step, {**report.values(time.perf_counter() - began), **values})
         self.progress.note(f"loss {report.loss:.3f}")
         if not report.writing:
@@ -189,7 +191,8 @@ class _Stage:
                 self.job.lock.release()
 
     def _save(self) -> None:
-        if self.step > self.saved:
+        """Save what is not saved. Before the first real update there is nothing that could not be done again."""
+        if self.step > self.saved and self.trained:
             self.job.checkpoints.save(self.step, self.job.chunks, self.job.optimizer)
             self.saved = self.step
 

@@ -1,4 +1,4 @@
-"""The on-policy stage on gloo ranks with an engine beside it: it learns, and killed anywhere it ends with the same bytes."""
+"""The on-policy stage on gloo ranks beside an engine: it learns, and killed anywhere it ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from sophia_mcore.track.metrics import read_metrics
 from tests.support import stage_world, train_world
+from tests.support.harness import RankError
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,36 @@ def test_the_stage_learns(tmp_path: Path, policy: Path) -> None:
     _, run = whole(tmp_path / "run", policy, {"batches": 8, "group": 8, "samples_per_update": 32})
     batches, updates = lines(run, "batch"), lines(run, "update")
     assert len(batches) == len(updates) == 8
-    print([line["accuracy"] for line in batches])
     assert batches[-1]["accuracy"] > batches[0]["accuracy"] + 0.2
     assert max(line["rollout_gap_p99"] for line in batches if "rollout_gap_p99" in line) < 1e-4
+
+
+SSR = {"fill": "ssr", "ssr": {"episode_questions": 8}, "objective": {"correction": "tis"}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[str, Any]:
+    _, run = whole(tmp_path_factory.mktemp("undisturbed") / "run", policy, SSR)
+    return stage_world.left_behind(run)
+
+
+KILLS = (
+    "rl_publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
+    "rl_open.open_batch:2", "rl_loop.take:2", "rl_loop.measure_batch:2+", "rl_loop.train_step:3",
+    "rl_loop.train_step:6+", "rl_log.StageLog.batch:3+", "rl_publish.finish_model:1", "rl_loop.train_step:5+",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    tmp_path: Path, policy: Path, undisturbed: dict[str, Any], kill: str
+) -> None:
+    config, run = stage_world.make_stage(tmp_path / "run", policy, SSR)
+    with stage_world.engine(config, run):
+        with pytest.raises(RankError, match="died without an answer"):
+            stage_world.train(config, run, kill=kill)
+        assert not run.rl.summary_file.exists()
+        assert stage_world.train(config, run) == [True]
+    found = stage_world.left_behind(run)
+    for name, wanted in undisturbed.items():
+        assert found[name] == wanted, name

@@ -44,7 +44,7 @@ from tests.support.pictures import smooth
 QUESTIONS = 12
 SMALL = {
     "batches": 4, "questions_per_batch": 4, "group": 4, "samples_per_update": 8, "max_tokens": 6,
-    "questions_per_unit": 2, "engine": {"kind": "transformers", "dtype": "float32"},
+    "questions_per_unit": 2, "overlong": "graded", "engine": {"kind": "transformers", "dtype": "float32"},
     "train": {"learning_rate": 5e-3, "save_every_batches": 2, "weight_decay": 0.0},
 }  # fmt: skip
 TIMES = ("time", "step_seconds", "tokens_per_second", "trainer_idle")
