@@ -21,6 +21,7 @@ from sophia_mcore.rl.versions import (
     read_version,
 )
 from sophia_mcore.train.checkpoint import on_rank_zero
+from sophia_mcore.train.optim import require_current_parameters
 from sophia_mcore.train.rl_job import StageJob
 from sophia_mcore.train.rl_logprobs import forget
 from sophia_mcore.weights.publish import publish
@@ -39,6 +40,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
         lambda: (read_version(pointers, number), _latest_folder(pointers)), f"cannot read {pointers}"
     )
     began = time.monotonic()
+    require_current_parameters(job.chunks)
     modules = [chunk.module for chunk in job.chunks]
     folder, digest, written = publish(modules, job.spec, job.groups, job.start, pointers, number, previous=last)
     version = Version(

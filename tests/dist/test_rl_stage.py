@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.track.metrics import read_metrics
 from tests.support import stage_world, train_world
 from tests.support.harness import RankError
@@ -66,3 +68,66 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     found = stage_world.left_behind(run)
     for name, wanted in undisturbed.items():
         assert found[name] == wanted, name
+
+
+def test_the_stored_rollouts_are_enough(tmp_path: Path, policy: Path, undisturbed: dict[str, Any]) -> None:
+    """Training is a pure function of them: without an engine, checkpoints and versions come out the same."""
+    config, run = whole(tmp_path / "run", policy, SSR)
+    assert stage_world.left_behind(run)["versions"] == undisturbed["versions"]
+    for folder in (run.rl.train, run.rl.versions, run.rl.model, run.rl.path / "old"):
+        shutil.rmtree(folder)
+    assert stage_world.train(config, run, replay=True) == [True]
+    assert stage_world.left_behind(run) == undisturbed
+    shutil.rmtree(run.rl.train)
+    next(run.rl.batch(2).glob("*.parquet")).unlink()
+    (run.rl.batch(2) / "taken.json").unlink()
+    with pytest.raises(SophiaError, match="1 of its 2 units are not stored"):
+        stage_world.train(config, run, replay=True)
+
+
+@pytest.mark.parametrize("parallel", [{"processes": 2}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+def test_on_several_ranks(tmp_path: Path, policy: Path, parallel: dict[str, int]) -> None:
+    rl = {**SSR, "batches": 2, "objective": {"correction": "tis", "kl": 0.1}}
+    _, run = whole(tmp_path / "run", policy, rl, 2, parallel=parallel)
+    updates = lines(run, "update")
+    assert len(updates) == 4
+    assert updates[0]["kl"] < 1e-6 < updates[-1]["kl"]
+    assert all(line["samples"] == 8 for line in updates if not line["skipped"] and line["buffer"])
+
+
+def test_a_lag_of_one(tmp_path: Path, policy: Path) -> None:
+    rl = {"lag": 1, "placement": "separate", "objective": {"correction": "tis"}}
+    _, run = whole(tmp_path / "run", policy, rl)
+    assert {line["lag_max"] for line in lines(run, "batch")[1:]} <= {0, 1}
+    assert len(lines(run, "batch")) == 4
+
+
+def test_lost_groups(tmp_path: Path, policy: Path) -> None:
+    """Units that are given up are left out and counted, up to the share that is allowed."""
+    for share, allowed in ((0.6, True), (0.05, False)):
+        config, run = stage_world.make_stage(tmp_path / str(share), policy, {"max_lost_share": share})
+        with stage_world.engine(config, run, give_up=("q0", "q1")):
+            if allowed:
+                assert stage_world.train(config, run) == [True]
+                assert sum(line["groups_lost"] for line in lines(run, "batch")) >= 2
+            else:
+                with pytest.raises(SophiaError, match=r"groups are lost \(rl.max_lost_share = 0.05\).*it never works"):
+                    stage_world.train(config, run)
+
+
+def test_an_engine_with_other_weights_stops_the_stage(tmp_path: Path, policy: Path) -> None:
+    config, run = stage_world.make_stage(tmp_path / "run", policy, {"stop_rollout_gap": 1e-9})
+    with (
+        stage_world.engine(config, run),
+        pytest.raises(SophiaError, match="batch 0: log-probs of trainer and engine differ by"),
+    ):
+        stage_world.train(config, run)
+    assert lines(run, "update") == []
+
+
+def test_resampling_asks_further_questions(tmp_path: Path, policy: Path) -> None:
+    rl = {"fill": "resample", "max_resamples": 2, "group": 2, "samples_per_update": 8, "batches": 2}
+    _, run = whole(tmp_path / "run", policy, rl)
+    draws = sorted(path.name for path in run.rl.rollouts.iterdir())
+    assert draws[0] == "00000000" and len(draws) > 2
+    assert all(line["samples"] <= 8 for line in lines(run, "update") if not line["skipped"])
