@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -120,7 +121,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
     wrapped = wrap_ddp(chunks, view.train)
     rows = Rows(view, reader, groups.data_rank, groups.data_size, load_pixels=groups.is_first_stage)
     tokens = Tokens(reader, questions, system_prompt(config), rows.longest, rl)
-    first_of_node = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first_of_node = int(os.environ.get("LOCAL_RANK", dist.get_rank())) == 0
     return StageJob(
         config=view,
         groups=groups,

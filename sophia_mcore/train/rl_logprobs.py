@@ -35,10 +35,11 @@ def measure_batch(job: StageJob, plan: Plan) -> dict[str, float]:
     chosen = plan.effective
     if job.measures_old:
         _stored(job, plan, folder, chosen)
-        found = {name: job.old[name] for name in chosen} if job.groups.is_last_stage else {}
+        compared = [name for name in chosen if _is_of_now(plan, name)]
+        found = {name: job.old[name] for name in compared} if job.groups.is_last_stage else {}
         own = found if job.reports and job.groups.data_rank == 0 else {}
     else:
-        first = [name for name, one in plan.answers.items() if not one.parent and one.batch == plan.number]
+        first = [name for name, one in plan.answers.items() if not one.parent and _is_of_now(plan, name)]
         chosen = tuple(sorted(name for name in first if job.tokens.unfit(plan.answers[name]) is None))
         chosen = chosen[: job.config.train.measure_samples]
         own = _present(job, _samples(job, plan, chosen)) if chosen else {}
@@ -66,6 +67,11 @@ def forget(job: StageJob, number: int) -> None:
     for path in job.folder.old(0).parent.glob("*"):
         if path.name.isdigit() and int(path.name) >= number:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_of_now(plan: Plan, name: str) -> bool:
+    """Whether the present version has sampled the answer: an older one's log-probs differ because it was older."""
+    return plan.answers[name].batch == plan.answers[name].version == plan.number
 
 
 def _stored(job: StageJob, plan: Plan, folder: Path, names: Sequence[str]) -> None:

@@ -106,10 +106,10 @@ def test_lost_groups(tmp_path: Path, policy: Path) -> None:
     """Units that are given up are left out and counted, up to the share that is allowed."""
     for share, allowed in ((0.6, True), (0.05, False)):
         config, run = stage_world.make_stage(tmp_path / str(share), policy, {"max_lost_share": share})
-        with stage_world.engine(config, run, give_up=("q0", "q1")):
+        with stage_world.engine(config, run, give_up=("q0",)):
             if allowed:
                 assert stage_world.train(config, run) == [True]
-                assert sum(line["groups_lost"] for line in lines(run, "batch")) >= 2
+                assert sum(line["groups_lost"] for line in lines(run, "batch")) >= 1
             else:
                 with pytest.raises(SophiaError, match=r"groups are lost \(rl.max_lost_share = 0.05\).*it never works"):
                     stage_world.train(config, run)
