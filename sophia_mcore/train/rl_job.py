@@ -25,7 +25,7 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.families import image_limits, image_processor
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.records import Question
 from sophia_mcore.rl.devices import DeviceLock
@@ -106,7 +106,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
     reader = Reader(
         Chat.from_model_dir(start),
         load_tokenizer(start),
-        image_processor(start, config.batch.max_tiles),
+        image_processor(start, image_limits(config.batch)),
         ImageStore(run.images),
     )
     questions = read_stage_questions(run)
