@@ -1,4 +1,5 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (minutes, 2 cores)
+# make demo-rl  after the demo: 20 batches of the on-policy stage from its model
 # make base-models  the two tiny models that the demo starts from, made anew in runs/digits/base (they are shipped in examples/digits/base)
 # make test   from a fresh clone: environments, then the tests; the last line is their CPU-minutes
 # make test-slow  the tests that `make test` leaves out, and what each took
@@ -18,7 +19,7 @@ NEXT_PYTHON ?= python3.12
 NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
-.PHONY: help env demo base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
+.PHONY: help env demo demo-rl base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -29,6 +30,9 @@ env:
 demo: env
 	@$(PY) examples/digits/world.py
 	@.venv/bin/sophia run examples/digits/run.toml
+
+demo-rl: env
+	@.venv/bin/sophia rl examples/digits/rl.toml --batches 20
 
 base-models: env
 	@$(PY) examples/digits/world.py

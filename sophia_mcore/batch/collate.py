@@ -40,7 +40,7 @@ class PackedBatch:
     target_mask: Tensor  # [1, S] bool
     weights: Tensor  # [1, S] fp32, the sample's weight at its targets, else 0
     sequence_ids: Tensor  # [1, S] int64, index into sample_ids; -1 on padding
-    kinds: Tensor  # [1, S] int64: STORED, FRESH or SUPERVISED (batch.samples)
+    kinds: Tensor  # [1, S] int64: STORED, FRESH, SUPERVISED or AUXILIARY (batch.samples)
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
     pixel_values: Tensor | None  # [T, *row_shape] fp32, of distinct images (T = 0 if none); None: not loaded
@@ -51,6 +51,7 @@ class PackedBatch:
     picture_keys: tuple[str, ...] = ()  # a name for each of the N pictures, the same wherever the image appears
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
     rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
+    reference_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target under the starting model
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch with its tensors on `device`."""
@@ -79,6 +80,7 @@ def collate(
     padding_id: int = 0,
     behaviour_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
     rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
+    reference_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> PackedBatch:
     """Lay the samples one after another into a row of `length` positions; no sample makes a row of padding.
 
@@ -88,8 +90,8 @@ def collate(
         sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
         pixels: rows [t, *row_shape] of an image digest; None leaves pixel_values out (later pipeline stages).
         positions: of a sequence by its ids and images, as `ImageProcessor.positions`.
-        behaviour_logprobs, rollout_logprobs: by sample id, one natural log per response token, end token included;
-            0 for samples that are not among them.
+        behaviour_logprobs, rollout_logprobs, reference_logprobs: by sample id, one natural log per response
+            token, end token included; 0 for samples that are not among them.
 
     Raises:
         ValueError: the samples do not fit, or a sample's log-probs are not one per target.
@@ -114,7 +116,11 @@ def collate(
         columns["weights"][first : stop - 1] = sample.weight
         columns["sequence_ids"][start:stop] = index
         columns["kinds"][start:stop] = sample.kind
-    for name, given in (("behaviour_logprobs", behaviour_logprobs), ("rollout_logprobs", rollout_logprobs)):
+    for name, given in (
+        ("behaviour_logprobs", behaviour_logprobs),
+        ("rollout_logprobs", rollout_logprobs),
+        ("reference_logprobs", reference_logprobs),
+    ):
         if given is not None:
             columns[name] = _token_values(samples, starts, length, given, name)
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.collate import PackedBatch, aligned, collate
-from sophia_mcore.batch.pack import pack
+from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.batch.reader import Reader
+from sophia_mcore.batch.rows import Rows
 from sophia_mcore.batch.samples import FRESH, STORED, Sample, require_some
-from sophia_mcore.batch.schedule import Schedule, Stream, assign_rows
+from sophia_mcore.batch.schedule import Schedule, Stream
 from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError
 
-_CACHED_IMAGES = 64
 _FRESH = "\0fresh"  # no mixture can be called so
 
 
@@ -45,27 +44,14 @@ class Loader:
         *,
         load_pixels: bool = True,
     ) -> None:
-        self._length = config.batch.sequence_length_tokens
-        self._sequence_multiple = config.parallel.sequence_multiple
-        row_multiple = config.parallel.row_multiple(fp8=config.fp8.used)
-        if self._length % row_multiple:
-            raise UsageError(
-                f"batch.sequence_length_tokens = {self._length} must be a multiple of {row_multiple} for this layout; "
-                f"nearest: {aligned(self._length, row_multiple)}"
-            )
-        self._rows_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline else 1
-        self._rank, self._ranks = data_parallel_rank, data_parallel_size
-        self._row_shape = reader.image_processor.row_shape
-        self._positions = reader.image_processor.positions
-        self._load_pixels = load_pixels
+        self._rows = Rows(config, reader, data_parallel_rank, data_parallel_size, load_pixels=load_pixels)
         self._logprobs: dict[str, Any] = {}
-        self._pixels = lru_cache(maxsize=_CACHED_IMAGES)(reader.pixels)
         done = tokenize(
             require_some(list(samples), "training"),
             reader.tokenizer,
             reader.chat,
             lru_cache(maxsize=None)(reader.image_size),
-            self._length // self._sequence_multiple * self._sequence_multiple,
+            self._rows.longest,
         )
         self.dropped: Counter[str] = done.dropped
         self._schedule, self._streams = _schedule(done.samples, config, done.dropped)
@@ -81,7 +67,7 @@ class Loader:
 
     def step(self, index: int) -> list[PackedBatch]:
         """This rank's micro batches of step `index`; the same number on every rank, padded with empty rows."""
-        return [self._collate(row) for row in self._rows(self._samples(index))]
+        return list(self._rows.batches(self._samples(index), self._logprobs))
 
     def prefetch(self, start: int = 0, stop: int | None = None) -> Iterator[list[PackedBatch]]:
         """Steps [start, stop) in order, each prepared in a thread while the one before is used."""
@@ -127,34 +113,16 @@ class Loader:
 
     def everything(self) -> Iterator[PackedBatch]:
         """This rank's rows of all samples, each once; the same number on every rank."""
-        for row in self._rows([sample for stream in self._streams for sample in stream]):
-            yield self._collate(row)
+        return self._rows.batches([sample for stream in self._streams for sample in stream], self._logprobs)
 
     def fixed(self, count: int) -> list[PackedBatch]:
         """This rank's micro batches of the first `count` main samples in a shuffled, fixed order: a measuring set."""
         main = self._streams[0]
         order = np.random.default_rng(0).permutation(len(main))[:count]
-        return [self._collate(row) for row in self._rows([main[i] for i in order])]
+        return list(self._rows.batches([main[i] for i in order], self._logprobs))
 
     def _samples(self, index: int) -> list[TokenizedSample]:
         return [self._streams[stream][item] for stream, item in self._schedule.step(index)]
-
-    def _rows(self, samples: Sequence[TokenizedSample]) -> list[list[TokenizedSample]]:
-        lengths = [aligned(len(sample.input_ids), self._sequence_multiple) for sample in samples]
-        rows = pack(lengths, self._length)
-        mine = assign_rows([[lengths[item] for item in row] for row in rows], self._rows_multiple, self._ranks)
-        return [[] if row is None else [samples[item] for item in rows[row]] for row in mine[self._rank]]
-
-    def _collate(self, row: Sequence[TokenizedSample]) -> PackedBatch:
-        return collate(
-            row,
-            length=self._length,
-            sequence_multiple=self._sequence_multiple,
-            pixels=self._pixels if self._load_pixels else None,
-            row_shape=self._row_shape,
-            positions=self._positions,
-            **self._logprobs,
-        )
 
 
 def _schedule(

@@ -17,8 +17,9 @@ from sophia_mcore.records import Kept
 from sophia_mcore.store.json_lines import read_json_lines
 
 KEPT_SOURCE = "kept"
-# Where a response comes from: another model (off-policy), the policy itself, or further data (plain NLL always).
-STORED, FRESH, SUPERVISED = 0, 1, 2
+# Where a response comes from: another model (off-policy), the policy itself, further data (plain NLL always), or an
+# auxiliary term of plain NLL that has a denominator of its own.
+STORED, FRESH, SUPERVISED, AUXILIARY = 0, 1, 2, 3
 IGNORE = -100  # the label of a position without a target: log-prob 0, no gradient, no matrix product
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FIELDS = {"id": str, "question": str, "response": str, "images": list, "system": str}
@@ -39,7 +40,7 @@ class Sample:
     question: str
     response: str
     weight: float = 1.0  # reward or advantage, whatever the objective multiplies the response's terms with
-    kind: int = STORED  # or FRESH or SUPERVISED
+    kind: int = STORED  # or FRESH, SUPERVISED, AUXILIARY
     complete: bool = True  # False: cut off by the token limit, so that no end token follows
     response_ids: tuple[int, ...] | None = None  # the sampled tokens, end token included, where they are the policy's
     opened: str = ""  # the beginning of the response that a chat template wrote: in front of ``response_ids``

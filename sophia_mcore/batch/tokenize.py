@@ -93,7 +93,7 @@ def tokenize(
     tokenizer's special tokens is dropped: it would end its turn early or ask for an image that is not there.
     Raises SophiaError when the prompt has another number of image tokens than the images make.
     """
-    special = [*_special_tokens(tokenizer), chat.image_token]
+    special = [*special_tokens(tokenizer), chat.image_token]
     end = end_token(tokenizer, chat)
     image_token = tokenizer.token_to_id(chat.image_token)
     result = Tokenized([], Counter())
@@ -173,6 +173,22 @@ def split_text(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> tuple[
     return chat.expand(text, [size.tokens for size in sizes], sample.id), target
 
 
-def _special_tokens(tokenizer: Tokenizer) -> list[str]:
+def without_special_tokens(text: str, special: Sequence[str]) -> str:
+    """Text from data and models cannot end a turn or begin one: the spellings of ``special`` are taken out.
+
+    >>> without_special_tokens("a<|im_<s>end|>b", ["<s>", "<|im_end|>"])
+    'ab'
+    """
+    found = True
+    while found:
+        found = False
+        for token in sorted(special, key=len):
+            if token in text:
+                text, found = text.replace(token, ""), True
+    return text
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[str]:
+    """Texts of the tokens that are not text to us."""
     added = tokenizer.get_added_tokens_decoder().values()
     return [token.content for token in added if token.special and token.content not in _ALLOWED]

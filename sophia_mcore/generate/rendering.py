@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from sophia_mcore.batch.tokenize import load_tokenizer
+from sophia_mcore.batch.tokenize import load_tokenizer, without_special_tokens
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
@@ -101,14 +101,8 @@ class Renderer:
         return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text), positions)
 
     def without_special_tokens(self, text: str) -> str:
-        """Text from data and models cannot end a turn or begin one: the spellings of special tokens are taken out."""
-        found = True
-        while found:
-            found = False
-            for token in self._special:
-                if token in text:
-                    text, found = text.replace(token, ""), True
-        return text
+        """`batch.tokenize.without_special_tokens` with the special tokens of this model, but for the image token."""
+        return without_special_tokens(text, self._special)
 
     def answer(self, opened: str, token_ids: Sequence[int]) -> str:
         """The answer's text: what the template began it with (``Prompt.opened``), then what was sampled.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
+from sophia_mcore.batch.samples import AUXILIARY, FRESH, STORED, SUPERVISED
 from sophia_mcore.config.losses import Awr, Cispo, Dft, Grpo, Gspo, Luffy, OwnLoss, Sophia, Topr
 from sophia_mcore.config.schema import Objective, Section
 from sophia_mcore.errors import SophiaError
@@ -32,13 +32,14 @@ class Tokens:
     scale_T: Tensor  # 1, or 1 / number of targets of the sequence (sequence_mean)
     sequence_ids_T: Tensor  # int64 in [0, sequences); anything where the mask is False
     sequences: int
-    kind_T: Tensor  # STORED (another model's), FRESH (the policy's own), SUPERVISED (further data)
+    kind_T: Tensor  # STORED (another model's), FRESH (the policy's own), SUPERVISED (further data), AUXILIARY
     behaviour_T: Tensor | None = None  # log mu(y_t), natural log
     rollout_T: Tensor | None = None  # log-prob of y_t in the engine that sampled it
+    reference_T: Tensor | None = None  # log-prob of y_t under the starting model
 
     @staticmethod
-    def from_batch(batch: Any, normalization: str | None) -> Tokens:
-        """Flat view of a `PackedBatch`."""
+    def from_batch(batch: Any, normalization: str | None, auxiliary_scale: float = 1.0) -> Tokens:
+        """Flat view of a `PackedBatch`. ``auxiliary_scale``: `Denominators.auxiliary_scale` of the step."""
 
         def flat(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.reshape(-1)
@@ -52,11 +53,14 @@ class Tokens:
             kind_T=batch.kinds.reshape(-1),
             behaviour_T=flat(batch.behaviour_logprobs),
             rollout_T=flat(batch.rollout_logprobs),
+            reference_T=flat(batch.reference_logprobs),
         )
-        if normalization != "sequence_mean":
-            return tokens
-        lengths_S = sequence_sum(tokens.mask_T.to(tokens.weights_T.dtype), tokens)
-        return replace(tokens, scale_T=1.0 / lengths_S.clamp_min(1.0)[tokens.sequence_ids_T])
+        scale_T = tokens.scale_T
+        if normalization == "sequence_mean":
+            lengths_S = sequence_sum(tokens.mask_T.to(tokens.weights_T.dtype), tokens)
+            scale_T = 1.0 / lengths_S.clamp_min(1.0)[tokens.sequence_ids_T]
+        is_auxiliary_T = tokens.kind_T == AUXILIARY
+        return replace(tokens, scale_T=torch.where(is_auxiliary_T, torch.full_like(scale_T, auxiliary_scale), scale_T))
 
     def select(self, rows: Tensor) -> Tokens:
         """The positions `rows` only."""
@@ -65,15 +69,21 @@ class Tokens:
         return replace(self, **chosen)
 
 
-TERMS = ("positive", "negative", "supervised")  # the loss is their sum; every token with a target is in one
+# The loss is their sum; every token with a target is in one.
+TERMS = ("positive", "negative", "supervised", "auxiliary")
+_KINDS = {"supervised": SUPERVISED, "auxiliary": AUXILIARY}
 
 
 def term_mask(tokens: Tokens, term: str) -> Tensor:
-    """[T] targets of one term: trajectories with A > 0, with A <= 0, or further data."""
-    supervised_T = tokens.kind_T == SUPERVISED
-    if term == "supervised":
-        return tokens.mask_T & supervised_T
-    return tokens.mask_T & ~supervised_T & ((tokens.weights_T > 0) == (term == "positive"))
+    """[T] targets of one term: answers with A > 0, with A <= 0, further data, or auxiliary samples."""
+    if term in _KINDS:
+        return tokens.mask_T & (tokens.kind_T == _KINDS[term])
+    return tokens.mask_T & _weighed(tokens) & ((tokens.weights_T > 0) == (term == "positive"))
+
+
+def _weighed(tokens: Tokens) -> Tensor:
+    """[T] where the objective applies; elsewhere the term is plain NLL."""
+    return (tokens.kind_T == STORED) | (tokens.kind_T == FRESH)
 
 
 class Loss(NamedTuple):
@@ -132,7 +142,7 @@ def coefficients(
             loss = _scaled(_terms(logprobs_C, chosen, config, own)[0].loss_T, chosen).sum()
             return torch.autograd.grad(loss, logprobs_C)[0]
 
-    if depends_on == "token" or config.correction != "none":
+    if depends_on == "token" or config.correction != "none" or config.kl:
         return gradient
     everything = torch.arange(len(tokens.mask_T), device=tokens.mask_T.device)
     return gradient(torch.zeros_like(tokens.weights_T), everything)
@@ -151,8 +161,21 @@ def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective, own: OwnTerm |
     else:
         terms = OBJECTIVES[type(config.loss)](logprobs_T, log_ratio_T, tokens, config.loss)
     loss_T = terms.loss_T * _correction(logprobs_T, tokens, config)
-    supervised_T = tokens.kind_T == SUPERVISED  # further data is plain NLL under every objective
-    return Terms(torch.where(supervised_T, -tokens.weights_T * logprobs_T, loss_T), terms.clipped_T), log_ratio_T
+    if config.kl:
+        loss_T = loss_T + config.kl * k3(logprobs_T, tokens)
+    nll_T = -tokens.weights_T * logprobs_T  # of further data and auxiliary samples, under every objective
+    return Terms(torch.where(_weighed(tokens), loss_T, nll_T), terms.clipped_T), log_ratio_T
+
+
+def k3(logprobs_T: Tensor, tokens: Tokens) -> Tensor:
+    """Estimate of KL(pi | pi_ref) at each token: exp(d) - d - 1 with d = log pi_ref - log pi (arXiv 2402.03300, eq. 4).
+
+    It is 0 at d = 0 and never negative. d is cut off beyond 60.
+    """
+    if tokens.reference_T is None:
+        raise SophiaError("objective.kl: the batch brings no log-probs of the starting model")
+    gap_T = (tokens.reference_T - logprobs_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return gap_T.exp() - gap_T - 1.0
 
 
 def _own_terms(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: OwnLoss, own: OwnTerm | None) -> Terms:
@@ -188,7 +211,7 @@ def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
     else:
         stored_T = logprobs_T if behaviour == "unit" else one_T
     chosen_T = torch.where(tokens.kind_T == FRESH, given_T, stored_T)
-    chosen_T = torch.where(tokens.kind_T == SUPERVISED, one_T, chosen_T)
+    chosen_T = torch.where(_weighed(tokens), chosen_T, one_T)
     return chosen_T.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
@@ -300,15 +323,18 @@ def _diagnostics(
 ) -> dict[str, Sums]:
     """The same names for every micro batch of a run, so that ranks can add them up."""
     logprobs_T, log_ratio_T = logprobs_T.detach(), log_ratio_T.detach()
-    learned_T = tokens.mask_T & (tokens.kind_T != SUPERVISED)
+    learned_T = tokens.mask_T & _weighed(tokens)
     right_T = tokens.mask_T & (tokens.kind_T == STORED) & (tokens.weights_T > 0)
     parts = {term: term_mask(tokens, term) for term in TERMS}
     found = {
         "logprob_kept": measure.mean(logprobs_T, right_T),  # what the paper assumes and does not measure
         "logprob": measure.mean(logprobs_T, tokens.mask_T),
         "nll_supervised": measure.mean(-logprobs_T, parts["supervised"]),
-        **{f"coefficient_norm_{name}": measure.norm(gradient_T, mask) for name, mask in parts.items()},
+        "nll_auxiliary": measure.mean(-logprobs_T, parts["auxiliary"]),
+        **{f"coefficient_norm_{name}": measure.norm(gradient_T, parts[name]) for name in TERMS[:3]},
     }
+    if config.kl:
+        found["kl"] = measure.mean(k3(logprobs_T, tokens), learned_T)
     if config.behaviour != "none" or tokens.behaviour_T is not None:
         has_S = sequence_sum(learned_T.to(logprobs_T.dtype), tokens) > 0
         found |= {

@@ -35,17 +35,15 @@ PAIRS = "pairs"  # source of the samples of train.data
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One rank's part of the training of one round."""
+    """One rank's part of a training: what an update needs beside its micro batches."""
 
     config: Config
-    folder: RoundFolder
     groups: Groups
     backend: Backend
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
-    loader: Loader
     checkpoints: Checkpoints
-    captions: Loader | None  # of captions whose log-probs the sampling engine has recorded
+    steps: int  # updates in all, which the learning rate depends on
     own_term: OwnTerm | None = None  # the user's function, where objective.loss names one
 
     @property
@@ -55,7 +53,16 @@ class Job:
         return groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0
 
 
-def build_job(round_: Round, groups: Groups, backend: Backend, *, from_policy: bool = False) -> Job:
+@dataclass(frozen=True, kw_only=True)
+class RoundJob(Job):
+    """The training of one round."""
+
+    folder: RoundFolder
+    loader: Loader
+    captions: Loader | None  # of captions whose log-probs the sampling engine has recorded
+
+
+def build_job(round_: Round, groups: Groups, backend: Backend, *, from_policy: bool = False) -> RoundJob:
     """Read the samples, build the model and fill it with the policy's weights, unless a checkpoint will do that.
 
     ``from_policy``: with the policy's weights in any case.
@@ -71,7 +78,7 @@ def build_job(round_: Round, groups: Groups, backend: Backend, *, from_policy: b
     if from_policy or not list_checkpoints(folder.checkpoints):
         load_hf(chunks, round_.policy, spec, groups)
     wrapped = wrap_ddp(chunks, config.train)
-    return Job(
+    return RoundJob(
         config=config,
         folder=folder,
         groups=groups,
@@ -79,6 +86,7 @@ def build_job(round_: Round, groups: Groups, backend: Backend, *, from_policy: b
         chunks=wrapped,
         optimizer=build_optimizer(wrapped, config.train, config.fp8.recipe if config.fp8.native else None),
         loader=loader,
+        steps=loader.steps,
         captions=_caption_loader(round_, reader, groups),
         checkpoints=Checkpoints(
             folder.checkpoints, config.train.keep_checkpoints, asynchronous=config.train.save_asynchronously

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import STOPPED, SUMMARY
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
-from sophia_mcore.train.job import Job
+from sophia_mcore.train.job import Job, RoundJob
 from sophia_mcore.train.mismatch import rollout_gap
 from sophia_mcore.train.policy_logprobs import mean_logprob
 from sophia_mcore.train.reference_logprobs import with_reference
@@ -27,13 +28,13 @@ PHASE = "train"
 _SHOWN_IDS = 8
 
 
-def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
+def train(job: RoundJob, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     """Train to the end, or until ``stop_asked`` on any rank; returns whether it is finished.
 
     Resumed from a checkpoint it goes on as if nothing had happened. Raises SophiaError for a loss or gradient that is
     not finite; the newest checkpoint is then from before it.
     """
-    total, every = job.loader.steps, job.config.train.save_every_steps
+    total, every = job.steps, job.config.train.save_every_steps
     start = job.checkpoints.load_newest(job.chunks, job.optimizer)
     job = with_reference(job)
     log = _Log(job, start)
@@ -45,7 +46,7 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     log.mark()
     for step, batches in enumerate(job.loader.prefetch(start), start):
         report = train_step(job, batches, step, stop_asked())
-        _check_finite(job, report, step)
+        check_finite(job, report, step, partial(job.loader.sample_ids, step))
         log.step(step + 1, report)
         progress.advance()
         progress.note(f"loss {report.loss:.3f}")
@@ -64,12 +65,15 @@ def train(job: Job, progress: Progress, stop_asked: Callable[[], bool]) -> bool:
     return True
 
 
-def _measured(job: Job) -> Any:
+def _measured(job: RoundJob) -> Any:
     return job.loader.fixed(job.config.train.measure_samples)
 
 
-def _check_finite(job: Job, report: StepReport, step: int) -> None:
-    """Stop every rank when the loss or the gradient is not finite, saying where and for which samples."""
+def check_finite(job: Job, report: StepReport, step: int, sample_ids: Callable[[], list[str]]) -> None:
+    """Stop every rank when the loss or the gradient is not finite, saying where and for which samples.
+
+    ``sample_ids``: all those of the step.
+    """
     if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
         return
     bad_gradient = not all(bool(torch.isfinite(b.grad_data).all()) for chunk in job.chunks for b in chunk.buffers)
@@ -80,7 +84,7 @@ def _check_finite(job: Job, report: StepReport, step: int) -> None:
     ranks = [rank for rank, bad, gradient in everyone if bad] or [rank for rank, _, gradient in everyone if gradient]
     what = "loss" if samples else "gradient"
     if not samples:
-        samples = job.loader.sample_ids(step)
+        samples = sample_ids()
     shown = ", ".join(samples[:_SHOWN_IDS]) + (f" and {len(samples) - _SHOWN_IDS} more" * (len(samples) > _SHOWN_IDS))
     raise SophiaError(
         f"the {what} of step {step + 1} is not finite (loss {report.loss}, gradient norm {report.gradient_norm}) "
@@ -91,7 +95,7 @@ def _check_finite(job: Job, report: StepReport, step: int) -> None:
 class _Log:
     """metrics.jsonl, and summary.json in the end, written by the rank that has the losses; elsewhere nothing."""
 
-    def __init__(self, job: Job, start: int) -> None:
+    def __init__(self, job: RoundJob, start: int) -> None:
         self._folder, self._limit = job.folder.train, job.config.train.warn_rollout_gap
         self._log: MetricsLog | None = None
         self.mark()

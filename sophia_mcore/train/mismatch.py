@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from sophia_mcore.batch.caption_samples import comparable_captions
 from sophia_mcore.batch.collate import PackedBatch, split_logprobs
-from sophia_mcore.train.job import Job
+from sophia_mcore.train.job import RoundJob
 from sophia_mcore.train.policy_logprobs import target_logprobs
 
 
-def rollout_gap(job: Job) -> dict[str, float] | None:
+def rollout_gap(job: RoundJob) -> dict[str, float] | None:
     """`gap_statistics` of |log-prob of the trainer - of the engine| over caption tokens, on every rank.
 
     None where there is nothing to compare: no captions, no recorded log-probs, or captions that were not sampled at

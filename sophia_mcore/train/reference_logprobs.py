@@ -7,6 +7,7 @@ policy. One file per data-parallel rank; complete.json, written last, says how m
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,18 +16,18 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sophia_mcore.batch.collate import split_logprobs
+from sophia_mcore.batch.collate import PackedBatch, split_logprobs
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import replacing, write_json
 from sophia_mcore.train.checkpoint import on_rank_zero
-from sophia_mcore.train.job import Job
+from sophia_mcore.train.job import Job, RoundJob
 from sophia_mcore.train.policy_logprobs import target_logprobs
 
 COMPLETE = "complete.json"
 Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id
 
 
-def with_reference(job: Job) -> Job:
+def with_reference(job: RoundJob) -> RoundJob:
     """The job whose batches bring the reference log-probs, if the objective asks for them; measures them if need be.
 
     Call before the first update, or when resuming.
@@ -35,15 +36,18 @@ def with_reference(job: Job) -> Job:
         return job
     folder = job.folder.train / "reference"
     if not on_rank_zero((folder / COMPLETE).is_file, f"cannot read {folder}"):
-        _measure(job, folder)
+        measure(job, folder, job.loader.everything())
     if not job.groups.is_last_stage:  # only the last stage has a loss
         return job
-    return replace(job, loader=job.loader.with_logprobs(behaviour=_read(folder)))
+    return replace(job, loader=job.loader.with_logprobs(behaviour=read(folder)))
 
 
-def _measure(job: Job, folder: Path) -> None:
+def measure(job: Job, folder: Path, rows: Iterator[PackedBatch]) -> None:
+    """Write the log-probs of the targets of ``rows`` under the present policy into ``folder``; all ranks together.
+
+    ``rows``: this rank's micro batches, as many as on every rank.
+    """
     own: Logprobs = {}
-    rows = job.loader.everything()
     at_once = 4 * job.groups.pipeline_size  # keeps the pipeline full, and memory small
     while batches := list(islice(rows, at_once)):
         for batch, logprobs in zip(batches, target_logprobs(job, batches), strict=False):
@@ -61,7 +65,8 @@ def _write(path: Path, logprobs: Logprobs) -> None:
         np.savez(file, ids=np.array(list(logprobs), np.str_), sizes=[len(v) for v in values], values=np.hstack(values))
 
 
-def _read(folder: Path) -> Logprobs:
+def read(folder: Path) -> Logprobs:
+    """What `measure` has written. Raises SophiaError when it is incomplete or damaged."""
     logprobs: Logprobs = {}
     try:
         for part in range(json.loads((folder / COMPLETE).read_text())["parts"]):

@@ -2,7 +2,8 @@
 
     L = 1/D * sum over the tokens of the global batch of  loss(log pi(y_t | y_<t, x, v), weight)
 
-D is the step's one denominator, summed over the data-parallel ranks before any micro batch. Then: forward and
+D is the step's one denominator, summed over the data-parallel ranks before any micro batch (auxiliary samples have
+another: objective.reduce). Then: forward and
 backward of every micro batch through the pipeline, sum over replicas, clip, AdamW.
 """
 
@@ -22,7 +23,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.model.lvlm import Scores
 from sophia_mcore.objective.losses import TERMS, Tokens, coefficients, objective_loss, term_mask
 from sophia_mcore.objective.metrics import Metrics, mean
-from sophia_mcore.objective.reduce import global_denominator, reduce_metrics
+from sophia_mcore.objective.reduce import global_denominators, reduce_metrics
 from sophia_mcore.train.job import Job
 from sophia_mcore.train.optim import learning_rate, set_learning_rate
 from sophia_mcore.train.pipeline import model_inputs, run_schedule
@@ -41,7 +42,7 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
     dist.all_reduce(totals)
     loss, tokens, target_tokens, samples, stops, writing = totals.tolist()
 
-    rate = learning_rate(step, job.loader.steps, job.config.train)
+    rate = learning_rate(step, job.steps, job.config.train)
     set_learning_rate(job.optimizer, rate)
     _, gradient_norm, _ = job.optimizer.step()
     measures = reduce_metrics([metrics for _, metrics in reports], job.groups.data, device) if job.reports else {}
@@ -81,6 +82,7 @@ def _terms_of(config: Config) -> tuple[str, ...]:
         and not objective.only_kept
         and (objective.advantage != "reward" or objective.loss.learns_from_zero),
         "supervised": pairs or bool(config.batch.mixtures),
+        "auxiliary": config.rl is not None and config.rl.rethink.share > 0,
     }
     found = tuple(term for term in TERMS if possible[term])
     return found if len(found) > 1 else ()
@@ -94,12 +96,15 @@ def backward(
     Returns (loss, metrics) of each micro batch, on the last stage, and the samples whose loss is not finite.
     """
     objective, device = job.config.objective, job.backend.device
-    denominator = global_denominator(batches, objective.normalization, job.groups.data, device)
+    denominators = global_denominators(
+        batches, objective.normalization, job.groups.data, device, objective.fixed_tokens
+    )
+    denominator = denominators.objective
     bad_samples: list[str] = []
 
     def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator).to(device)
-        tokens = Tokens.from_batch(batch, objective.normalization)
+        tokens = Tokens.from_batch(batch, objective.normalization, denominators.auxiliary_scale)
         if term is not None:
             tokens = replace(tokens, mask_T=term_mask(tokens, term))
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -54,30 +54,42 @@ def _train(config_file: Path, round_index: int, progress_fd: int | None) -> bool
     run = RunFolder(config_file.parent)
     if run.round(round_index).train_summary_file.is_file():
         return True
+
+    def work(progress: Progress) -> bool:
+        from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
+
+        return train_round(Round(config, run, round_index), progress)
+
+    return on_rank(run.round(round_index).train, progress_fd, work)
+
+
+def on_rank(folder: Path, progress_fd: int | None, work: Callable[[Progress], bool]) -> bool:
+    """What ``work`` returns on this rank of torchrun; rank 0 holds the lock of ``folder`` and shows the progress.
+
+    A rank that fails by itself leaves store.layout.FAILED in ``folder``; one that has lost another rank does not.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     warnings.filterwarnings("ignore", module=r"torch|megatron")  # about parts of theirs that we do not use
     from sophia_mcore.parallel.backend import check_parts
 
     check_parts()
-    from sophia_mcore.train.session import train_round  # here: importing megatron-core takes seconds
-
     rank = int(os.environ.get("RANK", 0))
     progress = open_progress(progress_fd) if rank == 0 else NoProgress()
-    with _lock(run.round(round_index).train / "lock", rank):
+    with _lock(folder / "lock", rank):
         try:
-            finished = train_round(Round(config, run, round_index), progress)
+            finished = work(progress)
             if rank == 0:
-                (run.round(round_index).train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
+                (folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt
             return finished
         except RuntimeError as error:
             if not lost_peer(error):
-                note_failure(run.round(round_index).train, rank, error)
+                note_failure(folder, rank, error)
                 raise
             print(f"rank {rank} stops: another rank is gone", file=sys.stderr, flush=True)  # that one says why
             raise SystemExit(1) from None
         except Exception as error:
-            note_failure(run.round(round_index).train, rank, error)
+            note_failure(folder, rank, error)
             raise
 
 

@@ -15,9 +15,10 @@ import torch
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
-from sophia_mcore.batch.samples import FRESH, STORED, SUPERVISED
+from sophia_mcore.batch.samples import AUXILIARY, FRESH, STORED, SUPERVISED
 from sophia_mcore.batch.tokenize import TokenizedSample
 from sophia_mcore.config.losses import LOSSES
+from sophia_mcore.config.rl import RlObjective
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.model import lvlm
 from sophia_mcore.objective.losses import TERMS
@@ -33,6 +34,9 @@ OBJECTIVES = {
         "grpo", behaviour="reference", normalization="sequence_mean", correction="tis", chunk_tokens=16
     ),
     "sophia sum": objective(normalization="sum"),
+    "on-policy, icepop, k3, fixed length": RlObjective(
+        normalization="fixed", fixed_tokens=30, correction="icepop", kl=0.1, chunk_tokens=16
+    ),
 }
 # name: (layout, data-parallel size, row length)
 CUTS: dict[str, tuple[dict[str, Any], int, int]] = {
@@ -47,10 +51,10 @@ CUTS: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def samples() -> list[TokenizedSample]:
-    """Text only: right and wrong ones of the store, the policy's own, further data."""
+    """Text only: right and wrong ones of the store, the policy's own, further data, an auxiliary one."""
     rng = np.random.default_rng(0)
-    kinds = (STORED, STORED, FRESH, SUPERVISED, STORED, FRESH, STORED)
-    weights = (1.0, -0.8, 0.6, 1.0, -1.2, -0.5, 0.4)
+    kinds = (STORED, STORED, FRESH, SUPERVISED, STORED, FRESH, STORED, AUXILIARY)
+    weights = (1.0, -0.8, 0.6, 1.0, -1.2, -0.5, 0.4, 0.05)
     return [
         TokenizedSample(
             id=f"s{i}",
@@ -70,7 +74,7 @@ def batches(row_length: int, multiple: int, rank: int, ranks: int) -> list[Packe
     """This rank's rows of the one global batch, an empty one where they do not divide."""
     found = samples()
     rng = np.random.default_rng(1)
-    given = [{s.id: -5.3 + 0.4 * rng.standard_normal(int(s.target_mask.sum())) for s in found} for _ in range(2)]
+    given = [{s.id: -5.3 + 0.4 * rng.standard_normal(int(s.target_mask.sum())) for s in found} for _ in range(3)]
     rows: list[list[int]] = pack([aligned(len(s.input_ids), multiple) for s in found], row_length)
     rows += [[]] * (-len(rows) % ranks)
     return [
@@ -82,6 +86,7 @@ def batches(row_length: int, multiple: int, rank: int, ranks: int) -> list[Packe
             row_shape=(3, 28, 28),
             behaviour_logprobs=given[0],
             rollout_logprobs=given[1],
+            reference_logprobs=given[2],
         )
         for row in rows[rank::ranks]
     ]
@@ -109,7 +114,7 @@ def steps(groups: Any, backend: Any, spec: Any, parallel: Parallel, row_length: 
             backend=backend,
             chunks=wrapped,
             optimizer=optimizer,
-            loader=SimpleNamespace(steps=1),
+            steps=1,
             checkpoints=SimpleNamespace(writing=False),
             own_term=None,
             reports=groups.is_last_stage and groups.tensor_rank == 0 and groups.context_rank == 0,

@@ -25,7 +25,7 @@ from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.layout import Round
-from sophia_mcore.train.job import Job, build_job
+from sophia_mcore.train.job import Job, RoundJob, build_job
 from sophia_mcore.train.mismatch import gap_statistics, gather_values, targets_of
 from sophia_mcore.train.policy_logprobs import target_logprobs
 from sophia_mcore.train.step import backward, train_step
@@ -99,9 +99,9 @@ def layer_gradients(job: Job, batches: Sequence[PackedBatch]) -> Gradients:
     }
 
 
-def curve(job: Job, steps: int) -> list[float]:
+def curve(job: RoundJob, steps: int) -> list[float]:
     """Losses of the first updates of the run's own schedule; the job's weights are changed."""
-    count = min(steps, job.loader.steps)
+    count = min(steps, job.steps)
     batches = job.loader.prefetch(0, count)
     return [train_step(job, rows, step, False).loss for step, rows in enumerate(batches)]
 

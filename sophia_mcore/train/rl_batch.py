@@ -1,0 +1,282 @@
+"""From the rollouts of a batch to the samples of its updates: groups, advantages, filling up, auxiliary samples.
+
+Everything is a pure function of the stored rollouts and the run's seed, so a resumed stage trains on the same samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sophia_mcore.config.rl import Rethink
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.batches import Batch, read_batch
+from sophia_mcore.rl.groups import Weighed, advantages
+from sophia_mcore.rl.replay import is_new_episode, replay
+from sophia_mcore.rl.rethink import Continuation, Rule, kept
+from sophia_mcore.rl.stream import update_parts
+from sophia_mcore.score.reward import BROKEN
+from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.json_files import read_json
+from sophia_mcore.store.layout import RlFolder
+from sophia_mcore.train.rl_answers import Sampled, Tokens, read_rollouts
+
+TAKEN = "taken.json"  # in a batch's folder: the units that training uses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one optimizer step learns from: ``fresh`` answers of the batch, then replayed ones. An answer that was drawn
+    several times is there as often. ``buffer``: answers that could have been drawn.
+    """
+
+    samples: tuple[Weighed, ...] = ()
+    fresh: int = 0
+    auxiliary: tuple[str, ...] = ()
+    buffer: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to learn: the step is counted and skipped."""
+        return not self.samples and not self.auxiliary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A batch, ready to train on."""
+
+    number: int
+    updates: tuple[Update, ...]
+    effective: tuple[str, ...]  # ids of the answers with an advantage, in order
+    answers: dict[str, Sampled]  # what the updates name, and all first answers of the batch
+    values: dict[str, float]  # for metrics.jsonl
+
+
+def drawn_batches(folder: RlFolder, number: int) -> list[Batch]:
+    """The open folders of a batch: its first questions, then further draws."""
+    found: list[Batch] = []
+    while (batch := read_batch(folder.batch(number, len(found)))) is not None:
+        found.append(batch)
+    return found
+
+
+def unit_states(batches: Sequence[Batch], attempts: int) -> tuple[set[str], dict[str, str], int]:
+    """(ids of the finished units, errors of those given up by id, units in all)."""
+    done: set[str] = set()
+    lost: dict[str, str] = {}
+    for batch in batches:
+        queue = batch.queue(attempts)
+        done |= queue.done_units()
+        lost |= {failure.unit: failure.error for failure in queue.given_up()}
+    return done, lost, sum(len(batch.units) for batch in batches)
+
+
+def take(folder: RlFolder, number: int, attempts: int) -> None:
+    """Note which units of a batch training uses, once: what is finished later changes nothing any more."""
+    path = folder.batch(number) / TAKEN
+    if not path.is_file():
+        batches = drawn_batches(folder, number)
+        done, lost, _ = unit_states(batches, attempts)
+        write_json(path, {"draws": len(batches), "units": sorted(done), "lost": lost})
+
+
+class Planner:
+    """Plans batch after batch; keeps the answers that an episode may replay.
+
+    Asked for another batch than the next, it reads the episode's earlier ones again.
+    """
+
+    def __init__(self, config: Config, folder: RlFolder, tokens: Tokens) -> None:
+        self._rl, self._seed, self._attempts = config.on_policy, config.run.seed, config.cluster.unit_attempts
+        self._folder, self._tokens = folder, tokens
+        self._buffer: list[Weighed] = []
+        self._known: dict[str, Sampled] = {}  # the buffer's answers
+        self._next: int | None = None
+
+    def plan(self, number: int) -> Plan:
+        """The updates of a batch whose units are all done or given up.
+
+        Raises SophiaError when more than rl.max_lost_share of its groups are lost.
+        """
+        if self._rl.fill == "ssr" and self._next != number:
+            self._buffer, self._known = [], {}
+            for earlier in range(self._episode_start(number), number):
+                self._plan(earlier)
+        plan = self._plan(number)
+        self._next = number + 1
+        return plan
+
+    def _episode_start(self, number: int) -> int:
+        rl = self._rl
+        while not is_new_episode(number, rl.questions_per_batch, rl.ssr.episode_questions):
+            number -= 1
+        return number
+
+    def _plan(self, number: int) -> Plan:
+        rl = self._rl
+        if is_new_episode(number, rl.questions_per_batch, rl.ssr.episode_questions):
+            self._buffer, self._known = [], {}
+        batches, done, lost = self._taken(number)
+        questions = [item for batch in batches for unit in batch.units for item in unit.items]
+        self._check_lost(number, lost, questions, batches)
+        everything = read_rollouts(batches, done, rl.lag)
+        first = [one for one in everything if not one.parent]
+        rethought = [one for one in everything if one.parent]
+        weighed, left_out = self._weigh(first)
+        auxiliary = self._kept(rethought)
+        answers = {one.id: one for one in first} | {one.id: one for one in rethought if one.id in set(auxiliary)}
+        updates = self._updates(number, questions, weighed, auxiliary, answers)
+        effective = tuple(one.id for one in weighed)
+        values = batch_values(first, weighed, left_out, asked=len(questions), trained_version=number)
+        values |= rethinking_values(rethought, auxiliary, answers)
+        return Plan(number=number, updates=updates, effective=effective, answers=answers | self._known, values=values)
+
+    def _taken(self, number: int) -> tuple[list[Batch], set[str], dict[str, str]]:
+        """(open folders, finished units, units given up) as noted, or, before `take`, as they are now."""
+        found = read_json(self._folder.batch(number) / TAKEN)
+        batches = drawn_batches(self._folder, number)
+        if found is None:
+            return batches, *unit_states(batches, self._attempts)[:2]
+        return batches[: found["draws"]], set(found["units"]), dict(found["lost"])
+
+    def _check_lost(self, number: int, lost: dict[str, str], questions: list[str], batches: list[Batch]) -> None:
+        gone = sum(len(unit.items) for batch in batches for unit in batch.units if unit.id in lost)
+        if gone > self._rl.max_lost_share * len(questions):
+            first = min(lost)
+            raise SophiaError(
+                f"batch {number}: {gone} of {len(questions)} groups are lost (rl.max_lost_share = "
+                f"{self._rl.max_lost_share}); units {', '.join(sorted(lost))}; {first}: {lost[first]}"
+            )
+
+    def _weigh(self, first: Sequence[Sampled]) -> tuple[list[Weighed], Counter[str]]:
+        """Answers with an advantage that is not 0, and why the others are not used."""
+        rl = self._rl
+        reasons = {one.id: self._tokens.unfit(one) for one in first}
+        weighed, left_out = advantages(
+            (one.graded for one in first if reasons[one.id] is None),
+            advantage=rl.objective.advantage or "group_normalized",
+            overlong=rl.overlong,
+            max_tokens=rl.max_tokens,
+            overlong_cache=rl.overlong_cache,
+        )
+        left_out.update(reason for reason in reasons.values() if reason is not None)
+        useful = [one for one in weighed if one.advantage != 0.0]
+        left_out["zero_weight"] += len(weighed) - len(useful)
+        return useful, left_out
+
+    def _kept(self, rethought: Sequence[Sampled]) -> list[str]:
+        """Ids of the rethinkings that are imitated."""
+        fit = [one for one in rethought if self._tokens.unfit(one) is None]
+        return kept(
+            (
+                Continuation(
+                    id=one.id,
+                    question_id=one.graded.question_id,
+                    right=one.graded.verdict == "correct",
+                    tokens=one.graded.tokens,
+                    text=self._tokens.continuation(one),
+                )
+                for one in fit
+            ),
+            _rule(self._rl.rethink),
+        )
+
+    def _updates(
+        self,
+        number: int,
+        questions: Sequence[str],
+        weighed: Sequence[Weighed],
+        auxiliary: Sequence[str],
+        answers: dict[str, Sampled],
+    ) -> tuple[Update, ...]:
+        rl = self._rl
+        useful = {one.question_id for one in weighed}
+        if rl.fill == "resample":  # the first effective groups in the stream's order, as many as a batch has
+            questions = [question for question in questions if question in useful][: rl.questions_per_batch]
+        parts = update_parts(questions, number, rl.samples_per_update // rl.group, self._seed)
+        parts += [[]] * (rl.updates_per_batch - len(parts))
+        updates = []
+        for index, part in enumerate(parts):
+            members = set(part)
+            fresh = [one for one in weighed if one.question_id in members]
+            samples = fresh
+            if rl.fill == "ssr":
+                key = (self._seed, "ssr", number, index)
+                samples, self._buffer = replay(fresh, self._buffer, rl.samples_per_update, rl.ssr.alpha, key)
+                self._known |= {one.id: answers[one.id] for one in fresh}
+            own = tuple(name for name in auxiliary if answers[name].graded.question_id in members)
+            updates.append(Update(samples=tuple(samples), fresh=len(fresh), auxiliary=own, buffer=len(self._buffer)))
+        return tuple(updates)
+
+
+def _rule(settings: Rethink) -> Rule:
+    return Rule(
+        share=settings.share,
+        cut_share=settings.cut_share,
+        least_tokens=settings.least_tokens,
+        most_tokens=settings.most_tokens,
+        most_waits=settings.most_waits,
+        per_question=settings.per_question,
+    )
+
+
+def batch_values(
+    first: Sequence[Sampled], weighed: Sequence[Weighed], left_out: Counter[str], *, asked: int, trained_version: int
+) -> dict[str, float]:
+    """Numbers of a batch, over its first answers. A mean over nothing is left out."""
+    groups: dict[str, list[Sampled]] = {}
+    for one in first:
+        groups.setdefault(one.graded.question_id, []).append(one)
+    judged = {q: [one for one in group if one.graded.verdict not in BROKEN] for q, group in groups.items()}
+    right = {q: sum(one.graded.verdict == "correct" for one in group) for q, group in judged.items()}
+    useful = {one.question_id for one in weighed}
+    tokens = sum(one.graded.tokens for one in first)
+    wasted = sum(one.graded.tokens for q, group in groups.items() if q not in useful for one in group)
+    logprobs = np.concatenate([np.zeros(0), *(one.logprobs for one in first)])
+    ages = [trained_version - one.version for one in first]
+    means: dict[str, Sequence[float]] = {
+        "accuracy": [float(one.graded.verdict == "correct") for one in first],
+        "truncated_share": [float(one.graded.truncated) for one in first],
+        "broken_share": [float(one.graded.verdict in BROKEN) for one in first],
+        "tokens_mean": [one.graded.tokens for one in first],
+        "tokens_right": [one.graded.tokens for one in first if one.graded.verdict == "correct"],
+        "tokens_wrong": [one.graded.tokens for one in first if one.graded.verdict in ("wrong", "no_answer")],
+        "lag_mean": ages,
+        "wait_share": [float(one.waits) for one in first],
+    }
+    values = {name: float(np.mean(numbers)) for name, numbers in means.items() if len(numbers)}
+    if first:
+        lengths = [one.graded.tokens for one in first]
+        values |= {f"tokens_p{q}": float(np.quantile(lengths, q / 100, method="higher")) for q in (50, 99)}
+        values["lag_max"] = max(ages)
+        values["effective_share"] = len(weighed) / len(first)
+        values["zero_advantage_token_share"] = wasted / tokens if tokens else 0.0
+    if len(logprobs):
+        values["entropy_sampled"] = -float(logprobs.mean())
+    return values | {
+        "questions": asked,
+        "answers": len(first),
+        "tokens_sampled": tokens,
+        "groups_mixed": sum(0 < right[q] < len(judged[q]) for q in judged),
+        "groups_all_right": sum(0 < right[q] == len(judged[q]) for q in judged),
+        "groups_all_wrong": sum(bool(judged[q]) and right[q] == 0 for q in judged),
+        "groups_lost": asked - len(groups),
+        "answers_effective": len(weighed),
+        **{f"left_out_{reason}": count for reason, count in sorted(left_out.items()) if count},
+    }
+
+
+def rethinking_values(
+    rethought: Sequence[Sampled], auxiliary: Sequence[str], answers: dict[str, Sampled]
+) -> dict[str, float]:
+    """How many answers were continued, how many of those are imitated, and how many of these were wrong before."""
+    if not rethought:
+        return {}
+    parents = {one.id: one.parent for one in rethought}
+    before = [answers.get(parents[name]) for name in auxiliary]
+    repaired = sum(one is not None and one.graded.verdict != "correct" for one in before)
+    return {"rethink_asked": len(rethought), "rethink_kept": len(auxiliary), "rethink_repaired": repaired}

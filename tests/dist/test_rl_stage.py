@@ -1,0 +1,133 @@
+"""The on-policy stage on gloo ranks beside an engine: it learns, and killed anywhere it ends with the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.track.metrics import read_metrics
+from tests.support import stage_world, train_world
+from tests.support.harness import RankError
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_world.make_policy(tmp_path_factory.mktemp("policy") / "policy")
+
+
+def whole(folder: Path, policy: Path, rl: dict[str, Any], ranks: int = 1, **sections: Any) -> Any:
+    """An undisturbed stage; (config, run)."""
+    config, run = stage_world.make_stage(folder, policy, rl, **sections)
+    with stage_world.engine(config, run):
+        assert stage_world.train(config, run, ranks) == [True] * ranks
+    return config, run
+
+
+def lines(run: Any, phase: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run.rl.train / "metrics.jsonl") if line["phase"] == phase]
+
+
+def test_the_stage_learns(tmp_path: Path, policy: Path) -> None:
+    _, run = whole(tmp_path / "run", policy, {"batches": 8, "group": 8, "samples_per_update": 32})
+    batches, updates = lines(run, "batch"), lines(run, "update")
+    assert len(batches) == len(updates) == 8
+    assert batches[-1]["accuracy"] > batches[0]["accuracy"] + 0.2
+    assert max(line["rollout_gap_p99"] for line in batches if "rollout_gap_p99" in line) < 1e-4
+
+
+SSR = {"fill": "ssr", "ssr": {"episode_questions": 8}, "objective": {"correction": "tis"}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[str, Any]:
+    _, run = whole(tmp_path_factory.mktemp("undisturbed") / "run", policy, SSR)
+    return stage_world.left_behind(run)
+
+
+KILLS = (
+    "rl_publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
+    "rl_open.open_batch:2", "rl_loop.take:2", "rl_loop.measure_batch:2+", "rl_loop.train_step:3",
+    "rl_loop.train_step:6+", "rl_log.StageLog.batch:3+", "rl_publish.finish_model:1", "rl_loop.train_step:5+",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    tmp_path: Path, policy: Path, undisturbed: dict[str, Any], kill: str
+) -> None:
+    config, run = stage_world.make_stage(tmp_path / "run", policy, SSR)
+    with stage_world.engine(config, run):
+        with pytest.raises(RankError, match="died without an answer"):
+            stage_world.train(config, run, kill=kill)
+        assert not run.rl.summary_file.exists()
+        assert stage_world.train(config, run) == [True]
+    found = stage_world.left_behind(run)
+    for name, wanted in undisturbed.items():
+        assert found[name] == wanted, name
+
+
+def test_the_stored_rollouts_are_enough(tmp_path: Path, policy: Path, undisturbed: dict[str, Any]) -> None:
+    """Training is a pure function of them: without an engine, checkpoints and versions come out the same."""
+    config, run = whole(tmp_path / "run", policy, SSR)
+    assert stage_world.left_behind(run)["versions"] == undisturbed["versions"]
+    for folder in (run.rl.train, run.rl.versions, run.rl.model, run.rl.path / "old"):
+        shutil.rmtree(folder)
+    assert stage_world.train(config, run, replay=True) == [True]
+    assert stage_world.left_behind(run) == undisturbed
+    shutil.rmtree(run.rl.train)
+    next(run.rl.batch(2).glob("*.parquet")).unlink()
+    (run.rl.batch(2) / "taken.json").unlink()
+    with pytest.raises(SophiaError, match="1 of its 2 units are not stored"):
+        stage_world.train(config, run, replay=True)
+
+
+@pytest.mark.parametrize("parallel", [{"processes": 2}, {"tensor": 2}, {"pipeline": 2}], ids=str)
+def test_on_several_ranks(tmp_path: Path, policy: Path, parallel: dict[str, int]) -> None:
+    rl = {**SSR, "batches": 2, "objective": {"correction": "tis", "kl": 0.1}}
+    _, run = whole(tmp_path / "run", policy, rl, 2, parallel=parallel)
+    updates = lines(run, "update")
+    assert len(updates) == 4
+    assert updates[0]["kl"] < 1e-6 < updates[-1]["kl"]
+    assert all(line["samples"] == 8 for line in updates if not line["skipped"] and line["buffer"])
+
+
+def test_a_lag_of_one(tmp_path: Path, policy: Path) -> None:
+    rl = {"lag": 1, "placement": "separate", "objective": {"correction": "tis"}}
+    _, run = whole(tmp_path / "run", policy, rl)
+    assert {line["lag_max"] for line in lines(run, "batch")[1:]} <= {0, 1}
+    assert len(lines(run, "batch")) == 4
+
+
+def test_lost_groups(tmp_path: Path, policy: Path) -> None:
+    """Units that are given up are left out and counted, up to the share that is allowed."""
+    for share, allowed in ((0.6, True), (0.05, False)):
+        config, run = stage_world.make_stage(tmp_path / str(share), policy, {"max_lost_share": share})
+        with stage_world.engine(config, run, give_up=("q0",)):
+            if allowed:
+                assert stage_world.train(config, run) == [True]
+                assert sum(line["groups_lost"] for line in lines(run, "batch")) >= 1
+            else:
+                with pytest.raises(SophiaError, match=r"groups are lost \(rl.max_lost_share = 0.05\).*it never works"):
+                    stage_world.train(config, run)
+
+
+def test_an_engine_with_other_weights_stops_the_stage(tmp_path: Path, policy: Path) -> None:
+    config, run = stage_world.make_stage(tmp_path / "run", policy, {"stop_rollout_gap": 1e-9})
+    with (
+        stage_world.engine(config, run),
+        pytest.raises(SophiaError, match="batch 0: log-probs of trainer and engine differ by"),
+    ):
+        stage_world.train(config, run)
+    assert lines(run, "update") == []
+
+
+def test_resampling_asks_further_questions(tmp_path: Path, policy: Path) -> None:
+    rl = {"fill": "resample", "max_resamples": 2, "group": 2, "samples_per_update": 8, "batches": 2}
+    _, run = whole(tmp_path / "run", policy, rl)
+    draws = sorted(path.name for path in run.rl.rollouts.iterdir())
+    assert draws[0] == "00000000" and len(draws) > 2
+    assert all(line["samples"] <= 8 for line in lines(run, "update") if not line["skipped"])
