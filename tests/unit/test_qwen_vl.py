@@ -14,12 +14,16 @@ from safetensors.numpy import load_file
 
 from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.plan.cost import tile_flops
+from sophia_mcore.plan.memory import picture_of
+from sophia_mcore.plan.workload import Assumptions, workload
 from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.families import image_processor
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.processor import PatchGrids, resized
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
+from tests.support.configs import make_config
 from tests.support.qwen_models import FIXTURES, RELEASES, TINY, config_of, folder_of, needs_fixtures, processor
 
 SEVEN = "Qwen2.5-VL-7B"
@@ -202,3 +206,19 @@ def test_what_positions_cannot_be_made_of_is_refused(tmp_path: Path) -> None:
         images.positions(np.array([151655, 5, 151655]), [ImageSize(8, 2, (2, 4))])
     with pytest.raises(SophiaError, match="an image of 201 x 1 pixels"):
         images.size(201, 1)
+
+
+def test_the_planner_counts_pictures_of_any_size() -> None:
+    seven, eight = (ModelSpec.from_config(config_of(name)) for name in (SEVEN, EIGHT))
+    small, large = picture_of(seven, 100.0), picture_of(seven, 1600.0)
+    assert (small.tokens, small.patches, small.pixels) == (100, 400, 400 * 1176)
+    assert small.seen == (4 * 400 + 28 * 64) / 32, "4 of 32 layers see the whole picture, the others 64 patches"
+    assert picture_of(eight, 100.0).seen == 400
+    assert 16 < tile_flops(seven, large) / tile_flops(seven, small) < 20, "windows keep attention nearly linear"
+    config = make_config(batch=Batch(max_pixels=1280 * 28 * 28))
+    for given, mean in ((None, 640.0), (300.0, 300.0)):
+        work = workload(config, seven, Assumptions(image_tokens=given))
+        assert work.picture.tokens == pytest.approx(mean, rel=0.1) and work.tiles == 1
+        assert work.row().picture == work.picture
+        assert any("--image-tokens" in line for line in work.assumed) == (given is None)
+    assert work.picture.seen > picture_of(seven, work.picture.tokens).seen, "large pictures weigh more"
