@@ -33,6 +33,7 @@ CHANGE_NO_RESULT = (
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
     "evaluate.evaluate_base", "evaluate.only", "fp8.check.skip",
+    "rl",  # no result of a round: the on-policy stage compares its own settings (launch.rl)
 )  # fmt: skip
 
 
