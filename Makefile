@@ -4,6 +4,8 @@
 # make test-slow  the tests that `make test` leaves out, and what each took
 # make check  lint, types and tests: what CI runs
 # make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12; 3 GB where there is no CPU build of torch)
+# make test-cuda-path  the GPU path's Python on a CPU: Transformer Engine's real files, stand-ins for its kernels (part of `make test`)
+# make gpu-check  on a machine with one GPU: what works there, in ten minutes, into docs/bench/gpu.md
 # make docs   the documentation as a site, in build/site
 # make bench  the benchmarks, one JSON line each (ONLY=name for one)
 #
@@ -16,7 +18,7 @@ NEXT_PYTHON ?= python3.12
 NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
 
-.PHONY: help env demo base-models test test-slow test-next check lint types bench docs clean
+.PHONY: help env demo base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -54,6 +56,12 @@ test-slow: env
 	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-next/lock.txt
 	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+test-cuda-path: env
+	@$(PY) tools/cuda_path.py
+
+gpu-check:
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tests/gpu/check.py
 
 test-next: .venv-next/ready
 	.venv-next/bin/python -m pytest tests/dist tests/parity/test_internvl_reference.py tests/unit/test_model*.py

@@ -1,7 +1,7 @@
 """Run the tests and say what they cost: `python tools/run_tests.py quick|slow [pytest's arguments]`.
 
 quick: everything without the mark `slow`; tests/slurm mostly waits, so it runs beside the others and its output comes
-after theirs. slow: the rest, and what each test took. The last line is CPU-minutes, child processes included (not
+after theirs. tests/cuda_path runs after it in a process of its own: nobody else may see Transformer Engine. slow: the rest, and what each test took. The last line is CPU-minutes, child processes included (not
 those that outlive their parent, such as Slurm's daemons).
 """
 
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import cuda_path  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_MINUTES = 20  # what `make test` should stay under on two cores; CONTRIBUTING.md says what to do when it does not
@@ -26,12 +28,18 @@ def quick(arguments: list[str]) -> list[int]:
     with open(log, "wb") as file:
         beside = subprocess.Popen([*PYTEST, *chosen, "tests/slurm"], cwd=ROOT, stdout=file, stderr=file)
         try:
-            others = subprocess.run([*PYTEST, *chosen, "--ignore=tests/slurm"], cwd=ROOT).returncode
+            others = subprocess.run(
+                [*PYTEST, *chosen, "--ignore=tests/slurm", "--ignore=tests/cuda_path"], cwd=ROOT
+            ).returncode
             codes = [others, beside.wait()]
         finally:
             beside.terminate()
             beside.wait()
     print(log.read_text(errors="replace"), flush=True)
+    problem = cuda_path.fetch()
+    codes.append(subprocess.run(cuda_path.command(sys.executable, arguments), cwd=ROOT).returncode)
+    if problem:
+        print(f"CUDA path: SKIPPED, Transformer Engine's Python files cannot be fetched: {problem}", flush=True)
     return codes
 
 

@@ -37,7 +37,7 @@ def session(config: Config, folder: RunFolder, bucket: int) -> bool:
     """Train on this rank as under CUDA, with small buckets wherever there would be several."""
     real = DistributedDataParallelConfig
     optim.DistributedDataParallelConfig = functools.partial(real, bucket_size=bucket)  # a forked rank: nobody else sees
-    with pretended_cuda.selected(pretended_cuda.backend(**CUDA)):
+    with pretended_cuda.pretended(), pretended_cuda.selected(pretended_cuda.backend(**CUDA)):
         return train_world.train(config, folder)
 
 

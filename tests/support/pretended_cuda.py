@@ -105,7 +105,7 @@ def fake_world(rank: int, size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def selected(chosen: Backend) -> Iterator[None]:
-    """While open, every session of this process runs on this backend.
+    """While open, every session of this process runs on this backend. Enter it inside `pretended`.
 
     Files are written as on a CPU: torch's writer would look for CUDA streams.
     """
@@ -119,7 +119,6 @@ def selected(chosen: Backend) -> Iterator[None]:
         return job
 
     with (
-        pretended(),
         mock.patch.object(backends, "select", lambda *_, **__: chosen),
         mock.patch.object(session, "build_job", build_job),
     ):
