@@ -7,6 +7,7 @@ skipped, and the last line says so.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -55,12 +56,17 @@ def command(python: Path | str, arguments: list[str]) -> list[str]:
     return [str(python), "-m", "pytest", *loaded, *arguments, "tests/cuda_path"]
 
 
+def environment() -> dict[str, str]:
+    """The path with `SITE` on it: for these tests only."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")]))}
+
+
 def main() -> int:
     """0 if all that could run passed: with this environment's megatron-core, and with the newest in .venv-next."""
     problem = fetch()
-    codes = [subprocess.run(command(sys.executable, sys.argv[1:]), cwd=ROOT).returncode]
+    codes = [subprocess.run(command(sys.executable, sys.argv[1:]), cwd=ROOT, env=environment()).returncode]
     if NEXT.is_file():
-        codes.append(subprocess.run(command(NEXT, sys.argv[1:]), cwd=ROOT).returncode)
+        codes.append(subprocess.run(command(NEXT, sys.argv[1:]), cwd=ROOT, env=environment()).returncode)
     else:
         print("CUDA path: SKIPPED with the newest megatron-core: no .venv-next (`make test-next` makes it)")
     if problem:

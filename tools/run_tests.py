@@ -1,8 +1,9 @@
 """Run the tests and say what they cost: `python tools/run_tests.py quick|slow [pytest's arguments]`.
 
 quick: everything without the mark `slow`; tests/slurm mostly waits, so it runs beside the others and its output comes
-after theirs. tests/cuda_path runs after it in a process of its own: nobody else may see Transformer Engine. slow: the rest, and what each test took. The last line is CPU-minutes, child processes included (not
-those that outlive their parent, such as Slurm's daemons).
+after theirs. tests/cuda_path runs in a process of its own: nobody else may see Transformer Engine. slow: the rest, and
+what each test took. The last line is CPU-minutes, child processes included (not those that outlive their parent, such
+as Slurm's daemons).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def quick(arguments: list[str]) -> list[int]:
             beside.wait()
     print(log.read_text(errors="replace"), flush=True)
     problem = cuda_path.fetch()
-    codes.append(subprocess.run(cuda_path.command(sys.executable, arguments), cwd=ROOT).returncode)
+    codes.append(
+        subprocess.run(cuda_path.command(sys.executable, chosen), cwd=ROOT, env=cuda_path.environment()).returncode
+    )
     if problem:
         print(f"CUDA path: SKIPPED, Transformer Engine's Python files cannot be fetched: {problem}", flush=True)
     return codes

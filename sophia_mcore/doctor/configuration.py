@@ -15,6 +15,7 @@ import psutil
 from sophia_mcore.benchmarks.rows import on_the_hub
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.doctor import environments, machine, storage
+from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.inputs import first_rows, inputs_of
@@ -28,7 +29,7 @@ _CONNECT_SECONDS = 1.0
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout and tracking of a run that would start now."""
     files = [*models(config), *sources(config), *inputs(config), *user_files(config)]
-    return [*files, *engines(config), *devices(config), tracking(config), *storage_needs(config)]
+    return [*files, *engines(config), *gpu_engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
 
 def _stops(name: str, found: str, remedy: str) -> Row:

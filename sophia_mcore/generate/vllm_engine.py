@@ -14,6 +14,7 @@ from sophia_mcore.generate import vllm_cpu
 from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
+from sophia_mcore.generate.vllm_arguments import engine_arguments
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import check_engine_layout
 from sophia_mcore.pretrained.family import ImageLimits
@@ -21,8 +22,6 @@ from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.lineage import model_digest
 
 _CHATTY = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.block_pool")  # a line per image or per unit, saying nothing
-_CPU_BATCH_TOKENS = 8192
-_CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a trainer
 
 
 def open_vllm(config: VllmConfig, model_dir: Path, limits: ImageLimits) -> VllmEngine:
@@ -39,14 +38,15 @@ def open_vllm(config: VllmConfig, model_dir: Path, limits: ImageLimits) -> VllmE
     if vllm_cpu.is_cpu_build():
         _look_at_models_here(model_dir)
     try:
-        llm = LLM(**_arguments(config, model_dir, renderer))
+        options = None if renderer.images is None else renderer.images.vllm_options()
+        llm = LLM(**engine_arguments(config, model_dir, options, on_cpu=vllm_cpu.is_cpu_build()))
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and "validation error" not in line]
         line = lines[0] if lines else type(error).__name__
         raise SophiaError(f"vLLM cannot load {model_dir}: {line}") from error
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    return VllmEngine(llm, renderer, model_dir, limits)
+    return VllmEngine(llm, renderer, model_dir, limits, config.max_images_per_prompt)
 
 
 def _look_at_models_here(model_dir: Path) -> None:
@@ -60,48 +60,14 @@ def _look_at_models_here(model_dir: Path) -> None:
             ModelRegistry.register_model(name, known.load_model_cls())
 
 
-def _arguments(config: VllmConfig, model_dir: Path, renderer: Renderer) -> dict[str, Any]:
-    """Keyword arguments of vllm.LLM."""
-    on_cpu = vllm_cpu.is_cpu_build()
-    arguments: dict[str, Any] = {
-        "model": str(model_dir),
-        "dtype": config.dtype,
-        "tensor_parallel_size": config.tensor_parallel,
-        "max_model_len": config.max_model_length_tokens,
-        "max_num_seqs": config.max_sequences,
-        "enforce_eager": config.enforce_eager or on_cpu,
-        "logprobs_mode": "processed_logprobs",  # under the distribution that was sampled from
-        "generation_config": "vllm",  # sampling settings come from the request alone
-        "seed": 0,
-        "disable_log_stats": True,
-        "enable_prefix_caching": True,  # the K captions of an image, and N trajectories of a caption, share a prompt
-    }
-    cache_mib = config.kv_cache_mib or (_CPU_CACHE_MIB if on_cpu else None)
-    if cache_mib is not None:
-        arguments["kv_cache_memory_bytes"] = cache_mib << 20
-    else:
-        arguments["gpu_memory_utilization"] = config.gpu_memory_fraction
-    if on_cpu:
-        # A prompt cut into chunks needs random generators that can be set back, which the CPU's cannot.
-        length = config.max_model_length_tokens or _longest_position(model_dir)
-        arguments["enable_chunked_prefill"] = False
-        arguments["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, length)
-    if renderer.images is not None:
-        arguments["limit_mm_per_prompt"] = {"video": 0}
-        arguments["mm_processor_kwargs"] = dict(renderer.images.vllm_options())
-    return arguments
-
-
-def _longest_position(model_dir: Path) -> int:
-    config = require_json(model_dir / "config.json")
-    return int(config.get("text_config", config).get("max_position_embeddings", 0))
-
-
 class VllmEngine:
     """Implements ``engine.Engine``. Made by ``open_vllm``."""
 
-    def __init__(self, llm: Any, renderer: Renderer, model_dir: Path, limits: ImageLimits) -> None:
+    def __init__(
+        self, llm: Any, renderer: Renderer, model_dir: Path, limits: ImageLimits, max_images: int
+    ) -> None:  # fmt: skip
         self._llm = llm
+        self._max_images = max_images
         self._renderer = renderer
         self._limits = limits
         self._digest = model_digest(model_dir)
@@ -118,6 +84,11 @@ class VllmEngine:
         longest = self._llm.llm_engine.model_config.max_model_len
         for prompt in prompts:
             self._renderer.check_length(prompt, longest)
+            if len(prompt.pictures) > self._max_images:
+                raise SophiaError(
+                    f"a prompt has {len(prompt.pictures)} images, more than the engine's max_images_per_prompt = "
+                    f"{self._max_images}: raise it ({prompt.text[:80]!r})"
+                )
         outputs = self._llm.generate(
             [_as_vllm(prompt) for prompt in prompts],
             [self._sampling(request) for request in requests],

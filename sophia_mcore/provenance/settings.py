@@ -13,7 +13,7 @@ from sophia_mcore.store.content import Contents
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
 
 _ENGINE = (
-    "kind", "tensor_parallel", "max_sequences", "gpu_memory_fraction", "kv_cache_mib", "enforce_eager",
+    "kind", "tensor_parallel", "max_sequences", "max_images_per_prompt", "gpu_memory_fraction", "kv_cache_mib", "enforce_eager",
     "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
 )  # fmt: skip
 # Keys and sections that decide where, how fast or how carefully work is done, or what is shown of it, not its result.
@@ -28,7 +28,7 @@ CHANGE_NO_RESULT = (
         for key in ("base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency", "cache_folder")
     ),
     "objective.chunk_tokens", "objective.log_entropy",
-    "train.distributed_optimizer", "train.optimizer_offload_fraction", "train.recompute", "train.save_every_steps",
+    "train.distributed_optimizer", "train.recompute", "train.save_every_steps",
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
     "evaluate.evaluate_base", "fp8.check.skip",

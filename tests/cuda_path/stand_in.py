@@ -114,10 +114,9 @@ class Members:
 
 def install() -> None:
     """Import transformer_engine.pytorch this way, for the rest of this process."""
-    if not (SITE / "transformer_engine").is_dir():
+    if importlib.util.find_spec("transformer_engine") is None:  # tools/cuda_path.py puts SITE on the path
         raise ModuleNotFoundError(f"{SITE}: no Transformer Engine; `make test-cuda-path` fetches its Python files")
     torch._dynamo.config.disable = True  # megatron-core compiles its fused activations: a compiler run per process
-    sys.path.insert(0, str(SITE))
     folder = SITE / "transformer_engine" / "pytorch"
     extension: Any = StandModule("transformer_engine_torch", WHAT)
     extension.DType = Members(folder / "constants.py", "DType")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu.gpu_world import CUDA, one_rank, packed, step_flops, text_only, with_train
+from tests.gpu.gpu_world import CUDA, one_rank, packed, step_flops, text_only, update, with_train
 
 VOCABULARY, SEQUENCE = 8192, 4096  # a packed row is made of sequences of 4,096 tokens
 
@@ -71,13 +71,12 @@ def updates(model: str, layers: int, length: int, recipe: str, steps: int) -> di
             ids = rows[number % len(rows)]
             torch.cuda.synchronize()
             start = time.perf_counter()
-            wrapped[0].zero_grad_buffer()
-            optimizer.zero_grad()
-            loss = (wrapped[0](ids, None, packed(lengths), targets=ids.roll(-1, 1), coefficients=slopes) * slopes).sum()
-            loss.backward()
-            wrapped[0].finish_grad_sync()
-            optimizer.step()
-            losses.append(float(loss.detach()))
+
+            def loss_of(model: Any, ids: torch.Tensor = ids) -> torch.Tensor:
+                scores = model(ids, None, packed(lengths), targets=ids.roll(-1, 1), coefficients=slopes)
+                return (scores.logprobs * slopes).sum()
+
+            losses.append(update(wrapped[0], optimizer, loss_of))
             seconds.append(time.perf_counter() - start)
     typical = sorted(seconds[2:])[len(seconds[2:]) // 2]
     return {

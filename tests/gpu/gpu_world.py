@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,15 +27,30 @@ needs_te = pytest.mark.skipif(
 
 
 @contextmanager
-def one_rank(transformer_engine: bool = True) -> Iterator[tuple[Any, Any]]:
-    """(groups, backend) of a layout of one rank over NCCL; everything is left again."""
-    backend = replace(backends.select(kind="cuda"), transformer_engine=transformer_engine)
+def one_rank(transformer_engine: bool = True, **changes: Any) -> Iterator[tuple[Any, Any]]:
+    """(groups, backend) of a layout of one rank over NCCL; everything is left again. ``changes``: of the backend."""
+    backend = replace(backends.select(kind="cuda"), transformer_engine=transformer_engine, **changes)
     dist.init_process_group(backend.distributed, store=dist.HashStore(), rank=0, world_size=1)
     try:
         with backend.adapt():
             yield layouts.initialize(Parallel(), backend), backend
     finally:
         layouts.shutdown()
+
+
+def update(chunk: Any, optimizer: Any, loss_of: Callable[[Any], torch.Tensor]) -> float:
+    """One update without a pipeline schedule; the loss before it.
+
+    The schedules say themselves that a step begins. Without that FP8 would go on with the first step's weights.
+    """
+    chunk.set_is_first_microbatch()
+    chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    loss = loss_of(chunk)
+    loss.backward()
+    chunk.finish_grad_sync()
+    optimizer.step()
+    return float(loss.detach())
 
 
 def packed(lengths: list[int]) -> PackedSeqParams:

@@ -1,0 +1,52 @@
+"""What vLLM is started with, as data: the same function for a run and for `sophia doctor`, on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import VllmEngine
+from sophia_mcore.store.json_files import require_json
+
+_CPU_BATCH_TOKENS = 8192
+_CPU_CACHE_MIB = 256  # vLLM's own default on CPU is 4 GiB, too much beside a trainer
+
+
+def engine_arguments(
+    config: VllmEngine, model_dir: Path, image_options: Mapping[str, Any] | None, *, on_cpu: bool
+) -> dict[str, Any]:
+    """Keyword arguments of vllm.LLM. ``image_options``: of the image processor; None for a model without images."""
+    arguments: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel,
+        "max_model_len": config.max_model_length_tokens,
+        "max_num_seqs": config.max_sequences,
+        "enforce_eager": config.enforce_eager or on_cpu,
+        "logprobs_mode": "processed_logprobs",  # under the distribution that was sampled from
+        "generation_config": "vllm",  # sampling settings come from the request alone
+        "seed": 0,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,  # the K captions of an image, and N trajectories of a caption, share a prompt
+    }
+    cache_mib = config.kv_cache_mib or (_CPU_CACHE_MIB if on_cpu else None)
+    if cache_mib is not None:
+        arguments["kv_cache_memory_bytes"] = cache_mib << 20
+    else:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_fraction
+    if on_cpu:
+        # A prompt cut into chunks needs random generators that can be set back, which the CPU's cannot.
+        length = config.max_model_length_tokens or _longest_position(model_dir)
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, length)
+    if image_options is not None:
+        # without a number of images vLLM keeps memory for many more than a prompt has, each with all its tiles
+        arguments["limit_mm_per_prompt"] = {"image": config.max_images_per_prompt, "video": 0}
+        arguments["mm_processor_kwargs"] = dict(image_options)
+    return arguments
+
+
+def _longest_position(model_dir: Path) -> int:
+    config = require_json(model_dir / "config.json")
+    return int(config.get("text_config", config).get("max_position_embeddings", 0))

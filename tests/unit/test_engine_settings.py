@@ -1,0 +1,67 @@
+"""What vLLM is started with, as data, on a GPU and on a CPU; `sophia doctor CONFIG` shows the former."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sophia_mcore.config.schema import VllmEngine
+from sophia_mcore.doctor.engine_settings import gpu_engines
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate import vllm_engine
+from sophia_mcore.generate.vllm_arguments import engine_arguments
+from tests.support import configs, tiny_models
+
+
+def arguments(on_cpu: bool, **settings: Any) -> dict[str, Any]:
+    engine = VllmEngine(max_model_length_tokens=4096, **settings)
+    return engine_arguments(engine, Path("model"), {"max_patches": 12}, on_cpu=on_cpu)
+
+
+def test_a_gpu_gets_its_own_settings() -> None:
+    found = arguments(False, tensor_parallel=4, gpu_memory_fraction=0.8, max_images_per_prompt=3)
+    assert found["tensor_parallel_size"] == 4 and found["gpu_memory_utilization"] == 0.8
+    assert found["limit_mm_per_prompt"] == {"image": 3, "video": 0} and found["mm_processor_kwargs"] == {
+        "max_patches": 12
+    }
+    assert found["enforce_eager"] is False and found["enable_prefix_caching"] is True
+    assert found["logprobs_mode"] == "processed_logprobs" and found["generation_config"] == "vllm"
+    assert not {"kv_cache_memory_bytes", "enable_chunked_prefill", "max_num_batched_tokens"} & found.keys()
+    assert arguments(False, kv_cache_mib=512)["kv_cache_memory_bytes"] == 512 << 20
+
+
+def test_a_cpu_gets_what_it_needs() -> None:
+    found = arguments(True)
+    assert found["enforce_eager"] is True and found["enable_chunked_prefill"] is False
+    assert found["kv_cache_memory_bytes"] == 256 << 20 and found["max_num_batched_tokens"] == 8192
+    assert "gpu_memory_utilization" not in found
+
+
+def test_a_text_model_has_no_images() -> None:
+    found = engine_arguments(VllmEngine(), Path("model"), None, on_cpu=False)
+    assert not {"limit_mm_per_prompt", "mm_processor_kwargs"} & found.keys()
+
+
+def test_the_doctor_shows_them(tmp_path: Path) -> None:
+    policy = tiny_models.save_internvl(tmp_path / "policy")
+    config = configs.make_config(
+        tmp_path / "run", policy, policy, captions={"engine": {"kind": "vllm", "max_images_per_prompt": 2}}
+    )
+    rows = {row.name: row.found for row in gpu_engines(config)}
+    assert "limit_mm_per_prompt={'image': 2, 'video': 0}" in rows["captions.engine on a GPU"]
+    assert "gpu_memory_utilization=0.9" in rows["reasoning.engine on a GPU"]
+
+
+def test_more_images_than_the_engine_takes_are_one_line() -> None:
+    engine = object.__new__(vllm_engine.VllmEngine)
+    prompt = SimpleNamespace(pictures=("a", "b", "c"), text="Compare <IMG_CONTEXT>")
+    engine._max_images = 2
+    engine._llm = SimpleNamespace(
+        reset_prefix_cache=lambda: None, llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=10))
+    )
+    engine._renderer = SimpleNamespace(render_all=lambda _: [prompt], check_length=lambda *_: None)  # type: ignore[assignment]
+    with pytest.raises(SophiaError, match="a prompt has 3 images, more than the engine's max_images_per_prompt = 2"):
+        engine.generate([])
