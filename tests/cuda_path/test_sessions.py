@@ -48,8 +48,10 @@ def assert_same(folder: RunFolder, other: RunFolder) -> None:
     assert train_world.losses(folder) == pytest.approx(train_world.losses(other), abs=1e-3)
     mine, theirs = newest(folder), newest(other)
     assert mine.keys() == theirs.keys()
-    for name, value in mine.items():  # by norm: AdamW makes whole steps of gradients that are mere rounding
-        assert (value - theirs[name]).norm() < 4e-3 * theirs[name].norm().clamp_min(1e-3), name
+    # each element, or the norm: AdamW makes whole steps of gradients that are mere rounding
+    for name, value in mine.items():
+        near = torch.allclose(value, theirs[name], rtol=1e-4, atol=5e-4)
+        assert near or (value - theirs[name]).norm() < 4e-3 * theirs[name].norm(), name
     after = [json.loads((f.round(0).train / "summary.json").read_text())["logprob_after"] for f in (folder, other)]
     assert after[0] == pytest.approx(after[1], abs=1e-3)
 
