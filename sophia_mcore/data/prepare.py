@@ -120,8 +120,17 @@ def prepare_questions(
     return summary
 
 
+# Settings of a source that a fingerprint always has; later ones only where they are set, so that older runs go on.
+_FIRST_SETTINGS = ("kind", "path", "name", "subset", "split", "images_folder", "preset", "columns", "limit")
+
+
 def _fingerprint(sources: Sequence[Source], max_image_pixels: int) -> str:
-    text = json.dumps([source.model_dump(mode="json") for source in sources] + [max_image_pixels], sort_keys=True)
+    settings = [
+        {name: source.model_dump(mode="json")[name] for name in _FIRST_SETTINGS}
+        | source.model_dump(mode="json", exclude=set(_FIRST_SETTINGS), exclude_defaults=True)
+        for source in sources
+    ]
+    text = json.dumps([*settings, max_image_pixels], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

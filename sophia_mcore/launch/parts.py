@@ -154,7 +154,7 @@ def train(round: Round) -> list[Part]:
                 *("run.seed", "batch", "objective", "train", *setting),
                 *("fp8.recipe", "fp8.backend", "fp8.format", "fp8.layers_at_start_in_bf16"),
                 *("fp8.layers_at_end_in_bf16", "fp8.layers_in_bf16", "fp8.attention_in_bf16"),
-                *("fp8.primary_weights", "fp8.amax_history", "fp8.amax_algorithm"),
+                *("fp8.amax_history", "fp8.amax_algorithm"),
                 *(("reward.alpha", "reward.broken") if by_reward else ()),
             ),
             reads=(*learned_from(round), *before),

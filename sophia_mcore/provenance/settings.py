@@ -14,7 +14,8 @@ from sophia_mcore.store.content import Contents
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
 
 _ENGINE = (
-    "kind", "tensor_parallel", "max_sequences", "gpu_memory_fraction", "kv_cache_mib", "enforce_eager",
+    "kind", "tensor_parallel", "max_sequences", "max_images_per_prompt", "gpu_memory_fraction", "kv_cache_mib",
+    "enforce_eager",
     "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
 )  # fmt: skip
 # Keys and sections that decide where, how fast or how carefully work is done, or what is shown of it, not its result.

@@ -35,6 +35,7 @@ def test_the_stage_learns(tmp_path: Path, policy: Path) -> None:
     _, run = whole(tmp_path / "run", policy, {"batches": 8, "group": 8, "samples_per_update": 32})
     batches, updates = lines(run, "batch"), lines(run, "update")
     assert len(batches) == len(updates) == 8
+    assert not any(line["skipped"] for line in updates[:2])  # else accuracy moves with the questions alone
     assert batches[-1]["accuracy"] > batches[0]["accuracy"] + 0.2
     assert max(line["rollout_gap_p99"] for line in batches if "rollout_gap_p99" in line) < 1e-4
 
