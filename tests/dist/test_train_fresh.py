@@ -13,6 +13,7 @@ from sophia_mcore.config.schema import TransformersEngine as EngineConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.answers import generate_fresh
 from sophia_mcore.generate.transformers_engine import TransformersEngine
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Kept, Question
 from sophia_mcore.store.layout import Round, RunFolder
@@ -50,7 +51,7 @@ def world(folder: Path, policy: Path, objective: dict[str, Any], **sections: Any
 def answers(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     """Sampled with transformers' own implementation of the model."""
     config, folder = world(tmp_path_factory.mktemp("sampled") / "run", policy, MIXED)
-    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, 1)
+    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, ImageLimits(max_tiles=1))
     assert generate_fresh(Round(config, folder, 0), engine, NoProgress()) == 2
     assert generate_fresh(Round(config, folder, 0), engine, NoProgress()) == 0  # nothing is done twice
     found = list(read_folder(folder.round(0).fresh, Answer))

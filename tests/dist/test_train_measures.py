@@ -13,6 +13,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.config.schema import TransformersEngine as EngineConfig
 from sophia_mcore.generate.captions import ask_captions, describe_prompt
 from sophia_mcore.generate.transformers_engine import TransformersEngine
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.records import Caption, Kept
 from sophia_mcore.report.summary import _round_line
 from sophia_mcore.store.images import ImageStore
@@ -41,7 +42,7 @@ def world(folder: Path, policy: Path, **sections: Any) -> tuple[Config, RunFolde
 def captions(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Caption]:
     """Sampled from transformers' own implementation of the model."""
     config, folder = world(tmp_path_factory.mktemp("sampled") / "run", policy)
-    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, 1)
+    engine = TransformersEngine(EngineConfig(kind="transformers", dtype="float32"), policy, ImageLimits(max_tiles=1))
     images = sorted({row.images for row in read_shard(folder.round(0).kept_file, Kept) if row.images})
     found = []
     for image in images:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sophia_mcore.generate.captions import ask_captions, describe_prompt
-from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.records import Caption, Kept
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round
@@ -46,7 +45,7 @@ def test_exports_speak_alike_everywhere(vllm: Driver, tiny_internvl: Path, expor
     prompt.write_text("Describe it.")
     captions = {"per_image": 2, "sampling": {"max_tokens": 12}, "prompt_file": prompt}
     one = {"steps": 1, "save_every_steps": 9}
-    tiles = {"limits": ImageLimits(max_tiles=MAX_TILES)}
+    tiles = {"max_tiles": MAX_TILES}
     config, following = train_world.make_run(tmp_path / "run", exported, captions=captions, train=one, batch=tiles)
     round = Round(config, following, 0)
     try:

@@ -15,6 +15,7 @@ from sophia_mcore.generate.engine import Request
 from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.pretrained.spec import ModelSpec
 from tests.support import tiny_models
 
@@ -58,7 +59,7 @@ def test_every_file_that_names_an_end_token_counts(qwen2: Path, tmp_path: Path, 
     edit(folder / "tokenizer_config.json", eos_token=tokenizer or "gone")
     edit(folder / "config.json", eos_token_id=config)
     edit(folder / "generation_config.json", eos_token_id=generation)
-    stop = Renderer.from_model_dir(folder, 1).stop_ids
+    stop = Renderer.from_model_dir(folder, ImageLimits(max_tiles=1)).stop_ids
     assert 2 in stop and 0 in stop
 
 
