@@ -260,8 +260,14 @@ def images_of(value: Any, folder: Path | None, problems: list[str]) -> Iterable[
             yield from images_of(item, folder, problems)
     elif isinstance(value, (bytes, bytearray, memoryview)):
         yield bytes(value)
-    elif isinstance(value, Mapping) and value.get("bytes") is not None:
+    elif isinstance(value, Mapping) and isinstance(value.get("bytes"), (bytes, bytearray, memoryview)):
         yield bytes(value["bytes"])
+    elif isinstance(value, Mapping) and isinstance(value.get("bytes"), str):
+        data = _base64_image(value["bytes"].strip(), announced=True)
+        if data is None:
+            problems.append(f"image unreadable: its bytes are text, and not base64: {shown(value['bytes'])}")
+        else:
+            yield data
     elif isinstance(value, Mapping) and value.get("path"):
         yield from _path(str(value["path"]), folder, problems)
     elif isinstance(value, str) and value.strip():

@@ -121,6 +121,11 @@ def test_options_keep_their_letters(options: Any, answer: str, expected: tuple[s
         (["red", float("nan")], "A", "the options: (B) is nan"),
         ("[red, blue]", "A", "the options are not valid JSON, nor a Python list"),
         ("{unclosed", "A", "the options are not valid JSON"),
+        (["x"] * 27, "A", "the options are 27, more than there are letters"),
+        (["B. y", "A. x"], "A", "the options: (A) is labelled 'B'"),
+        (["A:x", "C:y"], "C", "the options: (B) is labelled 'C'"),
+        (["red", "blue"], "A blue", "the answer 'A blue' names a letter and the text of another option"),
+        (["red", "blue"], "(A) blue", "the answer '(A) blue' names a letter and the text of another option"),
     ],
 )
 def test_gold_answers_that_no_option_can_meet(options: Any, answer: str, words: str) -> None:
@@ -163,6 +168,12 @@ def test_what_is_neither_path_nor_base64_is_cut_short() -> None:
     assert "100,022 characters are neither a path nor base64" in row.problems[0]
     assert len(row.problems[0]) < 250
     assert read({"image": "a" * 80 + ".png"}).images == (Path.cwd() / "data" / ("a" * 80 + ".png"),)
+
+
+def test_bytes_that_are_text() -> None:
+    data = png((30, 30))
+    assert read({"image": {"bytes": base64.b64encode(data).decode()}}).images == (data,)
+    assert "its bytes are text, and not base64: xx" in read({"image": {"bytes": "xx"}}).problems[0]
 
 
 def test_conversations_by_speaker() -> None:
