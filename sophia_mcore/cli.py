@@ -326,7 +326,7 @@ def track(run_folder: RunArgument) -> None:
     from sophia_mcore.track.runs import redact
 
     folder, config = open_run(run_folder)
-    if not upload(folder, config, PHASES):  # which has said why
+    if not upload(folder, config, PHASES):  # upload has printed the reason
         raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost, run this again then")
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 

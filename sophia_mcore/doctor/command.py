@@ -69,7 +69,7 @@ def _as_lines(rows: list[Row], console: Console) -> None:
 
 def _as_table(rows: list[Row]) -> Table:
     table = Table(title="sophia doctor", expand=False)
-    for heading in ("what", "state", "found", "what its lack costs", "how to get it"):
+    for heading in ("what", "state", "found", "what it costs when missing", "how to get it"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         state = f"[{_COLOURS[row.state]}]{row.state}[/]"

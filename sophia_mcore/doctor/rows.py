@@ -12,7 +12,7 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was looked at, what was found, what its lack costs, and how to get it."""
+    """What was looked at, what was found, what it costs when missing, and how to get it."""
 
     name: str
     state: State

@@ -101,7 +101,7 @@ class LivingEngine(Engine, Protocol):
         """Give the device's memory back until the next ``load``. False: there is none to give back, nothing changes."""
 
 
-def nothing(_: int) -> None:
+def no_op(_: int) -> None:
     """An ``on_done`` that does nothing."""
 
 

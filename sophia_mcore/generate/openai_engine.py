@@ -16,7 +16,7 @@ from typing import Any
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.endpoint import Endpoint, RequestRefusedError
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, nothing
+from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, no_op
 from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Message
 
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
@@ -48,7 +48,7 @@ class OpenAIEngine:
         """
         if any(request.continue_ids for request in requests):
             raise SophiaError(f"the endpoint {self._config.base_url} takes text, no tokens to continue from")
-        report = on_done or nothing
+        report = on_done or no_op
         with ThreadPoolExecutor(min(self._config.concurrency, max(1, len(requests)))) as pool:
             futures = [pool.submit(self._one, request) for request in requests]
             pending = set(futures)

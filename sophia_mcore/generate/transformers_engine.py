@@ -14,7 +14,7 @@ import torch
 
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import Completion, OnDone, Request, nothing
+from sophia_mcore.generate.engine import Completion, OnDone, Request, no_op
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import check_engine_layout, family_of_folder
@@ -71,7 +71,7 @@ class TransformersEngine:
                 chosen = indices[start : start + self._config.max_sequences]
                 rows = self._sample([prompts[i] for i in chosen], [requests[i] for i in chosen])
                 results.update(zip(chosen, rows, strict=True))
-                (on_done or nothing)(len(chosen))
+                (on_done or no_op)(len(chosen))
         return [results[index] for index in range(len(requests))]
 
     def reload(self, model_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate import vllm_cpu
-from sophia_mcore.generate.engine import Completion, Key, OnDone, OnStep, Request, no_step, nothing
+from sophia_mcore.generate.engine import Completion, Key, OnDone, OnStep, Request, no_op, no_step
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.generate.vllm_arguments import engine_arguments
@@ -116,7 +116,7 @@ class VllmEngine:
                     index = order[output.request_id]
                     found[index] = self._completion(prompts[index], output)
                 if ended:
-                    (on_done or nothing)(len(ended))
+                    (on_done or no_op)(len(ended))
         return [found[index] for index in range(len(requests))]
 
     def stream(

@@ -173,7 +173,7 @@ class PlainSaveStrategy(torch_strategies.TorchDistSaveShardedStrategy):
     def async_save(self, sharded_state_dict: Any, checkpoint_dir: Path | str, *_: Any) -> AsyncRequest:
         """The same in a thread, from a copy in host memory; its first finalize function waits for the thread.
 
-        megatron-core 0.19 also names a strategy of its own, which this one stands in for.
+        megatron-core 0.19 also names a strategy of its own, which this one replaces.
         """
         state = self._tensors(sharded_state_dict, copy=True)
         return AsyncRequest(None, (), [_Writing(lambda: self._write(state, checkpoint_dir))])

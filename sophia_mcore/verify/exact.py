@@ -32,7 +32,7 @@ MAX_FACTOR = 10
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold answer, cleaned, with its type and the precision it is held to."""
+    """A gold answer, cleaned, with its type and the precision of the comparison."""
 
     raw: str
     text: str

@@ -46,7 +46,7 @@ def read_site(path: Path) -> Site:
     """The OPTIONS_, TASKS_ and GPUS_BY lines of an env file.
 
     Raises UsageError: no such file, a line that a shell would not read as one assignment, a name that nothing reads, a
-    number that is none, an option that `sophia submit` sets itself.
+    text instead of a number, an option that `sophia submit` sets itself.
     """
     try:
         lines = path.read_text().splitlines()
