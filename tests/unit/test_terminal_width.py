@@ -34,7 +34,7 @@ def test_the_doctor_breaks_no_word_at_80_columns(monkeypatch: pytest.MonkeyPatch
     assert max(map(len, text.splitlines())) <= 80
     assert "ok      rollout environment: /a/long/path/.venv-vllm/bin/python, 163 packages" in text
     assert "to get it: a node with GPUs" in text and text.index("rollout") < text.index("GPUs")
-    assert "what its lack costs" in shown(120, monkeypatch)
+    assert "what it costs when missing" in shown(120, monkeypatch)
 
 
 @pytest.mark.parametrize(("parallel", "words"), [
