@@ -116,17 +116,19 @@ def _parse_scientific(text: str) -> Number | None:
 
 
 def numbers_equal(gold: Number, prediction: Number, rule: Rule) -> bool:
-    """Equality of two numbers under the precision of ``rule``; "50%" equals both 0.5 and 50."""
+    """Equality of two numbers under the precision of ``rule``; the gold answer "50%" equals both 0.5 and 50.
+
+    A percentage for a plain gold answer has one reading: the share where that is at most 1 ("3%" for 0.03), else the
+    number of per cent ("45%" for 45, but not "4500%").
+    """
     a, b = gold.value, prediction.value
     inexact = gold.places is not None or prediction.places is not None
     places = gold.places or 0
     if gold.percent == prediction.percent:
         return values_equal(a, b, inexact, places, rule)
-    if values_equal(a, b, inexact, places, rule):
-        return True
     if gold.percent:
-        return values_equal(a / 100, b, inexact, places + 2, rule)
-    return values_equal(a, b / 100, inexact, places, rule)
+        return values_equal(a, b, inexact, places, rule) or values_equal(a / 100, b, inexact, places + 2, rule)
+    return values_equal(a, b / 100 if abs(a) <= 1 else b, inexact, places, rule)
 
 
 def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: int, rule: Rule) -> bool:

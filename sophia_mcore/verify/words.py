@@ -30,7 +30,8 @@ MEASURE = re.compile(
 
 # Words that make another answer of the number before them, or no number at all.
 _PREPOSITIONS = frozenset({"in", "of", "on", "at", "for", "and", "to", "by", "from"})
-NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS)
+_PLURALS = {f"{word[:-1]}ies" if word.endswith("y") else f"{word}s" for word in _SMALL}
+NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS) | _PLURALS
 
 
 @lru_cache(maxsize=1 << 12)
