@@ -80,6 +80,8 @@ def _integer(words: list[str]) -> int | None:
 
 
 def _chinese(text: str) -> Fraction | None:
+    if text == "一半":
+        return Fraction(1, 2)
     fraction = _CHINESE_FRACTION.fullmatch(text)
     if fraction:
         bottom, top = (Fraction(part) if part.isdecimal() else _chinese(part) for part in fraction.groups())

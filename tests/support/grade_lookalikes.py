@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 
-from tests.support.grade_kinds import Pair, kind, pairs
+from tests.support.grade_kinds import KINDS, Pair, kind, pairs
+
+__all__ = ["KINDS"]  # with the kinds of grade_kinds
 
 _NOT_NOUNS = (
     "tens", "fives", "twelfths", "couples", "twins", "trios", "triples", "centuries", "negatives", "minuses", "googols",
@@ -67,6 +69,9 @@ def marks_and_units(chance: random.Random) -> list[Pair]:
         *pairs(str(n), [f"{n} points"], [f"{n} {word}" for word in chance.sample(_NOT_NOUNS, 3)]),
         *pairs(str(n), [f"{n} months"], [rf"{n} \text{{ {chance.choice(_NOT_NOUNS)}}}", rf"{n}\ldots", f"{n}..."]),
         *pairs(str(n), [f"{n}%"], [f"{n}00%"]),
+        *pairs(f"-{n}", [f"minus {n}", f"negative {n}"], [f"minus {n + 1}", f"minus -{n}"]),
+        *pairs(f"{n}/90", [f"{n} out of 90"], [str(n), f"{n} out of 91"]),
+        *pairs(f"{n} km/h", [f"{n}千米/时"], [f"{n}千米", f"{n} m/s"]),
         *pairs(f"0.{n:02d}", [f"{n}%"], [f"0.{n:02d}%"]),
     ]
 
