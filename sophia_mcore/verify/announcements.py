@@ -35,7 +35,10 @@ class Rule:
 
 # ---- announcements
 
-_SAY = r"(?:\s*(?:is|are|was|would be|should be|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
+_SAY = (
+    r"(?:['’]s\s+(?=[(\[*$\\\d]|[A-J](?![\w'’]))|\s*(?:is|are|was|would be|should be"
+    r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
+)
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
 _REST = rf"(?P<answer>{_DISPLAY}|\S[^\n]*)"
@@ -305,9 +308,22 @@ RULES: tuple[Rule, ...] = (
         _CHOICE,
     ),
     Rule(
+        "so letter",
+        _pattern(
+            rf"(?:\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Ww]ait|[Aa]ctually|[Ss]orry|[Cc]orrection"
+            rf"|I mean)\b[\s,.:;—-]+(?:(?:no|actually|wait|rather)\b[\s,.:;—-]+)*"
+            rf"(?:(?:it|that|this)(?:['’]s|\s+is|\s+must be)\s+)?"
+            rf"|\b(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is)\s+)(?:option\s+|choice\s+)?{_STAR}{_LETTER}(?=[.;!*\s]*$)",
+            re.MULTILINE,
+        ),
+        (("A circle is shown, so it's B.", "B"), ("A few; it's C", "C"), ("The answer is A. Wait, actually B.", "B")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
         "remaining letter",
         _remaining_letter,
-        (("A and D are wrong, so B.", "B"), ("Neither A nor B shows it; C.", "C")),
+        (("A and D are wrong; B.", "B"), ("Neither A nor B shows it; C.", "C")),
         (),
         _CHOICE,
     ),
@@ -377,18 +393,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 ANNOUNCEMENTS = (
-    "tag",
-    "hashes",
-    "JSON",
-    "final answer",
-    "Chinese",
-    "Chinese choice",
-    "Chinese correct",
-    "Chinese item",
-    "answer is",
-    "option is",
-    "is correct",
-    "must be",
-    "remaining letter",
-    "last letter",
-)
+    "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
+    "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
+)  # fmt: skip

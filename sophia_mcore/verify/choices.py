@@ -122,8 +122,10 @@ def _same(text: str, own: str) -> bool:
 def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     """Whether the "letter" of an answer is the first word of a sentence, as in "A dog barks" and "I am not sure"."""
     words = plain_text(both[2])
-    if _MARKED.match(both[0]) or _VERDICT.fullmatch(words) or not is_words(words):
+    if _MARKED.match(both[0]) or _VERDICT.fullmatch(words):
         return False
+    if not is_words(words):  # "A circle is shown, so it's B"
+        return both[1] in "AI" and _SENTENCE_START.match(both[2]) is not None and not _own(both, words, options)
     index = ascii_uppercase.index(both[1])
     if index >= len(options):
         return True
@@ -131,6 +133,16 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     if both[1] in "AI":  # the article and the pronoun
         return not (own.startswith(words) or words.startswith(own)) if own else True
     return not set(words.split()) & set(own.split()) - _COMMON_WORDS
+
+
+_SENTENCE_START = re.compile(r"[a-z]{2,}[\s;,:]")
+
+
+def _own(both: re.Match[str], words: str, options: tuple[str, ...]) -> bool:
+    """Whether the words beside a letter begin as its option's text does, or the other way round."""
+    index = ascii_uppercase.index(both[1])
+    own = _option_texts(options)[0][index] if index < len(options) else ""
+    return bool(own) and (own.startswith(words) or words.startswith(own))
 
 
 _COMMON_WORDS = frozenset(
@@ -190,6 +202,13 @@ _FIRST_WORD = re.compile(
     r"(yes|no|true|false|是的|不是)(?=[,.;:，。!]|$|\s+(?:it|he|she|they|the|there|this|that|i|we|you|because|a|an|[-–])\b)"
 )
 
+_DOUBT = re.compile(
+    r"\?|\b(?:but|actually|wait|however|although|though|except|unless|maybe|perhaps|depends|sorry|not always|only if)\b"
+)
+_OPPOSITE = {
+    True: re.compile(r"\b(?:no|false|incorrect|wrong)\b|不是|否|错"),
+    False: re.compile(r"\b(?:yes|true|correct|right)\b|是的"),
+}
 _EITHER = r"(?:yes|no|true|false|是的?|不是|否)"
 _BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|{_EITHER}\W*$)")  # "yes and no"
 
@@ -197,8 +216,8 @@ _BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|
 def yes_no(answer: str, letters: bool = False) -> bool | None:
     """True, False, or None when the answer is neither; with ``letters`` T, F, Y and N count.
 
-    >>> yes_no("Yes, it is")
-    True
+    >>> yes_no("Yes, it is"), yes_no("Yes, but no")
+    (True, None)
     """
     words = plain_text(answer)
     if words in YES_NO:
@@ -208,4 +227,6 @@ def yes_no(answer: str, letters: bool = False) -> bool | None:
     first = _FIRST_WORD.match(words)
     if first is None or _BOTH.match(words, first.end()):
         return None
-    return YES_NO[first[1]]
+    said = YES_NO[first[1]]
+    rest = words[first.end() :]
+    return None if _DOUBT.search(rest) or _OPPOSITE[said].search(rest) else said

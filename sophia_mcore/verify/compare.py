@@ -159,9 +159,10 @@ def _values_equal(gold: str, text: str, a: Number | None, b: Number | None, rule
     result = None
     if first is not None and second is not None:
         result = _expressions_equal(first, second, a, b, rule)
-        if result is True:
-            return True
     x, y = parse_quantity(gold), parse_quantity(text)
+    units = x is not None and y is not None and x.known and y.known and x.unit != y.unit
+    if result is True and not units:  # mM and Mm are the same product of letters
+        return True
     if x is not None or y is not None:  # "3 m" is three metres or three times m
         return _quantities_equal(gold, text, x, y, rule)
     if result is not None:

@@ -15,6 +15,7 @@ from sophia_mcore.verify.algebra import evaluate, immense
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
 from sophia_mcore.verify.inequalities import bound
 from sophia_mcore.verify.labels import letters_equal
+from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
@@ -126,15 +127,16 @@ _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
 # What is still to be worked out is no final answer, unless the gold answer leaves it so too.
 _UNEVALUATED = re.compile(
-    r"#|<\s*image|\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
+    r"#|<\s*image|\\(?:to|rightarrow|longrightarrow|mapsto|sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
     r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
 _PERCENT, _DEGREES = re.compile(r"%$|\bpercent$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
-_ANGLES = frozenset({"degree", "radian", "degree_Celsius", "degree_Fahrenheit"})
+_ANGLES = frozenset({"degree", "degree_Celsius", "degree_Fahrenheit"})
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
 _LABEL = re.compile(r"\(\d\)\s+\S")
 _KILO = re.compile(r"\d+(?:\.\d+)?k")
 _BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
+_WORD_BEHIND = re.compile(r"[-+]?[\d.,]+\s*\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{[^{}]*[A-Za-z]{2}[^{}]*\}")
 _CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
 
 
@@ -167,6 +169,11 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     special = SPECIAL_TYPES.get(gold.type)
     if special is not None:
         return special(gold, text, oracle)
+    if gold.text != text:
+        listed = gold.given and is_list_type(gold.type)
+        found = lookalikes_equal(gold.text, text, gold.raw, prediction, listed)
+        if found is not None:
+            return found
     if gold.text == text or _dense(gold.text) == _dense(text):
         return True
     if _CLOCK.fullmatch(gold.text) and dates.has_meridiem(_flat(text)):
@@ -196,6 +203,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
             return False
     if (_LABEL.match(text) is None) != (_LABEL.match(gold.text) is None):
         return False  # math-verify reads "(1) 3" as 4
+    if gold_number is not None and _WORD_BEHIND.fullmatch(text) and parse_quantity(text) is None:
+        return False  # math-verify leaves out the word of "7 \text{ tens}"
     if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
         return False  # a matrix, cases or a described set against a number
     return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)

@@ -35,13 +35,18 @@ _CLAUSE = re.compile(
 
 
 _DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
+_YES_AND_NO = re.compile(
+    r"\W*(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b", re.IGNORECASE | re.DOTALL
+)
 _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the beginning of a formula
 
 
 def tidy(answer: str) -> str:
     """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
     answer = _DENIED_FIRST.sub("", answer)
-    answer = _CLAUSE.sub("", answer.strip()[:ANSWER_CHARACTERS]) if len(answer) > 1 else answer
+    if len(answer) > 1:
+        answer = answer.strip()[:ANSWER_CHARACTERS]
+        answer = answer if _YES_AND_NO.match(answer) else _CLAUSE.sub("", answer)
     for _ in range(6):
         before = answer
         answer = answer.strip().rstrip("。")
@@ -76,6 +81,9 @@ def _apply(rule: Rule, text: str, lower: str) -> str:
     return ""
 
 
+_TAKEN_BACK = re.compile(
+    r"(?:[.!?…—]|\n)\s*(?:(?:but|oh|no|hmm)\b[\s,]*)?(?:wait|actually|scratch that|sorry|correction)\b", re.IGNORECASE
+)
 _PLAIN_LETTER = re.compile(r"[(\[]?[A-J](?![A-Za-z])")
 
 
@@ -86,8 +94,10 @@ def _last_announcement(text: str, lower: str, letters_only: bool = False) -> tup
     for rule in RULES:
         if rule.name in ANNOUNCEMENTS and (not rule.words or any(word in lower for word in rule.words)):
             found += [(position, answer, rule.name) for position, answer in rule.find(text)]
-    for _, candidate, name in sorted(found, key=lambda one: one[0], reverse=True):
+    for position, candidate, name in sorted(found, key=lambda one: one[0], reverse=True):
         answer = tidy(candidate)
+        if _PLAIN_LETTER.match(answer) and _TAKEN_BACK.search(text, position):
+            return "", name  # taken back, and no letter is left
         for inner in _AGAIN:
             answer = _apply(inner, answer, answer.lower()) or answer
         if answer and (not letters_only or _PLAIN_LETTER.match(answer)):
@@ -138,4 +148,4 @@ def extract(text: str, answer_type: str = "") -> str | None:
     '2'
     """
     found = find_answer(text, answer_type)
-    return found[0] if found else None
+    return found[0] if found and found[0] else None

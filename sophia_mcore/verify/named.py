@@ -47,6 +47,10 @@ _NAME = re.compile(
 )
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne|lt|gt)(?![a-zA-Z])")
 _EQUAL = re.compile(r"\\(?:approx|equiv|simeq)(?![a-zA-Z])")
+_OF_UNKNOWN = re.compile(  # says what a function of an unknown is, not the unknown
+    r"\|\s*[kmntuwxy]\s*\||\\(?:log|ln)[^A-Za-z]*(?:\{[^{}]*\})?[\s({]*[a-z][\s)}]*"
+    r"|\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{?\d\}?)?[\s({]*[kmntuwxy][\s)}]*"
+)
 _PRODUCT = re.compile(r"[a-z]{2,}")
 # A letter that may stand for a word: its initial, or one of these.
 _LETTER_OF = {"area": "as", "perimeter": "pcl", "circumference": "cpl", "surface": "s", "length": "l", "distance": "ds"}
@@ -113,7 +117,7 @@ def is_name(text: str, strict: bool = False) -> bool:
     (True, True, True, False, False, False)
     """
     text = text.strip()
-    if _NAME.fullmatch(text) is None or text in (r"\pi", "e", "i"):
+    if _NAME.fullmatch(text) is None or text in (r"\pi", "e", "i") or _OF_UNKNOWN.fullmatch(text):
         return False
     letters = TEXT_COMMAND.sub("", re.sub(r"\\[A-Za-z]+|_\s*(?:\{[^{}]*\}|\w+)|\([^()]*\)", " ", text))
     if strict:

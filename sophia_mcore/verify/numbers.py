@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -57,6 +57,9 @@ def parse_number(text: str) -> Number | None:
         words = number_of_words(text)
         if words is not None:
             return Number(words, None, False, "integer" if words.denominator == 1 else "fraction")
+        spoken = _spoken(text)
+        if spoken is not None:
+            return spoken
         if "\\overline" in text or "\\dot" in text:
             return _repeating(text)
         if _SPACED_THOUSANDS.fullmatch(text):
@@ -92,6 +95,28 @@ def _plain(digits: str, exponent: int, scientific: bool, sign: int, percent: boo
     return Number(sign * value, places, percent, kind)
 
 
+_SPOKEN = re.compile(
+    r"(?:(?P<minus>minus|negative)\s+(?P<size>[\w .-]+)|(?P<share>[A-Za-z -]+?)\s+percent"
+    r"|(?P<top>\d{1,9}) out of (?P<bottom>\d{1,9}))",
+    re.IGNORECASE,
+)
+
+
+def _spoken(text: str) -> Number | None:
+    """ "minus five", "three percent" and "7 out of 10"."""
+    match = _SPOKEN.fullmatch(text)
+    if match is None:
+        return None
+    if match["top"]:
+        top, bottom = int(match["top"]), int(match["bottom"])
+        return Number(Fraction(top, bottom), None, False, "fraction") if bottom else None
+    if match["share"]:
+        words = number_of_words(match["share"])
+        return None if words is None else Number(words, None, True, "percent")
+    size = None if _SPOKEN.fullmatch(match["size"]) else parse_number(match["size"].strip())
+    return None if size is None or match["size"].strip().startswith("-") else replace(size, value=-size.value)
+
+
 _REPEATING = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)\.(?P<fixed>\d*)\\(?:overline|dot)\s*\{?(?P<period>\d+)\}?")
 
 
@@ -116,17 +141,19 @@ def _parse_scientific(text: str) -> Number | None:
 
 
 def numbers_equal(gold: Number, prediction: Number, rule: Rule) -> bool:
-    """Equality of two numbers under the precision of ``rule``; "50%" equals both 0.5 and 50."""
+    """Equality of two numbers under the precision of ``rule``; the gold answer "50%" equals both 0.5 and 50.
+
+    A percentage for a plain gold answer has one reading: the share where that is at most 1 ("3%" for 0.03), else the
+    number of per cent ("45%" for 45, but not "4500%").
+    """
     a, b = gold.value, prediction.value
     inexact = gold.places is not None or prediction.places is not None
     places = gold.places or 0
     if gold.percent == prediction.percent:
         return values_equal(a, b, inexact, places, rule)
-    if values_equal(a, b, inexact, places, rule):
-        return True
     if gold.percent:
-        return values_equal(a / 100, b, inexact, places + 2, rule)
-    return values_equal(a, b / 100, inexact, places, rule)
+        return values_equal(a, b, inexact, places, rule) or values_equal(a / 100, b, inexact, places + 2, rule)
+    return values_equal(a, b / 100 if abs(a) <= 1 else b, inexact, places, rule)
 
 
 def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: int, rule: Rule) -> bool:

@@ -136,7 +136,8 @@ def parse_quantity(text: str) -> Quantity | None:
         return Quantity(match["number"].strip(), _in_pint(match["unit"], part), True)
     noun = _NOUN.fullmatch(digits_first(flat))
     if noun and (noun["unit"] == "times" or is_noun(noun["unit"], noun["number"] == "1")):
-        return Quantity(noun["number"], noun["unit"].casefold().removesuffix("s"), False)
+        unit = noun["unit"] if len(noun["unit"]) < 3 else noun["unit"].casefold()  # the case of "mM" counts
+        return Quantity(noun["number"], unit.removesuffix("s"), False)
     return None
 
 

@@ -78,7 +78,7 @@ def ranges_equal(gold: str, text: str, rule: Rule) -> bool | None:
     """Whether two answers of which at least one is a range are the same range; None if neither is one.
 
     A range equals no number, and no subtraction: where both are "low-high" the ends are compared one by one. "7-3"
-    alone is a subtraction. A unit that only one of them has does not count.
+    is a score or a range. A unit that only one of them has does not count.
     """
     a, b = parse_range(gold), parse_range(text)
     if a is None and b is None:
@@ -86,9 +86,7 @@ def ranges_equal(gold: str, text: str, rule: Rule) -> bool | None:
     if a is None or b is None:
         one, other = (a, text) if b is None else (b, gold)
         assert one is not None
-        if one.hyphen and not one.rising:
-            return None
-        return False if parse_number(other) is not None or one.rising else None
+        return False if parse_number(other) is not None or one.rising or one.hyphen else None
     if a.unit and b.unit and _same_unit(a.unit) != _same_unit(b.unit):
         return False
     return _ends(a.low, b.low, rule) and _ends(a.high, b.high, rule)

@@ -30,7 +30,8 @@ MEASURE = re.compile(
 
 # Words that make another answer of the number before them, or no number at all.
 _PREPOSITIONS = frozenset({"in", "of", "on", "at", "for", "and", "to", "by", "from"})
-NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS)
+_PLURALS = {f"{word[:-1]}ies" if word.endswith("y") else f"{word}s" for word in _SMALL}
+NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS) | _PLURALS
 
 
 @lru_cache(maxsize=1 << 12)
@@ -79,6 +80,8 @@ def _integer(words: list[str]) -> int | None:
 
 
 def _chinese(text: str) -> Fraction | None:
+    if text == "一半":
+        return Fraction(1, 2)
     fraction = _CHINESE_FRACTION.fullmatch(text)
     if fraction:
         bottom, top = (Fraction(part) if part.isdecimal() else _chinese(part) for part in fraction.groups())

@@ -14,7 +14,8 @@ import pytest
 
 from sophia_mcore.verify import GradeItem, Grader
 from tests.support import grade_kinds
-from tests.support.grade_kinds import KINDS, Pair
+from tests.support.grade_kinds import Pair
+from tests.support.grade_lookalikes import KINDS
 
 PAIRS_PER_KIND = 300
 

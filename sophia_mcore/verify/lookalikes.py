@@ -1,0 +1,95 @@
+r"""Answers that look like another and are not: three parts in a row, spaced commas, prime marks, bases, open ends."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from sophia_mcore.verify.named import named_value
+from sophia_mcore.verify.numbers import parse_number
+from sophia_mcore.verify.quantities import parse_quantity
+
+_PLAIN = r"\d+(?:\.\d+)?"
+_IN_A_ROW = re.compile(rf"{_PLAIN}(?:\s*([-:/])\s*{_PLAIN})(?:\s*\1\s*{_PLAIN})+")
+_SPACED_COMMA = re.compile(r"\d{1,3}(?:,\s+\d{3})+")
+_PRIME = re.compile(
+    r"^[^'\"]*\d\s*(?:(''|\"|″|’’|”|\^\s*\{?\s*\\prime\s*\\prime\s*\}?)|('|′|’|\^\s*\{?\s*\\prime\s*\}?))$"
+)
+_BASE = re.compile(r"\(?\s*(?P<digits>[\dA-F]+)\s*\)?\s*_\s*\{?\s*(?P<base>\d{1,2})\s*\}?")
+_OPEN_END = re.compile(r"(?:^|[^.\d])\d+\s*(?:\\ldots|\.{2,})$")
+_LISTS = frozenset({"several", "set", "tuple", "list"})
+
+
+def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed: bool) -> bool | None:
+    r"""Whether two cleaned answers of which one is easily mistaken are equal; None if neither is of these kinds.
+
+    ``raw_gold`` and ``raw_text`` are the answers as extracted, ``listed`` says that the data set calls it a list.
+
+    >>> lookalikes_equal("6-8-10", "-12", "6-8-10", "-12", False)
+    False
+    >>> lookalikes_equal("3:4:5", "6:8:10", "3:4:5", "6:8:10", False)
+    True
+    """
+    for rule in (_rows_equal, _bases_equal):
+        found = rule(named_value(gold)[1], named_value(text)[1])
+        if found is not None:
+            return found
+    if not listed and _commas_differ(gold, text):
+        return False
+    if (_OPEN_END.search(text) is None) != (_OPEN_END.search(gold) is None):
+        return False
+    return _primes_equal(raw_gold.strip("$ ."), raw_text.strip("$ ."))
+
+
+def is_list_type(answer_type: str) -> bool:
+    """Whether answers of this type have parts between commas."""
+    return answer_type in _LISTS
+
+
+def _rows_equal(gold: str, text: str) -> bool | None:
+    """Three and more plain numbers in a row, "6-8-10", "3:4:5", "3/4/5": the same in a row; ratios may be expanded."""
+    a, b = _IN_A_ROW.fullmatch(gold), _IN_A_ROW.fullmatch(text)
+    if a is None and b is None:
+        return None
+    if a is None or b is None or a[1] != b[1]:
+        return False
+    first, second = ([Fraction(part) for part in re.findall(_PLAIN, row)] for row in (gold, text))
+    if first == second or a[1] != ":" or len(first) != len(second):
+        return first == second
+    return all(x * second[0] == y * first[0] for x, y in zip(first, second, strict=True)) and bool(first[0])
+
+
+def _commas_differ(gold: str, text: str) -> bool:
+    """Whether one is a number and the other a list of numbers that only spaces tell from it: "3,400" and "3, 400"."""
+    return any(
+        _SPACED_COMMA.fullmatch(listed) is not None and parse_number(number) is not None
+        for listed, number in ((gold, text), (text, gold))
+    )
+
+
+def _bases_equal(gold: str, text: str) -> bool | None:
+    """A number in another base than ten equals only the same digits in the same base."""
+    a, b = _BASE.fullmatch(gold), _BASE.fullmatch(text)
+    if a is None and b is None:
+        return None
+    if all(match is None or match["base"] == "10" for match in (a, b)):
+        return None
+    return a is not None and b is not None and a.groups() == b.groups()
+
+
+def _primes_equal(gold: str, text: str) -> bool | None:
+    """False where prime marks behind numbers differ; a single one may be feet, a double one inches."""
+    a, b = _PRIME.match(gold), _PRIME.match(text)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        return None if bool(a[1]) == bool(b[1]) else False
+    match, other = (a, text) if a is not None else (b, gold)
+    assert match is not None
+    measured = parse_quantity(other)
+    unit = "inch" if match[1] else "foot"
+    if measured is None or measured.unit != unit:
+        return False
+    number = parse_number(re.sub(r"[^\d.]", "", match[0]))
+    wanted = parse_number(measured.number)
+    return number is not None and wanted is not None and number.value == wanted.value
