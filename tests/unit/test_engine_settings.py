@@ -58,7 +58,7 @@ def test_the_doctor_shows_them(tmp_path: Path) -> None:
 def test_more_images_than_the_engine_takes_are_one_line() -> None:
     engine = object.__new__(vllm_engine.VllmEngine)
     prompt = SimpleNamespace(pictures=("a", "b", "c"), text="Compare <IMG_CONTEXT>")
-    engine._max_images = 2
+    engine._max_images, engine._digest = 2, "of a loaded model"
     engine._llm = SimpleNamespace(
         reset_prefix_cache=lambda: None, llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=10))
     )
