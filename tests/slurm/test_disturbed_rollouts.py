@@ -107,7 +107,9 @@ def test_time_limit(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path
     finish(cluster)
     assert_captions_once(run, endpoint, redone=2)
     codes = [attempt.code for attempt in attempts(run, "captions")]
-    assert codes[0] == 75 and codes[-1] == 0 and {*codes[1:-1]} <= {138}  # 138: before Python listens
+    assert (
+        codes[0] == 75 and codes[-1] == 0 and {*codes[1:-1]} <= {75, 138}
+    )  # a slow machine is stopped again; 138: before Python listens
 
 
 def test_a_failing_shard_costs_only_itself(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_the_second_round_is_captioned_by_the_trained_policy(cluster: Cluster, d
     with open(done.config_file.with_name("cluster.env"), "a") as file:
         file.write(f"TASKS_CAPTIONS=1\nPATH={query.parent}:$PATH\n")
     engine = 'captions.engine={kind = "transformers", dtype = "float32"}'  # the endpoint would answer for any policy
-    sophia(cluster, "submit", done.config_file, "--rounds", "2", "--only", "captions", "--set", engine)
+    sophia(
+        cluster, "submit", done.config_file, "--rounds", "2", "--only", "captions", "--set", engine, "--new-settings"
+    )
     finish(cluster)
     shards = shard_files(done.run.round(1).captions)
     assert shards, logs(done.run)
