@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sophia_mcore.config import load_config
+from sophia_mcore.launch.local import run_phases
 from sophia_mcore.launch.state import states
 from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.layout import RunFolder
@@ -103,30 +104,27 @@ def test_the_mlflow_server_was_killed_and_is_back(cluster: Cluster, done: Round)
     } <= lineage.keys()
 
 
-@pytest.mark.skip(
-    "NOT RUN: it gave the second round another engine, which now binds the first round's captions too; "
-    "a run whose captions are sampled in process from the start would run it"
-)
-def test_the_second_round_is_captioned_by_the_trained_policy(cluster: Cluster, done: Round) -> None:
+def test_the_second_round_is_captioned_by_the_trained_policy(
+    cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path
+) -> None:
     """On another node than the first, whose GPU has memory errors."""
-    query = done.config_file.with_name("bin") / "nvidia-smi"
+    in_process = {"kind": "transformers", "dtype": "float32"}  # the endpoint would answer for any policy
+    config_file = make_config(tmp_path, policy, endpoint, captions={"engine": in_process})
+    config = load_config(config_file)
+    run = run_phases(config, PHASES[: PHASES.index("export") + 1], [0])
+    query = tmp_path / "bin" / "nvidia-smi"
     query.parent.mkdir()
     query.write_text('#!/bin/sh\n[ "$SLURMD_NODENAME" = node1 ] && echo "0, 3" || echo "0, 0"\n')
     query.chmod(0o755)
-    with open(done.config_file.with_name("cluster.env"), "a") as file:
+    with open(tmp_path / "cluster.env", "a") as file:
         file.write(f"TASKS_CAPTIONS=1\nPATH={query.parent}:$PATH\n")
-    engine = 'captions.engine={kind = "transformers", dtype = "float32"}'  # the endpoint would answer for any policy
-    sophia(cluster, "submit", done.config_file, "--rounds", "2", "--only", "captions", "--set", engine)
+    sophia(cluster, "submit", config_file, "--rounds", "2", "--only", "captions")
     finish(cluster)
-    shards = shard_files(done.run.round(1).captions)
-    assert shards, logs(done.run)
+    shards = shard_files(run.round(1).captions)
+    assert shards, logs(run)
     used = {read_metadata(path)["metadata"]["model_digest"] for path in shards}
-    assert (
-        used == {model_digest(done.run.round(0).model)} != {model_digest(load_config(done.config_file).models.policy)}
-    )
-    ill, well = attempts(done.run, "captions")[-2:]
+    assert used == {model_digest(run.round(0).model)} != {model_digest(config.models.policy)}
+    ill, well = attempts(run, "captions")[-2:]
     assert (ill.nodes, ill.code, ill.message) == ("node1", 76, "node node1: uncorrected memory (ECC) errors on GPU 0")
     assert well.nodes != "node1" and (well.job, well.code, well.restart) == (ill.job, 0, 1)
-    assert (
-        f"node node1 is left out by job {ill.job.partition('_')[0]}" in sophia(cluster, "status", done.run.path).stdout
-    )
+    assert f"node node1 is left out by job {ill.job.partition('_')[0]}" in sophia(cluster, "status", run.path).stdout
