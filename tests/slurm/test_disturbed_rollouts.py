@@ -104,12 +104,12 @@ def test_time_limit(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path
     run = submit_captions(cluster, config_file)
     wait_for(lambda: attempts(run, "captions") and attempts(run, "captions")[0].code == 75, "the signal", 90)
     endpoint.seconds = 0.0
+    (job,) = {attempt.job.partition("_")[0] for attempt in attempts(run, "captions")}
+    cluster.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")  # the same ten seconds may not do again
     finish(cluster)
     assert_captions_once(run, endpoint, redone=2)
     codes = [attempt.code for attempt in attempts(run, "captions")]
-    assert (
-        codes[0] == 75 and codes[-1] == 0 and {*codes[1:-1]} <= {75, 138}
-    )  # a slow machine is stopped again; 138: before Python listens
+    assert codes[0] == 75 and codes[-1] == 0 and {*codes[1:-1]} <= {138}  # 138: before Python listens
 
 
 def test_a_failing_shard_costs_only_itself(cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path) -> None:
