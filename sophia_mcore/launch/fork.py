@@ -35,16 +35,21 @@ Place = tuple[Phase, int, Part]
 
 @dataclass(frozen=True, kw_only=True)
 class Fork:
-    """What became of a fork: phases that share results with the source, and those that have to be done."""
+    """What became of a fork: phases that share results with the source, and those to be done; some are in both.
+
+    The score, for one: the verdicts may hold where the choice of trajectories does not.
+    """
 
     run: RunFolder
     shared: list[str]
     left: list[str]
 
     def __str__(self) -> str:
-        shared = ", ".join(self.shared) or "nothing"
+        whole = ", ".join(name for name in self.shared if name not in self.left) or "nothing"
+        partly = ", ".join(name for name in self.shared if name in self.left)
         return (
-            f"{self.run.path} shares {shared}; to be done: {', '.join(self.left) or 'nothing'}\n"
+            f"{self.run.path} shares {whole}{' and a part of ' * bool(partly)}{partly}; "
+            f"to be done: {', '.join(self.left) or 'nothing'}\n"
             f"next: sophia run {self.run.config_file}"
         )
 

@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import pytest
-import torch
 
 from sophia_mcore.config.schema import Parallel
 from tests.support import layouts
@@ -86,16 +85,11 @@ def reference(**options: Any) -> Any:
 def result(
     parallel: Parallel, data: int = 1, packed: bool = True, family: str = "qwen2", six_billion: bool = True,
     layers: int = 4, **train: Any,
-) -> tuple[list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
+) -> layouts.Numbers:  # fmt: skip
     """Losses of the steps, gradients of the first, parameters after the last, put together from all ranks."""
     spec, config = layouts.tiny_spec(family, six_billion, layers), layouts.tiny_config(parallel, **train)
     outcomes = run_layout(layouts.train, parallel, spec, config, layouts.rows(4, packed), data=data)
-    by_data: dict[int, list[float]] = {}
-    for rank, outcome in enumerate(outcomes):
-        if outcome.losses:
-            known = by_data.setdefault(rank // (parallel.tensor * parallel.context) % data, outcome.losses)
-            assert outcome.losses == pytest.approx(known, rel=1e-6), "ranks of one row disagree"
-    losses = [sum(values) for values in zip(*by_data.values(), strict=True)]
+    losses = layouts.losses_of_steps(outcomes, parallel, data)
     gradients = layouts.together([part for outcome in outcomes for part in outcome.gradients])
     parameters = layouts.together([part for outcome in outcomes for part in outcome.parameters])
     return losses, gradients, parameters
@@ -104,17 +98,8 @@ def result(
 @pytest.mark.parametrize("case", CASES)
 def test_layout_equals_one_rank(case: str) -> None:
     layout, data, options = CASES[case]
-    losses, gradients, parameters = result(Parallel(**layout), data, **options)
     plain = {name: value for name, value in options.items() if name != "recompute"}
-    wanted_losses, wanted_gradients, wanted_parameters = reference(**plain)
-    assert losses == pytest.approx(wanted_losses, rel=1e-5)
-    assert losses[-1] < losses[0]
-    assert gradients.keys() == wanted_gradients.keys() and len(gradients) > 30
-    for name, wanted in wanted_gradients.items():
-        torch.testing.assert_close(gradients[name], wanted, rtol=1e-4, atol=2e-6, msg=lambda t, n=name: f"{n}: {t}")
-        assert wanted.abs().max() > 1e-5, name
-    for name, wanted in wanted_parameters.items():
-        torch.testing.assert_close(parameters[name], wanted, rtol=1e-4, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
+    layouts.assert_same_training(result(Parallel(**layout), data, **options), reference(**plain), 30)
 
 
 def test_what_is_frozen_gets_no_gradient() -> None:

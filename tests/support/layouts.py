@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -210,3 +211,30 @@ def forward_step(data: Iterator[Row], model: Any, groups: Any) -> Any:
         return total, counted.int(), total.detach().clone()
 
     return output, loss
+
+
+Numbers = tuple[list[float], dict[str, Tensor], dict[str, Tensor]]
+
+
+def losses_of_steps(outcomes: list[Outcome], parallel: Parallel, data: int) -> list[float]:
+    """Losses of all rows of a step, from the ranks that know them; those of one row must agree."""
+    by_data: dict[int, list[float]] = {}
+    for rank, outcome in enumerate(outcomes):
+        if outcome.losses:
+            known = by_data.setdefault(rank // (parallel.tensor * parallel.context) % data, outcome.losses)
+            assert outcome.losses == pytest.approx(known, rel=1e-6), "ranks of one row disagree"
+    return [sum(values) for values in zip(*by_data.values(), strict=True)]
+
+
+def assert_same_training(found: Numbers, wanted: Numbers, tensors: int) -> None:
+    """Losses of the steps, gradients of the first (more than ``tensors``), parameters after the last are the same."""
+    losses, gradients, parameters = found
+    wanted_losses, wanted_gradients, wanted_parameters = wanted
+    assert losses == pytest.approx(wanted_losses, rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert gradients.keys() == wanted_gradients.keys() and len(gradients) > tensors
+    for name, value in wanted_gradients.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-4, atol=2e-6, msg=lambda t, n=name: f"{n}: {t}")
+        assert value.abs().max() > 1e-5, name
+    for name, value in wanted_parameters.items():
+        torch.testing.assert_close(parameters[name], value, rtol=1e-4, atol=2e-5, msg=lambda t, n=name: f"{n}: {t}")
