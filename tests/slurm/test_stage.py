@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,6 @@ from tests.slurm.slurm_world import ROOT, Endpoint, attempts, finish, logs, make
 
 VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16, "max_model_length_tokens": 256}
 BATCHES = 6
-
-
-pytestmark = pytest.mark.skipif(
-    find_spec("sophia_mcore.train.rl_worker") is None, reason="NOT TESTED: there is no train.rl_worker to run"
-)
 
 
 @pytest.fixture(scope="module")
