@@ -27,7 +27,7 @@ def print_summary(run: RunFolder, console: Console | None = None) -> None:
     model = run.round(report["rounds"][-1]["round"]).model if report["rounds"] else None
     if model is not None and model.is_dir():
         console.print(f"model:  {escape(str(model))}", highlight=False)
-    console.print("next:   open the report; docs/getting_started.md, 'From here to 38B', shows how the same config grows")
+    console.print("next:   open the report; docs/getting_started.md, 'From here to 38B', shows how it grows")
 
 
 def print_stage_summary(run: RunFolder, console: Console | None = None) -> None:
