@@ -56,7 +56,8 @@ def _local(benchmark: Benchmark, path: str) -> Path:
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:  # the library raises many kinds: no network, no such repository, no permission
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SophiaError(f"benchmark {benchmark.name}: cannot fetch {repository} from the hub: {reason}") from error
+        told = f"benchmark {benchmark.name}: cannot fetch {repository} from the hub: {reason}"
+        raise SophiaError(f"{told}; name a copy that is here: --on {benchmark.name}=PATH") from error
 
 
 def _files(benchmark: Benchmark, path: Path) -> list[Path]:
