@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sophia_mcore import cli
+from sophia_mcore.cli import commands as cli
 from sophia_mcore.config.reference import as_markdown, explain_setting, json_schema, reference
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError

@@ -20,7 +20,7 @@ LAYERS = {
     "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,
     "train": 3, "evaluate": 3, "track": 3, "plan": 3,
     "launch": 4, "doctor": 4, "report": 4,
-    "cli": 4, "cli_check": 4, "cli_options": 4, "cli_runs": 4, "cli_benchmark": 4,
+    "cli": 4,
 }  # fmt: skip
 LIGHT = {
     "launch",

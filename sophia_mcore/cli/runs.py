@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, RunArgument, Sets, load
+from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, RunArgument, Sets, load
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sophia_mcore.cli_options import Overlays, Sets, load
+from sophia_mcore.cli.options import Overlays, Sets, load
 from sophia_mcore.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sophia_mcore import cli_check, cli_runs
-from sophia_mcore.cli_benchmark import benchmark
-from sophia_mcore.cli_options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
+from sophia_mcore.cli import check as _check_command
+from sophia_mcore.cli import runs as _run_commands
+from sophia_mcore.cli.benchmark import benchmark
+from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 from sophia_mcore.errors import run_command
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     add_completion=True,
@@ -331,8 +329,8 @@ def track(run_folder: RunArgument) -> None:
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
-cli_check.register(app)
-cli_runs.register(app)
+_check_command.register(app)
+_run_commands.register(app)
 
 
 def main() -> None:
@@ -347,7 +345,3 @@ def main() -> None:
             raise
 
     sys.exit(run_command("sophia", call))
-
-
-if __name__ == "__main__":
-    main()
