@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
 from sophia_mcore.rl.versions import newest_version
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
@@ -143,21 +143,15 @@ def train_state(round: Round, phase: str) -> PhaseState:
 
 def export_state(round: Round, phase: str) -> PhaseState:
     proof = round.folder.model / "conversion.json"  # written with the folder, which appears when it is complete
-    try:
-        source = json.loads(proof.read_bytes())["source"]["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        source = None
+    source = (json_or_empty(proof).get("source") or {}).get("folder")
     checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
     finished = source is not None and (not checkpoints or source == checkpoints[-1].name)
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
 
 
 def report_state(round: Round, phase: str) -> PhaseState:
-    try:
-        rounds = json.loads(round.run.report_json.read_bytes())["rounds"]
-        finished = any(entry["round"] == round.index for entry in rounds) and round.run.report_html.is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        finished = False
+    rounds = json_or_empty(round.run.report_json).get("rounds") or []
+    finished = any(entry.get("round") == round.index for entry in rounds) and round.run.report_html.is_file()
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
 
 
@@ -211,11 +205,7 @@ def rl_state(round: Round, phase: str) -> PhaseState:
 
 def stage_has_ended(config: Config, run: RunFolder) -> bool:
     """Whether the trainer has written that all batches are trained."""
-    try:
-        summary = json.loads(run.rl.summary_file.read_bytes())
-        return int(summary["batches"]) >= config.on_policy.batches
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return json_or_empty(run.rl.summary_file).get("batches", 0) >= config.on_policy.batches
 
 
 def rl_evaluated_models(round: Round) -> list[tuple[str, Path]]:

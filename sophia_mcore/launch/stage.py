@@ -6,7 +6,6 @@ ends the stage with its own words.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from sophia_mcore.launch.children import Child, end_all
 from sophia_mcore.launch.environments import SAVE_SECONDS, has_nvidia_driver, interpreter
 from sophia_mcore.launch.process import signals_interrupt
 from sophia_mcore.launch.readers import stage_has_ended
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, RunFolder
 
 _LOOK_SECONDS = 0.2
@@ -178,11 +178,8 @@ def _watch_engine(child: Child) -> None:
 
 def _own_failure(run: RunFolder) -> str:
     """What a rank said that failed by itself; "" when none did."""
-    try:
-        failure = json.loads((run.rl.train / FAILED).read_bytes())
-        return f"rl: rank {failure['rank']}: {failure['error']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    failure = json_or_empty(run.rl.train / FAILED)
+    return f"rl: rank {failure['rank']}: {failure['error']}" if failure else ""
 
 
 def _error(code: int, words: str) -> SophiaError:

@@ -17,6 +17,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Question, Trajectory, Verdict
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.shards import read_table
 from sophia_mcore.verify.pool import Outcome, Pool
 
@@ -47,7 +48,7 @@ def write_second_opinion(
     peer = _peer()
     told = [(v.trajectory_id, v.verdict, questions[v.question_id].answer) for v in chosen]
     fingerprint = hashlib.sha256(json.dumps([peer, told]).encode()).hexdigest()
-    if chosen and _fingerprint(path) == fingerprint:
+    if chosen and json_or_empty(path).get("fingerprint") == fingerprint:
         return
     path.unlink(missing_ok=True)  # about other verdicts
     if not chosen:
@@ -97,14 +98,6 @@ def _texts(shards: Sequence[Path], wanted: set[str]) -> dict[str, str]:
             if table.column("finish_reason")[index].as_py() != "length":
                 texts[ids[index]] = table.column("text")[index].as_py().rpartition("</think>")[2][-_MAX_TEXT:]
     return texts
-
-
-def _fingerprint(path: Path) -> str | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found.get("fingerprint") if isinstance(found, dict) else None
 
 
 def _ask(config: Score, tasks: list[dict[str, Any]], progress: Progress) -> dict[int, Outcome]:

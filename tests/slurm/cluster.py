@@ -48,9 +48,9 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-SlurmdTimeout=5
+SlurmdTimeout=15
 SlurmctldTimeout=10
-MessageTimeout=5
+MessageTimeout=10
 TCPTimeout=2
 KillWait=5
 UnkillableStepTimeout=10
@@ -118,7 +118,7 @@ class Cluster:
         self._start("slurmctld", "-D", "-i", "-f", str(self.configuration))
         for name in NODES:
             self.start_node(name)
-        wait_for(lambda: self.sinfo().count("idle") == len(NODES), "four idle nodes", 30)
+        wait_for(lambda: self.sinfo().count("idle") == len(NODES), "four idle nodes", 90)
         return self
 
     def __exit__(self, *_: object) -> None:

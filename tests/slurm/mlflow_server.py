@@ -46,7 +46,7 @@ class MlflowServer:
         answer = forker.stdout.readline()
         assert answer, (self.folder / "log").read_text()
         self._server = int(answer)
-        wait_for(self._answers, "MLflow's server", 60)
+        wait_for(self._answers, "MLflow's server", 180)
 
     def kill(self) -> None:
         """SIGKILL: it can put nothing in order."""

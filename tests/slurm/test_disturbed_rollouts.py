@@ -58,7 +58,7 @@ def test_a_killed_task_and_a_second_submit(cluster: Cluster, endpoint: Endpoint,
     run = submit_captions(cluster, config_file)
     refused = sophia(cluster, "submit", config_file, check=False)
     assert refused.returncode == 2 and "is running as 1 Slurm jobs" in refused.stderr
-    wait_for(lambda: shards(run), "the first unit", 60)
+    wait_for(lambda: shards(run), "the first unit", 180)
     victims = [p for p in psutil.process_iter(["cmdline"]) if is_task(p, run)]
     written = {path: path.stat().st_mtime_ns for path in shards(run)}
     victims[0].kill()
@@ -81,12 +81,12 @@ def test_preempted_then_cancelled_then_continued(
     set_options(config_file, OPTIONS_CAPTIONS="--partition=low --nodelist=node4", TASKS_CAPTIONS="1")
     endpoint.seconds = 1.0
     run = submit_captions(cluster, config_file)
-    wait_for(lambda: shards(run), "the first unit", 60)
+    wait_for(lambda: shards(run), "the first unit", 180)
     cluster.command("sbatch", "--output=/dev/null", "--nodelist=node4", "--exclusive", "--wrap=sleep 1")
-    wait_for(lambda: attempts(run, "captions")[0].code == 75, "the unit given back", 30)
-    wait_for(lambda: len(attempts(run, "captions")) == 2, "a second attempt", 60)
+    wait_for(lambda: attempts(run, "captions")[0].code == 75, "the unit given back", 90)
+    wait_for(lambda: len(attempts(run, "captions")) == 2, "a second attempt", 180)
     before = len(shards(run))
-    wait_for(lambda: len(shards(run)) > before, "another unit", 60)
+    wait_for(lambda: len(shards(run)) > before, "another unit", 180)
     assert "cancelled 1 jobs" in sophia(cluster, "cancel", run.path).stdout
     finish(cluster)
     assert not state(config_file, "captions").finished
@@ -146,12 +146,12 @@ def test_dependency_that_can_never_be_met(cluster: Cluster, endpoint: Endpoint, 
     finish(cluster)
     (uid,) = (run.path / "track.uid").read_text().split()
     failed = cluster.command("sbatch", "--output=/dev/null", "--parsable", "--wrap=exit 1").strip()
-    wait_for(lambda: failed not in cluster.command("squeue", "-h", "-o", "%i"), "the failing job", 30)
+    wait_for(lambda: failed not in cluster.command("squeue", "-h", "-o", "%i"), "the failing job", 90)
     cluster.command(
         *("sbatch", "--output=/dev/null", f"--dependency=afterok:{failed}", f"--comment=sophia:{uid}:reasoning:0"),
         *("--kill-on-invalid-dep=no", "--job-name=reasoning-r0", "--wrap=true"),
     )
-    wait_for(lambda: "DependencyNeverSatisfied" in cluster.command("squeue", "-h", "-o", "%r"), "the verdict", 30)
+    wait_for(lambda: "DependencyNeverSatisfied" in cluster.command("squeue", "-h", "-o", "%r"), "the verdict", 90)
     assert "waits for what can never be" in sophia(cluster, "status", run.path).stdout
     sophia(cluster, "submit", config_file, "--only", "reasoning")
     finish(cluster)
@@ -186,7 +186,7 @@ def test_a_full_filesystem(cluster: Cluster, endpoint: Endpoint, policy: Path, t
     config_file = make_config(tmp_path, policy, endpoint, run={"name": "tiny", "folder": cluster.small / "run"})
     endpoint.seconds = 0.5
     run = submit_captions(cluster, config_file)
-    wait_for(lambda: shards(run), "the first unit", 60)
+    wait_for(lambda: shards(run), "the first unit", 180)
     ballast = cluster.small / "ballast"
     with contextlib.suppress(OSError), open(ballast, "wb") as file:
         while True:
@@ -214,16 +214,16 @@ def test_a_node_that_does_not_see_run_or_model(
     set_options(config_file, OPTIONS_ALL="--cpus-per-task=2 --mem=1G --nodelist=node3")
     try:
         cluster.restart_node("node3", hide=(policy,))
-        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 30)
+        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 90)
         run = submit_captions(cluster, config_file)
         finish(cluster)
         told = " ".join(sophia(cluster, "status", run.path).stdout.split())
         assert "captions of round 0: failed on node3" in told and str(policy) in told
         cluster.restart_node("node3", hide=(tmp_path / "world",))
-        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 30)
+        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 90)
         sophia(cluster, "submit", config_file, "--only", "captions")
         finish(cluster)
         assert f"does node3 see {run.path}?" in " ".join(sophia(cluster, "status", run.path).stdout.split())
     finally:
         cluster.restart_node("node3")
-        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 30)
+        wait_for(lambda: cluster.sinfo().count("idle") == 4, "node3", 90)

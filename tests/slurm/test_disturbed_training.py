@@ -44,10 +44,10 @@ def test_preempted_and_then_without_one_node(cluster: Cluster, policy: Path, tmp
     wait_for(lambda: steps_done(run) > 0, "the first step", 120)
     quiet = ("--parsable", "--output=/dev/null")
     urgent = cluster.command("sbatch", *quiet, "--partition=batch", "--nodes=4", "--exclusive", "--wrap=sleep 1")
-    wait_for(lambda: len(attempts(run, "train")) == 1 and attempts(run, "train")[0].code == 75, "the saved state", 60)
+    wait_for(lambda: len(attempts(run, "train")) == 1 and attempts(run, "train")[0].code == 75, "the saved state", 180)
     at = steps_done(run)
     assert list_checkpoints(run.round(0).checkpoints)[0].name == f"step-{at:08d}"
-    wait_for(lambda: urgent.strip() not in cluster.command("squeue", "-h", "-o", "%i"), "the urgent job", 60)
+    wait_for(lambda: urgent.strip() not in cluster.command("squeue", "-h", "-o", "%i"), "the urgent job", 180)
 
     wait_for(lambda: len(attempts(run, "train")) == 2 and steps_done(run) > at, "a step after the preemption", 120)
     assert attempts(run, "train")[1].restart == 1
@@ -61,4 +61,4 @@ def test_preempted_and_then_without_one_node(cluster: Cluster, policy: Path, tmp
     assert train_world.losses(run) == train_world.losses(undisturbed)
     mine, theirs = (train_world.tensors(list_checkpoints(f.round(0).checkpoints)[0]) for f in (run, undisturbed))
     assert [name for name in theirs if not torch.equal(mine[name], theirs[name])] == []
-    wait_for(lambda: cluster.sinfo().count("idle") == 4, "node2 in service again", 30)
+    wait_for(lambda: cluster.sinfo().count("idle") == 4, "node2 in service again", 90)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -28,6 +27,7 @@ from sophia_mcore.launch.state import check_unfinished, stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.failures import forget_failures
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
@@ -224,8 +224,4 @@ def _submit(
 
 def read_submission(run: RunFolder) -> dict[str, Any]:
     """The last submission of the run; {} when there is none."""
-    try:
-        value = json.loads(run.slurm.submission_file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return json_or_empty(run.slurm.submission_file)

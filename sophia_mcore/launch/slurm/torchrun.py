@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -21,6 +19,7 @@ from sophia_mcore.launch.resources import processes_per_node
 from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.health import LostProcess, Unhealthy
 from sophia_mcore.phase import Phase
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, STOPPED, SUMMARY, SYSTEM_METRICS, Round
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
 
@@ -78,19 +77,12 @@ def run_on_node(phase: Phase, round: Round, task: SlurmTask, stop_asked: Callabl
         return True
     if (folder / STOPPED).is_file():
         return False
-    failure = _failure(folder / FAILED)
+    failure = json_or_empty(folder / FAILED)
     if failure.get("node"):
         raise Unhealthy(f"node {failure['node']}: {failure['error']}", str(failure["node"]))
     if failure:
         raise SophiaError(f"{phase.name}: rank {failure['rank']}: {failure['error']}")
     raise LostProcess(f"{phase.name}: a rank or its node is gone (torchrun on {task.node} ended with code {code})")
-
-
-def _failure(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 class SystemLog:
