@@ -17,6 +17,7 @@ from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
 from sophia_mcore.plan.layouts import Option, Ranking, Refusal, own_option, rank_layouts
 from sophia_mcore.plan.round import Phase, round_phases
+from sophia_mcore.plan.stage import StagePlan, stage_plan
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
 from sophia_mcore.pretrained.hub import local_folder
 from sophia_mcore.pretrained.released import spec_of
@@ -43,6 +44,7 @@ class Plan:
     ranking: Ranking
     phases: list[Phase]
     own: Option | Refusal  # the layout that the configuration has
+    stage: StagePlan | str | None  # of [rl], where the configuration has it; a text: why it is not planned
     calibration: str  # what the rates were fitted to; "": the table's
 
     @property
@@ -81,7 +83,17 @@ def make_plan(
     return Plan(
         config=config, spec=spec, reasoner=reasoner, device=device, gpus=gpus, work=work, ranking=ranking,
         phases=phases, own=own_option(config, spec, work, device, gpus), calibration=calibration,
+        stage=_stage(config, spec, device, gpus, given),
     )  # fmt: skip
+
+
+def _stage(config: Config, spec: ModelSpec, device: Device, gpus: int, given: Assumptions) -> StagePlan | str | None:
+    if config.rl is None:
+        return None
+    try:
+        return stage_plan(config, spec, device, gpus, given)
+    except SophiaError as error:  # the round is planned all the same
+        return str(error)
 
 
 def _reasoner(config: Config) -> ModelSpec | None:

@@ -11,6 +11,8 @@ from typing import Literal
 from sophia_mcore.errors import UsageError
 
 GIB = 2**30
+DISK = 1e9  # bytes/s between a node and the shared filesystem: assumed
+HOST_LINK = 25e9  # bytes/s between a GPU and its host: assumed, half of PCIe 5's data sheet
 RESERVED_GIB = 5.0  # CUDA context, NCCL and cuBLAS buffers, fragmentation: assumed, not measured
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sophia_mcore.config.schema import Config, VllmEngine
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.plan.cost import step_time
-from sophia_mcore.plan.hardware import Device
+from sophia_mcore.plan.hardware import DISK, Device
 from sophia_mcore.plan.layouts import Option
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.rollout import sampler, sampling_seconds
@@ -17,7 +17,6 @@ from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 
 GRADED_PER_SECOND = 190.0  # answers per CPU-second of math-verify, seen 176-210
-DISK = 1e9  # bytes/s to the shared filesystem: assumed
 RESTART_SECONDS = 300.0  # to start again after preemption, model loaded: assumed
 STORED_BYTES_PER_TOKEN = 6.0  # text, ids and log-probs, compressed: half of 12 raw
 

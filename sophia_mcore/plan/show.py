@@ -15,6 +15,7 @@ from sophia_mcore.plan.cost import Seconds, chunk_seconds
 from sophia_mcore.plan.hardware import GIB
 from sophia_mcore.plan.layouts import Option, Refusal, describe, micro_batches, simulated_option
 from sophia_mcore.plan.memory import Memory, model_parameters
+from sophia_mcore.plan.numbers import number as _number
 from sophia_mcore.plan.round import (
     Phase,
     gpu_hours,
@@ -25,6 +26,7 @@ from sophia_mcore.plan.round import (
     total_seconds,
     towers_otherwise,
 )  # fmt: skip
+from sophia_mcore.plan.show_stage import show_stage
 
 PREEMPTION_HOURS = 4
 
@@ -59,6 +61,10 @@ def show(plan: Plan, console: Console, top: int) -> None:
         console.print(_tower_line(plan), highlight=False)
     console.print(_round_table(plan))
     console.print(_what_if_table(plan))
+    if isinstance(plan.stage, str):
+        console.print(f"the on-policy stage is not planned: {plan.stage}", highlight=False, soft_wrap=True)
+    elif plan.stage is not None:
+        show_stage(plan.stage, plan.config.on_policy, plan.gpus, console)
     for refusal in nearest(plan.ranking.refusals)[:5]:
         console.print(f"does not fit: {refusal.reason}", highlight=False, soft_wrap=True)
 
@@ -180,8 +186,3 @@ def _longer_phases(plan: Plan) -> list[Phase]:
 def _compare(plan: Plan, phases: list[Phase]) -> str:
     before, after = total_seconds(plan.phases), total_seconds(phases)
     return f"{_number(after / 86400, 2)} days instead of {_number(before / 86400, 2)} ({after / before - 1:+.0%})"
-
-
-def _number(value: float, digits: int) -> str:
-    """With `digits` decimals; a value that would round to zero gets one significant digit."""
-    return f"{value:,.{digits}f}" if value < 1e-9 or value >= 10**-digits / 2 else f"{value:.1g}"

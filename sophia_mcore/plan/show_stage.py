@@ -1,0 +1,82 @@
+"""The plan of the on-policy stage as a table for a terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from sophia_mcore.config.rl import Rl
+from sophia_mcore.plan.hardware import GIB
+from sophia_mcore.plan.layouts import describe
+from sophia_mcore.plan.numbers import number
+from sophia_mcore.plan.stage import Stage, StagePlan
+
+_SHOWN = 4  # divisions beside the configuration's own
+
+
+def show_stage(plan: StagePlan, rl: Rl, gpus: int, console: Console) -> None:
+    """Print the divisions of the GPUs and what a batch of the stage takes in each."""
+    console.print(
+        f"on-policy stage: batches of {rl.questions_per_batch:,} x {rl.group} answers, {rl.updates_per_batch} updates "
+        f"each, {rl.batches:,} batches, lag {rl.lag}, {rl.placement}",
+        highlight=False,
+    )
+    console.print("assumed: " + "; ".join(plan.assumed), highlight=False)
+    table = Table(title="seconds of a batch, and who waits", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    names = ("GPUs: train + sample", "engines", "sample", "load", "train", "publish", "batch")
+    for name in (*names, "trainer idle", "engines idle", "places filled", "days"):
+        table.add_column(name, justify="left" if name == names[0] else "right", overflow="fold")
+    if plan.own is not None:
+        _row(table, "the file's: ", plan.own, plan, rl, gpus)
+    for stage in plan.others[:_SHOWN]:
+        _row(table, "", stage, plan, rl, gpus)
+    console.print(table)
+    if plan.refused:
+        console.print(f"the file's own division does not work here: {plan.refused}", highlight=False, soft_wrap=True)
+    for stage in [plan.own] if plan.own is not None else plan.others[:1]:
+        _notes(stage, plan, rl, console)
+
+
+def _row(table: Table, whose: str, stage: Stage, plan: StagePlan, rl: Rl, gpus: int) -> None:
+    shared = rl.placement == "colocated"
+    division = f"{gpus} shared" if shared else f"{stage.training_gpus} + {gpus - stage.training_gpus}"
+    turns = stage.turns
+    table.add_row(
+        f"{whose}{division}, {describe(stage.option.setting)}",
+        f"{stage.engines} x TP{stage.sampler.tensor}",
+        number(stage.sampling, 1),
+        number(stage.loading, 1),
+        number(stage.training + stage.old, 1),
+        number(stage.publishing, 1),
+        number(turns.seconds, 1),
+        f"{turns.trainer_idle:.0%}",
+        f"{turns.engine_idle:.0%}",
+        f"{turns.filled:.0%}",
+        number(plan.days(stage, rl.batches), 1),
+    )
+
+
+def _notes(stage: Stage, plan: StagePlan, rl: Rl, console: Console) -> None:
+    lines = []
+    if stage.old:
+        lines.append(f"old log-probs of the trainer: {number(stage.old, 1)} s of training")
+    if plan.selection_seconds:
+        lines.append(f"pre-selection, once: {number(plan.selection_seconds / 3600, 1)} hours")
+    if stage.host:
+        lines.append(f"host memory of a shared node: {number(stage.host / GIB, 0)} GiB while engines sample")
+    lines += tail_advice(stage, rl)
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def tail_advice(stage: Stage, rl: Rl) -> list[str]:
+    """What helps where engines wait for their longest answers: places are half empty while they sample."""
+    sampling = 1.0 - stage.turns.engine_idle
+    if rl.lag or stage.turns.filled >= 0.5 * sampling:
+        return []
+    per_engine = -(-rl.questions_per_batch // stage.engines)
+    cause = "without a lag a unit is sampled alone and waits for its longest answer"
+    if rl.questions_per_unit < per_engine:
+        return [f"{cause}: raise rl.questions_per_unit, up to {per_engine} (one unit per engine)"]
+    return [f"{cause}: rl.lag = 1 with rl.placement = 'separate' fills the places, as do larger batches"]
