@@ -135,6 +135,7 @@ class Rl(Section):
     engine: Engine = VllmEngine()  # samples at temperature 1 and top-p 1, so that its log-probs are the policy's
     objective: RlObjective = RlObjective()
     train: RlTrain = RlTrain()
+    questions: tuple[Source, ...] = ()  # what the stage asks; empty: the questions of [data]
     validation: tuple[Source, ...] = ()  # questions that choose the version to keep; never those of [evaluate]
 
     @model_validator(mode="before")
@@ -181,11 +182,14 @@ class Rl(Section):
 
         ``evaluation``: the held-out questions; ``row_tokens``: length of a packed row.
         """
-        both = next((one.path for one in self.validation if any(one.same_rows(other) for other in evaluation)), None)
-        if both is not None:
-            raise ValueError(
-                f"rl.validation: {both} holds the evaluation questions too: a version that they choose says nothing"
-            )
+        for name, ours, others, why in (
+            ("validation", self.validation, evaluation, "evaluation questions too: a version that they choose"),
+            ("questions", self.questions, evaluation, "evaluation questions too: a model that trains on them"),
+            ("questions", self.questions, self.validation, "validation questions too: what they choose"),
+        ):
+            both = next((one.path for one in ours if any(one.same_rows(other) for other in others)), None)
+            if both is not None:
+                raise ValueError(f"rl.{name}: {both} holds the {why} says nothing")
         if self.max_tokens >= row_tokens:
             raise ValueError(
                 f"rl.max_tokens = {self.max_tokens} and a prompt do not fit into batch.sequence_length_tokens = "

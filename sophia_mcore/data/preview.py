@@ -35,8 +35,13 @@ def previews(config: Config, read: Reader = read_source) -> list[Preview]:
     """One of each source of questions, those for evaluation after the others; ``read`` gives the rows of a source."""
     limit = config.data.max_image_pixels
     return [
-        preview(f"{part}.questions", source, several=len(sources) > 1, max_pixels=limit, read=read)
-        for part, sources in (("data", config.data.questions), ("evaluate", config.evaluate.questions))
+        preview(part, source, several=len(sources) > 1, max_pixels=limit, read=read)
+        for part, sources in (
+            ("data.questions", config.data.questions),
+            ("rl.questions", config.rl.questions if config.rl else ()),
+            ("rl.validation", config.rl.validation if config.rl else ()),
+            ("evaluate.questions", config.evaluate.questions),
+        )
         for source in sources
     ]
 

@@ -82,9 +82,14 @@ def _weights(folder: Path) -> int:
 def sources(config: Config) -> list[Row]:
     """Question files of which the first rows can be read; names on the hub are not asked for."""
     rows = []
-    for part, given in (("data", config.data.questions), ("evaluate", config.evaluate.questions)):
+    for part, given in (
+        ("data.questions", config.data.questions),
+        ("rl.questions", config.rl.questions if config.rl else ()),
+        ("rl.validation", config.rl.validation if config.rl else ()),
+        ("evaluate.questions", config.evaluate.questions),
+    ):
         for source in given:
-            rows.append(_source(f"{part}.questions {source.name or source.path}", source, config.data.max_bad_rows))
+            rows.append(_source(f"{part} {source.name or source.path}", source, config.data.max_bad_rows))
     return rows
 
 

@@ -14,6 +14,7 @@ from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.select import histogram, is_chosen, tallies
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.atomic import write_json
@@ -37,7 +38,7 @@ def select_questions(round: Round, engine: Engine, progress: Progress) -> int:
     Raises SophiaError when questions are missing or the engine fails, UsageError when too few questions stay.
     """
     config, rl, run = round.config, round.config.on_policy, round.run
-    questions = {question.id: question for question in read_questions(run.questions_file, with_images=True)}
+    questions = {question.id: question for question in read_questions(checked_questions(config, run), with_images=True)}
     with open_grader(config.score) as grader:
         exam = Exam(
             questions=questions,

@@ -21,7 +21,7 @@ from types import FrameType
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, SophiaError, UsageError, run_command
+from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UsageError, run_command
 from sophia_mcore.generate.engine import LivingEngine
 from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.generate.rollout_loop import Rollouts
@@ -31,6 +31,7 @@ from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.rl.batches import LEASE_SECONDS
 from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.questions import asked_questions
 from sophia_mcore.rl.versions import Version
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
@@ -72,7 +73,7 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     config, run = load_config(config_file), RunFolder(config_file.parent)
     rl = config.on_policy
     name = f"{socket.gethostname()}-{os.getpid()}"
-    questions = {question.id: question for question in read_questions(asked_questions(run), with_images=True)}
+    questions = {question.id: question for question in read_questions(asked_questions(config, run), with_images=True)}
     with (
         open_grader(config.score) as grader,
         Watchdog(run.rl.engines / f"{name}.alive", rl.stall_seconds, lease_seconds) as watchdog,
@@ -98,14 +99,6 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     if not ended:
         print(f"no sign of life from the trainer for {rl.patience_seconds:g} s: this engine ends", file=sys.stderr)
         raise SystemExit(EXIT_STOPPED)
-
-
-def asked_questions(run: RunFolder) -> Path:
-    """The questions of the stage: those that were chosen, where there was a choice. Raises SophiaError without any."""
-    for path in (run.rl.questions_file, run.questions_file):
-        if path.is_file():
-            return path
-    raise SophiaError(f"{run.questions_file}: no such file; `sophia rl` prepares the questions")
 
 
 def open_policy(config: Config, run: RunFolder, version: Version) -> LivingEngine:

@@ -35,7 +35,8 @@ def check_against(config: Config, against: Sequence[str], drop: Path | None) -> 
         name, _, path = text.partition("=")
         sources.append(Source(benchmark=benchmark_named(name).name, path=path))
     benchmark_rows = itertools.chain.from_iterable(read_benchmark(source) for source in sources)
-    training = itertools.chain.from_iterable(read_source(source) for source in config.data.questions)
+    given = [*config.data.questions, *(config.rl.questions if config.rl else ())]
+    training = itertools.chain.from_iterable(read_source(source) for source in given)
     matches: list[Match] = []
     kept: list[str] = []
     rows = 0

@@ -152,7 +152,16 @@ RL_SELECT = Phase(
     units=readers.rl_select_units,
     state=readers.rl_select_state,
     engine=lambda config: config.on_policy.engine,
-    settings=("run.seed", "rl.start", "rl.prompt", "rl.max_tokens", "rl.select", "score", "batch.max_tiles"),
+    settings=(
+        "run.seed",
+        "rl.questions",
+        "rl.start",
+        "rl.prompt",
+        "rl.max_tokens",
+        "rl.select",
+        "score",
+        "batch.max_tiles",
+    ),
     script="rl_select",
 )
 RL = Phase(

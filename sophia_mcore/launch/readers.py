@@ -10,6 +10,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
+from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
@@ -41,6 +42,8 @@ def questions_state(round: Round, phase: str) -> PhaseState:
     run = round.run
     wanted = [run.questions_file] if round.config.data.questions else []
     wanted += [run.evaluation_questions_file] if round.config.evaluate.questions else []
+    if round.config.rl is not None and round.config.rl.questions:
+        wanted.append(run.rl.own_questions_file)
     if round.config.rl is not None and round.config.rl.validation:
         wanted.append(run.rl.validation_questions_file)
     done = sum(path.is_file() for path in wanted)
@@ -176,9 +179,8 @@ def rl_select_units(round: Round) -> list[UnitQueue]:
     """[] while the questions are missing."""
     from sophia_mcore.generate.rl_select import select_queue
 
-    if not round.run.questions_file.is_file():
-        return []
-    return [select_queue(round, _ids(round.run.questions_file))]
+    file = checked_questions(round.config, round.run)
+    return [select_queue(round, _ids(file))] if file.is_file() else []
 
 
 def rl_select_state(round: Round, phase: str) -> PhaseState:

@@ -16,6 +16,7 @@ from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
 from sophia_mcore.launch.readers import rl_start, stage_has_ended
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.records import Question
+from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
@@ -137,7 +138,7 @@ def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) 
 def check_questions(config: Config, run: RunFolder) -> None:
     """Raises UsageError when a batch asks more questions than there are."""
     chosen = RL_SELECT.wanted(config) and run.rl.questions_file.is_file()
-    number = len(read_shard(run.rl.questions_file if chosen else run.questions_file, Question))
+    number = len(read_shard(run.rl.questions_file if chosen else checked_questions(config, run), Question))
     size = config.on_policy.questions_per_batch
     if size > number:
         raise UsageError(f"rl.questions_per_batch = {size} is more than the {number} questions there are to ask")

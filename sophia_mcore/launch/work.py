@@ -26,6 +26,8 @@ def questions(round: Round, progress: Progress) -> None:
         sets.append(("questions checked", config.data.questions, run.questions_file))
     if config.evaluate.questions:
         sets.append(("held-out questions checked", config.evaluate.questions, run.evaluation_questions_file))
+    if config.rl is not None and config.rl.questions:
+        sets.append(("questions of the stage checked", config.rl.questions, run.rl.own_questions_file))
     if config.rl is not None and config.rl.validation:
         sets.append(("validation questions checked", config.rl.validation, run.rl.validation_questions_file))
     for task, sources, file in sets:

@@ -273,6 +273,11 @@ class RlFolder:
         return self.path / "select"
 
     @property
+    def own_questions_file(self) -> Path:
+        """The checked questions of [[rl.questions]]."""
+        return self.path / "own_questions.parquet"
+
+    @property
     def questions_file(self) -> Path:
         """The chosen questions."""
         return self.path / "questions.parquet"

@@ -30,6 +30,7 @@ from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.records import Question
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.questions import asked_questions
 from sophia_mcore.rl.versions import read_version
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RlFolder, RunFolder
@@ -109,7 +110,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
         image_processor(start, image_limits(config.batch)),
         ImageStore(run.images),
     )
-    questions = read_stage_questions(run)
+    questions = read_stage_questions(config, run)
     chunks = lvlm.build(spec, view, groups, backend)
     begins = not list_checkpoints(run.rl.checkpoints) or read_version(run.rl.versions, 0) is None
     if begins or rl.objective.kl:
@@ -155,12 +156,9 @@ def starting_model(config: Config, run: RunFolder) -> Path:
     return folder
 
 
-def read_stage_questions(run: RunFolder) -> dict[str, Question]:
+def read_stage_questions(config: Config, run: RunFolder) -> dict[str, Question]:
     """The chosen questions, or the run's where nothing was chosen, by id. Raises SophiaError when there are none."""
-    file = run.rl.questions_file if run.rl.questions_file.is_file() else run.questions_file
-    if not file.is_file():
-        raise SophiaError(f"{file}: no such file; `sophia rl` prepares the questions")
-    return {question.id: question for question in read_shard(file, Question)}
+    return {question.id: question for question in read_shard(asked_questions(config, run), Question)}
 
 
 @torch.no_grad()

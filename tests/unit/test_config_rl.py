@@ -92,6 +92,12 @@ def test_the_evaluation_questions_choose_nothing(tmp_path: Path, path: str) -> N
         load_config(write(tmp_path, validation, TEST))
     other = validation.replace(path, "validation.jsonl")
     assert len(load_config(write(tmp_path, other, TEST)).on_policy.validation) == 1
+    own = validation.replace("validation", "questions")
+    with pytest.raises(UsageError, match=r"rl.questions: .*test.jsonl holds the evaluation questions too"):
+        load_config(write(tmp_path, own, TEST))
+    with pytest.raises(UsageError, match=r"rl.questions: .*validation.jsonl holds the validation questions too"):
+        load_config(write(tmp_path, other + own.replace(path, "x/../validation.jsonl"), TEST))
+    assert len(load_config(write(tmp_path, own.replace(path, "more.jsonl"), TEST)).on_policy.questions) == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("kl", "0.1"), ("normalization", "'fixed'")])

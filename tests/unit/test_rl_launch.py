@@ -24,7 +24,9 @@ from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.stage import node_of
 from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState
+from sophia_mcore.records import Question
 from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.shards import read_shard
 from tests.support import configs, tiny_models
 from tests.support.pictures import smooth
 from tests.support.rl_world import make_rl_run
@@ -84,6 +86,21 @@ def test_what_cannot_work_is_one_line(world: Path, arguments: tuple[str, ...], c
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == code and len(lines) == 1, done.stderr
     assert told in lines[0] and "Traceback" not in done.stderr
+
+
+def test_a_stage_may_have_questions_of_its_own(world: Path) -> None:
+    """They are checked like the run's, which stay as they are, and batches are made of them alone."""
+    lines = (world.parent / "questions.jsonl").read_text().splitlines()
+    own = world.parent / "own.jsonl"
+    own.write_text("\n".join(lines[:2]).replace('"id": "q', '"id": "own') + "\n")
+    done = sophia("rl", str(world), "--set", f"rl.questions=[{{kind='jsonl', path='{own}'}}]")
+    assert done.returncode == 2 and "rl.questions_per_batch = 4 is more than the 2 questions there are" in done.stderr
+    run = RunFolder(world.parent / "run")
+    asked, others = (read_shard(file, Question) for file in (run.rl.own_questions_file, run.questions_file))
+    assert [one.id for one in asked] == ["own0", "own1"]
+    assert [one.id for one in others] == ["q0", "q1", "q2"]
+    checked = sophia("check", str(world), "--set", f"rl.questions=[{{kind='jsonl', path='{own}'}}]")
+    assert checked.returncode == 0 and "# rl.questions: own.jsonl" in checked.stdout, checked.stdout
 
 
 def test_a_configuration_without_a_stage(world: Path) -> None:

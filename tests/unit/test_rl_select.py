@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sophia_mcore.errors import EXIT_LOST, UsageError
+from sophia_mcore.config.sources import Source
+from sophia_mcore.errors import EXIT_LOST, SophiaError, UsageError
 from sophia_mcore.generate.rl_select import select_questions
 from sophia_mcore.generate.watchdog import Watchdog
+from sophia_mcore.launch.readers import rl_select_units
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.rl.questions import asked_questions
 from sophia_mcore.rl.select import Tally, histogram, is_chosen, tallies
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import Round
-from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.store.shards import read_folder, read_shard, write_shard
 from sophia_mcore.store.units import UnitQueue, units_of
 from tests.support.generate_world import FakeEngine
 from tests.support.rl_world import make_rl_run
@@ -44,8 +48,6 @@ def test_the_questions_of_middling_accuracy_stay(tmp_path: Path) -> None:
 
     class Guesser(FakeEngine):
         def _complete(self, request):  # type: ignore[no-untyped-def]
-            from dataclasses import replace
-
             number = request.messages[1].text.rpartition("is ")[2][0]  # "What is 3?": right or not by the seed
             right = {"0": True, "1": False}.get(number, request.seed % 2 == 0)
             return replace(super()._complete(request), text=rf"\boxed{{{int(number) % 4 if right else 9}}}")
@@ -64,6 +66,23 @@ def test_the_questions_of_middling_accuracy_stay(tmp_path: Path) -> None:
     assert sum(counts["right_answers"]["all"].values()) == 6
     calls = engine.calls
     assert select_questions(Round(config, run, 0), engine, NoProgress()) == 0 and engine.calls == calls
+
+
+def test_the_choice_is_made_among_the_questions_of_the_stage(tmp_path: Path) -> None:
+    """Where [[rl.questions]] names some, the run's own questions are not asked."""
+    select = {"samples": 1, "minimum": 0.0, "maximum": 1.0}
+    config, run = make_rl_run(tmp_path, tmp_path, select=select, questions_per_batch=1)
+    own = (Source(kind="jsonl", path="more.jsonl"),)
+    config = config.model_copy(update={"rl": config.on_policy.model_copy(update={"questions": own})})
+    with pytest.raises(SophiaError, match=r"own_questions.parquet: no such file"):
+        asked_questions(config, run)
+    rows = read_shard(run.questions_file, Question)
+    write_shard(run.rl.own_questions_file, [replace(one, id=f"own-{one.id}") for one in rows[:2]], Question)
+    assert asked_questions(config, run) == run.rl.own_questions_file
+    assert [unit.items for unit in rl_select_units(Round(config, run, 0))[0].units.values()] == [("own-q0", "own-q1")]
+    select_questions(Round(config, run, 0), FakeEngine(), NoProgress())
+    assert [one.id for one in read_shard(run.rl.questions_file, Question)] == ["own-q0", "own-q1"]
+    assert asked_questions(config, run) == run.rl.questions_file
 
 
 def test_too_few_questions_stay(tmp_path: Path) -> None:
