@@ -1,6 +1,6 @@
-"""What a phase of a round is. The table of all phases is ``launch.phases.PHASES``.
+"""The type of a phase of a round. The table of all phases is ``launch.phases.PHASES``.
 
-`sophia run`, submit, status, doctor, track and report know no phase by its name: they read the columns of this type.
+`sophia run`, submit, status, doctor, track and report use no phase names: they read the fields of ``Phase``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Environment = Literal["here", "trainer", "rollout"]
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseState:
-    """Work units of one phase of one round; for training, steps. ``total`` 0: not known yet."""
+    """Progress of one phase of one round, in work units (training: in steps). ``total`` 0: not known yet."""
 
     phase: str
     round: int
@@ -35,13 +35,13 @@ class PhaseState:
     finished: bool = False
     loss: float | None = None
     seconds_left: float | None = None
-    stale: str = ""  # why its results do not hold any more, which makes it unfinished
-    unchecked: bool = False  # its results are of a version that kept no records
+    stale: str = ""  # why its results are no longer valid; such a phase is not finished
+    unchecked: bool = False  # its results have no record of their settings and inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What one job asks for. ``gpus`` on each node; ``nodes`` None: as many as the .sbatch file says."""
+    """What one Slurm job asks for. ``gpus``: on each node. ``nodes`` None: as many as the .sbatch file says."""
 
     gpus: int = 0
     nodes: int | None = None
@@ -51,8 +51,8 @@ class Shape:
 class Ranks:
     """Work that torchrun starts on every rank of [parallel].
 
-    ``module`` takes ``RUN/config.toml --round R``. In ``folder`` of the round it leaves store.layout.SUMMARY when it
-    has ended, STOPPED when a signal stopped it, FAILED when a rank failed by itself.
+    ``module`` takes the arguments ``RUN/config.toml --round R``. It writes one of the files of ``store.layout`` into
+    ``folder``: SUMMARY when it has ended, STOPPED when a signal stopped it, FAILED when a rank failed by its own error.
     """
 
     module: str
@@ -61,80 +61,80 @@ class Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Results of a phase of a round that hold or fall together.
+    """Results of a phase of a round that are valid, or invalid, together.
 
-    They hold as long as nothing has changed of the ``settings`` (keys or sections of the configuration), of the
-    ``values`` (further ones, by a name for the user) and of the results that it ``reads``.
+    They are valid as long as nothing changes of the ``settings`` (keys or sections of the configuration), of the
+    ``values`` (further values, by a name to show to the user) and of the results that it ``reads``.
     """
 
     name: str
-    results: Mapping[str, Path]  # by a name that is unique among all phases: what other parts read
-    beside: tuple[Path, ...] = ()  # goes with the results when they are set aside
+    results: Mapping[str, Path]  # name -> path; other parts read it by this name, which is unique among all phases
+    beside: tuple[Path, ...] = ()  # further files that are moved together with the results
     settings: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[tuple[str, int], ...] = ()  # names of results of other phases, each with its round
 
 
 def always(config: Config) -> bool:
-    """``Phase.wanted`` of a phase that is part of every round."""
+    """A value of ``Phase.wanted``: the phase is part of every round."""
     return True
 
 
 def whole_rounds(config: Config) -> bool:
-    """``Phase.wanted`` of a phase that a run which only evaluates a model does not have."""
+    """A value of ``Phase.wanted``: the phase is part of every run, except runs that only evaluate a model."""
     return not config.evaluate.only
 
 
 def nothing_stored(run: RunFolder, index: int) -> dict[str, Path]:
-    """``Phase.outputs`` of a phase whose results are no link of the lineage."""
+    """A value of ``Phase.outputs``: the lineage does not show the phase's results."""
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One row of the table.
+    """One row of the table of phases.
 
     Exactly one of ``work`` and ``ranks`` is given, and at least one of ``units`` and ``state``.
     """
 
     name: str
-    environment: Environment  # "here": in the calling process, which under Slurm is one of the trainer's environment
-    work: Callable[[Round, Progress], object] | None = None  # does the phase, from wherever it stands
-    ranks: Ranks | None = None  # or a module on every rank does it
+    environment: Environment  # "here": in the calling process (under Slurm: a process of the trainer's environment)
+    work: Callable[[Round, Progress], object] | None = None  # does the phase, or what is left of it
+    ranks: Ranks | None = None  # or: the module that does it on every rank
 
-    needs: tuple[str, ...] = ()  # phases of the same round (of the first round, if they are ``once``) that must be done
+    needs: tuple[str, ...] = ()  # phases of the same round (if they are ``once``: of round 0) that must be done before
     needs_before: tuple[str, ...] = ()  # phases of the round before that must be done as well
-    inputs: Callable[[Round], None] | None = None  # instead of looking at ``needs``: raises SophiaError
-    models: Callable[[Round], list[Path]] | None = None  # model folders that must be whole before it starts
-    preflight: bool = False  # before its first start the run's models and layout are checked
+    inputs: Callable[[Round], None] | None = None  # replaces the check of ``needs``; raises SophiaError
+    models: Callable[[Round], list[Path]] | None = None  # model folders that must be complete before it starts
+    preflight: bool = False  # True: the run's models and layout are checked before its first start
 
     wanted: Callable[[Config], bool] = always  # False: the phase is no part of this run and counts as finished
-    once: bool = False  # the same in every round: done in the first only
+    once: bool = False  # done in round 0 only, for all rounds
     again: bool = False  # done again after any other phase of its round
-    uploads: bool = False  # the run is copied to MLflow when it has ended
-    group: str = ""  # a name that stands for several phases on the command line
+    uploads: bool = False  # the run is copied to MLflow when the phase has ended
+    group: str = ""  # a name for several phases on the command line
 
     units: Callable[[Round], list[UnitQueue]] | None = None  # work units that any number of tasks share
-    state: Callable[[Round, str], PhaseState] | None = None  # how far it is; None: as its units say
+    state: Callable[[Round, str], PhaseState] | None = None  # its progress; None: the progress of its units
 
-    engine: Callable[[Config], Engine] | None = None  # what answers its prompts; the GPUs of a task follow from it
+    engine: Callable[[Config], Engine] | None = None  # the engine that answers its prompts; decides the GPUs of a task
     shape: Callable[[Config], Shape] | None = None  # nodes and GPUs of a job without an engine; None: no GPU
 
-    script: str = ""  # its .sbatch file in cluster.scripts; "": NAME.sbatch. "phase" is the one for any phase
+    script: str = ""  # name of its .sbatch file without suffix; "": the phase's name. "phase" serves any phase
 
     settings: tuple[str, ...] = ()  # keys, or sections, of the configuration that its result depends on
-    parts: Callable[[Round], list[Part]] | None = None  # None: all that it leaves is one part, which reads all it needs
-    outputs: Callable[[RunFolder, int], dict[str, Path]] = nothing_stored  # links of the lineage: name -> where
-    reported: str = ""  # key of a round in report.json that shows that there are results
+    parts: Callable[[Round], list[Part]] | None = None  # None: one part with all its outputs, which reads all it needs
+    outputs: Callable[[RunFolder, int], dict[str, Path]] = nothing_stored  # results in the lineage: name -> path
+    reported: str = ""  # key of a round in report.json; if it is there, the phase has results
 
     @property
     def script_name(self) -> str:
-        """File name of its .sbatch file."""
+        """Name of its .sbatch file."""
         return f"{self.script or self.name}.sbatch"
 
     @property
     def variable(self) -> str:
-        """Its name in those of variables of the env file: OPTIONS_TRAIN, TASKS_CAPTIONS."""
+        """Its name as a part of variables of the env file, such as TRAIN in OPTIONS_TRAIN."""
         return self.name.upper().replace("-", "_")
 
     def shape_for(self, config: Config) -> Shape:
@@ -147,7 +147,7 @@ class Phase:
         return Shape(gpus=engine.tensor_parallel if engine.kind == "vllm" else 1)
 
     def state_of(self, round: Round) -> PhaseState:
-        """How far it is. Raises SophiaError when its folder holds work of other settings."""
+        """Its progress. Raises SophiaError when its folder holds work units of other settings."""
         if not self.wanted(round.config):
             return PhaseState(phase=self.name, round=round.index, finished=True)
         if self.state is not None:
@@ -161,7 +161,7 @@ class Phase:
 
 
 def state_of_units(phase: str, round_index: int, queues: Sequence[UnitQueue]) -> PhaseState:
-    """The state that the work units of ``queues`` show; without any queue nothing is known yet."""
+    """Progress over the work units of ``queues``. Without a queue the phase is not finished and its total unknown."""
     total = sum(len(queue.units) for queue in queues)
     done = sum(len(queue.done_units()) for queue in queues)
     return PhaseState(

@@ -1,4 +1,4 @@
-"""`sophia benchmark`: a run folder that only evaluates a model, and the re-scoring of somebody's predictions."""
+"""`sophia benchmark`: evaluates a model in a run folder of its own, or scores a file of predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHASES = ("questions", "evaluate", "report")
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the command line asks for. ``on``: NAME, or NAME=PATH of the copy that is read."""
+    """Options of the command line. ``on``: the benchmarks, each as NAME or as NAME=PATH of a local copy."""
 
     model: str
     on: Sequence[str]
@@ -42,7 +42,7 @@ class Wanted:
 
 
 def benchmark_config(wanted: Wanted, folder: Path) -> Config:
-    """The configuration of such a run. Raises UsageError for an unknown benchmark, protocol or engine."""
+    """The configuration of a benchmark run. Raises UsageError for an unknown benchmark, protocol or engine."""
     unknown = [name for name in wanted.protocols if name not in PROTOCOLS]
     if unknown:
         raise UsageError(f"--protocol {unknown[0]!r}: one of {', '.join(PROTOCOLS)}")
@@ -68,7 +68,7 @@ def benchmark_config(wanted: Wanted, folder: Path) -> Config:
 
 
 def is_address(model: str) -> bool:
-    """Whether the model is an endpoint and not a folder."""
+    """Whether ``model`` is the address of an endpoint, not a folder."""
     return model.startswith(("http://", "https://"))
 
 
@@ -103,7 +103,7 @@ def _protocol(name: str, max_tokens: int | None) -> dict[str, Any]:
 
 
 def judge_cost(config: Config, questions_file: Path) -> list[str]:
-    """One line per protocol: what the judge will be asked at most; [] without a judge."""
+    """One line per protocol: the largest possible number of judge requests. An empty list without a judge."""
     if config.score.judge is None:
         return []
     questions = read_shard(questions_file, Question)
@@ -115,9 +115,9 @@ def judge_cost(config: Config, questions_file: Path) -> list[str]:
 
 
 def export_predictions(run: RunFolder, config: Config, label: str = "base") -> list[Path]:
-    """Write every benchmark's first samples as VLMEvalKit's files; returns their paths.
+    """Write the first sample of every question as VLMEvalKit files, one per benchmark; returns their paths.
 
-    PREDICTIONS/PROTOCOL/MODEL/MODEL_DATASET.tsv under the run folder, where the name of the data set is VLMEvalKit's.
+    They are RUN/predictions/PROTOCOL/MODEL/MODEL_DATASET.tsv, where DATASET is VLMEvalKit's name of the data set.
     """
     from sophia_mcore.benchmarks.exchange import write_predictions
 
@@ -140,9 +140,10 @@ def export_predictions(run: RunFolder, config: Config, label: str = "base") -> l
 def rescore(
     file: Path, scoring: Scoring, score: Score, *, benchmark: str = "", model: str = "", dry_run: bool = False
 ) -> dict[str, Any]:
-    """Score the predictions of a file; returns the metrics (``evaluate.benchmark_results``) and what is worth knowing.
+    """Score the predictions in a file.
 
-    ``dry_run``: only {"cost"}. Raises UsageError and SophiaError as ``read_predictions``.
+    Returns the metrics of ``evaluate.benchmark_results``, how they were scored, and one entry per answer. ``dry_run``:
+    score nothing; returns only {"cost": ...} of the judge. Raises UsageError and SophiaError like ``read_predictions``.
     """
     from sophia_mcore.benchmarks.exchange import read_predictions
     from sophia_mcore.benchmarks.opening import open_scorer
@@ -169,14 +170,14 @@ def rescore(
 
 
 def write_scores(target: Path, result: dict[str, Any]) -> None:
-    """Write the result of ``rescore``. Raises UsageError for a name that is not a JSON file's."""
+    """Write the result of ``rescore`` as JSON. Raises UsageError if the file's suffix is not .json."""
     if target.suffix != ".json":
         raise UsageError(f"{target}: scores are written as .json")
     write_json(target, result)
 
 
 def judge_of(address: str, model_name: str) -> Judge | None:
-    """The judge that the command line names; None without an address. Raises UsageError without its model's name."""
+    """The judge that the options name; None without an address. Raises UsageError if the model's name is missing."""
     if not address:
         return None
     if not model_name:
@@ -188,7 +189,7 @@ def judge_of(address: str, model_name: str) -> Judge | None:
 
 
 def shown_results(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Results by protocol as lines for the terminal: score, interval, shares, and the paper's rows."""
+    """Lines for the terminal from results by protocol: score, confidence interval, shares, and the paper's scores."""
     lines = []
     for protocol, found in results.items():
         for one in found.get("benchmarks", {}).values():
@@ -197,7 +198,7 @@ def shown_results(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def shown_benchmark(one: dict[str, Any], how: str) -> list[str]:
-    """Lines of one benchmark."""
+    """Lines for the terminal from the results of one benchmark. ``how``: protocol and way of scoring."""
     if one["score"] is None:
         return [f"{one['title']}: no answers of the reported split"]
     low, high = one["ci95"]
@@ -215,9 +216,9 @@ def shown_benchmark(one: dict[str, Any], how: str) -> list[str]:
 
 
 def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False) -> list[str]:
-    """Run, or go on with, such a run folder on this machine; returns the lines to print. Raises as ``run_phases``.
+    """Run a benchmark in ``folder`` on this machine, or resume it; returns the lines to print.
 
-    ``dry_run``: the questions are checked and the judge's cost is told; no model is asked.
+    ``dry_run``: only check the questions and print the judge's cost. Raises like ``run_phases``.
     """
     import typer
 

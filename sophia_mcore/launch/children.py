@@ -1,4 +1,4 @@
-"""Long-lived processes of a stage: started, watched, started again after they were lost, ended together."""
+"""Long-lived child processes of a stage: start them, watch them, restart them when they die, end them together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sophia_mcore.death_signal import dies_with
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import error_line
 
-_STEADY_SECONDS = 600.0  # a process that has lived so long may be lost again as often as one that has never been
+_STEADY_SECONDS = 600.0  # after a process has run this long, its restarts are counted from 0 again
 _LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(kw_only=True)
 class Child:
-    """One process, no shell; its output goes to ``log_file``.
+    """One child process, started without a shell. Its output goes to ``log_file``.
 
-    ``follow`` reads the progress events that it sends over the pipe of ``--progress-fd``. ``patience_seconds``: how
-    long it may put its work down once it is told to end. ``alive_file`` gives, for its process id, the file that it
-    touches; not touched for ``silent_seconds`` means that it hangs.
+    ``follow``: reads the progress events that the child sends over the pipe of ``--progress-fd``. ``patience_seconds``:
+    time that the child has to stop after TERM. ``alive_file``: process id -> file that the child touches while it
+    works. A child that has not touched it for ``silent_seconds`` hangs and is killed.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Child:
         self._hung = False
 
     def start(self) -> None:
-        """Start it, or start it again. Raises SophiaError when the program is missing."""
+        """Start the process, or start it again. Raises SophiaError when the program is missing."""
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe() if self.follow is not None else (-1, -1)
         with open(self.log_file, "ab") as log:
@@ -81,7 +81,7 @@ class Child:
             self.follow(events)
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs, which one that hangs does no longer."""
+        """The exit code; None while the process runs. Kills the process if it hangs."""
         if self._process is None:
             return None
         if self._process.poll() is None and self._is_silent():
@@ -96,22 +96,22 @@ class Child:
         try:
             touched = os.stat(self.alive_file(self._process.pid)).st_mtime
         except OSError:
-            return False  # it has not begun to work
+            return False  # it has not begun to work yet
         return time.time() - touched > self.silent_seconds
 
     def why(self) -> str:
-        """How it ended, in its own words where it had any."""
+        """How the process ended: its last "error:" line, or its signal or exit code."""
         code = self.poll()
         if self._hung:
             return f"hung for more than {self.silent_seconds:.0f} s and was killed"
-        if line := self.said():
+        if line := self.last_error():
             return line
         if code is not None and code < 0:
             return f"was killed by signal {-code}"
-        return f"ended with code {code} without saying why"
+        return f"ended with code {code} without an error message"
 
-    def said(self) -> str | None:
-        """The last "error:" line that it wrote since it was started."""
+    def last_error(self) -> str | None:
+        """Text of the last "error:" line since the process was started; None if there is none."""
         return error_line(self.log_file, self._log_start)
 
     def may_restart(self) -> bool:
@@ -121,7 +121,7 @@ class Child:
         return self.restarts < self.max_restarts
 
     def restart(self) -> bool:
-        """Start it again, after a pause that grows with each time. False: the pause is not over yet."""
+        """Start the process again after a pause that doubles each time. Returns False while the pause is not over."""
         assert self._process is not None
         if not self._next:
             self._next = time.monotonic() + min(2.0**self.restarts - 1.0, _LONGEST_PAUSE_SECONDS)
@@ -133,13 +133,13 @@ class Child:
         return True
 
     def ask_to_end(self) -> None:
-        """TERM."""
+        """Send TERM."""
         if self._process is not None:
             with suppress(OSError):
                 self._process.terminate()
 
     def end(self) -> None:
-        """Wait for its end, and KILL it when it takes longer than its patience."""
+        """Wait ``patience_seconds`` for the process to end; then send KILL."""
         if self._process is None:
             return
         try:
@@ -150,7 +150,7 @@ class Child:
 
 
 def end_all(children: Sequence[Child]) -> None:
-    """Tell all to put their work down, then wait."""
+    """Send TERM to all children, then wait for each, with KILL at the end of its patience."""
     for child in children:
         child.ask_to_end()
     for child in children:

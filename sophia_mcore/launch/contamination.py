@@ -1,4 +1,4 @@
-"""`sophia check CONFIG --against BENCHMARK`: lists training questions of benchmarks, and writes the others."""
+"""`sophia check CONFIG --against BENCHMARK`: lists training questions that are in a benchmark, writes the others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ LISTED = 50
 
 
 def check_against(config: Config, against: Sequence[str], drop: Path | None) -> list[str]:
-    """Lines to print: matches (at most ``LISTED``), and counts per benchmark and reason.
+    """Compare the training questions with benchmarks.
 
-    ``against``: NAME or NAME=PATH. ``drop``: a .jsonl file that gets every good training question that shares nothing,
-    with its images inside, to be named as a source of kind "jsonl"; all matches are written beside it.
+    Returns the lines to print: matches (at most ``LISTED``), and counts per benchmark and reason. ``against``: the
+    benchmarks, each as NAME or NAME=PATH. ``drop``: a .jsonl file to write. It gets every valid training question
+    without a match, with its images, and can be used as a source of kind "jsonl"; all matches are written beside it.
     Raises UsageError for an unknown benchmark or another suffix, SophiaError for a source that cannot be read.
     """
     if drop is not None and drop.suffix != ".jsonl":
@@ -67,7 +68,7 @@ def _fields(match: Match) -> dict[str, object]:
 
 
 def _line(row: Row) -> str:
-    """A training question as a line of JSON with its images inside, so that it needs no other file."""
+    """A training question as a line of JSON. It contains the images, so that it needs no other file."""
     images = [image.read_bytes() if isinstance(image, Path) else image for image in row.images]
     fields = {
         "id": row.id,

@@ -1,6 +1,6 @@
-"""Start the worker of a phase on this machine, in the environment of that phase; and what is refused before that.
+"""Runs a phase on this machine in its Python environment, and checks models and layout before.
 
-vLLM and Megatron live in different environments, so a phase is a process of its own unless it is light.
+vLLM and Megatron are installed in different environments, so each phase that needs one of them is a process of its own.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
-SAVE_SECONDS = 600  # that ranks have to save and leave when they are asked to stop
-_NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # without any of them there is no driver
+SAVE_SECONDS = 600  # time that ranks have to save and leave when they are asked to stop
+_NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # a machine with a driver has one of them
 
 
 def with_local_models(config: Config, names: Collection[str], *, download: bool) -> Config:
-    """The configuration with model folders in place of the hub's names, where the phases ``names`` read models.
+    """The configuration with local folders in place of the models' names on the hub, if the phases ``names`` need them.
 
-    ``download``: fetch what the local cache lacks, once, before the first phase. Raises as ``hub.local_folder``.
+    ``download``: fetch models that are not in the local cache. Raises like ``hub.local_folder``.
     """
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.pretrained.hub import local_folder
@@ -40,9 +40,9 @@ def with_local_models(config: Config, names: Collection[str], *, download: bool)
 
 
 def preflight(round: Round) -> None:
-    """What can be refused before any work: model folders that cannot be loaded, a layout the policy does not fit.
+    """Check before any work that the model folders can be loaded and that the layout fits the policy.
 
-    Raises SophiaError or UsageError, as the phase that would have failed later.
+    Raises the SophiaError or UsageError with which a later phase would fail.
     """
     from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
@@ -56,17 +56,17 @@ def preflight(round: Round) -> None:
 
 
 def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
-    """The whole phase on this machine: in this process, in a worker, or on ranks under torchrun. Raises SophiaError."""
+    """Run a phase on this machine: in this process, in a worker, or on ranks under torchrun. Raises SophiaError."""
     name = f"{phase.name}-round-{round.index}"
     arguments = [str(round.run.config_file), "--round", str(round.index)]
     if phase.ranks is not None:
         if phase.inputs is not None:
-            phase.inputs(round)  # said here: the ranks take a while to start
+            phase.inputs(round)  # checked here because ranks take long to start
         run_ranks(round, progress, name, phase.ranks.module, arguments)
         folder = phase.ranks.folder(round)
         if not (folder / SUMMARY).is_file():
             raise SophiaError(
-                json_or_empty(folder / FAILED).get("error") or f"{folder}: {phase.name} left no {SUMMARY}"
+                json_or_empty(folder / FAILED).get("error") or f"{folder}: {phase.name} wrote no {SUMMARY}"
             )
     elif phase.environment == "here":
         assert phase.work is not None, f"phase {phase.name}: neither work nor ranks"
@@ -83,7 +83,7 @@ def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
 
 
 def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, arguments: list[str]) -> None:
-    """A module on every rank of the layout, on this machine under torchrun, with logs/NAME.log. Raises SophiaError."""
+    """Run a module on every rank with torchrun on this machine; it logs to logs/NAME.log. Raises SophiaError."""
     config = round.config
     _require_driver_for_fp8(config)
     threads = config.train.threads_per_process
@@ -101,7 +101,7 @@ def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, 
 
 
 def _require_driver_for_fp8(config: Config) -> None:
-    """Said before the ranks start, which takes a while; they look for the device itself."""
+    """Raise an error before the ranks start, because that takes long. The ranks check the device itself."""
     from sophia_mcore.parallel.layout import fp8_refusal
 
     if config.fp8.native and not has_nvidia_driver():
@@ -109,12 +109,12 @@ def _require_driver_for_fp8(config: Config) -> None:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether this machine can have a CUDA device; looked at without importing anything heavy."""
+    """Whether this machine can have a CUDA device, found without importing torch."""
     return any(Path(sign).exists() for sign in _NVIDIA)
 
 
 def interpreter(path: Path | None) -> str:
-    """The Python of an environment; raises SophiaError naming how to make it when it is missing."""
+    """Path of an environment's Python; None: the running Python. Raises SophiaError if the file is missing."""
     if path is None:
         return sys.executable
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""`sophia fork`: a variant of a run that shares with it whatever holds under the variant's settings."""
+"""`sophia fork`: begins a variant of a run that shares all results which are valid under the variant's settings."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.metrics import read_metrics
 
-_OF_WORKERS = ("lock", "claims", "failures")  # of those that are at work in the source
-_APPENDED = ".jsonl"  # files that grow in place, and so must be copies
+_OF_WORKERS = ("lock", "claims", "failures")  # files of processes that work in the source; they are not shared
+_APPENDED = ".jsonl"  # suffix of files that grow in place and must be copied
 
 Place = tuple[Phase, int, Part]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fork:
-    """What became of a fork: phases that share results with the source, and those to be done; some are in both.
+    """A new fork. ``shared``: phases that share results with the source. ``left``: phases that are to be done.
 
-    The score, for one: the verdicts may hold where the choice of trajectories does not.
+    A phase can be in both. For example, the verdicts of the score phase may be valid when its kept set is not.
     """
 
     run: RunFolder
@@ -57,11 +57,11 @@ class Fork:
 def fork(
     source: Path, target: Path, *, first: str | None = None, overlays: Sequence[Path] = (), sets: Sequence[str] = ()
 ) -> Fork:
-    """Begin a run in ``target`` with the settings of ``source`` under ``overlays`` and ``sets``.
+    """Begin a run in ``target`` with the settings of ``source``, changed by ``overlays`` and ``sets``.
 
-    Results that hold under these settings are shared by hard links (copies on another filesystem), except those of
-    phase ``first`` and later ones. The source is not changed. Raises UsageError: ``target`` is there already, or lies
-    in the source; SophiaError: a local run works in the source, the disk is full.
+    Results that are valid under these settings are shared by hard links (copied on another filesystem), except results
+    of phase ``first`` and later phases. The source is not changed. Raises UsageError when ``target`` exists or lies in
+    the source. Raises SophiaError when a local run works in the source or the disk is full.
     """
     run, before = open_run(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -77,7 +77,7 @@ def fork(
         try:
             temporary.mkdir(parents=True)
             _fill(RunFolder(temporary), run, config, new, shared)
-            if target.exists():  # empty
+            if target.exists():  # an empty folder
                 target.rmdir()
             os.rename(temporary, target)
         except OSError as error:
@@ -86,7 +86,7 @@ def fork(
             shutil.rmtree(temporary, ignore_errors=True)
     names = {phase.name for phase, _, _ in shared}
     there = {(phase.name, index, part.name) for phase, index, part in shared}
-    left = [p.name for p, index, part in new.everything() if (p.name, index, part.name) not in there]
+    left = [p.name for p, index, part in new.all_parts() if (p.name, index, part.name) not in there]
     return Fork(
         run=RunFolder(target),
         shared=[phase.name for phase in phases.PHASES if phase.name in names],
@@ -103,10 +103,10 @@ def _settings(run: RunFolder, target: Path, overlays: Sequence[Path], sets: Sequ
 
 
 def _still_valid(new: Provenance, excluded: Iterable[str]) -> list[Place]:
-    """The parts of the source that hold under the new settings, and all that they were made from does too."""
+    """The parts of the source that are valid under the new settings, together with all their inputs."""
     excluded, shared = set(excluded), []
     refused: set[tuple[str, int, str]] = set()
-    for phase, index, part in new.everything():
+    for phase, index, part in new.all_parts():
         if not new.is_there(part):
             continue
         upstream = {(maker.name, when, made.name) for maker, when, made in new.makers(part)}
@@ -140,7 +140,7 @@ def _fill(target: RunFolder, run: RunFolder, config: Config, provenance: Provena
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard links to all files; copies of those that grow, and where links are not possible. Shared ones stay."""
+    """Hard-link all files of ``source``. Copy files that grow, and files that cannot be linked. Keep existing files."""
     if source.is_dir():
         for child in sorted(source.iterdir()):
             if child.name not in _OF_WORKERS and not child.name.startswith("."):

@@ -1,4 +1,4 @@
-"""`sophia fp8-check`: measure in a worker, write the page, say what was found."""
+"""`sophia fp8-check`: measures FP8 in a worker, writes the page and returns a summary."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["_advice", "run_fp8_check"]
 
 
 def run_fp8_check(config: Config, round_index: int) -> str:
-    """Check FP8 on the run's stored trajectories; returns what to tell the user when it has passed.
+    """Check FP8 on the run's stored trajectories; returns the text to print when the check has passed.
 
-    The phase `fp8-check` of a run does the same with the run's own settings; this command takes any, and checks again
-    what has passed already. Writes RUN/fp8_check.toml (the settings), fp8_check.json and fp8_check.html. Raises
-    UsageError when the configuration asks for no FP8, SophiaError when nothing is stored yet or the check is not
-    passed (with a proposal).
+    The phase `fp8-check` of a run does the same with the run's settings. This command takes any settings, and it checks
+    again even if a check has passed. It writes RUN/fp8_check.toml (the settings), fp8_check.json and fp8_check.html.
+    Raises UsageError when the configuration does not use FP8. Raises SophiaError when no trajectories are stored yet,
+    or when the check fails (with a proposal).
     """
     from sophia_mcore.report.fp8_page import write_fp8_page
 
@@ -39,7 +39,7 @@ def run_fp8_check(config: Config, round_index: int) -> str:
     with folder_lock(run.lock_file), TerminalProgress() as progress:
         write_text(run.fp8_check_config_file, dump_toml(config))
         prepare(Provenance(config, run, phases.PHASES), phases.FP8_CHECK, 0, progress.say, again=True)
-        run.fp8_check_file.unlink(missing_ok=True)  # an old result must not outlive a check that breaks off
+        run.fp8_check_file.unlink(missing_ok=True)  # an old result must not remain when this check fails
         arguments = [str(run.fp8_check_config_file), "--round", str(round_index)]
         run_ranks(round, progress, "fp8-check", "sophia_mcore.train.fp8.worker", arguments)
     found = require_json(run.fp8_check_file)

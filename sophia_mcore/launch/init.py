@@ -1,4 +1,4 @@
-"""`sophia init`: from somebody's data to a run's TOML, tried before it is written."""
+"""`sophia init`: writes a run's TOML for the user's data, after reading some rows with these settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TRIED = 20
 
 
 def write_run_toml(data: Path, out: Path) -> str:
-    """Write ``out`` for the data; returns what was found, for the user.
+    """Write the configuration ``out`` for the data; returns the text to print.
 
-    Raises UsageError: ``out`` is there already, or the data cannot be read.
+    Raises UsageError when ``out`` exists or the data cannot be read.
     """
     if out.exists():
         raise UsageError(f"{out} is there already: name another file with --out")
@@ -40,7 +40,7 @@ def write_run_toml(data: Path, out: Path) -> str:
 
 
 def _rollout_python() -> Path | None:
-    """The interpreter of the rollout environment beside the one that runs this, or in the working directory."""
+    """Python of the rollout environment: .venv-vllm beside the running environment or in the working directory."""
     for folder in (Path(sys.prefix).parent, Path.cwd()):
         python = folder / ".venv-vllm" / "bin" / "python"
         if python.is_file():

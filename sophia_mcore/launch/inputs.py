@@ -1,4 +1,4 @@
-"""What later phases read of the user's: looked at before the first phase, so that no rollout is spent on a typo."""
+"""Checks the user's files that later phases read. Runs before the first phase, so that a typo wastes no rollout."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sophia_mcore.config.schema import Config, Mixture, Source
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
 
-_ROWS = 20  # of a source of held-out questions that are read
+_ROWS = 20  # rows that are read to check a source of held-out questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """Something that the configuration names by ``key`` and that ``phases`` read.
+    """An input of the user that the setting ``key`` names and that ``phases`` read.
 
-    ``look`` says what it found, or raises SophiaError.
+    ``look`` checks it and returns a short description for the user, or raises SophiaError.
     """
 
     key: str
@@ -30,7 +30,7 @@ class Input:
 
 
 def inputs_of(config: Config) -> list[Input]:
-    """Every input of the user's but models, questions to train on and user functions, which are looked at elsewhere."""
+    """All inputs of the user, except models, training questions and user functions, which are checked elsewhere."""
     return [*_prompts(config), *_judge(config), *_pairs(config), *_held_out(config), *_tokenizers(config)]
 
 
@@ -100,12 +100,12 @@ def _held_out(config: Config) -> list[Input]:
             look=partial(first_rows, source, config.data.max_bad_rows),
         )
         for source in config.evaluate.questions
-        if not on_the_hub(source)  # a name there is not looked up
+        if not on_the_hub(source)  # a data set on the hub is not checked here
     ]
 
 
 def first_rows(source: Source, max_bad_rows: int) -> str:
-    """Read a few rows as the questions phase will. Raises SophiaError when it would stop at them."""
+    """Read the first rows as the questions phase does; returns the path. Raises SophiaError if too many are bad."""
     bad = [row for row in islice(read_any(source), _ROWS) if row.problems]
     if len(bad) > max_bad_rows:
         raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
@@ -113,7 +113,10 @@ def first_rows(source: Source, max_bad_rows: int) -> str:
 
 
 def _tokenizers(config: Config) -> list[Input]:
-    """``objective.behaviour = "recorded"`` needs one tokenizer; the models' own checks tell of missing folders."""
+    """``objective.behaviour = "recorded"`` needs policy and reasoner to have the same tokenizer.
+
+    Missing model folders are not reported here, since the checks of the models report them.
+    """
     if config.objective.behaviour != "recorded" or config.train.data is not None:
         return []
     policy, reasoner = config.models.policy, config.models.reasoner

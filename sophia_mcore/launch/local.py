@@ -1,4 +1,4 @@
-"""A whole run on this machine: every phase in order, each resumable; run again, finished work is not redone."""
+"""`sophia run`: runs the phases of a run in order on this machine. A second call resumes; finished work is kept."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from sophia_mcore.track.metrics import MetricsLog
 def run_phases(
     config: Config, names: Iterable[str], rounds: Iterable[int], *, new_settings: bool = False, again: str | None = None
 ) -> RunFolder:
-    """Run the phases ``names`` (in flow order) of each round in the run's folder, holding its lock.
+    """Run the phases ``names`` (in flow order) of each round in the run's folder, holding its lock; returns the folder.
 
-    ``again``: this phase and all later ones of the first round are done anew even if they are finished, once: after an
-    interruption the same call goes on. Later rounds then are run whole, since their first phase follows from it.
+    ``again``: do this phase and all later phases of the first round again, even if they are finished. After an
+    interruption the same call resumes. Later rounds are then run with all their phases.
 
-    Raises UsageError when finished work depends on settings that have changed (unless ``new_settings``),
-    SophiaError when another process works in it or when a phase fails.
-    Before any phase it looks at what later phases read of the user's (`launch.inputs`), and raises what is wrong there.
+    Raises UsageError when finished work depends on settings that have changed (unless ``new_settings``). Raises
+    SophiaError when another process works in the folder, when a phase fails, or when an input of a later phase cannot
+    be used (`launch.inputs`; these are checked first).
     """
     indices, chosen = list(rounds), set(names)
     config = with_local_models(config, chosen, download=True)
@@ -71,7 +71,7 @@ def run_phases(
 
 
 def _begin_again(run: RunFolder, first: str) -> list[str]:
-    """The phases that are still to be begun anew: all from ``first`` on, or what an interrupted call has left."""
+    """The phases still to be started again: all from ``first`` on, or the rest of an interrupted call."""
     found = json_or_empty(run.again_file)
     if found.get("from") != first or not isinstance(found.get("left"), list):
         found = {"from": first, "left": starting_at(first)}
@@ -85,7 +85,7 @@ def _note_renewed(run: RunFolder, name: str) -> None:
 
 
 def made_folder(config: Config) -> RunFolder:
-    """The run's folder, made if it is not there. Raises SophiaError when it cannot be."""
+    """Make the run's folder if it is missing, and return it. Raises SophiaError when that fails."""
     folder = RunFolder(config.run.folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def made_folder(config: Config) -> RunFolder:
 
 
 def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:
-    """Run a phase; what it did not foresee goes to the log with its traceback and becomes one line."""
+    """Run a phase. An unexpected exception goes to the log with its traceback and becomes a SophiaError of one line."""
     try:
         run_here(phase, round, progress)
     except SophiaError:
@@ -110,10 +110,11 @@ def _run_phase(phase: Phase, round: Round, progress: TerminalProgress) -> None:
 
 
 def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = False, again: str | None = None) -> None:
-    """Write the resolved configuration, if no finished work depends on a setting, or a file, that has changed.
+    """Write the resolved configuration into the run's folder.
 
-    ``new_settings``: go on in any case; what depends on the change is done again when its turn comes. ``again``: work
-    from this phase on will be done anew, so nothing depends on it. Raises UsageError naming phases and settings.
+    Raises UsageError, naming phases and settings, if finished work depends on a setting or file that has changed.
+    ``new_settings``: accept changes; the results that depend on them are made again when their phase runs. ``again``:
+    accept changes for this phase and later ones, because they are done again anyway.
     """
     before = _settings_so_far(folder)
     if before is not None:
@@ -130,7 +131,7 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
 
 
 def would_refuse_settings(config: Config, folder: RunFolder) -> str:
-    """What `claim_folder` would say; "" when nothing. Writes nothing."""
+    """The error that `claim_folder` would raise; "" if none. Writes nothing."""
     return _changes(config, folder, _settings_so_far(folder), [])[1]
 
 
@@ -139,7 +140,7 @@ def _settings_so_far(folder: RunFolder) -> Config | None:
 
 
 def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: list[str]) -> tuple[set[str], str]:
-    """Keys that have changed since work that depends on them, and why that is refused, if it is."""
+    """Keys of changed settings on which finished work depends, and the text of the refusal ("" if not refused)."""
     changes = Provenance(config, folder, phases.PHASES, assumed=before).changed()
     known = {key for changed in changes.values() for key in changed}
     refused = {phase: changed for phase, changed in changes.items() if phase not in renewed}
@@ -156,7 +157,7 @@ def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: 
 
 
 def _tell_accepted(before: Config, now: Config, known: set[str]) -> None:
-    """Say which settings have changed without any finished work that depends on them."""
+    """Print which settings have changed although no finished work depends on them."""
     contents = Contents()
     old, new = (relevant(flat(config), [*type(config).model_fields], contents) for config in (before, now))
     changed = {key: change for key, change in differing(old, new).items() if key not in known}
@@ -166,9 +167,9 @@ def _tell_accepted(before: Config, now: Config, known: set[str]) -> None:
 
 
 def open_run(path: Path) -> tuple[RunFolder, Config]:
-    """A run by its folder (wherever it was moved to) or by its config file.
+    """Open a run by its folder, which may have been moved, or by its config file; returns (folder, configuration).
 
-    Raises UsageError when it is neither, or when the config's run has not begun.
+    Raises UsageError when ``path`` is neither, or when the run of the config file has not begun.
     """
     if path.is_dir():
         folder = RunFolder(path)

@@ -1,4 +1,4 @@
-"""A run for its report: also one whose config.toml is missing or damaged, with settings assumed from its folder."""
+"""Opens a run for its report. If config.toml is missing or damaged, settings are assumed from the run's files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ASSUMED = "the page assumes the default settings, and the protocols that were e
 
 
 def open_for_report(path: Path, problems: Problems) -> tuple[RunFolder, Config]:
-    """The run and its configuration; what is wrong with config.toml is added to ``problems``.
+    """The run and its configuration. What is wrong with config.toml is added to ``problems``.
 
-    Raises UsageError as ``open_run`` where nothing else of a run is there either.
+    Raises UsageError like ``open_run`` if the folder has no other files of a run either.
     """
     try:
         return open_run(path)
@@ -30,7 +30,7 @@ def open_for_report(path: Path, problems: Problems) -> tuple[RunFolder, Config]:
 
 def _assumed(run: RunFolder) -> Config:
     names = {path.name for path in run.evaluation_questions_file.parent.glob("*/*") if path.is_dir()}
-    ordered = sorted(names, key=lambda name: (name != PAPER_PROTOCOL.name, name))  # the first is the one of pass@1
+    ordered = sorted(names, key=lambda name: (name != PAPER_PROTOCOL.name, name))  # the first is used for pass@1
     protocols = [{"name": name, "sampling": {}} for name in ordered]
     unknown = {"kind": "jsonl", "path": "unknown"}
     evaluate = {"protocols": protocols, "questions": [unknown]} if protocols else {}

@@ -1,4 +1,4 @@
-"""What of a phase hold or fall together, and on what: the column ``parts`` of the table in ``launch.phases``."""
+"""The parts of each phase's results and what each depends on: the field ``parts`` of the table in ``launch.phases``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles", "batch.
 
 
 def questions(round: Round) -> list[Part]:
-    """The questions of the round and those of the evaluation."""
+    """Two parts: the questions of the rounds, and the questions of the evaluation."""
     config, run = round.config, round.run
     kept, held_out = run.questions_file, run.evaluation_questions_file
     limit = "data.max_image_pixels"
@@ -43,12 +43,12 @@ def _files(sources: tuple[Source, ...]) -> dict[str, Any]:
 
 
 def _policy(round: Round) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
-    """Where the model that the round starts from comes from: a setting, or the round before."""
+    """(settings, reads) of the model that the round starts from: a setting in round 0, else the export before."""
     return (("models.policy",), ()) if round.index == 0 else ((), (("export", round.index - 1),))
 
 
 def captions(round: Round) -> list[Part]:
-    """The captions, and the policy's own answers."""
+    """The captions and, if the objective uses them, the policy's own answers."""
     setting, before = _policy(round)
     folder = round.folder
     found = [
@@ -81,7 +81,7 @@ def captions(round: Round) -> list[Part]:
 
 
 def reasoning(round: Round) -> list[Part]:
-    """The trajectories."""
+    """One part: the trajectories."""
     return [
         Part(
             name="trajectories",
@@ -93,7 +93,7 @@ def reasoning(round: Round) -> list[Part]:
 
 
 def score(round: Round) -> list[Part]:
-    """Verdicts do not depend on the reward, so another reward does not grade again."""
+    """Verdicts and the kept set are different parts: after a change of the reward nothing is graded again."""
     folder, index = round.folder, round.index
     return [
         Part(
@@ -114,7 +114,7 @@ def score(round: Round) -> list[Part]:
 
 
 def fp8_check(round: Round) -> list[Part]:
-    """A passed check of FP8 on the policy. A failed one binds nothing."""
+    """One part: the FP8 check that has passed. A failed check leaves no result."""
     run = round.run
     return [
         Part(
@@ -127,7 +127,7 @@ def fp8_check(round: Round) -> list[Part]:
 
 
 def learned_from(round: Round) -> tuple[tuple[str, int], ...]:
-    """The results that the training of the round learns from."""
+    """(name, round) of each result that the training of the round reads as data."""
     config, index = round.config, round.index
     if config.train.data is not None:
         return ()
@@ -140,7 +140,7 @@ def learned_from(round: Round) -> tuple[tuple[str, int], ...]:
 
 
 def train(round: Round) -> list[Part]:
-    """Checkpoints, and the summary that says that the training has ended."""
+    """One part: the checkpoints, and the summary that is written when the training has ended."""
     setting, before = _policy(round)
     objective = round.config.objective
     by_reward = objective.trajectories != "kept" or bool(objective.fresh_share)
@@ -163,14 +163,14 @@ def train(round: Round) -> list[Part]:
 
 
 def export(round: Round) -> list[Part]:
-    """The trained model, in the layout and with the tokenizer of the one that the round started from."""
+    """One part: the exported model. Its files and tokenizer follow those of the model that the round started from."""
     setting, before = _policy(round)
     reads = (("checkpoint", round.index), *before)
     return [Part(name="export", results={"export": round.folder.model}, settings=setting, reads=reads)]
 
 
 def evaluate(round: Round) -> list[Part]:
-    """The answers of each model under each protocol."""
+    """One part per model and protocol: its answers."""
     found = []
     for label, _ in evaluated_models(round):
         base = label == BASE_LABEL

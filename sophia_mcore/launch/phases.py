@@ -1,6 +1,6 @@
-"""The table of phases: one row says all that is to be known of a phase (columns: ``sophia_mcore.phase.Phase``).
+"""The table of phases: one row defines a phase (``sophia_mcore.phase.Phase`` explains the fields).
 
-A new phase is a row here and the functions that the row names; nothing else of the package knows phases by name.
+To add a phase, add a row and the functions that the row names. No other module knows phases by name.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ FP8_CHECK = Phase(
     environment="trainer",
     ranks=Ranks(module="sophia_mcore.train.fp8.worker", folder=lambda round: round.run.fp8_check),
     needs=("score",),
-    inputs=readers.kept_for_the_check,
+    inputs=readers.require_kept_for_fp8_check,
     preflight=True,
     wanted=lambda config: whole_rounds(config) and config.fp8.used and not config.fp8.check.skip,
     once=True,
@@ -94,7 +94,7 @@ TRAIN = Phase(
     ranks=Ranks(module="sophia_mcore.train.worker", folder=lambda round: round.folder.train),
     wanted=whole_rounds,
     needs=("score", "fp8-check"),
-    inputs=readers.kept_is_there,
+    inputs=readers.require_kept,
     preflight=True,
     state=readers.train_state,
     shape=training_shape,
@@ -136,7 +136,7 @@ REPORT = Phase(
     environment="here",
     work=work.report,
     needs=("evaluate", "rl-evaluate"),
-    inputs=readers.whatever_is_there,
+    inputs=readers.requires_nothing,
     state=readers.report_state,
     again=True,
     uploads=True,
@@ -201,26 +201,26 @@ PHASES: tuple[Phase, ...] = (
     EVALUATE,
     REPORT,
 )  # in flow order
-STAGE_PHASES: tuple[Phase, ...] = (RL_SELECT, RL, RL_EVALUATE)  # of the on-policy stage, which a run may have besides
+STAGE_PHASES: tuple[Phase, ...] = (RL_SELECT, RL, RL_EVALUATE)  # of the on-policy stage, which is optional
 
 
 def all_names() -> list[str]:
-    """Names of all phases in flow order."""
+    """Names of the phases of a round in flow order."""
     return [phase.name for phase in PHASES]
 
 
 def rows() -> tuple[Phase, ...]:
-    """Every phase that there is: those of a round, then those of the on-policy stage."""
+    """All phases: those of a round, then those of the on-policy stage."""
     return (*PHASES, *STAGE_PHASES)
 
 
 def stage_phases() -> list[Phase]:
-    """What `sophia submit --rl` submits, in flow order: the stage between its questions and the report."""
+    """The phases that `sophia submit --rl` submits, in flow order: questions, those of the on-policy stage, report."""
     return [QUESTIONS, *STAGE_PHASES, REPORT]
 
 
 def phase_named(name: str) -> Phase:
-    """The phase of that name. Raises UsageError naming the nearest one."""
+    """The phase of that name. Raises UsageError with the nearest name if there is none."""
     for phase in rows():
         if phase.name == name:
             return phase
@@ -228,12 +228,12 @@ def phase_named(name: str) -> Phase:
 
 
 def phases_of(index: int) -> list[Phase]:
-    """The phases of round ``index`` in flow order; those that are the same in every round belong to the first."""
+    """The phases of round ``index`` in flow order. Phases that are done once belong to round 0."""
     return [phase for phase in PHASES if not (phase.once and index > 0)]
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Phase names in flow order, groups expanded; raises UsageError naming the nearest phase for an unknown one."""
+    """Replace groups by their phases; returns the names in flow order. Raises UsageError for an unknown name."""
     wanted: set[str] = set()
     for name in names:
         found = {phase.name for phase in PHASES if name in (phase.name, phase.group)}
@@ -244,7 +244,7 @@ def expand(names: Iterable[str]) -> list[str]:
 
 
 def starting_at(name: str) -> list[str]:
-    """All phases from ``name`` on."""
+    """Names of the phase or group ``name`` and of all later phases. Raises UsageError for an unknown name."""
     names = all_names()
     return names[names.index(expand([name])[0]) :]
 
@@ -257,19 +257,19 @@ def _unknown(name: str) -> str:
 
 
 def needs_of(phase: Phase, index: int) -> list[tuple[Phase, int]]:
-    """The phases, each with its round, that must be done before ``phase`` of round ``index`` may start."""
+    """(phase, round) of everything that must be done before ``phase`` of round ``index`` may start."""
     needed = [phase_named(name) for name in phase.needs]
     before = [phase_named(name) for name in phase.needs_before] if index > 0 else []
     return [*((one, 0 if one.once else index) for one in needed), *((one, index - 1) for one in before)]
 
 
 def wanted_phases(config: Config) -> list[Phase]:
-    """The phases that are part of a run."""
+    """The phases that a run with this configuration has, in flow order."""
     return [phase for phase in PHASES if phase.wanted(config)]
 
 
 def wanted_needs(config: Config, phase: Phase, index: int) -> list[tuple[Phase, int]]:
-    """As ``needs_of``; a phase that is no part of the run is replaced by what it needs itself."""
+    """Like ``needs_of``, but a phase that the run does not have is replaced by the phases that it needs itself."""
     found: list[tuple[Phase, int]] = []
     for needed, when in needs_of(phase, index):
         found += [(needed, when)] if needed.wanted(config) else wanted_needs(config, needed, when)

@@ -1,4 +1,4 @@
-"""Run one phase in its own environment: progress over a pipe, output into a log, dies with its parent."""
+"""Runs a worker process: its progress comes over a pipe, its output goes into a log, and it ends with its parent."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ def run_worker(
 ) -> None:
     """Run ``arguments`` (no shell) with `--progress-fd N` appended; stdout and stderr go to ``log_file``.
 
-    Raises SophiaError (exit 1) or UsageError (exit 2) with the worker's own last "error:" line.
-    KeyboardInterrupt is passed on after the worker has had `patience_seconds` to put its work down; TERM and USR1 to
-    this process are taken like it.
+    Raises SophiaError (exit 1) or UsageError (exit 2) with the worker's last "error:" line. On KeyboardInterrupt, or on
+    TERM or USR1 to this process, the worker gets TERM and `patience_seconds` to stop; then KeyboardInterrupt is raised.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
@@ -65,7 +64,7 @@ def run_worker(
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """TERM and USR1 raise KeyboardInterrupt in the body, once; the second of a kind does what it always did."""
+    """In the body, the first TERM and the first USR1 raise KeyboardInterrupt. Later ones have their former effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,7 +85,7 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def stop_child(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
-    """TERM, and KILL for one that does not listen."""
+    """Send TERM and wait ``patience_seconds``; send KILL if the process is still there."""
     child.terminate()
     try:
         child.wait(patience_seconds)
@@ -96,7 +95,7 @@ def stop_child(child: subprocess.Popen[bytes], patience_seconds: float = 20.0) -
 
 
 def error_line(log_file: Path, start: int) -> str | None:
-    """The last "error: ..." line the worker wrote after byte ``start``."""
+    """Text of the last "error: ..." line after byte ``start`` of the log; None if there is none."""
     with open(log_file, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _TAIL_BYTES))
@@ -108,6 +107,6 @@ def error_line(log_file: Path, start: int) -> str | None:
 def _failure(code: int, line: str | None, log_file: Path) -> SophiaError:
     if line is None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return SophiaError(f"the worker {how} without saying why (log: {log_file})")
+        return SophiaError(f"the worker {how} without an error message (log: {log_file})")
     line = line.replace(TRACEBACK_ABOVE, f"details: {log_file}")
     return UsageError(line) if code == UsageError.exit_code else SophiaError(line)

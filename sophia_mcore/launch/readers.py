@@ -1,4 +1,8 @@
-"""How far each phase is and what it reads, from the run's folder alone: columns of the table in ``launch.phases``."""
+"""Functions that read the state and inputs of phases from the run's folder: fields of the table in ``launch.phases``.
+
+The functions ``*_units`` return the queues of a phase's work units. They return an empty list as long as the units are
+not known, because an earlier phase has not made its results.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ _RECENT_STEPS = 20
 
 
 def evaluated_models(round: Round) -> list[tuple[str, Path]]:
-    """(label, folder) of the models that the evaluation of a round asks: the base model once, the round's export."""
+    """(label, folder) of the models that a round's evaluation asks: its export, and in round 0 the base model too."""
     if round.config.evaluate.only:
         return [(BASE_LABEL, round.config.models.policy)]
     with_base = round.config.evaluate.evaluate_base and round.index == 0
@@ -32,7 +36,7 @@ def evaluated_models(round: Round) -> list[tuple[str, Path]]:
 
 
 def asked_models(round: Round) -> list[Path]:
-    """The folders of these models; none where an endpoint answers."""
+    """Folders of the models that the evaluation of a round loads. An empty list if an endpoint answers."""
     if round.config.evaluate.engine.kind == "openai":
         return []
     return [model for _, model in evaluated_models(round)]
@@ -51,7 +55,7 @@ def questions_state(round: Round, phase: str) -> PhaseState:
 
 
 def caption_units(round: Round) -> list[UnitQueue]:
-    """Captions, and the policy's own answers where the objective asks for them; [] while the questions are missing."""
+    """Units of captions and, if the objective uses them, of the policy's own answers."""
     from sophia_mcore.generate.answers import fresh_queue
     from sophia_mcore.generate.captions import caption_queue, image_sets_of
 
@@ -65,7 +69,7 @@ def caption_units(round: Round) -> list[UnitQueue]:
 
 
 def reasoning_units(round: Round) -> list[UnitQueue]:
-    """[] while the questions are missing."""
+    """Units of trajectories."""
     from sophia_mcore.generate.reasoning import reasoning_queue
 
     if not round.run.questions_file.is_file():
@@ -74,7 +78,7 @@ def reasoning_units(round: Round) -> list[UnitQueue]:
 
 
 def evaluation_units(round: Round) -> list[UnitQueue]:
-    """[] while the evaluation questions are missing."""
+    """Units of answers to the evaluation questions: a queue for each model of the round and protocol."""
     from sophia_mcore.generate.answers import evaluation_queue
 
     config, run = round.config, round.run
@@ -90,7 +94,7 @@ def _ids(questions_file: Path) -> list[str]:
 
 
 def score_units(round: Round) -> list[UnitQueue]:
-    """[] while the reasoning is not finished: how many units there will be is not known."""
+    """Units of verdicts. Before the reasoning is finished, their number is not known."""
     from sophia_mcore.score.phase import plan_units
 
     folder = round.folder
@@ -106,14 +110,14 @@ def score_state(round: Round, phase: str) -> PhaseState:
     return replace(found, finished=found.finished and kept)
 
 
-def kept_is_there(round: Round) -> None:
-    """What the training needs of the score phase: its summary, the last thing that it writes. Raises SophiaError."""
+def require_kept(round: Round) -> None:
+    """Raise SophiaError if training cannot start: the score phase writes its summary last, so it must be there."""
     if round.config.train.data is None and not round.folder.kept_summary_file.is_file():
         raise SophiaError(f"train of round {round.index} cannot start: score of round {round.index} is not finished")
 
 
-def kept_for_the_check(round: Round) -> None:
-    """What the FP8 check measures on. Raises SophiaError."""
+def require_kept_for_fp8_check(round: Round) -> None:
+    """Raise SophiaError if the FP8 check cannot start: it measures on the results of the score phase."""
     if not round.folder.kept_summary_file.is_file():
         raise SophiaError(
             f"fp8-check of round {round.index} cannot start: score of round {round.index} is not finished"
@@ -121,7 +125,7 @@ def kept_for_the_check(round: Round) -> None:
 
 
 def fp8_check_state(round: Round, phase: str) -> PhaseState:
-    """Finished when a check with these settings has passed, by this phase or by `sophia fp8-check`."""
+    """Finished if a check with these settings has passed, in this phase or by `sophia fp8-check`."""
     passed = has_passed(round.config, round.run)
     return PhaseState(phase=phase, round=round.index, total=1, done=int(passed), finished=passed)
 
@@ -145,7 +149,7 @@ def train_state(round: Round, phase: str) -> PhaseState:
 
 
 def export_state(round: Round, phase: str) -> PhaseState:
-    proof = round.folder.model / "conversion.json"  # written with the folder, which appears when it is complete
+    proof = round.folder.model / "conversion.json"  # the folder appears at once, with this file, when it is complete
     source = (json_or_empty(proof).get("source") or {}).get("folder")
     checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
     finished = source is not None and (not checkpoints or source == checkpoints[-1].name)
@@ -159,9 +163,9 @@ def report_state(round: Round, phase: str) -> PhaseState:
 
 
 def rl_start(config: Config, run: RunFolder) -> Path:
-    """The model that the on-policy stage begins with.
+    """The folder of the model that the on-policy stage starts from.
 
-    Raises SophiaError when it is that of a round that has not ended, UsageError when there is no such folder.
+    Raises SophiaError when it is the export of a round that has not ended, UsageError when the folder does not exist.
     """
     exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
     folder = config.on_policy.starting_model(config.models.policy, exports)
@@ -176,7 +180,7 @@ def rl_start(config: Config, run: RunFolder) -> Path:
 
 
 def rl_select_units(round: Round) -> list[UnitQueue]:
-    """[] while the questions are missing."""
+    """Units of the starting model's answers, from which questions are selected."""
     from sophia_mcore.generate.rl_select import select_queue
 
     file = checked_questions(round.config, round.run)
@@ -189,7 +193,7 @@ def rl_select_state(round: Round, phase: str) -> PhaseState:
 
 
 def rl_state(round: Round, phase: str) -> PhaseState:
-    """Batches, by the versions that came of them."""
+    """Progress in batches: each trained batch has made a version of the policy."""
     run, total = round.run, round.config.on_policy.batches
     newest = newest_version(run.rl.versions)
     done = min(newest.version, total) if newest is not None else 0
@@ -206,17 +210,17 @@ def rl_state(round: Round, phase: str) -> PhaseState:
 
 
 def stage_has_ended(config: Config, run: RunFolder) -> bool:
-    """Whether the trainer has written that all batches are trained."""
+    """Whether the trainer's summary says that all batches are trained."""
     return json_or_empty(run.rl.summary_file).get("batches", 0) >= config.on_policy.batches
 
 
 def rl_evaluated_models(round: Round) -> list[tuple[str, Path]]:
-    """(label, folder) of the models that the evaluation of the stage asks: where it began, and what came of it."""
+    """(label, folder) of the models that the evaluation of the stage asks: its starting model and its result."""
     return [("rl-start", rl_start(round.config, round.run)), ("rl", round.run.rl.model)]
 
 
 def rl_evaluation_units(round: Round) -> list[UnitQueue]:
-    """[] while the evaluation questions are missing."""
+    """Units of answers to the evaluation questions: a queue for each model of the stage and protocol."""
     from sophia_mcore.generate.answers import evaluation_queue
 
     run = round.run
@@ -227,12 +231,12 @@ def rl_evaluation_units(round: Round) -> list[UnitQueue]:
     return [evaluation_queue(round, label, one, ids) for label in ("rl-start", "rl") for one in protocols]
 
 
-def whatever_is_there(round: Round) -> None:
-    """A report tells also of a run that is not finished."""
+def requires_nothing(round: Round) -> None:
+    """A value of ``Phase.inputs`` that requires nothing: the report also covers a run that is not finished."""
 
 
 def evaluations(run: RunFolder, index: int) -> dict[str, Path]:
-    """Folders of answers of the base model and of the round's, by "evaluation:LABEL/PROTOCOL"."""
+    """Folders of the answers of the base model and of the round's model: "evaluation:LABEL/PROTOCOL" -> folder."""
     return {
         f"evaluation:{label.name}/{protocol.name}": protocol
         for label in sorted(run.evaluation_questions_file.parent.glob("*"))

@@ -1,4 +1,4 @@
-"""What training takes: processes and nodes. Pure, from the configuration."""
+"""Processes, nodes and GPUs that training takes, from the configuration alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sophia_mcore.phase import Shape
 
 
 def processes_per_node(config: Config) -> int:
-    """Training processes on each node."""
+    """Number of training processes on each node."""
     return config.parallel.processes_per_node or config.parallel.world_size
 
 
 def training_shape(config: Config) -> Shape:
-    """A GPU for each process. Raises UsageError when the nodes cannot all run the same number of processes."""
+    """Nodes of training and GPUs on each, one per process. Raises UsageError if the nodes' numbers would differ."""
     processes, on_node = config.parallel.world_size, processes_per_node(config)
     if processes % on_node:
         raise UsageError(
@@ -23,9 +23,9 @@ def training_shape(config: Config) -> Shape:
 
 
 def stage_shape(config: Config) -> Shape:
-    """Nodes of the on-policy stage: those that train, then those that only sample; GPUs on each for either.
+    """Nodes of the on-policy stage (training nodes and sampling nodes together) and GPUs on each of them.
 
-    Raises UsageError as ``training_shape``.
+    Raises UsageError like ``training_shape``.
     """
     rl, training = config.on_policy, training_shape(config)
     assert training.nodes is not None

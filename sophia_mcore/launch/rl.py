@@ -1,4 +1,4 @@
-"""`sophia rl`: the on-policy stage on this machine, from its questions to its report; run again, it goes on."""
+"""`sophia rl`: runs the on-policy stage on this machine, from questions to report. A second call resumes it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.shards import read_shard
 from sophia_mcore.track.metrics import MetricsLog
 
-STEPS = ("select", "loop", "evaluate")  # what --from names; the questions come before, the report behind
+STEPS = ("select", "loop", "evaluate")  # values of --from; the questions phase runs before them, the report after them
 
 _STAGE_SECTIONS = {"rl", "batch", "models", "score"}
-# What may change between two starts of one stage: it decides where, how long and how fast work is done.
+# Settings that may change between two starts of a stage: they change where, how long and how fast work is done.
 _CHANGEABLE = {
     ("rl", "batches"), ("rl", "engine"), ("rl", "engines"), ("rl", "rollout_nodes"), ("rl", "stall_seconds"),
     ("rl", "patience_seconds"), ("rl", "max_lost_share"), ("rl", "stop_rollout_gap"), ("rl", "max_resamples"),
@@ -43,10 +43,11 @@ def run_rl(
     replay: bool = False,
     new_settings: bool = False,
 ) -> RunFolder:
-    """The stage in the run's folder, holding its lock.
+    """Run the stage in the run's folder, holding its lock; returns the folder.
 
-    ``batches`` replaces rl.batches, also of a stage that has ended with fewer. ``replay``: train on the stored rollouts
-    alone. Raises UsageError for settings that cannot be used, SophiaError when a process fails for good.
+    ``batches`` replaces rl.batches; a stage that has ended with fewer batches goes on. ``first``: the step to begin
+    with. ``replay``: train on the stored rollouts only. Raises UsageError for settings that cannot be used, SophiaError
+    when a process fails and is not restarted any more.
     """
     if first not in STEPS:
         nearest = difflib.get_close_matches(first, STEPS, n=1)
@@ -55,7 +56,7 @@ def run_rl(
     rl = config.on_policy
     if batches is not None:
         config = config.model_copy(update={"rl": rl.model_copy(update={"batches": batches})})
-    config = with_local_models(config, ["captions"], download=True)  # as a phase that reads the policy
+    config = with_local_models(config, ["captions"], download=True)  # any phase that reads models
     run = made_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
@@ -73,11 +74,11 @@ def run_rl(
 
 
 def refuse_changed_settings(config: Config, run: RunFolder) -> None:
-    """Raises UsageError when the stage has begun with other settings that its result depends on."""
+    """Raise UsageError if the stage has begun with other settings and its result depends on them."""
     if newest_version(run.rl.versions) is None and not run.rl.select.is_dir():
         return
     before = load_config(run.config_file) if run.config_file.is_file() else None
-    if before is None or before.rl is None:  # a round has been run since
+    if before is None or before.rl is None:  # config.toml was written by a round that was run since
         return
     old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
     changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -98,7 +99,7 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 
 
 def preflight(round: Round) -> None:
-    """What can be refused before any work. Raises SophiaError or UsageError."""
+    """Check starting model, layout and number of batches before any work. Raises SophiaError or UsageError."""
     from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.spec import ModelSpec
@@ -121,7 +122,7 @@ def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) 
     elif step == "select" and RL_SELECT.wanted(config):
         run_here(RL_SELECT, round, progress)
     elif step == "select":
-        for path in (run.rl.select_file, run.rl.questions_file):  # of a choice that other settings made
+        for path in (run.rl.select_file, run.rl.questions_file):  # made with other settings
             path.unlink(missing_ok=True)
     elif step == "loop":
         check_questions(config, run)
@@ -136,7 +137,7 @@ def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) 
 
 
 def check_questions(config: Config, run: RunFolder) -> None:
-    """Raises UsageError when a batch asks more questions than there are."""
+    """Raise UsageError if a batch would need more questions than there are."""
     chosen = RL_SELECT.wanted(config) and run.rl.questions_file.is_file()
     number = len(read_shard(run.rl.questions_file if chosen else checked_questions(config, run), Question))
     size = config.on_policy.questions_per_batch

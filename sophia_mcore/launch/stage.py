@@ -1,7 +1,7 @@
-"""The processes of the on-policy stage on one node: trainer and engines, started, watched and ended.
+"""Supervises the processes of the on-policy stage on one node: a trainer and engines.
 
-They are joined by RUN/rl alone. Whatever dies is started again and finds its place from the files; what fails by itself
-ends the stage with its own words.
+They exchange data only through files in RUN/rl. A process that was killed is started again and resumes from the files.
+A process that fails by its own error ends the stage with this error.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, RunFolder
 
 _LOOK_SECONDS = 0.2
-_LAST_WORDS_SECONDS = 120.0  # that engines have to see the end of the stage by themselves
-_SILENT_SECONDS = 10.0  # beyond 1.5 x rl.stall_seconds: by then a hung engine that could has ended itself
+_LAST_WORDS_SECONDS = 120.0  # time for engines to notice the end of the stage and leave
+_SILENT_SECONDS = 10.0  # added to 1.5 x rl.stall_seconds, the time after which a hung engine ends itself if it can
 TRAINER = "sophia_mcore.train.rl_worker"
 ENGINE = "sophia_mcore.generate.rollouts"
 
@@ -34,17 +34,21 @@ Follow = Callable[[IO[str]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What one node does. ``torchrun``: arguments that join its ranks with those of others; None: it does not train."""
+    """The processes of one node.
+
+    ``torchrun``: arguments that join its ranks with the ranks of other nodes; None: the node does not train.
+    ``engines``: number of engines. ``trainer_python``, ``engine_python``: commands that start Python.
+    """
 
     torchrun: Sequence[str] | None
     engines: int
     trainer_python: Sequence[str]
     engine_python: Sequence[str]
-    restarts_trainer: bool = True  # False: a lost trainer ends this node's task, and the job starts all again
+    restarts_trainer: bool = True  # False: a lost trainer ends this node's task, and Slurm requeues the job
 
 
 def this_machine(config: Config, *, replay: bool = False) -> Node:
-    """A node that does everything."""
+    """This machine as the only node: it trains and, without ``replay``, runs all engines."""
     ranks = ("--standalone", f"--nproc-per-node={config.parallel.world_size}")
     return Node(
         torchrun=ranks,
@@ -65,16 +69,16 @@ def supervise(
     engine: Sequence[str] = ("-m", ENGINE),
     signals: bool = True,
 ) -> None:
-    """Run the node's part of the stage to its end.
+    """Run the node's processes until the stage ends.
 
-    KeyboardInterrupt, TERM and USR1 make trainer and engines put their work down (``signals`` False: the caller turns
-    the latter two into the first). Raises SophiaError or UsageError in the words of what failed; LostTrainerError when
-    the trainer was lost and is not started again here.
+    KeyboardInterrupt, TERM and USR1 make trainer and engines save and stop. ``signals`` False: the caller turns TERM
+    and USR1 into KeyboardInterrupt. Raises SophiaError or UsageError with the error of the process that failed. Raises
+    LostTrainerError when the trainer was lost and is not restarted here.
     """
     engines = [_engine(config, run, index, node, engine) for index in range(node.engines)]
     trains = [_trainer(config, run, node, replay=replay, follow=follow, command=trainer)] if node.torchrun else []
     if trains:
-        (run.rl.train / FAILED).unlink(missing_ok=True)  # of an earlier attempt
+        (run.rl.train / FAILED).unlink(missing_ok=True)  # left by an earlier attempt
     everybody = [*trains, *engines]
     try:
         with signals_interrupt() if signals else nullcontext():
@@ -92,7 +96,7 @@ def supervise(
 
 
 class LostTrainerError(SophiaError):
-    """The trainer was killed, or lost a rank; to start again may succeed."""
+    """The trainer was killed or lost a rank. Starting it again may succeed."""
 
 
 def _trainer(
@@ -110,7 +114,7 @@ def _trainer(
             *("-m", "torch.distributed.run", *node.torchrun, f"--shutdown-timeout={SAVE_SECONDS}"),
             *(*command, str(run.config_file), *(["--replay"] if replay else [])),
         ],
-        log_file=run.logs / f"rl-trainer{_of_node(node)}.log",
+        log_file=run.logs / f"rl-trainer{_log_suffix(node)}.log",
         environment=environment,
         max_restarts=config.cluster.max_restarts,
         patience_seconds=SAVE_SECONDS + 10,
@@ -129,7 +133,7 @@ def _engine(config: Config, run: RunFolder, index: int, node: Node, command: Seq
     return Child(
         name=f"engine {index}",
         arguments=[*node.engine_python, *command, str(run.config_file)],
-        log_file=run.logs / f"rl-engine{_of_node(node)}-{index}.log",
+        log_file=run.logs / f"rl-engine{_log_suffix(node)}-{index}.log",
         environment=environment,
         max_restarts=config.cluster.max_restarts,
         patience_seconds=60.0,
@@ -138,13 +142,13 @@ def _engine(config: Config, run: RunFolder, index: int, node: Node, command: Seq
     )
 
 
-def _of_node(node: Node) -> str:
-    """What tells the logs of several nodes apart."""
+def _log_suffix(node: Node) -> str:
+    """Part of the names of logs: under Slurm, with several nodes, the name of the host."""
     return "" if node.restarts_trainer else f"-{socket.gethostname()}"
 
 
 def _devices(first: int, count: int) -> dict[str, str]:
-    """Which GPUs a process sees: ``count`` of those that this process may use."""
+    """Environment that shows a process ``count`` of the GPUs that this process may use, from number ``first`` on."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = allowed.split(",") if allowed else [str(index) for index in range(first + count)]
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + count])}
@@ -155,7 +159,7 @@ def _watch_trainer(child: Child, run: RunFolder, *, may_restart: bool) -> None:
     if code is None or run.rl.summary_file.is_file():
         return
     failure = _own_failure(run)
-    if failure or child.said():
+    if failure or child.last_error():
         raise _error(code, failure or child.why())
     if not may_restart:
         raise LostTrainerError(f"the trainer {child.why()} (log: {child.log_file})")
@@ -165,7 +169,7 @@ def _watch_trainer(child: Child, run: RunFolder, *, may_restart: bool) -> None:
 
 
 def _watch_engine(child: Child) -> None:
-    """Engines are replaced: what they had in hand is done by others, or by their successors."""
+    """Restart the engine if it has failed. Its unfinished work units go to other engines or to the new one."""
     code = child.poll()
     if code is None or code == 0:
         return
@@ -177,7 +181,7 @@ def _watch_engine(child: Child) -> None:
 
 
 def _own_failure(run: RunFolder) -> str:
-    """What a rank said that failed by itself; "" when none did."""
+    """The error of a rank that failed by its own error; "" if none did."""
     failure = json_or_empty(run.rl.train / FAILED)
     return f"rl: rank {failure['rank']}: {failure['error']}" if failure else ""
 
@@ -187,13 +191,13 @@ def _error(code: int, words: str) -> SophiaError:
 
 
 def _wait_for(children: Sequence[Child]) -> None:
-    """The stage has ended: everybody sees it and leaves."""
+    """Wait, for a limited time, until the processes have noticed the end of the stage and have ended."""
     until = time.monotonic() + _LAST_WORDS_SECONDS
     while time.monotonic() < until and any(child.poll() is None for child in children):
         time.sleep(_LOOK_SECONDS)
 
 
 def remove_summary_of_fewer_batches(config: Config, run: RunFolder) -> None:
-    """A stage that goes on beyond the batches that it was first given has not ended after all."""
+    """Remove the summary of a stage that ended with fewer batches than are configured now, so that it goes on."""
     if run.rl.summary_file.is_file() and not stage_has_ended(config, run):
         run.rl.summary_file.unlink()

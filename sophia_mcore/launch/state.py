@@ -1,4 +1,4 @@
-"""How far each phase of a run is, and whether it may start: `sophia status` shows it, `sophia submit` plans by it."""
+"""The state of each phase of a run, and whether it may start. `sophia status` and `sophia submit` use it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sophia_mcore.store.layout import Round, RunFolder
 
 
 def states(config: Config, run: RunFolder, rounds: Iterable[int]) -> list[PhaseState]:
-    """All phases of all rounds in flow order."""
+    """States of all phases of the given rounds in flow order. Raises like ``state_of``."""
     provenance = Provenance(config, run, phases.PHASES)
     return [state_of(phase, Round(config, run, index), provenance) for index in rounds for phase in phases_of(index)]
 
 
 def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -> PhaseState:
-    """How far a phase is; results that do not hold any more are no results.
+    """The state of a phase. A phase whose results are no longer valid is not finished.
 
-    Raises SophiaError when its folder holds work of other settings, and nobody has written down of which.
+    Raises SophiaError when its folder holds work units of other settings and there is no record of these settings.
     """
     provenance = provenance or Provenance(round.config, round.run, phases.PHASES)
     verdicts = provenance.of_phase(phase, round.index)
@@ -41,7 +41,7 @@ def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -
 
 
 def require_valid_inputs(phase: Phase, round: Round) -> None:
-    """Raise SophiaError when results that the phase needs do not hold any more, naming phase and setting."""
+    """Raise SophiaError, naming phase and setting, if results that the phase needs are no longer valid."""
     if phase.again:
         return
     provenance = Provenance(round.config, round.run, phases.PHASES)
@@ -55,9 +55,10 @@ def require_valid_inputs(phase: Phase, round: Round) -> None:
 
 
 def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rounds: Sequence[int]) -> None:
-    """Look at what the named phases read of the user's, and all that come after one that samples: rollouts take days.
+    """Check the user's inputs (``launch.inputs``) of the phases ``names``.
 
-    Finished phases read nothing any more. Raises the error of the first input that cannot be used.
+    If one of these phases samples, inputs of all phases after it are checked too: rollouts take days. Inputs of
+    finished phases are not checked. Raises the SophiaError of the first input that cannot be used.
     """
     wanted = set(names)
     sampling = next((phase.name for phase in phases.PHASES if phase.name in wanted and phase.engine is not None), None)
@@ -70,9 +71,9 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
 
 
 def stage_states(config: Config, run: RunFolder) -> list[PhaseState]:
-    """The phases of the on-policy stage in flow order, with the questions before and the report behind.
+    """States of the questions phase, the phases of the on-policy stage and the report, in flow order.
 
-    Raises UsageError when the configuration has no such stage.
+    Raises UsageError when the configuration has no on-policy stage.
     """
     if config.rl is None:
         raise UsageError("the configuration has no [rl] section: docs/on_policy.md shows one")
@@ -80,9 +81,9 @@ def stage_states(config: Config, run: RunFolder) -> list[PhaseState]:
 
 
 def check_inputs(phase: Phase, round: Round) -> None:
-    """What a phase needs is there: looked at by the phase itself, whatever dependency let it start.
+    """Check that a phase has everything that it needs. A Slurm task calls this itself: dependencies are not enough.
 
-    Raises SophiaError naming what is missing, or does not hold any more.
+    Raises SophiaError that names what is missing or no longer valid.
     """
     require_valid_inputs(phase, round)
     if phase.inputs is not None:

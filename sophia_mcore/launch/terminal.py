@@ -1,4 +1,4 @@
-"""The bars of a local run: one rich display that phases in this process and in child processes share."""
+"""Progress bars of a local run: one rich display for the phases in this process and in child processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sophia_mcore.progress import LineProgress, Progress
 
 
 class TerminalProgress:
-    """A bar per task, kept on screen when done; plain lines where stderr is no terminal."""
+    """Shows a bar per task, which stays when the task is done. Prints plain lines if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -43,7 +43,7 @@ class TerminalProgress:
         self._bars.stop()
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
-        """Begin a bar; a ``total`` of 0 is not known yet."""
+        """Begin a bar. ``total`` 0: not known yet."""
         if self._plain:
             self._plain.start(task, total, completed)
             return
@@ -51,7 +51,7 @@ class TerminalProgress:
         self._task = self._bars.add_task(escape(task).ljust(34), total=total or None, completed=completed, note="")
 
     def _finish_indeterminate(self) -> None:
-        """A task whose last items were counted elsewhere must not keep spinning."""
+        """End the bar of the last task, so that it does not spin on if its last items were not counted here."""
         if self._task is not None:
             task = self._bars.tasks[self._bars.task_ids.index(self._task)]
             if not task.finished:
@@ -72,7 +72,7 @@ class TerminalProgress:
             self._bars.update(self._task, note=escape(text))
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """Print a line above the bars."""
         self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def follow(self, events: IO[str]) -> None:
@@ -81,7 +81,7 @@ class TerminalProgress:
             try:
                 event = json.loads(line)
             except json.JSONDecodeError:
-                continue  # a line torn by the child's death
+                continue  # an incomplete line of a child that was killed
             kind = event.pop("event", "")
             if kind == "start":
                 self.start(**event)

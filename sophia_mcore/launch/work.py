@@ -1,7 +1,7 @@
-"""What does each phase, in the environment of that phase: the ``work`` column of the table in ``launch.phases``.
+"""The functions that do the phases: the field ``work`` of the table in ``launch.phases``.
 
-Heavy modules are imported by the function that needs them. Every function may be killed and started again: finished
-work is found in the store and skipped.
+Each runs in the environment of its phase and imports heavy modules itself. Each may be killed and started again: it
+finds finished work in the store and skips it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sophia_mcore.store.layout import Round
 
 
 def questions(round: Round, progress: Progress) -> None:
-    """Check every question and image before any model starts, and put them into the store."""
+    """Check every question and image before any model starts, and write them into the store."""
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.prepare import prepare_questions
     from sophia_mcore.store.images import ImageStore
@@ -43,11 +43,11 @@ def questions(round: Round, progress: Progress) -> None:
 
 
 def _rows_checked(show: Callable[[int, int], None], rows: int) -> None:
-    show(rows, 0)  # how many there are is known at the end
+    show(rows, 0)  # total 0: the number of rows is not known before the end
 
 
 def captions(round: Round, progress: Progress) -> None:
-    """The policy captions every image set, and answers itself where the objective learns from that."""
+    """The policy captions every image set. If the objective uses its own answers, it answers the questions too."""
     from sophia_mcore.generate.answers import generate_fresh
     from sophia_mcore.generate.captions import generate_captions
     from sophia_mcore.generate.opening import lazy_engine
@@ -61,7 +61,7 @@ def captions(round: Round, progress: Progress) -> None:
 
 
 def reasoning(round: Round, progress: Progress) -> None:
-    """The reasoner answers from every caption."""
+    """The reasoner answers the questions from every caption."""
     from sophia_mcore.generate.opening import lazy_engine
     from sophia_mcore.generate.reasoning import generate_trajectories
 
@@ -72,24 +72,24 @@ def reasoning(round: Round, progress: Progress) -> None:
 
 
 def score(round: Round, progress: Progress) -> None:
-    """Verdicts, rewards and the kept set."""
+    """Grade the trajectories, compute rewards and write the kept set."""
     from sophia_mcore.score.phase import score_round
 
     score_round(round, progress)
 
 
 def export(round: Round, progress: Progress) -> None:
-    """Megatron checkpoint -> Hugging Face directory."""
+    """Convert the newest Megatron checkpoint to a Hugging Face folder."""
     from sophia_mcore.train.checkpoint_folder import list_checkpoints, read_manifest
     from sophia_mcore.weights.export import export_round
 
     for newest in list_checkpoints(round.folder.checkpoints)[:1]:
-        read_manifest(newest)  # its files have their sizes
+        read_manifest(newest)  # raises if a file has another size than the manifest says
     export_round(round, progress)
 
 
 def evaluate(round: Round, progress: Progress) -> None:
-    """pass@1 of the base model (once) and of the round's export, by the same code in one engine."""
+    """Answer the evaluation questions with the base model (once per run) and the round's export, in one engine."""
     from sophia_mcore.generate.answers import evaluate as evaluate_model
     from sophia_mcore.generate.opening import lazy_engine
 
@@ -102,7 +102,7 @@ def evaluate(round: Round, progress: Progress) -> None:
 
 
 def rl_select(round: Round, progress: Progress) -> None:
-    """The starting model answers every question some times; those of middling accuracy stay."""
+    """The starting model answers every question several times. Questions that are too easy or too hard are dropped."""
     from sophia_mcore.generate.opening import lazy_engine
     from sophia_mcore.generate.rl_select import select_questions
 
@@ -120,7 +120,7 @@ def rl(round: Round, progress: Progress) -> None:
 
 
 def rl_evaluate(round: Round, progress: Progress) -> None:
-    """pass@1 of the stage's model and of the one that it began with, asked as in the stage."""
+    """Answer the evaluation questions with the stage's model and its starting model, with the stage's system prompt."""
     from sophia_mcore.generate.answers import evaluate as evaluate_model
     from sophia_mcore.generate.opening import lazy_engine
     from sophia_mcore.rl.prompts import system_prompt
@@ -134,7 +134,7 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
 
 
 def report(round: Round, progress: Progress) -> None:
-    """report.json and the run as a web page."""
+    """Write report.json and report.html."""
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.report.build import write_report
 

@@ -1,10 +1,10 @@
-"""A phase as a process, in the environment of that phase: the one entry for local runs and for Slurm.
+"""Runs a phase as a process in the phase's environment: the one entry point for local runs and for Slurm.
 
     python -m sophia_mcore.launch.worker PHASE RUN/config.toml --round R [--slurm]
 
-Any number of these may work on one phase whose work units are shared; each may be killed and started again. ``--slurm``
-adds what a task of a job needs (``launch.slurm.task``): the check of its node, a record of the attempt, signals and the
-exit codes by which job.sh decides.
+Any number of workers may share the work units of a phase. Each may be killed and started again. ``--slurm`` adds what
+a task of a Slurm job needs (``launch.slurm.task``): a check of its node, a record of the attempt, handling of signals,
+and the exit codes by which job.sh decides whether to requeue the job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sophia_mcore.store.layout import Round, RunFolder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; returns the exit code (errors.run_command; with ``--slurm`` as ``launch.slurm.task`` says)."""
+    """Entry point; returns the exit code of ``errors.run_command``, or with ``--slurm`` of ``launch.slurm.task``."""
     parser = argparse.ArgumentParser(prog="sophia_mcore.launch.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("phase", choices=[phase.name for phase in rows()])
     parser.add_argument("config", type=Path, help="RUN/config.toml")

@@ -1,6 +1,6 @@
-"""What the results of each phase were made from, and whether they still hold: no result of other settings is reported.
+"""Records the settings and inputs of each result, and checks whether they are still the same.
 
-``Phase.parts`` (``sophia_mcore.phase``) says of each phase which results hold or fall together, which settings they
-depend on and what they read. Before a part is worked on, ``Provenance.prepare`` writes that down; everything later is
-held against it.
+So no result of other settings is reported. ``Phase.parts`` (``sophia_mcore.phase``) divides a phase's results into
+parts. Each part says which settings it depends on and which results of other phases it reads. ``prepare.prepare``
+records their values before the work on a part begins; ``check.Provenance`` compares the record with the present.
 """

@@ -1,4 +1,4 @@
-"""Whether the results of a run hold under its settings, and if not, which setting or which phase is to blame."""
+"""Checks whether the results of a run are valid under its settings; if not, names the setting or phase that changed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _LISTED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What a part was made from. ``reads``: by "name@round" [digest, id of the record of what was read].
+    """The settings and inputs that a part was made from.
 
-    ``behind``: the settings of all that was read, by "phase: key", which say why a digest differs. ``adopted``: written
-    later, for results of a version that kept no records; the settings are those of config.toml then.
+    ``settings``: values of the settings that the part depends on. ``reads``: "name@round" of each input result ->
+    [its digest, id of its own record]. ``behind``: "phase: key" -> settings of the inputs, which explain why a digest
+    differs. ``adopted``: the record was written later, from config.toml, since the results came without one.
     """
 
     settings: Values
@@ -38,13 +39,13 @@ class Record:
     adopted: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def says_the_same(self, other: Record) -> bool:
-        """Whether both are about the same settings and the same results."""
+    def matches(self, other: Record) -> bool:
+        """Whether both records have the same settings and the same digests of inputs."""
         mine, others = ({key: read[0] for key, read in record.reads.items()} for record in (self, other))
         return self.settings == other.settings and mine == others
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The record as the content of its JSON file."""
         return {
             "settings": self.settings,
             "reads": dict(self.reads),
@@ -58,10 +59,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is to be said of one part of a phase of a round.
+    """The result of the check of one part of a phase of a round.
 
-    ``there``: it has results. ``changed``: the user's own changes, key -> "old -> new"; ``reasons``: why the results
-    do not hold, () when they do. ``unchecked``: what they were made from is not known.
+    ``there``: the part has results. ``changed``: settings that the user has changed, key -> "old -> new". ``reasons``:
+    why the results are not valid, empty if they are. ``unchecked``: their settings and inputs are unknown.
     """
 
     phase: str
@@ -78,9 +79,10 @@ class Verdict:
 
 
 class Provenance:
-    """The results of a run, held against a configuration. Looks at each file once: make a new one after any work.
+    """Compares the results of a run with a configuration.
 
-    ``assumed``: the configuration that results without a record were made with.
+    Reads each file once and keeps its digest: make a new object after results have changed. ``assumed``: the
+    configuration to assume for results without a record.
     """
 
     def __init__(self, config: Config, run: RunFolder, phases: Sequence[Phase], assumed: Config | None = None) -> None:
@@ -94,12 +96,12 @@ class Provenance:
         self._verdicts: dict[tuple[str, int, str], Verdict] = {}
 
     def rounds(self) -> list[int]:
-        """Rounds that are configured, or have a folder."""
+        """Sorted indices of the rounds that are configured or have a folder."""
         found = (re.fullmatch(r"round-(\d+)", path.name) for path in self.run.path.glob("round-*"))
         return sorted({*range(self.config.run.rounds), *(int(match[1]) for match in found if match)})
 
     def parts(self, phase: Phase, index: int) -> list[Part]:
-        """The parts of a phase of a round; [] of one that is no part of the run."""
+        """The parts of a phase of a round; an empty list if the run does not have this phase."""
         if phase.again or not phase.wanted(self.config):
             return []
         key = phase.name, index
@@ -109,7 +111,7 @@ class Provenance:
         return self._parts[key]
 
     def _whole(self, phase: Phase, index: int) -> Part:
-        """All that a phase leaves, reading all that the phases it needs leave."""
+        """One part for the whole phase: it has all its outputs and reads all outputs of the phases that it needs."""
         reads = [
             (name, 0 if needed.once else index)
             for needed in self._phases
@@ -120,19 +122,19 @@ class Provenance:
         results = phase.outputs(self.run, index)
         return Part(name=phase.name, results=results, settings=phase.settings, reads=tuple(reads))
 
-    def everything(self) -> Iterator[tuple[Phase, int, Part]]:
-        """All parts of all rounds in flow order."""
+    def all_parts(self) -> Iterator[tuple[Phase, int, Part]]:
+        """Yield (phase, round, part) for all parts of all rounds in flow order."""
         for index in self.rounds():
             for phase in self._phases:
                 if not (phase.once and index > 0):
                     yield from ((phase, index, part) for part in self.parts(phase, index))
 
     def record_file(self, phase: Phase, index: int, part: Part) -> Path:
-        """Where it is written what a part was made from."""
+        """Path of the part's record."""
         return self.run.records(index, phase.name) / f"{part.name}.json"
 
     def record(self, phase: Phase, index: int, part: Part) -> Record | None:
-        """What the part was made from; None when nobody has written that down."""
+        """The part's record; None if it is missing or damaged."""
         found = json_or_empty(self.record_file(phase, index, part))
         try:
             return Record(**{name: found[name] for name in ("settings", "reads", "behind", "adopted", "id")})
@@ -140,13 +142,13 @@ class Provenance:
             return None
 
     def present(self, phase: Phase, index: int, part: Part, *, adopted: bool = False) -> Record:
-        """What the part would be made from now."""
+        """The record that the part would get if it were made now."""
         return Record(
             settings=self.values(part), reads=self._read(phase, part), behind=self._behind(part), adopted=adopted
         )
 
     def values(self, part: Part) -> Values:
-        """The settings that the part depends on, as they are now."""
+        """Present values of the settings that the part depends on."""
         found = relevant(self._settings, part.settings, self.contents)
         for name, value in part.values.items():
             found[name] = as_stored(value, self.contents)
@@ -157,7 +159,7 @@ class Provenance:
         return found
 
     def _read(self, phase: Phase, part: Part) -> dict[str, Sequence[str | None]]:
-        """What the part reads of other phases, as in a record. What its own phase has made belongs to the same work."""
+        """The part's inputs from other phases, as in ``Record.reads``. Results of its own phase are not inputs."""
         found: dict[str, Sequence[str | None]] = {}
         for name, index in part.reads:
             maker = self._maker(name, index)
@@ -193,11 +195,11 @@ class Provenance:
         return found
 
     def is_there(self, part: Part) -> bool:
-        """Whether any of its work is finished."""
+        """Whether the part has any finished results."""
         return any(self.contents.result(path) is not None for path in part.results.values())
 
     def verdict(self, phase: Phase, index: int, part: Part) -> Verdict:
-        """Whether the results of a part hold."""
+        """Check whether the results of a part are valid."""
         key = phase.name, index, part.name
         if key not in self._verdicts:
             self._verdicts[key] = self._judge(phase, index, part)
@@ -224,10 +226,10 @@ class Provenance:
         )
 
     def _upstream(self, makers: Sequence[tuple[Phase, int, Part]]) -> list[str]:
-        """What was read does not hold itself; said once for each phase, with the first reason there is."""
+        """One line, with the first reason, for each phase that made an input and whose results are not valid."""
         found = [verdict for maker in makers if (verdict := self.verdict(*maker)).stale]
         return list(
-            dict.fromkeys(f"{one.phase} of round {one.round} does not hold ({one.reasons[0]})" for one in found)
+            dict.fromkeys(f"{one.phase} of round {one.round} is no longer valid ({one.reasons[0]})" for one in found)
         )
 
     def _is_recorded(self, phase: Phase, index: int, part: Part) -> bool:
@@ -235,11 +237,11 @@ class Provenance:
         return record is not None and not record.adopted and self.is_there(part)
 
     def _other_inputs(self, phase: Phase, part: Part, record: Record) -> Iterator[str]:
-        """What was read and is not the same any more, with the settings that may have done it."""
+        """Yield a line about the inputs that have changed since the record, with the settings that may be the cause."""
         other = []
         for key, (digest, maker) in self._read(phase, part).items():
             before, maker_before = record.reads.get(key, (None, None))
-            begun_anew = digest is None and maker != maker_before  # and there is nothing of it yet
+            begun_anew = digest is None and maker != maker_before  # its phase was started again and has no result yet
             if before and (begun_anew or digest not in (None, before)):
                 other.append(key.replace("@", " of round "))
         if other:
@@ -247,24 +249,24 @@ class Provenance:
             yield f"made from other {' and '.join(other)}" + (f" ({_listed(why)})" if why else "")
 
     def of_phase(self, phase: Phase, index: int) -> list[Verdict]:
-        """The verdicts on all parts of a phase of a round."""
+        """Check all parts of a phase of a round."""
         return [self.verdict(phase, index, part) for part in self.parts(phase, index)]
 
     def why_stale(self, phase: Phase, index: int) -> str:
-        """Why results of the phase do not hold; "" when all that are there do."""
+        """Why results of the phase are not valid; "" if all existing results are valid."""
         return "; ".join(dict.fromkeys(reason for found in self.of_phase(phase, index) for reason in found.reasons))
 
     def changed(self) -> dict[str, dict[str, str]]:
-        """The user's own changes since results were made that depend on them: by phase, key -> "old -> new"."""
+        """Settings that the user has changed since results were made with them: phase -> key -> "old -> new"."""
         found: dict[str, dict[str, str]] = {}
-        for phase, index, part in self.everything():
+        for phase, index, part in self.all_parts():
             changes = self.verdict(phase, index, part).changed
             if changes:
                 found.setdefault(phase.name, {}).update(changes)
         return found
 
     def stale_lines(self) -> list[str]:
-        """One line for each phase of each round whose results do not hold."""
+        """One line for each phase of each round whose results are not valid."""
         return [
             f"{phase.name} of round {index}: {why}"
             for phase, index in self._phases_there()
@@ -272,29 +274,29 @@ class Provenance:
         ]
 
     def unchecked_phases(self) -> list[str]:
-        """Phases with results of which nobody has written down what they were made from."""
+        """Names of the phases that have results of unknown settings and inputs."""
         found = (f.phase for phase, index in self._phases_there() for f in self.of_phase(phase, index) if f.unchecked)
         return list(dict.fromkeys(found))
 
     def _phases_there(self) -> list[tuple[Phase, int]]:
-        return list({(phase.name, index): (phase, index) for phase, index, _ in self.everything()}.values())
+        return list({(phase.name, index): (phase, index) for phase, index, _ in self.all_parts()}.values())
 
     def write(self, phase: Phase, index: int, part: Part, *, adopted: bool = False) -> None:
-        """Write down what the part is made from now."""
+        """Write the part's record with the present settings and inputs. Raises SophiaError when writing fails."""
         file = self.record_file(phase, index, part)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, self.present(phase, index, part, adopted=adopted).as_json())
         self._verdicts.clear()
 
-    def look_again(self) -> None:
-        """Results have been made or moved."""
+    def forget_results(self) -> None:
+        """Drop everything that was read about results. Call this after results have been made or moved."""
         self.contents.forget()
         self._parts.clear()
         self._verdicts.clear()
 
 
 def unchecked_line(run: RunFolder, names: Sequence[str]) -> str:
-    """What is to be said of results without a record of what they were made from."""
+    """The message about phases (``names``) whose results have no record of their settings and inputs."""
     return (
         f"{', '.join(names)}: made by a version that did not record settings and inputs, so whether these results "
         f"belong to the settings in {run.config_file} is not known (`sophia run --from {names[0]}` makes them anew)"

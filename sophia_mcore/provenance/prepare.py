@@ -1,4 +1,4 @@
-"""Before a phase works: what does not hold any more goes aside, and it is written down what the work is made from."""
+"""Steps before a phase works: move results aside that are no longer valid, and record the settings and inputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Say = Callable[[str], None]
 
 
 def adopt(provenance: Provenance) -> list[str]:
-    """Write down, for results of a version that kept no records, that they were made with these settings.
+    """Record, for results of an older version without records, that they were made with the present settings.
 
-    Returns the names of their phases. Nothing is known against these results, and nothing for them.
+    That is an assumption: the records are marked ``adopted``. Returns the names of the phases of these results.
     """
     found = []
-    for phase, index, part in list(provenance.everything()):
+    for phase, index, part in list(provenance.all_parts()):
         verdict = provenance.verdict(phase, index, part)
         if verdict.unchecked:
             found.append(phase.name)
@@ -33,18 +33,18 @@ def adopt(provenance: Provenance) -> list[str]:
 
 
 def prepare(provenance: Provenance, phase: Phase, index: int, say: Say, *, again: bool = False) -> None:
-    """Set aside what does not hold (``again``: whatever there is), and write down what is made now.
+    """Move invalid results of a phase aside and record the settings and inputs of the results to be made.
 
-    Any number of processes that begin the same phase may call this at once; the first does it. Results are moved, not
-    deleted. Raises SophiaError when the folder cannot be written.
+    ``again``: move valid results aside too. Results are never deleted. Several processes that begin the same phase may
+    call this at once; the first one does the work. Raises SophiaError when the folder cannot be written.
     """
     if phase.again or not provenance.parts(phase, index):
         return
     lock = provenance.run.records(index, phase.name) / "lock"
     with folder_lock(lock, wait=True):
-        provenance.look_again()
+        provenance.forget_results()
         found = [(part, provenance.verdict(phase, index, part)) for part in provenance.parts(phase, index)]
-        for part, verdict in found:  # judged before any is moved
+        for part, verdict in found:  # all parts are checked before any is moved
             _prepare(provenance, phase, index, part, verdict, say, again=again)
 
 
@@ -57,20 +57,20 @@ def _prepare(
             provenance.write(phase, index, part, adopted=True)
         return
     present = provenance.present(phase, index, part)
-    same = record is not None and record.says_the_same(present)
+    same = record is not None and record.matches(present)
     if not verdict.there and same:
         return
     if verdict.there or record is not None:
         why = "; ".join(verdict.reasons) or "--from"
         target = set_aside(provenance.run, [*part.beside, *part.results.values()], why)
         if target is not None and verdict.there:
-            say(f"{phase.name} of round {index} is done again ({why}); what was there is in {target}")
-        provenance.look_again()
+            say(f"{phase.name} of round {index} is done again ({why}); its earlier results are in {target}")
+        provenance.forget_results()
     provenance.write(phase, index, part)
 
 
 def set_aside(run: RunFolder, paths: Iterable[Path], why: str) -> Path | None:
-    """Move ``paths`` into a new folder of RUN/aside and return that folder; None when nothing is there."""
+    """Move ``paths`` into a new folder of RUN/aside; returns that folder, or None if none of the paths exists."""
     there = [path for path in paths if path.exists()]
     if not there:
         return None
@@ -78,7 +78,7 @@ def set_aside(run: RunFolder, paths: Iterable[Path], why: str) -> Path | None:
         target = _new_folder(run.aside)
         write_json(target / "why.json", {"why": why, "time": round(time.time(), 3)})
         for path in there:
-            if path.exists():  # not inside of one that has been moved
+            if path.exists():  # it may lie inside a folder that has just been moved
                 goal = target / path.relative_to(run.path)
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 os.rename(path, goal)

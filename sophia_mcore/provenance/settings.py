@@ -18,8 +18,8 @@ _ENGINE = (
     "enforce_eager",
     "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
 )  # fmt: skip
-# Keys and sections that decide where, how fast or how carefully work is done, or what is shown of it, not its result.
-# They may change at any time. Every other key must be among the settings of a part of a phase.
+# Keys and sections that change where, how fast or how carefully work is done, or what is shown of it, but no result.
+# The user may change them at any time. Every other key must be among the settings of a part of a phase.
 CHANGE_NO_RESULT = (
     "run.name", "run.folder", "run.rounds", "environments", "track", "cluster", "parallel", "export",
     "data.max_bad_rows",
@@ -34,17 +34,17 @@ CHANGE_NO_RESULT = (
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
     "evaluate.evaluate_base", "evaluate.only", "fp8.check.skip",
-    "rl",  # no result of a round: the on-policy stage compares its own settings (launch.rl)
+    "rl",  # changes no result of a round; launch.rl compares the settings of the on-policy stage
 )  # fmt: skip
 
 
 def covers(prefixes: Sequence[str], key: str) -> bool:
-    """Whether ``key`` is one of ``prefixes`` or lies in a section that is."""
+    """Whether ``key`` is one of ``prefixes``, or lies in a section that is one of them."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def flat(config: BaseModel) -> dict[str, Any]:
-    """Every setting by its key, such as "reward.alpha"; a list is one value."""
+    """All settings by dotted key, such as "reward.alpha". A list counts as one value."""
     return dict(_flat(config.model_dump(mode="python")))
 
 
@@ -57,7 +57,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def relevant(settings: Mapping[str, Any], prefixes: Sequence[str], contents: Contents) -> Values:
-    """Those of the ``flat`` settings that lie in ``prefixes`` and can change a result."""
+    """The settings (as from ``flat``) that lie in ``prefixes`` and can change a result, as values to be stored."""
     found = {
         key: as_stored(value, contents)
         for key, value in settings.items()
@@ -69,7 +69,7 @@ def relevant(settings: Mapping[str, Any], prefixes: Sequence[str], contents: Con
 
 
 def _model_folder(path: Path) -> Path:
-    """Where the files of a model by its name on the hub lie; the path itself where they are not in the cache."""
+    """The cached folder of a model that is named by its name on the hub; ``path`` itself if it is not in the cache."""
     from sophia_mcore.pretrained.hub import local_folder
 
     try:
@@ -79,7 +79,7 @@ def _model_folder(path: Path) -> Path:
 
 
 def as_stored(value: Any, contents: Contents) -> Any:
-    """``value`` as JSON; a path with the digest of what lies there."""
+    """``value`` as JSON. A path becomes {"path": ..., "content": digest of the file or folder}."""
     if isinstance(value, Path):
         return {"path": str(value), "content": contents.given(value)}
     if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def as_stored(value: Any, contents: Contents) -> Any:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Keys whose values differ, each with "old -> new"."""
+    """The keys whose values differ: key -> "old -> new"."""
     keys = [*now, *(key for key in before if key not in now)]
     pairs = {key: (before.get(key), now.get(key)) for key in keys}
     return {key: _change(old, new) for key, (old, new) in pairs.items() if not _same(old, new)}
@@ -100,7 +100,7 @@ def _same(old: Any, new: Any) -> bool:
     if _is_file(old) and _is_file(new):
         if old["content"] and new["content"]:
             return bool(old["content"] == new["content"])
-        return bool(old["path"] == new["path"])  # one of them cannot be read
+        return bool(old["path"] == new["path"])  # one of the two could not be read
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(_same(a, b) for a, b in zip(old, new, strict=True))
     if isinstance(old, dict) and isinstance(new, dict):

@@ -1,8 +1,8 @@
 """Atomic writes: a file appears whole or not at all, even if the writer is killed.
 
-A file is written under a hidden temporary name in its own folder, synced, then renamed (``replacing``) or
-hard-linked (``creating``: the first finisher wins, a second never replaces it). A killed writer leaves at most a
-hidden temporary file, which no reader looks at.
+A file is written under a hidden temporary name in its own folder and synced. Then it is renamed (``replacing``) or
+hard-linked (``creating``: the first writer to finish wins, and its file is never replaced). A killed writer leaves at
+most a hidden temporary file, which readers ignore.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _HINTS = {
 
 
 def write_failed(path: Path, error: OSError) -> SophiaError:
-    """One line for a failed write: what, where, why, what to do."""
+    """The error for a failed write, in one line: what, where, why, what to do."""
     hint = _HINTS.get(error.errno or 0)
     return SophiaError(f"cannot write {path}: {error.strerror or error}" + (f" ({hint})" if hint else ""))
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[BinaryIO]:
-    """A file to write to; on leaving without an exception it becomes ``path``, replacing what was there.
+    """Yield a file to write to. When the body ends without an exception, the file becomes ``path`` and replaces it.
 
     Raises SophiaError when the folder cannot be written or the disk is full. No partial file remains.
     """
@@ -55,7 +55,7 @@ def replacing(path: Path | str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def creating(path: Path | str) -> Iterator[BinaryIO]:
-    """Like ``replacing``, but an existing ``path`` stays as it is and FileExistsError is raised."""
+    """Like ``replacing``, but raises FileExistsError when ``path`` exists; the existing file stays as it is."""
     target = Path(path)
     with _temporary(target) as (file, name):
         yield file
@@ -65,10 +65,10 @@ def creating(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def link_once(existing: Path | str, new: Path | str) -> None:
-    """Hard-link ``existing`` as ``new``; of several callers exactly one succeeds, the others get FileExistsError.
+    """Hard-link ``existing`` as ``new``. Of several callers exactly one succeeds; the others get FileExistsError.
 
-    Over NFS the reply to a link that was made may be lost and the repeated request then fails: whether both names
-    are one file tells what really happened.
+    Over NFS the reply to a successful request may be lost; the client repeats the request, which then fails. So after a
+    failure this checks whether both names are the same file.
     """
     try:
         os.link(existing, new)
@@ -124,7 +124,7 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
         raise
     except OSError as error:
         if error.filename not in (None, name, str(name), target, str(target)):
-            raise  # the body failed at some other file
+            raise  # the error is about another file, in the body of the ``with``
         raise write_failed(target, error) from error
     finally:
         with suppress(FileNotFoundError):

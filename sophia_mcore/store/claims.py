@@ -1,21 +1,21 @@
 """Work units that any number of processes on a shared filesystem divide among themselves.
 
     FOLDER/<unit>.parquet              the unit is done if and only if this file exists
-    FOLDER/claims/<unit>.<attempt>     hard link to the owner file of who holds, or held, the unit
+    FOLDER/claims/<unit>.<attempt>     hard link to the owner file of the process that holds, or held, the unit
     FOLDER/claims/.owner-<nonce>       one per queue: JSON (pid, host, since); its modification time is the lease
 
-A claim is one exclusive hard link, complete at once. One touch of the owner file renews all claims of its owner.
-An owner is dead when it ran on this machine and its process is gone, or when its lease has run out; the unit is then
-claimed as the next attempt, and of several takers one wins the link. Attempt numbers are never used twice while the
-unit is unfinished: releasing replaces the link by one to a file that says "free". So a unit has one holder at a time,
-and even a holder that was stopped for longer than its lease cannot make a second result: the shard is written once.
+A claim is one exclusive hard link, an atomic operation. Touching the owner file renews all claims of its owner.
+An owner is dead when it ran on this machine and its process is gone, or when its lease has run out. Another process
+then claims the unit as the next attempt; if several try, one gets the link. An attempt number is never used twice while
+the unit is unfinished: a release replaces the link by a file that says "free". So a unit has one holder at a time.
+A holder that was stopped for longer than its lease cannot make a second result either: a shard is written only once.
 
-Cost: one listing of both folders per queue, then per unit a look whether its shard is there, the link, another look,
-and an unlink at the end; one touch per heartbeat. Owners try units in different random orders, unless the results are
-wanted in order; a miss costs one or two operations, and after some misses in a row a queue lists again. 200 owners on
-6,000 units: 6 operations per unit.
-If no unit is free, each try lists both folders again and reads every other owner once per lease.
-Leases are compared in the filesystem's own clock, so clocks of hosts may differ.
+Filesystem operations: one listing of both folders per queue. Per unit: look for the shard, link, look again, and unlink
+at the end. One touch per heartbeat. Owners try units in different random orders, unless results are wanted in order. A
+unit that is already taken costs one or two operations; after some of these in a row the queue lists again. With 200
+owners and 6,000 units that makes 6 operations per unit.
+If no unit is free, each try lists both folders again and reads every other owner file once per lease.
+Leases are compared by the filesystem's own clock, so the clocks of hosts may differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sophia_mcore.store.owner import Owner
 
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
 _FREE = "free"
-_MISSES = 8  # a listing of n names costs about n / 1000 requests: look again after as many misses, or this many
+_MISSES = 8  # list again after max(8, n / 1000) misses: a listing of n names costs about n / 1000 requests
 _LISTINGS_PER_CLAIM = 3
 
 
@@ -51,7 +51,7 @@ class Unit:
 
 
 def units_of(items: Iterable[str], size: int) -> list[Unit]:
-    """Consecutive items in units of at most ``size``; the id holds a hash of the items, so another split is noticed.
+    """Split ``items`` into units of at most ``size`` consecutive items. A unit's id holds a hash of its items.
 
     >>> [(unit.id[:6], unit.items) for unit in units_of(["a", "b", "c"], 2)]
     [('000000', ('a', 'b')), ('000001', ('c',))]
@@ -63,7 +63,7 @@ def units_of(items: Iterable[str], size: int) -> list[Unit]:
 
 
 class Claim:
-    """The right of this process to work on ``unit``; ``attempt`` counts the holders before it."""
+    """The right of this process to work on ``unit``. ``attempt``: how many holders the unit had before."""
 
     def __init__(self, queue: UnitQueue, unit: Unit, attempt: int) -> None:
         self.unit = unit
@@ -72,11 +72,11 @@ class Claim:
         self._queue = queue
 
     def heartbeat(self) -> None:
-        """Renew the lease (of all claims of this queue). Raises OSError when the filesystem does not answer."""
+        """Renew the lease of all claims of this queue. Raises OSError when the filesystem does not answer."""
         self._queue.renew()
 
     def finish(self, records: Sequence[Any], record_type: type, metadata: Mapping[str, Any] | None = None) -> bool:
-        """Write the unit's shard and give the claim back. False: another process had finished the unit already."""
+        """Write the unit's shard and remove the claim. Returns False if another process finished the unit first."""
         try:
             shards.write_shard(self._queue.shard(self.unit), records, record_type, metadata)
         except FileExistsError:
@@ -89,23 +89,23 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Give the unit back unfinished; anybody may claim it at once."""
+        """Release the unfinished unit; any process may claim it at once."""
         self._queue.free(self)
 
     def fail(self, error: Exception) -> None:
-        """Give the unit back as one that failed; the attempt counts where ``UnitQueue.attempts`` limits them."""
+        """Release the unit as failed. The failure is counted if ``UnitQueue.attempts`` is more than 1."""
         if self._queue.attempts > 1:
-            with suppress(SophiaError):  # a full disk must not hide what made the work fail
+            with suppress(SophiaError):  # a full disk must not hide why the work failed
                 record_failure(self._queue.folder, self.unit.id, error)
         self._queue.free(self)
 
 
 class UnitQueue:
-    """The units of one folder, seen by one owner. Not for use by several threads at once, except ``renew``.
+    """The work units of one folder, as one owner sees them. Only ``renew`` may be called by several threads at once.
 
-    ``lease_seconds``: how long after its last heartbeat an owner on another machine counts as dead. ``attempts`` > 1: a
-    unit that has failed so often is not handed out again. ``in_order``: the first units first, for few owners (each
-    then misses once per other owner).
+    ``lease_seconds``: an owner on another machine counts as dead this long after its last heartbeat.
+    ``attempts`` > 1: a unit that has failed this often is not handed out again.
+    ``in_order``: hand out the first units first. Meant for few owners, since all of them try the same unit.
     Raises SophiaError when the folder cannot be used or holds shards of other units (a changed configuration).
     """
 
@@ -128,13 +128,13 @@ class UnitQueue:
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
         self._random = None if in_order else random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
-        self._leases: dict[int, tuple[Owner, float]] = {}  # inode of an owner file -> who, not dead before
+        self._leases: dict[int, tuple[Owner, float]] = {}  # inode of an owner file -> owner, end of its lease
         self._misses = 0
         self._max_misses = max(_MISSES, len(self.units) // 1000)
         self._list_done()
 
     def shard(self, unit: Unit) -> Path:
-        """Where the unit's records are once it is done."""
+        """Path of the shard that holds the unit's records once the unit is done."""
         return self.folder / f"{unit.id}.parquet"
 
     def remaining(self) -> int:
@@ -150,25 +150,25 @@ class UnitQueue:
         return self._list_done()
 
     def given_up(self) -> list[Failure]:
-        """The unfinished units that have failed as often as ``attempts`` allows (two listings)."""
+        """The last failure of each unfinished unit that has failed ``attempts`` times (two listings)."""
         failures = read_failures(self.folder) if self.attempts > 1 else {}
         spent = [failure for failure in failures.values() if failure.attempts >= self.attempts]
         done = self._list_done() if spent else set()
         return [failure for failure in spent if failure.unit not in done]
 
     def claimed(self) -> int:
-        """How many unfinished units a live owner holds (one listing, and one look at each owner)."""
+        """How many unfinished units are held by a live owner (two listings; reads each owner file once)."""
         held, inodes = self._list_held()
         done = self._list_done()
         held = {unit_id: attempt for unit_id, attempt in held.items() if unit_id not in done}
         return len(held) - len(self._abandoned(held, inodes, time.time()))
 
     def claim(self) -> Claim | None:
-        """A unit to work on; None when every other unit is done or held by a live owner.
+        """Claim a unit. Returns None when every unit is done, has failed too often, or is held by a live owner.
 
         Raises SophiaError when the folder cannot be written or has no hard links.
         """
-        for _ in range(_LISTINGS_PER_CLAIM):  # a stale listing of a network filesystem must not make this loop spin
+        for _ in range(_LISTINGS_PER_CLAIM):  # stale listings of a network filesystem must not make this loop forever
             if not self._candidates or self._misses >= self._max_misses:
                 self._candidates = self._list_candidates()
                 if not self._candidates:
@@ -192,14 +192,14 @@ class UnitQueue:
             (self._claims / f"{claim.unit.id}.{attempt}").unlink(missing_ok=True)
 
     def free(self, claim: Claim) -> None:
-        """Mark an unfinished unit as free for the next attempt; on a full disk it is free once this process ends."""
+        """Mark an unfinished unit as free for the next attempt. On a full disk it is free once this process ends."""
         path = self._claims / f"{claim.unit.id}.{claim.attempt}"
-        with suppress(SophiaError):  # what made the work end is what should be reported
+        with suppress(SophiaError):  # report the error that ended the work, not this one
             if path.exists():
                 atomic.write_text(path, _FREE)
 
     def close(self) -> None:
-        """Remove this owner's file and, once all units are done, whatever claims are left."""
+        """Remove this owner's file. If all units are done, remove the claims that are left too."""
         self._owner_file.unlink(missing_ok=True)
         if not self.done():
             return
@@ -209,7 +209,7 @@ class UnitQueue:
             if not is_owner or self._is_dead(path, time.time()):
                 path.unlink(missing_ok=True)
         with suppress(OSError):
-            self._claims.rmdir()  # the last one to leave succeeds
+            self._claims.rmdir()  # succeeds for the last owner
 
     def _try(self, unit_id: str, attempt: int) -> bool:
         path = self._claims / f"{unit_id}.{attempt}"
@@ -217,14 +217,14 @@ class UnitQueue:
         if shard.exists():
             return False
         if attempt and not self._is_dead(self._claims / f"{unit_id}.{attempt - 1}", self.renew()):
-            return False  # its owner has given a sign of life since it was listed
+            return False  # its owner has renewed its lease since the listing
         try:
             atomic.link_once(self._owner_file, path)
         except (FileExistsError, FileNotFoundError):
             return False
         except OSError as error:
             raise atomic.write_failed(path, error) from error
-        if shard.exists():  # finished between the look and the link
+        if shard.exists():  # another process finished it before the link was made
             path.unlink(missing_ok=True)
             return False
         return True
@@ -241,7 +241,7 @@ class UnitQueue:
         return found
 
     def _list_candidates(self) -> list[tuple[str, int]]:
-        """Units to try, in reverse order: unclaimed ones if there are any, else those of dead owners."""
+        """(unit id, attempt) to try, last first: unclaimed units if there are any, else the units of dead owners."""
         done = self._list_done()
         if len(done) == len(self.units):
             return []
@@ -259,7 +259,7 @@ class UnitQueue:
         return found
 
     def _list_held(self) -> tuple[dict[str, int], dict[tuple[str, int], int]]:
-        """Latest attempt at each unit, and the inode of each claim (claims of one owner share theirs)."""
+        """Latest attempt at each unit, and the inode of each claim. All claims of one owner have the same inode."""
         held: dict[str, int] = {}
         inodes: dict[tuple[str, int], int] = {}
         for name, inode in _entries(self._claims):
@@ -272,8 +272,8 @@ class UnitQueue:
     def _abandoned(
         self, held: Mapping[str, int], inodes: Mapping[tuple[str, int], int], now: float
     ) -> list[tuple[str, int]]:
-        """Units whose latest attempt is free or belongs to a dead owner. Each owner is looked at once."""
-        verdicts: dict[int, bool] = {}  # inode of an owner file -> dead?
+        """(unit id, next attempt) of the units that are free or held by a dead owner. Reads each owner file once."""
+        verdicts: dict[int, bool] = {}  # inode of an owner file -> whether the owner is dead
         found = []
         for unit_id, attempt in held.items():
             inode = inodes[unit_id, attempt]
@@ -287,7 +287,10 @@ class UnitQueue:
         return found
 
     def _is_dead(self, claim: Path, now: float, inode: int | None = None) -> bool | None:
-        """With its ``inode``, an owner whose lease cannot have run out since the last look is not read again."""
+        """Whether the owner of a claim is dead; None if the claim is gone. ``now``: the filesystem's time in seconds.
+
+        With ``inode``, the owner file is not read again before the lease that was read last has run out.
+        """
         known = None if inode is None else self._leases.get(inode)
         if known is not None and now < known[1]:
             return known[0].is_known_dead()
@@ -314,7 +317,7 @@ class UnitQueue:
             except SophiaError:
                 attempts_left -= 1
                 if self._claims.is_dir() or not attempts_left:
-                    raise  # else: another owner, seeing the end of all work, has just removed the folder
+                    raise  # otherwise another owner has just removed the folder because all work is done: try again
 
 
 def _checked(units: Iterable[Unit]) -> list[Unit]:

@@ -1,7 +1,7 @@
-"""Digests of what a phase reads and leaves, cheap enough to be asked for at every start and in every status.
+"""Digests of the inputs and results of phases, cheap enough to compute at every start and in every `sophia status`.
 
-Results name their own content: shards by the hash in their footer, checkpoints and exports by their manifest. A model
-folder, or a large file, is known by its sizes and by samples of its bytes.
+Results store a hash of their own content: shards in their footer, checkpoints and exports in their manifest. The digest
+of a model folder, or of a large file, covers its sizes and samples of its bytes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
 
 
 class Contents:
-    """Digests (sha256, 64 hex digits) by path, each computed once in the life of this object."""
+    """Computes digests of paths (sha256, 64 hex digits) and keeps each for the life of this object."""
 
     def __init__(self) -> None:
         self._results: dict[Path, str | None] = {}
         self._given: dict[Path, str | None] = {}
 
     def result(self, path: Path) -> str | None:
-        """Of what a phase has left: a shard, a folder of shards, checkpoints, an export; None where nothing is."""
+        """Digest of a phase's result: a shard, a folder of shards, checkpoints or an export. None if it is missing."""
         if path not in self._results:
             self._results[path] = _result(path)
         return self._results[path]
 
     def given(self, path: Path) -> str | None:
-        """Of what a user has given: a file or a model folder; None for other folders, and where nothing can be read."""
+        """Digest of a user's input: a file or a model folder. None for other folders and for unreadable paths."""
         if path not in self._given:
             try:
                 self._given[path] = _given(path)
@@ -43,7 +43,7 @@ class Contents:
         return self._given[path]
 
     def forget(self) -> None:
-        """Results have changed."""
+        """Drop the digests of results, because results have changed."""
         self._results.clear()
 
 
@@ -70,7 +70,7 @@ def _shards(paths: Iterable[Path]) -> str:
     for path in paths:
         try:
             lines.append(f"{path.name} {read_metadata(path)['sha256']}")
-        except SophiaError:  # damaged, or not one of ours
+        except SophiaError:  # damaged, or not written by sophia
             lines.append(f"{path.name} {_file(path)}")
     return _joined(lines)
 
@@ -84,7 +84,7 @@ def _given(path: Path) -> str | None:
 
 
 def _file(path: Path) -> str:
-    """Of the file's size and bytes; of a large file's beginning, end and evenly spaced samples."""
+    """Digest of the file's size and bytes. Of a large file only evenly spaced samples, with both ends, are read."""
     running = hashlib.sha256()
     with open(path, "rb") as file:
         size = file.seek(0, 2)

@@ -1,4 +1,4 @@
-"""Digests of large files: xxh3-128, which costs a thirtieth of a copy of the bytes, or sha256 for what others made."""
+"""Digests of large files: xxh3-128 for our own (30 times cheaper than copying the bytes), sha256 for other people's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Digest = Literal["xxh3-128", "sha256"]
 
 
 def new_digest(name: Digest) -> Running:
-    """A digest to be updated with bytes.
+    """An empty digest; call its ``update`` with bytes.
 
-    xxh3-128 finds accidental changes. It is not cryptographic: somebody who may change the bytes can keep the digest.
+    xxh3-128 finds accidental changes only. It is not cryptographic: an attacker can make other bytes with its digest.
     """
     if name == "sha256":
         return hashlib.sha256()
@@ -27,7 +27,7 @@ def new_digest(name: Digest) -> Running:
 
 
 def file_digest(path: Path, name: Digest) -> str:
-    """Hexadecimal digest of a file's bytes. Raises OSError."""
+    """Hexadecimal digest of a file's bytes. Raises OSError when the file cannot be read."""
     running = new_digest(name)
     buffer = memoryview(bytearray(1 << 20))
     with open(path, "rb", buffering=0) as file:

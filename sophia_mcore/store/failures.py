@@ -1,4 +1,4 @@
-"""Work units that could not be done: FOLDER/failures/<unit>.json says how often they were tried, and why they failed.
+"""Records of failed work units. FOLDER/failures/<unit>.json says how often a unit has failed, and why the last time.
 
 A failing unit must not stop the others: it returns to the queue, and after some attempts it is not claimed any more.
 """
@@ -19,7 +19,7 @@ _FOLDER = "failures"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How a unit failed the last time, and how often it has failed."""
+    """How often a unit has failed (``attempts``), and how it failed the last time."""
 
     unit: str
     attempts: int
@@ -44,7 +44,7 @@ def _read(path: Path) -> Failure | None:
 
 
 def record_failure(folder: Path, unit_id: str, error: Exception) -> Failure:
-    """Count one more failed attempt; only the holder of the unit's claim may do so."""
+    """Count one more failed attempt. Only the holder of the unit's claim may call this. Raises SophiaError."""
     path = folder / _FOLDER / f"{unit_id}.json"
     before = _read(path)
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -56,7 +56,7 @@ def record_failure(folder: Path, unit_id: str, error: Exception) -> Failure:
 
 
 def forget_failures(folder: Path) -> int:
-    """Let every failed unit be tried again; returns how many there were."""
+    """Allow every failed unit to be tried again; returns how many there were."""
     count = len(read_failures(folder))
     shutil.rmtree(folder / _FOLDER, ignore_errors=True)
     return count

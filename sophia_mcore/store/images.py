@@ -1,4 +1,4 @@
-"""Images by the sha256 of their bytes, many to a Parquet file, read back singly in a fraction of a millisecond."""
+"""A store of images, addressed by the sha256 of their bytes. Many images share a Parquet file; reads are single."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sophia_mcore.store import atomic
 _SCHEMA = pa.schema([pa.field("digest", pa.string(), nullable=False), pa.field("bytes", pa.binary(), nullable=False)])
 _SHARD_BYTES = 256 << 20
 _SHARD_IMAGES = 8192
-_GROUP_BYTES = 1 << 20  # a read decodes one row group: small, so that one image costs little
+_GROUP_BYTES = 1 << 20  # a read decodes one row group; small groups make reading one image cheap
 _GROUP_IMAGES = 32
 _CACHED_GROUPS = 8
 
 
 class ImageStore:
-    """A folder of image shards. Adding an image twice stores it once; the bytes are kept exactly as they came.
+    """A folder of image shards. Adding an image twice stores it once; its bytes are stored unchanged.
 
     Several processes may read and add at the same time. ``get`` checks the bytes against their digest.
     """
@@ -47,7 +47,7 @@ class ImageStore:
         return len(self._place)
 
     def get(self, digest: str) -> bytes:
-        """Bytes of an image. Raises SophiaError when it is not stored or its bytes are damaged."""
+        """Bytes of the image. Raises SophiaError when it is not stored or its bytes are damaged."""
         if digest not in self:
             raise SophiaError(f"no image {digest} in {self.folder}")
         file, row = self._place[digest]
@@ -63,7 +63,7 @@ class ImageStore:
     def add_many(self, images: Iterable[bytes]) -> list[str]:
         """Store images; returns their digests in order. Raises SophiaError when they cannot be written.
 
-        Give all images of a set to one call (a generator will do): each call ends its last shard.
+        Each call closes its last shard, so pass all images of a set in one call (a generator is fine).
         """
         digests = []
         with self.adding() as adder:
@@ -73,7 +73,7 @@ class ImageStore:
 
     @contextmanager
     def adding(self) -> Iterator[ImageAdder]:
-        """``with store.adding() as adder: digest = adder.add(data)``; all are stored when the body has ended."""
+        """``with store.adding() as adder: digest = adder.add(data)``. All images are stored when the body ends."""
         adder = ImageAdder(self)
         yield adder
         adder.flush()
@@ -95,7 +95,7 @@ class ImageStore:
         return values[row - starts[group]].as_py()
 
     def _refresh(self) -> bool:
-        """Index shards that have appeared since; True if there were any. Only the digest columns are read."""
+        """Index the shards that are new since the last call; returns whether there were any. Reads only digests."""
         with self._lock:
             new = sorted(p for p in self.folder.glob("*.parquet") if p.name[0] != "." and p.name not in self._known)
             for path in new:
@@ -120,7 +120,7 @@ class ImageAdder:
         self._bytes = 0
 
     def add(self, image: bytes) -> str:
-        """Digest of the image, which will be stored unless it is already."""
+        """Take an image to be stored, unless it is stored already; returns its digest."""
         digest = hashlib.sha256(image).hexdigest()
         if digest not in self._pending and digest not in self._store._place:
             self._pending[digest] = image
@@ -130,7 +130,7 @@ class ImageAdder:
         return digest
 
     def flush(self) -> None:
-        """Write what is pending as one shard, named after its content: the same images make the same file."""
+        """Write the pending images as one shard, named by a hash of its content: equal images give equal files."""
         if not self._pending:
             return
         name = hashlib.sha256("\n".join(self._pending).encode()).hexdigest()[:32]

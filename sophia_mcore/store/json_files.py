@@ -1,4 +1,4 @@
-"""Small JSON files: of model and dataset folders, and summaries that phases leave."""
+"""Reads small JSON files: those of model and dataset folders, and the summaries that phases write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sophia_mcore.errors import SophiaError
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None if it does not exist. Raises SophiaError if it is not a JSON object."""
+    """The JSON object in a file; None if the file is missing. Raises SophiaError if the content is no JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def require_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises SophiaError when it is missing, damaged or another value."""
+    """The JSON object in a file. Raises SophiaError when the file is missing or its content is no JSON object."""
     value = read_json(path)
     if value is None:
         raise SophiaError(f"{path}: no such file")
@@ -33,7 +33,7 @@ def require_json(path: Path) -> dict[str, Any]:
 
 
 def json_or_empty(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} when it is missing or damaged, for what can do without."""
+    """The JSON object in a file; {} when the file is missing or damaged. For callers that can work without it."""
     try:
         return read_json(path) or {}
     except SophiaError:

@@ -1,4 +1,4 @@
-"""JSON lines of others: one object a line, UTF-8, with or without a byte order mark."""
+"""Reads JSON Lines files of users: one object per line, UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MARK = b"\xef\xbb\xbf"
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number, object) of each line that is not blank, numbers from 1; a string says what the line is instead.
+    """Yield (line number from 1, object) for each line that is not blank. A string in place of the object is an error.
 
-    A line ends with a newline alone: U+2028 and its like are text. Raises SophiaError when the file cannot be read.
+    Only a newline ends a line; U+2028 and similar characters are text. Raises SophiaError when reading fails.
     """
     try:
         with open(path, "rb") as lines:
@@ -27,7 +27,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def json_object(line: bytes) -> dict[str, Any] | str:
-    """The object of a line, or what it is instead, in words."""
+    """The JSON object of a line, or a text that says what is wrong with the line."""
     try:
         item = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sophia_mcore.config.schema import Config
 
-SUMMARY = "summary.json"  # in the folder of a phase that runs on ranks: it has ended
-STOPPED = "stopped.json"  # there: a signal asked it to stop, and its state is saved
-FAILED = "failed.json"  # there: a rank failed by itself and did not merely lose another
-SYSTEM_METRICS = "system.jsonl"  # there: load of the first node
+# Files in the folder of a phase that runs on ranks:
+SUMMARY = "summary.json"  # the phase has ended
+STOPPED = "stopped.json"  # a signal asked the phase to stop, and its state is saved
+FAILED = "failed.json"  # a rank failed by its own error, not because it lost another rank
+SYSTEM_METRICS = "system.jsonl"  # load of the first node
 _STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -27,7 +28,7 @@ def step_name(step: int) -> str:
 
 
 def checkpoint_steps(folder: Path) -> dict[int, Path]:
-    """Checkpoints in ``folder`` by their step, in ascending order; {} without the folder."""
+    """Checkpoint folders by step, in ascending order; {} if ``folder`` is missing."""
     if not folder.is_dir():
         return {}
     found = {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))}
@@ -104,7 +105,7 @@ class RoundFolder:
 
 @dataclass(frozen=True, slots=True)
 class SlurmFolder:
-    """What `sophia submit` and the tasks of its jobs leave in a run."""
+    """Files that `sophia submit` and the tasks of its jobs write into a run."""
 
     path: Path
 
@@ -127,20 +128,20 @@ class SlurmFolder:
         return self.path / "attempts"
 
     def failed_file(self, job: str, restart: int) -> Path:
-        """Tells job.sh that a task failed by itself, so that the job is not requeued."""
+        """Tells job.sh that a task failed by its own error, so that the job is not requeued."""
         return self.path / "failed" / f"{job}-{restart}"
 
     @property
     def unhealthy(self) -> Path:
-        """One file per job and node that the job goes on without; job.sh reads them."""
+        """One file per job and node: job.sh requeues the job without these nodes."""
         return self.path / "unhealthy"
 
     def canary(self, name: str) -> Path:
-        """A file that shows whether the filesystem takes and returns one."""
+        """A small file that is written and read back to test the filesystem."""
         return self.path / f".canary-{name}"
 
     def code(self, digest: str) -> Path:
-        """Snapshot of package and scripts."""
+        """Folder of a snapshot of package and scripts."""
         return self.path / f"code-{digest[:12]}"
 
 
@@ -155,7 +156,7 @@ class RunFolder:
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # a str is welcome too
+        object.__setattr__(self, "path", Path(self.path))  # accept a str too
 
     @property
     def config_file(self) -> Path:
@@ -171,22 +172,22 @@ class RunFolder:
         return self.path / "code"
 
     def records(self, index: int, phase: str) -> Path:
-        """What the results of a phase of a round were made from: PART.json for each part."""
+        """Folder with PART.json for each part of a phase: the settings and inputs that its results were made from."""
         return self.path / "records" / f"round-{index}" / phase
 
     @property
     def aside(self) -> Path:
-        """Results that no longer hold, in folders named by the time, under the paths that they had in the run."""
+        """Results that are no longer valid: one folder per time, with the paths that they had in the run."""
         return self.path / "aside"
 
     @property
     def again_file(self) -> Path:
-        """What `sophia run --from` has begun to do again."""
+        """The phases that `sophia run --from` still has to start again."""
         return self.path / "again.json"
 
     @property
     def fork_file(self) -> Path:
-        """Which run this one was forked from, and what it shares with it."""
+        """The run that this one was forked from, and the results that they share."""
         return self.path / "fork.json"
 
     @property
@@ -200,7 +201,7 @@ class RunFolder:
 
     @property
     def fp8_check(self) -> Path:
-        """Folder of the FP8 check's ranks; the summary in it says that the check has passed."""
+        """Folder of the FP8 check's ranks. It holds a summary if the check has passed."""
         return self.path / "fp8_check"
 
     @property
@@ -249,7 +250,7 @@ class RunFolder:
         return RoundFolder(self.path / f"round-{index}")
 
     def starting_policy(self, index: int, base: Path) -> Path:
-        """The model that round ``index`` starts from: ``base`` for the first, else the export of the round before."""
+        """The model that round ``index`` starts from: ``base`` for round 0, else the export of the round before."""
         return base if index == 0 else self.round(index - 1).model
 
     def evaluation(self, label: str, protocol: str) -> Path:
@@ -269,7 +270,7 @@ class RlFolder:
 
     @property
     def select(self) -> Path:
-        """Answers of the starting model, by which questions are chosen."""
+        """Answers of the starting model, from which questions are selected."""
         return self.path / "select"
 
     @property
@@ -279,12 +280,12 @@ class RlFolder:
 
     @property
     def questions_file(self) -> Path:
-        """The chosen questions."""
+        """The selected questions."""
         return self.path / "questions.parquet"
 
     @property
     def select_file(self) -> Path:
-        """Counts of the choice."""
+        """Counts of the selection."""
         return self.path / "select.json"
 
     @property
@@ -292,7 +293,7 @@ class RlFolder:
         return self.path / "rollouts"
 
     def batch(self, index: int, draw: int = 0) -> Path:
-        """Rollouts of a batch; ``draw`` counts its further draws of questions."""
+        """Folder of the rollouts of a batch. ``draw`` > 0: a further draw of questions for the same batch."""
         return self.rollouts / (f"{index:08d}.{draw}" if draw else f"{index:08d}")
 
     @property
@@ -305,16 +306,16 @@ class RlFolder:
         return self.path / "validation.parquet"
 
     def validation(self, version: int, protocol: str) -> Path:
-        """Answers of a version to the validation questions under one protocol."""
+        """Folder of the answers of one policy version to the validation questions under one protocol."""
         return self.path / "validation" / f"{version:08d}" / protocol
 
     @property
     def engines(self) -> Path:
-        """What each engine did, one JSON line per unit."""
+        """Logs of the engines: one JSON line per work unit."""
         return self.path / "engines"
 
     def old(self, index: int) -> Path:
-        """The trainer's log-probs of a batch, under the policy before its first update."""
+        """Folder of the trainer's log-probs of a batch, under the policy before the batch's first update."""
         return self.path / "old" / f"{index:08d}"
 
     @property
@@ -332,7 +333,7 @@ class RlFolder:
 
     @property
     def alive_file(self) -> Path:
-        """Touched by the trainer while it lives."""
+        """The trainer touches this file while it runs."""
         return self.train / "alive"
 
     @property
@@ -343,9 +344,9 @@ class RlFolder:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of a run: what a phase is given, as one value.
+    """One round of a run: configuration, run folder and round number. Phases take it as their argument.
 
-    ``unit_attempts``: how often a work unit is tried before it counts as failed (1 where a failure ends the phase).
+    ``unit_attempts``: how often a work unit is tried before it counts as failed. With 1, a failure ends the phase.
     """
 
     config: Config

@@ -1,4 +1,4 @@
-"""Where a record came from: digest of the model, hash of the prompt, seed."""
+"""Lineage of records: digest of the model, hash of the prompt, seed, id of the run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import creating
 
-UID_FILE = "track.uid"  # names the run for all time, wherever its folder is moved
-# Everything that changes what a model says; training leftovers and readme files do not.
+UID_FILE = "track.uid"  # id of the run; it stays the same when the folder is moved
+# Files that change what a model says. Optimizer states and readme files do not.
 _MODEL_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.tiktoken")
 
 
 def model_digest(model_dir: Path | str) -> str:
     """sha256 (64 hex digits) over weights, configuration and tokenizer files of a Hugging Face directory.
 
-    Depends on file names and contents only, not on where the directory lies. Every byte is read.
-    Raises SophiaError when the directory is missing, unreadable or holds no such file.
+    Depends only on the names and contents of these files, not on the directory's path. Reads every byte.
+    Raises SophiaError when the directory is missing, unreadable or has no such file.
     """
     folder = Path(model_dir)
     if not folder.is_dir():
@@ -38,7 +38,7 @@ def model_digest(model_dir: Path | str) -> str:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that change what the model says; [] in another folder."""
+    """The files of a model folder that change what the model says; an empty list if ``folder`` is no model folder."""
     return sorted({path for pattern in _MODEL_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
@@ -54,7 +54,7 @@ def prompt_hash(text: str) -> str:
 
 
 def seed_for(run_seed: int, *parts: str | int) -> int:
-    """Seed in [0, 2**31) that depends only on its arguments, so it is the same on any machine and in any order of work.
+    """Seed in [0, 2**31) that depends only on the arguments, so neither the machine nor the order of work changes it.
 
     >>> seed_for(0, "captions", 0, "3f2a") == seed_for(0, "captions", 0, "3f2a")
     True
@@ -66,9 +66,9 @@ def seed_for(run_seed: int, *parts: str | int) -> int:
 
 
 def run_uid(folder: Path) -> str:
-    """The run's own name, made at the first call: MLflow's runs and Slurm's jobs are found by it."""
+    """The run's unique id, made at the first call. MLflow runs and Slurm jobs carry it, so that they can be found."""
     path = folder / UID_FILE
-    if not path.exists():  # an existing file needs no write, which a full disk would refuse
+    if not path.exists():  # do not write when it exists: the disk may be full
         with contextlib.suppress(FileExistsError), creating(path) as file:
             file.write(uuid.uuid4().hex.encode())
     return path.read_text().strip()

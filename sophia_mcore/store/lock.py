@@ -1,4 +1,4 @@
-"""One worker per folder: a lock that the kernel releases when its holder dies."""
+"""A lock file for a folder. The kernel releases the lock when its holder dies (flock)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sophia_mcore.store.atomic import write_failed
 
 @contextmanager
 def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path`` while the body runs; it is free again when the process ends, however it ends.
+    """Hold the lock file ``path`` while the body runs. The kernel frees it when the process ends, even if it is killed.
 
-    ``shared``: any number of processes may share it, but not together with an exclusive holder.
-    ``named`` False: the holder is not written into the file, so that it can be held on a full disk. ``wait``: for the
-    other holder, instead of raising.
-    Raises SophiaError naming the holder (pid, host, since when) if somebody has it, or why locking fails.
+    ``shared``: any number of processes may hold the lock together, but not beside an exclusive holder.
+    ``named`` False: the holder is not written into the file, so that the lock works on a full disk.
+    ``wait``: wait for the other holder to finish, instead of raising.
+    Raises SophiaError when another process holds the lock (with its pid, host and start), or when locking fails.
     """
     target = Path(path)
     try:
@@ -38,7 +38,7 @@ def folder_lock(path: Path | str, *, shared: bool = False, named: bool = True, w
         except OSError as error:
             raise SophiaError(f"cannot lock {target}: {error.strerror} (the filesystem must support flock)") from error
         if named:
-            _write_holder(descriptor, target)  # of several that share it, the last to come
+            _write_holder(descriptor, target)  # a shared lock names its latest holder
         try:
             yield
         finally:
@@ -63,4 +63,4 @@ def _holder(descriptor: int) -> str:
         info = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {info['pid']} on {info['host']} since {info['since']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it has the lock but has not written its name yet
+        return "another process"  # it holds the lock but has not written its name yet

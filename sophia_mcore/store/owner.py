@@ -1,4 +1,4 @@
-"""Who holds a work unit: a process, recognisable as dead by others on the same machine."""
+"""The process that holds a work unit. Other processes on the same machine can tell whether it is dead."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process that claims units. ``machine`` is one boot of one kernel and one process-id namespace."""
+    """A process that claims units. ``machine`` identifies one boot of one kernel and one process-id namespace."""
 
     label: str
     host: str
     pid: int
-    process_start: int  # clock ticks after boot; tells a process from a later one with the same pid
+    process_start: int  # clock ticks after boot; a later process with the same pid has another start
     machine: str
     since: str
     nonce: str
@@ -52,12 +52,12 @@ class Owner:
         return f"{label}process {self.pid} on {self.host} since {self.since}"
 
     def is_known_dead(self) -> bool:
-        """True only if it ran on this machine and is gone; another machine's owner is judged by its lease alone."""
+        """True only if the process ran on this machine and is gone. On another machine only the lease can tell."""
         return self.machine == _machine() and _process_start(self.pid) != self.process_start
 
 
 def _machine() -> str:
-    """Boot id and pid namespace: only inside both do process ids mean the same processes."""
+    """Boot id and pid namespace. Process ids can be compared only where both are the same."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

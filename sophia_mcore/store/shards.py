@@ -1,9 +1,9 @@
-"""Parquet shards: written once, whole, with a hash of their content that is checked on every read.
+"""Parquet shards. A shard is written once and atomically; every read checks a hash of its content.
 
 A shard is an ordinary Parquet file (zstd), so ``datasets.load_dataset("parquet", data_files=...)`` reads it too.
 Its key-value metadata holds ``sophia.sha256`` (over the column data, the record type, the row count and the caller's
-metadata), ``sophia.record_type``, ``sophia.rows`` and ``sophia.metadata`` (JSON: lineage and whatever the caller gave).
-The footer has a hash of its own: 32 bytes between the column data and the footer, where Parquet readers do not look.
+metadata), ``sophia.record_type``, ``sophia.rows`` and ``sophia.metadata`` (JSON: lineage and the caller's values).
+The footer has its own hash: 32 bytes between the column data and the footer, where Parquet readers do not look.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _SEAL_BYTES = 32
 def write_shard(
     path: Path | str, records: Sequence[Any], record_type: type, metadata: Mapping[str, Any] | None = None
 ) -> str:
-    """Write ``records`` as one Parquet file; it appears whole or not at all.
+    """Write ``records`` as one Parquet file, atomically.
 
     Returns the sha256 of the content. Equal records and metadata give equal files and hashes.
-    A finished shard is never replaced: FileExistsError says that another writer was first.
+    Raises FileExistsError when another writer was first: a finished shard is never replaced.
     Raises SophiaError when the disk is full, the folder cannot be written, or a record does not fit its type.
     """
     text = json.dumps(dict(metadata or {}), sort_keys=True)
@@ -61,7 +61,7 @@ def write_shard(
 
 
 def _open_writer(sink: Any, record_type: type) -> pq.ParquetWriter:
-    """zstd alone packs repeated digests; floats and integers split into byte planes pack twice as well as plain."""
+    """zstd compresses repeated digests well; numbers are split into byte planes first, which halves their size."""
     schema = schema_of(record_type)
     return pq.ParquetWriter(
         sink,
@@ -86,7 +86,7 @@ def _numeric_columns(schema: pa.Schema) -> list[str]:
 
 
 class _HashingFile:
-    """Passes the column data on and hashes it; holds the footer back until its own hash is written before it."""
+    """Writes and hashes the column data. Holds the footer back, so that the footer's hash can be written before it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -105,7 +105,7 @@ class _HashingFile:
         return len(data)
 
     def hold(self) -> None:
-        """From here on comes the footer."""
+        """Treat all later writes as the footer."""
         self._footer = []
 
     def release_footer(self) -> None:
@@ -129,10 +129,10 @@ def _seal(sha256: Any, type_name: str, rows: int, metadata: str) -> str:
 
 
 def read_table(path: Path | str, record_type: type, columns: Sequence[str] | None = None) -> pa.Table:
-    """Verified columns of a shard, as Arrow; ``columns`` (default all) limits what is decoded, not what is verified.
+    """Columns of a shard as an Arrow table. ``columns`` (default all) limits what is decoded; all bytes are verified.
 
-    A shard of an older version may lack a field that has a default: the column then holds the default.
-    Raises SophiaError naming the file when it is missing, truncated, damaged or holds another type of record.
+    A field with a default may be missing in a shard of an older version: the column then holds the default.
+    Raises SophiaError with the file's name when it is missing, truncated, damaged or holds another type of record.
     """
     return _read(path, record_type, columns)
 
@@ -143,7 +143,7 @@ def read_shard(path: Path | str, record_type: type[Record]) -> list[Record]:
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
-    """The metadata given to ``write_shard``, and ``sha256``, ``record_type``, ``rows``; only the footer is read."""
+    """``metadata`` as given to ``write_shard``, ``sha256``, ``record_type`` and ``rows``. Only the footer is read."""
     try:
         values = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
@@ -154,7 +154,7 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
 def read_folder(folder: Path | str, record_type: type[Record]) -> Iterator[Record]:
     """Records of all finished shards of a folder, shard by shard in the order of their names.
 
-    Temporary files of killed writers are passed over. Raises SophiaError when the folder is missing, and like
+    Temporary files of killed writers are skipped. Raises SophiaError when the folder is missing, and like
     ``read_table`` for a damaged shard.
     """
     for path in shard_files(folder):
@@ -197,7 +197,7 @@ def _defaults(path: Path | str, record_type: type, missing: set[str]) -> dict[st
 
 
 def _verified_body(path: Path | str, data: memoryview) -> memoryview:
-    """The column data, after the footer has been checked against its hash; nothing is parsed before that."""
+    """Check the footer against its hash, before anything is parsed; returns the column data."""
     size = len(data)
     if size < 12 or bytes(data[:4]) != _MAGIC or bytes(data[-4:]) != _MAGIC:
         raise SophiaError(f"{path} is truncated or not a Parquet file ({size} bytes)")

@@ -1,4 +1,4 @@
-"""Work through units: claim one, work while a thread renews the lease, write its shard, until all units are done."""
+"""The loop over work units: claim a unit, work while a thread renews the lease, write its shard; until all are done."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sophia_mcore.store.failures import Failure
 
 __all__ = ["Claim", "Progress", "Report", "Unit", "UnitQueue", "run_units", "units_of"]
 
-Report = Callable[[int], None]  # tell it how many items of the unit are done so far
-Progress = Callable[[int, int], None]  # gets the items done by anybody, and all items
+Report = Callable[[int], None]  # called with the number of items of the unit that are done so far
+Progress = Callable[[int, int], None]  # called with the items that all processes have done, and the number of all items
 
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 15.0
 _PROGRESS_LISTING_SECONDS = 2.0
-_UNITS_PER_SECOND = 200  # a folder of n units is listed for the progress every n / 200 seconds at most
+_UNITS_PER_SECOND = 200  # progress lists a folder of n units at most once every n / 200 seconds
 
 
 def run_units(
@@ -32,19 +32,19 @@ def run_units(
     metadata: Mapping[str, Any] | None = None,
     wait: bool = True,
 ) -> int:
-    """Claim units and work on them until none is left; returns how many this process finished.
+    """Claim units and work on them until none is left. Returns how many units this process finished.
 
-    ``work(unit, report)`` returns the unit's records. While it runs, a thread renews the lease. When ``work`` raises,
-    the unit is given back and the exception goes on. ``wait``: stay until the units that others hold are done too, and
-    take over those of owners that die; otherwise leave as soon as nothing is free.
+    ``work(unit, report)`` returns the unit's records. A thread renews the lease while ``work`` runs. When ``work``
+    raises, the unit is released and the exception propagates. ``wait``: stay until other processes have finished their
+    units, and take over the units of owners that die. Without it, return as soon as no unit is free.
 
-    ``queue.attempts`` > 1: a unit that fails is left to others, or for later, until it has failed so often; the other
-    units are worked on meanwhile. Then SophiaError says how many failed and why the first did. When different units
-    fail in a row, as many as ``queue.attempts``, the fault lies rather with this process, which stops.
+    ``queue.attempts`` > 1: a failed unit goes back to the queue, and this process works on the other units. A unit that
+    has failed ``attempts`` times is not tried again. At the end SophiaError says how many units failed and why the
+    first one did. When ``attempts`` different units fail in a row, the fault is probably in this process: it raises.
     """
     meter = _ItemsDone(queue, progress)
     finished, pause = 0, _FIRST_PAUSE_SECONDS
-    in_a_row: set[str] = set()  # different units that failed since one was done
+    in_a_row: set[str] = set()  # units that have failed since the last success
     try:
         while True:
             meter.refresh()
@@ -56,20 +56,20 @@ def run_units(
                     in_a_row.add(claim.unit.id)
                     if queue.attempts == 1 or len(in_a_row) >= queue.attempts:
                         raise
-                else:  # writing failed, not the unit: the next shard would fail too
+                else:  # a failed write is not the unit's fault: it raises here, since the next write would fail too
                     finished += claim.finish(records, record_type, metadata)
                     meter.add(claim.unit)
                     in_a_row.clear()
                 pause = _FIRST_PAUSE_SECONDS
             elif not wait or queue.remaining() == len(queue.given_up()):
                 meter.refresh(at_once=True)
-                _complain(queue.given_up(), len(queue.units))
+                _raise_if_failed(queue.given_up(), len(queue.units))
                 return finished
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, queue.lease_seconds / 4, _LONGEST_PAUSE_SECONDS)
     finally:
-        with suppress(SophiaError, OSError):  # tidying up must not hide what made the work end
+        with suppress(SophiaError, OSError):  # a failed clean-up must not hide the error that ended the work
             queue.close()
 
 
@@ -85,7 +85,7 @@ def _work_on(claim: Claim, work: Callable[[Unit, Report], Sequence[Any]], meter:
         raise
 
 
-def _complain(failures: Sequence[Failure], units: int) -> None:
+def _raise_if_failed(failures: Sequence[Failure], units: int) -> None:
     if failures:
         first = failures[0]
         raise SophiaError(
@@ -95,7 +95,7 @@ def _complain(failures: Sequence[Failure], units: int) -> None:
 
 
 class _ItemsDone:
-    """Items done by everybody: what a listing showed, plus this process's own since; never fewer than before."""
+    """Counts the items done by all processes: the last listing plus this process's own since. Never goes down."""
 
     def __init__(self, queue: UnitQueue, progress: Progress | None) -> None:
         self._queue = queue
@@ -107,7 +107,7 @@ class _ItemsDone:
         self._next = 0.0
 
     def refresh(self, at_once: bool = False) -> None:
-        """List the finished units, but not more often than worth it: a folder may hold 100,000."""
+        """List the finished units, at a limited rate: a folder may hold 100,000 of them."""
         if self._progress is None or (time.monotonic() < self._next and not at_once):
             return
         start = time.monotonic()
@@ -135,7 +135,7 @@ class _ItemsDone:
 
 @contextmanager
 def _heartbeats(claim: Claim) -> Iterator[None]:
-    """Renew the lease four times per lease while the body runs; a filesystem that hiccups is asked again."""
+    """Renew the lease four times per lease period while the body runs. A failed renewal is tried again next time."""
     stop = threading.Event()
 
     def beat() -> None:

@@ -1,8 +1,8 @@
-"""Functions of the user's own, `FILE.py:FUNCTION` in the configuration.
+"""The user's own functions: settings of the form `FILE.py:FUNCTION`.
 
-They are found by reading the file, without running it; they are copied into RUN/code, with their hash, when a run is
-opened; and the copy is imported only in the process that calls them. A further setting that names one is a further
-`yield` of `user_functions`.
+They are checked by parsing the file, without running it. When a run starts, the files are copied into RUN/code with
+their hashes. Only the process that calls a function imports the copy. For a further setting that names a function, add
+a `yield` to `user_functions`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ INDEX = "files.json"  # in RUN/code
 class UserFunction:
     """A function that the configuration names.
 
-    `key` is where ("objective.loss"), `parameters` are the names of the positional ones that it must take, `options`
-    the values of its keyword-only ones.
+    `key`: the setting that names it, such as "objective.loss". `parameters`: names of the positional parameters that it
+    must take. `options`: values of its keyword-only parameters.
     """
 
     key: str
@@ -50,12 +50,12 @@ class UserFunction:
         return reference_of(self.reference).function
 
     def copy_in(self, run: RunFolder) -> Path:
-        """Where the run keeps its copy of the file."""
+        """Path of the run's copy of the file."""
         return run.code / self.key / self.file.name
 
 
 def user_functions(config: Config) -> Iterator[UserFunction]:
-    """All functions of the user's own that the configuration names."""
+    """All user functions that the configuration names."""
     loss = config.objective.loss
     if isinstance(loss, OwnLoss):
         parameters = ("logprobs_T", "log_ratio_T", "tokens")
@@ -63,10 +63,10 @@ def user_functions(config: Config) -> Iterator[UserFunction]:
 
 
 def check_function(function: UserFunction) -> str:
-    """Text of the file, in which the function is as it has to be. Nothing of the file is run.
+    """Check that the file holds the function with the right parameters; returns the file's text. Runs none of its code.
 
-    Raises UsageError: the file is missing or not Python, it has no such function (with the nearest name), the
-    function's parameters differ, an option is unknown, missing or of another type.
+    Raises UsageError when the file is missing or not Python, when it has no such function (with the nearest name), when
+    the function's parameters differ, or when an option is unknown, missing or of another type.
     """
     where = f"{function.key}: {function.file}"
     try:
@@ -125,9 +125,9 @@ def check_user_files(config: Config) -> None:
 
 
 def keep_user_files(config: Config, run: RunFolder, *, replace: bool = False) -> None:
-    """Copy the files into RUN/code and note their hashes; what was copied when the run began must be the same.
+    """Copy the files into RUN/code with their hashes. A file must not have changed since the run began.
 
-    ``replace``: go on with what the files hold now. Raises UsageError: as `check_function`, or a file has changed.
+    ``replace``: accept changed files. Raises UsageError when a file has changed, and like `check_function`.
     """
     texts = [(function, check_function(function)) for function in user_functions(config)]
     if not texts:
@@ -147,7 +147,7 @@ def keep_user_files(config: Config, run: RunFolder, *, replace: bool = False) ->
 
 
 def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any] | None:
-    """The function of ``key`` from the run's copy, with its options; None where the configuration names none.
+    """Import the function of setting ``key`` from the run's copy and bind its options. None if the setting names none.
 
     Runs the file's code. Raises SophiaError when the copy is missing, was changed, or cannot be imported.
     """

@@ -125,7 +125,7 @@ def test_a_failing_shard_costs_only_itself(cluster: Cluster, endpoint: Endpoint,
     assert "score of round 0 cannot start: reasoning of round 0 is not finished (5 of 6 done)" in told.replace(
         "\n", " "
     )
-    assert jobs(cluster, "export")[-1].state == "CANCELLED"  # it waited for what can never be
+    assert jobs(cluster, "export")[-1].state == "CANCELLED"  # it waited for a job that can no longer succeed
     assert "it never ran" in told
 
     done = endpoint.prompts.copy()
@@ -152,7 +152,7 @@ def test_dependency_that_can_never_be_met(cluster: Cluster, endpoint: Endpoint, 
         *("--kill-on-invalid-dep=no", "--job-name=reasoning-r0", "--wrap=true"),
     )
     wait_for(lambda: "DependencyNeverSatisfied" in cluster.command("squeue", "-h", "-o", "%r"), "the verdict", 90)
-    assert "waits for what can never be" in sophia(cluster, "status", run.path).stdout
+    assert "waits for a job that can no longer succeed" in sophia(cluster, "status", run.path).stdout
     sophia(cluster, "submit", config_file, "--only", "reasoning")
     finish(cluster)
     assert state(config_file, "reasoning").finished

@@ -71,7 +71,7 @@ def _name_shards(config: Config, run: RunFolder) -> None:
 def record_all(config: Config, run: RunFolder) -> None:
     """Write down that all results of the run were made with this configuration."""
     provenance = Provenance(config, run, PHASES)
-    for phase, index, part in list(provenance.everything()):
+    for phase, index, part in list(provenance.all_parts()):
         provenance.write(phase, index, part)
 
 

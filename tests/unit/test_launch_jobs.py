@@ -189,8 +189,8 @@ def test_exclusion_is_bounded(tmp_path: Path) -> None:
 
 def test_attempts_and_ports(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    first = SlurmTask.of({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"})
-    second = SlurmTask.of({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"})
+    first = SlurmTask.from_environment({"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "2"})
+    second = SlurmTask.from_environment({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "1"})
     assert first.name == "10_2" and first.port != second.port
     end_attempt(run, begin_attempt(run, "train", 0, first), 76, "node n1: 7 GPUs instead of 8")
     begin_attempt(run, "train", 0, second)

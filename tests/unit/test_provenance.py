@@ -56,7 +56,7 @@ def test_a_changed_reward_trains_anew(world: tuple[RunFolder, Config, list[str]]
         run_phases(changed, ["score"], [0])
     run_phases(changed, ["score"], [0], new_settings=True)
     assert "made from other kept of round 0 (score: reward.keep 1 -> 2)" in why(changed, run, "train")
-    assert "train of round 0 does not hold" in why(changed, run, "export")
+    assert "train of round 0 is no longer valid" in why(changed, run, "export")
     assert why(changed, run, "score") == why(changed, run, "captions") == ""
     page = write_report(changed, run, PHASES).read_text()
     assert 'id="stale"' in page and "reward.keep 1 -&gt; 2" in page
@@ -259,7 +259,7 @@ def test_a_model_by_its_name_on_the_hub_is_the_folder_in_the_cache(
     assert Provenance(with_values(config, {"models.policy": Path("tiny/other")}), run, PHASES).changed()
 
 
-def test_partial_work_of_other_settings_is_not_mixed(world: tuple[RunFolder, Config, list[str]]) -> None:
+def test_partial_work_stale_lines_is_not_mixed(world: tuple[RunFolder, Config, list[str]]) -> None:
     run, config, _ = world
     changed = with_values(config, {"reasoning.questions_per_unit": 1})
     run_phases(changed, ["reasoning"], [0], new_settings=True)

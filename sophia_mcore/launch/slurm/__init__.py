@@ -1,1 +1,1 @@
-"""Slurm: from the state of a run to jobs, and what a task of a job does."""
+"""Slurm: submits the jobs that a run needs, shows their state, and runs their tasks."""

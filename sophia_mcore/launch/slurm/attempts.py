@@ -1,6 +1,6 @@
-"""One file per attempt of a Slurm task: RUN/slurm/attempts/PHASE-rROUND-JOB-RESTART.json. What happened, where, when.
+"""Records of the attempts of Slurm tasks: RUN/slurm/attempts/PHASE-rROUND-JOB-RESTART.json.
 
-One writer per file, so nothing is shared: a task that is killed leaves a record without an end.
+Each file has one writer. A task that is killed leaves a record without an end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sophia_mcore.store.layout import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A task of a phase, from its start to its end (``ended`` None: it runs, or was killed)."""
+    """One attempt of a task, from start to end. ``ended`` None: the task still runs, or it was killed."""
 
     phase: str
     round: int
@@ -33,7 +33,7 @@ class Attempt:
 
     @property
     def outcome(self) -> str:
-        """In a word, for people."""
+        """How the attempt ended, in words for the user."""
         names = {None: "no end seen", 0: "done", EXIT_STOPPED: "stopped by a signal"}
         names |= {EXIT_UNHEALTHY: "unhealthy node", EXIT_LOST: "lost process"}
         return names.get(self.code, "failed")
@@ -41,7 +41,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmTask:
-    """Where this process stands in its job, as Slurm tells it."""
+    """Job, node and restart of this process, from Slurm's variables."""
 
     job_id: str = "0"
     array_job: str = ""
@@ -54,8 +54,8 @@ class SlurmTask:
     head: str = "127.0.0.1"
 
     @staticmethod
-    def of(environment: Mapping[str, str]) -> SlurmTask:
-        """From the variables of a Slurm task; outside of Slurm, a job of one task on this host."""
+    def from_environment(environment: Mapping[str, str]) -> SlurmTask:
+        """Read the variables of a Slurm task. Outside of Slurm: a job of one task on this host."""
         get = environment.get
         return SlurmTask(
             job_id=get("SLURM_JOB_ID", "0"),
@@ -71,17 +71,17 @@ class SlurmTask:
 
     @property
     def name(self) -> str:
-        """As squeue shows it."""
+        """Number of the job, or of the element of an array, as squeue shows it."""
         return f"{self.array_job}_{self.array_task}" if self.array_job else self.job_id
 
     @property
     def port(self) -> int:
-        """A rendezvous port of this job and restart: what an earlier attempt left behind cannot be met there."""
+        """Rendezvous port, from job and restart, so that a restart does not meet processes of the attempt before."""
         return 20_000 + (int(self.job_id) * 31 + self.restart) % 20_000
 
 
 def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask) -> Attempt:
-    """Record that a task has started."""
+    """Record that a task has started. Raises SophiaError when writing fails."""
     attempt = Attempt(
         phase=phase, round=round_index, job=task.name, restart=task.restart, nodes=task.nodes, began=time.time()
     )
@@ -90,18 +90,18 @@ def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask)
 
 
 def end_attempt(run: RunFolder, attempt: Attempt, code: int, message: str = "") -> None:
-    """Record how it ended."""
+    """Record how the attempt ended. Raises SophiaError when writing fails."""
     _write(run, replace(attempt, ended=time.time(), code=code, message=message))
 
 
 def note_failed(run: RunFolder, task: SlurmTask) -> None:
-    """Tell job.sh that this task failed by itself: to requeue the job would only repeat it."""
-    with suppress(SophiaError):  # a full disk
+    """Tell job.sh not to requeue the job: this task failed by its own error, which a requeue would repeat."""
+    with suppress(SophiaError):  # the disk may be full
         atomic.write_text(run.slurm.failed_file(task.job_id, task.restart), task.node + "\n")
 
 
 def read_attempts(run: RunFolder) -> list[Attempt]:
-    """All attempts by their start; a file that cannot be read is left out."""
+    """All attempts, sorted by start. Files that cannot be read are skipped."""
     found = []
     for path in run.slurm.attempts.glob("*.json"):
         try:

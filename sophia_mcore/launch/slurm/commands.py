@@ -1,4 +1,4 @@
-"""Calls of Slurm's commands: a list of arguments in, text out, one clear line when it fails."""
+"""Calls Slurm's commands: takes a list of arguments, returns text, raises one clear line on failure."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class QueuedJob:
 
     @property
     def live(self) -> bool:
-        """Whether it will still do something."""
+        """Whether the job waits for something that can happen, or runs. False for jobs that have ended."""
         return self.state in LIVE and NEVER not in self.reason
 
 
 def call(arguments: Sequence[str]) -> str:
-    """stdout of a command of Slurm's. Raises SophiaError: not here, no answer, or what it complains about."""
+    """Run a Slurm command; returns its output. Raises SophiaError if it is missing, gives no answer or fails."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_")) or k == "SLURM_CONF"}
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, env=environment)
@@ -52,13 +52,13 @@ def call(arguments: Sequence[str]) -> str:
         raise SophiaError(f"{arguments[0]} gave no answer within {_SECONDS} s (is SLURM_CONF right?)") from None
     if done.returncode:
         raise SophiaError(_complaint(arguments[0], done.stderr or done.stdout))
-    return done.stdout or done.stderr  # --test-only answers on stderr
+    return done.stdout or done.stderr  # sbatch --test-only writes to stderr
 
 
 def sbatch(command: Sequence[str], where: str) -> str:
-    """Submit; returns the job's number (--parsable) or what --test-only says.
+    """Run sbatch; returns the job's number (--parsable) or the answer to --test-only.
 
-    Raises UsageError with Slurm's words: they are about what the user asked for.
+    Raises UsageError with Slurm's message when Slurm refuses the job, SophiaError when Slurm cannot be reached.
     """
     try:
         return call(command).strip().splitlines()[-1].partition(";")[0]
@@ -70,7 +70,7 @@ def sbatch(command: Sequence[str], where: str) -> str:
 
 
 def queue(uid: str) -> list[QueuedJob]:
-    """The jobs of a run: waiting, running, and those that ended a short while ago."""
+    """The run's jobs that wait, run or have ended recently. Raises SophiaError when Slurm does not answer."""
     text = call(["squeue", "--me", "--noheader", "--array", "--states=all", f"--format={_FIELDS}"])
     found = []
     for line in text.splitlines():
@@ -81,7 +81,7 @@ def queue(uid: str) -> list[QueuedJob]:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """End jobs; their tasks are told to put their work down first."""
+    """Cancel jobs. Slurm sends TERM to their tasks first, so that they can save."""
     if ids:
         call(["scancel", *ids])
 
@@ -91,4 +91,4 @@ def _complaint(program: str, text: str) -> str:
     words = [
         re.sub(r"^.*?(error|fatal):", "", line).strip().removeprefix("allocation failure:").strip() for line in lines
     ]
-    return f"{program}: {'; '.join(dict.fromkeys(words)) or 'failed without a word'}"
+    return f"{program}: {'; '.join(dict.fromkeys(words)) or 'failed without a message'}"

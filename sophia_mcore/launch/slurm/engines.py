@@ -1,7 +1,7 @@
-"""`sophia submit --rl --engines N`: further engines for an on-policy stage that waits or runs.
+"""`sophia submit --rl --engines N`: submits further engines for an on-policy stage that waits or runs.
 
-An element of the array is one engine, which joins by the run folder and may leave at any time: its units go on
-elsewhere.
+Each element of the job array is one engine. It finds its work in the run folder and may end at any time: other engines
+take over its units.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ SCRIPT = "rl_engines.sbatch"
 
 
 def submit_engines(config: Config, count: int) -> str:
-    """Submit an array of ``count`` engines; returns its number.
+    """Submit an array of ``count`` engines; returns its job number.
 
-    Raises UsageError: no such stage waits or runs, settings, what Slurm refuses. SophiaError: Slurm does not answer.
+    Raises UsageError when no on-policy stage of this run waits or runs, when the env file is wrong, or when Slurm
+    refuses the job. Raises SophiaError when Slurm does not answer.
     """
     run = RunFolder(config.run.folder)
     uid = run_uid(run.path) if run.path.is_dir() else ""
@@ -33,7 +34,7 @@ def submit_engines(config: Config, count: int) -> str:
 
 
 def engines_command(config: Config, run: RunFolder, site: Site, uid: str, count: int) -> list[str]:
-    """sbatch's command line, with the code that the stage was submitted with."""
+    """The sbatch command line. Engines run the same snapshot of the code as the stage."""
     folder, engine = run.path.absolute(), config.on_policy.engine
     scripts = (run.slurm.path / str(read_submission(run).get("code", ""))).absolute()
     logs = str(folder).replace("%", "%%")

@@ -1,7 +1,7 @@
-"""Is this node fit for the work? Looked at before every task, within seconds, and with the culprit's name.
+"""Checks a node before every task, within seconds. Errors name the node.
 
-The GPUs that Slurm promised are there and have no uncorrected memory errors; the shared filesystem shows what was
-submitted and takes and returns a file in time. How the nodes reach each other is measured in `parallel.network`.
+The node must have the GPUs that Slurm promised, without uncorrected memory errors, and the shared filesystem must write
+and read a small file in time. `parallel.network` measures the connections between nodes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _QUERY_SECONDS = 60
 
 
 class Unhealthy(SophiaError):
-    """``node`` ("" for this one) should be left out, and the work done elsewhere."""
+    """A node is unhealthy and should be excluded from the job. ``node``: its name, "" for this node."""
 
     exit_code = EXIT_UNHEALTHY
 
@@ -33,13 +33,13 @@ class Unhealthy(SophiaError):
 
 
 class LostProcess(SophiaError):
-    """A process was killed or its node is gone: the same job may succeed, and is requeued."""
+    """A process was killed or its node is gone. The job is requeued, since it may succeed."""
 
     exit_code = EXIT_LOST
 
 
 def query_gpus() -> str | None:
-    """What nvidia-smi says, one line per GPU; None on a machine without it. Raises Unhealthy when it fails or hangs."""
+    """nvidia-smi's output, one line per GPU; None on a machine without it. Raises Unhealthy when it fails or hangs."""
     if shutil.which(_QUERY[0]) is None:
         return None
     try:
@@ -52,9 +52,9 @@ def query_gpus() -> str | None:
 
 
 def check_gpus(report: str | None, expected: int) -> None:
-    """Raises Unhealthy when fewer GPUs than ``expected`` are there or one has uncorrected ECC errors.
+    """Raise Unhealthy if there are fewer GPUs than ``expected`` or one has uncorrected ECC errors.
 
-    ``report`` None (no nvidia-smi): nothing to look at; a phase that needs a GPU will say so itself.
+    ``report``: output of ``query_gpus``. None: nothing is checked; a phase that needs a GPU raises its own error.
     """
     if report is None:
         return
@@ -67,28 +67,34 @@ def check_gpus(report: str | None, expected: int) -> None:
 
 
 def check_filesystem(path: Path, seconds: float) -> None:
-    """A file written to ``path`` comes back the same within ``seconds``. Raises Unhealthy."""
+    """Write ``path`` and read it back. Raises Unhealthy if that takes longer than ``seconds``, SophiaError if it fails.
+
+    A failure is a full disk or a quota, for example, which is not the node's fault.
+    """
     content = secrets.token_hex(512)
 
-    def bounce() -> None:
+    def write_and_read() -> None:
         atomic.write_text(path, content)
         if path.read_text() != content:
-            raise SophiaError(f"{path}: what was written is not what is read")
+            raise SophiaError(f"{path}: the content read back is not the content written")
 
     try:
-        within(seconds, bounce)
+        within(seconds, write_and_read)
     except TimeoutError:
         raise Unhealthy(
             f"{path.parent}: the shared filesystem took more than {seconds:g} s for one small file"
         ) from None
     except (OSError, SophiaError) as error:
-        raise SophiaError(str(error)) from None  # a full disk or a quota is not this node's fault
+        raise SophiaError(str(error)) from None  # not this node's fault
     finally:
         threading.Thread(target=lambda: path.unlink(missing_ok=True), daemon=True).start()
 
 
 def within(seconds: float, work: Callable[[], None]) -> None:
-    """Run ``work`` in a thread; raises its exception, or TimeoutError (a thread on a hung mount cannot be ended)."""
+    """Run ``work`` in a thread and raise its exception, or TimeoutError after ``seconds``.
+
+    After a timeout the thread keeps running, because a thread that waits for a hung mount cannot be ended.
+    """
     failure: list[BaseException] = []
 
     def guarded() -> None:
@@ -107,7 +113,7 @@ def within(seconds: float, work: Callable[[], None]) -> None:
 
 
 def check_node(run: RunFolder, task: SlurmTask, *, gpus: int, canary_seconds: float) -> None:
-    """All checks of one node. Raises Unhealthy naming it."""
+    """Run all checks of this node. Raises Unhealthy with the node's name."""
     try:
         check_gpus(query_gpus() if gpus else None, gpus)
         check_filesystem(run.slurm.canary(f"{task.name}-{task.node_index}"), canary_seconds)
@@ -116,9 +122,9 @@ def check_node(run: RunFolder, task: SlurmTask, *, gpus: int, canary_seconds: fl
 
 
 def exclude(run: RunFolder, task: SlurmTask, nodes: Sequence[str], limit: int) -> None:
-    """Note that the job should go on without ``nodes``: job.sh reads these files and requeues it.
+    """Exclude ``nodes`` from the job: writes a file for each, and job.sh requeues the job without them.
 
-    Raises SophiaError when that would be more nodes than ``limit``: then it is hardly the nodes' fault.
+    Raises SophiaError if more than ``limit`` nodes would be excluded: then the nodes are probably not at fault.
     """
     folder = run.slurm.unhealthy
     bad = {path.read_text().strip() for path in folder.glob(f"{task.job_id}-*")} | set(nodes)
@@ -132,7 +138,7 @@ def exclude(run: RunFolder, task: SlurmTask, nodes: Sequence[str], limit: int) -
 
 
 def unhealthy_nodes(run: RunFolder) -> dict[str, list[str]]:
-    """Nodes that jobs of this run have left behind -> those jobs."""
+    """Excluded nodes of this run: node -> numbers of the jobs that excluded it."""
     found: dict[str, list[str]] = {}
     for path in sorted(run.slurm.unhealthy.glob("*-*")):
         job, _, node = path.name.partition("-")

@@ -1,4 +1,4 @@
-"""From the state of a run to the jobs that are missing, and to sbatch's command lines."""
+"""Plans the jobs that a run still needs, from the state of its phases, and builds their sbatch command lines."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ Key = tuple[str, int]  # phase, round
 
 @dataclass(frozen=True)
 class Site:
-    """What the env file says to `sophia submit`; the rest of it is for the jobs."""
+    """The variables of the env file that `sophia submit` reads. The jobs read the others."""
 
     values: Mapping[str, str]
 
     def options(self, *names: str) -> list[str]:
-        """sbatch options of OPTIONS_<name>, in order: for later ones sbatch takes the last word."""
+        """sbatch options of OPTIONS_<name> for each name, in order. sbatch uses the last of several equal options."""
         return [option for name in names for option in shlex.split(self.values.get(f"OPTIONS_{name.upper()}", ""))]
 
     def tasks(self, name: str) -> int:
-        """Tasks of the array of a phase."""
+        """Number of tasks in the array of a phase."""
         return int(self.values.get(f"TASKS_{name.upper()}", "1"))
 
     @property
     def gpus_by(self) -> str:
-        """The option that asks for GPUs, up to their number; "" on a cluster without."""
+        """The sbatch option that asks for GPUs, without their number. "" on a cluster without such an option."""
         return self.values.get("GPUS_BY", "--gpus-per-node=")
 
 
 def read_site(path: Path) -> Site:
-    """The OPTIONS_, TASKS_ and GPUS_BY lines of an env file.
+    """Read the OPTIONS_, TASKS_ and GPUS_BY lines of an env file.
 
-    Raises UsageError: no such file, a line that a shell would not read as one assignment, a name that nothing reads, a
-    text instead of a number, an option that `sophia submit` sets itself.
+    Raises UsageError when the file is missing, a line is not one shell assignment, a name is unknown, a value is not a
+    number, or an option is one that `sophia submit` sets itself.
     """
     try:
         lines = path.read_text().splitlines()
@@ -69,7 +69,7 @@ def read_site(path: Path) -> Site:
 
 
 def variables() -> list[str]:
-    """What an env file may say to `sophia submit`."""
+    """Names of the variables of an env file that `sophia submit` reads."""
     names = ["ALL", "GPU", "CPU", "RL_ENGINES", *(phase.variable for phase in phases.rows())]
     arrays = [phase.variable for phase in phases.rows() if phase.units is not None]
     return ["GPUS_BY", *(f"OPTIONS_{name}" for name in names), *(f"TASKS_{name}" for name in arrays)]
@@ -94,11 +94,11 @@ def _value(name: str, text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One submission: a phase of a round that is not finished."""
+    """One job to submit: a phase of a round that is not finished."""
 
     phase: str
     round: int
-    tasks: int | None = None  # of an array
+    tasks: int | None = None  # tasks of its array; None: no array
     options: tuple[str, ...] = ()
     after: tuple[Key, ...] = ()  # the jobs that it waits for
 
@@ -112,12 +112,12 @@ class Job:
 
 
 def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[Job]:
-    """A job for every phase that is not finished, in the order of ``states``; reports follow other jobs only.
+    """A job for every phase that is not finished, in the order of ``states``. Reports are made again after other jobs.
 
-    Raises UsageError for a training that cannot be spread over nodes.
+    Raises UsageError when training cannot be divided over nodes.
     """
     open_ = {(state.phase, state.round) for state in states if not state.finished}
-    for state in states:  # a report tells what has been done since
+    for state in states:  # a report must cover the results of the new jobs
         if phase_named(state.phase).again and any(index == state.round for _, index in open_):
             open_.add((state.phase, state.round))
     return [
@@ -128,15 +128,18 @@ def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[
 
 
 def _waits_for(config: Config, key: Key, open_: Collection[Key]) -> tuple[Key, ...]:
-    """The jobs of ``open_`` that the job of ``key`` must wait for, without those that they wait for themselves."""
+    """The jobs in ``open_`` that the job of ``key`` must wait for, without those that one of them waits for anyway."""
     found = _before(config, key, open_)
     earlier = {other for one in found for other in _ancestors(config, one, open_)}
     return tuple(one for one in found if one not in earlier)
 
 
 def _before(config: Config, key: Key, open_: Collection[Key]) -> list[Key]:
-    """What ``key`` needs of ``open_``. It is looked for behind a phase that is no part of the run, and by a phase that
-    is done again after any other, such as a report, behind what is finished too."""
+    """The jobs in ``open_`` that ``key`` needs.
+
+    A phase that is not part of the run is replaced by the phases that it needs. A phase that is done again after any
+    other (a report) waits for all earlier jobs: for it, finished phases are replaced in the same way.
+    """
     again = phase_named(key[0]).again
     found: list[Key] = []
     behind = [key]
@@ -180,9 +183,8 @@ def sbatch_command(
 ) -> list[str]:
     """The command that submits ``job``. ``ids``: numbers of the jobs submitted before it.
 
-    After an array the next phase starts in any case and looks itself whether all is there: one lost task must not
-    stop a chain whose work others have done. After a single job it starts only if that succeeded, except for what tells
-    of any end, such as a report.
+    After an array the job starts in any case (afterany) and checks its inputs itself, since other tasks may have done
+    the work of a lost task. After a single job it starts only if that job succeeded (afterok). A report always starts.
     """
     folder = run.path.absolute()
     logs = str(folder).replace("%", "%%")
@@ -204,15 +206,15 @@ def sbatch_command(
 
 
 def _environment_of(phase: Phase) -> str:
-    """As the env file names it, in PYTHON_TRAINER and SRUN_TRAINER."""
+    """Name of the phase's environment in variables of the env file: ROLLOUT or TRAINER, as in PYTHON_TRAINER."""
     return "ROLLOUT" if phase.environment == "rollout" else "TRAINER"
 
 
 def early_signal(options: Sequence[str], script: str) -> list[str]:
-    """``--signal`` with a shorter lead when the job's time is less than thrice that of the ``script``'s own.
+    """A ``--signal`` option with a third of the job's time, if that is less than the time in ``script``; else [].
 
-    Without it a job with little time would be told to put its work down as soon as it starts, again and again. Nothing
-    is added where ``options`` say it themselves.
+    ``--signal`` says how long before its end a job is told to stop. Without this, a short job would be told to stop as
+    soon as it starts, again and again. Returns [] if ``options`` have their own ``--signal``.
     """
     words = [word for line in script.splitlines() if line.startswith("#SBATCH") for word in line.split()[1:]]
     lead = re.search(r"--signal=B:USR1@(\d+)", " ".join(words))
@@ -224,7 +226,7 @@ def early_signal(options: Sequence[str], script: str) -> list[str]:
 
 
 def _times(words: Sequence[str]) -> list[str]:
-    """The values of --time, -t and their spellings, in order."""
+    """The values of --time and -t, in any spelling, in order."""
     found = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word in ("--time", "-t"):
@@ -235,27 +237,27 @@ def _times(words: Sequence[str]) -> list[str]:
 
 
 def _seconds(time: str) -> int | None:
-    """Slurm's time formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None for no limit."""
+    """Seconds of a time in one of Slurm's formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. None for other texts."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if match is None:
         return None
     days, *parts = (int(part) if part else 0 for part in match.groups())
-    if match[1] is None and match[4] is None:  # minutes come first
+    if match[1] is None and match[4] is None:  # M or M:S
         parts = [0, *parts[:2]]
     return ((days * 24 + parts[0]) * 60 + parts[1]) * 60 + parts[2]
 
 
 def comment(uid: str, key: Key) -> str:
-    """What marks a job as this run's."""
+    """The --comment by which a job of this run is found."""
     return f"sophia:{uid}:{key[0]}:{key[1]}"
 
 
 def parse_comment(text: str, uid: str) -> Key | None:
-    """The phase and round of a job of this run; None for other jobs."""
+    """(phase, round) from a job's comment; None if it is not a job of this run."""
     match = re.fullmatch(rf"sophia:{re.escape(uid)}:([\w-]+):(\d+)", text)
     return (match[1], int(match[2])) if match else None
 
 
 def shown(commands: Iterable[Sequence[str]]) -> str:
-    """Commands as one would type them."""
+    """The commands as shell lines."""
     return "\n".join(shlex.join(command) for command in commands)

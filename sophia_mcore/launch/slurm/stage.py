@@ -1,7 +1,7 @@
-"""The on-policy stage as one Slurm job with a task per node: the first nodes train, the rest only sample.
+"""Runs the on-policy stage as one Slurm job with a task per node. The first nodes train, the others only sample.
 
 With ``rl.placement`` "colocated" every node does both. Further engines may join and leave at any time
-(slurm/rl_engines.sbatch): they know the run folder and nothing else.
+(slurm/rl_engines.sbatch), since they need only the run folder.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from sophia_mcore.store.layout import Round
 
 
 def run_on_node(round: Round) -> None:
-    """This node's part. Raises LostProcess when the trainer was lost: the job is requeued and goes on."""
-    config, task = round.config, SlurmTask.of(os.environ)
+    """Run this node's part of the stage. Raises LostProcess when the trainer was lost, so that the job is requeued."""
+    config, task = round.config, SlurmTask.from_environment(os.environ)
     wanted = stage_shape(config).nodes
     if task.node_count != wanted:
         raise UsageError(f"{task.node_count} nodes allocated, but [parallel] and rl.rollout_nodes need {wanted}")
@@ -37,7 +37,7 @@ def run_on_node(round: Round) -> None:
 
 
 def node_of(config: Config, task: SlurmTask, rollout_python: str = "") -> Node:
-    """What the task's node does. ``rollout_python``: as the env file names it, "" for the configuration's."""
+    """The processes of the task's node. ``rollout_python``: the env file's PYTHON_ROLLOUT; "": the configuration's."""
     rl, nodes = config.on_policy, training_shape(config).nodes or 1
     trains = task.node_index < nodes
     join = f"is_host={int(task.node_index == 0)},join_timeout={config.cluster.join_seconds:.0f}"

@@ -1,4 +1,4 @@
-"""What `sophia submit` and `sophia status` print."""
+"""The output of `sophia submit` and `sophia status`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WIDTH = 110
 
 
 def submission_table(submission: Submission, *, dry_run: bool) -> str:
-    """The jobs that were submitted, or Slurm's judgement of those that would be."""
+    """Table of the submitted jobs. ``dry_run``: of the jobs that would be submitted, with Slurm's answer to each."""
     if not submission.jobs:
         return "nothing is missing: no job submitted"
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -45,7 +45,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
 
 
 def status_text(config: Config, run: RunFolder) -> str:
-    """The table of phases, then what went wrong."""
+    """The table of phases, then stale results and problems, one line each."""
     rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
     found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
     if config.rl is not None:
@@ -62,11 +62,11 @@ def status_text(config: Config, run: RunFolder) -> str:
         mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
-    return "\n".join([_text(table), *remarks, *_of_other_settings(run, found), *problems(run, found, jobs, attempts)])
+    return "\n".join([_text(table), *remarks, *_stale_lines(run, found), *problems(run, found, jobs, attempts)])
 
 
-def _of_other_settings(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
-    """One line for each phase whose results do not hold any more, and one for all of which that is not known."""
+def _stale_lines(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
+    """One line for each phase whose results are no longer valid, and one for all phases of unknown settings."""
     lines = [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
     unchecked = list(dict.fromkeys(state.phase for state in found if state.unchecked))
     return [*lines, *([unchecked_line(run, unchecked)] if unchecked else [])]
@@ -92,9 +92,10 @@ def _row(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attemp
 
 
 def seconds_left(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequence[Attempt], now: float) -> float | None:
-    """Seconds that the tasks running now will need if units go on taking as long as they did; None: not known.
+    """Seconds until the running tasks have finished the phase, at the average time of a unit so far. None: not known.
 
-    ``jobs`` and ``attempts`` are the phase's own; ``now`` in seconds since 1970. A training knows it from its steps.
+    ``jobs`` and ``attempts`` are those of the phase; ``now`` is in seconds since 1970. For training, ``state`` has the
+    value already, from the time of its steps.
     """
     running = {job.id for job in jobs if job.state == "RUNNING"}
     if state.seconds_left is not None or not running or not state.done:
@@ -106,7 +107,7 @@ def seconds_left(state: PhaseState, jobs: Sequence[QueuedJob], attempts: Sequenc
 def problems(
     run: RunFolder, found: Sequence[PhaseState], jobs: Sequence[QueuedJob], attempts: Sequence[Attempt]
 ) -> list[str]:
-    """One line for each thing that keeps an unfinished phase from going on."""
+    """One line for each problem that keeps an unfinished phase from going on."""
     lines = []
     for state in found:
         if state.finished:
@@ -120,16 +121,19 @@ def problems(
         lines += [f"{state.phase} of round {state.round}: {message}" for message in list(messages)[-3:]]
         waiting = [job.id for job in jobs if job.key == key and job.state in slurm.LIVE and not job.live]
         if waiting:
-            lines.append(f"{state.phase} of round {state.round}: job {', '.join(waiting)} waits for what can never be")
+            listed = ", ".join(waiting)
+            lines.append(
+                f"{state.phase} of round {state.round}: job {listed} waits for a job that can no longer succeed"
+            )
         ended = [job for job in jobs if job.key == key and job.state not in slurm.LIVE]
-        last = {attempt.job: attempt for attempt in mine}  # of each job; they are in order of time
+        last = {attempt.job: attempt for attempt in mine}  # attempts are sorted by start
         for job in ended:
             if job.id not in last:
                 lines.append(f"{state.phase} of round {state.round}: {_without_attempt(run, job)}")
             elif last[job.id].ended is None:
                 where = f"job {job.id} {job.state.lower()} on {last[job.id].nodes}"
                 lines.append(
-                    f"{state.phase} of round {state.round}: {where}: killed, or what it had to say was not written"
+                    f"{state.phase} of round {state.round}: {where}: killed, or its message could not be written"
                 )
     lines += _full_disk(run) if lines else []
     lines += [f"node {node} is left out by job {', '.join(by)}" for node, by in unhealthy_nodes(run).items()]
@@ -137,12 +141,12 @@ def problems(
 
 
 def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
-    """Why a job ended before its task could begin a record: its logs say it, or there are none."""
+    """Why a job ended before its task wrote a record: the last error in its logs, or a guess if there are none."""
     logs = run.slurm.logs
     name = f"{job.key[0]}-r{job.key[1]}-{job.id}"
     try:
         lines = (logs / f"{name}.batch.log").read_text(errors="replace").splitlines()
-        for path in sorted(logs.glob(f"{name}-*.log")):  # of its tasks: what could not be started, or imported
+        for path in sorted(logs.glob(f"{name}-*.log")):  # logs of tasks whose program could not be started or imported
             lines += path.read_text(errors="replace").splitlines()
         errors = [line.strip() for line in lines if "error:" in line.lower()]
         causes = [line for line in errors if "Exited with exit code" not in line]
@@ -151,24 +155,24 @@ def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
         hint = f"it left no log; does {job.nodes or 'its node'} see {run.path.absolute()}?"
         if job.state == "CANCELLED" and not job.nodes:
             never = slurm.NEVER in job.reason
-            hint = "it never ran: what it waited for did not succeed" if never else "it never ran"
+            hint = "it never ran: the job that it waited for did not succeed" if never else "it never ran"
     return f"job {job.id} {job.state.lower()}: {hint}"
 
 
 def _full_disk(run: RunFolder) -> list[str]:
-    """What was to be recorded on a full disk could not be: look whether the run folder takes a file now."""
+    """The error of a test write if the disk is full, else []: tasks cannot record errors on a full disk."""
     path = run.slurm.canary("status")
     try:
         write_text(path, " " * 4096)
     except SophiaError as error:
         full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
-        return [str(error)] if full else []  # who may only read may still ask for the status
+        return [str(error)] if full else []  # a user who may only read the folder may ask for the status
     path.unlink(missing_ok=True)
     return []
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes.
+    """Seconds as a text of hours and minutes.
 
     >>> duration(5000)
     '1 h 23 min'

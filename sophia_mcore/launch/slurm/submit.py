@@ -1,4 +1,4 @@
-"""`sophia submit`: the jobs that a run still needs, as a chain; and `sophia cancel`."""
+"""`sophia submit`: submits the jobs that a run still needs, as a chain of dependencies. Also `sophia cancel`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Submission:
-    """What was submitted, or would be: jobs in order, with their numbers (or Slurm's word on a dry run)."""
+    """The jobs of a submission in order. ``answers``: their numbers, or Slurm's answers in a dry run."""
 
     jobs: list[Job]
     answers: dict[Key, str]
@@ -55,12 +55,12 @@ def submit(
     new_settings: bool = False,
     stage: bool = False,
 ) -> Submission:
-    """Snapshot code and configuration, submit what is missing (``only``: of these phases; ``stage``: of the on-policy
-    stage instead of the rounds).
+    """Snapshot code and configuration, and submit a job for each phase that is not finished.
 
-    Raises UsageError: settings, env file, what Slurm refuses (then nothing is left submitted), jobs of this run that
-    are still alive, what a later phase reads. SophiaError: another process works in the folder, Slurm does not answer,
-    nothing can be written.
+    ``only``: only these phases. ``stage``: the on-policy stage instead of the rounds. Raises UsageError when settings,
+    env file or an input of a later phase cannot be used, when jobs of this run are still alive, or when Slurm refuses a
+    job (then none stays submitted). Raises SophiaError when another process works in the folder, when Slurm does not
+    answer or when writing fails.
     """
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
@@ -74,7 +74,7 @@ def submit(
         locks.enter_context(folder_lock(run.slurm.lock_file))
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
-        locks.enter_context(folder_lock(run.lock_file))  # which the tasks of living jobs share
+        locks.enter_context(folder_lock(run.lock_file))  # tasks of running jobs hold this lock too
         if stage and not new_settings:
             refuse_changed_settings(config, run)
         claim_folder(config, run, new_settings=new_settings)
@@ -94,7 +94,7 @@ def submit(
 def dry_run(
     config: Config, rounds: int | None = None, only: Collection[str] | None = None, *, stage: bool = False
 ) -> Submission:
-    """What `submit` would do, with Slurm's own judgement of each job; writes nothing."""
+    """The submission that `submit` would make, with Slurm's answer to each job (--test-only). Writes nothing."""
     run = RunFolder(config.run.folder)
     site = read_site(config.cluster.env_file)
     check_scripts(config, stage=stage)
@@ -117,7 +117,7 @@ def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[Phase
 
 
 def would_refuse(config: Config, *, stage: bool = False) -> str:
-    """What `submit` would say about settings, models and inputs before it submits anything; "" when nothing."""
+    """The error about settings, models or inputs with which `submit` would stop; "" if none."""
     run = RunFolder(config.run.folder)
     changed = would_refuse_settings(config, run)
     if changed:
@@ -134,9 +134,9 @@ def would_refuse(config: Config, *, stage: bool = False) -> str:
 
 
 def cancel(run: RunFolder) -> list[str]:
-    """End all jobs of the run; returns their numbers.
+    """Cancel all jobs of the run; returns their numbers.
 
-    Raises SophiaError: a `sophia submit` is at work, whose next jobs would be missed; Slurm does not answer.
+    Raises SophiaError when Slurm does not answer, or when a `sophia submit` is running: its next jobs would be missed.
     """
     with folder_lock(run.slurm.lock_file, named=False):
         ids = [job.id for job in slurm.queue(run_uid(run.path)) if job.state in slurm.LIVE]
@@ -145,7 +145,7 @@ def cancel(run: RunFolder) -> list[str]:
 
 
 def check_scripts(config: Config, *, stage: bool = False) -> None:
-    """Raises UsageError when the folder of .sbatch files is not there, or not whole."""
+    """Raise UsageError if a file is missing in the folder of .sbatch files."""
     folder = config.cluster.scripts
     wanted = [phase for phase in stage_phases() if phase.wanted(config)] if stage else wanted_phases(config)
     names = dict.fromkeys(["job.sh", *(phase.script_name for phase in wanted)])
@@ -157,7 +157,7 @@ def check_scripts(config: Config, *, stage: bool = False) -> None:
 
 
 def snapshot(config: Config, run: RunFolder) -> Path:
-    """Copy package, .sbatch files and env file into the run folder, once per content; returns the copy."""
+    """Copy package, .sbatch files and env file into a folder named by their content; returns this folder."""
     package, scripts = Path(sophia_mcore.__file__).parent, config.cluster.scripts
     environment = config.cluster.env_file.read_text().rstrip("\n")
     environment += f"\n# added by sophia submit\nMAX_RESTARTS={config.cluster.max_restarts}\n"
@@ -195,7 +195,7 @@ def _refuse_if_alive(run: RunFolder, uid: str) -> None:
             f"{run.path} is running as {len(names)} Slurm jobs: {', '.join(names[:4])}"
             f"{' ...' if len(names) > 4 else ''}; see 'sophia status', or end them with 'sophia cancel'"
         )
-    slurm.cancel([job.id for job in jobs if job.state in slurm.LIVE])  # those that wait for what can never be
+    slurm.cancel([job.id for job in jobs if job.state in slurm.LIVE])  # these wait for a job that can no longer succeed
 
 
 def _submit(
@@ -223,5 +223,5 @@ def _submit(
 
 
 def read_submission(run: RunFolder) -> dict[str, Any]:
-    """The last submission of the run; {} when there is none."""
+    """The record of the run's last submission; {} if there is none."""
     return json_or_empty(run.slurm.submission_file)

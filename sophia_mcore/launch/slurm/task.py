@@ -1,8 +1,8 @@
-"""What a task of a Slurm job adds to the work of its phase (``launch.worker --slurm``).
+"""Runs a phase as a task of a Slurm job (``launch.worker --slurm``).
 
-Checks the node, then the phase's inputs, then works. USR1 and TERM make it put its work down: a rollout gives its unit
-back, training saves. Exit codes: 0 done, 1 failed, 2 bad usage, 75 stopped by a signal, 76 unhealthy node, 77 lost
-process; job.sh requeues the job after the last three.
+The task checks the node, then the phase's inputs, then works. USR1 and TERM make it save and stop: a rollout releases
+its unit, training writes a checkpoint. Exit codes: 0 done, 1 failed, 2 bad usage, 75 stopped by a signal, 76 unhealthy
+node, 77 lost process. job.sh requeues the job after the last three.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Stop:
-    """Whether USR1 or TERM has come. ``interrupts``: it also raises KeyboardInterrupt in the main thread, once."""
+    """Handles USR1 and TERM: sets ``asked``. ``interrupts``: the first signal also raises KeyboardInterrupt."""
 
     def __init__(self, *, interrupts: bool) -> None:
         self.asked = False
@@ -46,9 +46,9 @@ class Stop:
 
 
 def run_task(phase: Phase, config_file: Path, round_index: int) -> int:
-    """Do the phase as a task of this job; returns the exit code."""
+    """Run the phase as a task of this job; returns the exit code."""
     stop = Stop(interrupts=phase.ranks is None)
-    run, task = RunFolder(config_file.parent), SlurmTask.of(os.environ)
+    run, task = RunFolder(config_file.parent), SlurmTask.from_environment(os.environ)
     outcome: list[str] = []
     attempt = None
 
@@ -59,7 +59,7 @@ def run_task(phase: Phase, config_file: Path, round_index: int) -> int:
             attempt = begin_attempt(run, phase.name, round_index, task)
         try:
             with folder_lock(run.lock_file, shared=True):
-                _do(phase, Round(config, run, round_index, config.cluster.unit_attempts), task, stop)
+                _check_and_work(phase, Round(config, run, round_index, config.cluster.unit_attempts), task, stop)
         except SophiaError as error:
             outcome.append(str(error))
             raise
@@ -69,20 +69,20 @@ def run_task(phase: Phase, config_file: Path, round_index: int) -> int:
 
     try:
         code = run_command(f"{phase.name} on {task.node}", work)
-    except KeyboardInterrupt:  # the signal came while the work was being put down
+    except KeyboardInterrupt:  # the signal came while the task was stopping
         code = EXIT_INTERRUPTED
     if stop.asked and code in (EXIT_INTERRUPTED, _EXIT_TERMINATED):
         code = EXIT_STOPPED
     if code in (SophiaError.exit_code, UsageError.exit_code):
         note_failed(run, task)
     if attempt is not None:
-        with suppress(SophiaError):  # a full disk, which the outcome has named already
+        with suppress(SophiaError):  # the disk may be full; the outcome says so already
             end_attempt(run, attempt, code, outcome[0] if outcome else "")
     return code
 
 
-def _do(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
-    """Check and work. Raises SophiaError; Unhealthy after noting the node down for exclusion."""
+def _check_and_work(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
+    """Check node and inputs, then work. Raises SophiaError; before it raises Unhealthy it excludes the node."""
     if not phase.again and state_of(phase, round).finished:
         return
     config, cluster = round.config, round.config.cluster
@@ -121,7 +121,7 @@ def _on_ranks(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
         raise KeyboardInterrupt
 
 
-if __name__ == "__main__":  # copies of the .sbatch files of version 0.1 start this module
+if __name__ == "__main__":  # users' copies of the .sbatch files of version 0.1 start this module
     from sophia_mcore.launch.worker import main
 
     sys.exit(main([*sys.argv[1:], "--slurm"]))

@@ -1,4 +1,4 @@
-"""A phase on the ranks of one node of an allocation: torchrun, the signals its ranks must get, and how it ended."""
+"""Runs a phase on the ranks of one node of a Slurm job with torchrun, passes signals on, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sophia_mcore.track.metrics import MetricsLog, read_metrics
 _LOOK_SECONDS = 0.5
 _SYSTEM_SECONDS = 15.0
 _GPU_QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
-_SIGNAL_EVERY = 4  # looks; ranks that are still importing do not listen yet
+_SIGNAL_EVERY = 4  # polls between two signals; one is not enough, since ranks ignore it while they import modules
 
 
 def torchrun_command(module: str, round: Round, task: SlurmTask) -> list[str]:
-    """The command of one node. Id and port of the rendezvous hold the job and its restart count."""
+    """The torchrun command of one node. Job number and restart count decide the rendezvous' id and port."""
     config, run = round.config, round.run
     join = f"is_host={int(task.node_index == 0)},join_timeout={config.cluster.join_seconds:.0f}"
     return [
@@ -43,20 +43,20 @@ def torchrun_command(module: str, round: Round, task: SlurmTask) -> list[str]:
 
 
 def run_on_node(phase: Phase, round: Round, task: SlurmTask, stop_asked: Callable[[], bool]) -> bool:
-    """Run torchrun here until it ends; once ``stop_asked``, its ranks are sent USR1 and save.
+    """Run torchrun on this node until it ends. Once ``stop_asked()`` is true, send USR1 to its ranks, which then save.
 
-    Returns True when the phase is finished, False when it was stopped and its state saved. Raises SophiaError when
-    it failed, Unhealthy naming a node, LostProcess when no rank says that it failed by itself.
+    Returns True when the phase is finished, False when it was stopped and its state is saved. Raises SophiaError when a
+    rank failed, Unhealthy when a rank names a bad node, LostProcess when torchrun ended and no rank reported an error.
     """
     assert phase.ranks is not None, f"phase {phase.name} runs on no ranks"
     folder = phase.ranks.folder(round)
     if task.node_index == 0:
-        for name in (STOPPED, FAILED):  # of an earlier attempt
+        for name in (STOPPED, FAILED):  # left by an earlier attempt
             (folder / name).unlink(missing_ok=True)
     child = subprocess.Popen(
         torchrun_command(phase.ranks.module, round, task),
         stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),  # torchrun itself would die of it
+        preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),  # USR1 would end torchrun itself
     )
     looks, system = 0, SystemLog(folder / SYSTEM_METRICS if task.node_index == 0 else None)
     try:
@@ -86,7 +86,7 @@ def run_on_node(phase: Phase, round: Round, task: SlurmTask, stop_asked: Callabl
 
 
 class SystemLog:
-    """Load and memory of the first node of a training, a line now and then; ``path`` None: nothing."""
+    """Logs load and memory of the first node at regular intervals. ``path`` None: logs nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._log = None if path is None else MetricsLog(path)
@@ -95,19 +95,19 @@ class SystemLog:
         self._next = 0.0
 
     def sample(self) -> None:
-        """Append a line if the last one is old enough."""
+        """Append a line if the interval since the last one has passed."""
         if self._log is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _SYSTEM_SECONDS
         memory = psutil.virtual_memory()
         values = {"cpu_percent": psutil.cpu_percent(), "memory_percent": memory.percent, **_gpus(query_system())}
-        with suppress(SophiaError):  # a full disk will be found by the training itself
+        with suppress(SophiaError):  # training itself reports a full disk
             self._log.log(self._step, "system", values)
         self._step += 1
 
 
 def query_system() -> str:
-    """Use and memory of the GPUs as nvidia-smi tells them; "" without one."""
+    """nvidia-smi's output: use (percent) and memory (MiB) of each GPU. "" if there is no nvidia-smi or no answer."""
     if shutil.which(_GPU_QUERY[0]) is None:
         return ""
     try:
@@ -117,7 +117,7 @@ def query_system() -> str:
 
 
 def _gpus(report: str) -> dict[str, float]:
-    """nvidia-smi's lines "use in percent, memory in MiB" as values per GPU; what is not a number is left out."""
+    """Parse the output of ``query_system`` into gpuI_percent and gpuI_memory_mib. Skips values that are no numbers."""
     values: dict[str, float] = {}
     for index, line in enumerate(report.splitlines()):
         for name, cell in zip(("percent", "memory_mib"), line.split(","), strict=False):
@@ -131,4 +131,4 @@ def _signal_ranks(torchrun: int) -> None:
         for rank in psutil.Process(torchrun).children():
             rank.send_signal(signal.SIGUSR1)
     except psutil.Error:
-        pass  # it has just ended
+        pass  # the process has just ended
