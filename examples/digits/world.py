@@ -12,7 +12,7 @@ A board is a 32 x 32 RGB picture, 2 x 2 cells of 16 x 16, named first ... fourth
 
     python examples/digits/world.py [--out runs/digits/data]
 
-writes train.jsonl, validation.jsonl and test.jsonl beside the folder images/.
+writes train.jsonl, practice.jsonl (for the on-policy stage), validation.jsonl and test.jsonl beside the folder images/.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ NAMES = ("first", "second", "third", "fourth")
 CELL_PIXELS = 16
 JITTER_PIXELS = 2
 SPLIT_SIZES = {"base": 900, "train": 350, "validation": 100, "test": 447}
-QUESTION_COUNTS = {"train": 1200, "validation": 500, "test": 1000}
+QUESTION_COUNTS = {"train": 1200, "practice": 3000, "validation": 500, "test": 1000}
+SCANS_OF = {"practice": "train"}  # the on-policy stage asks new questions about boards of the same scans
 KINDS = {"sum2": 0.2, "sum3": 0.2, "product": 0.3, "larger": 0.15, "parity": 0.15}
 DESCRIBE = "Describe the image."
 
@@ -174,7 +175,7 @@ def write_questions(part: str, count: int, out: Path) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(count):
-        board, task = random_board(part, rng), random_task(rng)
+        board, task = random_board(SCANS_OF.get(part, part), rng), random_task(rng)
         image = f"images/{part}-{index}.png"
         Image.fromarray(draw(board, rng)).save(out / image)
         row = {"id": f"{part}-{index}", "image": image, "question": task.question()}
@@ -185,7 +186,7 @@ def write_questions(part: str, count: int, out: Path) -> None:
 
 
 def main() -> None:
-    """Write the three question files."""
+    """Write the question files."""
     parser = argparse.ArgumentParser(description="Write the questions and pictures of the digits example.")
     parser.add_argument("--out", type=Path, default=Path("runs/digits/data"))
     out = parser.parse_args().out

@@ -44,10 +44,10 @@ def lineage_of(run: RunFolder, index: int, phases: Sequence[Phase]) -> dict[str,
 def _link(path: Path) -> dict[str, Any]:
     """What is there: an export with its proof, checkpoints, or shards; {} when nothing is."""
     if path.is_file():
-        return _shards([path])
+        return shards_link([path])
     if not path.is_dir():
         return {}
-    return _export(path / "conversion.json") or _checkpoint(path) or _shards(shard_files(path))
+    return export_link(path / "conversion.json") or _checkpoint(path) or shards_link(shard_files(path))
 
 
 def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
@@ -65,7 +65,7 @@ def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _shards(paths: Iterable[Path]) -> dict[str, Any]:
+def shards_link(paths: Iterable[Path]) -> dict[str, Any]:
     """How many, one hash over the content hashes of all, and what they say about their origin."""
     hashes, count = hashlib.sha256(), 0
     said: dict[str, str] = {}
@@ -82,7 +82,8 @@ def _shards(paths: Iterable[Path]) -> dict[str, Any]:
     return {"shards": count, "sha256": hashes.hexdigest(), **said} if count else {}
 
 
-def _export(proof: Path) -> dict[str, Any]:
+def export_link(proof: Path) -> dict[str, Any]:
+    """What the proof of a conversion says; {} where there is none."""
     try:
         content = proof.read_bytes()
         value = json.loads(content)

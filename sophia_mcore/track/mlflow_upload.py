@@ -24,6 +24,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact, rounds_of
+from sophia_mcore.track.stage import STAGE, origin_of, stage_of
 
 METRICS_PER_REQUEST = 900  # MLflow takes 1,000 entities in a request; room for the cursor
 PARAMS_PER_REQUEST = 90
@@ -96,11 +97,27 @@ class _Uploader:
         self._experiment = self._experiment_id()
 
     def upload(self) -> None:
+        name = self._config.run.name
         for index in rounds_of(self._run):
             parent = parent_of(self._run, self._config, index, self._phases)
-            parent_id = self._sync(parent, index, None)
+            parent_id = self._sync(parent, str(index), None, f"{name} round {index}")
             for child in children_of(self._run, self._config, index, self._phases):
-                self._sync(child, index, parent_id)
+                self._sync(child, str(index), parent_id, f"{name} round {index} {child.phase}")
+        self._upload_stage()
+
+    def _upload_stage(self) -> None:
+        """The on-policy stage, below the round (or stage) that it began from, where MLflow knows that one."""
+        parent_id = None
+        for tracked in stage_of(self._run, self._config):
+            if tracked.phase != STAGE:
+                self._sync(tracked, STAGE, parent_id, f"{self._config.run.name} {tracked.phase}")
+                continue
+            origin = origin_of(self._run, self._config, self._uid)
+            before = self._find(origin.uid, origin.round, origin.phase) if origin else None
+            above = before.info.run_id if before else None
+            parent_id = self._sync(tracked, STAGE, above, f"{self._config.run.name} {STAGE}")
+            if above is not None:  # also where that run has come to MLflow later than the stage
+                self._client.set_tag(parent_id, "mlflow.parentRunId", above)
 
     def _experiment_id(self) -> str:
         name, uri = self._config.track.experiment, self._config.track.tracking_uri
@@ -114,9 +131,9 @@ class _Uploader:
                     raise
         return str(found.experiment_id)
 
-    def _sync(self, tracked: TrackedRun, index: int, parent_id: str | None) -> str:
+    def _sync(self, tracked: TrackedRun, round_: str, parent_id: str | None, name: str) -> str:
         """Bring one MLflow run up to date and return its id."""
-        run = self._find_or_create(tracked.phase, index, parent_id)
+        run = self._find(self._uid, round_, tracked.phase) or self._create(tracked.phase, round_, parent_id, name)
         run_id, tags = run.info.run_id, run.data.tags
         self._send_params(run_id, tracked, set(run.data.params))
         self._send_lines(run_id, tracked, int(tags.get(_LINES, 0)))
@@ -126,17 +143,17 @@ class _Uploader:
             self._client.set_terminated(run_id)
         return run_id
 
-    def _find_or_create(self, phase: str, index: int, parent_id: str | None) -> Any:
-        tags = {_UID: self._uid, _ROUND: str(index), _PHASE: phase}
+    def _find(self, uid: str, round_: str, phase: str) -> Any:
+        tags = {_UID: uid, _ROUND: round_, _PHASE: phase}
         query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self._client.search_runs([self._experiment], query, max_results=1)
-        if found:
-            return found[0]
+        return found[0] if found else None
+
+    def _create(self, phase: str, round_: str, parent_id: str | None, name: str) -> Any:
+        tags = {_UID: self._uid, _ROUND: round_, _PHASE: phase}
         if parent_id is not None:
             tags["mlflow.parentRunId"] = parent_id
-        name = f"{self._config.run.name} round {index}"
-        run_name = name if parent_id is None else f"{name} {phase}"
-        return self._client.create_run(self._experiment, tags=tags, run_name=run_name)
+        return self._client.create_run(self._experiment, tags=tags, run_name=name)
 
     def _send_params(self, run_id: str, tracked: TrackedRun, known: set[str]) -> None:
         """Parameters never change in MLflow: the first value stays, the uploaded config.toml has the latest."""

@@ -65,9 +65,9 @@ def parent_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase
     return TrackedRun(
         phase="round",
         finished=f"round-{index}" in evaluation or (bool(mine) and run.round(index).model.is_dir()),
-        summary={**_numbers(mine), **_numbers(mine_evaluated, "evaluation.")},
-        params=_params(config),
-        texts={**_texts(run), "lineage.json": json.dumps(lineage, indent=2)},
+        summary={**numbers(mine), **numbers(mine_evaluated, "evaluation.")},
+        params=params_of(config),
+        texts={**texts_of(run), "lineage.json": json.dumps(lineage, indent=2)},
         tags=tags_of(lineage),
     )
 
@@ -77,29 +77,29 @@ def children_of(run: RunFolder, config: Config, index: int, phases: Sequence[Pha
 
     The parameters of a child are the settings that its phase depends on; the parent has all.
     """
-    params = _params(config)
+    params = params_of(config)
     folder = run.round(index)
     train_lines = read_metrics(folder.train_metrics_file)
     summary = json_or_empty(folder.train_summary_file)
     children = {}
     if train_lines or summary:
         children["train"] = TrackedRun(
-            phase="train", finished=bool(summary), lines=_points(train_lines), summary=_numbers(summary)
+            phase="train", finished=bool(summary), lines=points(train_lines), summary=numbers(summary)
         )
     system = read_metrics(folder.system_metrics_file)
     if system:
-        children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=_points(system))
+        children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=points(system))
     for attempt in _attempts(run, index):
         children[attempt.phase] = attempt
     kept = json_or_empty(folder.kept_summary_file)
     if kept:
-        children["score"] = TrackedRun(phase="score", finished=True, summary=_numbers(kept))
+        children["score"] = TrackedRun(phase="score", finished=True, summary=numbers(kept))
     for line in read_metrics(run.metrics_file):  # written when a phase has ended; its step is the round
-        if line.get("step", 0) == index:
-            phase = line["phase"]
+        phase = line["phase"]
+        if line.get("step", 0) == index and not phase.startswith("rl-"):  # those are steps of the on-policy stage
             child = children.setdefault(phase, TrackedRun(phase=phase, finished=True))
             if phase != "train":
-                child.lines.extend(_points([line]))
+                child.lines.extend(points([line]))
     own = {phase.name: {n: value for n, value in params.items() if phase.depends_on(n)} for phase in phases}
     found = [replace(child, params=own.get(child.phase, {})) for child in children.values()]
     before = len(list(run.aside.glob(f"*/{folder.path.name}/{folder.train.name}")))
@@ -123,7 +123,7 @@ def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
         yield TrackedRun(
             phase=f"{attempt['phase']} attempt {attempt['job']}.{attempt['restart']}",
             finished=attempt["ended"] is not None,
-            summary=_numbers(values),
+            summary=numbers(values),
             tags={"slurm.job": attempt["job"], "slurm.nodes": attempt["nodes"], "message": attempt["message"][:500]},
         )
     for phase, found in arrays.items():
@@ -135,7 +135,7 @@ def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:
         }
         ended = all(attempt["ended"] is not None for attempt in found)
         texts = {"attempts.json": json.dumps(found, indent=2)}
-        yield TrackedRun(phase=f"{phase} attempts", finished=ended, summary=_numbers(values), texts=texts)
+        yield TrackedRun(phase=f"{phase} attempts", finished=ended, summary=numbers(values), texts=texts)
 
 
 def _seconds(attempt: Mapping[str, Any]) -> float | None:
@@ -154,7 +154,7 @@ def redact(text: str) -> str:
     )
 
 
-def _params(config: Config) -> dict[str, str]:
+def params_of(config: Config) -> dict[str, str]:
     """The configuration flattened: "train.learning_rate" -> "2e-05"."""
     return {
         name: HIDDEN if _SECRET_NAME.search(name) else redact(str(value))[:500]
@@ -162,7 +162,7 @@ def _params(config: Config) -> dict[str, str]:
     }
 
 
-def _texts(run: RunFolder) -> dict[str, str]:
+def texts_of(run: RunFolder) -> dict[str, str]:
     texts = {}
     for path in (run.config_file, run.report_json, run.report_html):
         try:
@@ -185,7 +185,7 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.removesuffix("."), tree
 
 
-def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
+def numbers(tree: Any, prefix: str = "") -> dict[str, float]:
     """Finite numbers of a JSON tree, lists by position, under names that MLflow accepts."""
     if isinstance(tree, (list, tuple)):
         tree = {str(position): item for position, item in enumerate(tree)}
@@ -196,11 +196,11 @@ def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
     }
 
 
-def _points(lines: list[dict[str, Any]]) -> list[list[Point]]:
+def points(lines: list[dict[str, Any]]) -> list[list[Point]]:
     return [
         [
             (name, value, line["step"], int(line.get("time", 0) * 1000))
-            for name, value in _numbers({k: v for k, v in line.items() if k not in RESERVED}).items()
+            for name, value in numbers({k: v for k, v in line.items() if k not in RESERVED}).items()
         ]
         for line in lines
     ]
