@@ -173,6 +173,16 @@ class Rl(Section):
                 f"overlong = 'soft' needs overlong_cache > 0 and below max_tokens = {self.max_tokens}, "
                 f"not {self.overlong_cache}"
             )
+        if self.rethink.share and self.rethink.most_tokens >= self.max_tokens:
+            raise ValueError(
+                f"rethink.most_tokens = {self.rethink.most_tokens} leaves no room for a first try in max_tokens = "
+                f"{self.max_tokens}: no answer would be continued"
+            )
+        if self.rethink.least_tokens > self.rethink.most_tokens:
+            raise ValueError(
+                f"rethink.least_tokens = {self.rethink.least_tokens} exceeds rethink.most_tokens = "
+                f"{self.rethink.most_tokens}: no continuation would be kept"
+            )
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self

@@ -62,6 +62,8 @@ REFUSED = {  # name: (lines of [rl], what the one line says)
     "unknown key": ("batchs = 3", "rl.batchs: unknown key (did you mean 'batches'?)"),
     "unknown key inside": ("[rl.ssr]\nalfa = 3", "rl.ssr.alfa: unknown key (did you mean 'alpha'?)"),
     "endpoint": ("engine = { kind = 'openai', model_name = 'x' }", "new weights cannot be loaded into an endpoint"),
+    "no room to rethink": ("max_tokens = 64\n[rl.rethink]\nshare = 0.5", "rethink.most_tokens = 1024 leaves no room"),
+    "rethinking too short": ("[rl.rethink]\nleast_tokens = 2000", "rethink.least_tokens = 2000 exceeds"),
     "best without validation": ("keep = 'best'", "[[rl.validation]] is missing"),
     "soft without cache": ("overlong = 'soft'", "needs overlong_cache > 0"),
     "answers longer than rows": ("max_tokens = 32768", "do not fit into batch.sequence_length_tokens = 32768"),

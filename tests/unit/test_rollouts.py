@@ -175,7 +175,7 @@ def test_versions_that_are_due_answer_the_validation_questions(models: list[Path
 
 
 def test_forced_rethinking_goes_on_from_the_answers_own_tokens(models: list[Path], tmp_path: Path) -> None:
-    rethink = {"share": 1.0, "cut_share": 0.0, "most_tokens": 8}
+    rethink = {"share": 1.0, "cut_share": 0.0, "least_tokens": 1, "most_tokens": 8}
     stage = Stage(*make_rl_run(tmp_path, models[0], batches=1, rethink=rethink), models)
     assert stage.loop()
     rollouts = {one.id: one for one in rollouts_of(stage.run)}
@@ -199,7 +199,7 @@ def test_forced_rethinking_goes_on_from_the_answers_own_tokens(models: list[Path
 
 
 def test_rethinking_in_a_stream(models: list[Path], tmp_path: Path) -> None:
-    rethink = {"share": 0.5, "cut_share": 0.0, "most_tokens": 8}
+    rethink = {"share": 0.5, "cut_share": 0.0, "least_tokens": 1, "most_tokens": 8}
     settings = {"lag": 1, "placement": "separate", "objective": {"correction": "tis"}, "rethink": rethink}
     stage = Stage(*make_rl_run(tmp_path, models[0], **settings), models)
     assert stage.loop()
