@@ -12,7 +12,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.claims import Claim, Unit, UnitQueue, units_of
 from sophia_mcore.store.failures import Failure
 
-__all__ = ["Claim", "Progress", "Report", "Unit", "UnitQueue", "run_units", "units_of"]
+__all__ = ["Claim", "Held", "Progress", "Report", "Unit", "UnitQueue", "run_joined", "run_units", "units_of"]
 
 Report = Callable[[int], None]  # called with the number of items of the unit that are done so far
 Progress = Callable[[int, int], None]  # called with the items that all processes have done, and the number of all items
@@ -42,47 +42,102 @@ def run_units(
     has failed ``attempts`` times is not tried again. At the end SophiaError says how many units failed and why the
     first one did. When ``attempts`` different units fail in a row, the fault is probably in this process: it raises.
     """
+
+    def one(unit: Unit, held: Held) -> None:
+        try:
+            records = work(unit, held.report)
+        except Exception as error:
+            held.fail(unit, error)
+        else:
+            held.finish(unit, records)
+
+    return run_joined(queue, record_type, one, progress, metadata=metadata, wait=wait)
+
+
+def run_joined(
+    queue: UnitQueue,
+    record_type: type,
+    work: Callable[[Unit, Held], None],
+    progress: Progress | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    wait: bool = True,
+) -> int:
+    """As ``run_units``, for work that begins further units before the first ones are done.
+
+    ``work(unit, held)`` is called with a unit that was claimed. It may claim more of ``held``, and returns when each of
+    them has ended by ``held.finish`` or ``held.fail``. When it raises, all that it holds is given back.
+    """
     meter = _ItemsDone(queue, progress)
-    finished, pause = 0, _FIRST_PAUSE_SECONDS
-    in_a_row: set[str] = set()  # units that have failed since the last success
+    held = Held(queue, record_type, metadata, meter)
+    pause = _FIRST_PAUSE_SECONDS
     try:
         while True:
             meter.refresh()
-            claim = queue.claim()
-            if claim is not None:
-                try:
-                    records = _work_on(claim, work, meter)
-                except Exception:
-                    in_a_row.add(claim.unit.id)
-                    if queue.attempts == 1 or len(in_a_row) >= queue.attempts:
-                        raise
-                else:  # a failed write is not the unit's fault: it raises here, since the next write would fail too
-                    finished += claim.finish(records, record_type, metadata)
-                    meter.add(claim.unit)
-                    in_a_row.clear()
+            unit = held.claim()
+            if unit is not None:
+                with _heartbeats(queue):
+                    work(unit, held)
                 pause = _FIRST_PAUSE_SECONDS
             elif not wait or queue.remaining() == len(queue.given_up()):
                 meter.refresh(at_once=True)
                 _raise_if_failed(queue.given_up(), len(queue.units))
-                return finished
+                return held.finished
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, queue.lease_seconds / 4, _LONGEST_PAUSE_SECONDS)
     finally:
+        held.release()
         with suppress(SophiaError, OSError):  # a failed clean-up must not hide the error that ended the work
             queue.close()
 
 
-def _work_on(claim: Claim, work: Callable[[Unit, Report], Sequence[Any]], meter: _ItemsDone) -> Sequence[Any]:
-    try:
-        with _heartbeats(claim):
-            return work(claim.unit, meter.report)
-    except Exception as error:
-        claim.fail(error)
-        raise
-    except BaseException:
-        claim.release()
-        raise
+class Held:
+    """The units of one queue that this process holds at the same time."""
+
+    def __init__(
+        self, queue: UnitQueue, record_type: type, metadata: Mapping[str, Any] | None, meter: _ItemsDone
+    ) -> None:
+        self._queue = queue
+        self._record_type = record_type
+        self._metadata = metadata
+        self._meter = meter
+        self._claims: dict[str, Claim] = {}
+        self._in_a_row: set[str] = set()  # different units that failed since one was done
+        self.finished = 0
+
+    def claim(self) -> Unit | None:
+        """A further unit to work on; None when nothing is free."""
+        claim = self._queue.claim()
+        if claim is None:
+            return None
+        self._claims[claim.unit.id] = claim
+        return claim.unit
+
+    def report(self, items: int) -> None:
+        """So many items of the units that are held are done so far."""
+        self._meter.report(items)
+
+    def finish(self, unit: Unit, records: Sequence[Any], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the unit's shard; ``metadata`` is of this unit alone. What cannot be written ends the work: writing
+        failed, not the unit, and the next shard would fail too."""
+        claim = self._claims.pop(unit.id)
+        self.finished += claim.finish(records, self._record_type, {**(self._metadata or {}), **(metadata or {})})
+        self._meter.add(unit)
+        self._in_a_row.clear()
+
+    def fail(self, unit: Unit, error: Exception) -> None:
+        """Give the unit back as one that failed. Raises ``error`` when this process should rather stop."""
+        self._claims.pop(unit.id).fail(error)
+        self._in_a_row.add(unit.id)
+        if self._queue.attempts == 1 or len(self._in_a_row) >= self._queue.attempts:
+            raise error
+
+    def release(self) -> None:
+        """Give back what has not ended; anybody may claim it at once."""
+        for claim in self._claims.values():
+            claim.release()
+        self._claims.clear()
 
 
 def _raise_if_failed(failures: Sequence[Failure], units: int) -> None:
@@ -134,16 +189,16 @@ class _ItemsDone:
 
 
 @contextmanager
-def _heartbeats(claim: Claim) -> Iterator[None]:
-    """Renew the lease four times per lease period while the body runs. A failed renewal is tried again next time."""
+def _heartbeats(queue: UnitQueue) -> Iterator[None]:
+    """Renew the lease of all that is held four times per lease; a filesystem that hiccups is asked again."""
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(claim.lease_seconds / 4):
+        while not stop.wait(queue.lease_seconds / 4):
             with suppress(OSError):
-                claim.heartbeat()
+                queue.renew()
 
-    thread = threading.Thread(target=beat, name=f"heartbeat {claim.unit.id}", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
