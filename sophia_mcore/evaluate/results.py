@@ -59,7 +59,7 @@ def _labels(run: RunFolder) -> list[str]:
     folder = run.evaluation_questions_file.parent
     names = [path.name for path in folder.iterdir() if path.is_dir()]
     rounds = [name for name in names if name.startswith("round-") and name.removeprefix("round-").isdigit()]
-    others = sorted(set(names) - set(rounds) - {"base"})
+    others = sorted(set(names) - set(rounds) - {"base"}, key=lambda name: (name == "rl", name))  # after "rl-start"
     return ["base"] * ("base" in names) + sorted(rounds, key=lambda name: int(name.removeprefix("round-"))) + others
 
 

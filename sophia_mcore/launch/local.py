@@ -47,27 +47,55 @@ def run_phases(
     folder = made_folder(config)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings, again=again)
-        metrics = MetricsLog(folder.metrics_file)
-        checked = False
-        renewed = _begin_again(folder, again) if again else ()
-        for index in indices:
-            current = Round(config, folder, index)
-            for phase in phases_of(index):
-                if not phase.wanted(config) or (phase.name not in chosen and not (again and index > indices[0])):
-                    continue
-                if phase.preflight and not checked:
-                    preflight(current)
-                    checked = True
-                began = time.monotonic()
-                redo = index == indices[0] and phase.name in renewed
-                require_valid_inputs(phase, current)
-                prepare(Provenance(config, folder, phases.PHASES), phase, index, progress.say, again=redo)
-                if redo:
-                    _note_renewed(folder, phase.name)
-                _run_phase(phase, current, progress)
-                metrics.log(index, phase.name, {"seconds": round(time.monotonic() - began, 3)})
+        try:
+            _run_rounds(config, folder, chosen, indices, again, progress)
+        except SophiaError:
+            if "report" in chosen:
+                _report_anyway(config, folder, progress)
+            raise
         folder.again_file.unlink(missing_ok=True)
     return folder
+
+
+def _run_rounds(
+    config: Config,
+    folder: RunFolder,
+    chosen: set[str],
+    indices: list[int],
+    again: str | None,
+    progress: TerminalProgress,
+) -> None:
+    metrics = MetricsLog(folder.metrics_file)
+    checked = False
+    renewed = _begin_again(folder, again) if again else ()
+    for index in indices:
+        current = Round(config, folder, index)
+        for phase in phases_of(index):
+            if not phase.wanted(config) or (phase.name not in chosen and not (again and index > indices[0])):
+                continue
+            if phase.preflight and not checked:
+                preflight(current)
+                checked = True
+            began = time.monotonic()
+            redo = index == indices[0] and phase.name in renewed
+            require_valid_inputs(phase, current)
+            prepare(Provenance(config, folder, phases.PHASES), phase, index, progress.say, again=redo)
+            if redo:
+                _note_renewed(folder, phase.name)
+            _run_phase(phase, current, progress)
+            metrics.log(index, phase.name, {"seconds": round(time.monotonic() - began, 3)})
+
+
+def _report_anyway(config: Config, folder: RunFolder, progress: TerminalProgress) -> None:
+    """A phase has failed: where there are answers to look at, the page shows them, and why nothing was kept."""
+    from sophia_mcore.report.build import write_report
+
+    if not any(folder.path.glob("round-*/verdicts/*.parquet")):
+        return
+    try:
+        progress.say(f"report of what is there: {write_report(config, folder, phases.PHASES)}")
+    except Exception as error:  # the phase's own failure is what the user is told
+        progress.say(f"no report: {type(error).__name__}: {error}")
 
 
 def _begin_again(run: RunFolder, first: str) -> list[str]:

@@ -17,6 +17,7 @@ from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
+from sophia_mcore.report.answer import bars, gains
 from sophia_mcore.report.benchmarks import blocks, changed_answers
 from sophia_mcore.report.collect import collect
 from sophia_mcore.report.reading import Problems
@@ -60,16 +61,31 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
     """
     from sophia_mcore.report.charts import Charted, charts
     from sophia_mcore.report.examples import browser, in_script
+    from sophia_mcore.report.groups import groups
+    from sophia_mcore.report.on_policy import on_policy
+    from sophia_mcore.report.reasons import nothing_kept
 
-    drawn = charts([Charted(run, config, report, problems=problems)])
+    charted = Charted(run, config, report, problems=problems)
+    drawn = charts([charted])
+    stage = on_policy([charted])
+    if stage is not None:
+        report["missing"] += stage.missing
+        stage.groups = groups(run, problems)
+        stage.index = in_script(stage.groups.index) if stage.groups is not None else ""
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
     shown = browser(run, begun or [0], MAX_EXAMPLES, config.reward, problems)
     changed = changed_answers(run, report["evaluation"], problems)
+    reasons = [(index, nothing_kept(run, config, index, problems)) for index in begun]
+    gained = gains(run, report["evaluation"], problems)
     report["missing"] += [line for line in problems.lines if line not in report["missing"]]
     return render(
         "page.html.jinja",
         ["page.js", "browser.js"],
         report=report,
+        gains=gained,
+        bars=bars([("", report["evaluation"])]),
+        reasons=reasons,
+        on_policy=stage,
         charts=drawn,
         browser=shown,
         blocks=blocks(report["evaluation"]),

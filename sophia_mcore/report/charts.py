@@ -26,6 +26,7 @@ _TRAINING = {
     "learning_rate": "Learning rate",
 }
 _BINS = 60
+_VERDICTS = (GREEN, RED)  # right, others
 
 
 @dataclass
@@ -146,7 +147,10 @@ def _reward_figure(values: list[tuple[str, list[float]]], alpha: float | None) -
 
 
 def _length_figures(drawn: list[tuple[Charted, RoundFolder]]) -> list[tuple[str, Any]]:
-    captions, right, others, kept = [], [], [], []
+    captions: list[tuple[str, list[int]]] = []
+    right: list[tuple[str, list[int]]] = []
+    others: list[tuple[str, list[int]]] = []
+    kept: list[tuple[str, list[int]]] = []
     for charted, folder in drawn:
         prefix, problems = f"{charted.name} " if charted.name else "", charted.problems
         lengths = dict(zip(*columns(folder.trajectories, Trajectory, ["id", "tokens"], problems).values(), strict=True))
@@ -158,14 +162,15 @@ def _length_figures(drawn: list[tuple[Charted, RoundFolder]]) -> list[tuple[str,
         kept.append((f"{prefix}kept", [k.token_count for k in records(folder.kept_file, Kept, problems)]))
     return [
         ("Length of captions", _lengths(captions)),
-        ("Length of trajectories", _lengths(right + others)),
+        ("Length of trajectories", _lengths(right + others, _VERDICTS if len(drawn) == 1 else _COLOURS[1:])),
         ("Length of kept trajectories", _lengths(kept)),
     ]
 
 
-def _lengths(groups: list[tuple[str, list[int]]]) -> Any:
+def _lengths(groups: list[tuple[str, list[int]]], colours: tuple[str, ...] = _COLOURS[1:]) -> Any:
     import plotly.graph_objects as go
 
+    shades = {name: colours[i % len(colours)] for i, (name, _) in enumerate(groups)}
     groups = [group for group in groups if group[1]]
     if not groups:
         return None
@@ -173,10 +178,10 @@ def _lengths(groups: list[tuple[str, list[int]]]) -> Any:
     width = max(1, -(-(high - low + 1) // _BINS))
     places = range(low, high + 1, width)
     traces = []
-    for i, (name, lengths) in enumerate(groups):
+    for name, lengths in groups:
         counted = Counter((length - low) // width for length in lengths)
         bars = [counted[n] for n in range(len(places))]
-        traces.append(go.Bar(name=name, x=list(places), y=bars, marker_color=_COLOURS[(i + 1) % len(_COLOURS)]))
+        traces.append(go.Bar(name=name, x=list(places), y=bars, marker_color=shades[name]))
     return figure(*traces, x="tokens of the sampling model", y="count", barmode="overlay", bargap=0.05).update_traces(
         opacity=0.75 if len(traces) > 1 else 1.0
     )

@@ -114,7 +114,9 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
     if kept is None:
         so_far = {"captions": len(captions), "trajectories": len(trajectories)}
         entry.update({name: count for name, count in so_far.items() if count})
-        missing.append(f"round {index}: verdicts and kept trajectories")
+        judged, left = len(verdicts["verdict"]), len(trajectories) - len(verdicts["verdict"])
+        some = f"{left:,} of {len(trajectories):,} verdicts and " if left > 0 else ""
+        missing.append(f"round {index}: {some if judged else 'verdicts and '}kept trajectories")
         missing += [f"round {index}: {name}" for name, count in so_far.items() if not count]
     else:
         entry.update({name: kept[name] for name in _KEPT if name in kept})

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.evaluate.statistics import Z95
 from sophia_mcore.phase import Phase
-from sophia_mcore.records import Answer, Question
+from sophia_mcore.records import Question
+from sophia_mcore.report.answer import bars
 from sophia_mcore.report.build import render
 from sophia_mcore.report.charts import Charted, charts
 from sophia_mcore.report.collect import collect
-from sophia_mcore.report.reading import Problems, columns, records
+from sophia_mcore.report.on_policy import on_policy
+from sophia_mcore.report.pairs import answers_of, pair
+from sophia_mcore.report.reading import Problems, records
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.runs import redact
-
-MAX_FLIPS = 200  # questions listed per model and protocol
-_MAX_TEXT = 2_000
-
-Answers = dict[str, tuple[float, str]]  # question id -> share of right samples, an extracted answer
 
 
 def write_comparison(
@@ -53,6 +48,8 @@ def write_comparison(
         missing=missing,
         stale=[f"{charted.name}: {line}" for charted in runs for line in charted.report["stale"]],
         unchecked=[f"{charted.name}: {line}" for charted in runs for line in charted.report["unchecked"]],
+        bars=bars([(charted.name, charted.report["evaluation"]) for charted in runs]),
+        on_policy=on_policy(runs),
         charts=charts(runs),
     )
     write_text(target, page)
@@ -98,49 +95,9 @@ def compare_answers(first: Charted, second: Charted) -> list[dict[str, Any]]:
     pairs = []
     for label in first.report["evaluation"]:
         for protocol in first.report["evaluation"][label]["protocols"]:
-            answers = [_answers(charted, label, protocol) for charted in (first, second)]
+            answers = [answers_of(c.run, label, protocol, c.problems) for c in (first, second)]
             both = [name for name in common if name in answers[0] and name in answers[1]]
             if both:
-                pair = _pair(both, answers[0], answers[1], common)
-                pairs.append({"label": label, "protocol": protocol} | pair)
+                found = pair(both, answers[0], answers[1], common)
+                pairs.append({"label": label, "protocol": protocol} | found)
     return pairs
-
-
-def _answers(charted: Charted, label: str, protocol: str) -> Answers:
-    names = ["question_id", "verdict", "extracted"]
-    rows = columns(charted.run.evaluation(label, protocol), Answer, names, charted.problems)
-    grouped: dict[str, list[tuple[bool, str]]] = defaultdict(list)
-    for question, verdict, extracted in zip(*rows.values(), strict=True):
-        grouped[question].append((verdict == "correct", extracted[:_MAX_TEXT]))
-    return {q: (sum(right for right, _ in made) / len(made), made[0][1]) for q, made in grouped.items()}
-
-
-def _pair(both: list[str], first: Answers, second: Answers, questions: dict[str, Question]) -> dict[str, Any]:
-    differences = [second[name][0] - first[name][0] for name in both]
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    half = Z95 * math.sqrt(variance / n)
-    flips = [name for name, difference in zip(both, differences, strict=True) if difference]
-    flips.sort(key=lambda name: second[name][0] > first[name][0])  # right to wrong first
-    return {
-        "n": n,
-        "a": math.fsum(first[name][0] for name in both) / n,
-        "b": math.fsum(second[name][0] for name in both) / n,
-        "difference": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "better": sum(d > 0 for d in differences),
-        "worse": sum(d < 0 for d in differences),
-        "flips": [
-            {
-                "id": name,
-                "question": questions[name].question[:_MAX_TEXT],
-                "answer": questions[name].answer[:_MAX_TEXT],
-                "a": first[name],
-                "b": second[name],
-            }
-            for name in flips[:MAX_FLIPS]
-        ],
-        "flips_in_all": len(flips),
-    }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from sophia_mcore.config.schema import Reward
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import answer_type
 from sophia_mcore.records import Caption, Kept, Question, Trajectory, Verdict
+from sophia_mcore.report.pictures import allowance, picture
 from sophia_mcore.report.reading import Problems, columns, read_json, records
 from sophia_mcore.score.reward import BROKEN, Candidate, visual_rewards
 from sophia_mcore.store.images import ImageStore
@@ -29,8 +29,6 @@ FLAGS = ("kept", "none", "wrong", "broken", "rewarded", "captions", "verifiers",
 _MAX_TEXT = 20_000  # characters of one text in the page; the store has it whole
 _MIN_TEXT = 300
 _ALL_TEXTS = 60_000_000  # characters of all trajectories in the page: many are cut shorter each
-_IMAGE_PIXELS = ((1_000, 384), (4_000, 256))  # up to so many questions: side of a thumbnail
-_SMALL_PIXELS = 160
 
 
 @dataclass
@@ -64,17 +62,22 @@ def browser(run: RunFolder, rounds: list[int], limit: int, reward: Reward, probl
             "round": [example["round"] for example in shown],
         }
     )
-    side = next((pixels for most, pixels in _IMAGE_PIXELS if len(shown) <= most), _SMALL_PIXELS)
+    fill(result, shown, run, problems)
+    return result
+
+
+def fill(result: Browser, shown: list[dict[str, Any]], run: RunFolder, problems: Problems, share: float = 1.0) -> None:
+    """Add the examples and their pictures in blocks; ``share``: of the room that a page has for pictures."""
+    blocks = [shown[start : start + BLOCK_SIZE] for start in range(0, len(shown), BLOCK_SIZE)]
+    wanted = [sorted({digest for example in block for digest in example["images"]}) for block in blocks]
+    most = int(share * allowance(sum(map(len, wanted))))
     store = _open_images(run, problems)
     unreadable: list[str] = []
-    for start in range(0, len(shown), BLOCK_SIZE):
-        block = shown[start : start + BLOCK_SIZE]
+    for block, digests in zip(blocks, wanted, strict=True):
         result.blocks.append(pack(block))
-        digests = sorted({digest for example in block for digest in example["images"]})
-        result.images.append(in_script(_thumbnails(store, digests, side, unreadable) if store is not None else {}))
+        result.images.append(in_script(_pictures(store, digests, most, unreadable) if store is not None else {}))
     if unreadable:
         problems.add(f"{len(unreadable)} images cannot be shown: {unreadable[0]}")
-    return result
 
 
 def _open_images(run: RunFolder, problems: Problems) -> ImageStore | None:
@@ -113,9 +116,9 @@ def _round_examples(
             {
                 "id": question.id,
                 "round": index,
-                "question": _cut(question.question, _MAX_TEXT),
-                "options": [_cut(option, _MAX_TEXT) for option in question.options],
-                "answer": _cut(question.answer, _MAX_TEXT),
+                "question": cut(question.question, _MAX_TEXT),
+                "options": [cut(option, _MAX_TEXT) for option in question.options],
+                "answer": cut(question.answer, _MAX_TEXT),
                 "type": answer_type(question),
                 "source": question.source,
                 "images": list(question.images),
@@ -196,10 +199,10 @@ def _flags(captions: list[dict[str, Any]], alpha: float) -> int:
 
 
 def _limit(characters: int) -> Callable[[str, str], str]:
-    return lambda name, text: _cut(text, characters) if name == "text" else text
+    return lambda name, text: cut(text, characters) if name == "text" else text
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
     """``text``, shortened to its head and tail (the answer is at the end) with a note on the omitted part."""
     left_out = len(text) - most
     if left_out <= 0:
@@ -208,26 +211,15 @@ def _cut(text: str, most: int) -> str:
     return f"{text[:half]} [... {left_out:,} more characters in the store ...] {text[-half:]}"
 
 
-def _thumbnails(store: ImageStore, digests: list[str], side: int, unreadable: list[str]) -> dict[str, str]:
-    from sophia_mcore.data.images import decode
-
-    urls = {}
+def _pictures(store: ImageStore, digests: list[str], most: int, unreadable: list[str]) -> dict[str, tuple[str, str]]:
+    """(data URL, original size or "") by digest."""
+    found = {}
     for digest in digests:
         try:
-            image = decode(store.get(digest))
+            found[digest] = picture(store.get(digest), most)
         except (SophiaError, OSError, KeyError) as error:
             unreadable.append((str(error).splitlines() or ["unreadable"])[0])
-            continue
-        image.thumbnail((side, side))
-        buffer = io.BytesIO()
-        if max(image.size) <= 64:
-            image.save(buffer, "PNG", optimize=True)
-            kind = "png"
-        else:
-            image.save(buffer, "JPEG", quality=80 if side > _SMALL_PIXELS else 70)
-            kind = "jpeg"
-        urls[digest] = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return urls
+    return found
 
 
 def pack(value: object) -> str:

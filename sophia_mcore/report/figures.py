@@ -23,8 +23,8 @@ def figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> Any:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY},
-        xaxis={"title": x, "gridcolor": "rgba(138,143,152,0.25)"},
-        yaxis={"title": y, "gridcolor": "rgba(138,143,152,0.25)", "rangemode": "tozero"},
+        xaxis={"title": x, "automargin": True, "gridcolor": "rgba(138,143,152,0.25)"},
+        yaxis={"title": y, "automargin": True, "gridcolor": "rgba(138,143,152,0.25)", "rangemode": "tozero"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         showlegend=len(traces) > 1,
         **layout,
@@ -32,9 +32,12 @@ def figure(*traces: Any, x: str = "", y: str = "", **layout: Any) -> Any:
     return drawn
 
 
-def numbered(figures: Iterable[tuple[str, Any]]) -> list[dict[str, str]]:
-    """Titles and figures as the page draws them, [{"id", "title", "figure": JSON}]; without those that are None."""
+def numbered(figures: Iterable[tuple[str, Any]], prefix: str = "chart") -> list[dict[str, str]]:
+    """Titles and figures as the page draws them, [{"id", "title", "figure": JSON}]; without those that are None.
+
+    ``prefix`` begins the ids, which are unique in a page.
+    """
     return [
-        {"id": f"chart-{i}", "title": title, "figure": in_script(json.loads(drawn.to_json()))}
+        {"id": f"{prefix}-{i}", "title": title, "figure": in_script(json.loads(drawn.to_json()))}
         for i, (title, drawn) in enumerate((title, drawn) for title, drawn in figures if drawn is not None)
     ]

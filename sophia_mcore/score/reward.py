@@ -100,7 +100,7 @@ def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], co
     dropped: Counter[str] = Counter()
     qualified: dict[str, list[tuple[int | str, str]]] = defaultdict(list)
     for candidate in candidates:
-        reason = _reason_to_drop(candidate, rewards, config)
+        reason = reason_to_drop(candidate, rewards, config)
         if reason:
             dropped[reason] += 1
             continue
@@ -118,7 +118,8 @@ def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], co
     return Selection(tuple(kept), dropped)
 
 
-def _reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> str:
+def reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> str:
+    """Why a trajectory is not in the kept set: "truncated", its verdict, or "caption_reward"; "" if it qualifies."""
     if candidate.truncated:
         return "truncated"
     if config.require_correct and candidate.verdict != "correct":

@@ -24,7 +24,7 @@ HOSTILE = (
 PROTOCOLS = [{"name": "paper", "sampling": {"temperature": 1.0}}]
 
 
-def _sampled(text: str, count: int) -> dict[str, Any]:
+def sampled(text: str, count: int) -> dict[str, Any]:
     return {
         "text": text,
         "token_ids": tuple(range(count)),
@@ -89,13 +89,13 @@ def _rollouts(run: RunFolder, asked: list[Question], captions: int, answers: int
         if question.images[0] not in seen:
             texts = [f"caption {k} of image {i}" + (HOSTILE if i == 3 else "") for k in range(captions)]
             seen[question.images[0]] = [
-                Caption(id=caption_id(question.images, k), images=question.images, index=k, **_sampled(text, 5 + k))
+                Caption(id=caption_id(question.images, k), images=question.images, index=k, **sampled(text, 5 + k))
                 for k, text in enumerate(texts)
             ]
         for k, caption in enumerate(seen[question.images[0]]):
             for n in range(answers):
                 name = trajectory_id(question.id, caption.id, n)
-                values = _sampled(_answer(i, k, n), 20 + n)
+                values = sampled(_answer(i, k, n), 20 + n)
                 made.append(Trajectory(id=name, question_id=question.id, caption_id=caption.id, index=n, **values))
     folder = run.round(0)
     write_shard(folder.captions / "000000-a.parquet", [c for cs in seen.values() for c in cs], Caption)
@@ -114,7 +114,7 @@ def _evaluation(run: RunFolder, asked: list[Question]) -> None:
                 index=0,
                 verdict="correct" if i < right else "wrong",
                 extracted=q.answer if i < right else "<b>99</b>",
-                **_sampled("x", 3),
+                **sampled("x", 3),
             )
             for i, q in enumerate(asked)
         ]

@@ -149,9 +149,9 @@ def test_texts_of_models_are_never_markup(run: tuple[RunFolder, Any]) -> None:
 
 
 def test_a_megabyte_line_is_cut_in_the_middle(tmp_path: Path) -> None:
-    from sophia_mcore.report.examples import _cut
+    from sophia_mcore.report.examples import cut
 
-    text = _cut("a" * 1_000_000 + "end", 20_000)
+    text = cut("a" * 1_000_000 + "end", 20_000)
     assert len(text) < 20_100 and text.endswith("end") and "980,003 more characters" in text
 
 

@@ -14,19 +14,64 @@ function element(tag, className, text) {
   return node;
 }
 
+const PRINTED_WIDTH = 660; // pixels of a chart on paper
+const drawn = new Set();
+
 function draw(chart) {
+  if (drawn.has(chart)) return;
+  drawn.add(chart);
   const block = document.querySelector('script[data-chart="' + chart.id + '"]');
   const figure = JSON.parse(block.textContent);
   Plotly.newPlot(chart, figure.data, figure.layout, { displayModeBar: false, responsive: true });
 }
 
+// Charts in view are drawn first and all others when the browser has nothing else to do.
 loaded.then(() => {
+  const charts = [...document.querySelectorAll(".chart")];
   const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      seen.unobserve(entry.target);
-      draw(entry.target);
-    }
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => { seen.unobserve(entry.target); draw(entry.target); });
   }, { rootMargin: "300px" });
-  document.querySelectorAll(".chart").forEach((chart) => seen.observe(chart));
+  charts.forEach((chart) => seen.observe(chart));
+  const idle = window.requestIdleCallback || ((call) => setTimeout(call, 50));
+  const rest = [...charts];
+  const next = () => { const chart = rest.shift(); if (chart) { draw(chart); idle(next, { timeout: 500 }); } else { document.body.dataset.drawn = "all"; } };
+  idle(next, { timeout: 500 });
+});
+
+// On paper every chart is drawn, at the paper's width, and every fold outside of the browsers is open.
+let opened = [];
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll(".chart").forEach((chart) => { draw(chart); Plotly.relayout(chart, { width: PRINTED_WIDTH }); });
+  opened = [...document.querySelectorAll("details:not([open])")].filter((fold) => !fold.closest(".browser") && !fold.parentElement.closest("details"));
+  opened.forEach((fold) => { fold.open = true; });
+});
+window.addEventListener("afterprint", () => {
+  document.querySelectorAll(".chart").forEach((chart) => Plotly.relayout(chart, { width: null, autosize: true }));
+  opened.forEach((fold) => { fold.open = false; });
+});
+
+// On a phone the rows of a table become cards: each cell carries its column's name.
+document.querySelectorAll("table").forEach((table) => {
+  const heads = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
+  table.querySelectorAll("tbody tr").forEach((row) => [...row.cells].forEach((cell, i) => { if (heads[i]) cell.dataset.label = heads[i]; }));
+});
+
+// A click on a picture shows it at its full size, or at the largest that the page holds.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest ? event.target.closest("button.picture") : null;
+  if (!button) return;
+  const box = element("dialog", "full"), image = element("img"), close = element("button", "", "close");
+  image.src = button.querySelector("img").src;
+  image.alt = button.querySelector("img").alt;
+  const size = image.naturalWidth + " x " + image.naturalHeight;
+  const said = button.dataset.original ? "shown at " + size + ", the store has it at " + button.dataset.original : size;
+  if (image.naturalWidth <= 64) image.className = "tiny";
+  const bar = element("p", "dim", said + " ");
+  bar.append(close);
+  box.append(bar, image);
+  close.addEventListener("click", () => box.close());
+  box.addEventListener("click", (inner) => { if (inner.target === box) box.close(); });
+  box.addEventListener("close", () => { box.remove(); button.focus(); });
+  document.body.append(box);
+  box.showModal();
 });
