@@ -49,6 +49,11 @@ def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
         end = start
 
 
+def end_of_last(text: str) -> int:
+    """Where the last box that has content ends; -1 if there is none."""
+    return next((end for _, end, _ in _boxes(text)), -1)
+
+
 def cut_off(text: str) -> bool:
     """Whether the last box never ends: what stands in an earlier one has been replaced."""
     start = text.rfind("\\boxed{")

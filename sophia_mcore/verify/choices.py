@@ -21,7 +21,9 @@ _LETTER = re.compile(
 _LETTER_AND_TEXT = re.compile(
     r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
 )
-_SEVERAL_LETTERS = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_SEVERAL_LETTERS = re.compile(
+    r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}|(?:[(\[][A-J][)\]]){2,10}"
+)
 _FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(
     r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
@@ -76,7 +78,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
     option stands for an answer that names none (the rule of MathVista).
     """
-    answer = " ".join(_FORMULA_SIGN.sub(" ", TEXT_COMMAND.sub(r"\1", answer)).split())
+    answer = " ".join(_FORMULA_SIGN.sub(" ", TEXT_COMMAND.sub(r"\1", answer)).replace("\\$", "$").split())
     letter = _LETTER.fullmatch(answer)
     if letter:
         index = ascii_uppercase.index(letter[1].upper())

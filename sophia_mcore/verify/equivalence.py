@@ -8,6 +8,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from sophia_mcore.verify import exact
+from sophia_mcore.verify.numbers import parse_number
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, compound, parse_quantity
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.structures import endpoint, parse_structure
@@ -66,7 +67,8 @@ def _measured(quantity: Quantity) -> Any:
     units = _units()
     if quantity.unit == COMPOUND:
         return sum(units.Quantity(float(number), unit) for number, unit in compound(quantity.number) or ())
-    value = endpoint(quantity.number)
+    number = parse_number(quantity.number)
+    value = endpoint(quantity.number) if number is None else number.value
     return None if value is None else units.Quantity(float(value), quantity.unit)
 
 

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 from sophia_mcore.verify import choices, dates, structures
 from sophia_mcore.verify.algebra import evaluate, immense
+from sophia_mcore.verify.amounts import number_in_sentence
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
-from sophia_mcore.verify.inequalities import bound
-from sophia_mcore.verify.labels import letters_equal
+from sophia_mcore.verify.hopeless import cannot_equal
+from sophia_mcore.verify.labels import case_differs, letters_equal, ordinals_equal
 from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.named import named_value
-from sophia_mcore.verify.normalize import MAX_DEPTH, TEXT_COMMAND, clean, depth, plain_text
+from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
-from sophia_mcore.verify.quantities import amount, parse_quantity
+from sophia_mcore.verify.quantities import Amount, amount, parse_quantity
 from sophia_mcore.verify.ranges import parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
-from sophia_mcore.verify.sentences import core, harmless, said, stated
+from sophia_mcore.verify.sentences import core, harmless, said, same_place, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
-from sophia_mcore.verify.words import number_in_sentence, qualifiers
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -125,19 +125,10 @@ def _infer_form(text: str) -> str:
 
 _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
-# What is still to be worked out is no final answer, unless the gold answer leaves it so too.
-_UNEVALUATED = re.compile(
-    r"#|<\s*image|\\(?:to|rightarrow|longrightarrow|mapsto|sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
-    r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
-)
 _PERCENT, _DEGREES = re.compile(r"%$|\bpercent$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
 _ANGLES = frozenset({"degree", "degree_Celsius", "degree_Fahrenheit"})
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
-_LABEL = re.compile(r"\(\d\)\s+\S")
 _KILO = re.compile(r"\d+(?:\.\d+)?k")
-_BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
-_WORD_BEHIND = re.compile(r"[-+]?[\d.,]+\s*\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{[^{}]*[A-Za-z]{2}[^{}]*\}")
-_CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX
 
 
 def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | None:
@@ -162,10 +153,19 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return numbers_equal(wanted.number, paid.number, gold.rule)
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False
-    if _other_measure(gold, prediction, text) or (wanted is not None and _PERCENT.search(text)):
+    if (
+        _other_currency(gold.raw, prediction)
+        or _other_measure(gold, prediction, text)
+        or _price_of_percent(gold, paid, wanted, text)
+    ):
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, oracle)
+    if gold.type in ("text", "expression") and case_differs(gold.text, text):
+        return False
+    ranked = ordinals_equal(gold.text, text)
+    if ranked is not None:
+        return ranked
     special = SPECIAL_TYPES.get(gold.type)
     if special is not None:
         return special(gold, text, oracle)
@@ -188,25 +188,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         gold_number = parse_number(f"{gold.text[:-1]}e3")
     if number is not None and gold_number is not None:
         return numbers_equal(gold_number, number, gold.rule)
-    if depth(text) > MAX_DEPTH and depth(gold.text) <= MAX_DEPTH:
+    if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
-    if (
-        number is None
-        and qualifiers(text) - qualifiers(gold.text)
-        and bound(text) is None
-        and parse_range(text) is None
-    ):
-        return False
-    value = named_value(text)[1]
-    for hopeless in (_UNEVALUATED, _CHAIN, _BASE):
-        if hopeless.search(value) and not hopeless.search(gold.text):
-            return False
-    if (_LABEL.match(text) is None) != (_LABEL.match(gold.text) is None):
-        return False  # math-verify reads "(1) 3" as 4
-    if gold_number is not None and _WORD_BEHIND.fullmatch(text) and parse_quantity(text) is None:
-        return False  # math-verify leaves out the word of "7 \text{ tens}"
-    if gold_number is not None and (r"\begin" in text or (text.startswith(r"\{") and "|" in text)):
-        return False  # a matrix, cases or a described set against a number
     return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)
 
 
@@ -243,6 +226,22 @@ def _other_measure(gold: Gold, prediction: str, text: str) -> bool:
             if _PERCENT.search(other) or (measured is not None and measured.known and measured.unit not in _ANGLES):
                 return True
     return False
+
+
+def _price_of_percent(gold: Gold, paid: Amount | None, wanted: Amount | None, text: str) -> bool:
+    """Whether one answer is a price and the other a percentage."""
+    return bool((wanted is not None and _PERCENT.search(text)) or (paid is not None and _PERCENT.search(gold.text)))
+
+
+_SIGNS = re.compile(r"[€£¥₹]|\\\$|\$(?=\d[^$]*\$\d)")
+
+
+def _other_currency(gold: str, prediction: str) -> bool:
+    """Whether both name currencies by their signs, as in "$10-$20", and not the same."""
+    if gold.isascii() and prediction.isascii():
+        return False
+    wanted, paid = ({sign.lstrip("\\") for sign in _SIGNS.findall(text)} for text in (gold, prediction))
+    return bool(wanted and paid and wanted != paid)
 
 
 def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:
@@ -282,7 +281,10 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     if not gold.options:
         return False
     equal = [
-        compare(clean(option), text, gold.rule, "", oracle) if option.strip() else False for option in gold.options
+        compare(clean(option), text, gold.rule, "", oracle)
+        if option.strip() and not _other_angle(option, text)
+        else False
+        for option in gold.options
     ]
     right = [equal[index] for index in wanted]
     if True in right and all(index in wanted for index, same in enumerate(equal) if same is True):
@@ -294,6 +296,13 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     return False
 
 
+def _other_angle(option: str, text: str) -> bool:
+    """Whether an option is an angle in degrees and the answer a percentage or in another unit."""
+    measured = parse_quantity(text)
+    other = _PERCENT.search(text) is not None or (measured is not None and measured.known and measured.unit != "degree")
+    return other and _DEGREES.search(option) is not None
+
+
 def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     wanted = choices.yes_no(gold.text, letters=True)
     letters = plain_text(gold.text) not in ("yes", "no")  # NO may be an abbreviation
@@ -303,7 +312,11 @@ def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
 def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     wanted, found = plain_text(gold.text), plain_text(text)
     name, value = named_value(text)
-    if found == wanted or core(found) == core(wanted) or (name and plain_text(value) == wanted):
+    if (
+        found == wanted
+        or (core(found) == core(wanted) and same_place(found, wanted))
+        or (name and plain_text(value) == wanted)
+    ):
         return True
     listed = letters_equal(gold.text, text)
     return listed if listed is not None else gold.rule.contained and harmless(core(found), core(wanted))

@@ -16,9 +16,11 @@ from sophia_mcore.verify.announcements import (
     TAIL_CHARACTERS,
     Rule,
 )
-from sophia_mcore.verify.boxes import cut_off
+from sophia_mcore.verify.boxes import cut_off, end_of_last
+from sophia_mcore.verify.corrections import confirms, said_instead, taken_back
 from sophia_mcore.verify.normalize import TEXT_COMMAND
 
+Found = tuple[str, str, int]  # an answer, the name of the rule that found it, and where it begins
 _AGAIN = tuple(rule for rule in RULES if rule.name in ("final answer", "answer is"))
 
 # ---- tidying
@@ -36,7 +38,8 @@ _CLAUSE = re.compile(
 
 _DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
 _YES_AND_NO = re.compile(
-    r"\W*(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b", re.IGNORECASE | re.DOTALL
+    r"\W*(?:(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b|[对错是否不].*[对错否不])",
+    re.IGNORECASE | re.DOTALL,
 )
 _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the beginning of a formula
 
@@ -71,69 +74,124 @@ def _parts(text: str) -> tuple[list[str], bool]:
     return [after, thought] if mark else [after], False
 
 
-def _apply(rule: Rule, text: str, lower: str) -> str:
+def _apply(rule: Rule, text: str, lower: str) -> tuple[str, int] | None:
+    """The last answer that a rule finds, and where it begins."""
     if rule.words and not any(word in lower for word in rule.words):
-        return ""
-    for _, candidate in reversed(rule.find(text)):
-        answer = candidate if rule.name == "boxed" else tidy(candidate)
+        return None
+    for position, candidate in reversed(rule.find(text)):
+        answer = candidate if rule.name == "boxed" else tidy(_innermost(candidate))
         if answer:
-            return answer
-    return ""
+            return answer, position
+    return None
 
 
-_TAKEN_BACK = re.compile(
-    r"(?:[.!?…—]|\n)\s*(?:(?:but|oh|no|hmm)\b[\s,]*)?(?:wait|actually|scratch that|sorry|correction)\b", re.IGNORECASE
-)
+def _innermost(candidate: str) -> str:
+    """The last announcement within a candidate: "**Final answer** The answer is 5", "7. No, the answer is 9"."""
+    for _ in range(3):
+        found = [one for rule in _AGAIN for one in rule.find(candidate)] if "ns" in candidate else []
+        if not found:
+            break
+        candidate = max(found)[1]
+    return candidate
+
+
 _PLAIN_LETTER = re.compile(r"[(\[]?[A-J](?![A-Za-z])")
+_LETTER_AND_WORDS = re.compile(r"[(\[]?[A-J][)\]]?[.:]\s+(?:[^\s.!?]+\s?){1,3}[.!]?$")  # "B. Paris" stays together
 
 
-def _last_announcement(text: str, lower: str, letters_only: bool = False) -> tuple[str, str] | None:
-    """The last announcement of all kinds, or of a letter in plain text, and its rule."""
+def _last_announcement(text: str, lower: str, letters_only: bool = False) -> Found | None:
+    """The last announcement of all kinds, or of a letter in plain text."""
     lower = lower or text.lower()
     found: list[tuple[int, str, str]] = []
     for rule in RULES:
         if rule.name in ANNOUNCEMENTS and (not rule.words or any(word in lower for word in rule.words)):
             found += [(position, answer, rule.name) for position, answer in rule.find(text)]
     for position, candidate, name in sorted(found, key=lambda one: one[0], reverse=True):
-        answer = tidy(candidate)
-        if _PLAIN_LETTER.match(answer) and _TAKEN_BACK.search(text, position):
-            return "", name  # taken back, and no letter is left
-        for inner in _AGAIN:
-            answer = _apply(inner, answer, answer.lower()) or answer
+        inner = _innermost(candidate)
+        answer = tidy(inner)
+        both = _LETTER_AND_WORDS.match(inner.strip()) if len(answer) <= 3 else None
+        answer = both[0].strip(".! *") if both else answer
         if answer and (not letters_only or _PLAIN_LETTER.match(answer)):
-            return answer, name
+            return answer, name, position
     return None
 
 
+_FORMULA = re.compile(r"[\d\\]")
+_WORDY = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{3,}")
+
+
+def _behind_box(part: str, box: int, answer_type: str) -> Found | None:
+    """A later announcement behind the last box: a letter, or a number or formula."""
+    later = _last_announcement(part[box:], "", letters_only=True) if answer_type == "choice" else None
+    if later is None and answer_type != "choice":
+        announced = [(place, one, rule.name) for rule in _AGAIN for place, one in rule.find(part[box:])]
+        for place, one, name in sorted(announced, reverse=True):
+            answer = tidy(one)
+            if "boxed" not in one and _FORMULA.search(answer) and not _WORDY.search(answer):
+                later = answer, name, place
+                break
+    return (later[0], later[1], box + later[2]) if later is not None else None
+
+
+def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
+    """The answer as it is announced last, corrections left aside."""
+    boxed = _apply(RULES[0], part, part)
+    if boxed:
+        box = end_of_last(part) - 1
+        later = _behind_box(part, box, answer_type)
+        if later is not None:
+            return later
+        inside = boxed[0]
+        if "answer" in inside.lower():  # a whole sentence in the box
+            flat = TEXT_COMMAND.sub(r"\1", inside)
+            said = next(filter(None, (_apply(inner, flat, flat.lower()) for inner in _AGAIN)), None)
+            inside = said[0] if said else inside
+        return inside, RULES[0].name, box
+    lower = part[-TAIL_CHARACTERS:].lower()
+    if answer_type == "choice" and not unfinished:
+        announced = _last_announcement(part, lower)
+        if announced is not None:
+            return announced
+    for rule in RULES[1:]:
+        if (rule.types is not None and answer_type not in rule.types) or (unfinished and not rule.words):
+            continue
+        found = _apply(rule, part, lower)
+        if found:
+            return found[0], rule.name, found[1]
+    return None
+
+
+_SAID_BEHIND = 60  # characters of a correction that may itself be the answer
+
+
+def _corrected(part: str, found: Found, answer_type: str) -> Found:
+    """The answer, or what replaces it where it is taken back; "" where nothing does."""
+    answer, name, position = found
+    rest = taken_back(part, position, answer_type == "yes_no")
+    if rest is None or confirms(rest, answer):
+        return found
+    lower = rest.lower()
+    announced = _last_announcement(rest, lower)
+    if announced is not None and announced[0]:
+        return announced
+    line = tidy(said_instead(rest))
+    if line and len(line) <= _SAID_BEHIND and not _WORDY.search(line):
+        return line, name, position
+    for rule in RULES:
+        if rule.name in ("only number", "conclusion") and (weak := _apply(rule, rest, lower)):
+            return weak[0], name, position
+    return "", name, position
+
+
 def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
-    """(final answer, name of the rule that found it), or None; see ``extract``."""
+    """(final answer, name of the rule that found it), or None; see ``extract``. "": it is taken back."""
     parts, unfinished = _parts(text)
     for part in parts:
         if cut_off(part):
             return None
-        boxed = _apply(RULES[0], part, part)
-        if boxed and answer_type == "choice":
-            later = _last_announcement(part[part.rfind("\\boxed") :], "", letters_only=True)
-            if later is not None:
-                return later
-        if boxed:
-            if "answer" in boxed.lower():  # a whole sentence in the box
-                flat = TEXT_COMMAND.sub(r"\1", boxed)
-                boxed = next(filter(None, (_apply(inner, flat, flat.lower()) for inner in _AGAIN)), boxed)
-            return boxed, RULES[0].name
-        lower = part[-TAIL_CHARACTERS:].lower()
-        if answer_type == "choice" and not unfinished:
-            announced = _last_announcement(part, lower)
-            if announced is not None:
-                return announced
-        for rule in RULES[1:]:
-            if (rule.types is not None and answer_type not in rule.types) or (unfinished and not rule.words):
-                continue
-            answer = _apply(rule, part, lower)
-            if answer:
-                for inner in _AGAIN:  # "**Final answer** The answer is 5"
-                    answer = _apply(inner, answer, answer.lower()) or answer
-                return answer, rule.name
+        found = _candidate(part, answer_type, unfinished)
+        if found is not None:
+            return (found if unfinished else _corrected(part, found, answer_type))[:2]
         if part.strip():
             break
     return None

@@ -118,7 +118,8 @@ _BOUND = re.compile(r"(?P<sign>\\le|\\ge|\\ne|<|>)(?![a-zA-Z])\s*(?P<value>.*)",
 _BEFORE = re.compile(
     r"(?P<ge>at least|no less than|not less than|minimum of)|(?P<le>at most|no more than|not more than"
     r"|up to|maximum of)"
-    r"|(?P<gt>(?:more|greater|larger|higher) than)|(?P<lt>(?:less|fewer|smaller|lower) than)",
+    r"|(?P<gt>(?:more|greater|larger|higher) than|(?:over|above|exceeding)(?= [\d$\\]))"
+    r"|(?P<lt>(?:less|fewer|smaller|lower) than|(?:under|below)(?= [\d$\\]))",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(

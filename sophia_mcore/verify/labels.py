@@ -28,7 +28,7 @@ def _elements(dense: str) -> list[str] | None:
     if _FORMULA.fullmatch(dense) is None:
         return None
     found = re.findall(r"[A-Z][a-z]?", dense)
-    if not set(found) <= tables().elements or (len(found) < 2 and not re.search(r"\d", dense)):
+    if not set(found) <= tables().elements or (len(found) < 2 and not re.search(r"[\d+-]", dense)):
         return None
     return found
 
@@ -49,6 +49,8 @@ def names_equal(gold: str, text: str) -> bool | None:
         if listed is not None:
             return listed
         return a == b if (capital and other) or not re.search(r"[\\+*/^=<>-]", b if capital else a) else None
+    if a[-1:] in "+-" and b[-1:] in "+-":  # charges: Fe^{2+} is Fe2+
+        a, b = (re.sub(r"\^(?=\d?[+-]$)", "", one) for one in (a, b))
     first, second = _elements(a), _elements(b)
     if first is None or second is None:
         return None
@@ -58,6 +60,42 @@ def names_equal(gold: str, text: str) -> bool | None:
     if a == b:
         return True
     return False if named else None
+
+
+_FIRST = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh")
+_ORDINALS = {word: n for n, word in enumerate(_FIRST, start=1)}
+_ORDINAL = re.compile(
+    rf"(?:the\s+)?(?:(\d{{1,4}})(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))(?:\s+([a-z]+))?", re.IGNORECASE
+)
+
+
+def ordinals_equal(gold: str, text: str) -> bool | None:
+    """Equality of "3rd" and "third", with the same noun behind them; None if not both are ordinals.
+
+    >>> ordinals_equal("5th floor", "the fifth floor"), ordinals_equal("3rd", "13th"), ordinals_equal("3rd", "3")
+    (True, False, None)
+    """
+    a, b = _ORDINAL.fullmatch(gold), _ORDINAL.fullmatch(text)
+    if a is None or b is None:
+        return None
+    first, second = (int(one[1] or _ORDINALS[one[2].casefold()]) for one in (a, b))
+    return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
+
+
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){2,4}")
+
+
+def case_differs(gold: str, text: str) -> bool:
+    r"""Whether two answers that are no words differ, and by the case of their letters alone.
+
+    >>> case_differs("AaBb", "AABB"), case_differs(r"\pi", r"\Pi"), case_differs("Paris", "paris")
+    (True, True, False)
+    """
+    a, b = gold.strip(), text.strip()
+    if a == b or a.casefold() != b.casefold():
+        return False
+    words = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", TEXT_COMMAND.sub(r"\1", a))
+    return all(_GENOTYPE.fullmatch(word) for word in words)
 
 
 def letters_equal(gold: str, text: str) -> bool | None:

@@ -38,7 +38,12 @@ _WRAPPING_COMMAND = re.compile(
     r"|emph)\s*(?=\{)"
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
-_ABOUT = re.compile(r"^(?:\\approx|about|approximately|approx\.?|roughly|大?约)\s*(?=[-+]?[\d.])", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely|大?约|恰好?)\s*(?=[-+]?[\d.])", re.IGNORECASE
+)
+_COUNTED = re.compile(
+    r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?=\s*(?:\\text\s*\{\s*)?[^\W\d_]{1,20}[^,]*$)"
+)  # "2,500 grams"
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
 _BRACED_UNIT = re.compile(
     r"(?<=[\d}])\s*\{\s*((?:square|cubic)?)\s*(degrees?|inch(?:es)?|feet|foot|yards?|miles?|units?)\s*\}$"
@@ -72,6 +77,8 @@ def clean(answer: str) -> str:
         return answer
     else:
         answer = " ".join(answer.split())
+    if "," in answer:
+        answer = _COUNTED.sub(lambda match: match[0].replace(",", ""), answer)
     answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))
     return magnitudes(answer) if answer[-1:].isalpha() or "\\text" in answer or not answer.isascii() else answer
 

@@ -84,6 +84,7 @@ def amount(text: str) -> Amount | None:
 
 COMPOUND = "compound"  # the unit of "1 hour 30 minutes"
 _UNITS_POWER = re.compile(r"units?\s*\^\s*\{?([23])\}?")
+_PER_SQUARED = re.compile(r"\b(per [a-z]+) squared$")
 _SPOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _IN_BRACKETS = re.compile(r"^([\d.,]+|\\frac\{\d+\}\{\d+\})\s*\(([A-Za-zµΩ°/^\d ]{1,20})\)$")
 _SEGMENT = re.compile(r"\s*(?:,|and)?\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+|[小时分钟秒天米厘]+)\.?")
@@ -128,11 +129,12 @@ def parse_quantity(text: str) -> Quantity | None:
     flat = " ".join(flat.split())
     whole, part = _patterns()
     flat = _UNITS_POWER.sub(lambda match: f"{'square' if match[1] == '2' else 'cubic'} units", flat)
+    flat = _PER_SQUARED.sub(r"\1^2", flat) if flat.endswith("squared") else flat
     flat = _IN_BRACKETS.sub(r"\1 \2", flat)
     if " " in flat and flat[0].isdigit() and compound(flat):
         return Quantity(flat, COMPOUND, True)
     match = whole.fullmatch(flat)
-    if match and (spaced or len(match["unit"]) > 1) and not _SPOKEN.search(match["number"]):
+    if match and (spaced or len(match["unit"].rstrip("^{}-0123456789 ")) > 1) and not _SPOKEN.search(match["number"]):
         return Quantity(match["number"].strip(), _in_pint(match["unit"], part), True)
     noun = _NOUN.fullmatch(digits_first(flat))
     if noun and (noun["unit"] == "times" or is_noun(noun["unit"], noun["number"] == "1")):

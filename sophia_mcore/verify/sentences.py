@@ -12,7 +12,8 @@ _LEAD = re.compile(
     r"(?:i (?:think|believe|guess) (?:that )?)?(?:(?:这|它|该图形)?是)?"
     r"(?:(?:it|this|that|he|she|there|these|those|the(?: [^\W\d_]+){1,3})(?:['’]s|\s+(?:is|was|are|were"
     r"|shows?|has|will(?: be)?))\s+)?"
-    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from)\s+)*"
+    r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
+    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to)\s+)*"
 )
 
 
@@ -26,6 +27,19 @@ def core(plain: str) -> str:
     match = _LEAD.match(plain)
     rest = plain[match.end() :] if match else plain
     return rest or plain
+
+
+_PLACE = re.compile(r"\b(in|on|at|by|of|from|to)\b")
+
+
+def same_place(found: str, wanted: str) -> bool:
+    """Whether the prepositions before the core of two plain answers agree; one that only one has does not count.
+
+    >>> same_place("it is in the box", "on the box"), same_place("in may", "may")
+    (False, True)
+    """
+    first, second = (_PLACE.findall(text.removesuffix(core(text))) for text in (found, wanted))
+    return not (first and second) or first[-1] == second[-1]
 
 
 _SAID = re.compile(

@@ -33,7 +33,7 @@ class Structure:
 
 
 _IN = re.compile(r"[A-Za-z]\s*\\in(?![a-zA-Z])\s*")
-_AND = re.compile(r"(?:,\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or)\s|\s*(?:和|或|以及)\s*)")
+_AND = re.compile(r"(?:,\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or|&)\s|\s*(?:和|或|以及)\s*)")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
@@ -67,7 +67,8 @@ def _parse(text: str) -> Structure | None:
         return None
     if len(unions) > 1:
         return _of_parts("union", text, unions)
-    listed = _AND.sub(",", text) if " and " in text or " or " in text or "{" in text or not text.isascii() else text
+    joined = " and " in text or " or " in text or (" & " in text and "\\" not in text)
+    listed = _AND.sub(",", text) if joined or "{" in text or not text.isascii() else text
     parts = split_top(listed, ",;")
     if parts is None:
         return None

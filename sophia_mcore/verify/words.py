@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from sophia_mcore.verify.rules import tables
 
-_SMALL: dict[str, int] = tables().numerals
-_POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SMALL: dict[str, int] = tables().numerals
+POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 MULTIPLIERS: dict[str, Fraction] = {
-    "hundred": Fraction(100), **{word: Fraction(value) for word, value in _POWERS.items()}, "dozen": Fraction(12),
+    "hundred": Fraction(100), **{word: Fraction(value) for word, value in POWERS.items()}, "dozen": Fraction(12),
     "万": Fraction(10**4), "亿": Fraction(10**8), "百万": Fraction(10**6), "千": Fraction(1000), "百": Fraction(100),
     "half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4),
     "fourth": Fraction(1, 4), "fifth": Fraction(1, 5), "sixth": Fraction(1, 6), "seventh": Fraction(1, 7),
@@ -29,8 +29,8 @@ MEASURE = re.compile(
 )
 
 # Words that make another answer of the number before them, or no number at all.
-_PREPOSITIONS = frozenset({"in", "of", "on", "at", "for", "and", "to", "by", "from"})
-_PLURALS = {f"{word[:-1]}ies" if word.endswith("y") else f"{word}s" for word in _SMALL}
+PREPOSITIONS = frozenset({"in", "of", "on", "at", "for", "and", "to", "by", "from"})
+_PLURALS = {f"{word[:-1]}ies" if word.endswith("y") else f"{word}s" for word in SMALL}
 NOT_A_NOUN = tables().not_nouns | frozenset(MULTIPLIERS) | _PLURALS
 
 
@@ -49,7 +49,7 @@ def number_of_words(text: str) -> Fraction | None:
     words = re.split(r"[\s-]+", text.casefold())
     if words[0] in ("a", "an") and len(words) > 1 and words[1] in MULTIPLIERS:
         words[0] = "one"
-    if len(words) > 1 and words[-1] in MULTIPLIERS and words[-1] not in _POWERS and words[-1] != "hundred":
+    if len(words) > 1 and words[-1] in MULTIPLIERS and words[-1] not in POWERS and words[-1] != "hundred":
         count = _integer(words[:-1])
         return None if count is None else count * MULTIPLIERS[words[-1]]
     if words == ["half"]:
@@ -62,21 +62,21 @@ def _integer(words: list[str]) -> int | None:
     total = group = 0
     previous = ""
     for word in words:
-        if word == "and" and previous in ("hundred", *_POWERS):
+        if word == "and" and previous in ("hundred", *POWERS):
             continue
-        if word in _SMALL:
-            value = _SMALL[word]
-            if previous in _SMALL and not (_SMALL[previous] >= 20 and 0 < value < 10):
+        if word in SMALL:
+            value = SMALL[word]
+            if previous in SMALL and not (SMALL[previous] >= 20 and 0 < value < 10):
                 return None
             group += value
         elif word == "hundred" and 0 < group < 100:
             group *= 100
-        elif word in _POWERS and 0 < group < 1000:
-            total, group = total + group * _POWERS[word], 0
+        elif word in POWERS and 0 < group < 1000:
+            total, group = total + group * POWERS[word], 0
         else:
             return None
         previous = word
-    return total + group if previous in _SMALL or previous in ("hundred", *_POWERS) else None
+    return total + group if previous in SMALL or previous in ("hundred", *POWERS) else None
 
 
 def _chinese(text: str) -> Fraction | None:
@@ -114,7 +114,7 @@ def _chinese(text: str) -> Fraction | None:
 _PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
 _MAGNITUDE = re.compile(
     r"(?<![\w.,^/_])(?P<number>\d[\d,]*(?:\.\d+)?)\s*-?(?:\\text\s*\{)?\s*(?P<word>hundred|thousand|million|billion|trillion|"
-    r"dozen|百万|万|亿)(?![A-Za-z])\s*\}?",
+    r"dozen|百万|万|亿|千(?![米克瓦卡焦帕赫伏安]))(?![A-Za-z])\s*\}?",
     re.IGNORECASE,
 )
 _PART = re.compile(
@@ -149,7 +149,7 @@ def _multiplied(match: re.Match[str]) -> str:
 def digits_first(text: str) -> str:
     """With digits for the number in words that it begins with: "six apples" as "6 apples"."""
     words = text.split(" ")
-    if words[0].casefold().partition("-")[0] not in _SMALL or len(words) > 8:
+    if words[0].casefold().partition("-")[0] not in SMALL or len(words) > 8:
         return text
     for count in range(len(words) - 1, 0, -1):
         value = number_of_words(" ".join(words[:count]))
@@ -164,7 +164,7 @@ def is_noun(words: str, one: bool) -> bool:
     if not words:
         return True
     parts = re.split(r"[\s-]+", words)
-    if not parts or any(part in NOT_A_NOUN or part in _SMALL for part in parts):
+    if not parts or any(part in NOT_A_NOUN or part in SMALL for part in parts):
         return False
     return (
         one or parts[-1] in tables().plurals or (parts[-1].endswith("s") and not parts[-1].endswith(("ss", "us", "is")))
@@ -181,70 +181,3 @@ def qualifiers(text: str) -> set[str]:
     ['more', 'not']
     """
     return {word for word in map(str.casefold, _ANY_WORD.findall(text)) if word in tables().qualifiers}
-
-
-# ---- the one number of a sentence
-
-_NUMBER = re.compile(
-    r"(?<![\w.^_/\\-])(?:(?P<money>\\?\$|[€£¥])\s?)?(?P<digits>[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?P<percent>\s?\\?%)?(?![\w/^])"
-)
-_PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|km|kilometer|liter|h|s|m)\b)")
-_QUALIFIED = re.compile(
-    r"\b(?:not|no|never|cannot|neither|nor|n't|at least|at most|more than|less than|fewer than|over|under"
-    r"|above|below|up to"
-    r"|nearly|almost|between|from|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might"
-    r"|may|perhaps|maybe"
-    r"|either|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by"
-    r"|per|each|every|ratio"
-    r"|minus|negative|times|more|less|fewer|squared|cubed|extra|half|twice|double|triple|third|quarter|too|wrong|incorrect|instead)\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d",
-    re.IGNORECASE,
-)
-_WORD = re.compile(
-    r"\s*-?\s*([A-Za-z°µΩ]+(?:\s?\^?[23²³])?(?:\s?/\s?[A-Za-z]+(?:\^?[23²³])?|\s+per\s+[A-Za-z]+)?|[\u4e00-\u9fff])"
-)
-_COUNTS = re.compile(
-    rf"\b(?:{'|'.join(sorted({*_SMALL, *_POWERS, 'hundred', 'dozen'}, key=len, reverse=True))})\b", re.I
-)
-
-
-def number_in_sentence(line: str, units: frozenset[str]) -> str:
-    """The amount in a sentence that holds exactly one number and nothing that qualifies it; "" otherwise.
-
-    ``units`` are the spellings of units that stay with the number. A word for a number counts as one.
-
-    >>> number_in_sentence("The plant costs about $3 million.", frozenset())
-    '$3 million'
-    >>> number_in_sentence("She has at least 3 cats.", frozenset())
-    ''
-    """
-    line = _PER_UNIT.sub("/", line.replace("**", ""))
-    numbers = list(_NUMBER.finditer(line))
-    if _QUALIFIED.search(line) or len(re.findall(r"\d[\d,.]*", line)) > 1:
-        return ""
-    if not numbers:
-        return _words_in_sentence(line)
-    found = numbers[0]
-    following = _WORD.match(line, found.end())
-    word = following[1] if following else ""
-    if word in ("is", "was", "are") and not re.search(r"\b(?:answer|result|total|sum|value)\b", line[found.end() :]):
-        return ""  # the number is what the sentence is about
-    if _COUNTS.search(line) and word.casefold() not in MULTIPLIERS:
-        return ""
-    amount = found[0].strip().rstrip(",")
-    if word.casefold() in MULTIPLIERS:
-        return f"{amount} {word}"
-    if word and all(re.sub(r"[\s^23²³]", "", part) in units for part in re.split(r"/|\bper\b", word)):
-        return f"{amount} {word}"
-    return "" if word.casefold() in NOT_A_NOUN - _PREPOSITIONS else amount
-
-
-def _words_in_sentence(line: str) -> str:
-    if re.search(r"\bone\b", line, re.IGNORECASE) and not re.search(r"\b(?:is|are|exactly|only|just)\s+one\b", line):
-        return ""  # a pronoun
-    line = re.sub(r"\ba dozen\b", "twelve", line)
-    runs = re.findall(rf"{_COUNTS.pattern}(?:[\s-]+(?:and\s+)?{_COUNTS.pattern})*", line, re.IGNORECASE)
-    if len(runs) != 1 or number_of_words(runs[0]) is None:
-        return ""
-    following = re.match(r"\s*-?\s*([A-Za-z]+)", line[line.index(runs[0]) + len(runs[0]) :])
-    word = following[1].casefold() if following else ""
-    return "" if word in NOT_A_NOUN - _PREPOSITIONS else runs[0]

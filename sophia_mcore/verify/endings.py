@@ -1,0 +1,109 @@
+"""Answers that nothing announces: the last line, the end of the last sentence, the one number in it."""
+
+from __future__ import annotations
+
+import re
+
+from sophia_mcore.verify.amounts import number_in_sentence
+from sophia_mcore.verify.rules import tables
+
+LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
+_SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
+_CONCLUDES = re.compile(r"(?:so|thus|hence|therefore|then)\b[\s,]|因此|所以", re.IGNORECASE)
+_NOTHING = re.compile(r"(?:(?:the|final)\s+)*answer(?:\s+is)?\s*[:：]?|答案是?[:：]?", re.IGNORECASE)
+_YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
+
+
+def short(text: str) -> list[tuple[int, str]]:
+    """A response of one line that is an answer rather than a sentence."""
+    line = text.strip()
+    if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line):
+        return []
+    return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
+
+
+_CONCLUSION = re.compile(r"(?:\b(?:is|are|equals|gives|get|was)\b|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$")
+
+
+_CLAUSES = re.compile(r"[.,;]\s")
+_DOUBTED = re.compile(
+    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b", re.I
+)
+_THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
+
+
+def conclusion(text: str) -> list[tuple[int, str]]:
+    line = _THEREFORE.split(_last_line(text)[-LINE_CHARACTERS:])
+    if len(line) > 1 and line[-1].startswith("$"):
+        return [(text.rfind(line[-1]), line[-1])]
+    found = _CONCLUSION.search(line[-1] if len(line) == 1 else _last_line(text)[-LINE_CHARACTERS:])
+    clause = _CLAUSES.split(_last_line(text)[-LINE_CHARACTERS:].removesuffix(found["answer"]))[-1] if found else ""
+    if _DOUBTED.search(clause):
+        return []
+    return (
+        [(text.rstrip().rfind(found["answer"]), found["answer"])]
+        if found and "\\boxed" not in found["answer"] and not _SENTENCE.search(found["answer"])
+        else []
+    )
+
+
+def only_number(text: str) -> list[tuple[int, str]]:
+    """The one amount in the last sentence that has one, chatter after it left out."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if lines and _CHATTER.match(lines[-1]):
+        lines.pop()
+    line = lines[-1] if lines else ""
+    start = max(text.rfind(line), 0)
+    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line:
+        return []
+    concluded = _SO.search(line)
+    if concluded:
+        return [(start + concluded.start("answer"), concluded["answer"])]
+    for sentence in reversed(_SENTENCE_END.split(line)):
+        if re.search(r"\d", sentence) or sentence is line:
+            found = number_in_sentence(sentence, frozenset(tables().units))
+            return [(start + line.rfind(sentence), found)] if found else []
+    found = number_in_sentence(line, frozenset(tables().units))
+    return [(start, found)] if found else []
+
+
+_SO = re.compile(r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)\.?$")
+_CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?。])\s+(?=[A-Z*])")
+
+
+def remaining_letter(text: str) -> list[tuple[int, str]]:
+    """The one letter of the last line that is not denied: "A is wrong, so it must be B", "Neither A nor B; C"."""
+    line = _last_line(text)[-LINE_CHARACTERS:]
+    left, denials = _DENIED.subn(" ", line)
+    letters = set(_STANDALONE.findall(left))
+    start = text.rstrip().rfind(line)
+    return [(start, letters.pop())] if denials and len(letters) == 1 and not _UNSURE.search(line) else []
+
+
+_OPTION = r"[(\[]?[A-J](?!\w)[)\]]?"
+_LIST = rf"{_OPTION}(?:\s*(?:,|and|or|nor|&)+\s*{_OPTION})*"
+_DENIED = re.compile(
+    rf"(?:\b(?:[Nn]either|[Nn]ot?|[Rr]ule[sd]? out|[Ee]xcludes?|[Ee]liminates?|cannot be|isn['’]t)\s+"
+    rf"(?:[Oo]ptions?\s+)?{_LIST}"
+    rf"|(?:\b[Oo]ptions?\s+)?(?<!\w){_LIST}\s+(?:is|are)\s+(?:\w+\s+)?(?:wrong|incorrect|not\b[^.;,]*"
+    rf"|false|impossible|too \w+|ruled out|excluded))"
+)
+_STANDALONE = re.compile(r"(?<![\w'’^_\\-])([B-HJ]|A(?!\s+[a-z](?!s\b|nd\b|r\b))|I(?=[.)]|$))(?![\w'’^(-])")
+_UNSURE = re.compile(
+    r"\b(?:could|might|may|maybe|perhaps|would|unsure|not sure|between|if|or|cannot|can't|unclear)\b|\?", re.I
+)
+
+
+def line(text: str) -> list[tuple[int, str]]:
+    line = text.strip()
+    too_much = "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line
+    return [] if too_much or _NOTHING.fullmatch(line) else [(0, line)]
