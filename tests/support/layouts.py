@@ -227,9 +227,10 @@ def losses_of_steps(outcomes: list[Outcome], parallel: Parallel, data: int) -> l
     return [sum(values) for values in zip(*by_data.values(), strict=True)]
 
 
-def trained_names(spec: ModelSpec, train_vision_tower: bool = False, train_projector: bool = False, **_: Any) -> set[str]:
-    """Canonical names of what has a gradient, from the tables of weights."""
-    trained = {"language": True, "vision": train_vision_tower, "projector": train_projector}
+def trained_names(spec: ModelSpec, **train: Any) -> set[str]:
+    """Canonical names of what has a gradient under these settings, from the tables of weights."""
+    trained = {"language": True, **{part: bool(train.get(f"train_{part}")) for part in ("vision_tower", "projector")}}
+    trained["vision"] = trained.pop("vision_tower")
     names = [entry.name for entry in resolve(spec, "hf-custom" if spec.language.family == "internlm2" else "hf")]
     return {name for name in names if trained[name.partition(".")[0]]}
 
