@@ -81,6 +81,8 @@ def pretended() -> Iterator[None]:
         for name, value in _CUDA.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch.version, "cuda", torch.version.cuda or "13.0"))
+        # torch's own optimizers ask it; a build for CUDA would look for the device
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: None))
         yield
 
 
