@@ -1,1 +1,1 @@
-"""From kept trajectories to packed rows: samples, tokens, packing, collated micro batches, a resumable loader."""
+"""Makes training batches from kept trajectories: samples, tokens, packing, collated micro batches, resumable loader."""

@@ -1,4 +1,4 @@
-"""The policy's own captions as samples, and which of them have log-probs that the trainer's can be compared with."""
+"""Samples from the policy's own captions, to compare the trainer's log-probs with those of the sampling engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sophia_mcore.store.shards import read_folder
 
 
 def caption_samples(config: Config, folder: RoundFolder) -> list[Sample]:
-    """The captions as the policy's answers to the describe prompt, up to train.measure_samples of them."""
+    """Samples of `comparable_captions`: the describe prompt is the question, the caption is the response."""
     template = plain(load_prompt("describe", config.captions.prompt_file))
     return [
         Sample(
@@ -34,7 +34,8 @@ def caption_samples(config: Config, folder: RoundFolder) -> list[Sample]:
 
 
 def comparable_captions(config: Config, folder: RoundFolder) -> Iterator[Caption]:
-    """The first train.measure_samples captions with a log-prob for each token, sampled at temperature 1 and top-p 1."""
+    """The first train.measure_samples captions that have a log-prob for each token and were sampled at temperature 1
+    and top-p 1. Only these log-probs can be compared with the trainer's."""
 
     def comparable(caption: Caption) -> bool:
         known = len(caption.token_logprobs) == len(caption.token_ids) > 0 and min(caption.token_ids) >= 0

@@ -1,4 +1,4 @@
-"""A row of packed samples as tensors. Shapes: S positions of a row, T rows of pixels, N pictures, n sequences."""
+"""Collates packed samples into tensors. Shapes: S positions of a row, T rows of pixels, N pictures, n sequences."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ from sophia_mcore.pretrained.family import ImageSize
 
 Positions = Callable[[NDArray[np.int32], Sequence[ImageSize]], NDArray[np.int64]]
 
-_PADDING_SEQUENCE = 1024  # tokens; padding is cut into short sequences so that attention over it stays cheap
+_PADDING_SEQUENCE = 1024  # tokens; padding is cut into short sequences, which makes attention over it cheap
 
 
 def counted(input_ids: NDArray[np.int32], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
-    """Positions [L] that count from 0, whatever the tokens are."""
+    """Positions 0, 1, 2, ... [L] of L tokens, independent of the images."""
     return np.arange(len(input_ids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """One micro batch: one row of S positions holding several sequences, each attending only to itself.
+    """One micro batch: a row of S positions with several sequences. Each sequence attends only to itself.
 
-    Position t predicts targets[t], the token at t + 1 of the same sequence; it counts iff target_mask[t].
-    Padding (behind each sequence up to the alignment, and at the end of the row) never counts.
+    Position t predicts targets[t], the token at t + 1 of the same sequence. It enters the loss if target_mask[t] is
+    True. Padding (after each sequence up to the alignment, and at the end of the row) never enters the loss.
     """
 
     input_ids: Tensor  # [1, S] int64
     position_ids: Tensor  # [1, S] int64, restarting at 0 in every sequence; [3, 1, S] with three axes (M-RoPE)
     targets: Tensor  # [1, S] int64; IGNORE where target_mask is False
     target_mask: Tensor  # [1, S] bool
-    weights: Tensor  # [1, S] fp32, the sample's weight at its targets, else 0
+    weights: Tensor  # [1, S] fp32, the sample's weight at its targets, 0 elsewhere
     sequence_ids: Tensor  # [1, S] int64, index into sample_ids; -1 on padding
     kinds: Tensor  # [1, S] int64: STORED, FRESH, SUPERVISED or AUXILIARY (batch.samples)
     cu_seqlens: Tensor  # [n + 1] int32, boundaries of the sequences including padding; last = S
     max_seqlen: int  # longest sequence, padding included
     pixel_values: Tensor | None  # [T, *row_shape] fp32, of distinct images (T = 0 if none); None: not loaded
-    picture_grids: tuple[tuple[int, int], ...]  # rows and columns of each of the N pictures, T in all; a tile is (1, 1)
-    feature_index: Tensor  # [image tokens] int64: which feature fills the i-th image token; the features of the
-    # pictures follow one another, and an image has as many as its ImageSize.tokens
+    # (rows, columns) of each of the N pictures, in units of rows of pixels: their products sum to T. A tile is (1, 1).
+    picture_grids: tuple[tuple[int, int], ...]
+    # [image tokens] int64: index of the feature that fills the i-th image token. Features are numbered over all
+    # pictures in order; an image has ImageSize.tokens of them.
+    feature_index: Tensor
     sample_ids: tuple[str, ...]
-    picture_keys: tuple[str, ...] = ()  # a name for each of the N pictures, the same wherever the image appears
+    picture_keys: tuple[str, ...] = ()  # a name of each of the N pictures; equal images have equal names
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
     rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
     reference_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target under the starting model
@@ -82,16 +84,18 @@ def collate(
     rollout_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
     reference_logprobs: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> PackedBatch:
-    """Lay the samples one after another into a row of `length` positions; no sample makes a row of padding.
+    """Put the samples one after another into a row of `length` positions. Without samples the row is all padding.
 
     Args:
-        samples: whose lengths, each rounded up to sequence_multiple, sum to at most `length`.
+        samples: their lengths, each rounded up to sequence_multiple, sum to at most `length`.
         length: S, a multiple of sequence_multiple.
-        sequence_multiple: every sequence starts and ends on it (2 x context parallel size).
-        pixels: rows [t, *row_shape] of an image digest; None leaves pixel_values out (later pipeline stages).
-        positions: of a sequence by its ids and images, as `ImageProcessor.positions`.
-        behaviour_logprobs, rollout_logprobs, reference_logprobs: by sample id, one natural log per response
-            token, end token included; 0 for samples that are not among them.
+        sequence_multiple: sequences start and end at multiples of this (2 x context parallel size).
+        pixels: image digest -> rows of pixels [t, *row_shape]. None: no pixel_values (later pipeline stages).
+        row_shape: shape of one row of pixels.
+        positions: (token ids, image sizes) of a sequence -> its positions, as `ImageProcessor.positions`.
+        padding_id: token id of padding.
+        behaviour_logprobs, rollout_logprobs, reference_logprobs: sample id -> natural-log probability of each
+            response token, end token included. Samples that are not in the mapping get 0.
 
     Raises:
         ValueError: the samples do not fit, or a sample's log-probs are not one per target.
@@ -140,7 +144,7 @@ def collate(
 
 
 def split_logprobs(batch: PackedBatch, logprobs: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Log-probs [1, S] of a batch's targets by sample id: what `collate` takes as behaviour_logprobs."""
+    """Split log-probs [1, S] of a batch by sample: sample id -> values of its targets, as `collate` takes them."""
     flat, ids = logprobs.detach().float().cpu().reshape(-1), batch.sequence_ids.cpu().reshape(-1)
     mask = batch.target_mask.cpu().reshape(-1)
     return {name: flat[mask & (ids == index)].numpy() for index, name in enumerate(batch.sample_ids)}
@@ -149,7 +153,7 @@ def split_logprobs(batch: PackedBatch, logprobs: Tensor) -> dict[str, NDArray[np
 def _positions(
     samples: Sequence[TokenizedSample], boundaries: NDArray[np.int64], positions: Positions
 ) -> NDArray[np.int64]:
-    """[S] or [3, S], padding counted from the beginning of its sequence."""
+    """Positions [S], or [3, S] with three axes. Padding positions count from the start of their sequence."""
     row = np.arange(boundaries[-1]) - np.repeat(boundaries[:-1], np.diff(boundaries))
     axes = positions(np.empty(0, np.int32), ()).shape[:-1]
     result = np.array(np.broadcast_to(row, (*axes, len(row))))
@@ -188,8 +192,8 @@ def _pixels(
     pixels: Callable[[str], NDArray[np.float32]] | None,
     row_shape: tuple[int, ...],
 ) -> tuple[Tensor | None, Tensor, dict[str, tuple[int, int]]]:
-    """Rows of the distinct images in order of appearance, for each image token its feature, the pictures' grids."""
-    first: dict[str, tuple[int, int]] = {}  # an image's first row and first feature
+    """(pixel_values, feature_index, picture key -> grid). Each distinct image appears once, in order of appearance."""
+    first: dict[str, tuple[int, int]] = {}  # image -> its first row of pixels, its first feature
     index = [np.empty(0, np.int64)]
     pictures: dict[str, tuple[int, int]] = {}
     count = features = 0

@@ -1,4 +1,4 @@
-"""Micro batches of any step for one data-parallel rank."""
+"""The loader: micro batches of any step for one data-parallel rank."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from sophia_mcore.batch.tokenize import TokenizedSample, tokenize
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 
-_FRESH = "\0fresh"  # no mixture can be called so
+_FRESH = "\0fresh"  # not a possible name of a mixture
 
 
 class Loader:
-    """Step i is a pure function of (samples, seed, i): to resume, go on with the next i.
+    """Makes the micro batches of each step. Step i depends only on (samples, seed, i), so resuming needs no state.
 
-    Samples whose source is the name of a mixture form that mixture's stream, all others the main one. Every rank
-    of one data-parallel group must be given the same samples in the same order.
+    Samples whose source is the name of a mixture form the stream of that mixture; all others form the main stream.
+    All ranks of a data-parallel group must pass the same samples in the same order.
 
-    Raises UsageError when batch.sequence_length_tokens does not divide as the layout needs it, SophiaError when
-    there is nothing to train on (with the counts of what was dropped) or an image cannot be read.
+    Raises UsageError when batch.sequence_length_tokens does not fit the layout, SophiaError when no sample is left to
+    train on (with counts of the dropped samples) or an image cannot be read.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Loader:
 
     @property
     def steps(self) -> int:
-        """Number of steps: train.steps, or what train.epochs over the main samples take."""
+        """Number of steps: train.steps, or as many as train.epochs over the main stream take."""
         return self._schedule.steps
 
     def sample_ids(self, index: int) -> list[str]:
@@ -66,11 +66,11 @@ class Loader:
         return [sample.id for sample in self._samples(index)]
 
     def step(self, index: int) -> list[PackedBatch]:
-        """This rank's micro batches of step `index`; the same number on every rank, padded with empty rows."""
+        """This rank's micro batches of step `index`. Every rank gets the same number; some rows may be all padding."""
         return list(self._rows.batches(self._samples(index), self._logprobs))
 
     def prefetch(self, start: int = 0, stop: int | None = None) -> Iterator[list[PackedBatch]]:
-        """Steps [start, stop) in order, each prepared in a thread while the one before is used."""
+        """Yield the micro batches of steps [start, stop). A thread prepares the next step in the meantime."""
         indices = range(start, self.steps if stop is None else stop)
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
             following = pool.submit(self.step, indices[0]) if indices else None
@@ -88,11 +88,12 @@ class Loader:
         *,
         stored: bool = True,
     ) -> Loader:
-        """The same loader, whose batches bring log mu (and the sampling engine's log-probs) of their targets.
+        """A copy of this loader whose batches also have log-probs of their targets.
 
-        Both by sample id, one natural log per response token (`collate.split_logprobs` makes them); None leaves what is
-        there. The policy's own samples need both; those of the store only log mu, and only if ``stored``; further data
-        none. Raises SophiaError naming a sample that has none, or one that is not finite.
+        ``behaviour``: log mu; ``rollout``: the sampling engine's log-probs. Each maps a sample id to the natural-log
+        probability of each response token (as `collate.split_logprobs` returns them); None keeps the present values.
+        The policy's own samples need both. Stored samples need ``behaviour``, unless ``stored`` is False. Samples of
+        mixtures need none. Raises SophiaError naming a sample whose log-probs are missing or not finite.
         """
         for kind, given, kinds in (
             ("behaviour", behaviour, (FRESH, STORED) if stored else (FRESH,)),
@@ -112,11 +113,11 @@ class Loader:
         return other
 
     def everything(self) -> Iterator[PackedBatch]:
-        """This rank's rows of all samples, each once; the same number on every rank."""
+        """Yield this rank's micro batches over all samples, each sample once. Every rank gets the same number."""
         return self._rows.batches([sample for stream in self._streams for sample in stream], self._logprobs)
 
     def fixed(self, count: int) -> list[PackedBatch]:
-        """This rank's micro batches of the first `count` main samples in a shuffled, fixed order: a measuring set."""
+        """This rank's micro batches of `count` samples of the main stream, which are the same in every call."""
         main = self._streams[0]
         order = np.random.default_rng(0).permutation(len(main))[:count]
         return list(self._rows.batches([main[i] for i in order], self._logprobs))
@@ -128,7 +129,8 @@ class Loader:
 def _schedule(
     samples: Sequence[TokenizedSample], config: Config, dropped: Counter[str]
 ) -> tuple[Schedule, list[list[TokenizedSample]]]:
-    """Streams: the main one, one per mixture, and the policy's own samples if objective.fresh_share asks for them."""
+    """The schedule and the samples of each stream: main stream, one per mixture, and fresh samples if
+    objective.fresh_share is set. Raises SophiaError when a stream is empty."""
     shares = {mixture.name: mixture.share for mixture in config.batch.mixtures}
     names = {name: f"mixture {name}" for name in shares}
     if config.objective.fresh_share:
@@ -143,7 +145,7 @@ def _schedule(
         if not stream:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none given"
             raise SophiaError(f"no sample to train on in {names[key]} (dropped: {reasons})")
-    rest = 1.0 - sum(shares.values())  # the configuration sees to it that something is left
+    rest = 1.0 - sum(shares.values())  # the configuration checks that this is positive
     schedule = Schedule(
         streams=tuple(Stream(key, len(stream), shares.get(key, rest)) for key, stream in members.items()),
         global_batch=config.train.global_batch_samples,

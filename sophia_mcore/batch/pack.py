@@ -1,7 +1,7 @@
-"""Packing lengths into rows of fixed capacity: best-fit decreasing, in time linear in the number of lengths.
+"""Packs lengths into rows of fixed capacity: best-fit decreasing, in time linear in the number of lengths.
 
-Lengths are small integers, so sorting is counting, and "the fullest row that still has room" is the next set bit
-in a bitmap over the free space of the rows.
+Lengths are small integers. So a counting sort is enough, and the fullest row with enough space is found as the next set
+bit in a bitmap over the free space of the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def pack(lengths: ArrayLike, capacity: int) -> list[list[int]]:
-    """Rows of indices into `lengths`, each row's lengths summing to at most `capacity`.
+    """Pack `lengths` into rows; returns the indices in each row, whose lengths sum to at most `capacity`.
 
     >>> pack([5, 3, 4, 2, 2], 8)
     [[0, 1], [2, 3, 4]]
@@ -37,7 +37,7 @@ def pack(lengths: ArrayLike, capacity: int) -> list[list[int]]:
 
 
 def pack_arrays(lengths: ArrayLike, capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The same as arrays: item indices row after row, and where each row starts (one more than rows)."""
+    """Like `pack`, as arrays: the item indices of all rows, and the start of each row (rows + 1 values)."""
     checked = np.ascontiguousarray(lengths, dtype=np.int64)
     if checked.ndim != 1:
         raise ValueError(f"lengths must be one-dimensional, not {checked.ndim}-dimensional")
@@ -48,13 +48,13 @@ def pack_arrays(lengths: ArrayLike, capacity: int) -> tuple[NDArray[np.int64], N
 
 
 def volume_bound(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> int:
-    """No packing needs fewer rows than this."""
+    """Lower bound of the number of rows: the sum of the lengths divided by the capacity, rounded up."""
     return -(-int(np.sum(lengths)) // capacity)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Making many lists of integers starts many garbage collections that cannot find anything: most of the time."""
+    """Pause the garbage collector. Making many lists of integers would start it often, without finding garbage."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -67,11 +67,11 @@ def _collector_paused() -> Iterator[None]:
 @njit(cache=True)
 def _best_fit_decreasing(lengths, capacity):  # type: ignore[no-untyped-def]
     order = _longest_first(lengths, capacity)
-    row_of = np.empty(order.size, np.int32)  # by place in the order: neighbours in time are neighbours in memory
-    top = np.full(capacity + 1, -1, np.int32)  # by free space: last row with exactly that much
-    below = np.empty(order.size, np.int32)  # by row: the next one with the same free space
-    words = np.zeros((capacity >> 6) + 1, np.uint64)  # bit f: some row has f free
-    summary = np.zeros((words.size >> 6) + 1, np.uint64)  # bit w: words[w] is not zero
+    row_of = np.empty(order.size, np.int32)  # row of the i-th item in `order`; indexed so for sequential memory access
+    top = np.full(capacity + 1, -1, np.int32)  # free space -> last row with exactly that much, or -1
+    below = np.empty(order.size, np.int32)  # row -> the next row with the same free space
+    words = np.zeros((capacity >> 6) + 1, np.uint64)  # bit f is set if some row has free space f
+    summary = np.zeros((words.size >> 6) + 1, np.uint64)  # bit w is set if words[w] is not zero
     rows = 0
     for place in range(order.size):
         length = lengths[order[place]]
@@ -145,7 +145,7 @@ def _lowest(bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _group(order, row_of, rows):  # type: ignore[no-untyped-def]
-    """Items row after row, in the order in which they were placed, and where each row starts."""
+    """Items of all rows, each row in the order in which they were placed, and the start of each row."""
     starts = np.zeros(rows + 1, np.int64)
     for row in row_of:
         starts[row + 1] += 1

@@ -1,4 +1,4 @@
-"""What turns a sample into numbers: the policy's chat template, tokenizer and image processor, and the run's images."""
+"""Everything needed to turn a sample into tensors: chat template, tokenizer, image processor and the run's images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sophia_mcore.store.layout import Round
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a policy reads text and images. Images are named by their digest in the store."""
+    """A policy's chat template, tokenizer and image processor, and the image store of a run."""
 
     chat: Chat
     tokenizer: Tokenizer
@@ -30,7 +30,7 @@ class Reader:
 
     @staticmethod
     def of_round(round_: Round) -> Reader:
-        """The reader of the model that the round starts from."""
+        """The reader of the model that the round starts from. Raises SophiaError when its files cannot be read."""
         return Reader(
             Chat.from_model_dir(round_.policy),
             load_tokenizer(round_.policy),
@@ -39,10 +39,10 @@ class Reader:
         )
 
     def image_size(self, digest: str) -> ImageSize:
-        """What the image takes in the model's input; only its width and height are read."""
+        """Rows of pixels and tokens that the image takes. Only its width and height are read."""
         with Image.open(io.BytesIO(self.image_store.get(digest))) as image:
             return self.image_processor.size(*image.size)
 
     def pixels(self, digest: str) -> NDArray[np.float32]:
-        """The image's rows of pixels, as the processor makes them."""
+        """The image's rows of pixels [t, *row_shape] fp32, made by the image processor."""
         return self.image_processor.pixels(decode(self.image_store.get(digest)))

@@ -1,4 +1,4 @@
-"""Samples to the micro batches of one data-parallel rank: packed into rows, dealt out, collated."""
+"""Packs samples into rows, divides the rows among data-parallel ranks, and collates those of one rank."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _CACHED_IMAGES = 64
 
 
 class Rows:
-    """Rows of a fixed length for rank ``rank`` of ``ranks``. Every rank must be given the same samples in one order.
+    """Makes the rows of data-parallel rank ``rank`` of ``ranks``.
 
-    Raises UsageError when batch.sequence_length_tokens does not divide as the layout needs it.
+    All ranks must pass the same samples in the same order. ``load_pixels`` False: rows have no pixel_values. Raises
+    UsageError when batch.sequence_length_tokens does not fit the layout.
     """
 
     def __init__(
@@ -42,15 +43,15 @@ class Rows:
 
     @property
     def longest(self) -> int:
-        """Tokens that a sample may have, prompt and response together."""
+        """The largest number of tokens of a sample, prompt and response together."""
         return self._length // self._sequence_multiple * self._sequence_multiple
 
     def batches(
         self, samples: Sequence[TokenizedSample], logprobs: Mapping[str, Any] | None = None
     ) -> Iterator[PackedBatch]:
-        """This rank's micro batches; the same number on every rank, padded with empty rows.
+        """Yield this rank's micro batches. Every rank gets the same number; some rows may be all padding.
 
-        ``logprobs``: the arguments of `collate.collate` that hold log-probs.
+        ``logprobs``: keyword arguments of `collate.collate`, such as behaviour_logprobs.
         """
         lengths = [aligned(len(sample.input_ids), self._sequence_multiple) for sample in samples]
         rows = pack(lengths, self._length)

@@ -1,4 +1,4 @@
-"""Training samples from the kept trajectories and from further data in JSONL."""
+"""Training samples from kept trajectories and from mixtures, which are the user's further data in JSON Lines files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sophia_mcore.records import Kept
 from sophia_mcore.store.json_lines import read_json_lines
 
 KEPT_SOURCE = "kept"
-# Where a response comes from: another model (off-policy), the policy itself, further data (plain NLL always), or an
-# auxiliary term of plain NLL that has a denominator of its own.
+# The kind of a sample. STORED: written by another model (off-policy). FRESH: written by the policy. SUPERVISED: further
+# data, whose loss is always plain NLL. AUXILIARY: plain NLL with its own denominator.
 STORED, FRESH, SUPERVISED, AUXILIARY = 0, 1, 2, 3
-IGNORE = -100  # the label of a position without a target: log-prob 0, no gradient, no matrix product
+IGNORE = -100  # the ignored label, for positions without a target: log-prob 0, no gradient, no computation
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _FIELDS = {"id": str, "question": str, "response": str, "images": list, "system": str}
 _OPTIONAL = ("images", "system")
@@ -39,11 +39,11 @@ class Sample:
     system: str | None  # None: the chat template's default
     question: str
     response: str
-    weight: float = 1.0  # reward or advantage, whatever the objective multiplies the response's terms with
+    weight: float = 1.0  # reward or advantage; the objective multiplies the response's terms by it
     kind: int = STORED  # or FRESH, SUPERVISED, AUXILIARY
     complete: bool = True  # False: cut off by the token limit, so that no end token follows
-    response_ids: tuple[int, ...] | None = None  # the sampled tokens, end token included, where they are the policy's
-    opened: str = ""  # the beginning of the response that a chat template wrote: in front of ``response_ids``
+    response_ids: tuple[int, ...] | None = None  # sampled tokens with end token, if they fit the policy's tokenizer
+    opened: str = ""  # beginning of the response that a chat template wrote; it comes before ``response_ids``
 
 
 def system_prompt(response: str, long_thinking: str, default: str | None) -> str | None:
@@ -56,7 +56,7 @@ def system_prompt(response: str, long_thinking: str, default: str | None) -> str
 
 
 def from_kept(kept: Iterable[Kept], *, long_thinking: str, default_system: str | None) -> list[Sample]:
-    """One sample of weight 1 per kept trajectory; the caption is in neither input nor target."""
+    """One sample of weight 1 per kept trajectory. The caption is not part of the sample."""
     return [
         Sample(
             id=row.trajectory_id,
@@ -71,7 +71,7 @@ def from_kept(kept: Iterable[Kept], *, long_thinking: str, default_system: str |
 
 
 def image_digests(images: Iterable[bytes]) -> list[str]:
-    """sha256 of each image's bytes: what `ImageStore.add_many` returns, without storing anything."""
+    """sha256 of each image's bytes, as `ImageStore.add_many` returns them, but without storing the images."""
     return [hashlib.sha256(image).hexdigest() for image in images]
 
 
@@ -83,11 +83,11 @@ def from_mixture(
     default_system: str | None,
     max_image_pixels: int = 100_000_000,
 ) -> list[Sample]:
-    """Samples of weight 1 from JSONL lines {"id", "question", "response"[, "images": [paths]][, "system"]}.
+    """Samples of weight 1 from JSON lines {"id", "question", "response"[, "images": [paths]][, "system"]}.
 
-    Images go through `add_images` in one call: `ImageStore.add_many` on one process, `image_digests` on the others.
-    Raises UsageError naming file and line: not JSON, a field missing or of the wrong type, an id twice, an image
-    that cannot be read, a file without lines.
+    All images are passed to `add_images` in one call: `ImageStore.add_many` on one process, `image_digests` on the
+    others. Raises UsageError with file and line for a line that is not JSON, a field that is missing or of the wrong
+    type, an id that appears twice, an image that cannot be read, and a file without lines.
     """
     rows = _mixture_samples(mixture.path)
     digests = iter(add_images(_mixture_images(mixture, rows, max_image_pixels)))
@@ -106,7 +106,7 @@ def from_mixture(
 
 
 def check_mixture(mixture: Mixture, max_image_pixels: int = 100_000_000) -> int:
-    """How many samples a mixture has. Raises UsageError as `from_mixture`; only the heads of its images are read."""
+    """Number of samples in a mixture. Raises UsageError like `from_mixture`. Reads only the headers of the images."""
     rows = _mixture_samples(mixture.path)
     seen: set[str] = set()
     for line, row in rows:
@@ -125,7 +125,7 @@ def _image_path(mixture: Mixture, image: str) -> Path:
 
 
 def _mixture_samples(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The lines with their numbers, each id once."""
+    """(line number, fields) of all lines. Raises UsageError for a bad line or an id that appears twice."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UsageError(f"{path}: a pipe or device; a file is needed, because it is read more than once")
     rows = list(_mixture_rows(path))
@@ -153,7 +153,7 @@ def _mixture_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _row_problem(row: dict[str, Any]) -> str:
-    """What is wrong with a line of a mixture; "" if nothing is."""
+    """What is wrong with a line of a mixture; "" if it is valid."""
     for field, kind in _FIELDS.items():
         if field in _OPTIONAL and row.get(field) is None:
             continue
@@ -184,7 +184,7 @@ def _mixture_images(mixture: Mixture, rows: list[tuple[int, dict[str, Any]]], ma
 
 
 def require_some(samples: list[Sample], where: str) -> list[Sample]:
-    """The samples, or SophiaError when there is none or every weight is zero: nothing could be learned."""
+    """Return the samples. Raises SophiaError if there are none or all weights are zero: nothing could be learned."""
     if not samples:
         raise SophiaError(f"{where}: no sample to train on")
     if all(sample.weight == 0.0 for sample in samples):

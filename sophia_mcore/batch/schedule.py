@@ -1,4 +1,4 @@
-"""Which samples make up step i: a pure function, so that resuming needs no state."""
+"""Selects the samples of step i. This is a pure function of i, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sophia_mcore.store.lineage import seed_for
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """`size` samples, read in an order that is shuffled anew each epoch; `share` of every global batch."""
+    """`size` samples, shuffled again in each epoch. `share`: their part of every global batch, in (0, 1]."""
 
     name: str
     size: int
@@ -60,14 +60,14 @@ class Schedule:
         ]
 
     def _total(self) -> float:
-        """Samples of all streams together until the main stream's epochs end."""
+        """Samples of all streams together until the epochs of the main stream end."""
         return self.epochs * self.streams[0].size / self.streams[0].share
 
     def _given(self, number: int, steps: int) -> int:
-        """How many samples stream `number` has given after `steps` steps.
+        """How many samples stream `number` has contributed after `steps` steps.
 
-        The streams after the first take their part of what the ones before left over, the first takes the rest: so
-        none ever takes a sample back, whatever the shares.
+        Streams 1, 2, ... in turn take their part of what is left; stream 0 takes the rest. So the number of no stream
+        ever goes down from one step to the next, for any shares.
         """
         left = steps * self.global_batch
         if self.fixed_steps is None:
@@ -89,10 +89,11 @@ def _permutation(size: int, seed: int) -> NDArray[np.int64]:
 
 
 def assign_rows(lengths: Sequence[Sequence[int]], multiple: int, ranks: int) -> list[list[int | None]]:
-    """Rows (given as their sequence lengths) for each data-parallel rank; None is an empty row.
+    """Divide rows, given as the lengths of their sequences, among ranks; returns row indices, None for an empty row.
 
-    Every rank gets the same number of rows, a multiple of `multiple`. Rows are dealt out by falling attention cost
-    (sum of squared lengths), the order reversing at every turn, so that ranks finish a step at about the same time.
+    Every rank gets the same number of rows, a multiple of `multiple`. Rows are sorted by attention cost (sum of squared
+    lengths), largest first, and dealt to the ranks; the order of the ranks is reversed at every turn. So all ranks
+    finish a step at about the same time.
 
     >>> assign_rows([[4], [2, 2], [3], [1]], multiple=1, ranks=2)
     [[0, 3], [2, 1]]

@@ -1,4 +1,4 @@
-"""Training samples from a round's store: the kept trajectories, or those chosen of all, each with its weight."""
+"""Training samples, with weights, from the trajectories that a round has stored."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from sophia_mcore.score.candidates import choose
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard
 
-# Sample.source and Sample.kind of what the reasoner and the policy have written
+# Author -> (Sample.source, Sample.kind)
 _SOURCES = {"reasoner": ("trajectories", STORED), "policy": ("fresh", FRESH)}
-# The setting that asks for the log-probs of the two
+# Author -> the setting that needs the log-probs of its trajectories
 _NEEDED_BY = {"reasoner": "objective.behaviour = 'recorded'", "policy": "objective.fresh_share"}
-Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id
+Logprobs = dict[str, NDArray[np.float32]]  # sample id -> natural-log probability of each response token
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSamples:
-    """Samples, and the log-probs of their response tokens when they were sampled.
+    """Samples, and the log-probs of their response tokens that were recorded during sampling.
 
-    `behaviour`: log mu, where the objective divides by what was recorded; `rollout`: the sampling engine's, for the
-    policy's own. `dropped`: why trajectories are not used.
+    `behaviour`: log mu, if the objective uses recorded probabilities. `rollout`: log-probs of the sampling engine, for
+    the policy's own answers. `dropped`: reason -> number of trajectories that are not used.
     """
 
     samples: list[Sample]
@@ -46,11 +46,12 @@ class StoreSamples:
 def from_store(
     config: Config, run: RunFolder, folder: RoundFolder, policy: Path, *, long_thinking: str
 ) -> StoreSamples:
-    """What the objective learns from (`objective.trajectories`): the kept set, or the round's full store; with
-    `objective.fresh_share` the policy's own answers too.
+    """The samples that the objective learns from.
 
-    Raises SophiaError: a phase before has not been run, nothing is left to train on, a recorded log-prob is missing,
-    not finite or positive. UsageError: objective.behaviour = "recorded" with a reasoner of another tokenizer.
+    `objective.trajectories` chooses the kept set or all trajectories of the round; `objective.fresh_share` adds the
+    policy's own answers. Raises SophiaError when an earlier phase has not been run, nothing is left to train on, or a
+    recorded log-prob is missing, not finite or positive. Raises UsageError when objective.behaviour = "recorded" and
+    the reasoner has another tokenizer.
     """
     objective, default = config.objective, config.batch.default_system_prompt
     recorded = objective.behaviour == "recorded"
@@ -81,7 +82,7 @@ def from_store(
 
 @dataclass(frozen=True, slots=True)
 class StoreReader:
-    """Makes samples of stored trajectories, whoever has written them. ``questions`` by id."""
+    """Makes samples from stored trajectories of the reasoner or the policy. ``questions``: id -> question."""
 
     questions: Mapping[str, Question]
     long_thinking: str
@@ -90,11 +91,11 @@ class StoreReader:
     def read(
         self, folder: Path, record_type: type[Trajectory], weights: Mapping[str, float], *, logprobs: bool
     ) -> tuple[list[Sample], Logprobs]:
-        """The trajectories of ``folder`` that ``weights`` names, in the order of the store, each with its weight.
+        """Samples of the trajectories in ``folder`` whose ids are in ``weights``, in the order of the store.
 
-        ``logprobs``: with the recorded log-prob of each response token, and the sampled tokens as the response.
-        The store is read in a stream, so that memory holds the chosen ones only.
-        Raises SophiaError for an unknown question, a trajectory that has gone, or an unusable log-prob.
+        ``logprobs``: also return the recorded log-prob of each response token, and use the sampled tokens as response.
+        The store is read as a stream, so that memory holds only the chosen trajectories.
+        Raises SophiaError for an unknown question, a missing trajectory, or a log-prob that cannot be used.
         """
         samples: list[Sample] = []
         recorded: Logprobs = {}
@@ -117,7 +118,7 @@ class StoreReader:
         if question is None:
             raise SophiaError(f"trajectory {row.id}: its question {row.question_id!r} is not among the round's")
         source, kind = _SOURCES[row.source]
-        own = row.source == "policy"  # trained with the prompt that it was sampled with, whether it thinks or not
+        own = row.source == "policy"  # train with the system prompt of the sampling, even if there is no thought
         return Sample(
             id=row.id,
             source=source,
@@ -134,7 +135,7 @@ class StoreReader:
 
 
 def recorded_logprobs(row: Trajectory, setting: str) -> NDArray[np.float32]:
-    """log mu of each response token, checked. Raises SophiaError naming the row, the setting and what is wrong."""
+    """Recorded log-prob of each response token. Raises SophiaError, naming row and setting, if they cannot be used."""
     values = row.token_logprobs
     where = f"trajectory {row.id}: {setting} cannot be served"
     if not values:
@@ -150,9 +151,9 @@ def recorded_logprobs(row: Trajectory, setting: str) -> NDArray[np.float32]:
 
 
 def require_same_tokenizer(policy: Path, reasoner: Path | None) -> None:
-    """Raise UsageError with the reason unless both models cut plain text into the same token ids.
+    """Raise UsageError unless both models split plain text into the same token ids.
 
-    Added special tokens may differ: samples that spell one are dropped.
+    Added special tokens may differ, because samples that contain one are dropped.
     """
     remedy = "choose objective.behaviour none, unit or reference"
     if reasoner is None:

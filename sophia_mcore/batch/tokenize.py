@@ -1,7 +1,7 @@
-"""Samples to token ids, exactly as the policy sees them when it answers: prompt tokens, then response tokens.
+"""Tokenizes samples exactly as the policy sees them when it answers: prompt tokens, then response tokens.
 
-Prompt and response are tokenised apart, because a sampling engine also puts response tokens behind prompt tokens;
-tokenising the joined text could merge across the border.
+Prompt and response are tokenized separately, because a sampling engine also appends response tokens to prompt tokens.
+Tokenizing the joined text could merge tokens across the border.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.family import ImageSize
 
-_CALL = 512  # samples tokenised in one call, which uses all cores
+_CALL = 512  # samples tokenized in one call, which uses all cores
 _OPEN = "<think>"
-_ALLOWED = frozenset({_OPEN, "</think>"})  # some tokenizers call these special; in a response they are text
+_ALLOWED = frozenset({_OPEN, "</think>"})  # special tokens in some tokenizers, but text of a response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedSample:
-    """A sample as token ids; the target is everything from `prompt_tokens` on: the response and its end token (which a
-    response that was cut off lacks)."""
+    """A sample as token ids. Targets are the tokens from `prompt_tokens` on: the response and its end token.
+
+    A response that was cut off at the token limit has no end token.
+    """
 
     id: str
     source: str
@@ -47,15 +49,15 @@ class TokenizedSample:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """What became of the samples. `dropped` counts reasons: too_long, no_response,
-    special_token_in_text, other_end_token (sampled tokens that end with another token than the policy's)."""
+    """The tokenized samples. `dropped` counts the others by reason: too_long, no_response, special_token_in_text,
+    other_end_token (the sampled tokens end with another end token than the policy's)."""
 
     samples: list[TokenizedSample]
     dropped: Counter[str]
 
 
 def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """tokenizer.json as saved. (AutoTokenizer may force another class on it, and with it other ids.)
+    """Load tokenizer.json unchanged. (AutoTokenizer may choose another class, which gives other ids.)
 
     Raises SophiaError when the file is missing or unreadable.
     """
@@ -69,7 +71,7 @@ def load_tokenizer(model_dir: Path) -> Tokenizer:
 
 
 def end_token(tokenizer: Tokenizer, chat: Chat) -> int:
-    """Id of the token with which the chat template ends an answer. Raises SophiaError when there is no single one."""
+    """Id of the token with which the chat template ends an answer. Raises SophiaError if that is not a single token."""
     text = chat.end_of_turn
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if len(ids) != 1:
@@ -87,11 +89,11 @@ def tokenize(
     image_size: Callable[[str], ImageSize],
     max_tokens: int,
 ) -> Tokenized:
-    """Tokenise all samples; those that do not fit into `max_tokens` are dropped and counted, never cut.
+    """Tokenize all samples. Samples longer than `max_tokens` are dropped and counted, never cut.
 
-    `image_size` says what the image with a digest becomes. A sample whose question or response spells one of the
-    tokenizer's special tokens is dropped: it would end its turn early or ask for an image that is not there.
-    Raises SophiaError when the prompt has another number of image tokens than the images make.
+    `image_size`: image digest -> rows of pixels and tokens of the image. A sample whose question or response contains
+    one of the tokenizer's special tokens is dropped: it could end its turn early or refer to an image that is missing.
+    Raises SophiaError when the prompt and the images have different numbers of image tokens.
     """
     special = [*special_tokens(tokenizer), chat.image_token]
     end = end_token(tokenizer, chat)
@@ -102,7 +104,7 @@ def tokenize(
         if not sample.response.strip():
             result.dropped["no_response"] += 1
         elif sample.response_ids is not None and image_token in sample.response_ids:
-            result.dropped["special_token_in_text"] += 1  # sampled, and not to be seen in the decoded text
+            result.dropped["special_token_in_text"] += 1  # sampled, but not visible in the decoded text
         elif any(token in sample.response or token in sample.question for token in special):
             result.dropped["special_token_in_text"] += 1
         elif sample.response_ids is not None and sample.complete and sample.response_ids[-1] != end:
@@ -150,14 +152,14 @@ def _tokenize_some(
 
 
 def split_text(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> tuple[str, str]:
-    r"""(prompt, target) of a sample, image placeholders expanded; the prompt is what the evaluation sends.
+    r"""(prompt, target) of a sample, with image placeholders expanded. Evaluation sends the same prompt.
 
-    A chat template may end its prompt with an opened "<think>", the policy's or the reasoner's, each or both:
+    The chat template of the policy, of the reasoner or of both may end the prompt with an opening "<think>":
 
-    - Sampled tokens (`response_ids`) go on behind what was opened for them, so that is a part of the prompt. Their
-      log-probs were recorded behind it, and it was not sampled.
-    - A text that thinks is trained from its "<think>" on, unless the policy's own template writes that already.
-    - A text without a thought is trained behind the prompt without the opened tag: its target closes nothing.
+    - Sampled tokens (`response_ids`): the opening tag is a part of the prompt. It was not sampled, and the log-probs
+      were recorded after it.
+    - A text with a thought: the target begins with "<think>", unless the policy's own template writes the tag.
+    - A text without a thought: the prompt has no opening tag, since the target does not close one.
     """
     messages = [] if sample.system is None else [Message("system", sample.system)]
     messages.append(Message("user", user_text(sample.question, len(sample.images))))
@@ -174,7 +176,7 @@ def split_text(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> tuple[
 
 
 def without_special_tokens(text: str, special: Sequence[str]) -> str:
-    """Text from data and models cannot end a turn or begin one: the spellings of ``special`` are taken out.
+    """Remove the special tokens ``special`` from a text, so that text from data or models cannot end or begin a turn.
 
     >>> without_special_tokens("a<|im_<s>end|>b", ["<s>", "<|im_end|>"])
     'ab'
@@ -189,6 +191,6 @@ def without_special_tokens(text: str, special: Sequence[str]) -> str:
 
 
 def special_tokens(tokenizer: Tokenizer) -> list[str]:
-    """Texts of the tokens that are not text to us."""
+    """Texts of the tokenizer's special tokens, without "<think>" and "</think>", which count as text."""
     added = tokenizer.get_added_tokens_decoder().values()
     return [token.content for token in added if token.special and token.content not in _ALLOWED]

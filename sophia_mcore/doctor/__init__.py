@@ -1,1 +1,1 @@
-"""`sophia doctor`: what this machine has, what it lacks, what that costs and how to get it."""
+"""`sophia doctor`: lists what this machine has and what is missing, the consequences, and how to get it."""

@@ -1,4 +1,4 @@
-"""The doctor's table."""
+"""Runs all checks of `sophia doctor` and prints them as a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = {"ok": "green", "missing": "dim", "warning": "yellow", "stops": "red"
 
 
 def examine(config: Config | None) -> list[Row]:
-    """All rows. A check that fails in a way it did not foresee becomes a row itself."""
+    """Run all checks; returns their rows. An unexpected exception of a check becomes a row."""
     named = config.environments if config is not None else Environments()
     groups: list[tuple[str, Callable[[], list[Row]]]] = [
         ("machine", machine.checks),
@@ -37,7 +37,7 @@ def examine(config: Config | None) -> list[Row]:
     for name, check in groups:
         try:
             rows += check()
-        except Exception as error:  # a machine stranger than foreseen must not hide the other rows
+        except Exception as error:  # an unexpected failure must not hide the other rows
             state: Literal["stops", "warning"] = "stops" if name == "configuration" else "warning"
             rows.append(Row(name=name, state=state, found=f"{type(error).__name__}: {error}"))
     return rows
@@ -58,7 +58,7 @@ def doctor(config: Config | None, console: Console) -> None:
 
 
 def _as_lines(rows: list[Row], console: Console) -> None:
-    """For a narrow terminal: a line for each row, cost and remedy below it. What is well comes first."""
+    """Print a line for each row, with cost and remedy below it, for narrow terminals. Rows in state "ok" come first."""
     for row in sorted(rows, key=lambda row: list(_COLOURS).index(row.state)):
         found = f": {row.found}" if row.found else ""
         console.print(f"[{_COLOURS[row.state]}]{row.state:<8}[/]{escape(row.name + found)}", highlight=False)

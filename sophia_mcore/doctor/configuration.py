@@ -1,4 +1,4 @@
-"""One configuration: could it run on this machine? Each reason against it is a row that stops."""
+"""Checks whether a configuration can run on this machine. Each reason why not is a row in state "stops"."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONNECT_SECONDS = 1.0
 
 
 def checks(config: Config) -> list[Row]:
-    """Rows about models, data, engines, layout and tracking of a run that would start now."""
+    """Rows about models, data, engines, layout, tracking and storage of a run that would start now."""
     files = [*models(config), *sources(config), *inputs(config), *user_files(config)]
     return [*files, *engines(config), *gpu_engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
@@ -44,7 +44,7 @@ def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
 
 
 def models(config: Config) -> list[Row]:
-    """Model folders with whole weights, and a layout that the policy's shapes allow."""
+    """Rows about the model folders (are all weights there?) and the layout (does it fit the policy's shapes?)."""
     from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.hub import local_folder
@@ -80,7 +80,7 @@ def _weights(folder: Path) -> int:
 
 
 def sources(config: Config) -> list[Row]:
-    """Question files of which the first rows can be read; names on the hub are not asked for."""
+    """Rows about the question sources: the first rows of each file are read. Sources on the hub are not checked."""
     rows = []
     for part, given in (
         ("data.questions", config.data.questions),
@@ -121,17 +121,17 @@ def _source(name: str, source: Source, max_bad_rows: int) -> Row:
 
 
 def inputs(config: Config) -> list[Row]:
-    """Prompt files, mixtures and whatever else of the user's a later phase reads."""
+    """Rows about prompt files, mixtures and other inputs of the user that later phases read (``launch.inputs``)."""
     remedy = "correct the path (relative to the working directory) or the file (docs/own_data.md)"
     return [
         _tried(found.key, found.look, remedy)
         for found in inputs_of(config)
-        if not found.key.startswith("evaluate.questions")  # rows of their own
+        if not found.key.startswith("evaluate.questions")  # `sources` makes these rows
     ]
 
 
 def user_files(config: Config) -> list[Row]:
-    """Functions of the user's own that the configuration names; their files are read, not run."""
+    """Rows about user functions that the configuration names. Their files are parsed, not run."""
     return [
         _tried(function.key, partial(_checked, function), "correct the file or its name (docs/own_reward.md)")
         for function in user_functions(config)
@@ -144,7 +144,7 @@ def _checked(function: UserFunction) -> str:
 
 
 def engines(config: Config) -> list[Row]:
-    """The interpreter of in-process engines, the endpoints of the others."""
+    """Rows about the engines: the Python of in-process engines, the endpoints of the others."""
     used = {phase.name: phase.engine(config) for phase in wanted_phases(config) if phase.engine is not None}
     rows = [
         _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
@@ -180,7 +180,7 @@ def _endpoint(name: str, url: str, variable: str) -> Row:
 
 
 def devices(config: Config) -> list[Row]:
-    """Processes against GPUs, and the memory that weights need where there is no GPU."""
+    """Rows about the number of training processes and GPUs, and about memory if there is no GPU."""
     parallel, gpus = config.parallel, len(machine.gpu_names())
     ranks = parallel.world_size
     here = min(ranks, parallel.processes_per_node or ranks)
@@ -203,7 +203,7 @@ def devices(config: Config) -> list[Row]:
 
 
 def gpu_memory(config: Config, ranks: int) -> list[Row]:
-    """The planner's estimate of the fullest rank against the smallest GPU; [] where the model cannot be read."""
+    """Compare the planned memory of the fullest rank with the smallest GPU: a row, or [] if the model is unreadable."""
     from sophia_mcore.plan.layouts import configured
     from sophia_mcore.plan.memory import worst_rank
     from sophia_mcore.plan.workload import Assumptions, workload
@@ -216,7 +216,7 @@ def gpu_memory(config: Config, ranks: int) -> list[Row]:
             return []
         work = workload(config, spec, Assumptions())
         stage, memory = worst_rank(configured(config, spec, work, ranks))
-    except SophiaError:  # the rows about models and layout say why
+    except SophiaError:  # rows about models and layout give the reason
         return []
     have, state = min(sizes, default=0) * 2**20, memory.weights + memory.gradients + memory.optimizer
     found = f"about {_size(memory.total)} of {_size(have)} on stage {stage}, {_size(state)} of it for the model's state"
@@ -230,7 +230,7 @@ def gpu_memory(config: Config, ranks: int) -> list[Row]:
 
 
 def _gloo(ranks: int) -> Row:
-    """Processes on the CPU: several on a core work, many only wait for each other."""
+    """A row about CPU processes. A few processes per core work; with many, each mostly waits for the others."""
     cores = len(os.sched_getaffinity(0))
     found = f"{ranks} training processes over gloo on {cores} cores"
     if ranks <= 4 * cores:
@@ -240,7 +240,7 @@ def _gloo(ranks: int) -> Row:
 
 
 def tracking(config: Config) -> Row:
-    """Where metrics are copied to. A server that is down never stops a run."""
+    """A row about the MLflow store that metrics are copied to. A server that is down never stops a run."""
     from sophia_mcore.track.mlflow_upload import complaint, ignored_address
     from sophia_mcore.track.runs import redact
 
@@ -270,7 +270,7 @@ def tracking(config: Config) -> Row:
 
 
 def _store_problem(uri: str) -> str:
-    """What keeps MLflow from a store without a server; "" where nothing is seen."""
+    """Why MLflow cannot use a store without a server; "" if no reason is found."""
     scheme, _, rest = uri.partition("://")
     if scheme == "sqlite":
         folder = Path(rest.removeprefix("/")).absolute().parent
@@ -282,7 +282,7 @@ def _store_problem(uri: str) -> str:
 
 
 def storage_needs(config: Config) -> list[Row]:
-    """Checkpoints of 16 bytes a parameter and an export per round against the free space."""
+    """Rows that compare free space with the need: checkpoints (16 bytes per parameter) and an export per round."""
     weights = _weights(config.models.policy) if config.models.policy.is_dir() else 0
     if not weights:
         return []

@@ -1,4 +1,4 @@
-"""What vLLM would be started with on a GPU, phase by phase, without starting it."""
+"""Shows the arguments with which each phase would start vLLM on a GPU, without starting it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sophia_mcore.pretrained.families import family_of_folder, image_limits, ima
 
 
 def gpu_engines(config: Config) -> list[Row]:
-    """One row for each vLLM engine of the run whose model folder is here."""
+    """One row for each vLLM engine of the run whose model folder exists on this machine."""
     rows = []
     for phase in wanted_phases(config):
         engine = phase.engine(config) if phase.engine is not None else None
@@ -22,7 +22,7 @@ def gpu_engines(config: Config) -> list[Row]:
             images = image_processor(model, image_limits(config.batch)) if family_of_folder(model) else None
             options = None if images is None else images.vllm_options()
             given = engine_arguments(engine, model, options, on_cpu=False)
-        except SophiaError:  # the row about the model says why
+        except SophiaError:  # the row about the model gives the reason
             continue
         shown = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         rows.append(Row(name=f"{phase.name}.engine on a GPU", state="ok", found=shown))

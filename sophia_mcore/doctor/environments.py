@@ -1,4 +1,4 @@
-"""The Python environments: which packages each has, and whether they fit together. Reads metadata, imports nothing."""
+"""Checks the Python environments: their packages and whether versions fit. Reads metadata and imports no package."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sophia_mcore.config.schema import Environments
 from sophia_mcore.doctor.rows import Row
 
 Packages = dict[str, str]  # normalised name -> version
-# Files that one environment writes and another reads go through these.
+# These packages write files in one environment and read them in another.
 _SHARED = ("pyarrow", "safetensors", "tokenizers", "pydantic", "pillow", "jinja2", "math-verify", "tomli-w")
 
 
 def checks(environments: Environments) -> list[Row]:
-    """Rows about the three environments and what they hold."""
+    """Rows about the three environments and their packages."""
     trainer, rollout, quantizer = (
         packages(site_of(python)) for python in (environments.trainer, environments.rollout, environments.quantizer)
     )
@@ -53,14 +53,14 @@ def checks(environments: Environments) -> list[Row]:
 
 
 def site_of(python: Path | None) -> Path | None:
-    """The site-packages folder of an interpreter (None: this one); None when there is none."""
+    """The site-packages folder of an interpreter (None: the running one); None if there is no such folder."""
     prefix = Path(sys.prefix) if python is None else python.absolute().parent.parent
     found = sorted(prefix.glob("lib/python3*/site-packages"))
     return found[-1] if found else None
 
 
 def packages(site: Path | None) -> Packages:
-    """Installed distributions, from the names of their metadata folders."""
+    """Installed packages and versions, from the names of their metadata folders."""
     found: Packages = {}
     for path in site.glob("*.dist-info") if site is not None else ():
         name, _, version = path.name.removesuffix(".dist-info").partition("-")
@@ -82,7 +82,7 @@ def _environment(name: str, python: Path | None, found: Packages, what: str, rem
 
 
 def torch(python: Path | None, found: Packages) -> Row:
-    """torch and the CUDA version it was built for."""
+    """A row with the version of torch and the CUDA version it was built for."""
     version = found.get("torch")
     if version is None:
         return Row(name="torch", state="missing", found="-", cost="no training", remedy="make env")
@@ -103,7 +103,7 @@ def _package(name: str, found: Packages, pattern: str, cost: str, remedy: str) -
 
 
 def agreement(environments: dict[str, Packages]) -> Row:
-    """Whether packages that write and read the same files have one version everywhere."""
+    """A row that says whether packages that share files have the same version in all environments."""
     different = []
     for package in _SHARED:
         versions = {name: found[package] for name, found in environments.items() if package in found}
@@ -121,7 +121,7 @@ def agreement(environments: dict[str, Packages]) -> Row:
 
 
 def requirements(name: str, site: Path | None) -> list[Row]:
-    """Installed packages whose version another one excludes. What is not installed is left to the lock files."""
+    """Rows about installed packages whose version another installed package excludes. Missing ones are not listed."""
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ImportError:

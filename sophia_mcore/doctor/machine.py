@@ -1,4 +1,4 @@
-"""The machine: Python, GPUs and how they are connected, Slurm and munge."""
+"""Checks the machine: Python, processors, GPUs and their connections, network, Slurm and munge."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SLURM = "apt install slurm-wlm munge on a test machine; on a cluster load its m
 
 
 def checks() -> list[Row]:
-    """All rows about the machine, none of which a run on one CPU needs."""
+    """All rows about the machine. A run on one CPU needs nothing of what they report as missing."""
     return [python(), processors(), *gpus(), infiniband(), slurm(), munge()]
 
 
 def python() -> Row:
-    """The interpreter that runs this command."""
+    """A row about the Python that runs this command."""
     version = platform.python_version()
     if version.startswith("3.11."):
         return Row(name="Python", state="ok", found=version)
@@ -35,20 +35,20 @@ def python() -> Row:
 
 
 def processors() -> Row:
-    """Cores that this process may use, and memory."""
+    """A row with the cores that this process may use, and the memory."""
     cores = len(os.sched_getaffinity(0))
     gib = psutil.virtual_memory().total / 2**30
     return Row(name="cores and memory", state="ok", found=f"{cores} cores, {gib:.0f} GiB")
 
 
 def gpu_names() -> list[str]:
-    """One entry for each GPU that the driver shows: "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54"."""
+    """Name, memory and driver version of each GPU, such as "NVIDIA H100 80GB HBM3, 81559 MiB, 550.54"."""
     text = ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return [line for line in (text or "").splitlines() if line.strip()]
 
 
 def gpus() -> list[Row]:
-    """The GPUs and what connects them."""
+    """Rows about the GPUs and the links between them."""
     names = gpu_names()
     if not names:
         return [
@@ -77,7 +77,7 @@ def gpus() -> list[Row]:
 
 
 def infiniband(folder: Path = Path("/sys/class/infiniband")) -> Row:
-    """Network adapters for several nodes."""
+    """A row about InfiniBand adapters, which connect several nodes."""
     try:
         devices = sorted(path.name for path in folder.iterdir())
     except OSError:
@@ -94,7 +94,7 @@ def infiniband(folder: Path = Path("/sys/class/infiniband")) -> Row:
 
 
 def slurm() -> Row:
-    """The client commands of Slurm."""
+    """A row about Slurm's client commands."""
     version = ask("sinfo", "--version")
     if version:
         return Row(name="Slurm", state="ok", found=version)
@@ -105,7 +105,7 @@ def slurm() -> Row:
 
 
 def munge() -> Row:
-    """Slurm's authentication, tried once."""
+    """A row about munge, Slurm's authentication, which is tried once."""
     if ask("munge", "-n") is not None:
         return Row(name="munge", state="ok", found="makes credentials")
     return Row(

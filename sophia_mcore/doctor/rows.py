@@ -1,4 +1,4 @@
-"""One row of the doctor's table, and the small helpers that fill it. Nothing here raises."""
+"""The type of a row in the doctor's table, and a helper that runs a command. Nothing here raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was looked at, what was found, what it costs when missing, and how to get it."""
+    """One check: what was checked, the result, what it costs if something is missing, and how to get it."""
 
     name: str
     state: State
@@ -22,7 +22,7 @@ class Row:
 
 
 def ask(*command: str) -> str | None:
-    """Standard output of a command; None when it is not there, fails, or does not answer in five seconds."""
+    """Standard output of a command; None if it is missing, fails or gives no answer within five seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, errors="replace")
     except (OSError, subprocess.SubprocessError):

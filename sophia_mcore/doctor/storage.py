@@ -1,4 +1,4 @@
-"""The filesystem of the run: room, speed, and the promises that the store builds on."""
+"""Checks the filesystem of the run: free space, speed, and the guarantees that the store relies on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROBE_BYTES = 16 << 20
 
 
 def checks(folder: Path) -> list[Row]:
-    """Rows about the filesystem of ``folder`` (or its nearest existing parent). Leaves nothing behind."""
+    """Rows about the filesystem of ``folder`` (or its nearest existing parent). Removes the files that it writes."""
     place = existing(folder)
     if blocked := _file_in_the_way(folder):
         found = f"{blocked} is a file, not a folder"
@@ -38,13 +38,13 @@ def existing(folder: Path) -> Path:
 
 
 def _file_in_the_way(folder: Path) -> Path | None:
-    """``folder`` or the parent of it that is there and no folder."""
+    """``folder``, or a parent of it, that exists but is not a folder; None if there is none."""
     path = folder.absolute()
     return next((p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir()), None)
 
 
 def room(place: Path) -> Row:
-    """Free space, and the type of the filesystem."""
+    """A row with free space and the type of the filesystem."""
     free = shutil.disk_usage(place).free / 2**30
     found = f"{free:,.0f} GiB free at {place} ({filesystem(place)})"
     if free >= 2:
@@ -55,7 +55,7 @@ def room(place: Path) -> Row:
 
 
 def filesystem(place: Path) -> str:
-    """Type of the filesystem that ``place`` is on, as the kernel calls it."""
+    """The kernel's name of the type of filesystem at ``place``, such as "ext4"."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
@@ -66,7 +66,7 @@ def filesystem(place: Path) -> str:
 
 
 def speed(probe: Path) -> Row:
-    """Time of a synced write of 16 MiB and of fifty small files."""
+    """A row with the speed of a synced write of 16 MiB and of writing fifty small files."""
     data = os.urandom(_PROBE_BYTES)
     began = time.perf_counter()
     _write(probe / "large", data)
@@ -91,7 +91,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def rename(probe: Path) -> Row:
-    """A rename replaces the old file, and a reader that has it open keeps the old content."""
+    """A row that says whether a rename replaces a file while a reader that has it open keeps the old content."""
     old, new = probe / "old", probe / "new"
     old.write_bytes(b"old")
     new.write_bytes(b"new")
@@ -102,7 +102,7 @@ def rename(probe: Path) -> Row:
 
 
 def links(probe: Path) -> Row:
-    """A hard link can be made once: of several finishers of a unit exactly one wins."""
+    """A row that says whether a hard link can be made only once. Claims of work units rely on it."""
     source, target = probe / "source", probe / "target"
     source.write_bytes(b"x")
     try:
@@ -118,7 +118,7 @@ def links(probe: Path) -> Row:
 
 
 def locks(probe: Path) -> Row:
-    """A second holder of a file lock is refused."""
+    """A row that says whether a second lock on a file is refused."""
     path = probe / "lock"
     refused = False
     with open(path, "w") as first, open(path, "w") as second:

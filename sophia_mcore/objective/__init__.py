@@ -1,1 +1,2 @@
-"""The loss: token log-probs from hidden states (`logprob`), pure functions of [T] tensors (`losses`), `reduce`."""
+"""The loss: log-probs of tokens from hidden states (`logprob`), losses as pure functions of [T] tensors (`losses`),
+sums over ranks (`reduce`) and measurements (`metrics`)."""

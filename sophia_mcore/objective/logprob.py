@@ -1,18 +1,21 @@
-"""Token log-probs straight from hidden states; the [tokens, vocabulary] matrix never exists.
+"""Log-probs of tokens from hidden states. The whole [tokens, vocabulary] matrix of logits is never stored.
 
 Shapes: T tokens, H hidden size, V vocabulary rows held by this tensor-parallel rank (padding rows included),
 C tokens of one chunk, B vocabulary rows of one block.
 
-Two ways to the gradient of log p(target) = z_target - logsumexp(z), z = hidden weight^T:
+There are two ways to compute the gradient of log p(target) = z_target - logsumexp(z), z = hidden weight^T:
 
-* the coefficient d loss / d log-prob of each token is known in the forward pass (the filtered NLL, and every
-  objective in which it depends on that token alone): gradients are formed there;
-* otherwise only the log-sum-exp is kept, and the backward pass recomputes the logits.
+* In the forward pass, if the coefficient d loss / d log-prob of each token is known there. This holds for the filtered
+  NLL, and for every objective in which the coefficient depends on that token alone.
+* In the backward pass, which recomputes the logits from the stored log-sum-exp.
 
-And two ways to cut the matrix. Chunks of tokens with all their logits need three matrix products, but read the weight
-and add to its gradient once per chunk: right for large chunks. Blocks of the vocabulary with all tokens read and write
-everything once and need no fp32 copy of the weight's gradient, but a fourth product, because a softmax is known only
-after the last block: right for small ones, and the only way when the backward pass recomputes.
+There are two ways to divide the matrix:
+
+* Chunks of tokens with all their logits. This needs three matrix products, but it reads the weight and adds to its
+  gradient once per chunk. It is faster for large chunks.
+* Blocks of the vocabulary with all tokens. This reads and writes everything once and needs no fp32 copy of the weight's
+  gradient. But it needs a fourth product, because the softmax is known only after the last block. It is faster for
+  small chunks, and the only way when the backward pass recomputes the logits.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-# Fewer tokens per chunk than this, and reading the weight for each chunk costs more than a fourth product.
+# With fewer tokens per chunk, reading the weight for each chunk costs more than a fourth matrix product.
 ONE_PASS_TOKENS = 512
 
 Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -46,21 +49,22 @@ def token_logprobs(
         hidden_TH: final hidden states, the same on every rank of `group` (after the sequence-parallel gather).
         weight_VH: this rank's rows of the output layer; rank r holds vocabulary ids [r V, (r + 1) V).
         targets_T: int64 vocabulary ids, the same on every rank of `group`.
-        group: tensor-parallel process group; None or one rank: the weight is whole.
-        vocab_size: true size; rows at and above it are padding, take no part in the softmax and get no gradient.
+        group: tensor-parallel process group. None or a group of one rank: weight_VH is the whole weight.
+        vocab_size: true size of the vocabulary. Rows from there on are padding: they are not part of the softmax and
+            get no gradient.
         chunk_tokens: at most about chunk_tokens x V logits exist at any time.
         coefficients_T: d loss / d log-prob up to one common factor, as [T] or as a function
-            (log-probs [C], positions [C] in T) -> [C]. The gradient is then formed here, in the forward pass,
-            and the backward pass only scales it: backward must bring a multiple of these coefficients.
+            (log-probs [C], positions [C] in T) -> [C]. If given, the gradient is computed in the forward pass, and the
+            backward pass only scales it. So the incoming gradient must be a multiple of these coefficients.
 
-    Gradients: the weight's is complete (ordinary autograd, so DDP hooks and `main_grad` see it). The hidden
-    gradient is this rank's vocabulary share: THE CALLER sums it over `group`, which is what the backward of
-    megatron-core's `copy_to_tensor_model_parallel_region` (all-reduce) or, under sequence parallelism,
-    `gather_from_sequence_parallel_region(..., tensor_parallel_output_grad=True)` (reduce-scatter) does.
+    Gradients: the gradient of the weight is complete (ordinary autograd, so DDP hooks and `main_grad` see it). The
+    gradient of hidden_TH covers only this rank's part of the vocabulary. THE CALLER must sum it over `group`. The
+    backward of megatron-core's `copy_to_tensor_model_parallel_region` (all-reduce) does this; under sequence
+    parallelism `gather_from_sequence_parallel_region(..., tensor_parallel_output_grad=True)` (reduce-scatter) does.
 
     Raises:
         ValueError: shapes do not fit, a target is not below vocab_size, chunk_tokens < 1.
-        RuntimeError: backward brings something else than a multiple of coefficients_T, or runs twice.
+        RuntimeError: the incoming gradient is not a multiple of coefficients_T, or backward runs twice.
     """
     shard = _Shard(weight_VH, vocab_size, group)
     rows_N = _wanted_rows(hidden_TH, weight_VH, targets_T, vocab_size, chunk_tokens)
@@ -83,9 +87,9 @@ def token_entropies(
     vocab_size: int,
     chunk_tokens: int,
 ) -> Tensor:
-    """Entropy [T] fp32 (nats) of the next-token distribution where there is a target, else 0; without gradient.
+    """Entropy [T] fp32 (nats) of the next-token distribution at positions with a target, else 0. Has no gradient.
 
-    Arguments and memory as in `token_logprobs`; costs one more matrix product, so only when asked for.
+    Arguments and memory as in `token_logprobs`. This costs one more matrix product.
     """
     shard = _Shard(weight_VH, vocab_size, group)
     rows_N = _wanted_rows(hidden_TH, weight_VH, targets_T, vocab_size, chunk_tokens)
@@ -100,7 +104,7 @@ def token_entropies(
 
 
 class _Shard:
-    """This rank's real vocabulary rows and the sums over the ranks that hold the others."""
+    """This rank's rows of the vocabulary without padding, and reductions over the tensor-parallel ranks."""
 
     def __init__(self, weight_VH: Tensor, vocab_size: int, group: dist.ProcessGroup | None) -> None:
         self.group = group if group is not None and group.size() > 1 else None
@@ -120,20 +124,20 @@ class _Shard:
         return values
 
     def locate(self, targets_N: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows of targets_N that lie in local vocabulary rows [start, stop), as (clamped column, 1.0 or 0.0)."""
+        """Find targets_N in local vocabulary rows [start, stop): (column [N, 1], clamped; 1.0 if inside, else 0.0)."""
         column_N = targets_N - (self.first + start)
         inside_N = (column_N >= 0) & (column_N < stop - start)
         return column_N.clamp(0, max(stop - start - 1, 0))[:, None], inside_N[:, None].float()
 
     def blocks(self, tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
-        """Vocabulary blocks such that tokens x block holds no more logits than chunk_tokens x V."""
+        """(start, stop) of vocabulary blocks; tokens x block has at most as many logits as chunk_tokens x V."""
         rows = self.weight_VH.shape[0]
         step = max(1, chunk_tokens * rows // max(tokens, 1))
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _wanted_rows(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, vocab_size: int, chunk_tokens: int) -> Tensor:
-    """Indices of the tokens that have a target; validates the arguments."""
+    """Check the arguments; returns the indices [N] of the tokens that have a target."""
     if hidden_TH.dim() != 2 or weight_VH.dim() != 2 or hidden_TH.shape[1] != weight_VH.shape[1]:
         raise ValueError(f"hidden {tuple(hidden_TH.shape)} and weight {tuple(weight_VH.shape)} must be [T, H], [V, H]")
     if targets_T.shape != hidden_TH.shape[:1]:
@@ -150,14 +154,14 @@ def _spread(values_N: Tensor, rows_N: Tensor, length: int) -> Tensor:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with an fp32 result; low-precision inputs keep their fast product."""
+    """a @ b with an fp32 result. Inputs of low precision are multiplied in their own type, which is fast."""
     if a.dtype == torch.float32:
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
 def _add_matmul(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a @ b, out fp32."""
+    """out += a @ b, where out is fp32."""
     if a.dtype == torch.float32:
         out.addmm_(a, b)
     else:
@@ -177,14 +181,14 @@ def _values(hidden_NH: Tensor, shard: _Shard, targets_N: Tensor, chunk_tokens: i
         block_N = logits_NB.sub_(new_max_N[:, None]).exp_().sum(1)
         total_N = total_N * (max_N - new_max_N).exp() + block_N
         max_N = new_max_N
-        del logits_NB  # or the next block's would be made beside it
+        del logits_NB  # free the memory before the next block is computed
     global_max_N = shard.max(max_N.clone())
     total_N, target_N = shard.sum(torch.stack((total_N * (max_N - global_max_N).exp(), target_N)))
     return global_max_N + total_N.log(), target_N
 
 
 class _Recompute(torch.autograd.Function):
-    """Keeps the log-sum-exp; backward recomputes the logits, one vocabulary block of all tokens at a time."""
+    """Stores the log-sum-exp. Backward recomputes the logits of all tokens, one vocabulary block at a time."""
 
     @staticmethod
     def forward(
@@ -212,7 +216,7 @@ class _Recompute(torch.autograd.Function):
 
 
 class _InForward(torch.autograd.Function):
-    """Forms the gradients while the logits of a chunk of tokens are there; backward only scales them."""
+    """Computes the gradients in the forward pass, together with the logits. Backward only scales them."""
 
     @staticmethod
     def forward(
@@ -255,7 +259,7 @@ def _form_by_blocks(
     coefficients_T: Coefficients,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
-    """Log-probs [T], the coefficients used [T], and the gradients of hidden and weight: four products."""
+    """(log-probs [T], coefficients [T], gradients of hidden and weight), with four matrix products."""
     logsumexp_N, target_N = _values(hidden_TH[rows_N], shard, targets_T[rows_N], chunk_tokens)
     logprobs_N = target_N - logsumexp_N
     used_T = _spread(_coefficients(coefficients_T, logprobs_N, rows_N), rows_N, len(targets_T))
@@ -275,7 +279,7 @@ def _form_by_chunks(
     coefficients_T: Coefficients,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
-    """The same in three products; the weight's gradient in fp32."""
+    """Like `_form_by_blocks`, with three matrix products. The gradient of the weight is fp32."""
     grad_hidden_TH = torch.zeros_like(hidden_TH) if wanted[0] else None
     grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if wanted[1] else None
     logprobs_T = hidden_TH.new_zeros(len(targets_T), dtype=torch.float32)
@@ -285,7 +289,7 @@ def _form_by_chunks(
         logprobs_C, gap_CV, norm_C = _chunk(hidden_CH, shard, targets_T[rows_C])
         coefficients_C = _coefficients(coefficients_T, logprobs_C, rows_C)
         logprobs_T[rows_C], used_T[rows_C] = logprobs_C, coefficients_C
-        # d loss / d logits = -coefficient / norm * gap: the row factor is cheaper on [C, H] than on [C, V]
+        # d loss / d logits = -coefficient / norm * gap. Scaling rows of [C, H] is cheaper than rows of [C, V].
         factor_C1 = (-coefficients_C / norm_C)[:, None]
         if grad_hidden_TH is not None:
             grad_hidden_TH[rows_C] = _matmul(gap_CV, shard.weight_VH).mul_(factor_C1).to(hidden_TH.dtype)
@@ -307,7 +311,7 @@ def _block_gradients(
     chunk_tokens: int,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of hidden and weight for d loss / d log-prob = grad_T, the logits recomputed block by block."""
+    """Gradients of hidden and weight for d loss / d log-prob = grad_T. Recomputes the logits block by block."""
     hidden_NH, targets_N, factor_N1 = hidden_TH[rows_N], targets_T[rows_N], -grad_T[rows_N].float()[:, None]
     scaled_NH = (hidden_NH * factor_N1).to(hidden_NH.dtype)
     grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if wanted[0] else None
@@ -332,7 +336,7 @@ def _chunk(hidden_CH: Tensor, shard: _Shard, targets_C: Tensor) -> tuple[Tensor,
     """Log-probs [C], norm (softmax - one-hot) [C, V] in the hidden dtype, and norm [C] = sum exp(z - max z)."""
     logits_CV = _matmul(hidden_CH, shard.weight_VH.T)
     column_C1, inside_C1 = shard.locate(targets_C, 0, logits_CV.shape[1])
-    if logits_CV.shape[1] == 0:  # only padding rows here; still takes part in the sums
+    if logits_CV.shape[1] == 0:  # this rank has only padding rows, but it must join the reductions
         column_C1, inside_C1 = column_C1[:, :0], inside_C1[:, :0]
         max_C = shard.max(logits_CV.new_full(targets_C.shape, -torch.inf))
     else:
@@ -340,7 +344,7 @@ def _chunk(hidden_CH: Tensor, shard: _Shard, targets_C: Tensor) -> tuple[Tensor,
     target_C = (logits_CV.gather(1, column_C1) * inside_C1).sum(1)
     exp_CV = logits_CV.sub_(max_C[:, None]).exp_()
     norm_C, target_C = shard.sum(torch.stack((exp_CV.sum(1), target_C)))
-    # subtract before rounding to low precision: for a confident token softmax - 1 is tiny and must stay exact
+    # subtract before rounding to low precision: for a confident token softmax - 1 is tiny and would be lost
     exp_CV.scatter_add_(1, column_C1, -inside_C1 * norm_C[:, None])
     return target_C - max_C - norm_C.log(), exp_CV.to(hidden_CH.dtype), norm_C
 
@@ -352,7 +356,7 @@ def _coefficients(coefficients_T: Coefficients, logprobs_C: Tensor, rows_C: Tens
 
 
 def _common_factor(grad_N: Tensor, used_N: Tensor) -> Tensor:
-    """The scalar s with grad_N = s used_N (the loss scale); 0 if all coefficients used are 0."""
+    """The scalar s with grad_N = s used_N (the loss scale); 0 if used_N is all 0. Raises RuntimeError if none fits."""
     square = used_N.square().sum()
     scale = torch.where(square > 0, (grad_N * used_N).sum() / square, square)
     wrong_N = (grad_N - scale * used_N).abs() > 1e-4 * (grad_N.abs() + (scale * used_N).abs())

@@ -1,7 +1,7 @@
-"""Objectives as pure functions of [T] tensors, T positions of one packed row (or any number of whole sequences).
+"""Objectives as pure functions of [T] tensors. T: positions of one packed row, or of any number of whole sequences.
 
-Notation: y a trajectory, t its tokens, pi the policy, mu the behaviour probability, r_t = pi(y_t) / mu(y_t),
-A the weight that comes with a sample (reward R or advantage), sg stop-gradient. All are minimised.
+Notation: y is a trajectory, t counts its tokens, pi is the policy, mu the behaviour probability,
+r_t = pi(y_t) / mu(y_t), A the weight of a sample (reward R or advantage), sg stop-gradient. All losses are minimised.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.objective import metrics as measure
 from sophia_mcore.objective.metrics import Sums
 
-_MAX_LOG_RATIO = 60.0  # exp of it is finite in fp32, so that a clipped branch cannot turn inf * 0 into nan
+_MAX_LOG_RATIO = 60.0  # exp(60) is finite in fp32; an infinite ratio in a clipped branch would give inf * 0 = nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What an objective knows about each position."""
+    """The values of each position that an objective may use."""
 
-    mask_T: Tensor  # bool: has a target
+    mask_T: Tensor  # bool: True if the position has a target
     weights_T: Tensor  # A of the sample
     scale_T: Tensor  # 1, or 1 / number of targets of the sequence (sequence_mean)
-    sequence_ids_T: Tensor  # int64 in [0, sequences); anything where the mask is False
+    sequence_ids_T: Tensor  # int64 in [0, sequences); undefined where mask_T is False
     sequences: int
-    kind_T: Tensor  # STORED (another model's), FRESH (the policy's own), SUPERVISED (further data), AUXILIARY
+    kind_T: Tensor  # STORED (by another model), FRESH (by the policy), SUPERVISED (further data) or AUXILIARY
     behaviour_T: Tensor | None = None  # log mu(y_t), natural log
     rollout_T: Tensor | None = None  # log-prob of y_t in the engine that sampled it
     reference_T: Tensor | None = None  # log-prob of y_t under the starting model
@@ -63,44 +63,44 @@ class Tokens:
         return replace(tokens, scale_T=torch.where(is_auxiliary_T, torch.full_like(scale_T, auxiliary_scale), scale_T))
 
     def select(self, rows: Tensor) -> Tokens:
-        """The positions `rows` only."""
+        """The values of the positions `rows` (indices or mask) only."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen: dict[str, Any] = {name: value[rows] for name, value in values.items() if torch.is_tensor(value)}
         return replace(self, **chosen)
 
 
-# The loss is their sum; every token with a target is in one.
+# The loss is the sum of these terms. Every token with a target belongs to exactly one.
 TERMS = ("positive", "negative", "supervised", "auxiliary")
 _KINDS = {"supervised": SUPERVISED, "auxiliary": AUXILIARY}
 
 
 def term_mask(tokens: Tokens, term: str) -> Tensor:
-    """[T] targets of one term: answers with A > 0, with A <= 0, further data, or auxiliary samples."""
+    """Mask [T] of the targets in one of `TERMS`: answers with A > 0, with A <= 0, further data, auxiliary samples."""
     if term in _KINDS:
         return tokens.mask_T & (tokens.kind_T == _KINDS[term])
     return tokens.mask_T & _weighed(tokens) & ((tokens.weights_T > 0) == (term == "positive"))
 
 
 def _weighed(tokens: Tokens) -> Tensor:
-    """[T] where the objective applies; elsewhere the term is plain NLL."""
+    """Mask [T] of the positions to which the objective applies. The loss of all others is plain NLL."""
     return (tokens.kind_T == STORED) | (tokens.kind_T == FRESH)
 
 
 class Loss(NamedTuple):
-    """`sum` [] over all positions, to be divided by the step's global denominator; `metrics` are additive."""
+    """`sum` []: over all positions, to be divided by the step's global denominator. `metrics`: sums over positions."""
 
     sum: Tensor
     metrics: dict[str, Sums]
 
 
 class Terms(NamedTuple):
-    """Loss of each position, and where the ratio was clipped away from the gradient (None: nothing can be)."""
+    """Loss of each position, and a mask of positions where clipping removed the gradient (None: no clipping)."""
 
     loss_T: Tensor
     clipped_T: Tensor | None = None
 
 
-OwnTerm = Callable[[Tensor, Tensor, Tokens], Terms]  # a function of the user's own: (logprobs_T, log_ratio_T, tokens)
+OwnTerm = Callable[[Tensor, Tensor, Tokens], Terms]  # a user's function of (logprobs_T, log_ratio_T, tokens)
 
 
 def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective, own: OwnTerm | None = None) -> Loss:
@@ -109,10 +109,10 @@ def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective, own: Own
     Args:
         logprobs: natural-log probability of each target, any shape with T elements, 0 where there is no target.
         tokens: the positions; `Tokens.from_batch(batch, config.normalization)`.
-        own: the user's function, where `config.loss` names one.
+        own: the user's function, if `config.loss` names one.
 
     Raises:
-        SophiaError: the behaviour mode needs log-probs that the batch does not bring, or `own` returns no `Terms`.
+        SophiaError: the batch has no log-probs that the configuration needs, or `own` does not return `Terms`.
     """
     logprobs_T = logprobs.reshape(-1)
     terms, log_ratio_T = _terms(logprobs_T, tokens, config, own)
@@ -124,10 +124,10 @@ def objective_loss(logprobs: Tensor, tokens: Tokens, config: Objective, own: Own
 def coefficients(
     tokens: Tokens, config: Objective, own: OwnTerm | None = None
 ) -> Tensor | Callable[[Tensor, Tensor], Tensor] | None:
-    """d loss sum / d log-prob for `token_logprobs(coefficients_T=...)`, where it can be known in the forward pass.
+    """d loss sum / d log-prob for `token_logprobs(coefficients_T=...)`, if it can be known in the forward pass.
 
-    [T] when it does not depend on the log-probs, a function of (log-probs [C], positions [C]) when it depends on that
-    token's alone, None when it depends on the whole sequence.
+    Returns a tensor [T] if it does not depend on the log-probs, a function of (log-probs [C], positions [C]) if it
+    depends on the token's own log-prob, None if it depends on the whole sequence.
     """
     depends_on = config.loss.gradient
     if config.loss.wrong_gradient and bool((tokens.weights_T[tokens.mask_T] < 0).any()):
@@ -149,7 +149,7 @@ def coefficients(
 
 
 def sequence_sum(values_T: Tensor, tokens: Tokens) -> Tensor:
-    """Sum of the masked values of each sequence [S]."""
+    """Sum [S] over each sequence of its values at positions with a target."""
     masked_T = torch.where(tokens.mask_T, values_T, torch.zeros_like(values_T))
     return masked_T.new_zeros(tokens.sequences).index_add(0, tokens.sequence_ids_T, masked_T)
 
@@ -163,14 +163,14 @@ def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective, own: OwnTerm |
     loss_T = terms.loss_T * _correction(logprobs_T, tokens, config)
     if config.kl:
         loss_T = loss_T + config.kl * k3(logprobs_T, tokens)
-    nll_T = -tokens.weights_T * logprobs_T  # of further data and auxiliary samples, under every objective
+    nll_T = -tokens.weights_T * logprobs_T  # the loss of further data and auxiliary samples under every objective
     return Terms(torch.where(_weighed(tokens), loss_T, nll_T), terms.clipped_T), log_ratio_T
 
 
 def k3(logprobs_T: Tensor, tokens: Tokens) -> Tensor:
     """Estimate of KL(pi | pi_ref) at each token: exp(d) - d - 1 with d = log pi_ref - log pi (arXiv 2402.03300, eq. 4).
 
-    It is 0 at d = 0 and never negative. d is cut off beyond 60.
+    It is 0 at d = 0 and never negative. d is clamped at 60. Raises SophiaError without reference log-probs.
     """
     if tokens.reference_T is None:
         raise SophiaError("objective.kl: the batch brings no log-probs of the starting model")
@@ -196,11 +196,11 @@ def _scaled(loss_T: Tensor, tokens: Tokens) -> Tensor:
 
 
 def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
-    """log r_t [T] = log pi - log mu with mu as `behaviour` names it for STORED trajectories.
+    """log r_t [T] = log pi - log mu. For STORED trajectories `behaviour` chooses mu.
 
-    none: mu = sg(pi), ratio 1 with the gradient of log pi (method.md 2, the paper's reading); unit: mu = 1;
-    reference, recorded: mu from the batch. FRESH trajectories divide by the policy that sampled them: the batch's
-    log-probs if it brings any, else ratio 1. Ratios beyond exp(60) are cut off.
+    none: mu = sg(pi), so the ratio is 1 with the gradient of log pi (method.md 2, the paper's reading). unit: mu = 1.
+    reference, recorded: mu from the batch. For FRESH trajectories mu is the policy that sampled them: the log-probs of
+    the batch, or ratio 1 if it has none. Log-ratios are clamped to [-60, 60].
     """
     one_T = logprobs_T - logprobs_T.detach()
     given_T = one_T if tokens.behaviour_T is None else logprobs_T - tokens.behaviour_T
@@ -216,11 +216,11 @@ def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
 
 
 def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor:
-    """TIS: sg(clip(pi_old / pi_rollout, low, high)); icepop: the ratio inside [low, high], 0 outside.
+    """Correction [T] of the gap between trainer and sampling engine; 1 for everything that the policy did not sample.
 
-    1 for what the policy has not sampled. pi_old is the trainer's own log-prob at sampling time (the batch's, else the
-    present one), pi_rollout the sampling engine's. Sources: truncated importance sampling (fengyao 2025); IcePop
-    (Ling team 2025).
+    tis: sg(clip(pi_old / pi_rollout, low, high)). icepop: the ratio if it is in [low, high], else 0. pi_old is the
+    trainer's probability at sampling time (from the batch, or the present one), pi_rollout that of the sampling engine.
+    Sources: truncated importance sampling (fengyao 2025); IcePop (Ling team 2025).
     """
     if config.correction == "none":
         return torch.ones_like(logprobs_T)
@@ -263,7 +263,7 @@ def topr(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Topr) 
 
 
 def luffy(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Luffy) -> Terms:
-    """LUFFY (arXiv 2504.14945): STORED -f(r) A with f(x) = x / (x + shaping), unclipped; FRESH the clipped form."""
+    """LUFFY (arXiv 2504.14945). STORED: -f(r) A with f(x) = x / (x + shaping), not clipped. FRESH: as in `grpo`."""
     ratio_T = log_ratio_T.exp()
     shaped_T = -ratio_T / (ratio_T + config.shaping) * tokens.weights_T
     fresh_T, clipped_T = _clipped(ratio_T, tokens.weights_T, config.clip_low, config.clip_high)
@@ -272,8 +272,10 @@ def luffy(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Luffy
 
 
 def grpo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Grpo) -> Terms:
-    """-min(r A, clip(r, 1 - low, 1 + high) A), A of the group (arXiv 2402.03300; DAPO, arXiv 2503.14476: high > low,
-    token_mean). dual_clip c > 1 bounds the loss of A < 0 by -c A (arXiv 1912.09729).
+    """GRPO: -min(r A, clip(r, 1 - low, 1 + high) A), A is the advantage in the group (arXiv 2402.03300).
+
+    DAPO (arXiv 2503.14476) has high > low and token_mean. dual_clip c > 1: for A < 0 the loss is at most -c A
+    (arXiv 1912.09729).
     """
     weights_T = tokens.weights_T
     loss_T, was_clipped_T = _clipped(log_ratio_T.exp(), weights_T, config.clip_low, config.clip_high)
@@ -286,21 +288,21 @@ def grpo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Grpo) 
 
 
 def gspo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Gspo) -> Terms:
-    """-min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t log r_t) of the sequence (arXiv 2507.18071)."""
+    """GSPO: -min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t log r_t) of the sequence (arXiv 2507.18071)."""
     lengths_S = sequence_sum(torch.ones_like(log_ratio_T), tokens).clamp_min(1.0)
     ratio_S = (sequence_sum(log_ratio_T, tokens) / lengths_S).exp()
     return Terms(*_clipped(ratio_S[tokens.sequence_ids_T], tokens.weights_T, config.clip_low, config.clip_high))
 
 
 def cispo(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: Cispo) -> Terms:
-    """-sg(clip(r, 1 - low, 1 + high)) A log pi: clipped tokens keep their gradient (arXiv 2506.13585)."""
+    """CISPO: -sg(clip(r, 1 - low, 1 + high)) A log pi. Clipped tokens keep their gradient (arXiv 2506.13585)."""
     low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
     ratio_T = log_ratio_T.detach().exp()
     return Terms(-ratio_T.clamp(low, high) * tokens.weights_T * logprobs_T, (ratio_T < low) | (ratio_T > high))
 
 
 def _clipped(ratio_T: Tensor, weights_T: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
-    """(-min(r A, clip(r, 1 - low, 1 + high) A), where the clipped one is less)."""
+    """(-min(r A, clip(r, 1 - low, 1 + high) A), mask of positions where the clipped value is the smaller one)."""
     plain_T = ratio_T * weights_T
     clipped_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high) * weights_T
     return -torch.minimum(plain_T, clipped_T), clipped_T < plain_T
@@ -321,13 +323,13 @@ OBJECTIVES: dict[type[Section], Callable[[Tensor, Tensor, Tokens, Any], Terms]] 
 def _diagnostics(
     logprobs_T: Tensor, log_ratio_T: Tensor, gradient_T: Tensor, terms: Terms, tokens: Tokens, config: Objective
 ) -> dict[str, Sums]:
-    """The same names for every micro batch of a run, so that ranks can add them up."""
+    """Measurements of one micro batch. All micro batches of a run have the same names, so that ranks can add them."""
     logprobs_T, log_ratio_T = logprobs_T.detach(), log_ratio_T.detach()
     learned_T = tokens.mask_T & _weighed(tokens)
     right_T = tokens.mask_T & (tokens.kind_T == STORED) & (tokens.weights_T > 0)
     parts = {term: term_mask(tokens, term) for term in TERMS}
     found = {
-        "logprob_kept": measure.mean(logprobs_T, right_T),  # what the paper assumes and does not measure
+        "logprob_kept": measure.mean(logprobs_T, right_T),  # the paper assumes it, but does not measure it
         "logprob": measure.mean(logprobs_T, tokens.mask_T),
         "nll_supervised": measure.mean(-logprobs_T, parts["supervised"]),
         "nll_auxiliary": measure.mean(-logprobs_T, parts["auxiliary"]),
@@ -348,7 +350,7 @@ def _diagnostics(
         correction_T = _correction(logprobs_T, tokens, config)
         fresh_T = learned_T & (tokens.kind_T == FRESH)
         found["correction"] = measure.mean(correction_T, fresh_T)
-        rollout_T = cast(Tensor, tokens.rollout_T)  # `_correction` has seen it
+        rollout_T = cast(Tensor, tokens.rollout_T)  # `_correction` has checked that it is not None
         found["rollout_gap"] = measure.mean((logprobs_T - rollout_T).abs(), fresh_T)
     return found
 

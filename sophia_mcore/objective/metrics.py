@@ -1,4 +1,4 @@
-"""Measurements with their own denominators: additive over micro batches and ranks, turned into numbers at the end."""
+"""Measurements that are kept as sums with their own denominators: added over micro batches and ranks, then divided."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# Bins of a histogram of log-ratios (nats): fine around 0, where clipping happens, coarse far out.
+# Edges of the bins of log-ratios (nats): narrow bins near 0, where clipping happens, wide bins far from 0.
 _HALF = torch.cat([torch.linspace(0.0, 0.5, 51), torch.linspace(0.55, 5.0, 90), torch.linspace(6.0, 60.0, 55)])
 EDGES = torch.cat([-_HALF.flip(0), _HALF[1:]]).double()
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -17,8 +17,10 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Additive fp64 numbers. mean: [total, count]; norm: [sum of squares]; share: [sum, sum of squares, count]
-    (effective sample size over count); histogram: counts between EDGES, the ends open.
+    """fp64 values of one measurement that may be added.
+
+    mean: [total, count]. norm: [sum of squares]. share: [sum, sum of squares, count], for effective sample size per
+    count. histogram: counts between EDGES; the first and last bins have no outer limit.
     """
 
     kind: Literal["mean", "norm", "share", "histogram"]
@@ -48,7 +50,7 @@ def effective_sample_share(log_weights: Tensor, mask: Tensor) -> Sums:
 
 
 def ratio_histogram(log_ratios: Tensor, mask: Tensor) -> Sums:
-    """Where importance ratios lie, for quantiles."""
+    """Histogram of log-ratios where `mask`, for quantiles of the importance ratios."""
     edges = EDGES.to(log_ratios.device)
     bins = torch.bucketize(log_ratios.detach().double(), edges)
     counts = torch.zeros(len(EDGES) + 1, dtype=torch.float64, device=log_ratios.device)
@@ -56,7 +58,7 @@ def ratio_histogram(log_ratios: Tensor, mask: Tensor) -> Sums:
 
 
 def add(parts: Iterable[Metrics]) -> dict[str, Sums]:
-    """Sum by name; a name need not occur in every part."""
+    """Sum the measurements by name. A name may be missing in some parts."""
     total: dict[str, Sums] = {}
     for part in parts:
         for name, sums in part.items():
@@ -65,7 +67,7 @@ def add(parts: Iterable[Metrics]) -> dict[str, Sums]:
 
 
 def finish(metrics: Metrics) -> dict[str, float]:
-    """Numbers from sums. A measure with a zero denominator is omitted."""
+    """Turn sums into numbers, by name. A measurement whose denominator is zero is left out."""
     numbers: dict[str, float] = {}
     for name, sums in metrics.items():
         values = sums.values.tolist()
@@ -85,7 +87,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _quantile(counts: Tensor, q: float) -> float:
-    """exp of the interpolated q-quantile of the log-ratios; the open ends count as their edge."""
+    """exp of the interpolated q-quantile of the log-ratios. Values in the outer bins count as the outermost edge."""
     cumulative = counts.cumsum(0)
     wanted = q * float(cumulative[-1])
     bin_ = int(torch.searchsorted(cumulative, torch.tensor(wanted, dtype=torch.float64)).clamp(0, len(counts) - 1))

@@ -1,4 +1,4 @@
-"""What is summed over ranks: the denominators of a step before any micro batch, and the metrics after the last."""
+"""Sums over ranks: the denominators of a step, before its micro batches, and its metrics, after them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ class _Batch(Protocol):
 
 
 class Denominators(NamedTuple):
-    """What the two sums of a step are divided by: the objective's, and that of the auxiliary negative log-likelihood
-    (its targets; 0 without any)."""
+    """Divisors of the two sums of a step. ``objective``: of the objective. ``auxiliary``: of the auxiliary negative
+    log-likelihood, its number of targets (0 if it has none)."""
 
     objective: float
     auxiliary: float = 0.0
 
     @property
     def auxiliary_scale(self) -> float:
-        """Factor of an auxiliary token's term: dividing by ``objective`` then divides it by ``auxiliary``."""
+        """Factor of auxiliary terms. With it, dividing by ``objective`` has the effect of dividing by ``auxiliary``."""
         return self.objective / self.auxiliary if self.auxiliary else 0.0
 
 
 def local_denominator(batches: Sequence[_Batch], normalization: str | None, fixed_tokens: int | None = None) -> float:
-    """Of this rank's micro batches, without auxiliary samples: targets (token_mean), sequences with a target
-    (sequence_mean), ``fixed_tokens`` for each of those (fixed: Dr. GRPO, arXiv 2503.20783); 1 for `sum`.
+    """Denominator of this rank's micro batches, without auxiliary samples.
+
+    token_mean: number of targets. sequence_mean: number of sequences with a target. fixed: ``fixed_tokens`` x this
+    number (Dr. GRPO, arXiv 2503.20783). sum: 1. Raises ValueError for `fixed` without ``fixed_tokens``.
     """
     if normalization == "sum":
         return 1.0
@@ -62,16 +64,16 @@ def global_denominators(
     device: torch.device | str = "cpu",
     fixed_tokens: int | None = None,
 ) -> Denominators:
-    """The step's denominators: sums of `local_denominator` and of auxiliary targets over ``group``, reduced once.
+    """The step's denominators: `local_denominator` and the auxiliary targets, summed over ``group`` in one all-reduce.
 
-    Where there are auxiliary targets only, the objective's is 1.
+    If all targets are auxiliary, the objective's denominator is 1.
 
     Args:
         batches: this data-parallel rank's micro batches, whole rows.
         group: data-parallel group WITHOUT context parallelism (its ranks hold the same rows); None: one rank.
-        device: where the group's backend wants its tensors.
+        device: device of the tensor to reduce, which the group's backend must support.
 
-    Raises SophiaError on every rank alike when no rank has a target.
+    Raises SophiaError on every rank if no rank has a target.
     """
     own = local_denominator(batches, normalization, fixed_tokens)
     targets = local_denominator(batches, "token_mean")
@@ -88,9 +90,9 @@ def global_denominators(
 def reduce_metrics(
     parts: Sequence[Metrics], group: dist.ProcessGroup | None, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Numbers over all micro batches and ranks; one all-reduce. Every rank must measure the same names.
+    """Metrics over all micro batches and ranks, with one all-reduce. Every rank must measure the same names.
 
-    `group` is the data-parallel group without context parallelism, as whole rows are measured.
+    `group`: data-parallel group without context parallelism, since whole rows are measured.
     """
     total = add(parts)
     names = sorted(total)

@@ -1,4 +1,7 @@
-"""The one switch between CUDA (NCCL, Transformer Engine, apex) and CPU (gloo, plain torch). Nothing else asks which."""
+"""The one switch between CUDA (NCCL, Transformer Engine, apex) and CPU (gloo, plain torch).
+
+No other module makes this choice.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ _APEX_REMEDY = "build apex for this build of torch, or uninstall it: it is not r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """Where the model runs and with which parts.
+    """The device that the model runs on and the libraries that it uses.
 
     Attributes:
-        device: of parameters and batches.
+        device: device of parameters and batches.
         distributed: name for `torch.distributed.init_process_group`.
         transformer_engine: layers from Transformer Engine's spec; else megatron-core's local spec with torch parts.
-        fused_weight_gradient: apex's kernel that adds the weight gradient straight into the fp32 buffer.
+        fused_weight_gradient: use apex's kernel that adds the weight gradient directly to the fp32 buffer.
         fused_kernels: megatron-core's compiled bias, activation and rotary kernels.
-        ordered_sends: a tensor may be freed once its send was issued (CUDA streams keep the order; gloo does not).
+        ordered_sends: a tensor may be freed once its send was issued (CUDA streams keep the order, gloo does not).
     """
 
     kind: Literal["cpu", "cuda"]
@@ -40,7 +43,7 @@ class Backend:
     ordered_sends: bool
 
     def adapt(self) -> AbstractContextManager[None]:
-        """Context in which megatron-core works on this backend; open it once, around everything. No-op on CUDA."""
+        """Context in which megatron-core works on this backend. Enter it once, around everything. A no-op on CUDA."""
         if self.kind == "cuda":
             return contextlib.nullcontext()
         from sophia_mcore.parallel.cpu import adaptation
@@ -48,9 +51,9 @@ class Backend:
         return adaptation()
 
     def check_fp8(self, recipe: str, implementation: str = "transformer_engine") -> None:
-        """Refuse FP8 where it would have no effect (megatron-core ignores it without Transformer Engine).
+        """Raise UsageError if FP8 would have no effect: megatron-core ignores it without Transformer Engine.
 
-        `implementation` is fp8.backend: an emulation is used only where it was asked for by name.
+        `implementation`: value of fp8.backend. The emulation is used only if the setting asks for it.
         """
         if recipe == "none":
             return
@@ -65,7 +68,7 @@ class Backend:
             raise fp8_refusal(recipe, lacks)
 
     def check_attention(self, dtype: str, context: int) -> None:
-        """Refuse what Transformer Engine has no attention kernel for."""
+        """Raise UsageError if Transformer Engine has no attention kernel for this dtype and context parallelism."""
         if self.transformer_engine and dtype == "float32" and context > 1:
             raise UsageError(
                 f"train.dtype = 'float32' with parallel.context = {context}: Transformer Engine has no such attention; "
@@ -74,7 +77,10 @@ class Backend:
 
 
 def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
-    """The backend of this process; `local_rank` chooses the CUDA device (torchrun's LOCAL_RANK)."""
+    """The backend of this process. `local_rank` (torchrun's LOCAL_RANK) chooses the CUDA device.
+
+    Raises UsageError for "cuda" without a CUDA device, and for installed libraries that cannot be imported.
+    """
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return Backend(
             kind="cpu",
@@ -101,20 +107,20 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
 
 
 def check_parts() -> None:
-    """Import Transformer Engine where it is installed: megatron-core does so too, and fails with a traceback.
+    """Import Transformer Engine if it is installed. Call this before megatron-core is imported.
 
-    Call before megatron-core is imported. Raises UsageError in one line where the installation is not whole.
+    megatron-core imports it too, but fails with a traceback. This raises UsageError in one line if the import fails.
     """
     _usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY)
 
 
 def _usable(package: str, module: str, remedy: str) -> bool:
-    """Whether `package` is installed; then `module` of it is imported. Raises UsageError where that fails."""
+    """Whether `package` is installed. If so, import its `module`; raises UsageError when the import fails."""
     if importlib.util.find_spec(package) is None:
         return False
     try:
         importlib.import_module(module)
-    except Exception as error:  # a missing library, another build of torch, a part that is not there
+    except Exception as error:  # a missing library or module, or a build for another torch
         lines = str(error).splitlines() or [type(error).__name__]
         raise UsageError(f"{package} is installed, but cannot be imported ({lines[0]}): {remedy}") from error
     return True

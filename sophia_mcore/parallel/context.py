@@ -1,7 +1,7 @@
-"""Context parallelism: which tokens of a row belong to which rank, and how to get them back together.
+"""Context parallelism: divides the tokens of a row among ranks and joins them again.
 
-Every sequence is cut into 2 x CP equal slices; rank r holds slices r and 2 CP - 1 - r (zigzag), so that causal
-attention costs every rank the same. Transformer Engine cuts packed rows the same way.
+Every sequence is cut into 2 x CP equal slices. Rank r holds slices r and 2 CP - 1 - r (zigzag), so that causal
+attention costs every rank the same. Transformer Engine cuts packed rows in the same way.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch import Tensor
 
 
 class ContextCut:
-    """The cut of one row (or of a batch of rows, each one sequence) of S tokens over a context-parallel group.
+    """Divides a row of S tokens (or a batch of rows with one sequence each) over a context-parallel group.
 
     Args:
-        boundaries: where sequences begin, and S at the end: cu_seqlens as plain numbers; (0, S) when not packed.
+        boundaries: starts of the sequences, then S, as in cu_seqlens; (0, S) if the row is not packed.
         group: context-parallel group.
+        device: device of the index tensors.
 
     Raises:
-        ValueError: a sequence does not divide into 2 x CP slices.
+        ValueError: the length of a sequence is not a multiple of 2 x CP.
     """
 
     def __init__(self, boundaries: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> None:
@@ -34,20 +35,21 @@ class ContextCut:
         self.mine = self.order.view(self.size, -1)[group.rank()]
 
     def select(self, values: Tensor, dim: int) -> Tensor:
-        """This rank's tokens of a whole row: `dim` shrinks from S to S / CP."""
+        """This rank's tokens of a whole row. `dim` shrinks from S to S / CP."""
         return values if self.size == 1 else values.index_select(dim, self.mine)
 
     def join(self, values: Tensor, dim: int) -> Tensor:
-        """Whole rows of every rank's tokens: `dim` grows from S / CP to S. The backward takes this rank's tokens only.
+        """Join the tokens of all ranks to whole rows. `dim` grows from S / CP to S.
 
-        For values from which every rank computes the same (the loss): gradients are not summed over ranks.
+        The backward selects this rank's tokens and does not sum over ranks. So use this only if every rank computes the
+        same from the result (the loss).
         """
         if self.size == 1:
             return values
         return _Join.apply(values.transpose(0, dim).contiguous(), self).transpose(0, dim)
 
     def positions(self, local: Tensor) -> Tensor:
-        """Places in the whole row of places in this rank's part."""
+        """Map indices into this rank's part to indices into the whole row."""
         return local if self.size == 1 else self.mine[local]
 
 
@@ -65,13 +67,13 @@ class _Join(torch.autograd.Function):
 
 
 def rank_order(boundaries: Sequence[int], size: int) -> Tensor:
-    """[S] places in the row, rank 0's tokens first, then rank 1's, and so on.
+    """Indices [S] into the row: first those of rank 0's tokens, then those of rank 1's, and so on.
 
     >>> rank_order([0, 8], 2).tolist()
     [0, 1, 6, 7, 2, 3, 4, 5]
 
     Raises:
-        ValueError: a sequence does not divide into 2 x CP slices.
+        ValueError: the length of a sequence is not a multiple of 2 x CP.
     """
     parts: list[list[Tensor]] = [[] for _ in range(size)]
     for number, (start, end) in enumerate(pairwise(boundaries)):

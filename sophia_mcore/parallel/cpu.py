@@ -1,7 +1,7 @@
-"""What megatron-core needs in order to run where there is no CUDA: its tensors and random states go to the CPU.
+"""Makes megatron-core run without CUDA: its tensors and random states go to the CPU.
 
-Entered through `Backend.adapt`, never on a machine with CUDA. Nothing of torch or megatron-core stays changed after
-the context is left.
+`Backend.adapt` enters this context, never on a machine with CUDA. All changes to torch and megatron-core are undone
+when the context ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def _is_cuda(device: Any) -> bool:
 
 
 class CudaToCpu(TorchFunctionMode):
-    """Sends every tensor that is asked for on "cuda" to the CPU.
+    """Creates tensors on the CPU whenever device "cuda" is requested.
 
-    `Tensor.type()` answers with the CUDA name: megatron-core's optimizer knows parameters by that name.
+    `Tensor.type()` returns the CUDA name, because megatron-core's optimizer recognises parameters by it.
     """
 
     def __torch_function__(
@@ -54,7 +54,7 @@ class CudaToCpu(TorchFunctionMode):
 
 
 class CpuRandomStates:
-    """megatron-core's tracker of named random states (its `CudaRNGStatesTracker`), on the CPU generator."""
+    """Replaces megatron-core's tracker of named random states (`CudaRNGStatesTracker`); uses the CPU generator."""
 
     def __init__(self) -> None:
         self.reset()
@@ -73,7 +73,7 @@ class CpuRandomStates:
         self.states_ = dict(states)
 
     def add(self, name: str, seed: int) -> None:
-        """Start the state `name` from `seed`; each name and each seed once."""
+        """Add the state `name` with `seed`. Raises ValueError if the name or the seed is used already."""
         if name in self.states_ or seed in self.seeds_:
             raise ValueError(f"random state {name!r} or seed {seed} already exists")
         self.seeds_.add(seed)
@@ -81,7 +81,7 @@ class CpuRandomStates:
 
     @contextlib.contextmanager
     def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
-        """Draw from the state `name` inside the context."""
+        """Inside the context, random numbers are drawn from the state `name`."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self.states_[name])
         try:
@@ -92,7 +92,7 @@ class CpuRandomStates:
 
 
 class Stream:
-    """A no-op CUDA stream: the CPU runs in order."""
+    """A no-op in place of a CUDA stream, since the CPU runs everything in order."""
 
     def wait_event(self, event: Any) -> None:
         pass
@@ -111,7 +111,7 @@ def _set_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def adaptation() -> Iterator[None]:
-    """megatron-core on the CPU, for as long as the context is open."""
+    """Context in which megatron-core runs on the CPU."""
     with contextlib.ExitStack() as stack:
         patches = (
             (torch.cuda, "current_device", lambda: CPU),
@@ -130,9 +130,11 @@ def adaptation() -> Iterator[None]:
 
 
 def _optimizer_parts() -> list[tuple[Any, str, Any]]:
-    """megatron-core's own gradient norm and scaling: it takes Transformer Engine's kernels wherever that is installed.
+    """(module, name, value) of megatron-core's optimizer to replace on the CPU.
 
-    The optimizer counts as not installed, so that `train.optim` provides one; what that sets is put back too.
+    Gradient norm and scaling become megatron-core's own functions; with Transformer Engine installed it would use CUDA
+    kernels. The fused optimizer counts as not installed, so that `train.optim` provides one. The names that
+    `train.optim` sets are listed with their present values, so that they are restored too.
     """
     own = {
         "multi_tensor_applier": mcore_utils.local_multi_tensor_applier,

@@ -1,4 +1,4 @@
-"""Process groups of a layout, and the checks that refuse an impossible layout before anything is computed."""
+"""Process groups of a parallel layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sophia_mcore.parallel.backend import Backend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """This process's place in the layout. `collection` is what megatron-core's modules take."""
+    """The ranks and process groups of this process. `collection`: the groups as megatron-core's modules take them."""
 
     parallel: Parallel
     collection: ProcessGroupCollection
@@ -56,21 +56,22 @@ class Groups:
 
     @property
     def data(self) -> dist.ProcessGroup:
-        """Ranks that hold the same parameters and see different rows."""
+        """Group of the ranks that hold the same parameters and process different rows."""
         return self.collection.dp
 
     @property
     def data_and_context(self) -> dist.ProcessGroup:
-        """Ranks that hold the same parameters: gradients are summed over these."""
+        """Group of all ranks that hold the same parameters. Gradients are summed over it."""
         return self.collection.dp_cp
 
 
 def initialize(
     parallel: Parallel, backend: Backend, timeout_seconds: float = 1800.0, seed: int = 0, gloo_copies: bool = True
 ) -> Groups:
-    """Join the process group (torchrun's environment, unless the caller did already) and build the layout's groups.
+    """Initialise torch.distributed from torchrun's environment, if that is not done yet, and make the layout's groups.
 
-    Call inside `backend.adapt()`. `gloo_copies`: further gloo groups, which saving the distributed optimizer uses.
+    Call this inside `backend.adapt()`. `gloo_copies`: also make gloo groups, which are needed to save the distributed
+    optimizer.
 
     Raises:
         UsageError: the number of processes does not fit the layout.
@@ -105,6 +106,6 @@ def initialize(
 
 
 def shutdown() -> None:
-    """Leave all groups."""
+    """Destroy all process groups."""
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Checks of a layout against a model. Pure and without torch, so they can run before any model starts."""
+"""Checks a parallel layout against a model. Pure functions without torch, so they can run before any model starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sophia_mcore.pretrained.spec import ModelSpec
 
 
 def fp8_refusal(recipe: str, lacks: str) -> UsageError:
-    """What to say where `fp8.recipe` cannot be computed; `lacks`: the missing part, such as "a CUDA device"."""
+    """The error for an `fp8.recipe` that cannot run here. `lacks`: the missing part, such as "a CUDA device"."""
     return UsageError(
         f"fp8.recipe = {recipe!r} needs {lacks}, which is not here; set it to 'none', or fp8.backend to "
         "'emulated' (slow: for checks)"
@@ -18,11 +18,7 @@ def fp8_refusal(recipe: str, lacks: str) -> UsageError:
 def check_layout(
     spec: ModelSpec, parallel: Parallel, sequence_length_tokens: int | None = None, fp8: bool = False
 ) -> None:
-    """Refuse, with the nearest fix, a layout that the model cannot be cut into. Pure; needs no process group.
-
-    Raises:
-        UsageError: one line with the setting, its value and what would fit.
-    """
+    """Raise UsageError if the layout cannot divide the model: one line with setting, value and what would fit."""
     language = spec.language
     heads, kv_heads, tensor = language.num_attention_heads, language.num_key_value_heads, parallel.tensor
     if heads % tensor:
@@ -48,7 +44,7 @@ def check_layout(
 
 
 def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
-    """Language layers of each [pipeline rank][model chunk], as counts.
+    """Number of language layers of each [pipeline rank][model chunk].
 
     >>> layers_per_stage(8, Parallel(pipeline=2, virtual_pipeline=2))
     [[2, 2], [2, 2]]
@@ -83,7 +79,8 @@ def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
 
 
 def check_sequence_length(parallel: Parallel, sequence_length_tokens: int | None, fp8: bool = False) -> None:
-    """A row must divide into context parallelism's 2 x CP slices, and those into sequence parallelism's shares."""
+    """Raise UsageError if a row cannot be divided into 2 x CP slices for context parallelism, and each slice by TP for
+    sequence parallelism."""
     unit = parallel.row_multiple(fp8)
     if sequence_length_tokens is not None and sequence_length_tokens % unit:
         nearest = max(unit, sequence_length_tokens // unit * unit)

@@ -1,6 +1,6 @@
-"""Gloo ranks on this machine by forking: the parent imports torch and megatron-core once, the ranks share that.
+"""Runs a function on several gloo ranks on this machine, for checks and tests on the CPU. Training uses torchrun.
 
-For checks and tests on the CPU; training runs under torchrun.
+The ranks are forked, so that torch and megatron-core are imported only once.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from sophia_mcore.parallel import groups as layouts
 
 
 class RankError(RuntimeError):
-    """A rank failed; the message is its traceback."""
+    """A rank failed. The message is its traceback."""
 
 
 def run(work: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = 120.0) -> list[Any]:
-    """Call `work(*args)` on each of `world_size` forked gloo ranks and return what they returned, in rank order.
+    """Call `work(*args)` on `world_size` forked gloo ranks; returns their results in rank order.
 
-    Inside, `torch.distributed` is initialised. The first rank that fails ends the others; its `SophiaError` is raised
-    as it is, anything else as a `RankError` with the traceback.
+    `torch.distributed` is initialised on each rank. The first rank that fails ends the others. Its `SophiaError` is
+    raised unchanged, any other exception as a `RankError` with the traceback.
     """
     context = multiprocessing.get_context("fork")
     sys.stdout.flush()
@@ -59,7 +59,7 @@ def run(work: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: 
 def run_layout(
     work: Callable[..., Any], parallel: Parallel, *args: Any, data: int = 1, timeout: float = 120.0
 ) -> list[Any]:
-    """`work(groups, backend, *args)` on every rank of a layout, inside the CPU adaptation."""
+    """Call `work(groups, backend, *args)` on every rank of a layout, inside `Backend.adapt`; returns like `run`."""
     return run(_with_groups, parallel.model_ranks * data, work, parallel, args, timeout_seconds=timeout)
 
 

@@ -1,6 +1,6 @@
-"""Before training: have all ranks arrived, and do they reach each other fast enough? Names the node at fault.
+"""Checks before training that all ranks have started and that the network is fast enough. Errors name the bad node.
 
-Bus bandwidth of an all-reduce as NCCL's tests define it: bytes / seconds x 2 (n - 1) / n.
+Bus bandwidth of an all-reduce is defined as in NCCL's tests: bytes / seconds x 2 (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REPEATS = 5
 
 
 class BadNode(SophiaError):
-    """``node`` is missing or slow."""
+    """A node is missing or slow. ``node``: its name."""
 
     def __init__(self, message: str, node: str) -> None:
         super().__init__(message)
@@ -31,15 +31,15 @@ class BadNode(SophiaError):
 
 
 def node_name() -> str:
-    """This node as Slurm calls it, else its host name."""
+    """Slurm's name of this node, or its host name outside of Slurm."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def check_network(device: torch.device, join_seconds: float, floor_gb_per_second: float) -> float:
-    """Meet all ranks within ``join_seconds`` and time an all-reduce; returns its bus bandwidth in GB/s (0: one rank).
+    """Wait for all ranks and time an all-reduce; returns its bus bandwidth in GB/s (0 with one rank).
 
-    Call on every rank of the default group. Raises BadNode on all of them: ranks that did not come, or a bandwidth
-    below the floor with the node that the slowest links have in common.
+    Call this on every rank of the default group. Raises BadNode on all of them if ranks did not arrive within
+    ``join_seconds``, or if the bandwidth is below the floor: then it names the node that the slowest links share.
     """
     world = dist.get_world_size()
     if world == 1:
@@ -65,7 +65,7 @@ def check_network(device: torch.device, join_seconds: float, floor_gb_per_second
 
 
 def meet(group: dist.ProcessGroup, nodes: Sequence[str], seconds: float) -> None:
-    """A barrier that names missing ranks. Raises BadNode naming their nodes."""
+    """Wait at a barrier. Raises BadNode with the nodes of the ranks that did not arrive within ``seconds``."""
     try:
         dist.monitored_barrier(group, timedelta(seconds=seconds), wait_all_ranks=True)
     except RuntimeError as error:
@@ -79,7 +79,7 @@ def meet(group: dist.ProcessGroup, nodes: Sequence[str], seconds: float) -> None
 
 
 def culprit(links: Sequence[tuple[str, str, float]]) -> str:
-    """The node that the slow links share: each link is (node, node, GB/s), each node part of two.
+    """The node that the slowest two links share. Each link is (node, node, GB/s); each node has two links.
 
     >>> culprit([("a", "b", 9.0), ("b", "c", 1.0), ("c", "a", 1.1)])
     'c'
@@ -92,7 +92,7 @@ def culprit(links: Sequence[tuple[str, str, float]]) -> str:
 def _all_reduce(device: torch.device) -> float:
     tensor = torch.ones(_BYTES[device.type] // 4, device=device)
     size = dist.get_world_size()
-    dist.all_reduce(tensor)  # connections are made here
+    dist.all_reduce(tensor)  # the first call makes the connections; it is not timed
     _wait(device)
     since = time.perf_counter()
     for _ in range(_REPEATS):
@@ -103,7 +103,7 @@ def _all_reduce(device: torch.device) -> float:
 
 
 def _link(device: torch.device, nodes: Sequence[str]) -> tuple[str, str, float]:
-    """Exchange with the next and the previous rank at once; the speed of the link to the next."""
+    """Exchange data with the next and the previous rank; returns (this node, next node, GB/s)."""
     rank, size = dist.get_rank(), dist.get_world_size()
     after, before = (rank + 1) % size, (rank - 1) % size
     out = torch.ones(_BYTES[device.type] // 4, device=device)

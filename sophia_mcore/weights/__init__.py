@@ -1,1 +1,4 @@
-"""Weights: one table of invertible operations per model family; loading, export and conversion derive from it."""
+"""Loading, export and conversion of weights. All follow from one table of invertible operations per model family.
+
+"Our tensors" are the parameters of the Megatron model before sharding, under their canonical names (AGENTS.md).
+"""

@@ -1,4 +1,4 @@
-"""What `sophia convert`, `sophia verify` and checkpoints_tools/ share: a byte bar, the calls and what is printed."""
+"""Code that `sophia convert`, `sophia verify` and checkpoints_tools/ share: progress bar, calls and printed lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sophia_mcore.weights.verify import verify
 
 
 class BytesProgress:
-    """A bar with bytes per second; where stderr is no terminal, one line when a task is done."""
+    """Shows a bar with bytes per second. Prints one line at the end of a task if stderr is not a terminal."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -49,7 +49,7 @@ class BytesProgress:
         self._id = self._bars.add_task(task, total=total, completed=completed)
 
     def advance(self, count: int = 1) -> None:
-        """``count`` more bytes are done."""
+        """Add ``count`` bytes to those that are done."""
         self._done += count
         self._bars.advance(self._id, count)
         if self._plain and self._done >= self._total:
@@ -61,12 +61,12 @@ class BytesProgress:
             )
 
     def note(self, text: str) -> None:
-        """A remark beside the bar."""
+        """Show a remark beside the bar."""
         self._bars.update(self._id, description=f"{self._task} {text}")
 
 
 def run_convert(conversion: Conversion) -> Summary:
-    """`convert.convert` with a bar and a closing line; ``dry_run`` prints the plan instead. Raises as it does."""
+    """Call `convert.convert` with a bar and print a summary (or the plan, with ``dry_run``). Raises like `convert`."""
     conversion = replace(conversion, source=local_folder(conversion.source))
     with BytesProgress() as progress:
         summary = convert(conversion, progress)
@@ -87,9 +87,9 @@ def run_convert(conversion: Conversion) -> Summary:
 
 
 def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
-    """Print that two checkpoints are equal, or that one is a right FP8 copy of the other.
+    """Print that two checkpoints are equal, or that one is a correct FP8 copy of the other.
 
-    Raises SophiaError naming every tensor in which they differ.
+    Raises SophiaError that names every tensor in which they differ.
     """
     from sophia_mcore.weights.quantize.fp8 import check_fp8, fp8_pair  # imports pyarrow
 
@@ -108,7 +108,7 @@ def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
 
 
 def convert_tool(to: Destination, description: str, arguments: Sequence[str] | None = None) -> int:
-    """Main function of a tool that converts to one layout: parses its arguments, returns the exit code."""
+    """Main function of a tool that converts to layout ``to``: parses the arguments and returns the exit code."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("source", type=Path)
     parser.add_argument("destination", type=Path)
@@ -140,7 +140,7 @@ def _run(to: Destination, options: argparse.Namespace) -> int:
 
 
 def verify_tool(arguments: Sequence[str] | None = None) -> int:
-    """Main function of the tool that compares two checkpoints."""
+    """Main function of the tool that compares two checkpoints; returns the exit code."""
     parser = argparse.ArgumentParser(description="Compare two checkpoints of any layouts, tensor by tensor.")
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)

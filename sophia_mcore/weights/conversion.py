@@ -1,4 +1,4 @@
-"""What a conversion is asked to do: made by the command line, received by everybody else."""
+"""The options of a conversion of checkpoints, as one value."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SPELLINGS = {
     "F32": ("f32", "fp32", "float32", "float"),
 }
 DEFAULT_SHARD_MIB = 5000
-WORKERS = 2  # each with a buffer of its own
+WORKERS = 2  # threads; each has its own buffer
 
 
 def named_dtype(text: str | None) -> str | None:
-    """A dtype by any of its usual names, in the spelling of safetensors; others are left as they are.
+    """The safetensors name of a dtype that is given by any usual name. Unknown names are returned unchanged.
 
     >>> named_dtype("bfloat16"), named_dtype("fp32"), named_dtype("int8")
     ('BF16', 'F32', 'int8')
@@ -37,16 +37,16 @@ def named_dtype(text: str | None) -> str | None:
 class Conversion:
     """Write ``source`` (any layout) as ``destination`` in layout ``to``.
 
-    tensor, pipeline: ranks that a Megatron checkpoint is cut for; it loads at any other layout too.
-    base: model folder that a trainer's checkpoint belongs to; only for one without a configuration of its own.
-    dtype: "BF16", "F16" or "F32" for all tensors; None keeps each tensor's.
+    tensor, pipeline: numbers of ranks for which a Megatron checkpoint is cut. It can be loaded at any other layout.
+    base: model folder of a trainer's checkpoint, if the checkpoint has no configuration.
+    dtype: "BF16", "F16" or "F32" for all tensors. None: each tensor keeps its dtype.
     shard_size_mib: largest file of a Hugging Face folder, in MiB.
-    verify: read the result back from the disk and compare every tensor with the source, bit by bit; the tensors of a
-        source that was converted itself must have the digests in its conversion.json.
-    digest: what conversion.json holds of every tensor, formed while its bytes are copied: "xxh3-128", "sha256" (of
-        every stored tensor on both sides; costs more than the copy) or None.
-    workers: tensors copied at a time, each through 1 MiB of memory.
-    calibration, quantizer: for fp8, see `quantize.fp8.quantize_fp8`; quantizer None means `.venv-modelopt`'s.
+    verify: read the result back from the disk and compare every tensor with the source, bit by bit. If the source has a
+        conversion.json, its tensors must have the digests in it.
+    digest: kind of digest of every tensor in conversion.json, computed during the copy: "xxh3-128", "sha256" (of every
+        stored tensor on both sides; takes longer than the copy) or None.
+    workers: number of tensors that are copied at a time, each through 1 MiB of memory.
+    calibration, quantizer: for fp8, see `quantize.fp8.quantize_fp8`. quantizer None: Python of `.venv-modelopt`.
     dry_run: only check and plan; nothing is written.
     """
 
@@ -66,7 +66,7 @@ class Conversion:
     dry_run: bool = False
 
     def check(self) -> None:
-        """Raise UsageError for options that do not go together and folders that cannot be read or written."""
+        """Raise UsageError for options that exclude each other and folders that cannot be read or written."""
         self._check_options()
         self._check_folders()
         if self.to == "fp8":

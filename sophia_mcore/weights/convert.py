@@ -1,4 +1,4 @@
-"""Convert a checkpoint from one layout to another: plan, stream, prove."""
+"""Converts a checkpoint from one layout to another: plan the files, copy the bytes, verify the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from sophia_mcore.weights.verify import compare, require_equal
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a conversion did, or with dry_run would do: bytes of tensors, files by size, one line per tensor."""
+    """The result of a conversion, or of its plan (dry_run).
+
+    ``nbytes``: bytes of all tensors. ``files``: name -> size in bytes. ``plan``: one line per tensor.
+    """
 
     source_layout: str
     target_layout: str
@@ -29,17 +32,17 @@ class Summary:
     files: Mapping[str, int]
     plan: tuple[str, ...]
     verified: bool
-    source_checked: bool = False  # its tensors had the digests of its own conversion.json
+    source_checked: bool = False  # True: the source's tensors match the digests in its conversion.json
     warnings: tuple[str, ...] = ()
 
 
 def convert(conversion: Conversion, progress: Progress | None = None) -> Summary:
-    """Do what is asked, or with ``dry_run`` only plan it.
+    """Do the conversion, or with ``dry_run`` only plan it.
 
     Raises:
-        UsageError: unknown layout, the destination exists, a layout that does not divide the model.
-        SophiaError: tensors missing or left over (all are listed), damaged files, a full disk, or a failed
-            verification. Nothing half-written stays; the source is only read.
+        UsageError: unknown layout, the destination exists, or the layout cannot divide the model.
+        SophiaError: tensors are missing or left over (all are listed), a file is damaged, the disk is full, or the
+            verification failed. No partial result remains. The source is only read.
     """
     progress = progress or NoProgress()
     conversion.check()

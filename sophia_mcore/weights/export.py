@@ -1,4 +1,4 @@
-"""From a trainer's distributed checkpoint to a Hugging Face folder that transformers and vLLM load."""
+"""Exports a trainer's distributed checkpoint as a Hugging Face folder that transformers and vLLM can load."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ def export_hf(
 ) -> None:
     """Write the model of a distributed checkpoint, of any layout, as a Hugging Face folder like the base model's.
 
-    One process, no ranks: the bytes are streamed. Layout, configuration, tokenizer, preprocessor and chat template are
-    the base's; so is each tensor's dtype, unless ``dtype`` ("BF16", "F16", "F32") names one for all. The folder appears
+    This streams the bytes in one process. Layout, configuration, tokenizer, preprocessor, chat template and dtypes are
+    those of the base model; ``dtype`` ("BF16", "F16" or "F32") overrides the dtype of all tensors. The folder appears
     when it is complete, with conversion.json beside the weights.
 
     Raises:
-        UsageError: the output exists, or the base is no model folder.
-        SophiaError: the checkpoint does not fit the base model (all names), a file is damaged, the disk is full.
+        UsageError: the output exists, or the base is not a model folder.
+        SophiaError: the checkpoint does not fit the base model (all names are listed), a file is damaged, or the disk
+            is full.
     """
     progress = progress or NoProgress()
     base = open_checkpoint(Path(base_model_dir))
@@ -59,9 +60,9 @@ def export_hf(
 
 
 def export_round(round: Round, progress: Progress) -> None:
-    """Export the last checkpoint of a round's training, unless that is done already and intact.
+    """Export the last checkpoint of a round's training, unless an intact export of it exists.
 
-    Raises as ``export_hf``, and SophiaError when the training is not finished.
+    Raises like ``export_hf``, and SophiaError when training is not finished.
     """
     out = round.folder.model
     checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
@@ -71,7 +72,7 @@ def export_round(round: Round, progress: Progress) -> None:
     _require_finished(round.folder.train_summary_file, newest)
     if out.exists() and _made_from(out) == newest.name and _is_intact(out):
         return
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier checkpoint (training went on), or damaged
+    shutil.rmtree(out, ignore_errors=True)  # a damaged export, or one of an earlier checkpoint
     export_hf(newest, round.policy, out, round.config.export.shard_size_mib, progress=progress)
 
 
@@ -89,7 +90,7 @@ def _require_finished(summary_file: Path, checkpoint: Path) -> None:
 
 
 def _made_from(model: Path) -> str | None:
-    """Name of the checkpoint that a finished export was made from."""
+    """Name of the checkpoint that an export was made from; None if there is no finished export."""
     try:
         return str(json_or_empty(model / proof.NAME)["source"]["folder"])
     except (KeyError, TypeError):
@@ -97,7 +98,7 @@ def _made_from(model: Path) -> str | None:
 
 
 def _is_intact(model: Path) -> bool:
-    """Whether every weights file of an export is there and whole (by its header)."""
+    """Whether every weights file of an export exists and has the size that its header says."""
     try:
         open_checkpoint(model)
     except SophiaError:

@@ -1,4 +1,4 @@
-"""Start training from a checkpoint of any layout: each rank reads only its slices, straight into its parameters."""
+"""Loads a checkpoint of any layout into the model. Each rank reads only its own slices, directly to its parameters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ EMBEDDING, HEAD = "language.embedding.word_embeddings.weight", "language.output_
 def load_hf(chunks: Iterable[nn.Module], model_dir: Path, spec: ModelSpec, groups: Groups) -> None:
     """Fill this rank's parameters from a model folder (hf, hf-custom, or a converted Megatron checkpoint).
 
-    Values are cast to each parameter's dtype; padded vocabulary rows become zero. All ranks call it together.
+    Values are cast to each parameter's dtype; padded rows of the vocabulary become zero. All ranks must call this
+    together.
 
     Raises:
         SophiaError: the folder does not fit the model (all names are listed), or a file is damaged.
@@ -51,7 +52,7 @@ def load_hf(chunks: Iterable[nn.Module], model_dir: Path, spec: ModelSpec, group
 def load_parameter(tiled: Tiled, target: torch.Tensor, shard: Shard, files: Files) -> None:
     """Read one rank's part of a tensor into ``target`` (its local shape, any dtype and device).
 
-    Raises SophiaError if the shapes do not agree.
+    Raises SophiaError if the shapes do not fit.
     """
     rows, columns = matrix_shape(tiled.shape)
     rows += shard.padding
@@ -73,7 +74,7 @@ def load_parameter(tiled: Tiled, target: torch.Tensor, shard: Shard, files: File
 
 
 def shard_boxes(rows: int, columns: int, shard: Shard) -> Iterator[Rectangle]:
-    """Rectangles of the global tensor that make up a shard, in its own order; each is contiguous in the shard."""
+    """Yield the rectangles of the global tensor that make up a shard, in its order. Each is contiguous in the shard."""
     if shard.axis is None:
         yield Rectangle(0, rows, 0, columns)
         return
@@ -84,7 +85,7 @@ def shard_boxes(rows: int, columns: int, shard: Shard) -> Iterator[Rectangle]:
 
 
 def _read(tiled: Tiled, box: Rectangle, target: torch.Tensor, files: Files) -> None:
-    """Read a box into a flat contiguous tensor, directly when it has the stored type and lies in this memory."""
+    """Read a box into a flat contiguous tensor: directly if it has the stored dtype and is on the CPU, else by copy."""
     if tiled.dtype not in TORCH_DTYPES:
         raise SophiaError(f"{tiled.name}: cannot train from dtype {tiled.dtype}")
     dtype = TORCH_DTYPES[tiled.dtype]
@@ -102,7 +103,7 @@ def _read(tiled: Tiled, box: Rectangle, target: torch.Tensor, files: Files) -> N
 
 
 def _check_all_used(checkpoint: Checkpoint, used: set[str], groups: Groups, model_dir: Path) -> None:
-    """Every tensor of the checkpoint must have gone to some pipeline stage."""
+    """Raise SophiaError if a tensor of the checkpoint was used by no pipeline stage."""
     everywhere: list[set[str]] = [used]
     if groups.pipeline_size > 1:
         everywhere = [set() for _ in range(groups.pipeline_size)]

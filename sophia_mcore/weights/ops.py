@@ -1,14 +1,14 @@
-"""The one invertible operation that the weight tables are made of, and rectangles of tensors.
+"""The one invertible operation of the weight tables, and rectangles of tensors.
 
-Every layout of a transformer checkpoint keeps the same numbers and differs only in how whole blocks of rows (or
-columns) are joined: query, key and value as three tensors or one, grouped per key-value head or not, gate and up
-joined or apart, one shard per tensor-parallel rank. All of these are an interleaving of blocks:
+All layouts of a transformer checkpoint hold the same numbers. They differ only in how blocks of rows (or columns) are
+joined: query, key and value as three tensors or one, grouped per key-value head or not; gate and up joined or separate;
+one shard per tensor-parallel rank. Each of these is an interleaving of blocks:
 
     target = for each of `groups` groups: the next parts[0] rows of source 0, the next parts[1] rows of source 1, ...
 
-``copy`` is one group of one part, ``concat`` one group of several, Megatron's grouped QKV one group per key-value
-head. Each row of a source is used once and each row of the target made once by construction, so the inverse needs no
-second table: read the same blocks the other way round.
+``copy`` is one group of one part, ``concat`` one group of several parts, Megatron's grouped QKV one group per key-value
+head. Each row of a source is used exactly once and each row of the target is made exactly once. So the inverse needs no
+second table: it reads the same blocks in the other direction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sophia_mcore.errors import SophiaError
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """``length`` rows (or columns) of source ``source`` from ``source_start`` on are the target's from ``start`` on."""
+    """``length`` rows (or columns), from ``source_start`` in source ``source``, and from ``start`` in the target."""
 
     source: int
     source_start: int
@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Interleave:
-    """An invertible joining of sources along one axis; see the module's docstring.
+    """An invertible operation that joins sources along one axis; see the docstring of the module.
 
     >>> list(Interleave(groups=2, parts=(2, 1)).blocks())[2]
     Block(source=0, source_start=2, start=3, length=2)
@@ -66,7 +66,7 @@ class Interleave:
                 start += part
 
     def describe(self) -> str:
-        """One word and its numbers, as written to the proof file."""
+        """Name and numbers of the operation, as text for conversion.json."""
         if len(self.parts) == 1:
             return "copy"
         kind = "concat" if self.groups == 1 else f"interleave {self.groups} x"
@@ -74,19 +74,19 @@ class Interleave:
 
 
 def copy(length: int) -> Interleave:
-    """The target is the only source."""
+    """The target is equal to its only source."""
     return Interleave(1, (length,))
 
 
 def concat(*lengths: int, axis: int = 0) -> Interleave:
-    """The target is the sources one after the other."""
+    """The target consists of the sources one after another."""
     return Interleave(1, tuple(lengths), axis)
 
 
 def split(length: int, parts: int, *, axis: int = 0, groups: int = 1) -> Interleave:
     """Tensor-parallel shards: each of ``groups`` equal blocks (gate, up) is cut into ``parts`` equal shares.
 
-    Raises SophiaError if they do not divide.
+    Raises SophiaError if ``length`` is not a multiple of groups x parts.
     """
     if length % (groups * parts):
         raise SophiaError(f"a length of {length} does not divide into {groups} x {parts} equal shares")
@@ -116,7 +116,7 @@ class Rectangle:
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor as a matrix: leading axes of size 1 before a matrix dropped, the first axis kept.
+    """(rows, columns) of a tensor as a matrix. The first axis, without leading axes of size 1, becomes the rows.
 
     >>> matrix_shape((64, 3, 14, 14)), matrix_shape((1, 17, 8)), matrix_shape((5,)), matrix_shape(())
     ((64, 588), (17, 8), (5, 1), (1, 1))
@@ -126,7 +126,7 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape without the leading axes of size 1 that stand before its last two axes."""
+    """The shape without leading axes of size 1. The last two axes are always kept."""
     leading = 0
     while len(shape) - leading > 2 and shape[leading] == 1:
         leading += 1

@@ -1,4 +1,4 @@
-"""conversion.json: what every tensor was made of, by which operation, and the digests of both sides."""
+"""conversion.json: the source tensors and the operation of every converted tensor, and digests on both sides."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sophia_mcore.weights.formats.targets import Target
 from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
 
 NAME = "conversion.json"
-FORMAT = 2  # 1 had the sha256 of stored tensors only, under "sha256"
+FORMAT = 2  # format 1 had only the sha256 of stored tensors, under "sha256"
 _PACKAGES = ("torch", "megatron-core", "safetensors", "transformers")
 
 
 def proof(source: Checkpoint, target: Target, digests: Digests | None, verified: bool) -> dict[str, Any]:
     """The content of conversion.json.
 
-    ``tensors``: one entry per tensor of ours: the stored tensors it was read from and written to, and the operation
-    that joins them on each side. ``digests``: the algorithm and, for each side, xxh3-128 of our tensors' bytes
-    (row-major, so the same in every layout) or sha256 of the stored tensors' bytes by their keys; null without.
+    ``tensors``: one entry per tensor of ours, with the stored tensors that it was read from and written to, and the
+    operation that joins them on each side. ``digests``: the algorithm and the digests of each side, or null. xxh3-128
+    is of our tensors' bytes (row-major, so the same in every layout), sha256 of the stored tensors' bytes.
     """
     return {
         "format": FORMAT,
@@ -46,9 +46,9 @@ def proof(source: Checkpoint, target: Target, digests: Digests | None, verified:
 
 
 def recorded(folder: Path) -> Digests | None:
-    """The digests that the conversion which made ``folder`` wrote down; None if there are none.
+    """The digests in the conversion.json of ``folder``; None if there is no such file or it has none.
 
-    Raises SophiaError when conversion.json is there but is not what a conversion writes.
+    Raises SophiaError when the content of conversion.json is not valid.
     """
     file = folder / NAME
     try:
@@ -68,7 +68,7 @@ def recorded(folder: Path) -> Digests | None:
 
 
 def require_recorded(folder: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Raise SophiaError naming every tensor whose digest is not the recorded one."""
+    """Raise SophiaError that names every tensor whose digest is not the recorded one."""
     problems = {"changed since": [key for key in found if found[key] != expected.get(key)],
                 "no longer there": [key for key in expected if key not in found]}  # fmt: skip
     raise_problems(f"{folder} is not as its own {NAME} describes it", problems)
@@ -88,7 +88,7 @@ def _keys(tensor: Tiled) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that take part."""
+    """Versions of this package, of Python, and of the packages that a conversion uses."""
     found = {"sophia_mcore": sophia_mcore.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

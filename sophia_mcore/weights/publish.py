@@ -1,9 +1,9 @@
-"""Write the model that is being trained as a Hugging Face folder: `load` backwards, every rank its own rectangles.
+"""Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
-No tensor is gathered: rank 0 makes the files, then each rank writes the parts of the parameters that it holds, cast to
-the stored dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel, tensors that tensor
-parallelism does not cut) share the tensors out. Frozen tensors lie in files of their own, which are written once and
-hard-linked from version to version, as are configuration and tokenizer.
+No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
+dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
+parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
+once and hard-linked from version to version, like configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ def publish(
     trained: Collection[str] | None = None,
     previous: Path | None = None,
 ) -> tuple[Path, str, int]:
-    """Write version ``version`` under ``parent``; returns (its folder, its digest, bytes written), on every rank.
+    """Write version ``version`` under ``parent``; returns (its folder, its digest, bytes written) on every rank.
 
-    All ranks call it together; ``parent`` is a folder that all of them see. The caller has made sure that the
-    parameters are those of the last update (deferred all-gathers are done) and announces the version afterwards.
+    All ranks must call this together, and all must see the folder ``parent``. Before the call the parameters must be
+    those of the last update (deferred all-gathers are done). The caller announces the version afterwards.
 
     Args:
-        base: Hugging Face folder that gives layout, dtypes, configuration and tokenizer.
-        trained: our names of the tensors that training changes; None: those whose parameters require a gradient.
-        previous: folder of an earlier version, whose frozen files are linked; None: they are written.
+        base: Hugging Face folder with layout, dtypes, configuration and tokenizer to use.
+        trained: canonical names of the tensors that training changes. None: those that require a gradient.
+        previous: folder of an earlier version, whose files of frozen tensors are linked. None: they are written.
 
     Raises:
-        SophiaError: the disk is full or a folder cannot be used; on every rank, and nothing is left behind.
+        SophiaError: the disk is full or a folder cannot be used. Every rank raises it, and no files remain.
     """
     chunks = list(chunks)
     stored = open_checkpoint(base)
@@ -88,7 +88,7 @@ def publish(
 
 
 def together(work: Callable[[], T]) -> list[T]:
-    """Do ``work`` on every rank; returns all ranks' results, or raises the first error on all of them."""
+    """Call ``work`` on every rank; returns the results of all ranks. If one fails, all raise the first error."""
     result: T | None = None
     problem: str | None = None
     try:
@@ -104,7 +104,7 @@ def together(work: Callable[[], T]) -> list[T]:
 
 
 def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> set[str]:
-    """Our names of the parameters that require a gradient, on any stage."""
+    """Canonical names of the parameters that require a gradient, on all pipeline stages."""
     own = {name for name, parameter, _ in canonical_parameters(chunks, spec) if parameter.requires_grad}
     everybody: list[set[str]] = [own] * groups.pipeline_size
     if groups.pipeline_size > 1:
@@ -113,7 +113,7 @@ def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> se
 
 
 def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> set[Path]:
-    """The files of the target that are taken from the version before: those that hold frozen tensors only."""
+    """The target's files that are linked from the version before: those that hold only frozen tensors."""
     if previous is None:
         return set()
     moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
@@ -124,7 +124,7 @@ def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> s
 def _begin(
     partial: Path, target: Target, linked: Collection[Path], previous: Path | None, base: Path, spec: ModelSpec
 ) -> None:
-    """Rank 0: the folder, its headers with the space for the tensors, links, configuration and tokenizer."""
+    """On rank 0: make the folder, files with headers and reserved space, links, configuration and tokenizer."""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -155,14 +155,14 @@ def _link(source: Path, target: Path) -> None:
 def _write_parameters(
     chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
 ) -> int:
-    """This rank's share of the tensors; returns the bytes written."""
+    """Write this rank's share of the tensors; returns the bytes written."""
     written = 0
     with Files() as files, torch.no_grad():
         for file in target.files:
             if file.path not in linked:
                 files.join(file.path)
         for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
-            tiled = target.tensors.get(name)  # None: a head that is stored with the embedding
+            tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
             if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _mine(number, shard, groups):
                 continue
             written += write_parameter(tiled, parameter.data, shard, files)
@@ -171,7 +171,7 @@ def _write_parameters(
 
 
 def _mine(number: int, shard: Shard, groups: Groups) -> bool:
-    """Whether this rank writes its part of the ``number``-th parameter: one of those that hold the same part does."""
+    """Whether this rank writes its part of parameter ``number``: one of the ranks that hold the same part does."""
     place, holders = (
         groups.data_rank * groups.context_size + groups.context_rank,
         groups.data_size * groups.context_size,
@@ -184,7 +184,7 @@ def _mine(number: int, shard: Shard, groups: Groups) -> bool:
 def write_parameter(tiled: Tiled, values: torch.Tensor, shard: Shard, files: Files) -> int:
     """Write one rank's part of a tensor into its tiles, cast to the stored dtype; returns the bytes written.
 
-    ``values``: the parameter's local shape, any dtype and device; padded rows of the vocabulary are left out.
+    ``values``: local shape of the parameter, any dtype and device. Padded rows of the vocabulary are left out.
     """
     rows, columns = matrix_shape(tiled.shape)
     local, position, written = values.reshape(-1), 0, 0
@@ -201,14 +201,14 @@ def write_parameter(tiled: Tiled, values: torch.Tensor, shard: Shard, files: Fil
 
 
 def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) -> Iterator[tuple[int, int, memoryview]]:
-    """(first row, rows, bytes) of consecutive bands of a flat matrix, cast and on this host."""
+    """Yield (first row, rows, bytes) of bands of a flattened matrix, cast to ``dtype`` and in host memory."""
     for row, count in bands(rows, columns * dtype.itemsize, BUFFER_BYTES):
         part = values[row * columns : (row + count) * columns].to(dtype=dtype).cpu().contiguous()
         yield row, count, memoryview(part.view(torch.uint8).numpy().data)
 
 
 def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
-    """xxh3-128 of the files that were written, by name; ranks share the files out and read them back."""
+    """xxh3-128 of the written files, by name. The ranks divide the files among themselves and read them back."""
     files = sorted(file.path for file in target.files if file.path not in linked)
     own = files[dist.get_rank() :: dist.get_world_size()]
     found = together(lambda: {path.name: file_digest(path, "xxh3-128") for path in own})
@@ -216,12 +216,12 @@ def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
 
 
 def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) -> tuple[Path, str]:
-    """Rank 0: the manifest, then the folder's name, which its digest is part of."""
+    """On rank 0: write the manifest, then rename the folder; its name contains the digest. Returns (folder, digest)."""
     manifest = manifest_of(partial, digests)
     digest = manifest_digest(manifest)
     write_json(partial / MANIFEST, manifest)
     final = version_folder(parent, version, digest)
-    if final.exists():  # the same bytes, written before a process was killed
+    if final.exists():  # a process that was killed has written the same bytes before
         shutil.rmtree(partial)
     else:
         partial.rename(final)

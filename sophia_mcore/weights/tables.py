@@ -1,7 +1,7 @@
-"""The weight tables (`pretrained.table`) of a model in a layout: each tensor of ours, and what it is made of.
+"""Resolves the weight tables (`pretrained.table`) for a model and a layout.
 
-A table's row says which source tensors a tensor of ours is made of; the operation between them is invertible, and its
-inverse is derived (`ops`).
+A row of a table says from which source tensors one of our tensors is made. The operation is invertible, and `ops`
+derives its inverse.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sophia_mcore.weights.ops import Interleave, copy, matrix_shape
 
 HfLayout = Literal["hf", "hf-custom"]
 
-# Keys that carry no weights of the model; they are left behind on purpose, by name.
+# Keys of stored tensors that are no weights of the model. They are ignored.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of a Hugging Face layout."""
+    """A tensor in a Hugging Face layout."""
 
     name: str
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A resolved row: our tensor is ``sources`` joined by ``op``, shared by ``cut``."""
+    """A resolved row: ``op`` joins ``sources`` to our tensor; ``cut`` says how tensor parallelism divides it."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Entry:
 
 
 def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
-    """All tensors of a model and what each is made of in a layout, in the order of the tables."""
+    """Entries of all tensors of a model in a layout, in the order of the tables."""
     symbols = symbols_of(spec)
     *own, language = tables_of(spec)
     entries = [
@@ -59,13 +59,16 @@ def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
 
 
 def language_prefix(spec: ModelSpec) -> str:
-    """What stands before the language model's names inside a vision-language model."""
+    """Prefix of the language model's tensor names inside a vision-language model; "" in a text model."""
     return "" if spec.family is None else spec.family.language_prefix
 
 
 def spelling_of(names: Collection[str], family: Family | None) -> Spelling:
-    """How the files of a folder in transformers' layout spell the tables' names, of the family's ways."""
-    ways = () if family is None else sorted(family.spellings, key=len)  # where none is found: the tables' own
+    """The spelling of the family that fits most ``names`` of a folder in transformers' layout.
+
+    transformers has renamed the modules of some families, so files of one model can have different names.
+    """
+    ways = () if family is None else sorted(family.spellings, key=len)  # if none fits, the names of the tables
 
     def found(way: Spelling) -> int:
         return sum(name.startswith(tuple(new for _, new in way)) for name in names) if way else 0
@@ -74,7 +77,7 @@ def spelling_of(names: Collection[str], family: Family | None) -> Spelling:
 
 
 def spelled(name: str, spelling: Spelling) -> str:
-    """A name of the tables as the files have it.
+    """The name in files of a name in the tables.
 
     >>> spelled("visual.merger.ln_q.weight", (("visual.", "model.visual."), ("model.", "model.language_model.")))
     'model.visual.merger.ln_q.weight'

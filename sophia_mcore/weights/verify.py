@@ -1,4 +1,4 @@
-"""Compare two checkpoints of any layouts, tensor by tensor and bit by bit, in a few megabytes of memory."""
+"""Compares two checkpoints of any layouts, tensor by tensor and bit by bit, with a few megabytes of memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two checkpoints have in common. ``different`` says how, by our name of the tensor."""
+    """The result of a comparison. ``equal``: canonical names of equal tensors. ``different``: name -> difference."""
 
     equal: tuple[str, ...]
     different: Mapping[str, str]
@@ -28,11 +28,11 @@ class Comparison:
 
     @property
     def is_equal(self) -> bool:
-        """True if nothing differs."""
+        """True if no tensor differs."""
         return not self.different
 
     def describe(self) -> str:
-        """One line: all equal, or every tensor that is not, with layers folded."""
+        """One line: all tensors are equal, or the list of those that differ, with layer numbers folded into ranges."""
         if self.is_equal:
             return f"equal: {len(self.equal)} tensors, {self.nbytes / 1e9:.3g} GB, bit for bit"
         kinds: dict[str, list[str]] = {}
@@ -43,9 +43,9 @@ class Comparison:
 
 
 def verify(a: Path, b: Path, *, base: Path | None = None, progress: Progress | None = None) -> Comparison:
-    """Compare checkpoints ``a`` and ``b``; ``base`` is the model folder of a trainer's checkpoint without one.
+    """Compare checkpoints ``a`` and ``b``. ``base``: model folder of a trainer's checkpoint without configuration.
 
-    Raises SophiaError or UsageError when one of them cannot be read; differences are returned, not raised.
+    Raises SophiaError or UsageError when one of them cannot be read. Differences are returned, not raised.
     """
     if base is not None and all((Path(folder) / "config.json").exists() for folder in (a, b)):
         raise UsageError(f"--base {base}: both checkpoints have a configuration of their own; leave it out")
@@ -105,13 +105,13 @@ def _equal(a: Tiled, b: Tiled, files: Files, buffer: memoryview) -> bool:
 
 
 def bytes_differ(a: memoryview, b: memoryview) -> bool:
-    """True if two buffers differ. numpy compares whole words; memoryview's own comparison goes byte by byte."""
+    """True if two buffers differ. Uses numpy, which compares words; memoryview compares byte by byte."""
     import numpy
 
     return not numpy.array_equal(numpy.frombuffer(a, numpy.uint8), numpy.frombuffer(b, numpy.uint8))
 
 
 def require_equal(comparison: Comparison) -> None:
-    """Raise SophiaError naming everything that differs."""
+    """Raise SophiaError that names every tensor that differs."""
     if not comparison.is_equal:
         raise SophiaError(comparison.describe())

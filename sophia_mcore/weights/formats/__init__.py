@@ -1,1 +1,1 @@
-"""File formats of checkpoints: safetensors, torch_dist, and the streams between them."""
+"""File formats of checkpoints (safetensors, torch_dist), and copying between them."""

@@ -1,4 +1,4 @@
-"""Write a planned checkpoint from an open one: tensor by tensor, in parallel, digests formed as the bytes go by."""
+"""Writes a planned checkpoint from an open one, tensor by tensor in several threads; computes digests on the way."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunningDigests:
-    """Digests of tensors, formed while their bytes pass by in order: each byte is hashed once.
+    """Digests of tensors, computed while their bytes are copied in order. Each byte is hashed once.
 
-    xxh3-128 is of our tensors, row by row, so it is the same in every layout. sha256 is of the stored tensors, which
-    other programs can hash too.
+    xxh3-128 is of our tensors, row by row, so it is the same in every layout. sha256 is of the stored tensors, so other
+    programs can compute it too.
     """
 
     algorithm: Digest
     _running: dict[str, Running] = field(default_factory=dict)
 
     def update(self, tiled: Tiled, box: Rectangle, buffer: memoryview) -> None:
-        """Take the bytes of a band of full rows; bands of one tensor come in order."""
+        """Hash the bytes of a band of full rows. The bands of a tensor must come in order."""
         if self.algorithm == "xxh3-128":
-            self._of(tiled.name).update(buffer)
+            self._running_digest(tiled.name).update(buffer)
             return
         for piece in pieces(tiled, box):
-            running = self._of(piece.tile.key)
+            running = self._running_digest(piece.tile.key)
             for view in _views(buffer, piece):
                 running.update(view)
 
-    def _of(self, key: str) -> Running:
+    def _running_digest(self, key: str) -> Running:
         if key not in self._running:
             self._running[key] = new_digest(self.algorithm)
         return self._running[key]
 
     def values(self) -> dict[str, str]:
-        """Hexadecimal digest per tensor."""
+        """Hexadecimal digest of each tensor, by name or key."""
         return {key: running.hexdigest() for key, running in self._running.items()}
 
 
@@ -72,7 +72,7 @@ def _views(buffer: memoryview, piece: Piece) -> list[memoryview]:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Digests of all tensors on both sides: xxh3-128 by our names, sha256 by the stored tensors' keys."""
+    """Digests of all tensors on both sides. xxh3-128: by canonical name. sha256: by key of the stored tensor."""
 
     algorithm: Digest
     source: Mapping[str, str]
@@ -80,13 +80,13 @@ class Digests:
 
 
 class _BothSides:
-    """Running digests of source and target. xxh3-128 of a tensor that is not cast is the same on both sides."""
+    """Running digests of source and target. xxh3-128 of a tensor that is not cast is computed only once."""
 
     def __init__(self, algorithm: Digest) -> None:
         self.source, self.target = RunningDigests(algorithm), RunningDigests(algorithm)
 
     def update(self, old: Tiled, new: Tiled, box: Rectangle, before: memoryview, after: memoryview) -> None:
-        """Take a band as it was read and as it was written."""
+        """Hash a band as it was read and as it was written."""
         self.source.update(old, box, before)
         if self.target.algorithm == "sha256" or old.dtype != new.dtype:
             self.target.update(new, box, after)
@@ -105,11 +105,12 @@ def write_target(
     workers: int = WORKERS,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[Digest, Digests]:
-    """Create the target's files and fill them; returns the digests by each of the ``algorithms``.
+    """Create the target's files and fill them; returns the digests for each of the ``algorithms``.
 
-    ``advance`` is called with bytes done, from several threads in turn.
+    ``advance`` is called with numbers of bytes that are done, by several threads, one at a time.
 
-    Raises SophiaError: the disk is full, a source file is damaged or changed; the caller removes the folder.
+    Raises SophiaError when the disk is full, or a source file is damaged or has changed. The caller then removes the
+    folder.
     """
     check_complete(target.tensors, source.tensors)
     digests = {algorithm: _BothSides(algorithm) for algorithm in algorithms}
@@ -128,12 +129,15 @@ def write_target(
 
 
 def buffer_bytes(tensors: Iterable[Tiled]) -> int:
-    """Size of a worker's buffer: `BUFFER_BYTES`, or one row of the widest tensor."""
+    """Size of a worker's buffer in bytes: `BUFFER_BYTES`, or one row of the widest tensor if that is more."""
     return max(BUFFER_BYTES, *(matrix_shape(t.shape)[1] * DTYPE_BYTES[t.dtype] for t in tensors))
 
 
 def run_parallel(work: Callable[[str, memoryview], None], names: Iterable[str], workers: int, size: int) -> None:
-    """Call ``work(name, buffer)`` for every name; each worker keeps one buffer. The first failure ends all."""
+    """Call ``work(name, buffer)`` for every name in ``workers`` threads, each with a buffer of ``size`` bytes.
+
+    The first exception ends all threads and is raised.
+    """
     todo, lock, stop = iter(names), threading.Lock(), threading.Event()
 
     def worker() -> None:
@@ -163,11 +167,11 @@ class _Work:
     writing: Files
     digests: tuple[_BothSides, ...]
     advance: Callable[[int], None]
-    overflows: Counter[str] = field(default_factory=Counter)  # finite values that a cast made infinite
+    overflows: Counter[str] = field(default_factory=Counter)  # tensor -> finite values that became infinite
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def copy(self, name: str, buffer: memoryview) -> None:
-        """Copy one tensor in bands of full rows, casting if the target's dtype is another."""
+        """Copy one tensor in bands of full rows. Cast it if the target has another dtype."""
         old, new = self.source[name], self.target[name]
         rows, columns = matrix_shape(new.shape)
         if matrix_shape(old.shape) != (rows, columns):
@@ -188,8 +192,8 @@ class _Work:
 
 
 def cast(data: memoryview, old: str, new: str) -> tuple[memoryview, int]:
-    """The same values in another floating-point type (round to nearest even), and how many became infinite."""
-    import torch  # only for checkpoints of mixed precision; plain copies need no torch
+    """Cast values to another floating-point type (round to nearest even); returns them and how many became infinite."""
+    import torch  # imported here, because copies without a cast need no torch
 
     from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Creates a folder atomically: it appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _LOCK = "lock"
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside ``target`` to write into; it takes the name when the body ends without an exception.
+    """Yield a hidden folder beside ``target`` to write into. It is renamed to ``target`` when the body succeeds.
 
-    What a killed writer left is removed first; after a failure nothing is left.
+    Leftovers of a killed writer are removed first. After a failure the hidden folder is removed.
 
     Raises:
-        UsageError: the target exists. SophiaError: another process writes it, or the disk cannot be written.
+        UsageError: the target exists.
+        SophiaError: another process writes the target, or the disk cannot be written.
     """
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already; delete it or name another folder")

@@ -1,4 +1,4 @@
-"""What lies beside the weights: configuration, tokenizer, preprocessor, chat template - copied, or translated."""
+"""Copies or translates the files beside the weights: configuration, tokenizer, preprocessor, chat template."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from sophia_mcore.store.json_files import read_json
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
 
-# What stays behind: weights in any form, and files about a conversion or a training run rather than about the model.
+# Files that are not copied: weights of any format, and files about a conversion or a training run.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
-_SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # what layouts say differently
+_SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # these differ between layouts
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
 
 
 def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tuple[str, ...] = ()) -> list[str]:
-    """Copy configuration, tokenizer, preprocessor, chat template and the like; returns the names.
+    """Copy configuration, tokenizer, preprocessor, chat template and similar files; returns their names.
 
-    ``code`` False leaves a release's own Python files behind, which do not fit another layout; ``skip`` names more.
+    ``code`` False: do not copy the model's own Python files, which do not fit another layout. ``skip``: further names
+    that are not copied.
     """
     copied = []
     for file in sorted(source.iterdir()):
@@ -42,9 +43,9 @@ def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tup
 
 
 def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtype: str | None = None) -> None:
-    """Configuration, tokenizer and the like of ``model_dir`` for a new folder, translated when its layout is another.
+    """Write configuration, tokenizer and similar files of ``model_dir`` into ``folder``, translated to layout ``to``.
 
-    ``dtype`` is written into the configuration if given. Raises SophiaError if a translation changed the network.
+    ``dtype``, if given, is written into the configuration. Raises SophiaError if a translation changed the network.
     """
     same = to in ("megatron", spec.layout)
     copy_model_files(model_dir, folder, code=same)
@@ -63,7 +64,7 @@ def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtyp
 
 
 def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
-    """A line if tensors (``dtypes`` by name) have another dtype than config.json names: loaders cast to the latter."""
+    """A warning if tensors (name -> dtype) have another dtype than config.json says, since loaders would cast them."""
     config = read_json(folder / "config.json") or {}
     sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
     named = (s.get(key) for s in sections if isinstance(s, dict) for key in ("dtype", "torch_dtype"))
@@ -77,7 +78,7 @@ def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _check_same_model(spec: ModelSpec, folder: Path) -> None:
-    """The translated configuration must describe the same network."""
+    """Raise SophiaError if the translated configuration in ``folder`` describes another network than ``spec``."""
     found = ModelSpec.from_model_dir(folder)
     family = {"internlm2": "llama"}
     for part in ("vision", "projector", "language"):
@@ -88,7 +89,7 @@ def _check_same_model(spec: ModelSpec, folder: Path) -> None:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The configuration of the same model stored in another dtype, wherever it names one."""
+    """A copy of the configuration with ``dtype`` in all fields that name the dtype."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("dtype", "torch_dtype"):

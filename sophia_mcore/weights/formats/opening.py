@@ -1,4 +1,4 @@
-"""Open a checkpoint of any layout as tiles of our tensors: hf, hf-custom, or a Megatron distributed checkpoint."""
+"""Opens a checkpoint of any layout (hf, hf-custom, Megatron distributed checkpoint) as tiles of our tensors."""
 
 from __future__ import annotations
 
@@ -22,39 +22,40 @@ from sophia_mcore.weights.tables import Entry, language_prefix, resolve, spellin
 
 Layout = Literal["hf", "hf-custom", "megatron"]
 
-NOT_WEIGHTS = ("optimizer.", "random", "rng_state")  # beside the model in a trainer's checkpoint
+NOT_WEIGHTS = ("optimizer.", "random", "rng_state")  # prefixes of other keys in a trainer's checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint on disk: our tensors by canonical name, and the files they lie in."""
+    """A checkpoint on disk: our tensors by canonical name, and the files that hold them."""
 
     folder: Path
     layout: Layout
     spec: ModelSpec
     tensors: dict[str, Tiled]
     files: tuple[FileState, ...]
-    chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) whose writer noted a checksum
-    spelling: Spelling | None = None  # of a folder in layout hf: how its files spell the tables' names
+    chunks: tuple[tuple[str, torch_dist.Chunk], ...] = ()  # (key, chunk) of chunks that have a checksum
+    spelling: Spelling | None = None  # layout hf only: how the files spell the names of the tables
 
     def check_bytes(self, progress: Progress) -> None:
-        """Raise SophiaError for the first part of a trainer's checkpoint whose bytes are not those that it wrote."""
+        """Raise SophiaError for the first chunk of a trainer's checkpoint whose bytes do not match its checksum."""
         progress.start("check the checkpoint", sum(chunk.stored_bytes for _, chunk in self.chunks))
         for key, chunk in self.chunks:
             torch_dist.check_bytes(key, chunk)
             progress.advance(chunk.stored_bytes)
 
     def check_unchanged(self) -> None:
-        """Raise SophiaError if a source file changed since it was opened."""
+        """Raise SophiaError if a file has changed since it was opened."""
         for state in self.files:
             state.check()
 
 
 def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
-    """Open a folder of any layout. ``base`` gives the configuration when the folder has none (a trainer's checkpoint).
+    """Open a folder of any layout. ``base``: model folder of a trainer's checkpoint without configuration.
 
     Raises:
-        SophiaError: naming what is missing, left over, truncated or of another shape. UsageError: not a checkpoint.
+        SophiaError: names the tensors that are missing, left over or of another shape, or a damaged file.
+        UsageError: the folder is not a checkpoint.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
@@ -76,7 +77,7 @@ def open_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
 
 
 def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
-    """True for what `fp8.quantize_fp8` writes: some E4M3 tensor has a scale beside it."""
+    """Whether the folder was written by `fp8.quantize_fp8`: it has an E4M3 tensor with a scale."""
     return any(
         tensor.dtype == "F8_E4M3" and f"{name.removesuffix('weight')}weight_scale" in tensors
         for name, tensor in tensors.items()
@@ -84,13 +85,16 @@ def is_fp8_copy(tensors: Mapping[str, StoredTensor]) -> bool:
 
 
 def table_names(tensors: Mapping[str, StoredTensor], family: Family | None) -> dict[str, StoredTensor]:
-    """The tensors of a folder in transformers' layout by the tables' names, however its files spell them."""
+    """The tensors of a folder in transformers' layout under the names of the tables, for any spelling in its files."""
     spelling = spelling_of(tensors, family)
     return {table_name(name, spelling): tensor for name, tensor in tensors.items()}
 
 
 def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: Path) -> None:
-    """With tied embeddings a stored head is redundant: it must equal the embedding, and is then left out."""
+    """Remove a stored output layer from ``tensors`` if it is tied to the embedding.
+
+    Raises SophiaError if it differs from the embedding.
+    """
     if not spec.language.tied_embeddings:
         return
     prefix = language_prefix(spec)
@@ -105,7 +109,7 @@ def _drop_tied_head(spec: ModelSpec, tensors: dict[str, StoredTensor], folder: P
 
 
 def single_tile(tensor: StoredTensor) -> Tiled:
-    """A stored tensor as it is."""
+    """A stored tensor as one tile."""
     rows, columns = matrix_shape(tensor.shape)
     pitch = columns * DTYPE_BYTES[tensor.dtype]
     tile = Tile(Rectangle(0, rows, 0, columns), tensor.name, tensor.path, tensor.offset, pitch)
@@ -113,7 +117,7 @@ def single_tile(tensor: StoredTensor) -> Tiled:
 
 
 def same_bytes(a: Tiled, b: Tiled) -> bool:
-    """True if two tensors have the same shape, dtype and bytes; read in small bands."""
+    """Whether two tensors have the same shape, dtype and bytes. Reads them in small bands."""
     if (matrix_shape(a.shape), a.dtype) != (matrix_shape(b.shape), b.dtype):
         return False
     rows, columns = matrix_shape(a.shape)
@@ -130,7 +134,7 @@ def same_bytes(a: Tiled, b: Tiled) -> bool:
 
 
 def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
-    """A distributed checkpoint, a trainer's or a converted one, at whatever layout it was written."""
+    """Open a distributed checkpoint, made by a trainer or a conversion, at any parallel layout."""
     stored, files = torch_dist.read_checkpoint(folder, lambda key: not key.startswith(NOT_WEIGHTS))
     entries = {stored_key(entry.name): entry for entry in resolve(spec, "hf")}
     problems = {
@@ -152,7 +156,7 @@ def _open_megatron(folder: Path, spec: ModelSpec) -> Checkpoint:
 def stored_key(name: str) -> str:
     """Key of one of our tensors in a distributed checkpoint.
 
-    Megatron names a norm after the linear that Transformer Engine fuses it into, whichever spec wrote the checkpoint.
+    Megatron names a norm after the linear layer into which Transformer Engine fuses it, even if it was not fused.
     """
     for ours, fused in FUSED_NORMS:
         name = name.replace(f".{ours}", f".{fused}")
@@ -160,7 +164,7 @@ def stored_key(name: str) -> str:
 
 
 def _fits(entry: Entry, shape: tuple[int, ...]) -> bool:
-    """The vocabulary may be padded at its end, everything else has its own shape."""
+    """Whether ``shape`` is the entry's shape. The vocabulary may be padded at its end."""
     padded = entry.cut is not None and entry.cut.uneven and shape[1:] == entry.shape[1:] and shape[0] > entry.shape[0]
     return shape == entry.shape or padded
 
@@ -170,7 +174,7 @@ def _megatron_tensor(entry: Entry, stored: torch_dist.DistTensor) -> Tiled:
     tiles = []
     for chunk in stored.chunks:
         tile = _chunk_tile(stored, chunk)
-        if (kept := tile.rectangle.intersect(whole)) is not None:  # without the vocabulary's padding, at its end
+        if (kept := tile.rectangle.intersect(whole)) is not None:  # cuts off the padding at the end of the vocabulary
             tiles.append(replace(tile, rectangle=kept))
     tiled = Tiled(entry.name, entry.shape, stored.dtype, tuple(tiles), parts_note(len(tiles)))
     tiled.check_covered()
@@ -178,12 +182,12 @@ def _megatron_tensor(entry: Entry, stored: torch_dist.DistTensor) -> Tiled:
 
 
 def parts_note(parts: int) -> str:
-    """How a tensor of a distributed checkpoint is stored, for the proof file."""
+    """Text for conversion.json: in how many parts a tensor of a distributed checkpoint is stored."""
     return "copy" if parts == 1 else f"{parts} parts"
 
 
 def _chunk_tile(stored: torch_dist.DistTensor, chunk: torch_dist.Chunk) -> Tile:
-    """The tile of a chunk, which tensor parallelism cuts along the first two axes at most."""
+    """The tile of a chunk. Raises SophiaError if it is cut along a third axis; tensor parallelism uses only two."""
     leading = len(stored.shape) - len(squeezed(stored.shape))
     starts, sizes = chunk.starts[leading:], chunk.shape[leading:]
     if sizes[2:] != stored.shape[leading + 2 :]:

@@ -1,7 +1,8 @@
-"""Where the tensors of a safetensors folder lie, byte by byte, without loading any; and headers for new files.
+"""Finds the tensors of a safetensors folder in its files without loading them, and makes headers of new files.
 
 Format: https://huggingface.co/docs/safetensors - 8 bytes little-endian header length, a JSON header, then the data.
-A truncated file, overlapping or uncovered data, an unknown dtype or a missing shard is a `SophiaError` naming the file.
+A truncated file, overlapping or uncovered data, an unknown dtype or a missing shard raises a `SophiaError` that names
+the file.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any
 from sophia_mcore.errors import SophiaError
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000  # limit of the format
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-WEIGHT_DTYPES = ("BF16", "F16", "F32")  # what whole weights may be stored in
+WEIGHT_DTYPES = ("BF16", "F16", "F32")  # dtypes of weights that are not quantized
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A source file as it was when its header was read, to notice if it changes while it is copied."""
+    """State of a source file when its header was read, to notice changes during the copy."""
 
     path: Path
     size: int
@@ -44,14 +45,14 @@ class FileState:
         return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
     def check(self) -> None:
-        """Raise SophiaError if the file is not the same any more."""
+        """Raise SophiaError if the file has changed."""
         if FileState.of(self.path) != self:
             raise SophiaError(f"{self.path} changed while it was read; nothing was kept, run again when it is complete")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One contiguous tensor in a file: dtype in safetensors' spelling, offset in bytes from the file's start."""
+    """One contiguous tensor in a file. ``dtype``: safetensors' name. ``offset``: bytes from the start of the file."""
 
     name: str
     dtype: str
@@ -74,11 +75,11 @@ class TensorFolder:
 
 
 def open_folder(folder: Path) -> TensorFolder:
-    """Find every tensor of a model folder: one `model.safetensors`, or the shards that the index names.
+    """Find every tensor of a model folder, in `model.safetensors` or in the shards that the index names.
 
     Raises:
-        SophiaError: no weights, a missing shard, a truncated or corrupt file, a key twice, or an index that does not
-            agree with the shards.
+        SophiaError: no weights, a missing shard, a truncated or corrupt file, a key that appears twice, or an index
+            that does not agree with the shards.
     """
     index_file = folder / INDEX_NAME
     if index_file.exists():
@@ -120,7 +121,7 @@ def read_header(path: Path) -> tuple[FileState, list[StoredTensor]]:
     """Tensors of one safetensors file in the order of their data.
 
     Raises:
-        SophiaError: the file is truncated, or its header is not what the format allows.
+        SophiaError: the file is truncated, or its header is not valid.
     """
     state = FileState.of(path)
     try:
@@ -177,13 +178,13 @@ class NewTensor:
 
 
 def plan_files(parts: Sequence[Sequence[NewTensor]], max_bytes: int) -> list[tuple[str, list[NewTensor]]]:
-    """File names and contents: tensors in order, a new shard when the next would exceed ``max_bytes``.
+    """(file name, tensors) of each file. A new file begins when the next tensor would exceed ``max_bytes``.
 
-    Tensors of different ``parts`` are never in one file.
+    Tensors of different ``parts`` are never in the same file.
     """
     shards: list[list[NewTensor]] = []
     for part in parts:
-        used = None  # no shard of this part yet
+        used = None  # no file of this part yet
         for tensor in part:
             if used is None or used + tensor.nbytes > max_bytes:
                 shards.append([])
@@ -196,7 +197,7 @@ def plan_files(parts: Sequence[Sequence[NewTensor]], max_bytes: int) -> list[tup
 
 
 def header_bytes(tensors: Iterable[NewTensor], metadata: Mapping[str, str]) -> bytes:
-    """Length field and JSON header of a file that holds the tensors one after the other (data 8-byte aligned)."""
+    """Length field and JSON header of a file with the tensors one after another (data aligned to 8 bytes)."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
@@ -217,7 +218,7 @@ def index_text(files: Sequence[tuple[str, Sequence[NewTensor]]]) -> str:
 
 
 def read_exactly(fd: int, buffer: memoryview, offset: int, path: Path | str) -> None:
-    """Fill ``buffer`` from a file at ``offset``. Raises SophiaError if the file ends before, or cannot be read."""
+    """Fill ``buffer`` from a file at ``offset``. Raises SophiaError if the file ends too early or cannot be read."""
     done = 0
     try:
         while done < len(buffer):

@@ -1,8 +1,8 @@
-"""Bytes from where they are to where they belong, through small buffers: nothing is ever loaded whole.
+"""Copies tensors between files through small buffers, without loading a tensor as a whole.
 
-A tensor is worked in bands of full rows. `read_box` gathers a band from the source's tiles, `write_box` scatters it to
-the target's; a tile narrower than the band (a tensor-parallel shard of columns) goes through scatter/gather I/O, so no
-byte is copied twice in user space. Offsets are given with every call, so threads share the file descriptors.
+A tensor is processed in bands of full rows. `read_box` gathers a band from the source's tiles; `write_box` scatters it
+to the target's tiles. A tile that is narrower than the band (a tensor-parallel shard of columns) uses scatter/gather
+I/O, so that no byte is copied twice in user space. Every call has its own offset, so threads share file descriptors.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sophia_mcore.weights.formats.tiles import Tile, Tiled
 from sophia_mcore.weights.ops import Rectangle
 
 IOV_MAX = 1024  # Linux's limit of buffers per preadv/pwritev
-BUFFER_BYTES = 1 << 20  # per worker; 256 KiB and 4 MiB cost 1.4 and 6 times the CPU time (docs/LOG.md)
-SPARSE_RATIO = 4  # a tile narrower than 1/4 of its rows is read row by row instead of with its neighbours
+BUFFER_BYTES = 1 << 20  # per worker; 256 KiB and 4 MiB take 1.4 and 6 times the CPU time (docs/LOG.md)
+SPARSE_RATIO = 4  # pieces narrower than 1/4 of a stored row are read row by row, wider ones with the gaps between them
 
 
 @dataclass
 class Files:
-    """Open file descriptors by path, closed together. Reading creates nothing; writing needs ``create`` first."""
+    """Open file descriptors by path, which are closed together. To write a file, call ``create`` or ``join`` first."""
 
     _open: dict[Path, int] = field(default_factory=dict)
 
     def reading(self, path: Path) -> int:
-        """Descriptor to read ``path``."""
+        """Descriptor for reading ``path``. Raises SophiaError when it cannot be opened."""
         if path not in self._open:
             try:
                 self._open.setdefault(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -42,7 +42,7 @@ class Files:
         return self._open[path]
 
     def create(self, path: Path, size: int) -> None:
-        """A new file of ``size`` bytes whose space is reserved, so that a full disk shows before anything is copied."""
+        """Create a file and reserve ``size`` bytes, so that a full disk is noticed early. Raises SophiaError."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             self._open[path] = descriptor
@@ -52,7 +52,7 @@ class Files:
             raise write_failed(path, error) from error
 
     def join(self, path: Path) -> None:
-        """Open a file that another process has created, to write a part of it."""
+        """Open a file that another process has created, to write a part of it. Raises SophiaError."""
         try:
             self._open[path] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -63,7 +63,7 @@ class Files:
         return self._open[path]
 
     def sync(self) -> None:
-        """Flush every open file to the disk."""
+        """Flush every open file to the disk. Raises SophiaError."""
         for path, descriptor in self._open.items():
             try:
                 os.fsync(descriptor)
@@ -87,11 +87,11 @@ def _reserve(descriptor: int, size: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        os.ftruncate(descriptor, size)  # a filesystem without reservation: writing will tell
+        os.ftruncate(descriptor, size)  # the filesystem cannot reserve space: writing finds a full disk later
 
 
 def bands(rows: int, row_bytes: int, buffer_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of consecutive bands that fit the buffer; a row wider than it is a band of its own."""
+    """Yield (first row, rows) of consecutive bands that fit into the buffer. A band has at least one row."""
     step = max(1, buffer_bytes // max(1, row_bytes))
     for row in range(0, rows, step):
         yield row, min(step, rows - row)
@@ -99,8 +99,11 @@ def bands(rows: int, row_bytes: int, buffer_bytes: int) -> Iterator[tuple[int, i
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Overlap of a tile and a box, in bytes: ``rows`` runs of ``width``, in the file from ``offset`` on every
-    ``tile.pitch``, in the box's buffer from ``position`` on every ``box_pitch``."""
+    """Overlap of a tile and a box: ``rows`` runs of ``width`` bytes.
+
+    In the file they start at ``offset``, at distances of ``tile.pitch`` bytes. In the buffer of the box they start at
+    ``position``, at distances of ``box_pitch`` bytes.
+    """
 
     tile: Tile
     rows: int
@@ -111,12 +114,12 @@ class Piece:
 
     @property
     def in_one_run(self) -> bool:
-        """True if both sides are contiguous."""
+        """Whether the piece is contiguous in the file and in the buffer."""
         return self.rows == 1 or (self.width == self.tile.pitch and self.width == self.box_pitch)
 
 
 def pieces(tiled: Tiled, box: Rectangle) -> Iterator[Piece]:
-    """Overlaps of a tensor's tiles with a box, in the order of the tiles."""
+    """Yield the overlaps of a tensor's tiles with a box, in the order of the tiles."""
     size = DTYPE_BYTES[tiled.dtype]
     for tile in tiled.tiles:
         common = box.intersect(tile.rectangle)
@@ -148,7 +151,7 @@ def read_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) -> 
 
 
 def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
-    """Scatter rows into the buffer; what lies between them in the file is read into a spare and forgotten."""
+    """Read several rows with one call into the buffer. The gaps between them are read into a spare buffer."""
     gap = piece.tile.pitch - piece.width
     spare = memoryview(bytearray(gap))
     step = IOV_MAX // 2 if gap else IOV_MAX
@@ -163,15 +166,15 @@ def _read_rows(descriptor: int, piece: Piece, buffer: memoryview) -> None:
             got = os.preadv(descriptor, views, where)
         except OSError as error:
             raise SophiaError(f"cannot read {piece.tile.path}: {error.strerror}") from error
-        if got != want:  # interrupted, or the file ended: the slow way finds out which
+        if got != want:  # interrupted, or the file has ended: read row by row, which raises if it has ended
             for i, run in zip(rows, rows_of(buffer, piece, rows), strict=True):
                 read_exactly(descriptor, run, piece.offset + i * piece.tile.pitch, piece.tile.path)
 
 
 def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) -> None:
-    """Write a rectangle of a tensor to its tiles; narrow tiles are gathered from the buffer's rows.
+    """Write a rectangle of a tensor from ``buffer`` (bytes, row-major) to the tensor's tiles.
 
-    A rectangle narrower than a tile is written row by row, so that several processes can fill one tensor.
+    A rectangle that is narrower than a tile is written row by row, so that several processes can fill one tensor.
 
     Raises SophiaError when the disk is full or cannot be written.
     """
@@ -181,7 +184,7 @@ def write_box(tiled: Tiled, box: Rectangle, buffer: memoryview, files: Files) ->
             views = [buffer[piece.position : piece.position + piece.rows * piece.width]]
             _write_all(descriptor, views, piece.offset, piece.tile.path)
             continue
-        if piece.width != piece.tile.pitch:  # a part of each row: the rest is somebody else's to write
+        if piece.width != piece.tile.pitch:  # a part of each row; another process writes the rest
             for i, view in enumerate(rows_of(buffer, piece, range(piece.rows))):
                 _write_all(descriptor, [view], piece.offset + i * piece.tile.pitch, piece.tile.path)
             continue
@@ -202,7 +205,7 @@ def _write_all(descriptor: int, views: Sequence[memoryview], offset: int, path: 
     todo = sum(map(len, views))
     try:
         done = os.pwritev(descriptor, views, offset)
-        while done < todo:  # a short write: continue in the middle of the views
+        while done < todo:  # after a short write, continue in the middle of the views
             rest, skip = [], done
             for view in views:
                 rest.append(view[min(skip, len(view)) :])
@@ -213,11 +216,11 @@ def _write_all(descriptor: int, views: Sequence[memoryview], offset: int, path: 
 
 
 def write_bytes_at(files: Files, path: Path, data: bytes, offset: int) -> None:
-    """Write literal bytes (a header) into a file made by ``Files.create``."""
+    """Write bytes (a header) at an offset into a file made by ``Files.create``. Raises SophiaError."""
     _write_all(files.writing(path), [memoryview(data)], offset, path)
 
 
 def drop_cache(files: Files, path: Path) -> None:
-    """Tell the kernel that the file's pages need not stay in memory; a hint only."""
+    """Hint to the kernel that the file's pages need not stay in memory."""
     with suppress(OSError, AttributeError):
         os.posix_fadvise(files.reading(path), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""Plans of new checkpoints: which files, what stands in their headers, and where every tile of our tensors will lie."""
+"""Plans a new checkpoint: its files, their headers, and the place of every tile of our tensors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sophia_mcore.weights.formats.safetensors import INDEX_NAME, NewTensor, head
 from sophia_mcore.weights.formats.tiles import Tiled, entry_tiles
 from sophia_mcore.weights.tables import HfLayout, resolve, spelled
 
-# Keys and headers that are literal bytes of a new file: (offset, bytes).
+# Bytes of a new file that do not come from tensors, such as its header: (offset, bytes).
 Literal = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file to be made: its size and the bytes that do not come from tensors."""
+    """A file to be created: its size in bytes, and the bytes that do not come from tensors."""
 
     path: Path
     size: int
@@ -28,7 +28,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checkpoint to be made."""
+    """A checkpoint to be written. ``tensors``: our tensors by canonical name, with their places in the files."""
 
     layout: str
     files: tuple[NewFile, ...]
@@ -41,7 +41,7 @@ class Target:
 
 
 def check_complete(tensors: Mapping[str, Tiled], source: Mapping[str, Tiled]) -> None:
-    """Raise SophiaError unless both sides have the same tensors of the same shapes, each made exactly once."""
+    """Raise SophiaError unless both sides have the same tensors of the same shapes, each covered exactly once."""
     if set(tensors) != set(source):
         raise SophiaError(f"source and target differ in tensors: {sorted(set(tensors) ^ set(source))}")
     for tensor in tensors.values():
@@ -57,10 +57,11 @@ def plan_hf(
     apart: Collection[str] = (),
     spelling: Spelling | None = None,
 ) -> Target:
-    """A Hugging Face folder; ``dtypes`` gives each of our tensors' dtype, in the order of the network.
+    """Plan a Hugging Face folder. ``dtypes``: canonical name -> dtype, in the order of the network.
 
-    Tensors lie in the files in the order of the tables (the network's), so a shard is a run of layers. Those that
-    ``apart`` names (ours) lie in files of their own, at the end. ``spelling`` None: the family's first.
+    Tensors are stored in the order of the tables, which is that of the network, so a file holds consecutive layers.
+    ``apart``: canonical names of tensors that get their own files, after the others. ``spelling`` None: the family's
+    first spelling.
     """
     entries = resolve(spec, layout)
     if spelling is None:

@@ -1,7 +1,7 @@
-"""A checkpoint of any layout as tiles: which rectangle of each of our tensors lies where in which file.
+"""Describes a checkpoint of any layout as tiles: rectangles of our tensors, each with its file and offset.
 
-Reading and writing, sharded or not, fused or not, are the same thing seen through tiles: to convert is to copy, for
-every tensor of ours, the overlaps of the source's tiles and the target's.
+With tiles, sharded and fused layouts need no special cases: a conversion copies, for each of our tensors, the overlaps
+of the source's tiles with the target's tiles.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from sophia_mcore.weights.tables import IGNORED_SUFFIXES, Entry
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of a tensor stored row by row: ``pitch`` bytes from row to row, the first at ``offset`` of ``path``.
+    """A rectangle of a tensor that is stored row by row in file ``path``.
 
-    ``key`` is the name of the stored tensor (a safetensors key, or a shard of a Megatron tensor).
+    The first row starts at ``offset``; each next row starts ``pitch`` bytes later. ``key``: name of the stored tensor
+    (a safetensors key, or a shard of a Megatron tensor).
     """
 
     rectangle: Rectangle
@@ -34,7 +35,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Tiled:
-    """One of our tensors: its shape, stored dtype, where its parts lie and how it was joined (for the proof file)."""
+    """One of our tensors: shape, stored dtype and tiles. ``op``: how it was joined, as text for conversion.json."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,7 +59,8 @@ class Tiled:
 
 
 def _overlapping(tiles: Sequence[Tile]) -> bool:
-    """True if two tiles share an element. Sorted by row, a tile is compared only with those it can still reach."""
+    """Whether two tiles share an element. Tiles are sorted by first row; each is compared only with tiles that have not
+    ended before this row."""
     reach: list[Rectangle] = []
     for tile in sorted(tiles, key=lambda t: t.rectangle.row):
         box = tile.rectangle
@@ -70,7 +72,7 @@ def _overlapping(tiles: Sequence[Tile]) -> bool:
 
 
 def entry_tiles(entry: Entry, dtype: str, place: Callable[[str], tuple[str, Path, int]]) -> Tiled:
-    """Tiles of a table's entry whose sources lie where ``place(name)`` says (stored key, path, offset in bytes)."""
+    """Tiles of an entry. ``place``: name of a source tensor -> (stored key, path, offset in bytes)."""
     columns = matrix_shape(entry.shape)[1]
     pitch = columns * DTYPE_BYTES[dtype]
     placed = [place(source.name) for source in entry.sources]
@@ -88,7 +90,7 @@ def entry_tiles(entry: Entry, dtype: str, place: Callable[[str], tuple[str, Path
 
 
 def split_rectangles(shape: Sequence[int], op: Interleave | None) -> Iterator[tuple[int, Rectangle, int, int]]:
-    """Shards of a tensor: (rank, its rectangle in the tensor, first row and first column inside the shard)."""
+    """Yield the shards of a tensor: (rank, rectangle in the tensor, first row and first column inside the shard)."""
     rows, columns = matrix_shape(shape)
     if op is None:
         yield 0, Rectangle(0, rows, 0, columns), 0, 0
@@ -101,10 +103,11 @@ def split_rectangles(shape: Sequence[int], op: Interleave | None) -> Iterator[tu
 
 
 def tiles_of_folder(entries: Sequence[Entry], tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, Tiled]:
-    """Our tensors in a Hugging Face folder. Every stored key is used exactly once and every tensor of ours made once.
+    """Our tensors in a Hugging Face folder, by canonical name. Every stored tensor is used exactly once.
 
     Raises:
-        SophiaError: listing all keys that are missing, left over (an adapter's, say), used twice or of a wrong shape.
+        SophiaError: lists all tensors that are missing, left over (those of an adapter, for example), used twice or of
+            a wrong shape.
     """
     uses = Counter(source.name for entry in entries for source in entry.sources)
     made = Counter(entry.name for entry in entries)
@@ -134,7 +137,7 @@ NO_WEIGHTS = f"of a type that weights do not have (only {', '.join(WEIGHT_DTYPES
 
 
 def wrong_dtypes(dtypes: Mapping[str, str]) -> list[str]:
-    """Names (with the dtype) of tensors whose dtype weights do not have."""
+    """Texts "name (dtype)" of the tensors whose dtype is not in `WEIGHT_DTYPES`."""
     return [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in WEIGHT_DTYPES]
 
 
@@ -143,7 +146,10 @@ def _shape_note(name: str, found: Iterable[int], expected: Iterable[int]) -> str
 
 
 def raise_problems(what: str, problems: Mapping[str, Sequence[str]]) -> None:
-    """Raise one SophiaError that lists everything wrong, if anything is; layer numbers are folded into ranges."""
+    """Raise one SophiaError that lists all problems (problem -> names of tensors), if there are any.
+
+    Layer numbers are folded into ranges.
+    """
     notes = [
         f"{len(names)} tensors {problem}: {', '.join(fold_layers(names))}"
         for problem, names in problems.items()
@@ -154,7 +160,7 @@ def raise_problems(what: str, problems: Mapping[str, Sequence[str]]) -> None:
 
 
 def fold_layers(names: Iterable[str]) -> list[str]:
-    """Names with layer numbers folded into ranges; nothing is left out.
+    """Fold the layer numbers in names into ranges.
 
     >>> fold_layers(["a.0.w", "a.1.w", "a.3.w", "b"])
     ['a.{0-1,3}.w', 'b']

@@ -1,9 +1,9 @@
-"""Where the tensors of a torch distributed checkpoint lie, without torch's loader and without running its pickles.
+"""Finds the tensors of a torch distributed checkpoint in its files, without torch's loader and without running pickles.
 
-A checkpoint of Megatron's ``torch_dist`` format is a folder with ``.metadata`` (which tensors, cut into which chunks,
-where) and ``*.distcp`` files, in which every chunk is a small zip archive made by torch.save. Its data are stored
-uncompressed and contiguous, so after the archive's directory is read they can be copied like any other bytes. The
-pickles inside are read by an unpickler that never imports what they name.
+A checkpoint of Megatron's ``torch_dist`` format is a folder with ``.metadata`` (tensors, their chunks and their places)
+and ``*.distcp`` files. In these every chunk is a small zip archive made by torch.save, with uncompressed, contiguous
+data. So once the archive's directory is read, the data can be copied like any other bytes. The pickles inside are read
+by an unpickler that never imports the classes that they name.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ STORAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Part of a tensor: its place (``starts``, ``shape``), and the file and offset of its contiguous data.
+    """Part of a tensor: its place in the tensor (``starts``, ``shape``), and the file and offset of its data.
 
-    ``crc32`` is that of the ``stored_bytes`` from ``offset`` on, as the writer noted it; 0 where it noted none.
+    ``crc32``: the writer's checksum of the ``stored_bytes`` bytes from ``offset`` on; 0 if the writer stored none.
     """
 
     starts: tuple[int, ...]
@@ -53,7 +53,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class DistTensor:
-    """A tensor of the checkpoint: global shape, dtype in safetensors' spelling, chunks."""
+    """A tensor of the checkpoint: global shape, safetensors' name of the dtype, and chunks."""
 
     key: str
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class DistTensor:
 
 
 class _Inert:
-    """Stands for every class of the file while unpickling: keeps what was pickled, imports and runs nothing."""
+    """Replaces every class during unpickling: keeps the pickled values, but imports and runs nothing."""
 
     def __init__(self, *values: Any, **_: Any) -> None:
         self.values = values
@@ -74,14 +74,14 @@ class _Inert:
         pass
 
     def field(self, name: str) -> Any:
-        """A field of the pickled dataclass, None if absent."""
+        """A field of the pickled dataclass; None if it is missing."""
         state = self.__dict__.get("state")
         return state.get(name) if isinstance(state, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """What `torch.save` wrote about a tensor."""
+    """The description of a tensor that `torch.save` wrote."""
 
     storage: Any
     offset: int
@@ -101,7 +101,7 @@ _KNOWN = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Never imports what a file names: harmless stand-ins are built instead."""
+    """Never imports the classes that a file names; it uses `_Inert` in their place."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and (name in DTYPES or name in STORAGES):
@@ -113,10 +113,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_checkpoint(folder: Path, wanted: Any = None) -> tuple[dict[str, DistTensor], tuple[FileState, ...]]:
-    """All tensors of a distributed checkpoint (those for which ``wanted(key)`` is true) and the files that hold them.
+    """The tensors of a distributed checkpoint for which ``wanted(key)`` is true (default: all), and their files.
 
     Raises:
-        SophiaError: no checkpoint, a missing, truncated or corrupt file, or content that the format does not have.
+        SophiaError: not a checkpoint, a missing, truncated or corrupt file, or content that is not supported.
     """
     file = folder / METADATA_NAME
     try:
@@ -128,7 +128,7 @@ def read_checkpoint(folder: Path, wanted: Any = None) -> tuple[dict[str, DistTen
         tensors = {
             key: _dist_tensor(folder, key, entry, by_key, states)
             for key, entry in described.items()
-            if entry.field("size") is not None and (wanted is None or wanted(key))  # else an object, or not asked for
+            if entry.field("size") is not None and (wanted is None or wanted(key))  # without a size: no tensor
         }
     except SophiaError:
         raise
@@ -169,14 +169,14 @@ def _dist_tensor(
 
 
 def _dtype_of(properties: Any) -> str | None:
-    """The dtype in a pickled TensorProperties, whose state is a tuple or a dict depending on torch's version."""
+    """The dtype in a pickled TensorProperties. Its state is a tuple or a dict, depending on the version of torch."""
     state = properties.__dict__.get("state", properties.__dict__.get("values"))
     values = state.values() if isinstance(state, dict) else state
     return next((DTYPES[v] for v in values if isinstance(v, str) and v in DTYPES), None)
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
+    """A part of a file, presented as a file."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self.file, self.start, self.length, self.position = file, start, length, 0
@@ -207,7 +207,7 @@ class _Window(io.RawIOBase):
 def _chunk(
     path: Path, start: int, length: int, dtype: str, starts: tuple[int, ...], shape: tuple[int, ...], key: str
 ) -> Chunk:
-    """A chunk's place in the file. Raises SophiaError unless its data are plain, contiguous and of this type."""
+    """Find a chunk's data in the file. Raises SophiaError unless they are uncompressed, contiguous and of this type."""
     try:
         with path.open("rb", buffering=0) as file, zipfile.ZipFile(_Window(file, start, length)) as archive:
             names = {name.split("/", 1)[1]: name for name in archive.namelist()}
@@ -235,7 +235,7 @@ def _chunk(
 
 
 def check_bytes(key: str, chunk: Chunk) -> None:
-    """Raise SophiaError when the bytes of a chunk are not those whose checksum its writer noted."""
+    """Raise SophiaError if the bytes of a chunk do not match the writer's checksum."""
     found, left = 0, chunk.stored_bytes
     try:
         with open(chunk.path, "rb", buffering=0) as file:

@@ -1,9 +1,9 @@
-"""Plan a torch distributed checkpoint whose data are streamed into place instead of being saved from memory.
+"""Plans a torch distributed checkpoint whose data are streamed into the files instead of being saved from memory.
 
-Every chunk is framed as torch.save frames it (a zip archive with a pickled description and the raw data), so
-megatron-core's own loader reads the result. The frames are a few hundred bytes; the data between them are filled in
-like those of any other layout. The data's checksum in a frame is zero, as torch writes it when told not to compute
-it, and torch's reader does not look at it; ours are in conversion.json.
+Every chunk is framed as torch.save does it: a zip archive with a pickled description and the raw data. So
+megatron-core's loader can read the result. The frames have a few hundred bytes; the data between them are written as in
+any other layout. The checksum of the data in a frame is zero, as when torch is told not to compute it. torch's reader
+does not check it. Our digests are in conversion.json.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from sophia_mcore.weights.formats.torch_dist import DTYPES, METADATA_NAME, STORA
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.tables import Entry, resolve
 
-ALIGNMENT = 64  # of the data in the file, as torch aligns it
+ALIGNMENT = 64  # bytes; torch aligns data in the file in the same way
 _TORCH = {ours: getattr(torch, name) for name, ours in DTYPES.items()}
 _STORAGE = {ours: getattr(torch, name) for name, ours in STORAGES.items()}
 _ARCHIVE = "archive/"
-# what megatron-core's dist_checkpointing expects beside the data
+# content of metadata.json, which megatron-core's dist_checkpointing expects beside the data
 _MCORE_CONFIG = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -57,9 +57,9 @@ _MCORE_CONFIG = {
 def plan_megatron(
     spec: ModelSpec, dtypes: Mapping[str, str], folder: Path, *, tensor: int = 1, pipeline: int = 1
 ) -> Target:
-    """A distributed checkpoint with one file per tensor- and pipeline-parallel rank, cut as those ranks hold it.
+    """Plan a distributed checkpoint with one file per tensor- and pipeline-parallel rank, cut as these ranks hold it.
 
-    It loads at any other layout too. Raises UsageError when the model does not divide.
+    It can be loaded at any other layout. Raises UsageError when the model cannot be divided in this way.
     """
     stages = _stages(spec.language.num_layers, pipeline)
     files: list[_RankFile] = [_RankFile(folder / f"__{rank}_0.distcp") for rank in range(tensor * pipeline)]
@@ -105,7 +105,7 @@ def _stage(entry: Entry, stages: list[int], pipeline: int) -> int:
 
 
 def _cut(entry: Entry, tensor: int) -> Interleave | None:
-    """How tensor-parallel ranks share an entry; the vocabulary need not divide, the last ranks then get less."""
+    """How tensor parallelism divides an entry (None: not at all). The last ranks may get fewer rows of a vocabulary."""
     if entry.cut is None or tensor == 1:
         return None
     length = matrix_shape(entry.shape)[entry.cut.axis] // entry.cut.blocks
@@ -117,7 +117,7 @@ def _cut(entry: Entry, tensor: int) -> Interleave | None:
 
 
 def _in_tensor(shape: tuple[int, ...], box: Rectangle) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Offsets and sizes of a rectangle in the tensor's own axes."""
+    """(offsets, sizes) of a rectangle along the tensor's axes."""
     rows, columns = matrix_shape(shape)
     if (box.rows, box.columns) == (rows, columns):
         return (0,) * len(shape), shape
@@ -127,14 +127,14 @@ def _in_tensor(shape: tuple[int, ...], box: Rectangle) -> tuple[tuple[int, ...],
 
 
 class _RankFile:
-    """Frames one after the other in one file."""
+    """Plans the file of one rank: frames one after another."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, 0
         self.literals: list[tuple[int, bytes]] = []
 
     def add(self, dtype: str, shape: tuple[int, ...]) -> tuple[_StorageInfo, int]:
-        """Room for one more chunk: where it is described to lie, and the offset of its data."""
+        """Reserve space for a chunk; returns its entry in the checkpoint's metadata and the offset of its data."""
         nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
         head, tail = frame(pickled_tensor(dtype, shape), nbytes, self.size)
         start, offset = self.size, self.size + len(head)
@@ -148,7 +148,7 @@ class _RankFile:
 
 
 class _Pickled:
-    """Pickles as a contiguous tensor on the CPU whose storage is record 0 of the archive."""
+    """Is pickled like a contiguous CPU tensor whose storage is record 0 of the archive."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
         self.dtype, self.shape = dtype, shape
@@ -172,7 +172,7 @@ class _Pickler(pickle.Pickler):
 
 
 def pickled_tensor(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What torch.save pickles for such a tensor, without the tensor."""
+    """The pickle that torch.save would write for a tensor of this dtype and shape."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=2).dump(_Pickled(dtype, shape))
     return buffer.getvalue()
@@ -185,7 +185,7 @@ def _saved(value: Any) -> bytes:
 
 
 def frame(pickled: bytes, nbytes: int, start: int) -> tuple[bytes, bytes]:
-    """Bytes before and after the data of one chunk: a stored (uncompressed) zip64 archive as torch.load reads it.
+    """Bytes before and after the data of a chunk. Together they are an uncompressed zip64 archive for torch.load.
 
     ``start`` is the archive's offset in the file, used to align the data.
     """
@@ -195,11 +195,11 @@ def frame(pickled: bytes, nbytes: int, start: int) -> tuple[bytes, bytes]:
         head, directory = head + local + data, directory + central
     bare = len(_records(_ARCHIVE + "data/0", nbytes, 0)[0])
     padding = -(start + len(head) + bare) % ALIGNMENT
-    padding += ALIGNMENT if 0 < padding < 4 else 0  # an extra field has a header of four bytes
+    padding += ALIGNMENT if 0 < padding < 4 else 0  # the extra field that pads has a header of four bytes
     local, central = _records(_ARCHIVE + "data/0", nbytes, len(head), padding=padding)
     head, directory = head + local, directory + central
     at = len(head) + nbytes
-    # zip64 end of central directory, its locator, and the classic end record that points to them
+    # zip64 end of central directory, its locator, and the classic end record
     end = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 4, 4, len(directory), at)
     end += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + len(directory), 1)
     end += struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 4, 4, 0xFFFFFFFF, 0xFFFFFFFF, 0)
@@ -207,7 +207,7 @@ def frame(pickled: bytes, nbytes: int, start: int) -> tuple[bytes, bytes]:
 
 
 def _records(name: str, size: int, offset: int, *, crc: int = 0, padding: int = 0) -> tuple[bytes, bytes]:
-    """Local header and central directory entry of one stored file; its sizes stand in a zip64 field."""
+    """Local header and central directory entry of one file in the archive. Its sizes are in a zip64 field."""
     label, huge = name.encode(), 0xFFFFFFFF
     wide = struct.pack("<HHQQ", 1, 16, size, size)
     filler = struct.pack("<2sH", b"FB", padding - 4) + b"Z" * (padding - 4) if padding else b""

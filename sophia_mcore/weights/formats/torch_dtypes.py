@@ -1,4 +1,4 @@
-"""torch's dtypes by safetensors' names, apart so that a cast needs neither a model nor megatron-core."""
+"""torch's dtypes by safetensors' names. A module of its own, so that a cast needs no model and no megatron-core."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""FP8 copies for rollouts, made by ModelOpt and checked tensor by tensor."""
+"""Makes FP8 copies of models for rollouts with ModelOpt, and checks them tensor by tensor."""

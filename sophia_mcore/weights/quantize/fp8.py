@@ -1,7 +1,8 @@
-"""FP8 copies of a model for rollouts: made by nvidia-modelopt in its own environment, checked here tensor by tensor.
+"""FP8 copies of a model for rollouts. nvidia-modelopt makes them in its own environment; this module checks them.
 
-In the copy the language model's linears are E4M3 with one scale per tensor (weight = stored value x weight_scale; their
-inputs are divided by input_scale); vision tower, projector, norms, biases, embeddings and output layer are untouched.
+In the copy, the linear layers of the language model are E4M3 with one scale per tensor: weight = stored value x
+weight_scale, and inputs are divided by input_scale. Vision tower, projector, norms, biases, embeddings and output layer
+are unchanged.
 """
 
 from __future__ import annotations
@@ -40,31 +41,31 @@ QUANTIZER = Path(".venv-modelopt/bin/python")
 CALIBRATION_TEXTS = 256
 SCALES = ("weight_scale", "input_scale")
 _LINEAR = re.compile(r"(?:^|\.)layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight$")
-# E4M3: 3 bits of mantissa, so half a step is 2^-4 of the value; below the normal range a step is 2^-9 of the scale.
+# E4M3 has 3 bits of mantissa, so half a step is 2^-4 of the value. Below the normal range a step is 2^-9 of the scale.
 RELATIVE_BOUND, SUBNORMAL_BOUND = 2.0**-4, 2.0**-10
-ROUNDING = 1.0 + 2.0**-7  # the scale itself and the division were rounded
+ROUNDING = 1.0 + 2.0**-7  # tolerance, because the scale and the division were rounded too
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Check:
-    """What the check of an FP8 copy found; tensors are the stored ones, by the tables' names."""
+    """The result of the check of an FP8 copy. Tensors are stored tensors, under the names of the weight tables."""
 
     quantized: tuple[str, ...]
     untouched: int
-    worst: float  # largest error, as a fraction of the bound
-    tensors: tuple[Mapping[str, Any], ...]  # per tensor of the source: shape, and keys and dtype on both sides
+    worst: float  # largest error, as a fraction of the rounding bound
+    tensors: tuple[Mapping[str, Any], ...]  # for each tensor of the source: shape, and keys and dtype on both sides
     digests: Digests | None
 
 
 def quantize_fp8(conversion: Conversion, progress: Progress) -> Fp8Check:
-    """Write an FP8 copy of a native Hugging Face folder.
+    """Write an FP8 copy of a native Hugging Face folder and check it.
 
-    The conversion's ``calibration`` is a run folder (its stored captions and trajectories are used), or a file with one
-    text per line; its ``quantizer`` is the Python interpreter of the environment with nvidia-modelopt.
+    ``conversion.calibration``: a run folder, whose captions and trajectories are used, or a file with one text per
+    line. ``conversion.quantizer``: Python of the environment with nvidia-modelopt.
 
     Raises:
-        UsageError: not a native folder, no interpreter, no texts, the destination exists.
-        SophiaError: quantization failed, or its result is not what it must be; nothing is left behind.
+        UsageError: the source is not a native folder, interpreter or texts are missing, the destination exists.
+        SophiaError: quantization failed, or the copy does not pass the check. Nothing is left in the destination.
     """
     source, quantizer, calibration = conversion.source, conversion.quantizer or QUANTIZER, conversion.calibration
     require_native(source)
@@ -76,8 +77,8 @@ def quantize_fp8(conversion: Conversion, progress: Progress) -> Fp8Check:
     with new_folder(conversion.destination) as folder:
         _run(quantizer, source, folder, texts)
         for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # modelopt makes them for the owner alone
-        copy_model_files(source, folder, skip=("config.json",))  # its own configuration stays: it names the format
+            file.chmod(0o644)  # modelopt makes files that only the owner may read
+        copy_model_files(source, folder, skip=("config.json",))  # keep modelopt's config.json: it names the FP8 format
         found = check_fp8(source, folder, progress, conversion.digest)
         write_json(folder / proof.NAME, _proof(source, folder, found, calibration, len(texts)))
     return found
@@ -92,13 +93,13 @@ def require_native(source: Path) -> Checkpoint:
 
 
 def _stored(folder: Path, source: Path) -> dict[str, StoredTensor]:
-    """Tensors of a folder by the tables' names, which the family of ``source`` knows."""
+    """Stored tensors of ``folder`` under the names of the weight tables. ``source`` decides the model family."""
     found = family_of_folder(source)
     return table_names(open_folder(folder).tensors, found and found[0])
 
 
 def plan(source: Path) -> tuple[str, ...]:
-    """A line per stored tensor of the source: what becomes of it."""
+    """A line for each stored tensor of the source, which says whether it becomes FP8 or is copied."""
     stored = _stored(source, source)
     return tuple(
         f"{name} {tensor.dtype} {list(tensor.shape)} -> {'F8_E4M3' if _LINEAR.search(name) else 'copy'}"
@@ -107,7 +108,7 @@ def plan(source: Path) -> tuple[str, ...]:
 
 
 def fp8_pair(a: Path, b: Path) -> tuple[Path, Path] | None:
-    """(source, copy) if one of two folders is an FP8 copy, else None."""
+    """(source, copy) if one of the two folders is an FP8 copy, else None."""
     for source, copy in ((a, b), (b, a)):
         hugging_face = (copy / "config.json").exists() and not (copy / METADATA_NAME).exists()
         if hugging_face and is_fp8_copy(open_folder(copy).tensors):
@@ -117,12 +118,15 @@ def fp8_pair(a: Path, b: Path) -> tuple[Path, Path] | None:
 
 
 def calibration_texts(calibration: Path) -> list[str]:
-    """Texts spread evenly over a run's captions and trajectories, or the lines of a file. Raises UsageError if none."""
+    """At most CALIBRATION_TEXTS texts, spread evenly over a run's captions and trajectories or over a file's lines.
+
+    Raises UsageError if there are none.
+    """
     if calibration.is_dir():
         texts = list(_stored_texts(calibration))
     elif calibration.is_file():
         try:
-            lines = calibration.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and its like are text
+            lines = calibration.read_text(encoding="utf-8-sig").split("\n")  # only a newline ends a line
             texts = [line.removesuffix("\r") for line in lines if line.strip()]
         except ValueError:
             raise UsageError(f"{calibration} is not a text file (UTF-8), one calibration text per line") from None
@@ -164,11 +168,11 @@ def _run(quantizer: Path, source: Path, folder: Path, texts: list[str]) -> None:
 
 
 def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | None = None) -> Fp8Check:
-    """Compare an FP8 copy with its source: format, which tensors, and every value against E4M3's rounding bound.
+    """Compare an FP8 copy with its source: names and types of tensors, and every value with E4M3's rounding bound.
 
-    ``digest``: also form digests of all stored tensors, on both sides.
+    ``digest``: also compute digests of all stored tensors on both sides.
 
-    Raises SophiaError naming every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
+    Raises SophiaError that names every tensor that is missing, left over, of a wrong type, changed, or out of bounds.
     """
     old, new = (_stored(folder, source) for folder in (source, copy))
     linears = [name for name in old if _LINEAR.search(name)]
@@ -204,7 +208,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | Non
 
 
 def _entry(name: str, old: StoredTensor, new: Mapping[str, StoredTensor], quantized: bool) -> dict[str, Any]:
-    """A tensor in the proof file, as `proof.proof` writes them."""
+    """Entry of a tensor in conversion.json, in the form of `proof.proof`."""
     scales = [f"{name.removesuffix('weight')}{scale}" for scale in SCALES] if quantized else []
     return {
         "name": name,
@@ -220,7 +224,7 @@ def _entry(name: str, old: StoredTensor, new: Mapping[str, StoredTensor], quanti
 
 @dataclass
 class _Reader:
-    """Reads stored tensors band by band; the digest of each that was read to its end is in ``digests``."""
+    """Reads stored tensors band by band. ``digests`` gets the digest of each tensor that was read to its end."""
 
     files: Files
     algorithm: Digest | None
@@ -245,7 +249,7 @@ def _same(a: StoredTensor, b: StoredTensor, before: _Reader, after: _Reader) -> 
 def _bands(tensor: StoredTensor, files: Files) -> Iterator[bytes]:
     rows, columns = matrix_shape(tensor.shape)
     row_bytes = columns * DTYPE_BYTES[tensor.dtype]
-    # bands of the wider type's size, so that both sides come in the same rows
+    # 4 bytes per value is the widest type; with it, both sides have the same rows in each band
     for row, count in bands(rows, columns * 4, BUFFER_BYTES):
         buffer = bytearray(count * row_bytes)
         read_box(single_tile(tensor), Rectangle(row, count, 0, columns), memoryview(buffer), files)
@@ -259,7 +263,7 @@ def _scalar(tensor: StoredTensor, reader: _Reader) -> float:
 
 
 def _worst_error(old: StoredTensor, new: StoredTensor, scale: float, before: _Reader, after: _Reader) -> float:
-    """Largest |old - new x scale| as a fraction of the rounding bound; infinity for values that are not finite."""
+    """Largest |old - new x scale| as a fraction of the rounding bound. Infinity if a value is not a number."""
     import torch
 
     from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
@@ -290,7 +294,7 @@ def _proof(source: Path, folder: Path, found: Fp8Check, calibration: Path, texts
 
 
 def _quantizer_version(folder: Path) -> dict[str, str]:
-    """modelopt's version, which it writes beside the weights; it lives in another environment than this process."""
+    """modelopt's version, from the files that it writes: it is not installed in this process's environment."""
     for name, path in (("hf_quant_config.json", ()), ("config.json", ("quantization_config",))):
         try:
             value: Any = json_or_empty(folder / name)

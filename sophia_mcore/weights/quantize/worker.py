@@ -1,10 +1,10 @@
-"""Quantize a model to FP8 with nvidia-modelopt, in the environment that has it; started by `quantize.fp8`.
+"""Quantizes a model to FP8 with nvidia-modelopt. `quantize.fp8` starts this in the environment that has modelopt.
 
     python -m sophia_mcore.weights.quantize.worker MODEL_DIR OUT_DIR JOB.json
 
-JOB.json holds "texts", the calibration set, and "kept", patterns of modules beside the language model. The language
-model's linears become FP8 (E4M3, one scale per tensor for weights and for inputs); everything else stays as it is. The
-whole model is in memory here.
+JOB.json holds "texts" (the calibration set) and "kept" (patterns of modules outside of the language model). The linear
+layers of the language model become FP8 (E4M3, one scale per tensor for weights and for inputs). Everything else is
+unchanged. The process needs memory for the whole model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError, run_command
 
-MAX_TOKENS = 2048  # of a calibration text; longer ones are cut
+MAX_TOKENS = 2048  # longer calibration texts are cut
 
 
 def quantize(model_dir: Path, out_dir: Path, texts: list[str], kept: list[str]) -> None:
-    """Load, calibrate on the texts, quantize, write. Raises SophiaError when there is nothing to calibrate on."""
+    """Load the model, calibrate it on the texts, quantize and write it. Raises SophiaError if no text has a token."""
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
@@ -42,7 +42,7 @@ def quantize(model_dir: Path, out_dir: Path, texts: list[str], kept: list[str]) 
 
 
 def fp8_config(default: dict[str, Any], kept: list[str]) -> dict[str, Any]:
-    """modelopt's FP8 preset; what matches ``kept``, embedding and output layer stay out, whatever the preset says."""
+    """modelopt's FP8 preset, but embedding, output layer and modules that match ``kept`` are not quantized."""
     config = copy.deepcopy(default)
     names = (*kept, "*lm_head*", "*embed_tokens*")
     config["quant_cfg"] = [*config["quant_cfg"], *({"quantizer_name": name, "enable": False} for name in names)]
@@ -50,7 +50,7 @@ def fp8_config(default: dict[str, Any], kept: list[str]) -> dict[str, Any]:
 
 
 def calibration(samples: list[list[int]], device: str) -> Callable[[Any], None]:
-    """Runs every sample through the language model, one at a time: the ranges of its inputs are recorded."""
+    """A function that runs each sample through the language model, so that modelopt records the ranges of inputs."""
     import torch
 
     def forward(model: Any) -> None:
@@ -62,7 +62,7 @@ def calibration(samples: list[list[int]], device: str) -> Callable[[Any], None]:
 
 
 def main() -> int:
-    """Parse and run."""
+    """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_dir", type=Path)
     parser.add_argument("out_dir", type=Path)
