@@ -1,7 +1,8 @@
-"""A client for OpenAI-compatible chat endpoints, and what its failures mean.
+"""A client for OpenAI-compatible chat endpoints, which turns failures into clear errors.
 
-The `openai` client asks again by itself (429, 5xx, lost connections; exponential backoff, Retry-After) and times out.
-This module turns what is left into three kinds of SophiaError, each with one line that never shows the API key.
+The `openai` client repeats failed requests (429, 5xx, lost connections; exponential backoff, Retry-After) and has a
+time limit. This module turns the remaining failures into three kinds of SophiaError, each with one line that never
+contains the API key.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 
-_NO_KEY = "none"  # many local servers need no key, the client needs a string
+_NO_KEY = "none"  # many local servers need no key, but the client needs a string
 _MAX_SERVER_TEXT = 300  # characters of a server's message that are shown
 
 
@@ -54,11 +55,10 @@ class Endpoint:
         )
 
     def complete(self, messages: list[Any], **body: Any) -> Any:
-        """The chat completion for ``messages`` (in the API's format), with at least one choice.
+        """Request a chat completion for ``messages`` (in the API's format); returns a reply with at least one choice.
 
-        ``body`` holds the request's other fields.
-
-        Raises RequestRefusedError, EndpointUnreachableError or NoCompletionError.
+        ``body``: other fields of the request. Raises RequestRefusedError, EndpointUnreachableError or
+        NoCompletionError.
         """
         import openai
 
@@ -79,7 +79,7 @@ class Endpoint:
         self._client.close()
 
     def _described(self, error: Exception) -> str:
-        """One line: what failed, where, what to do."""
+        """The error as one line: what failed, where, and what to do."""
         import openai
 
         retries = f"{self._max_retries} retries"

@@ -1,4 +1,4 @@
-"""Errors that end a command with one clear line. Everything else is a bug and keeps its traceback in the log."""
+"""Errors that end a command with one clear line. All other exceptions are bugs; their traceback goes to the log."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-EXIT_STOPPED = 75  # a signal asked for it: the work is put down, run again to go on (EX_TEMPFAIL)
-EXIT_UNHEALTHY = 76  # this node should be left out, and the work done elsewhere
-EXIT_LOST = 77  # a process was killed or its node is gone: the same may succeed
-EXIT_INTERRUPTED = 130  # KeyboardInterrupt, as a shell counts it
-# Package that a module belongs to -> what to install; the extras stand in pyproject.toml.
+EXIT_STOPPED = 75  # stopped by a signal, state is saved: run again to resume (EX_TEMPFAIL)
+EXIT_UNHEALTHY = 76  # this node should be excluded, and the work done on another
+EXIT_LOST = 77  # a process was killed or its node is gone: the same command may succeed
+EXIT_INTERRUPTED = 130  # KeyboardInterrupt, as in a shell
+# Name of an imported package -> the extra of pyproject.toml that installs it
 EXTRAS = {
     "torch": "train", "megatron": "train", "numba": "train",
     "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
@@ -19,25 +19,25 @@ EXTRAS = {
     "transformers": "digits", "huggingface_hub": "hub", "scipy": "train",
     "openpyxl": "benchmarks", "imagehash": "benchmarks",
 }  # fmt: skip
-TRACEBACK_ABOVE = "the traceback is above"  # where no log file is given; `launch.process` names the log instead
+TRACEBACK_ABOVE = "the traceback is above"  # without a log file; `launch.process` puts the name of its log in place
 
 
 class SophiaError(Exception):
-    """The work failed: what, where, and what to do. Exit code 1."""
+    """The work failed. The message says what, where, and what to do. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(SophiaError):
-    """Bad usage or configuration: what is wrong, where, the nearest valid name. Exit code 2."""
+    """Bad usage or configuration. The message says what is wrong, where, and the nearest valid name. Exit code 2."""
 
     exit_code = 2
 
 
 def run_command(name: str, work: Callable[[], object], log_file: Path | None = None) -> int:
-    """Run ``work`` and return the exit code; a failure becomes one line on stderr.
+    """Run ``work`` and return the exit code. A failure becomes one line on stderr.
 
-    The traceback of what was not foreseen goes to ``log_file``, or before that line where there is none.
+    The traceback of an unexpected exception goes to ``log_file``, or to stderr before the line if there is no log file.
 
     Exit codes: 0 done, 1 the work failed, 2 bad usage or config, 130 interrupted.
     """
@@ -55,13 +55,13 @@ def run_command(name: str, work: Callable[[], object], log_file: Path | None = N
             return _unforeseen(name, error, log_file)
         print(f"error: {missing_package(missing)}", file=sys.stderr, flush=True)
         return 1
-    except Exception as error:  # a bug or an unforeseen failure: the traceback is for the log, not for the user
+    except Exception as error:  # a bug or an unexpected failure
         return _unforeseen(name, error, log_file)
     return 0
 
 
 def missing_package(module: str) -> str:
-    """One line for a package that is not installed: which, and how to get it."""
+    """The message about a package that is not installed: its name and how to install it."""
     alone = ", or 'sophia-mcore[convert]' for the converter alone" if module == "torch" else ""
     return (
         f"this needs the package {module.replace('_', '-')}, which this environment lacks: "
@@ -70,7 +70,7 @@ def missing_package(module: str) -> str:
 
 
 def _unforeseen(name: str, error: Exception, log_file: Path | None) -> int:
-    """The traceback goes to the log, or above the line; returns the exit code."""
+    """Write the traceback to the log, or to stderr without one, and one line to stderr; returns the exit code."""
     details = traceback.format_exc()
     where = TRACEBACK_ABOVE
     try:

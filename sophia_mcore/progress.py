@@ -1,8 +1,8 @@
-"""Progress of a phase, wherever it is shown: a terminal, a log file, or the parent process.
+"""Progress of a phase, shown on a terminal, in a log file, or by the parent process.
 
-A phase runs in its own process (its own environment), so its progress travels as JSON lines over an
-inherited pipe; the parent owns the terminal. Without a parent (a Slurm task) it becomes a plain line
-now and then.
+A phase runs in its own process, because it has its own environment. It sends its progress as JSON lines over an
+inherited pipe, and the parent process shows it on the terminal. Without a parent (a Slurm task) plain lines are printed
+at intervals.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import IO, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What a phase calls while it works."""
+    """The methods that a phase calls while it works."""
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
-        """Begin ``task`` with ``total`` items (0: not known yet); an earlier attempt did ``completed``."""
+        """Begin ``task`` with ``total`` items (0: not known yet), of which ``completed`` are already done."""
 
     def advance(self, count: int = 1) -> None:
-        """``count`` further items of the current task are done."""
+        """Report that ``count`` more items of the current task are done."""
 
     def note(self, text: str) -> None:
-        """A short remark beside the bar, such as the current loss."""
+        """Show a short remark beside the bar, such as the current loss."""
 
 
 class NoProgress:
-    """Shows nothing."""
+    """A no-op: shows nothing."""
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
         """Ignored."""
@@ -52,7 +52,7 @@ class PipeProgress:
             return
         try:
             self._pipe.write(json.dumps(event) + "\n")
-        except OSError:  # the parent is gone; the work goes on
+        except OSError:  # the parent has ended; go on without it
             self._pipe = None
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
@@ -69,7 +69,7 @@ class PipeProgress:
 
 
 class LineProgress:
-    """A plain line at the start, every ``interval_seconds`` and at the end: for logs and Slurm."""
+    """Prints a plain line at the start, every ``interval_seconds`` and at the end. For logs and Slurm."""
 
     def __init__(self, stream: TextIO | None = None, interval_seconds: float = 15.0) -> None:
         self._stream = stream or sys.stderr
@@ -84,7 +84,7 @@ class LineProgress:
 
     def start(self, task: str, total: int, completed: int = 0) -> None:
         """Begin a task."""
-        if self._task and not self._total:  # how many there were is known only now
+        if self._task and not self._total:  # the number of items was not known before the end
             self._total = self._done
             self._print()
         self._task, self._total, self._done, self._note = task, total, completed, ""
@@ -102,9 +102,9 @@ class LineProgress:
 
 
 def counting(progress: Progress, task: str) -> Callable[[int, int], None]:
-    """A callback (items done so far, all items) that shows as ``task``; what the first call reports was done before.
+    """A callback (items done so far, all items) that shows the progress of ``task``; for ``store.units.run_units``.
 
-    It suits ``store.units.run_units``. The bar never goes back.
+    Items of the first call count as done by an earlier attempt. The bar never goes back.
     """
     shown = -1
 
@@ -120,5 +120,5 @@ def counting(progress: Progress, task: str) -> Callable[[int, int], None]:
 
 
 def worker_progress(file_descriptor: int | None) -> Progress:
-    """Progress of a worker process: to its parent's pipe when there is one, else plain lines on stderr."""
+    """Progress of a worker process: sent to its parent's pipe, or without one printed as plain lines on stderr."""
     return LineProgress() if file_descriptor is None else PipeProgress(file_descriptor)

@@ -1,13 +1,13 @@
-"""One frozen type per arrow of the flow.
+"""The records that phases pass to each other: one frozen type per arrow of the flow.
 
-    Question -> Caption -> Trajectory -> Verdict -> Kept            (the reasoner answers, graded in a phase of its own)
-    Question -> Answer = Trajectory with its verdict                (the policy answers, graded at once)
+    Question -> Caption -> Trajectory -> Verdict -> Kept            (the reasoner answers; a later phase grades)
+    Question -> Answer = Trajectory with its verdict                (the policy answers; graded at once)
 
 Every record is a row of a Parquet shard (``sophia_mcore.store``); field names are column names.
-Identifiers are plain strings built from their parents, so lineage can be read without a join:
+Identifiers are strings that contain the identifiers of their parents, so lineage can be read without a join:
 
     question   "train-17"
-    image set  "3f2a..."                 sha256 of the image, or of the digests joined when there are several
+    image set  "3f2a..."                 sha256 of the image, or of the joined digests of several images
     caption    "3f2a9c0d1e2f3a4b.k2"     first 16 digits of the image set, caption index k
     trajectory "train-17.3f2a9c0d1e2f3a4b.k2.n5", or "train-17.n5" where there is no caption
 """
@@ -24,7 +24,7 @@ TrajectorySource = Literal["reasoner", "policy"]
 
 
 def image_set_id(images: tuple[str, ...]) -> str:
-    """Identifier of an ordered set of image digests: the digest itself when there is one.
+    """Identifier of an ordered set of image digests. For one image it is the digest itself.
 
     >>> image_set_id(("ab12",))
     'ab12'
@@ -40,7 +40,7 @@ def caption_id(images: tuple[str, ...], index: int) -> str:
 
 
 def trajectory_id(question_id: str, caption: str, index: int) -> str:
-    """Identifier of trajectory number ``index`` (n) that answers a question from a caption, or from the image itself.
+    """Identifier of trajectory number ``index`` (n), which answers a question from a caption ("": from the image).
 
     >>> trajectory_id("train-17", "3f2a9c0d1e2f3a4b.k2", 5), trajectory_id("train-17", "", 5)
     ('train-17.3f2a9c0d1e2f3a4b.k2.n5', 'train-17.n5')
@@ -70,11 +70,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What every sampled text carries: the text, how it ended, and where it came from."""
+    """Fields of every sampled text: the text, how it ended, and how it was sampled."""
 
     text: str
-    token_ids: tuple[int, ...]  # the sampling model's own tokens, end token included when sampled
-    token_logprobs: tuple[float, ...]  # natural log, under the sampling distribution; () if the engine has none
+    token_ids: tuple[int, ...]  # tokens of the sampling model, with the end token if it was sampled
+    token_logprobs: tuple[float, ...]  # natural log, under the sampling distribution; () if the engine gives none
     logprob_sum: float  # sum of token_logprobs; nan if unknown
     finish_reason: FinishReason
     temperature: float
@@ -83,12 +83,12 @@ class Sampled:
     seed: int
     model_digest: str  # sha256 over the model's weights and config (store.lineage)
     prompt_hash: str  # sha256 of the rendered prompt
-    opened: str = ""  # how the chat template begins the answer ("<think>"): in ``text``, not among ``token_ids``
+    opened: str = ""  # the chat template's beginning of the answer ("<think>"); in ``text``, not in ``token_ids``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption(Sampled):
-    """What the policy says it sees: image set -> text, without the question (on-policy seeing).
+    """The policy's description of an image set, made without the question (on-policy seeing).
 
     Example: id "3f2a9c0d1e2f3a4b.k2", text "The image shows first 3, second 7, third 2, fourth 9."
     """
@@ -100,7 +100,7 @@ class Caption(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory(Sampled):
-    """An answer to a question: the reasoner's, from a caption (off-policy reasoning), or the policy's, from the image.
+    """An answer to a question: by the reasoner from a caption (off-policy reasoning), or by the policy from the image.
 
     Example: id "train-17.3f2a9c0d1e2f3a4b.k2.n5", source "reasoner",
     text "<think>first 3, third 2. 3+2=5.</think>The answer is \\boxed{5}."
@@ -115,44 +115,45 @@ class Trajectory(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Trajectory):
-    """A trajectory that was graded as soon as it was sampled; ``verdict`` and ``extracted`` as in ``Verdict``.
+    """A trajectory that was graded when it was sampled. ``verdict`` and ``extracted`` are as in ``Verdict``.
 
-    The policy's answers to evaluation questions, and its own answers that objectives may learn from.
+    The policy's answers to evaluation questions are of this type, and so are its answers that objectives learn from.
     Example: id "train-17.n5", source "policy", verdict "correct", extracted "5".
     """
 
     source: TrajectorySource = "policy"
     verdict: VerdictName
     extracted: str
-    settled_by: str = ""  # of a benchmark's answer: "rules", "llm", or "none" (only a judge could tell)
-    credit: float = -1.0  # of a benchmark's answer: share of its parts that are right; -1: not scored so
-    direct: bool = False  # of a benchmark's answer: VLMEvalKit's rules read it without a language model
+    # only for answers to benchmark questions:
+    settled_by: str = ""  # how it was scored: "rules", "llm", or "none" (only a judge could score it)
+    credit: float = -1.0  # share of its parts that are right; -1: not scored by parts
+    direct: bool = False  # VLMEvalKit's rules can read the answer without a language model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Answer):
     """The policy's answer in a batch of the on-policy stage, sampled by one version of the policy.
 
-    ``token_ids`` begin with ``given`` tokens that were not sampled here: a rethinking's first try and its trigger.
-    ``token_logprobs`` are of the sampled tokens only. ``model_digest`` is the version's.
-    Example: id "train-17.b12.n3", version 12; its rethinking has the id "train-17.b12.n3.r" and that id as parent.
+    The first ``given`` of ``token_ids`` were not sampled for this answer: in a rethinking they are the first try and
+    the trigger. ``token_logprobs`` are of the sampled tokens only. ``model_digest`` is that of the version.
+    Example: id "train-17.b12.n3", version 12; its rethinking has id "train-17.b12.n3.r" and parent "train-17.b12.n3".
     """
 
     batch: int
     version: int
-    parent: str = ""  # "": a first answer; else the id of the answer that this one continues
-    trigger: str = ""  # which trigger follows the first try: questioning, verification or correction
+    parent: str = ""  # id of the answer that this one continues; "": it continues none
+    trigger: str = ""  # trigger after the first try: questioning, verification or correction
     given: int = 0
 
 
 def rollout_id(question_id: str, batch: int, index: int) -> str:
-    """Identifier of the answer number ``index`` to a question in a batch of the on-policy stage."""
+    """Identifier of answer number ``index`` (n) to a question in a batch of the on-policy stage."""
     return f"{question_id}.b{batch}.n{index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The verifier's word on one trajectory. Outcome reward = 1 iff verdict is "correct" (eq. 4).
+    """The verifier's result for one trajectory. Outcome reward = 1 iff verdict is "correct" (eq. 4).
 
     Example: trajectory_id "train-17.3f2a9c0d1e2f3a4b.k2.n5", verdict "correct", extracted "5".
     """
@@ -170,7 +171,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """A trajectory whose dataset reward is 1 (eq. 6), joined with all that training needs of it.
+    """A trajectory whose dataset reward is 1 (eq. 6), with everything that training needs.
 
     Example: question_id "train-17", caption_reward 0.875, response = the trajectory's text.
     """
@@ -181,6 +182,6 @@ class Kept:
     images: tuple[str, ...]
     question: str
     response: str
-    token_count: int  # length in the reasoner's tokens, the length that the shortest rule compares
+    token_count: int  # length in the reasoner's tokens, by which the shortest is selected
     outcome: float  # R(y), eq. 4
     caption_reward: float  # R(c), eq. 5

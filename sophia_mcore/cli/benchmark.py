@@ -1,4 +1,4 @@
-"""`sophia benchmark`: its arguments. The work is `launch.benchmark`."""
+"""`sophia benchmark`: its arguments. `launch.benchmark` does the work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def benchmark(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the judge's cost; ask nothing.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")] = None,
 ) -> None:
-    """Evaluate a model on the paper's benchmarks, or score somebody's predictions; docs/benchmarks.md."""
+    """Evaluate a model on the paper's benchmarks, or score a file of predictions; see docs/benchmarks.md."""
     from sophia_mcore.config.schema import Score
     from sophia_mcore.launch import benchmark as work
 

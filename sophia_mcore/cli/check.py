@@ -1,4 +1,4 @@
-"""`sophia check`: what a configuration says, what a key means, and whether the questions are a benchmark's."""
+"""`sophia check`: checks and prints a configuration, explains keys, and finds training questions of benchmarks."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def _show(file: Path, config: Config) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the command `sophia check` to the app."""
     app.command()(check)

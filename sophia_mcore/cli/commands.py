@@ -1,4 +1,4 @@
-"""The `sophia` command: parse, call, print. Heavy modules are imported by the command that needs them."""
+"""The `sophia` command: parses arguments, calls functions, prints results. Commands import heavy modules themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-# as launch.phases.PHASES, which takes a while to import
+# the names in launch.phases.PHASES, which is slow to import
 _PHASES = "questions, captions, reasoning, score, fp8-check, train, export, evaluate, report"
 
 
@@ -59,7 +59,7 @@ def init(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, JSON lines, Parquet, or a folder with one.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The TOML to write.")] = Path("run.toml"),
 ) -> None:
-    """Look at your data and write a short TOML that reads it."""
+    """Look at your data and write a short TOML for it."""
     from sophia_mcore.launch.init import write_run_toml
 
     typer.echo(write_run_toml(data, out))
@@ -303,7 +303,7 @@ def doctor(
     overlay: Overlays = None,
     set_: Sets = None,
 ) -> None:
-    """What this machine has, what it lacks, what that costs and how to get it."""
+    """List what this machine has and what is missing, the consequences, and how to get it."""
     from rich.console import Console
 
     from sophia_mcore.doctor.command import doctor as examine
@@ -316,7 +316,7 @@ def doctor(
 
 @app.command()
 def track(run_folder: RunArgument) -> None:
-    """Upload to MLflow whatever of the run it does not have yet."""
+    """Upload to MLflow everything of the run that is not there yet."""
     from sophia_mcore.errors import SophiaError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.phases import PHASES
@@ -325,7 +325,7 @@ def track(run_folder: RunArgument) -> None:
 
     folder, config = open_run(run_folder)
     if not upload(folder, config, PHASES):  # upload has printed the reason
-        raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost, run this again then")
+        raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost: run this again later")
     typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
@@ -334,13 +334,13 @@ _run_commands.register(app)
 
 
 def main() -> None:
-    """Entry point: usage errors exit with 2, ours as `errors.run_command` says."""
+    """Entry point. Exit code 2 for bad arguments; other exit codes as in `errors.run_command`."""
 
     def call() -> None:
         try:
             app()
         except SystemExit as end:
-            if end.code == 130:  # typer's, which says nothing
+            if end.code == 130:  # typer exits on KeyboardInterrupt without a message
                 raise KeyboardInterrupt from end
             raise
 

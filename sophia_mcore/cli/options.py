@@ -21,7 +21,7 @@ NewSettings = Annotated[
 
 
 def load(config: Path, overlays: list[Path] | None, sets: list[str] | None) -> Config:
-    """The configuration under overlays and `--set`."""
+    """Load the configuration with overlays and `--set`."""
     from sophia_mcore.config import load_config
 
     return load_config(config, overlays or (), sets or ())

@@ -1,4 +1,4 @@
-"""Commands about runs as a whole: on Slurm, their state, and their variants."""
+"""Commands about whole runs: on-policy stage, variants, Slurm jobs and their state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, RunA
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the commands of this module to the app."""
     for command in (rl, fork, submit, status, cancel):
         app.command()(command)
 
@@ -45,7 +45,7 @@ def fork(
     overlay: Overlays = None,
     set_: Sets = None,
 ) -> None:
-    """Begin a variant of a run that shares with it whatever the new settings leave valid."""
+    """Begin a variant of a run that shares all results which are valid under the new settings."""
     from sophia_mcore.launch.fork import fork as begin
 
     typer.echo(begin(run_folder, new, first=first, overlays=overlay or (), sets=set_ or ()))
@@ -64,7 +64,7 @@ def submit(
     set_: Sets = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """Submit what the run still needs to Slurm. Again, later: only what is missing."""
+    """Submit the jobs that the run still needs to Slurm. Run again later: submits only what is missing."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.phases import all_names, expand
     from sophia_mcore.launch.slurm import jobs, submit

@@ -1,4 +1,4 @@
-"""The base class of all sections and the bounded number types."""
+"""The base class of all sections of the configuration, and number types with limits."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, no silent coercion of strings."""
+    """Base class of all sections: frozen, refuses unknown keys, and does not convert strings to other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -14,9 +14,9 @@ class Cluster(Section):
 
     env_file: Path = Path("slurm/env/cluster.env")  # copy one of slurm/env/*.example and edit it
     scripts: Path = Path("slurm")  # the folder of the .sbatch files
-    unit_attempts: PositiveInt = 3  # a work unit that fails so often is left out, and its phase fails in the end
-    max_restarts: int = Field(default=10, ge=0)  # of one job, after preemption, a time limit or a lost node
-    max_excluded_nodes: int = Field(default=4, ge=0)  # unhealthy nodes that one job may leave behind
-    canary_seconds: Positive = 60.0  # within which the shared filesystem must take and return a file
-    join_seconds: Positive = 600.0  # within which all ranks must meet before training
-    allreduce_floor_gb_per_second: NonNegative = 0.0  # bus bandwidth below which training is refused; 0: only measured
+    unit_attempts: PositiveInt = 3  # a work unit that fails this often is skipped, and its phase fails at the end
+    max_restarts: int = Field(default=10, ge=0)  # restarts of a job after preemption, a time limit or a lost node
+    max_excluded_nodes: int = Field(default=4, ge=0)  # unhealthy nodes that one job may exclude
+    canary_seconds: Positive = 60.0  # time limit for writing and reading a small file on the shared filesystem
+    join_seconds: Positive = 600.0  # time limit for the start of all ranks
+    allreduce_floor_gb_per_second: NonNegative = 0.0  # training stops at a lower bus bandwidth; 0: only measured

@@ -1,4 +1,4 @@
-"""Sampling and the engines that sample: vLLM in process, an endpoint, transformers."""
+"""Settings of sampling and of the engines that sample: vLLM, an endpoint, transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class VllmEngine(Section):
     tensor_parallel: PositiveInt = 1
     max_model_length_tokens: PositiveInt | None = None
     max_sequences: PositiveInt = 256
-    max_images_per_prompt: PositiveInt = 8  # memory is kept for so many, each with all its tiles
+    max_images_per_prompt: PositiveInt = 8  # vLLM reserves memory for this many images, each with all its tiles
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
     enforce_eager: bool = False  # no compilation (CPU: always eager)

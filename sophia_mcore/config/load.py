@@ -1,7 +1,8 @@
-"""Read a run's TOML with overlays and `--set a.b=c`; every mistake becomes one clear line.
+"""Reads a run's TOML with overlays and `--set a.b=c`. Every mistake becomes one clear line.
 
-Order of precedence, lowest first: schema defaults, the file, overlays in order, `--set` in order.
-A file may name its base (`base = "../internvl/8b.toml"`, relative to its folder), whose values it replaces key by key.
+Order of precedence, lowest first: defaults of the schema, the file, overlays in order, `--set` in order.
+A file may name a base file (`base = "../internvl/8b.toml"`, relative to its own folder). The file's values replace
+those of the base, key by key.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _MAX_LISTED = 5
 
 
 def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] = ()) -> Config:
-    """Config of the TOML file ``path`` under ``overlays`` and ``sets`` ("section.key=value" each).
+    """Load the TOML file ``path``, changed by ``overlays`` and then by ``sets`` ("section.key=value" each).
 
-    A key that has moved (`config.moved`) is read from its old place too, with a warning on stderr.
+    A moved key (`config.moved`) is also read from its old place, with a warning on stderr.
 
-    Raises UsageError: file or base missing or not TOML, a circle of bases, unknown key (with the nearest valid name),
-    wrong type or value.
+    Raises UsageError for a file or base that is missing or not TOML, for a cycle of bases, for an unknown key (with the
+    nearest valid name), and for a wrong type or value.
     """
     tree = read_with_bases(path)
     for overlay in overlays:
@@ -44,12 +45,12 @@ def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] =
 
 
 def dump_toml(config: BaseModel) -> str:
-    """The resolved configuration as TOML (unset optional values are left out; loading it gives an equal Config)."""
+    """The resolved configuration as TOML, without optional values that are None. Loading it gives an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for a ValidationError: what is wrong where, with the nearest valid name for an unknown key."""
+    """A ValidationError as one line: what is wrong and where, with the nearest valid name for an unknown key."""
     problems = []
     items = [item for item in error.errors() if not _is_consequence(item["loc"], error)]
     for item in items[:_MAX_LISTED]:
@@ -70,13 +71,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _is_consequence(location: tuple[int | str, ...], error: ValidationError) -> bool:
-    """Whether the error at ``location`` only follows from another one further inside it."""
+    """Whether another error, further inside ``location``, has caused the error at ``location``."""
     depth = len(location)
     return depth > 0 and any(len(e["loc"]) > depth and e["loc"][:depth] == location for e in error.errors())
 
 
 def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of the file over those of its base, of the base's base, and so on; ``above``: files that led here."""
+    """Values of a file merged over those of its base, and so on. ``above``: files whose bases have led to this file."""
     if path.resolve() in above:
         raise UsageError(f"{above[-1]}: base: {path} is built on this file in turn")
     tree = _read_toml(path)
@@ -121,13 +122,13 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
     for key, value in overlay.items():
         below = base.get(key)
         if isinstance(value, dict) and isinstance(below, dict) and value.get("kind") in (None, below.get("kind")):
-            _merge(below, value)  # an engine of another kind has other keys: it replaces
+            _merge(below, value)  # an engine of another kind is replaced as a whole, since it has other keys
         else:
             base[key] = value
 
 
 def assign(tree: dict[str, Any], assignment: str) -> None:
-    """Put the value of "section.key=value" into the tree. Raises UsageError for another form."""
+    """Set the value of "section.key=value" in ``tree``. Raises UsageError for an assignment of another form."""
     key, separator, text = assignment.partition("=")
     key = key.strip()
     if key in MOVED:
@@ -159,7 +160,7 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
 
 
 def _visible(location: tuple[int | str, ...], model: type[BaseModel]) -> list[int | str]:
-    """The location as the user wrote it, without the tag that pydantic inserts for a discriminated union."""
+    """The location as the user wrote it, without the tags that pydantic adds for discriminated unions."""
     shown: list[int | str] = []
     current: Any = model
     for part in location:
@@ -184,7 +185,7 @@ def _unknown_key(where: str, location: tuple[int | str, ...], model: type[BaseMo
 
 
 def _descend(annotation: Any, part: int | str) -> Any:
-    """Annotation of field ``part`` of a model, or of an element of a tuple of models."""
+    """Annotation of field ``part`` (str) of a model, or of the elements (int) of a tuple of models."""
     if isinstance(part, int):
         return next((arg for arg in get_args(annotation) if arg is not Ellipsis), None)
     for model in _variants(annotation).values():
@@ -194,7 +195,7 @@ def _descend(annotation: Any, part: int | str) -> Any:
 
 
 def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
-    """Models that ``annotation`` admits, by their tag: a `Tag`, the one value of `kind`, or else the class name."""
+    """Models that ``annotation`` allows, by tag: that of a `Tag`, the only value of `kind`, or the class name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         kind = annotation.model_fields.get("kind")
         tags = get_args(kind.annotation) if kind is not None else ()

@@ -1,10 +1,12 @@
-"""The loss of [objective.loss]: one class for each, with its own options and what the trainer has to know about it.
+"""The losses of [objective.loss]: one class for each, with its options and the properties that the trainer uses.
 
-`gradient`: what d loss / d log pi of a token depends on, apart from the sample's weight: nothing ("constant"), that
-token's log-prob ("token"), or those of the whole sequence ("sequence"). `wrong_gradient`: the same where a weight is
-negative, if it differs. `advantage`, `behaviour` and `normalization` are the defaults of [objective].
-`learns_from_kept`: from the kept trajectories unless told otherwise, else from all K x N. `learns_from_zero`: a weight
-of 0 teaches too. `one_group`: stored answers and the policy's own are compared with each other.
+- `gradient`: what d loss / d log pi of a token depends on, apart from the sample's weight: nothing ("constant"), the
+  log-prob of this token ("token"), or the log-probs of the whole sequence ("sequence").
+- `wrong_gradient`: the same for samples of negative weight, if it differs.
+- `advantage`, `behaviour`, `normalization`: the defaults of the settings in [objective].
+- `learns_from_kept`: the default of objective.trajectories is the kept trajectories; otherwise it is all K x N.
+- `learns_from_zero`: samples of weight 0 contribute to the loss.
+- `one_group`: stored answers and the policy's own answers are in one group when advantages are computed.
 """
 
 from __future__ import annotations
@@ -118,11 +120,11 @@ class Cispo(_BuiltIn):
 
 
 class OwnLoss(Section):
-    """A function of the user's own, `FILE.py:FUNCTION`: docs/own_reward.md says what it is given and returns."""
+    """A user's own function, `FILE.py:FUNCTION`. docs/own_reward.md describes its arguments and its result."""
 
     name: str
     options: dict[str, Option] = Field(default_factory=dict)  # the function's keyword-only parameters
-    gradient: Gradient = "sequence"  # right for every loss; "token" and "constant" save memory where they are true
+    gradient: Gradient = "sequence"  # always right; "token" and "constant" save memory if they are true
     wrong_gradient: Gradient | None = None
     advantage: Advantage = "group_normalized"
     behaviour: Behaviour = "none"
@@ -139,14 +141,14 @@ class OwnLoss(Section):
 
 
 class Reference(NamedTuple):
-    """`FILE.py:FUNCTION` in its two parts."""
+    """The two parts of `FILE.py:FUNCTION`."""
 
     file: str
     function: str
 
 
 def reference_of(text: str) -> Reference:
-    """Parts of ``text``. Raises ValueError when it is neither such a reference nor the name of a loss."""
+    """Parse `FILE.py:FUNCTION`. Raises ValueError, with the valid names of losses, if ``text`` has another form."""
     if match := re.fullmatch(r"(.+\.py):([A-Za-z_]\w*)", text):
         return Reference(match[1], match[2])
     if text.lower() == "dapo":

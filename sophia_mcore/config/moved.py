@@ -1,6 +1,7 @@
-"""Keys that have moved: read from their old place too, with a warning that names the new one, in this version only.
+"""Moved and removed keys of the configuration.
 
-Keys that have gone: left out where they have no effect, refused with the reason elsewhere.
+A moved key is also read from its old place, with a warning that names the new place, in this version only. A removed
+key is ignored if its value has no effect, and refused with the reason otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MOVED: dict[str, str] = {
     **{f"fp8.{key}": f"fp8.check.{key}" for key in _FP8_CHECK},
 }
 
-# key: (value without effect, why any other is refused)
+# removed key -> (the value that has no effect, why any other value is refused)
 RETIRED: dict[str, tuple[Any, str]] = {
     "train.optimizer_offload_fraction": (
         0.0,
@@ -29,13 +30,13 @@ RETIRED: dict[str, tuple[Any, str]] = {
     ),
     "fp8.primary_weights": (
         False,
-        "master weights would be made from memory that nobody has filled, and blocks of a tensor scaled one by one",
+        "master weights would be made from uninitialised memory, and each block of a tensor would get its own scale",
     ),
 }
 
 
 def drop_retired(tree: dict[str, Any]) -> None:
-    """Remove keys that have gone, from ``tree`` itself. Raises ValueError for a value that would have had an effect."""
+    """Delete removed keys from ``tree``, in place. Raises ValueError for a value that had an effect."""
     for key in RETIRED:
         section, name = _section(tree, key, make=False)
         if section is not None and name in section:
@@ -43,16 +44,16 @@ def drop_retired(tree: dict[str, Any]) -> None:
 
 
 def check_retired(key: str, value: Any) -> None:
-    """Raise ValueError for a value of a key that has gone which would have had an effect."""
+    """Raise ValueError if ``value`` of the removed ``key`` had an effect."""
     harmless, reason = RETIRED[key]
     if value != harmless:
         raise ValueError(f"{key} = {value!r} is not supported: {reason}")
 
 
 def move_keys(tree: dict[str, Any]) -> dict[str, str]:
-    """Put the values of moved keys into their new place, in ``tree`` itself; returns new key by old key.
+    """Move the values of moved keys to their new places in ``tree``, in place; returns old key -> new key.
 
-    Raises ValueError where a key is given in both places, or its new place is no section.
+    Raises ValueError if a key is given in both places, or if its new place is not in a section.
     """
     found = {}
     for old, new in MOVED.items():
@@ -70,7 +71,7 @@ def move_keys(tree: dict[str, Any]) -> dict[str, str]:
 
 
 def _section(tree: dict[str, Any], key: str, *, make: bool) -> tuple[dict[str, Any] | None, str]:
-    """The table that ``key`` lies in (None: there is none), and the key's last part."""
+    """(table that contains ``key``, last part of ``key``). The table is None if it does not exist."""
     *path, last = key.split(".")
     for part in path:
         child = tree.setdefault(part, {}) if make else tree.get(part)

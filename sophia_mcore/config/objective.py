@@ -1,4 +1,4 @@
-"""What is learned from, and the loss."""
+"""Settings of the objective: the trajectories to learn from, and the loss."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _BY_LOSS = ("behaviour", "normalization", "trajectories", "advantage")
 
 
 class Objective(Section):
-    """What is learned from, and [objective.loss], the loss: docs/objectives.md. A None is replaced by the loss's own.
+    """Which trajectories are learned from, and with which loss (docs/objectives.md). None: the default of the loss.
 
-    `behaviour` names the probability mu that importance ratios divide by, for trajectories of another model: `none`
-    ratio 1 [P], `unit` mu := 1, `reference` the policy before training, `recorded` the reasoner's own log-probs.
+    `behaviour` chooses the probability mu in importance ratios for trajectories of another model. `none`: ratio 1 [P].
+    `unit`: mu = 1. `reference`: the policy before training. `recorded`: the reasoner's own log-probs.
     """
 
     loss: Loss = Sophia()
     behaviour: Behaviour | None = Field(default=None, validate_default=True)
     normalization: Normalization | None = Field(default=None, validate_default=True)  # token_mean [C]
-    chunk_tokens: PositiveInt = 1024  # log-probs are formed this many tokens at a time
+    chunk_tokens: PositiveInt = 1024  # log-probs are computed for this many tokens at a time
     reward: Literal["outcome", "filtered"] = "outcome"  # filtered: 1 only if the caption's reward exceeds alpha too
-    fresh_share: Fraction = 0.0  # share of each global batch that the policy has sampled itself at the round's start
+    fresh_share: Fraction = 0.0  # share of each global batch for the policy's own answers, sampled before training
     trajectories: Literal["kept", "all"] | None = Field(default=None, validate_default=True)
-    advantage: Advantage | None = Field(default=None, validate_default=True)  # of `kept` alone: reward
-    trajectories_per_question: PositiveInt | None = None  # of `all`: at most this many, right and wrong in balance
-    correction: Literal["none", "tis", "icepop"] = "none"  # of the gap between trainer and sampling engine
+    advantage: Advantage | None = Field(default=None, validate_default=True)  # with `kept` only "reward" is possible
+    trajectories_per_question: PositiveInt | None = None  # with `all`: at most this many, balanced right and wrong
+    correction: Literal["none", "tis", "icepop"] = "none"  # correction of the gap between trainer and sampling engine
     correction_low: NonNegative = 0.5
     correction_high: Positive = 2.0
     log_entropy: bool = False  # costs one more matrix product per step
-    # [rl.objective] alone:
+    # only in [rl.objective]:
     kl: NonNegative = 0.0  # [P] none; weight of the k3 estimate of KL(policy | starting model), beside the loss
     fixed_tokens: PositiveInt | None = None  # the constant length of normalization = "fixed"; None: rl.max_tokens
 
     @field_validator(*_BY_LOSS, mode="before")
     @classmethod
     def _by_loss(cls, given: Any, info: ValidationInfo) -> Any:
-        """The loss's default. Fields are validated in their order, so `loss` and what decides are in `info.data`."""
+        """The default of the loss. Fields are validated in order, so `info.data` has `loss` and all earlier fields."""
         found = info.data
         loss = found.get("loss")
-        if given is not None or loss is None:  # a loss that is not valid has an error of its own
+        if given is not None or loss is None:  # an invalid loss has its own error
             return given
         if info.field_name == "trajectories":
             return "kept" if loss.learns_from_kept else "all"
@@ -52,7 +52,7 @@ class Objective(Section):
 
     @property
     def only_kept(self) -> bool:
-        """Whether all trajectories to learn from are right ones that were chosen already."""
+        """Whether only kept trajectories are learned from, which are all right."""
         return self.trajectories == "kept" and not self.fresh_share
 
     @model_validator(mode="after")

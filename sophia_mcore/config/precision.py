@@ -14,9 +14,9 @@ Recipe = Literal["none", "tensorwise", "delayed", "blockwise"]
 class Fp8Check(Section):
     """How `sophia fp8-check` measures, and the thresholds that admit FP8 to training."""
 
-    skip: bool = False  # True: train although `sophia fp8-check` has not passed
-    samples: PositiveInt = 64  # of the round's training set, for log-probs and gradients
-    steps: PositiveInt = 200  # of the two loss curves
+    skip: bool = False  # True: train even if `sophia fp8-check` has not passed
+    samples: PositiveInt = 64  # samples of the training set for which log-probs and gradients are compared
+    steps: PositiveInt = 200  # length of the two loss curves
     max_logprob_gap_mean: Positive = 0.05  # nats per target token, absolute
     max_logprob_gap_p99: Positive = 0.5
     min_gradient_cosine: Fraction = 0.95  # of every FP8 layer
@@ -25,37 +25,38 @@ class Fp8Check(Section):
 
 
 class Fp8(Section):
-    """Which products of training are FP8, and how. "bf16" here means `train.dtype`.
+    """Which matrix products of training are FP8, and how. "bf16" here means `train.dtype`.
 
-    Only the linear layers of the language model's decoder are FP8: embeddings, output layer (lm_head), norms, the
-    product of queries and keys, vision tower and projector always stay in bf16. Kept layers cost speed, not memory.
+    Only the linear layers of the language model's decoder are FP8. Embeddings, output layer (lm_head), norms, the
+    product of queries and keys, vision tower and projector are always bf16. Layers that stay in bf16 cost speed, not
+    memory.
     """
 
-    recipe: Recipe = "none"  # how the products' operands are scaled
+    recipe: Recipe = "none"  # how the operands of the products are scaled
     # emulated: values are rounded to FP8 and multiplied in fp32; slow, for checks without an FP8 device
     backend: Literal["transformer_engine", "emulated"] = "transformer_engine"
     format: Literal["hybrid", "e4m3"] = "hybrid"  # hybrid: gradients in E5M2
     layers_at_start_in_bf16: int = Field(default=0, ge=0)
     layers_at_end_in_bf16: int = Field(default=0, ge=0)
-    layers_in_bf16: tuple[int, ...] = ()  # further ones, counted from 0: what `sophia fp8-check` proposes
+    layers_in_bf16: tuple[int, ...] = ()  # further layers, counted from 0, such as `sophia fp8-check` proposes
     attention_in_bf16: bool = False  # the projections to queries, keys, values and back
-    amax_history: PositiveInt = 1024  # delayed: how many forward passes a scale looks back
+    amax_history: PositiveInt = 1024  # delayed: number of earlier forward passes that decide a scale
     amax_algorithm: Literal["max", "most_recent"] = "max"  # delayed
     check: Fp8Check = Fp8Check()
 
     @property
     def used(self) -> bool:
-        """Whether any product of training is FP8."""
+        """Whether training uses FP8."""
         return self.recipe != "none"
 
     @property
     def native(self) -> bool:
-        """Whether FP8 is used, by Transformer Engine."""
+        """Whether training uses FP8 of Transformer Engine."""
         return self.used and self.backend == "transformer_engine"
 
     @property
     def emulated(self) -> bool:
-        """Whether FP8 is used, by rounding."""
+        """Whether training emulates FP8 by rounding."""
         return self.used and self.backend == "emulated"
 
     def in_bf16(self, layer: int, layers: int) -> bool:

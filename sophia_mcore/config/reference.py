@@ -1,4 +1,4 @@
-"""The settings as a reference: key, type, default and one sentence each, read from the schema and its comments."""
+"""Reference of the settings: key, type, default and one sentence each, read from the schema and its comments."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _SIMPLE = {int: "whole number", float: "number", str: "text", bool: "true or fal
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One key. ``key``: as in TOML, with [] behind a list of sections. ``variant``: the kind that it belongs to.
+    """One setting.
 
-    ``default``: as TOML; "required" where there is none, "none" where it may be left out. ``origin``: "paper" or "ours"
-    where the schema says so.
+    ``key``: as in TOML, with [] after a list of sections. ``variant``: the kind of section that it belongs to.
+    ``default``: as TOML, "required" if there is no default, or "none" if it may be left out. ``origin``: "paper" or
+    "ours", if the schema says so.
     """
 
     key: str
@@ -45,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingsSection:
-    """A section, or one kind of it, with its settings."""
+    """A section, or one kind of a section, with its settings."""
 
     key: str
     sentence: str
@@ -84,7 +85,7 @@ def _sections(model: type[BaseModel], prefix: str, variant: str) -> Iterator[Set
 
 
 def _models(annotation: Any) -> tuple[list[type[BaseModel]], bool]:
-    """Sections that ``annotation`` admits, and whether it is a list of them."""
+    """(sections that ``annotation`` allows, whether it is a list of sections)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation], False
     many = get_origin(annotation) is tuple
@@ -162,7 +163,7 @@ def _first_paragraph(model: type[BaseModel]) -> str:
 
 
 def _comments(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """(sentence, origin) of each field that has a comment: beside it, or in the lines above it."""
+    """Field -> (sentence, origin), for each field with a comment on its line or on the lines above it."""
     found: dict[str, tuple[str, str]] = {}
     bases = [base for base in model.__mro__ if issubclass(base, BaseModel) and base is not BaseModel]
     for one in reversed(bases):
@@ -195,7 +196,7 @@ def _comments(model: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 
 def explain_setting(key: str) -> str:
-    """Everything about a key or a section, as text. Raises UsageError naming the nearest key."""
+    """The description of a key or a section, as text. Raises UsageError with the nearest key if it is unknown."""
     wanted = key.strip().removesuffix(".")
     lines = []
     for section in reference():
@@ -223,7 +224,7 @@ def _lines(setting: Setting) -> list[str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a run's TOML for editors, with the sentences as descriptions."""
+    """JSON schema of a run's TOML for editors. The sentences are its descriptions."""
     schema = Config.model_json_schema()
     for definition, model in _by_name(Config).items():
         properties = schema["$defs"].get(definition, {}).get("properties", {})
@@ -243,7 +244,7 @@ def _by_name(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 def as_markdown() -> str:
-    """The page of settings."""
+    """The page docs/settings.md."""
     lines = [
         "# Settings",
         "Every key of a run's TOML, generated from `sophia_mcore/config/schema.py`. `sophia check --explain KEY`",

@@ -25,7 +25,7 @@ class Select(Section):
     """Pre-selection of questions by the starting model's accuracy, once, before the first batch."""
 
     samples: NonNegativeInt = 0  # answers per question; 0: no selection; SOPHIA [P] 16, VL-Rethinker [P] 8
-    minimum: Fraction = 0.4  # [P] a question stays iff minimum <= right / judged <= maximum
+    minimum: Fraction = 0.4  # [P] a question is used if minimum <= right / judged <= maximum
     maximum: Fraction = 0.6  # [P]
     questions_per_unit: PositiveInt = 32
 
@@ -44,16 +44,16 @@ class Replay(Section):
 
 
 class Rethink(Section):
-    """Forced rethinking (VL-Rethinker): a part of the answers goes on behind a trigger."""
+    """Forced rethinking (VL-Rethinker): a share of the answers is continued after a trigger text."""
 
-    share: Fraction = 0.0  # of the answers; VL-Rethinker's code 0.65
-    cut_share: Fraction = 0.5  # of those, how many are cut before their final answer
+    share: Fraction = 0.0  # share of the answers that are continued; VL-Rethinker's code 0.65
+    cut_share: Fraction = 0.5  # share of these that are cut before their final answer
     least_tokens: PositiveInt = 30
     most_tokens: PositiveInt = 1024
     most_waits: NonNegativeInt = 3
     per_question: PositiveInt = 2  # [P]
     temperature: Positive = 0.9
-    weight: NonNegative = 0.05  # of the auxiliary negative log-likelihood, which has its own denominator
+    weight: NonNegative = 0.05  # weight of the auxiliary negative log-likelihood, which has its own denominator
     learn: Literal["all", "from_trigger"] = "all"  # from_trigger: the first try is not imitated
     questioning: str = "\n\nWait, is that right?"
     verification: str = "\n\nLet me check this once more."
@@ -61,9 +61,9 @@ class Rethink(Section):
 
 
 class RlObjective(Objective):
-    """[rl.objective]: as [objective]. The loss is GRPO, and its upper clip 0.35 unless another is given.
+    """[rl.objective]: like [objective]. The default loss is GRPO with clip_high = 0.35.
 
-    Every answer is the policy's own, so what concerns trajectories of another model has no meaning here.
+    Every answer is the policy's own, so settings about trajectories of another model have no effect here.
     """
 
     loss: Loss = Grpo(clip_high=_CLIP_HIGH)
@@ -87,7 +87,7 @@ class RlObjective(Objective):
 
 
 class RlTrain(Section):
-    """[rl.train]: optimisation; what is not here is taken from [train]. The number of steps follows from `batches`."""
+    """[rl.train]: optimisation. [train] gives all settings that are not here; `batches` gives the number of steps."""
 
     learning_rate: Positive = 5e-7  # [P]; VL-Rethinker 1e-6
     final_learning_rate_fraction: Fraction = 1.0  # [C] constant
@@ -102,7 +102,7 @@ class RlTrain(Section):
 
 
 class Rl(Section):
-    """The on-policy stage: batches of questions, groups of answers by the policy itself, updates, new weights."""
+    """The on-policy stage: batches of questions, groups of the policy's own answers, updates, new weights."""
 
     start: str = "base"  # "base" (models.policy), "round-N" (that round's export) or a model folder
     batches: PositiveInt = 480  # [P]
@@ -112,12 +112,12 @@ class Rl(Section):
     max_tokens: PositiveInt = 16_384  # [P]
     prompt: Literal["long_thinking", "boxed", "rethink"] = "long_thinking"
     lag: NonNegativeInt = 0  # batches that sampling may be ahead of training; 0: synchronous
-    accept_lag_uncorrected: bool = False  # lag without a correction of the objective, knowingly
+    accept_lag_uncorrected: bool = False  # True: allow lag without a correction of the objective
     placement: Literal["colocated", "separate"] = "colocated"  # whether engines and trainer share their devices
     rollout_nodes: NonNegativeInt = 0  # with "separate" on Slurm: nodes that only sample
     engines: PositiveInt = 1  # per node
     questions_per_unit: PositiveInt = 2
-    fill: Literal["none", "ssr", "resample"] = "none"  # [P] none; what an update takes in place of groups without use
+    fill: Literal["none", "ssr", "resample"] = "none"  # [P] none; what replaces groups of equal rewards in an update
     max_resamples: PositiveInt = 10  # with "resample": further draws of questions for one batch
     overlong: Literal["wrong", "graded", "soft", "masked"] = "wrong"  # truncated answers; rl.groups.advantages
     overlong_cache: NonNegativeInt = 0  # tokens before max_tokens where the soft penalty begins
@@ -125,10 +125,10 @@ class Rl(Section):
     validate_every_batches: PositiveInt = 20
     keep: Literal["last", "best"] = "last"  # which version becomes the stage's model; best: by validation
     keep_after_batches: NonNegativeInt = 0
-    stall_seconds: Positive = 120.0  # without a new token for so long an engine ends itself
-    patience_seconds: Positive = 900.0  # how long engines wait for a trainer that gives no sign of life
-    max_lost_share: Fraction = 0.05  # of a batch's groups that may be given up
-    stop_rollout_gap: Positive = 1.0  # nats, 99th percentile: beyond it somebody samples with other weights
+    stall_seconds: Positive = 120.0  # an engine that samples no token for this long ends itself
+    patience_seconds: Positive = 900.0  # how long engines wait for a trainer that does not respond
+    max_lost_share: Fraction = 0.05  # share of a batch's groups that may be lost
+    stop_rollout_gap: Positive = 1.0  # nats, 99th percentile; a larger gap means that weights differ
     select: Select = Select()
     ssr: Replay = Replay()
     rethink: Rethink = Rethink()
@@ -188,7 +188,7 @@ class Rl(Section):
         return self
 
     def check_run(self, evaluation: Sequence[Source], row_tokens: int) -> None:
-        """Raise ValueError where the section does not fit the rest of the configuration.
+        """Raise ValueError if the section does not fit the rest of the configuration.
 
         ``evaluation``: the held-out questions; ``row_tokens``: length of a packed row.
         """

@@ -33,11 +33,11 @@ class Run(Section):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     folder: Path
     seed: int = Field(default=0, ge=0)
-    rounds: PositiveInt = 1  # [P] one; more rounds caption again with the trained policy
+    rounds: PositiveInt = 1  # [P] 1; further rounds start again with the trained policy
 
 
 def _marked_path(given: Any) -> Any:
-    """A path that begins with a dot stays one: without it, it could be taken for a name on the hub."""
+    """Keep "./" at the start of a path: without it, the path could be taken for a name on the hub."""
     return Path.cwd() / given if isinstance(given, str) and given.startswith(("./", "../")) else given
 
 
@@ -48,11 +48,11 @@ class Models(Section):
     """Folders of the two models in Hugging Face's layout, or their names on the hub (pretrained.hub)."""
 
     policy: ModelFolder
-    reasoner: ModelFolder | None = None  # None only when the reasoning engine is an endpoint
+    reasoner: ModelFolder | None = None  # None is allowed only if the reasoning engine is an endpoint
 
 
 class Environments(Section):
-    """The Python interpreter of each phase: vLLM, Megatron and ModelOpt pin different versions."""
+    """Python of each environment. vLLM, Megatron and ModelOpt need different versions of packages."""
 
     trainer: Path | None = None  # None: the interpreter that runs this command
     rollout: Path | None = Path(".venv-vllm/bin/python")
@@ -68,7 +68,7 @@ class Data(Section):
 
 
 class Captions(Section):
-    """On-policy seeing: the policy describes each image set, never shown the question."""
+    """On-policy seeing: the policy describes each image set without seeing the question."""
 
     per_image: PositiveInt = 8  # [P] K
     sampling: Sampling = Sampling()
@@ -78,9 +78,9 @@ class Captions(Section):
 
 
 class Fresh(Section):
-    """The policy's own answers to the questions, for objective.fresh_share. The engine is the captions': same model.
+    """The policy's own answers to the questions, for objective.fresh_share. They use the engine of the captions.
 
-    Sampled at temperature 1 and top-p 1, so that their log-probs are the policy's.
+    They are sampled at temperature 1 and top-p 1, so that their log-probs are the policy's.
     """
 
     per_question: PositiveInt = 8
@@ -99,7 +99,7 @@ class Reasoning(Section):
 
 
 class Judge(Section):
-    """A language model that judges free text where it is not literally the gold answer."""
+    """A language model that judges free-text answers that are not literally the gold answer."""
 
     base_url: HttpAddress = "http://127.0.0.1:8000/v1"
     model_name: str
@@ -108,7 +108,7 @@ class Judge(Section):
     max_retries: int = Field(default=5, ge=0)
     concurrency: PositiveInt = 16
     max_tokens: PositiveInt = 2048  # room for a judge that thinks first
-    extract: bool = False  # ask it also for the final answer where no rule finds one
+    extract: bool = False  # also ask it for the final answer if no rule finds one
     cache_folder: Path = Path("judge_cache")  # replies by content, shared by runs
     judge_prompt_file: Path | None = None
     extract_prompt_file: Path | None = None
@@ -122,7 +122,7 @@ class Score(Section):
     memory_limit_mib: PositiveInt = 2048
     trajectories_per_unit: PositiveInt = 4096
     max_broken_share: Fraction = 0.05  # more timeouts + errors than this stop the phase
-    second_opinions: NonNegativeInt = 500  # verdicts of a round that math-verify judges too, for the report; 0: none
+    second_opinions: NonNegativeInt = 500  # verdicts of a round that math-verify also checks, for the report; 0: none
     judge: Judge | None = None
 
 
@@ -147,7 +147,7 @@ class Mixture(Section):
 
 
 class Batch(Section):
-    """Tokenising and packing."""
+    """Tokenization, images and packing."""
 
     sequence_length_tokens: PositiveInt = 32_768
     max_tiles: PositiveInt = 12  # InternVL dynamic tiling; the checkpoint's own limit wins if lower
@@ -189,12 +189,12 @@ class Parallel(Section):
 
     @property
     def sequence_multiple(self) -> int:
-        """Every packed sequence's length is a multiple of this: context parallelism cuts each into 2 x CP slices."""
+        """The length of every packed sequence is a multiple of this: context parallelism makes 2 x CP equal slices."""
         return 2 * self.context if self.context > 1 else 1
 
     def row_multiple(self, fp8: bool = False) -> int:
-        """A row's length is a multiple of this: sequence parallelism cuts a rank's slices by TP, and FP8 products need
-        multiples of 16 tokens on each rank."""
+        """The length of a row is a multiple of this: sequence parallelism divides a rank's slices by TP, and FP8
+        products need multiples of 16 tokens on each rank."""
         per_rank = (self.tensor if self.sequence_parallel else 1) * (16 if fp8 else 1)
         return math.lcm(self.sequence_multiple, self.context * per_rank)
 
@@ -220,11 +220,11 @@ class Train(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     save_every_steps: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
-    save_asynchronously: bool = False  # write checkpoints while training goes on (costs host memory for one copy)
+    save_asynchronously: bool = False  # write checkpoints during training (needs host memory for one copy)
     measure_samples: PositiveInt = 256  # kept trajectories whose log-prob is measured before and after
-    # the gradient's norm by term of the loss (right, wrong, further data), where there are several; 0: never
+    # steps between measurements of the gradient's norm by term of the loss (right, wrong, further data); 0: never
     term_gradients_every_steps: int = Field(default=100, ge=0)
-    # nats, at the 99th percentile: beyond it trainer and sampling engine disagree about the policy's captions
+    # nats, 99th percentile; warn if log-probs of trainer and sampling engine for the policy's captions differ more
     warn_rollout_gap: Positive = 0.2
     threads_per_process: PositiveInt | None = None  # CPU only
     distributed_timeout_seconds: Positive = 1800.0
@@ -237,13 +237,13 @@ class Export(Section):
 
 
 class Protocol(Section):
-    """One way to answer the evaluation questions; the first is what report.json calls pass_at_1."""
+    """One way to answer the evaluation questions. pass_at_1 in report.json is that of the first protocol."""
 
     name: str
     sampling: Sampling
     samples: PositiveInt = 1
-    prompt: Literal["paper", "vlmevalkit"] = "paper"  # of benchmarks: as the paper asks, or as that tool does
-    scoring: Literal["paper", "vlmevalkit"] = "paper"  # of benchmarks: the paper's extraction and judging, or its rules
+    prompt: Literal["paper", "vlmevalkit"] = "paper"  # whose prompts benchmark questions get
+    scoring: Literal["paper", "vlmevalkit"] = "paper"  # whose rules extract and judge answers to benchmark questions
 
 
 PAPER_PROTOCOL = Protocol(name="paper", sampling=Sampling(temperature=1.0, top_p=0.8, max_tokens=16_384))
@@ -257,14 +257,14 @@ VLMEVALKIT_PROTOCOL = Protocol(
 
 
 class Evaluate(Section):
-    """pass@1 on held-out questions, before and after, by the same code."""
+    """pass@1 on held-out questions before and after training, computed by the same code."""
 
     questions: tuple[Source, ...] = ()
     protocols: tuple[Protocol, ...] = (PAPER_PROTOCOL,)  # [P]
     engine: Engine = VllmEngine()
     evaluate_base: bool = True
     questions_per_unit: PositiveInt = 128
-    only: bool = False  # no round: models.policy answers the questions, and that is all (`sophia benchmark`)
+    only: bool = False  # True: no rounds, only evaluate models.policy (`sophia benchmark`)
 
 
 class Track(Section):
@@ -338,7 +338,7 @@ class Config(Section):
         return self.rl
 
     def rl_view(self) -> Config:
-        """This configuration as the on-policy trainer reads it: objective, optimisation and steps are those of [rl]."""
+        """This configuration with objective, optimisation and steps of [rl], as the on-policy trainer reads it."""
         rl = self.on_policy
         train = self.train.model_copy(
             update={

@@ -1,4 +1,4 @@
-"""Where questions come from."""
+"""Settings of the sources of questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sophia_mcore.config.base import Section
 
 
 class Columns(Section):
-    """Which column of the source holds what: a name, or a list of names that are tried in order."""
+    """Names of the source's columns. Each is a name, or a list of names that are tried in order."""
 
     images: tuple[str, ...] = ("images", "image", "image_path", "image_1")  # image_1: image_2 ... are read with it
     question: tuple[str, ...] = ("question", "problem", "query")
@@ -27,13 +27,13 @@ class Columns(Section):
 
 
 class Source(Section):
-    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV + images.
+    """A set of questions: a hub name or local folder for `datasets`, Parquet files, or JSONL or CSV with images.
 
-    With ``benchmark`` only path, name and limit count: the benchmark knows its columns (docs/benchmarks.md).
+    With ``benchmark`` only path, name and limit are used: the columns of a benchmark are known (docs/benchmarks.md).
     """
 
     kind: Literal["datasets", "parquet", "jsonl", "csv", "benchmark"] = "benchmark"
-    path: str = ""  # of a benchmark: the hub's files, a folder with a copy of them, or VLMEvalKit's table; "": the hub
+    path: str = ""  # of a benchmark: a folder with a copy of its files, or VLMEvalKit's table; "": the files on the hub
     benchmark: str = ""  # "mathvista", "mmmu", ...
     name: str = ""  # label kept with each question; "" = last part of path
     subset: str | None = None  # `datasets` configuration name
@@ -53,7 +53,7 @@ class Source(Section):
         return self
 
     def same_rows(self, other: Source) -> bool:
-        """Whether both read the same file, folder or data set, however it is spelt and however many rows of it."""
+        """Whether both read the same file, folder or data set, in any spelling and with any limit of rows."""
         if self.benchmark or other.benchmark:
             return self.benchmark == other.benchmark
         subsets = (self.subset, self.split) == (other.subset, other.split) or "datasets" not in (self.kind, other.kind)

@@ -1,4 +1,4 @@
-"""pass@1 on held-out questions, before and after training, by the same code.
+"""pass@1 on held-out questions, before and after training, computed by the same code.
 
-``answers`` runs in the rollout environment; ``results`` and ``statistics`` are light.
+``generate.answers`` samples and grades the answers in the rollout environment; the modules here only read them.
 """

@@ -1,4 +1,4 @@
-"""Scores of benchmarks from scored answers: the headline and every sub-metric, each with its interval."""
+"""Computes the scores of benchmarks from scored answers: main score and sub-metrics, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sophia_mcore.records import Question
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One scored answer of a benchmark's question. ``truncated``: it was cut off at the token limit."""
+    """One scored answer to a question of a benchmark. ``truncated``: it was cut off at the token limit."""
 
     question_id: str
     values: Mapping[str, Any]
@@ -33,18 +33,18 @@ class Outcome:
 
 
 def outcome(question: Question, score: Score, truncated: bool = False) -> Outcome:
-    """The outcome of an answer that was scored outside a run."""
+    """The outcome of an answer that was scored outside of a run."""
     values = details_of(question)["values"]
     return Outcome(question.id, values, score.verdict, score.settled_by, score.credit, score.direct, truncated)
 
 
 def benchmark_results(name: str, outcomes: Sequence[Outcome], model: str = "") -> dict[str, Any]:
-    """All metrics of one benchmark; shares are 0-1.
+    """All metrics of one benchmark. Scores and shares are in [0, 1].
 
     {"benchmark", "title", "score", "n", "ci95", "samples", "truncated", "unreadable", "judge_needed", "settled_by_llm",
-    "groups": {group: {name: {"score", "n", "ci95"}}}, "worst_case"?, "multi_step"?, "vlmevalkit": its own table,
-    "published": [{"model", "score", "where"}]}. Rows that are not of the reported split count in its table only.
-    ``unreadable``: no final answer was found; ``judge_needed``: of these, those that only a judge could settle.
+    "groups": {group: {name: {"score", "n", "ci95"}}}, "worst_case"?, "multi_step"?, "vlmevalkit": VLMEvalKit's table,
+    "published": [{"model", "score", "where"}]}. Questions outside of the reported split are used only in VLMEvalKit's
+    table. ``unreadable``: share of answers without a final answer. ``judge_needed``: share that only a judge can score.
     """
     benchmark = benchmark_named(name)
     counted = [one for one in outcomes if all(one.values.get(key) == value for key, value in benchmark.only.items())]
@@ -58,7 +58,7 @@ def benchmark_results(name: str, outcomes: Sequence[Outcome], model: str = "") -
         "settled_by_llm": sum(one.settled_by == "llm" for one in counted) / count,
         "expected_n": benchmark.questions,
         "groups": {group: _group(counted, group) for group in benchmark.groups},
-        "vlmevalkit": TABLES[benchmark.table](_firsts(outcomes)),
+        "vlmevalkit": TABLES[benchmark.table](_first_samples(outcomes)),
         "published": published(name, model),
     }
     if benchmark.worst_of:
@@ -86,8 +86,8 @@ def _natural(name: str) -> tuple[int, str]:
     return (int(name) if name.isdigit() else 1 << 30, name)
 
 
-def _firsts(outcomes: Iterable[Outcome]) -> list[Scored]:
-    """The first sample of each question, as its tables know only one."""
+def _first_samples(outcomes: Iterable[Outcome]) -> list[Scored]:
+    """The first sample of each question: VLMEvalKit's tables use only one."""
     first: dict[str, Outcome] = {}
     for one in outcomes:
         first.setdefault(one.question_id, one)
@@ -95,7 +95,7 @@ def _firsts(outcomes: Iterable[Outcome]) -> list[Scored]:
 
 
 def _worst(outcomes: Sequence[Outcome], key: str) -> list[Outcome]:
-    """One outcome per seed question: right where the first sample of every variant is."""
+    """One outcome per seed question. It is right if the first samples of all its variants are right."""
     first: dict[str, Outcome] = {}
     for one in outcomes:
         first.setdefault(one.question_id, one)
@@ -121,5 +121,5 @@ def _multi_step(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def benchmark_of(question: Question) -> Benchmark | None:
-    """The benchmark of a question; None for an ordinary one."""
+    """The benchmark of a question; None if the question is not from a benchmark."""
     return benchmark_named(question.benchmark) if question.benchmark else None

@@ -1,4 +1,4 @@
-"""pass@1 of every evaluated model, read from the stored answers. Light: no engine, no torch."""
+"""Computes pass@1 of every evaluated model from the stored answers, without engine and torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids", "settled_by"
 def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> dict[str, Any]:
     """The "evaluation" of report.json: {label: {"pass_at_1", "n", "ci95": [lo, hi], "protocols": {name: details}}}.
 
-    Labels are "base" first, then "round-0", "round-1", ...; the first three numbers are those of the first protocol.
+    Labels are "base", then "round-0", "round-1", ... "pass_at_1", "n" and "ci95" are those of the first protocol.
     Details: pass_at_1, n (questions), ci95 (Wilson), samples, verdicts, truncated (share), tokens_mean, and
     by_answer_type and by_source (the question's data set): {name: {"pass_at_1", "n", "ci95"}}.
-    A protocol is left out until every question is answered, a label while its first protocol is.
-    ``problem`` is told what is damaged; the other models and protocols are not concerned.
+    A protocol is left out until every question is answered, a label until its first protocol is complete.
+    ``problem`` is called with a line about each damaged file; other models and protocols are still returned.
     """
     if not run.evaluation_questions_file.is_file():
         return {}
@@ -64,16 +64,16 @@ def _labels(run: RunFolder) -> list[str]:
 
 
 def answer_type(question: Question) -> str:
-    """The type that the grader uses for the question's answer: given, or inferred from the answer."""
+    """The answer type that the grader uses: the given type, or the type inferred from the answer."""
     try:
         gold = exact.prepare(question.answer, question.answer_type, question.options, rule_for(question.source))
-    except Exception:  # a strange gold answer: the grader says "error", here it only lacks a type
+    except Exception:  # a gold answer that cannot be parsed: the grader's verdict is "error", here it has no type
         return question.answer_type or "untyped"
     return gold.type or "untyped"
 
 
 def protocol_results(folder: Path, questions: dict[str, Question], model: str = "") -> dict[str, Any]:
-    """Details of the answers in ``folder`` so far; ``model``: whose printed rows stand beside those of benchmarks.
+    """Details (as in ``results``) of the answers in ``folder`` so far. ``model``: its published scores are added.
 
     Raises SophiaError for an answer to an unknown question.
     """

@@ -1,4 +1,4 @@
-"""pass@1 and how sure it is. Pure functions."""
+"""pass@1 and its confidence interval. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
 def pass_at_1(verdicts: Iterable[tuple[str, bool]]) -> tuple[float, int]:
-    """Mean over questions of the share of right samples; (value, number of questions).
+    """(mean over questions of the share of right samples, number of questions); (nan, 0) without questions.
 
-    ``verdicts`` are (question id, right?) pairs, any number of samples per question. (nan, 0) without any.
+    ``verdicts``: (question id, whether the sample is right), with any number of samples per question.
 
     >>> pass_at_1([("a", True), ("a", False), ("b", True)])
     (0.75, 2)
@@ -29,8 +29,8 @@ def pass_at_1(verdicts: Iterable[tuple[str, bool]]) -> tuple[float, int]:
 def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a share observed on ``n`` questions (Wilson 1927), 95% by default.
 
-    With several samples per question n stays the number of questions: samples of one question are not independent, so
-    the interval is rather too wide than too narrow. (0, 1) without any question.
+    With several samples per question, n is still the number of questions. Samples of one question are not independent,
+    so the interval may be too wide, but not too narrow. Returns (0, 1) if n is 0.
 
     >>> [round(bound, 4) for bound in wilson(0.5, 100)]
     [0.4038, 0.5962]

@@ -1,1 +1,1 @@
-"""What a Hugging Face model folder holds: architecture, chat template, image preprocessing, completeness."""
+"""Reads Hugging Face model folders: architecture, chat template, image preprocessing, completeness."""

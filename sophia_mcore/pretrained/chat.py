@@ -1,7 +1,7 @@
-"""Chat templates: messages -> the exact text a model was trained on, and image placeholders -> image tokens.
+"""Chat templates: turn messages into the exact text that a model was trained on, and image placeholders into tokens.
 
-A directory of an original release's layout may name one of its family's templates in config.json; that is what the
-release's own code uses, so it wins. Any other directory brings a Jinja template, which is run in a sandbox.
+The config.json of a folder in an original release's layout may name one of its family's templates. The release's code
+uses it, so it has precedence. Other folders have a Jinja template, which is run in a sandbox.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sophia_mcore.pretrained.families import FAMILIES, config_of, family_of
 from sophia_mcore.pretrained.family import Family, Message, Render
 from sophia_mcore.store.json_files import read_json
 
-IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in a message's text, whatever the policy's own image token is
+IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in the text of a message, for every family
 _PROBE = "sophia probe text"
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -31,12 +31,12 @@ __all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain", "user_text"]
 
 
 def plain(text: str) -> str:
-    """Text from data as part of a prompt: it cannot ask for an image of its own."""
+    """Text from data without image placeholders, so that it cannot refer to an image."""
     return text.replace(IMAGE_CONTEXT, "")
 
 
 def user_text(question: str, images: int) -> str:
-    r"""The user's message: the question behind its images, unless it says itself where they are.
+    r"""The user's message: first the images, then the question. "<image>" in the question places the images itself.
 
     >>> user_text("Sum?", 1), user_text("Same?", 2), user_text("Is <image> older than <image>?", 2)
     ('<IMG_CONTEXT>\nSum?', 'Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?', 'Is <IMG_CONTEXT> older than <IMG_CONTEXT>?')
@@ -49,7 +49,7 @@ def user_text(question: str, images: int) -> str:
 
 
 class Chat:
-    """The chat template of one model directory. ``family`` None: a text-only model, which refuses images."""
+    """The chat template of a model folder. ``family`` None: a text-only model, which refuses images."""
 
     def __init__(self, render: Render, family: Family | None, where: str = "chat template") -> None:
         self._render = render
@@ -60,10 +60,7 @@ class Chat:
 
     @staticmethod
     def from_model_dir(model_dir: Path | str) -> Chat:
-        """The template of a Hugging Face directory.
-
-        Raises SophiaError when there is none, or one that cannot be parsed.
-        """
+        """Load the template of a Hugging Face folder. Raises SophiaError if it is missing or cannot be parsed."""
         folder = Path(model_dir)
         config = config_of(folder)
         family, layout = family_of(config) or (None, None)
@@ -84,14 +81,14 @@ class Chat:
 
     @staticmethod
     def built_in(name: str, system_message: str | None = None) -> Chat:
-        """A template that a family brings, by name; ``system_message`` None means the template's own."""
+        """A family's built-in template, by name. ``system_message`` None: the template's default."""
         family = next(family for family in FAMILIES if name in family.templates)
         return Chat(family.templates[name](system_message), family, name)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Text of a conversation with one image token per image.
+        """The text of a conversation, with one image token per image.
 
-        Raises SophiaError when the template refuses the messages or loses or adds an image.
+        Raises SophiaError if the template refuses the messages, or if it loses or adds an image.
         """
         text = self._render(list(messages), add_generation_prompt)
         wanted = sum(message.text.count(IMAGE_CONTEXT) for message in messages)
@@ -101,9 +98,10 @@ class Chat:
         return text
 
     def expand(self, text: str, tokens_per_image: Sequence[int], sample: str = "") -> str:
-        """Replace the image token of each image by what stands for an image of so many tokens.
+        """Replace the image token of each image by the text of an image with ``tokens_per_image`` tokens.
 
-        Raises SophiaError naming the sample when image tokens and images differ in number or the model takes no images.
+        Raises SophiaError, naming the sample, if the numbers of image tokens and images differ, or if the model takes
+        no images.
         """
         parts = text.split(self.image_token)
         of = f"sample {sample}: " if sample else ""
@@ -119,10 +117,10 @@ class Chat:
         return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
 
     def opened_thought(self, messages: Sequence[Message], prompt: str) -> str:
-        """The beginning of the answer that the rendered ``prompt`` ends with: "<think>" and what follows it, or "".
+        """The opened thought ("<think>" and what follows it) with which the template ends ``prompt``; "" if none.
 
-        The templates of DeepSeek-R1 and QwQ open the thought themselves, so that the sampled tokens only close it.
-        A tag in the text of a message is not the template's: what follows another last message is looked at.
+        The templates of DeepSeek-R1 and QwQ open the thought, so that the sampled tokens only close it. To tell the
+        template's tag from a tag in a message, this renders the template with another last message.
         """
         if _OPEN not in prompt or not messages:
             return ""
@@ -136,13 +134,13 @@ class Chat:
 
     @property
     def end_of_turn(self) -> str:
-        """What ends an assistant's turn and is a training target, such as ``<|im_end|>`` (without the newline)."""
+        """The text that ends an assistant's turn, such as ``<|im_end|>`` (no newline). It is a training target."""
         text = self.render([Message("user", "question"), Message("assistant", _PROBE)], add_generation_prompt=False)
         return text.rpartition(_PROBE)[2].strip()
 
 
 class _JinjaTemplate:
-    """A model directory's own template. It may want a message's content as a string or as a list of parts."""
+    """A Jinja template of a model folder. It may take the content of a message as a string or as a list of parts."""
 
     def __init__(self, source: str, special_tokens: dict[str, str], image_token: str, where: str) -> None:
         self._where = where
@@ -152,7 +150,7 @@ class _JinjaTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise SophiaError(f"{where}: the chat template cannot be parsed: {error}") from error
-        # only a part of type "image" becomes an image token that is not our placeholder
+        # the template writes its own image token only for parts of type "image"
         self._takes_strings = image_token == IMAGE_CONTEXT and self._probe_strings()
         self._image_adds_newline = False if self._takes_strings else self._probe_newline()
 
@@ -192,7 +190,7 @@ class _JinjaTemplate:
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's words in some templates; here it changes nothing."""
+    """Ignores the tag ``{% generation %}``, with which some templates mark the assistant's text."""
 
     tags = frozenset(("generation",))  # type: ignore[assignment]
 
@@ -202,7 +200,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The settings and helpers that templates on the hub rely on."""
+    """A sandbox with the settings and functions that templates on the hub need."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
@@ -237,7 +235,7 @@ def _find_template(folder: Path) -> str | None:
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token and so on, as templates see them."""
+    """Variables such as bos_token and eos_token for templates."""
     both = (read_json(folder / "special_tokens_map.json") or {}) | (read_json(folder / "tokenizer_config.json") or {})
     tokens = {key: value for key, value in both.items() if key.endswith("_token")}
     contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}

@@ -1,4 +1,4 @@
-"""Is this directory a model? Asked before an engine starts, because engines answer with pages of traceback."""
+"""Checks that a model folder is complete, before an engine starts: an engine would fail with pages of traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.json_files import read_json, require_json
 
 _INDEX = "model.safetensors.index.json"
-_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_LARGEST_HEADER = 100_000_000  # bytes; limit of the format
 
 
 def check_model_dir(model_dir: Path) -> None:
@@ -31,7 +31,7 @@ def check_model_dir(model_dir: Path) -> None:
 
 
 def weight_files(model_dir: Path) -> list[Path]:
-    """The model's safetensors files, those of the index when there is one. Raises SophiaError when any is missing."""
+    """The model's safetensors files; those of the index if there is one. Raises SophiaError if one is missing."""
     if (model_dir / _INDEX).is_file():
         index = require_json(model_dir / _INDEX)
         mapping = index.get("weight_map")
@@ -54,7 +54,7 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def _check_complete(path: Path) -> None:
-    """The file is as long as its header says. Raises SophiaError otherwise."""
+    """Raise SophiaError unless the file is as long as its header says."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -75,8 +75,8 @@ def _check_complete(path: Path) -> None:
 
 
 def stop_token_ids(model_dir: Path, vocabulary: dict[str, int], end_of_turn: str = "") -> tuple[int, ...]:
-    """Tokens that end an answer, from every file that names one: generation_config.json, config.json and
-    tokenizer_config.json, and the token of the vocabulary with which the chat template ends a turn."""
+    """Ids of the tokens that end an answer, sorted: those in generation_config.json, config.json and
+    tokenizer_config.json, and the token ``end_of_turn`` with which the chat template ends a turn."""
     found: set[int] = set()
     configs = [require_json(model_dir / "config.json")]
     configs += [part for key in ("text_config", "llm_config") if isinstance(part := configs[0].get(key), dict)]

@@ -1,4 +1,4 @@
-"""The families, and the one place where a model folder's `model_type` chooses among them."""
+"""The table of model families. This is the only place where the `model_type` of a model folder chooses one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAMILIES: tuple[Family, ...] = (internvl.FAMILY, *qwen_vl.FAMILIES)
 
 
 def family_of(config: Mapping[str, Any]) -> tuple[Family, Layout] | None:
-    """Family and layout by a config.json's model_type, or else its architecture; None: a text model, or unknown."""
+    """(family, layout) by model_type, or else architecture, of a config.json. None: a text model, or unknown."""
     architecture = (config.get("architectures") or [None])[0]
     for key, value in (("model_types", config.get("model_type")), ("architectures", architecture)):
         for family in FAMILIES:
@@ -27,21 +27,21 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Layout] | None:
 
 
 def family_of_folder(model_dir: Path | str) -> tuple[Family, Layout] | None:
-    """`family_of` a folder's config.json. Raises SophiaError when there is none."""
+    """`family_of` a folder's config.json. Raises SophiaError if that is missing."""
     return family_of(config_of(Path(model_dir)))
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
-    """Why a config.json of a family's relative is refused, by its model_type or architecture; None: it is not."""
+    """Why a model that is related to a family is not supported, by model_type or architecture; None: no such reason."""
     names = (config.get("model_type"), (config.get("architectures") or [None])[0])
     reasons = (family.refused.get(name) for family in FAMILIES for name in names if isinstance(name, str))
     return next((reason for reason in reasons if reason), None)
 
 
 def image_processor(model_dir: Path | str, limits: ImageLimits) -> ImageProcessor:
-    """How the model of a folder wants its images; where both the run and the folder have a limit, the lower one wins.
+    """The image processor of a model folder. If the run and the folder both have a limit, the lower one is used.
 
-    Raises SophiaError when the model takes no images or its numbers contradict each other.
+    Raises SophiaError when the model takes no images or its settings contradict each other.
     """
     folder = Path(model_dir)
     config = config_of(folder)
@@ -57,12 +57,12 @@ def image_processor(model_dir: Path | str, limits: ImageLimits) -> ImageProcesso
 
 
 def image_limits(batch: Batch) -> ImageLimits:
-    """How large images may become, by a run's configuration."""
+    """The limits of image sizes in a run's configuration."""
     return ImageLimits(max_tiles=batch.max_tiles, min_pixels=batch.min_pixels, max_pixels=batch.max_pixels)
 
 
 def check_engine_layout(model_dir: Path | str) -> None:
-    """Raise SophiaError for an original release's layout, which runs code of its own; engines take transformers'."""
+    """Raise SophiaError for the layout of an original release, which needs its own code. Engines take transformers'."""
     found = family_of_folder(model_dir)
     if found is not None and found[1] != "hf":
         raise SophiaError(
@@ -72,7 +72,7 @@ def check_engine_layout(model_dir: Path | str) -> None:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json. Raises SophiaError when there is none."""
+    """The config.json of a model folder. Raises SophiaError if it is missing."""
     config = read_json(folder / "config.json")
     if config is None:
         raise SophiaError(f"no config.json in {folder}")

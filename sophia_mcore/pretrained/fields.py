@@ -1,4 +1,4 @@
-"""Keys of a config.json, read with errors that name the section and the key."""
+"""Reads keys of a config.json. Errors name the section and the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sophia_mcore.errors import UsageError
 
 
 class Fields:
-    """Reads keys of a config section and names the section when one is missing."""
+    """Reads keys of one section of a config.json. All methods raise UsageError. ``where``: the section, for errors."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
@@ -26,21 +26,21 @@ class Fields:
         return default if value is None else value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0."""
+        """The value of ``key``, which must be a whole number above 0."""
         value = self.need(key) if default is None else self.get(key, default)
         if type(value) is not int or value < 1:
             raise UsageError(f"{self.where}: {key} = {value!r} is not a whole number above 0")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+        """The value of ``key``, which must be a finite number above 0."""
         value = self.need(key) if default is None else self.get(key, default)
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise UsageError(f"{self.where}: {key} = {value!r} is not a number above 0")
         return float(value)
 
     def divides(self, name: str, part: int, of: str, whole: int) -> None:
-        """Refuse heads that do not come out even."""
+        """Check that ``part`` divides ``whole`` without remainder (heads and hidden size, for example)."""
         if whole % part:
             raise UsageError(f"{self.where}: {name} = {part} does not divide {of} = {whole}")
 
@@ -48,7 +48,7 @@ class Fields:
         return Fields(self.need(key), f"{self.where}: {key}")
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that this implementation does not have (absent is allowed)."""
+        """Check that ``key`` is missing or has one of the values that this implementation supports."""
         value = self.values.get(key)
         if value is not None and value not in allowed:
             choices = " or ".join(map(repr, allowed))
@@ -56,7 +56,7 @@ class Fields:
 
 
 def side_of_square(value: int | list[int], where: str, key: str) -> int:
-    """One side of a square given as a number or as [side, side]."""
+    """Side of a square that is given as a number or as [side, side]. Raises UsageError if it is not a square."""
     sides = {value} if isinstance(value, int) else set(value)
     if len(sides) != 1:
         raise UsageError(f"{where}: {key} = {value} is not square")

@@ -1,8 +1,8 @@
-"""Models by their names on the hub, wherever a folder may be: `org/name`, `org/name@revision`, `hf://org/name@revision`.
+"""Names of models on the hub, in place of folders: `org/name`, `org/name@revision`, `hf://org/name@revision`.
 
-A name is looked up in the local cache first and downloaded once if it is not there. The folder that comes back names
-its revision, so a run is pinned to it. A folder that is missing is never taken for somebody's repository: `a/b` is a
-name only where no folder `a` is here, `./a/b` and `models/b` never.
+A name is looked up in the local cache first. If it is not there, it is downloaded once. The path of the cached folder
+contains the revision, so a run is pinned to it. A missing folder is never taken for a repository: `a/b` is a name only
+if there is no folder `a` here; `./a/b` and `models/b` are always folders.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError, UsageError
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-# Folders that people keep models in: `models/x` that is not there is a missing folder, not a repository.
+# Usual names of folders with models: if `models/x` does not exist, it is a missing folder, not a repository.
 _FOLDERS = {"models", "model", "checkpoints", "checkpoint", "weights", "runs", "data", "outputs", "output", "examples"}
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A repository on the hub. ``revision`` None: the newest one that is known."""
+    """A repository on the hub. ``revision`` None: the newest known revision."""
 
     repository: str
     revision: str | None = None
@@ -31,12 +31,12 @@ class HubName:
 
     @property
     def command(self) -> str:
-        """What a user types to have it here."""
+        """The shell command that downloads the model."""
         return f"hf download {self.repository}" + (f" --revision {self.revision}" if self.revision else "")
 
 
 def hub_name(path: Path) -> HubName | None:
-    """The name on the hub that a model setting spells; None for a folder.
+    """The name on the hub that a model setting gives; None if the setting is a folder.
 
     >>> str(hub_name(Path("hf://OpenGVLab/InternVL3-8B@main")))
     'OpenGVLab/InternVL3-8B@main'
@@ -44,7 +44,7 @@ def hub_name(path: Path) -> HubName | None:
     (None, None)
     """
     parts = path.parts
-    marked = bool(parts) and parts[0] == "hf:"  # a Path folds the two slashes into one
+    marked = bool(parts) and parts[0] == "hf:"  # Path changes "hf://" to "hf:/"
     if marked:
         parts = parts[1:]
     local = not marked and bool(parts) and (parts[0].lower() in _FOLDERS or Path(parts[0]).is_dir() or path.exists())
@@ -57,10 +57,10 @@ def hub_name(path: Path) -> HubName | None:
 
 
 def local_folder(path: Path, *, download: bool = False) -> Path:
-    """The folder of a model setting: itself, or where the hub's files lie in the local cache.
+    """The folder of a model setting: the folder itself, or the folder in the local cache for a name on the hub.
 
-    ``download``: fetch what is not there. Raises UsageError with the command to type where nothing is to be fetched,
-    SophiaError when it cannot be fetched.
+    ``download``: download the model if it is not in the cache. Raises UsageError with the command to run if it is not
+    there and ``download`` is False. Raises SophiaError if the download fails.
     """
     name = hub_name(path)
     if name is None:
@@ -82,6 +82,6 @@ def local_folder(path: Path, *, download: bool = False) -> Path:
         raise UsageError(
             f"{name} is neither a folder here nor in the local cache; to download it: {name.command}"
         ) from None
-    except Exception as error:  # the library raises what its HTTP client raises
+    except Exception as error:  # the library passes on exceptions of its HTTP client
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SophiaError(f"{name} cannot be downloaded: {reason}; try it alone: {name.command}") from None

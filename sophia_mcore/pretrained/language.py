@@ -1,4 +1,4 @@
-"""The language model of a folder: Qwen2, Qwen3, InternLM2 or Llama, alone or inside a vision-language model."""
+"""Reads the language model of a folder: Qwen2, Qwen3, InternLM2 or Llama, alone or in a vision-language model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LANGUAGE_MODELS: dict[str, LanguageFamily] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MRope:
-    """Rotary positions with three axes (time, height, width): which axis turns which of a head's frequencies.
+    """Rotary positions with three axes (time, height, width): the axis for each rotary frequency of a head.
 
-    Chunked: the first sections[0] frequencies take the time axis, the next sections[1] the height, the rest the width.
-    Interleaved: frequency i takes height if i % 3 == 1 and i < 3 * sections[1], width if i % 3 == 2 and
-    i < 3 * sections[2], else time.
+    Chunked: the first sections[0] frequencies use the time axis, the next sections[1] height, the rest width.
+    Interleaved: frequency i uses height if i % 3 == 1 and i < 3 * sections[1], width if i % 3 == 2 and
+    i < 3 * sections[2], otherwise time.
     """
 
     sections: tuple[int, int, int]
@@ -48,7 +48,7 @@ class MRope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageSpec:
-    """The language model. `head_dim` is its own field: Qwen3's differs from hidden / heads."""
+    """Sizes and conventions of the language model. `head_dim` of Qwen3 is not hidden_size / num_attention_heads."""
 
     family: LanguageFamily
     num_layers: int
@@ -68,9 +68,9 @@ class LanguageSpec:
 
 
 def _rope(fields: Fields) -> dict[str, Any]:
-    """The rotary settings of both spellings: rope_scaling beside rope_theta, and transformers 5's rope_parameters.
+    """The rotary settings, from rope_scaling and rope_theta or from rope_parameters of transformers 5.
 
-    Raises UsageError naming the two places when they give different values.
+    Raises UsageError that names both places if they have different values.
     """
     found: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -88,7 +88,7 @@ def _rope(fields: Fields) -> dict[str, Any]:
 
 
 def parse_language(fields: Fields) -> LanguageSpec:
-    """The language model of a config section. Raises UsageError for what this implementation does not have."""
+    """Parse the language model in a section of config.json. Raises UsageError for settings that are not supported."""
     name = (fields.get("architectures", None) or [fields.get("model_type", "none")])[0]
     if name not in LANGUAGE_MODELS:
         raise UsageError(f"{fields.where}: language model {name!r} is not known; {nearest(name, LANGUAGE_MODELS)}")
@@ -98,7 +98,7 @@ def parse_language(fields: Fields) -> LanguageSpec:
     fields.only("bias" if family == "internlm2" else "attention_bias", False)
     rope = _rope(fields)
     kind = rope.get("rope_type", "default")
-    if kind not in ("default", "dynamic"):  # dynamic acts only beyond max_position_embeddings, where we refuse to go
+    if kind not in ("default", "dynamic"):  # dynamic changes only positions beyond max_position_embeddings
         raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
     groups = fields.size("num_key_value_heads", heads)

@@ -1,4 +1,4 @@
-"""Hyper-parameters of released models, so that plans and checks need no download. Facts of their config.json files."""
+"""Hyper-parameters of released models, from their config.json files, so that plans and checks need no download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COMMON = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "patch_size": 14, "imag
 
 
 def released_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of a released model by its name, or that of the folder it would lie in; None if unknown.
+    """The configuration of a released model, by its name or by a folder with this name; None if it is unknown.
 
     >>> released_config(Path("models/InternVL3-38B"))["vision_config"]["num_hidden_layers"]
     45
@@ -25,18 +25,18 @@ def released_config(path: Path) -> dict[str, Any] | None:
 
 
 def released_names() -> tuple[str, ...]:
-    """The models that are known, by their names on the hub."""
+    """Names on the hub of the released models in the table."""
     return tuple(_table()["models"])
 
 
 def first_models() -> tuple[str, str]:
-    """A policy and a reasoner to begin with, by their names on the hub."""
+    """Names on the hub of a (policy, reasoner) to start with."""
     start = _table()["start"]
     return start["policy"], start["reasoner"]
 
 
 def spec_of(path: Path) -> ModelSpec | None:
-    """Sizes of a model from its folder, or of a released one that is not here; None if neither is known.
+    """The spec of a model, from its folder or from the table of released models; None if it is in neither.
 
     Raises UsageError for a folder whose configuration cannot be used.
     """

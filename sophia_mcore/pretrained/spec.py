@@ -1,4 +1,4 @@
-"""What a model is, read from its Hugging Face config.json: sizes and conventions, no tensor and no rank.
+"""The specification of a model, from its Hugging Face config.json: sizes and conventions, without tensors and ranks.
 
 >>> spec = ModelSpec.from_model_dir("models/InternVL3-8B")          # doctest: +SKIP
 >>> spec.language.num_layers, spec.tokens_per_tile                      # doctest: +SKIP
@@ -26,13 +26,13 @@ __all__ = ["LanguageSpec", "Layout", "ModelSpec", "ProjectorSpec", "VisionSpec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A vision-language model of one of the families, or (vision and projector None) a text model alone."""
+    """The spec of a vision-language model of one of the families, or of a text model (vision and projector None)."""
 
     vision: VisionSpec | None
     projector: ProjectorSpec | None
     language: LanguageSpec
     layout: Layout
-    image_token_id: int | None  # None: the folder leaves it to its tokenizer, and has none
+    image_token_id: int | None  # None: neither config.json nor the tokenizer files give it
 
     @property
     def family(self) -> Family | None:
@@ -48,12 +48,12 @@ class ModelSpec:
 
     @property
     def levels(self) -> int:
-        """Features of an image token: 1, and one for each DeepStack layer; they are added to the first layers."""
+        """Features of an image token: 1 + number of DeepStack layers, whose features are added to the first layers."""
         return 1 if self.family is None else self.family.levels(self.vision)
 
     @property
     def parts(self) -> Parts:
-        """What a family's functions take."""
+        """The parts of the spec, as a family's functions take them."""
         return Parts(
             vision=self.vision, projector=self.projector, language=self.language, image_token_id=self.image_token_id
         )
@@ -63,7 +63,7 @@ class ModelSpec:
         """Read `config.json` (and the tokenizer's added tokens, for the image token).
 
         Raises:
-            UsageError: no config.json, no known architecture, or a setting that this implementation does not have.
+            UsageError: no config.json, an unknown architecture, or a setting that is not supported.
         """
         folder = Path(model_dir)
         file = folder / "config.json"
@@ -83,10 +83,10 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> ModelSpec:
-        """The spec of a parsed config; `where` is named in errors.
+        """The spec of a parsed config.json. `where`: its name in errors.
 
         Raises:
-            UsageError: what `from_model_dir` says, or values of a wrong kind.
+            UsageError: as in `from_model_dir`, or values of a wrong type.
         """
         if not isinstance(config, Mapping):
             raise UsageError(f"{where}: a JSON object is expected, not {type(config).__name__}")
@@ -123,9 +123,10 @@ class ModelSpec:
 
 
 def _with_one_tie_flag(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The config with ``tie_word_embeddings`` in its language section, wherever it stood.
+    """A copy of the config with ``tie_word_embeddings`` in its language section.
 
-    transformers 5 ties by the flag at the top, older ones by the section's. Raises UsageError when the two differ.
+    transformers 5 reads the flag at the top level, older versions that of the section. Raises UsageError if the two
+    differ.
     """
     key, merged = "tie_word_embeddings", dict(config)
     for name in ("text_config", "llm_config"):

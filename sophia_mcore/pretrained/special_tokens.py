@@ -1,4 +1,4 @@
-"""Ids of special tokens, from the tokenizer files beside a model, without loading the tokenizer."""
+"""Finds ids of special tokens in the tokenizer files of a model folder, without loading the tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sophia_mcore.errors import UsageError
 
 
 def id_of_token(folder: Path, token: str) -> int | None:
-    """Id of an added token in the tokenizer files of a model folder; None when they do not say.
+    """Id of an added token in the tokenizer files of a model folder; None if no file contains it.
 
     Raises UsageError for a damaged file.
     """

@@ -1,10 +1,10 @@
-"""Rows of the weight tables: a tensor of our Megatron model, and the tensors of each Hugging Face layout it is made of.
+"""The type of the weight tables, and the table of the language model.
 
-A row reads: this tensor of ours, of this shape, is these source tensors through an invertible operation, and tensor
-parallelism cuts it like this. Sizes are symbols; `language_symbols` and a family's `symbols` give their values.
-Here is the language model's table; a family brings those of its tower and projector.
+A row says from which tensors of each Hugging Face layout one tensor of the Megatron model ("ours") is made, by an
+invertible operation, and how tensor parallelism cuts it. Sizes are symbols; `language_symbols` and a family's `symbols`
+give their values. A family has the tables of its tower and projector.
 
-Layouts: ``hf`` is transformers' own with the hub's key names, ``hf-custom`` the original release's.
+Layouts: ``hf`` is that of transformers with the hub's key names, ``hf-custom`` that of the original release.
 
 Legend: H/I/V hidden, MLP and vocabulary sizes of the language model; q, kv, d: rows of one group's queries, number of
 key-value heads, size of a head.
@@ -21,7 +21,7 @@ Size = int | str  # a number, or a symbol
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Source names and how they interleave; ``parts`` () means a single source, copied."""
+    """Names of source tensors and how they are interleaved (`weights.ops`). ``parts`` (): one source, copied."""
 
     names: tuple[str, ...]
     parts: tuple[Size, ...] = ()
@@ -30,9 +30,9 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How tensor parallelism shares a tensor: along ``axis``, each of ``blocks`` equal blocks cut into equal shares.
+    """How tensor parallelism cuts a tensor along ``axis``: each of ``blocks`` equal blocks is cut into equal shares.
 
-    ``uneven``: the length need not divide (the vocabulary), the last ranks then get less.
+    ``uneven``: the length may have a remainder (the vocabulary); then the last ranks get fewer rows.
     """
 
     axis: int
@@ -45,12 +45,12 @@ ROWS, COLUMNS, GATED, VOCABULARY = Cut(0), Cut(1), Cut(0, 2), Cut(0, uneven=True
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table: ``name`` and ``shape`` are ours, ``hf`` and ``custom`` say what it is made of there."""
+    """One row of a table. ``name``, ``shape``: of our tensor. ``hf``, ``custom``: its sources in these layouts."""
 
     name: str
     shape: tuple[Size, ...]
     hf: Join
-    custom: Join | None  # None: no model has it there
+    custom: Join | None  # None: the tensor does not exist in this layout
     cut: Cut | None = None
     when: str = ""  # a symbol that must be non-zero for the tensor to exist
 
@@ -65,14 +65,14 @@ def join(*names: str, parts: tuple[Size, ...], groups: Size = 1) -> Join:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows in the order of the network; those with ``{i}`` are repeated ``layers`` (a symbol) times."""
+    """Rows in the order of the network. Rows with ``{i}`` are repeated ``layers`` (a symbol) times."""
 
     rows: tuple[Row, ...]
     layers: str
 
 
-# In this table `hf` are the names of Qwen2, Qwen3 and Llama, `custom` those of InternLM2 (whose grouped wqkv is ours).
-# Inside an InternVL model both carry the prefix "language_model."; Qwen inside hf-custom keeps the `hf` names.
+# `hf` has the names of Qwen2, Qwen3 and Llama, `custom` those of InternLM2 (its grouped wqkv is laid out like ours).
+# In an InternVL model both have the prefix "language_model."; Qwen in hf-custom keeps the `hf` names.
 _L, _HL = "language.decoder.layers.{i}", "model.layers.{i}"
 LANGUAGE: tuple[Row, ...] = (
     Row("language.embedding.word_embeddings.weight", ("V", "H"),
@@ -106,18 +106,18 @@ LANGUAGE: tuple[Row, ...] = (
         when="untied"),
 )  # fmt: skip
 
-# Transformer Engine's fused layers keep a norm inside the linear that follows it, and so do distributed checkpoints.
+# Transformer Engine fuses a norm into the linear layer after it; distributed checkpoints use these names too.
 FUSED_NORMS = (
     ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
     ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
 )
 
-# InternLM2 is Llama with the names of the `custom` column: in hf-custom it carries those, in hf Llama's.
+# InternLM2 is a Llama model. In hf-custom it has the names of column `custom`, in hf those of Llama.
 LLAMA_LIKE = ("internlm2", "llama")
 
 
 def language_symbols(spec: LanguageSpec) -> dict[str, int]:
-    """Values of the language table's symbols."""
+    """Values of the symbols in the language model's table."""
     group = spec.num_attention_heads // spec.num_key_value_heads * spec.head_dim
     return {
         "H": spec.hidden_size, "I": spec.intermediate_size, "2I": 2 * spec.intermediate_size, "V": spec.vocab_size,

@@ -1,4 +1,4 @@
-"""All tensors of a model by the weight tables: names, shapes, how tensor parallelism cuts them, how many numbers."""
+"""Evaluates the weight tables for a model: names and shapes of its tensors, tensor-parallel cuts, parameter counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LAYER = re.compile(r"\.layers\.\d+\.")
 
 
 def tables_of(spec: ModelSpec) -> tuple[Table, ...]:
-    """The tables of tower and projector, if any, and the language model's, in the order of the network."""
+    """The weight tables of a model in the order of the network: tower and projector (if any), language model."""
     own = () if spec.family is None else spec.family.tables()
     return (*own, Table(table.LANGUAGE, "layers"))
 
@@ -27,19 +27,19 @@ def symbols_of(spec: ModelSpec) -> dict[str, int]:
 
 
 def value(size: Size, symbols: Mapping[str, int]) -> int:
-    """The number that a size of a table is."""
+    """The value of a size in a table: a number, or the value of a symbol."""
     return size if isinstance(size, int) else symbols[size]
 
 
 def rows_of(rows: Table, symbols: Mapping[str, int]) -> Iterator[tuple[Row, int]]:
-    """Each row of a model that has it, with each of its layers, in the order of the network."""
+    """Yield (row, layer) for every tensor that the model has, in the order of the network."""
     for block in _layer_blocks(rows.rows):
         repeats = range(symbols[rows.layers]) if "{i}" in block[0].name else range(1)
         yield from ((row, i) for i in repeats for row in block if not row.when or symbols[row.when])
 
 
 def _layer_blocks(rows: tuple[Row, ...]) -> Iterator[list[Row]]:
-    """Consecutive rows that are repeated together per layer, or stand alone, so that order follows the network."""
+    """Split rows into blocks: consecutive rows that are repeated together for each layer, or not repeated."""
     block: list[Row] = []
     for row in rows:
         if block and ("{i}" in row.name) != ("{i}" in block[0].name):
@@ -51,7 +51,7 @@ def _layer_blocks(rows: tuple[Row, ...]) -> Iterator[list[Row]]:
 
 
 def cut_of(name: str) -> Cut | None:
-    """How tensor parallelism cuts one of our tensors; None: every rank holds it whole.
+    """How tensor parallelism cuts one of our tensors; None: every rank holds the whole tensor.
 
     >>> cut_of("language.decoder.layers.3.mlp.linear_fc1.weight")
     Cut(axis=0, blocks=2, uneven=False)
@@ -61,7 +61,7 @@ def cut_of(name: str) -> Cut | None:
 
 @cache
 def _cuts() -> dict[str, Cut]:
-    """Only the language model is cut: every rank holds the whole tower."""
+    """Row name -> cut. Only the language model is cut; every rank holds the whole tower and projector."""
     return {row.name: row.cut for row in table.LANGUAGE if row.cut is not None}
 
 
@@ -73,7 +73,7 @@ def _numbers(row: Row, symbols: Mapping[str, int]) -> int:
 
 @cache
 def parameters(spec: ModelSpec) -> Mapping[str, int]:
-    """Parameters of the whole model by part, without the vocabulary's padding: vision, projector, language."""
+    """Number of parameters of "vision", "projector" and "language", without padding of the vocabulary."""
     symbols, found = symbols_of(spec), {"vision": 0, "projector": 0, "language": 0}
     for rows in tables_of(spec):
         for row in rows.rows:
@@ -84,7 +84,7 @@ def parameters(spec: ModelSpec) -> Mapping[str, int]:
 
 @cache
 def layer_parameters(spec: LanguageSpec, tensor_size: int = 1) -> int:
-    """Parameters of one language layer that a tensor-parallel rank holds."""
+    """Number of parameters of one language layer on one tensor-parallel rank."""
     symbols = table.language_symbols(spec)
     counts = [(row.cut, _numbers(row, symbols)) for row in table.LANGUAGE if "{i}" in row.name]
     shared = sum(count for cut, count in counts if cut is not None)

@@ -63,7 +63,7 @@ def recorded(folder: Path) -> Digests | None:
             raise ValueError(f"unknown digest {given['algorithm']!r}")
         source, target = ({str(k): str(v) for k, v in given[side].items()} for side in ("source", "target"))
     except (SophiaError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SophiaError(f"{file} is not what a conversion writes ({error!r}); delete it to do without") from None
+        raise SophiaError(f"{file} is not what a conversion writes ({error!r}); delete it to do without it") from None
     return Digests(given["algorithm"], source, target) if target else None
 
 

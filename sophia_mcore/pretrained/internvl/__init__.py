@@ -1,4 +1,4 @@
-"""InternVL 2.5, 3 and 3.5: tiles of one size, InternViT, pixel shuffle; transformers' layout and the original one."""
+"""The family InternVL 2.5, 3 and 3.5: tiles of one size, InternViT, pixel shuffle. Layouts hf and hf-custom."""
 
 from sophia_mcore.pretrained.family import Family
 from sophia_mcore.pretrained.internvl import chat, configs, tiling, weights

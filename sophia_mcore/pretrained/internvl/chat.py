@@ -1,4 +1,4 @@
-"""The original InternVL chat templates, and what stands in a prompt for an image."""
+"""The chat templates of the original InternVL releases, and the text of an image in a prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCHOLAR = "，".join(
         "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
     )
 )
-# name -> default system message, what separates the turns
+# name -> (default system message, separator of turns)
 _TEMPLATES = {
     "internvl2_5": (_SCHOLAR, "<|im_end|>\n"),
     "Hermes-2": (_SHANGHAI, "<|im_end|>"),
@@ -30,12 +30,12 @@ _TEMPLATES = {
 
 
 def image_text(tokens: int) -> str:
-    """What an image of so many tokens is in the prompt."""
+    """Text of an image of ``tokens`` tokens in a prompt."""
     return IMAGE_START + IMAGE_CONTEXT * tokens + IMAGE_END
 
 
 def _template(name: str, system_message: str | None) -> Render:
-    """A template by name; ``system_message`` None means its own."""
+    """The function that renders messages with a template. ``system_message`` None: the template's default."""
     default, separator = _TEMPLATES[name]
     system = default if system_message is None else system_message
 

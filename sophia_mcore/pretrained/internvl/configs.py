@@ -1,6 +1,6 @@
-"""config.json and its neighbours, translated between the original release's layout and transformers' native one.
+"""Translates config.json and similar files between the original layout and transformers' native layout.
 
-Only names change; what has no name on the other side is kept as it is (both readers ignore keys they do not know), so a
+Only names change. A key that has no name in the other layout is kept, since both readers ignore unknown keys. So a
 translation there and back loses nothing that describes the model.
 """
 
@@ -15,11 +15,11 @@ from sophia_mcore.pretrained.table import LLAMA_LIKE
 
 Settings = dict[str, Any]
 
-# original -> native, the same meaning
+# original name -> native name of the same setting
 _VISION = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
 _LANGUAGE_MODELS = {
     "internlm2": ("llama", "LlamaForCausalLM")
-}  # InternLM2 without bias is Llama, with wqkv taken apart
+}  # InternLM2 without bias is a Llama model whose wqkv is split
 _NATIVE_FIXED = {
     "architectures": ["InternVLForConditionalGeneration"],
     "model_type": "internvl",
@@ -57,7 +57,7 @@ _TOKENS_AFTER_CONTEXT = 7  # the releases append <img>, </img>, <IMG_CONTEXT> an
 
 
 def translate(files: Mapping[str, Mapping[str, Any]], parts: Parts, to: Layout) -> dict[str, Settings]:
-    """The settings files of a folder of the other layout, from those of this one (by name; missing ones are {})."""
+    """Settings files of layout ``to``, by name, from those of the other layout (``files``; missing files are {})."""
     config, image = files["config.json"], files.get("preprocessor_config.json", {})
     if to == "hf-custom":
         return {"config.json": custom_config(config, parts, image)}
@@ -68,7 +68,7 @@ def translate(files: Mapping[str, Mapping[str, Any]], parts: Parts, to: Layout) 
 
 
 def native_config(config: Mapping[str, Any], parts: Parts) -> Settings:
-    """config.json of the native layout from the original one's."""
+    """config.json of the native layout, from that of the original layout."""
     vision, language = dict(config["vision_config"]), dict(config["llm_config"])
     vision = {_VISION.get(key, key): value for key, value in vision.items()} | _NATIVE_VISION
     for key in ("image_size", "patch_size"):
@@ -89,7 +89,7 @@ def native_config(config: Mapping[str, Any], parts: Parts) -> Settings:
 
 
 def custom_config(config: Mapping[str, Any], parts: Parts, processor: Mapping[str, Any]) -> Settings:
-    """config.json of the original layout from the native one's; ``processor`` is the native image processor's."""
+    """config.json of the original layout, from the native one. ``processor``: the native image processor's settings."""
     back = {new: old for old, new in _VISION.items()}
     dropped = (*_NATIVE_VISION, "layer_scale_init_value")
     vision = {back.get(k, k): v for k, v in config["vision_config"].items() if k not in dropped} | _CUSTOM_VISION
@@ -111,7 +111,7 @@ def custom_config(config: Mapping[str, Any], parts: Parts, processor: Mapping[st
 
 
 def _old_rope(language: Mapping[str, Any]) -> Settings:
-    """transformers 5 keeps rotary settings and the dtype under other names than the original code reads."""
+    """Rotary settings and dtype under the names that the original code reads; transformers 5 has other names."""
     settings = dict(language)
     rope = dict(settings.pop("rope_parameters", None) or {})
     if "rope_theta" in rope:
@@ -123,7 +123,7 @@ def _old_rope(language: Mapping[str, Any]) -> Settings:
 
 
 def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], parts: Parts) -> dict[str, Settings]:
-    """The native layout's preprocessor_config.json and processor_config.json; ``image``: the original's settings."""
+    """Native preprocessor_config.json and processor_config.json. ``image``: the original's image settings."""
     side = parts.vision.image_size
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     dynamic = bool(config.get("dynamic_image_size", True))
@@ -151,7 +151,7 @@ def native_processor(config: Mapping[str, Any], image: Mapping[str, Any], parts:
 
 
 def native_tokenizer(settings: Mapping[str, Any]) -> Settings:
-    """tokenizer_config.json with the names by which transformers' processor finds the image tokens."""
+    """tokenizer_config.json with the keys in which transformers' processor looks for the image tokens."""
     tokens = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",

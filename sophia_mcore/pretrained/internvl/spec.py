@@ -1,4 +1,4 @@
-"""InternViT and the projector behind it, read from config.json in either layout."""
+"""Reads InternViT and its projector from a config.json of either layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sophia_mcore.pretrained.language import parse_language
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
-    """InternViT. Sizes in channels, pixels and layers."""
+    """Sizes and conventions of InternViT. Image and patch sizes are in pixels."""
 
     hidden_size: int
     num_layers: int
@@ -23,7 +23,7 @@ class VisionSpec:
     patch_size: int
     num_channels: int
     qkv_bias: bool
-    qk_norm: bool  # RMSNorm over the full width, all heads together
+    qk_norm: bool  # RMSNorm over the full width, over all heads together
     norm_type: Literal["layer_norm", "rms_norm"]
     norm_eps: float
 
@@ -39,21 +39,21 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorSpec:
-    """Pixel shuffle, LayerNorm, Linear, exact GELU, Linear."""
+    """Sizes of the projector: pixel shuffle, LayerNorm, Linear, exact GELU, Linear."""
 
     shuffle: int  # side of the square of patches that becomes one token
     input_size: int
     output_size: int
-    norm_eps: float = 1e-5  # torch's default in both implementations; no config field exists
+    norm_eps: float = 1e-5  # torch's default in both implementations; there is no setting for it
 
 
 def tokens_per_tile(vision: VisionSpec, projector: ProjectorSpec) -> int:
-    """Image tokens of one tile."""
+    """Number of image tokens of one tile."""
     return vision.patches // projector.shuffle**2
 
 
 def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) -> Picture:
-    """A tile, which has one size."""
+    """Sizes of a tile, which are always the same; ``tokens`` is ignored."""
     positions = vision.patches + 1
     return Picture(
         pixels=vision.num_channels * vision.image_size**2,
@@ -64,14 +64,17 @@ def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) 
 
 
 def tower_kept(vision: VisionSpec, element: int) -> float:
-    """Bytes per position that a trained layer keeps: norms, q k v, output twice, scaled branches, MLP."""
+    """Bytes per position that a trained layer keeps for the backward pass. ``element``: bytes of one value.
+
+    It keeps the inputs of norms, q, k, v, the output twice, the scaled branches and the MLP.
+    """
     norms = 2 * (8 + element) if vision.norm_type == "rms_norm" else 4 * element
     norms += vision.qk_norm * 2 * (element + (8 if element == 2 else 4))
     return vision.hidden_size * (norms + 7 * element) + 2 * vision.intermediate_size * element
 
 
 def parse(fields: Fields, layout: Layout) -> Parts:
-    """Tower, projector and language model. Raises UsageError for what this implementation does not have."""
+    """Parse tower, projector and language model. Raises UsageError for settings that are not supported."""
     vision = _vision(fields.section("vision_config"), layout)
     language = parse_language(fields.section("text_config" if layout == "hf" else "llm_config"))
     ratio = fields.positive("downsample_ratio", 0.5)
@@ -111,7 +114,7 @@ def _vision(fields: Fields, layout: Layout) -> VisionSpec:
 
 
 def _check_conventions(fields: Fields, layout: Layout) -> None:
-    """Refuse the variants of the family that would silently give other numbers."""
+    """Raise UsageError for variants of the family that would silently give other results."""
     if layout == "hf":
         fields.only("vision_feature_layer", -1)
         fields.only("vision_feature_select_strategy", "default")

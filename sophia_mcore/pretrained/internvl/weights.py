@@ -60,7 +60,7 @@ PROJECTOR: tuple[Row, ...] = (
     Row("projector.fc2.bias", ("H",), one(f"{_HP}.linear_2.bias"), one("mlp1.3.bias")),
 )  # fmt: skip
 
-# The hub's names are those of the tables; some releases of transformers also wrote its in-memory names.
+# Files on the hub use the names of the tables. Some versions of transformers wrote their in-memory names.
 SPELLINGS = (
     (),
     (
@@ -73,12 +73,12 @@ SPELLINGS = (
 
 
 def tables() -> tuple[Table, ...]:
-    """Those of the tower and of the projector."""
+    """The weight tables of the tower and of the projector."""
     return Table(VISION, "vision_layers"), Table(PROJECTOR, "vision_layers")
 
 
 def symbols(vision: VisionSpec, projector: ProjectorSpec) -> dict[str, int]:
-    """Values of the tables' symbols."""
+    """Values of the symbols in these tables."""
     return {
         "C": vision.hidden_size, "3C": 3 * vision.hidden_size, "F": vision.intermediate_size,
         "patch": vision.patch_size, "channels": vision.num_channels, "positions": vision.patches + 1,

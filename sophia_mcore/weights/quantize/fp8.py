@@ -184,7 +184,7 @@ def check_fp8(source: Path, copy: Path, progress: Progress, digest: Digest | Non
         "not one F32 scale": [n for n in scales & new.keys() if (new[n].dtype, new[n].nbytes) != ("F32", 4)],
         "of another shape": [n for n in old if n in new and new[n].shape != old[n].shape],
     }
-    raise_problems(f"{copy} is not the FP8 checkpoint it must be", problems)
+    raise_problems(f"{copy} is not a valid FP8 copy", problems)
     progress.start("check fp8", sum(t.nbytes for t in old.values()))
     worst, changed, outside = 0.0, [], []
     with Files() as files:
