@@ -79,7 +79,7 @@ def _is_consequence(location: tuple[int | str, ...], error: ValidationError) -> 
 def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Values of a file merged over those of its base, and so on. ``above``: files whose bases have led to this file."""
     if path.resolve() in above:
-        raise UsageError(f"{above[-1]}: base: {path} is built on this file in turn")
+        raise UsageError(f"{above[-1]}: base: {path} has this file as a base itself")
     tree = _read_toml(path)
     base = tree.pop("base", None)
     if base is None:

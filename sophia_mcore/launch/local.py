@@ -87,14 +87,14 @@ def _run_rounds(
 
 
 def _report_anyway(config: Config, folder: RunFolder, progress: TerminalProgress) -> None:
-    """A phase has failed: where there are answers to look at, the page shows them, and why nothing was kept."""
+    """Write the report after a phase has failed, if there are verdicts: it shows answers, and why none was kept."""
     from sophia_mcore.report.build import write_report
 
     if not any(folder.path.glob("round-*/verdicts/*.parquet")):
         return
     try:
-        progress.say(f"report of what is there: {write_report(config, folder, phases.PHASES)}")
-    except Exception as error:  # the phase's own failure is what the user is told
+        progress.say(f"report of the results so far: {write_report(config, folder, phases.PHASES)}")
+    except Exception as error:  # the error of the phase is more important
         progress.say(f"no report: {type(error).__name__}: {error}")
 
 

@@ -43,6 +43,7 @@ def asked_models(round: Round) -> list[Path]:
 
 
 def questions_state(round: Round, phase: str) -> PhaseState:
+    """Finished if every configured set of questions has its file."""
     run = round.run
     wanted = [run.questions_file] if round.config.data.questions else []
     wanted += [run.evaluation_questions_file] if round.config.evaluate.questions else []
@@ -105,6 +106,7 @@ def score_units(round: Round) -> list[UnitQueue]:
 
 
 def score_state(round: Round, phase: str) -> PhaseState:
+    """Finished if all verdicts, the kept set and its summary are written."""
     found = state_of_units(phase, round.index, score_units(round))
     kept = round.folder.kept_file.is_file() and round.folder.kept_summary_file.is_file()
     return replace(found, finished=found.finished and kept)
@@ -131,6 +133,7 @@ def fp8_check_state(round: Round, phase: str) -> PhaseState:
 
 
 def train_state(round: Round, phase: str) -> PhaseState:
+    """Steps from the metrics. Finished if the summary is written."""
     folder = round.folder
     lines = [line for line in read_metrics(folder.train_metrics_file) if "loss" in line]
     finished = folder.train_summary_file.is_file()
@@ -149,6 +152,7 @@ def train_state(round: Round, phase: str) -> PhaseState:
 
 
 def export_state(round: Round, phase: str) -> PhaseState:
+    """Finished if the export was made from the last checkpoint."""
     proof = round.folder.model / "conversion.json"  # the folder appears at once, with this file, when it is complete
     source = (json_or_empty(proof).get("source") or {}).get("folder")
     checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
@@ -157,6 +161,7 @@ def export_state(round: Round, phase: str) -> PhaseState:
 
 
 def report_state(round: Round, phase: str) -> PhaseState:
+    """Finished if the report has the round."""
     rounds = json_or_empty(round.run.report_json).get("rounds") or []
     finished = any(entry.get("round") == round.index for entry in rounds) and round.run.report_html.is_file()
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
@@ -188,6 +193,7 @@ def rl_select_units(round: Round) -> list[UnitQueue]:
 
 
 def rl_select_state(round: Round, phase: str) -> PhaseState:
+    """Finished if all answers are sampled and the questions are selected."""
     found = state_of_units(phase, round.index, rl_select_units(round))
     return replace(found, finished=found.finished and round.run.rl.select_file.is_file())
 

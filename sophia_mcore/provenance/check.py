@@ -213,7 +213,7 @@ class Provenance:
         makers = self.makers(part)
         if record is None:
             newer = [maker[0].name for maker in makers if self._is_recorded(*maker)]
-            reasons = [f"it was made before {name} was done anew" for name in dict.fromkeys(newer)]
+            reasons = [f"it was made before {name} was done again" for name in dict.fromkeys(newer)]
             changed = differing(self._assumed.values(part), self.values(part)) if self._assumed else {}
             reasons += [*([_listed(changed)] if changed else []), *self._upstream(makers)]
             return Verdict(**named, there=True, changed=changed, reasons=tuple(reasons), unchecked=not reasons)
@@ -241,8 +241,8 @@ class Provenance:
         other = []
         for key, (digest, maker) in self._read(phase, part).items():
             before, maker_before = record.reads.get(key, (None, None))
-            begun_anew = digest is None and maker != maker_before  # its phase was started again and has no result yet
-            if before and (begun_anew or digest not in (None, before)):
+            started_again = digest is None and maker != maker_before  # and has no result yet
+            if before and (started_again or digest not in (None, before)):
                 other.append(key.replace("@", " of round "))
         if other:
             why = differing(record.behind, self._behind(part))
@@ -299,7 +299,7 @@ def unchecked_line(run: RunFolder, names: Sequence[str]) -> str:
     """The message about phases (``names``) whose results have no record of their settings and inputs."""
     return (
         f"{', '.join(names)}: made by a version that did not record settings and inputs, so whether these results "
-        f"belong to the settings in {run.config_file} is not known (`sophia run --from {names[0]}` makes them anew)"
+        f"belong to the settings in {run.config_file} is not known (`sophia run --from {names[0]}` makes them again)"
     )
 
 

@@ -63,10 +63,10 @@ def run_joined(
     metadata: Mapping[str, Any] | None = None,
     wait: bool = True,
 ) -> int:
-    """As ``run_units``, for work that begins further units before the first ones are done.
+    """Like ``run_units``, for work that holds several units at the same time.
 
-    ``work(unit, held)`` is called with a unit that was claimed. It may claim more of ``held``, and returns when each of
-    them has ended by ``held.finish`` or ``held.fail``. When it raises, all that it holds is given back.
+    ``work(unit, held)`` is called with a claimed unit. It may claim further units with ``held.claim``. It returns when
+    ``held.finish`` or ``held.fail`` was called for each of them. When it raises, all units that it holds are released.
     """
     meter = _ItemsDone(queue, progress)
     held = Held(queue, record_type, metadata, meter)
@@ -103,11 +103,11 @@ class Held:
         self._metadata = metadata
         self._meter = meter
         self._claims: dict[str, Claim] = {}
-        self._in_a_row: set[str] = set()  # different units that failed since one was done
+        self._in_a_row: set[str] = set()  # units that have failed since the last success
         self.finished = 0
 
     def claim(self) -> Unit | None:
-        """A further unit to work on; None when nothing is free."""
+        """Claim a further unit; None if no unit is free."""
         claim = self._queue.claim()
         if claim is None:
             return None
@@ -115,26 +115,28 @@ class Held:
         return claim.unit
 
     def report(self, items: int) -> None:
-        """So many items of the units that are held are done so far."""
+        """Report how many items of all units that are held are done so far."""
         self._meter.report(items)
 
     def finish(self, unit: Unit, records: Sequence[Any], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the unit's shard; ``metadata`` is of this unit alone. What cannot be written ends the work: writing
-        failed, not the unit, and the next shard would fail too."""
+        """Write the unit's shard. ``metadata``: of this unit only, added to that of the queue.
+
+        Raises SophiaError when writing fails. That is not the unit's fault, and the next shard would fail too.
+        """
         claim = self._claims.pop(unit.id)
         self.finished += claim.finish(records, self._record_type, {**(self._metadata or {}), **(metadata or {})})
         self._meter.add(unit)
         self._in_a_row.clear()
 
     def fail(self, unit: Unit, error: Exception) -> None:
-        """Give the unit back as one that failed. Raises ``error`` when this process should rather stop."""
+        """Release the unit as failed. Raises ``error`` if this process should stop (see ``run_units``)."""
         self._claims.pop(unit.id).fail(error)
         self._in_a_row.add(unit.id)
         if self._queue.attempts == 1 or len(self._in_a_row) >= self._queue.attempts:
             raise error
 
     def release(self) -> None:
-        """Give back what has not ended; anybody may claim it at once."""
+        """Release all units that are still held; any process may claim them at once."""
         for claim in self._claims.values():
             claim.release()
         self._claims.clear()
@@ -190,7 +192,7 @@ class _ItemsDone:
 
 @contextmanager
 def _heartbeats(queue: UnitQueue) -> Iterator[None]:
-    """Renew the lease of all that is held four times per lease; a filesystem that hiccups is asked again."""
+    """Renew the lease four times per lease period while the body runs. A failed renewal is tried again next time."""
     stop = threading.Event()
 
     def beat() -> None:

@@ -119,7 +119,7 @@ def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "run.toml: base: " in text and "absent.toml: no such configuration file" in text
     assert "base: expected the path of a TOML file (got 3)" in message(write(tmp_path, base="base = 3\n"))
     (tmp_path / "other.toml").write_text('base = "run.toml"\n')
-    assert "is built on this file in turn" in message(write(tmp_path, base='base = "other.toml"\n'))
+    assert "has this file as a base itself" in message(write(tmp_path, base='base = "other.toml"\n'))
 
 
 def test_resolved_config_loads_to_the_same(tmp_path: Path) -> None:

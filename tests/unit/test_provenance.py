@@ -190,7 +190,7 @@ def test_a_run_of_an_older_version_is_told_in_one_line(
 def test_older_results_after_newer_ones_do_not_hold(world: tuple[RunFolder, Config, list[str]]) -> None:
     run, config, _ = world
     shutil.rmtree(run.records(0, "train"))
-    assert "it was made before score was done anew" in why(config, run, "train")
+    assert "it was made before score was done again" in why(config, run, "train")
 
 
 def test_settings_bind_from_the_first_finished_work_on(

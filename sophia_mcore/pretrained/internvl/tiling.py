@@ -1,6 +1,7 @@
-"""InternVL's dynamic tiling: an image becomes 1 to max_tiles square tiles and, if more than one, a thumbnail.
+"""InternVL's dynamic tiling: an image becomes 1 to max_tiles square tiles and, if there are several, a thumbnail.
 
-Equal to the original ``dynamic_preprocess`` and its transform to the last bit (Pillow's bicubic, ImageNet's mean).
+The result is bit-equal to that of the original ``dynamic_preprocess`` and its transform (Pillow's bicubic, ImageNet's
+mean and standard deviation).
 Shapes: T tiles, S tile size in pixels, 3 colours.
 """
 
@@ -26,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a policy wants its images.
+    """The image settings of a policy; implements `family.ImageProcessor`.
 
     >>> ImageSpec(tile_size=448, tokens_per_tile=256, max_tiles=12).grid(896, 448)
     (2, 1)
@@ -55,38 +56,38 @@ class ImageSpec:
         return tiles(image, self)
 
     def positions(self, input_ids: NDArray[np.integer[Any]], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
-        """[L] from 0: an image's tokens count like others."""
+        """Positions 0, 1, 2, ... [L]. Image tokens are counted like other tokens."""
         return np.arange(len(input_ids))
 
     def model_inputs(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        """The tiles of all images in order, as transformers' model takes them."""
+        """{"pixel_values": tiles of all images in order}, as transformers' model takes them."""
         return {"pixel_values": np.concatenate([tiles(image, self) for image in images])}
 
     def vllm_options(self) -> dict[str, int]:
-        """The limit of tiles."""
+        """The limit of tiles, under vLLM's name."""
         return {"max_patches": self.max_tiles}
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Columns and rows of tiles for an image of this size (pixels)."""
+        """(columns, rows) of tiles for an image of this size (pixels)."""
         return best_grid(width, height, self.tile_size, self.min_tiles, self.max_tiles)
 
     def tile_count(self, width: int, height: int) -> int:
-        """Number of tiles with the thumbnail, found without touching a pixel."""
+        """Number of tiles with the thumbnail, without processing the image."""
         columns, rows = self.grid(width, height)
         return columns * rows + (self.use_thumbnail and columns * rows > 1)
 
 
 def read(folder: Path, config: Mapping[str, Any], limits: ImageLimits) -> ImageSpec:
-    """The settings of a folder in either layout; the checkpoint's own tile limit wins if it is lower.
+    """Read the image settings of a folder in either layout. The lower of the checkpoint's and the run's limit is used.
 
-    Raises SophiaError, KeyError, TypeError or ValueError when its numbers contradict each other.
+    Raises SophiaError, KeyError, TypeError or ValueError when settings are missing or contradict each other.
     """
     spec = _custom_spec if config.get("model_type") == "internvl_chat" else _native_spec
     return spec(folder, config, limits.max_tiles)
 
 
 def _native_spec(folder: Path, config: Mapping[str, Any], max_tiles: int) -> ImageSpec:
-    """transformers' InternVLProcessor cuts into tiles whatever ``crop_to_patches`` of the image processor says."""
+    """Settings of layout hf. transformers' InternVLProcessor always makes tiles and ignores ``crop_to_patches``."""
     image = _image_processor(folder)
     vision = config["vision_config"]
     size = _side(image.get("size") or vision.get("image_size", 448))
@@ -123,7 +124,7 @@ def _custom_spec(folder: Path, config: Mapping[str, Any], max_tiles: int) -> Ima
 
 
 def _image_processor(folder: Path) -> dict[str, Any]:
-    """Settings of the image processor: a file of its own, or (transformers 5) a part of processor_config.json."""
+    """Settings of the image processor, from its own file or (transformers 5) from processor_config.json."""
     own = read_json(folder / "preprocessor_config.json")
     if own is not None:
         return own
@@ -131,7 +132,7 @@ def _image_processor(folder: Path) -> dict[str, Any]:
 
 
 def _side(value: Any) -> int:
-    """Side of a square given as number, pair or {"height", "width"}."""
+    """Side of a square that is given as a number, a pair or {"height", "width"}."""
     if isinstance(value, dict):
         value = [value["height"], value["width"]] if "height" in value else [value["shortest_edge"]]
     sides = set(value) if isinstance(value, (list, tuple)) else {value}
@@ -159,7 +160,8 @@ def _grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def best_grid(width: int, height: int, tile_size: int, min_tiles: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) whose ratio is nearest to the image's; of equals the larger if the image has half its pixels."""
+    """(columns, rows) whose ratio is nearest to the image's. Of several, the largest that has at most twice the
+    image's pixels."""
     ratio, area = width / height, width * height
     best, best_difference = (1, 1), float("inf")
     for columns, rows in _grids(min_tiles, max_tiles):
