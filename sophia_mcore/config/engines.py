@@ -29,6 +29,7 @@ class VllmEngine(Section):
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
     enforce_eager: bool = False  # no compilation (CPU: always eager)
+    across_units: bool = True  # sample the next work unit while the longest answers of one are running
 
 
 class OpenAIEngine(Section):
@@ -41,6 +42,7 @@ class OpenAIEngine(Section):
     timeout_seconds: Positive = 600.0
     max_retries: int = Field(default=5, ge=0)
     concurrency: PositiveInt = 64
+    across_units: bool = True  # as for vllm
 
 
 class TransformersEngine(Section):

@@ -92,6 +92,9 @@ class Reasoning(Section):
     """Off-policy reasoning: a text-only model answers from a caption."""
 
     per_caption: PositiveInt = 8  # [P] N
+    # trajectories of a caption in each wave (the last repeats), after which a caption that cannot pass gets no more;
+    # None: all N at once
+    waves: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     sampling: Sampling = Sampling()
     prompt_file: Path | None = None  # None: the shipped simulate-seeing prompt
     questions_per_unit: PositiveInt = 32
@@ -326,6 +329,12 @@ class Config(Section):
         if self.objective.kl or self.objective.normalization == "fixed":
             key = "kl" if self.objective.kl else "normalization = 'fixed'"
             raise ValueError(f"objective.{key} belongs to the on-policy stage: rl.objective.{key}")
+        if self.reasoning.waves is not None and self.objective.trajectories == "all":
+            raise ValueError(
+                "reasoning.waves leaves out trajectories that cannot be kept, but objective "
+                f"{self.objective.loss.name!r} learns from all K x N (objective.trajectories = 'all'): remove "
+                "reasoning.waves, or learn from 'kept'"
+            )
         if self.rl is not None:
             self.rl.check_run(self.evaluate.questions, self.batch.sequence_length_tokens)
         return self

@@ -19,7 +19,8 @@ from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.schema import Protocol
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.generate.engine import Engine, Request
-from sophia_mcore.generate.phase import Asked, read_questions, run_phase
+from sophia_mcore.generate.phase import Asked, read_questions
+from sophia_mcore.generate.sampling import run_phase
 from sophia_mcore.pretrained.chat import Message, plain, user_text
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer, Question, Trajectory, trajectory_id

@@ -8,7 +8,8 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import UsageError
 from sophia_mcore.generate.engine import Engine, Request
-from sophia_mcore.generate.phase import Asked, read_questions, run_phase
+from sophia_mcore.generate.phase import Asked, read_questions
+from sophia_mcore.generate.sampling import run_phase
 from sophia_mcore.pretrained.chat import Message, user_text
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, caption_id, image_set_id

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from sophia_mcore.config.schema import Sampling
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.chat import Message
 from sophia_mcore.records import FinishReason
 
 UNKNOWN_TOKEN = -1
 OnDone = Callable[[int], None]  # called with the number of requests that have just finished
-OnStep = Callable[[], None]  # called whenever every running request has got a token
+OnStep = Callable[[], object]  # called whenever every running request has got a token; True: there is more to ask
 Key = TypeVar("Key")
+Cut = Callable[[Callable[[Key], int]], Collection[Key]]  # from the tokens of running requests: those to give up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,35 @@ class Engine(Protocol):
         """Free memory and processes."""
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """An engine in which requests join while others are running. Not every engine is one."""
+
+    @property
+    def across_units(self) -> bool:
+        """Whether the units of a phase may be sampled together."""
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
+    ) -> Iterator[tuple[Key, Completion]]:
+        """Sample without ever waiting for the longest text: (key, completion) of each request as it ends.
+
+        ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
+        called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
+        same time can change the last bits of log-probs, and so, now and then, a token. ``cut`` is called after each
+        step; what it names is given up and never returned (engines that do not know what they have so far ignore it).
+        Raises RequestError for a request that cannot be answered, where it is known which one.
+        """
+
+
+class RequestError(SophiaError):
+    """The request of ``key`` cannot be answered."""
+
+    def __init__(self, key: Any, error: SophiaError) -> None:
+        super().__init__(str(error))
+        self.key = key
+
+
 class LivingEngine(Engine, Protocol):
     """An engine that lives as long as the on-policy stage and takes one version of the policy after the other."""
 
@@ -84,12 +115,7 @@ class LivingEngine(Engine, Protocol):
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep
     ) -> Iterator[tuple[Key, Completion]]:
-        """Sample without ever waiting for the longest text: (key, completion) of each request as it ends.
-
-        ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
-        called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
-        same time can change the last bits of log-probs, and so, now and then, a token.
-        """
+        """See ``Streaming.stream``."""
 
     def load(self, model_dir: Path, digest: str) -> None:
         """Go on with a published version (``rl.versions``), which ``digest`` names; wakes a sleeping engine.

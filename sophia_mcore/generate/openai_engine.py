@@ -8,22 +8,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.endpoint import Endpoint, RequestRefusedError
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Completion, OnDone, Request, no_op
+from sophia_mcore.generate.engine import (
+    UNKNOWN_TOKEN,
+    Completion,
+    Cut,
+    Key,
+    OnDone,
+    OnStep,
+    Request,
+    RequestError,
+    no_op,
+)
 from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Message
 
+_ASK_SECONDS = 0.2  # a stream with free places asks for further requests so often, and whenever one has ended
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
 
 
 class OpenAIEngine:
-    """Implements ``engine.Engine``. Token ids are unknown; token counts are the endpoint's own."""
+    """Implements ``engine.Engine`` and ``engine.Streaming``.
+
+    Token ids are unknown; token counts are the endpoint's own.
+    """
 
     def __init__(self, config: OpenAIConfig) -> None:
         self._config = config
@@ -46,8 +60,7 @@ class OpenAIEngine:
 
         The first request that fails for good ends the call: those not sent yet are dropped.
         """
-        if any(request.continue_ids for request in requests):
-            raise SophiaError(f"the endpoint {self._config.base_url} takes text, no tokens to continue from")
+        self._refuse_continuations(requests)
         report = on_done or no_op
         with ThreadPoolExecutor(min(self._config.concurrency, max(1, len(requests)))) as pool:
             futures = [pool.submit(self._one, request) for request in requests]
@@ -64,6 +77,36 @@ class OpenAIEngine:
                 raise
         return [future.result() for future in futures]
 
+    @property
+    def across_units(self) -> bool:
+        return self._config.across_units
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
+    ) -> Iterator[tuple[Key, Completion]]:
+        """See ``Streaming.stream``. What the endpoint has so far is not known, so nothing is cut."""
+        running: dict[Future[Completion], Key] = {}
+        with ThreadPoolExecutor(self._config.concurrency) as pool:
+            try:
+                while True:
+                    while (places := self._config.concurrency - len(running)) > 0 and (further := more(places)):
+                        self._refuse_continuations([request for _, request in further])
+                        running |= {pool.submit(self._one, request): key for key, request in further}
+                    if not running:
+                        return
+                    done, _ = wait(running, timeout=_ASK_SECONDS, return_when=FIRST_COMPLETED)
+                    on_step()
+                    for future in done:
+                        key = running.pop(future)
+                        try:
+                            completion = future.result()
+                        except SophiaError as error:
+                            raise RequestError(key, error) from error
+                        yield key, completion
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
     def reload(self, model_dir: Path) -> None:
         """Not possible: raises SophiaError."""
         raise SophiaError(f"the endpoint {self._config.base_url} serves its own model; it cannot load {model_dir}")
@@ -71,6 +114,10 @@ class OpenAIEngine:
     def close(self) -> None:
         """Close the connections."""
         self._endpoint.close()
+
+    def _refuse_continuations(self, requests: Sequence[Request]) -> None:
+        if any(request.continue_ids for request in requests):
+            raise SophiaError(f"the endpoint {self._config.base_url} takes text, no tokens to continue from")
 
     def _one(self, request: Request) -> Completion:
         messages = as_openai(request.messages, request.images)

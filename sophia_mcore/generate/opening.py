@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
@@ -11,7 +11,7 @@ from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import UsageError
-from sophia_mcore.generate.engine import Completion, Engine, OnDone, Request
+from sophia_mcore.generate.engine import Completion, Cut, Engine, Key, OnDone, OnStep, Request, Streaming
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import image_limits
@@ -64,6 +64,16 @@ class LazyEngine:
 
     def generate(self, requests: Sequence[Request], on_done: OnDone | None = None) -> list[Completion]:
         return self.engine.generate(requests, on_done)
+
+    @property
+    def across_units(self) -> bool:
+        return isinstance(self.engine, Streaming) and self.engine.across_units
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
+    ) -> Iterator[tuple[Key, Completion]]:
+        assert isinstance(self.engine, Streaming)  # else ``across_units`` is False
+        return self.engine.stream(more, on_step, cut)
 
     def reload(self, model_dir: Path) -> None:
         if self._engine is None:

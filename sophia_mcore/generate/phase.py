@@ -1,94 +1,36 @@
-"""What captions, trajectories and evaluation answers have in common: units of requests, one shard per unit, lineage."""
+"""What captions, trajectories and evaluation answers have in common: requests that become records, with lineage."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import Completion, Engine, Request
-from sophia_mcore.progress import Progress, counting
+from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.records import Question
 from sophia_mcore.store.lineage import prompt_hash
-from sophia_mcore.store.shards import read_metadata, read_shard
-from sophia_mcore.store.units import Unit, UnitQueue, run_units
+from sophia_mcore.store.shards import read_shard
 
 Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked(Generic[Record]):
-    """A request, and what makes a record of its completion: ``make`` takes the fields of ``records.Sampled``."""
+    """A request, and what makes a record of its completion: ``make`` takes the fields of ``records.Sampled``.
+
+    ``id`` is the record's, where it is asked for before there is one.
+    """
 
     request: Request
     make: Callable[..., Record]
+    id: str = ""
 
     def record(self, completion: Completion, model_digest: str) -> Record:
         """The record of what was sampled by the model of that digest."""
         return self.make(**sampled_fields(self.request, completion, model_digest))
-
-
-def run_phase(
-    name: str,
-    queue: UnitQueue,
-    record_type: type,
-    engine: Engine,
-    progress: Progress,
-    *,
-    ask: Callable[[Unit], Sequence[Asked[Any]]],
-    grade: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
-    settings: Mapping[str, str],
-) -> int:
-    """Sample every unit that is not done; returns how many units this process finished.
-
-    ``ask`` gives the requests of a unit, ``grade`` turns all its records into what is stored (None: the records
-    themselves). ``settings`` (such as the hash of the prompt template) go into the shards' metadata beside the model's
-    digest. Raises SophiaError when shards that are there were made by another model or with other settings.
-    """
-    metadata: dict[str, str] = dict(settings)
-    tokens, seconds = 0, 0.0
-
-    def work(unit: Unit, report: Callable[[int], None]) -> Sequence[Any]:
-        nonlocal tokens, seconds
-        if "model_digest" not in metadata:
-            metadata["model_digest"] = engine.model_digest
-            _check_same(queue, metadata)
-        asked = ask(unit)
-        done = 0
-
-        def on_done(count: int) -> None:
-            nonlocal done
-            done += count
-            report(done * len(unit.items) // len(asked))
-
-        started = time.monotonic()
-        completions = engine.generate([one.request for one in asked], on_done)
-        seconds += time.monotonic() - started
-        tokens += sum(len(completion.token_ids) for completion in completions)
-        progress.note(f"{tokens:,} tokens, {tokens / max(seconds, 1e-9):,.0f}/s")
-        digest = metadata["model_digest"]
-        records = [one.record(completion, digest) for one, completion in zip(asked, completions, strict=True)]
-        return grade(records) if grade is not None else records
-
-    return run_units(queue, record_type, work, counting(progress, name), metadata=metadata)
-
-
-def _check_same(queue: UnitQueue, metadata: Mapping[str, str]) -> None:
-    done = sorted(queue.done_units())
-    if not done:
-        return
-    shard = queue.shard(queue.units[done[0]])
-    found = read_metadata(shard)["metadata"]
-    different = [key for key, value in metadata.items() if found.get(key, value) != value]
-    if different:
-        raise SophiaError(
-            f"{shard} was made with another {' and '.join(different).replace('_', ' ')}: "
-            f"remove {queue.folder} to begin anew, or use another run folder"
-        )
 
 
 def sampled_fields(request: Request, completion: Completion, model_digest: str) -> dict[str, Any]:

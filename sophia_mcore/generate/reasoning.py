@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
+from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.answers import grade_item
 from sophia_mcore.generate.captions import caption_queue
 from sophia_mcore.generate.engine import Engine, Request
-from sophia_mcore.generate.phase import Asked, read_questions, run_phase
+from sophia_mcore.generate.phase import Asked, read_questions
+from sophia_mcore.generate.sampling import sample_units
+from sophia_mcore.generate.unit_work import WholeUnit
+from sophia_mcore.generate.waves import Grade, WavesUnit
 from sophia_mcore.pretrained.chat import Message, plain
 from sophia_mcore.progress import Progress
-from sophia_mcore.records import Caption, Question, Trajectory, image_set_id, trajectory_id
+from sophia_mcore.records import Caption, Question, Trajectory, VerdictName, image_set_id, trajectory_id
+from sophia_mcore.score.early_stop import Rule, waves_of
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.shards import read_table, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
+from sophia_mcore.verify.grade import Grader
 
 
 def generate_trajectories(round: Round, engine: Engine, progress: Progress) -> int:
@@ -31,23 +40,51 @@ def generate_trajectories(round: Round, engine: Engine, progress: Progress) -> i
     template = load_prompt("simulate_seeing", round.config.reasoning.prompt_file, needs=("caption", "question"))
     captions = finished_captions(round, list(questions.values()))
 
-    def ask(unit: Unit) -> list[Asked[Trajectory]]:
-        return [
-            asked
-            for question_id in unit.items
-            for caption, text in captions.of(questions[question_id])
-            for asked in ask_trajectories(round, template, questions[question_id], caption, text)
-        ]
+    def ask(question: Question) -> dict[str, list[Asked[Trajectory]]]:
+        found = captions.of(question)
+        return {caption: ask_trajectories(round, template, question, caption, text) for caption, text in found}
 
-    return run_phase(
-        f"trajectories of round {round.index}",
-        reasoning_queue(round, list(questions)),
-        Trajectory,
-        engine,
-        progress,
-        ask=ask,
-        settings={"prompt_template": prompt_hash(template)},
-    )
+    def whole(unit: Unit, digest: str) -> WholeUnit:
+        asked = [one for item in unit.items for own in ask(questions[item]).values() for one in own]
+        return WholeUnit(unit, asked, digest, None)
+
+    settings = {"prompt_template": prompt_hash(template)}
+    name, queue = f"trajectories of round {round.index}", reasoning_queue(round, list(questions))
+    if round.config.reasoning.waves is None:
+        return sample_units(name, queue, Trajectory, engine, progress, begin=whole, settings=settings)
+    with open_grader(round.config.score) as grader:
+        begin = partial(_in_waves, round.config, questions, ask, partial(_verdicts, grader, questions))
+        settings |= {"waves": early_stop_label(round.config)}
+        return sample_units(name, queue, Trajectory, engine, progress, begin=begin, settings=settings)
+
+
+def _in_waves(
+    config: Config,
+    questions: Mapping[str, Question],
+    ask: Callable[[Question], dict[str, list[Asked[Trajectory]]]],
+    grade: Grade,
+    unit: Unit,
+    model_digest: str,
+) -> WavesUnit:
+    asked = [ask(questions[item]) for item in unit.items]
+    waves = waves_of(config.reasoning.waves or (), config.reasoning.per_caption)
+    return WavesUnit(unit, asked, model_digest, grade, Rule(config.reward, config.reasoning.per_caption), waves)
+
+
+def _verdicts(
+    grader: Grader, questions: Mapping[str, Question], trajectories: Sequence[Trajectory]
+) -> list[VerdictName]:
+    """As the score phase will find them: one that was cut off at the token limit has no answer."""
+    items = [
+        grade_item(questions[one.question_id], one.id, "" if one.finish_reason == "length" else one.text)
+        for one in trajectories
+    ]
+    return [grade.verdict for grade in grader.grade_many(items)]
+
+
+def early_stop_label(config: Config) -> str:
+    """What decides which trajectories are sampled, for the metadata of shards: others must not continue them."""
+    return json.dumps({"waves": config.reasoning.waves, **config.reward.model_dump(mode="json")}, sort_keys=True)
 
 
 def reasoning_queue(round: Round, question_ids: Sequence[str]) -> UnitQueue:
@@ -71,14 +108,16 @@ def ask_trajectories(
             ),
             partial(
                 Trajectory,
-                id=trajectory_id(question.id, caption, n),
+                id=name,
                 question_id=question.id,
                 caption_id=caption,
                 index=n,
                 source="reasoner",
             ),
+            name,
         )
         for n in range(config.reasoning.per_caption)
+        for name in (trajectory_id(question.id, caption, n),)
     ]
 
 

@@ -18,6 +18,7 @@ _ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: no second import of torch
     "TORCHDYNAMO_DISABLE": "1",  # compiling costs minutes and runs at 20-140 tokens/s meanwhile
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no NUMA binding: containers often hide the topology
+    "VLLM_CPU_ATTN_SPLIT_KV": "0",  # split among threads, a sequence's last bits depend on what is sampled beside it
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate import vllm_cpu
-from sophia_mcore.generate.engine import Completion, Key, OnDone, OnStep, Request, no_op, no_step
+from sophia_mcore.generate.engine import Completion, Cut, Key, OnDone, OnStep, Request, no_op, no_step
 from sophia_mcore.generate.pixels import resize_with_pillow
 from sophia_mcore.generate.rendering import Prompt, Renderer
 from sophia_mcore.generate.vllm_arguments import engine_arguments
@@ -74,7 +74,7 @@ def _look_at_models_here(model_dir: Path) -> None:
 
 
 class VllmEngine:
-    """Implements ``engine.LivingEngine``. Made by ``open_vllm``."""
+    """Implements ``engine.LivingEngine`` and ``engine.Streaming``. Made by ``open_vllm``."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class VllmEngine:
         self._limits = limits
         self._digest = digest  # "": no whole model is loaded
         self._places = config.max_sequences
+        self._across_units = config.across_units
         self._sleeps = sleeps and not vllm_cpu.is_cpu_build()
         self._asleep = False
 
@@ -111,7 +112,7 @@ class VllmEngine:
         found: dict[int, Completion] = {}
         with self._none_left_over(order):
             while len(found) < len(requests):
-                ended = self._step(on_step or no_step)
+                ended, _ = self._step(on_step or no_step)
                 for output in ended:
                     index = order[output.request_id]
                     found[index] = self._completion(prompts[index], output)
@@ -119,30 +120,44 @@ class VllmEngine:
                     (on_done or no_op)(len(ended))
         return [found[index] for index in range(len(requests))]
 
+    @property
+    def across_units(self) -> bool:
+        return self._across_units
+
     def stream(
-        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
     ) -> Iterator[tuple[Key, Completion]]:
-        """See ``LivingEngine.stream``."""
+        """See ``Streaming.stream``."""
         self._require_model()
         self._llm.reset_prefix_cache()
         running: dict[str, tuple[Key, Prompt]] = {}
+        names_of: dict[Key, str] = {}
         asked = -_ASK_SECONDS
-        ended: list[Any] = []
+        wanted = True
         with self._none_left_over(running):
             while True:
-                if ended or not running or time.monotonic() - asked >= _ASK_SECONDS:
+                if wanted or not running or time.monotonic() - asked >= _ASK_SECONDS:
                     while (places := self._places - len(running)) > 0 and (further := more(places)):
                         prompts = self._prompts([request for _, request in further])
                         names = self._add(prompts, [request for _, request in further])
                         for name, prompt, (key, _) in zip(names, prompts, further, strict=True):
                             running[name] = key, prompt
+                            names_of[key] = name
                     asked = time.monotonic()
                 if not running:
                     return
-                ended = self._step(on_step)
+                ended, wanted = self._step(on_step)
                 for output in ended:
                     key, prompt = running.pop(output.request_id)
+                    del names_of[key]
+                    wanted = True
                     yield key, self._completion(prompt, output)
+                if cut is not None and (given_up := cut(lambda key: self._tokens_so_far(names_of[key]))):
+                    names = [names_of.pop(key) for key in given_up]
+                    self._llm.llm_engine.abort_request(names)
+                    for name in names:
+                        del running[name]
+                    wanted = True
 
     def reload(self, model_dir: Path) -> None:
         """See ``Engine.reload``. Weights are replaced in place; caches computed with the old ones are emptied."""
@@ -221,11 +236,15 @@ class VllmEngine:
             self._llm.llm_engine.abort_request(list(names))
             raise
 
-    def _step(self, on_step: OnStep) -> list[Any]:
-        """One token for every running request; the outputs of those that have ended."""
+    def _step(self, on_step: OnStep) -> tuple[list[Any], bool]:
+        """One token for every running request: the outputs of those that have ended, and what ``on_step`` says."""
         outputs = [output for output in self._llm.llm_engine.step() if output.finished]
-        on_step()
-        return outputs
+        return outputs, on_step() is True
+
+    def _tokens_so_far(self, name: str) -> int:
+        """What a running request has sampled; 0 while it waits for a place."""
+        known = self._llm.llm_engine.output_processor
+        return sum(known.request_states[own].detokenizer.num_output_tokens() for own in known.external_req_ids[name])
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams

@@ -115,8 +115,8 @@ def bar(rule: Rule, captions: Iterable[Sequence[Candidate]]) -> Rank | None:
 def limits(rule: Rule, captions: Mapping[str, Standing]) -> dict[str, Rank]:
     """The rank behind which trajectories of this wave are of no use, for each caption of a question that has one.
 
-    It is that of the wrong one that made the caption hopeless, or in the last wave the ``bar``, if none of the caption's
-    own can be kept: then its reward is of no interest.
+    It is that of the wrong one that made the caption hopeless; or in the last wave the ``bar``, if nothing of the
+    caption can be kept: then its reward is of no interest.
     """
     behind = bar(rule, (standing.known for standing in captions.values()))
     found: dict[str, Rank] = {}

@@ -23,6 +23,7 @@ from sophia_mcore.records import Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.candidates import stored_candidates
 from sophia_mcore.score.children import helpers
 from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, outcome, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
@@ -220,7 +221,8 @@ def _keep(
 ) -> dict[str, Any]:
     config, folder = round.config, round.folder
     candidates = stored_candidates(shards, verdicts)
-    rewards = visual_rewards(candidates, config.reward.broken)
+    sampled = left_out(config, folder, shards, candidates)
+    rewards = visual_rewards(candidates, config.reward.broken, sampled.per_caption)
     seed = seed_for(config.run.seed, "select", round.index)
     selection = select(candidates, rewards, config.reward, seed)
     by_id = {c.id: c for c in candidates}
@@ -255,6 +257,7 @@ def _keep(
         "thoughts": count_thoughts(shards),
         "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
         "reward": config.reward.model_dump(mode="json"),
+        **sampled.summary,
     }
     if not kept:
         raise SophiaError(

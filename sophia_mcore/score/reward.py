@@ -52,19 +52,26 @@ def outcome(verdict: VerdictName, truncated: bool = False) -> float:
 
 
 def visual_rewards(
-    verdicts: Iterable[Verdict | Candidate], broken: Literal["not_correct", "left_out"] = "not_correct"
+    verdicts: Iterable[Verdict | Candidate],
+    broken: Literal["not_correct", "left_out"] = "not_correct",
+    per_caption: int = 0,
 ) -> dict[PairKey, float]:
     """R(c) of eq. 5: the mean outcome of a caption's trajectories, for each question asked about it.
 
     ``broken``: whether a timeout or error counts as not correct or is left out of the mean (a pair with no other
-    verdict then has reward 0). The order of the verdicts does not matter: counts are integers.
+    verdict then has reward 0). The order of the verdicts does not matter: counts are integers. Of ``per_caption``
+    trajectories those that were not sampled (``score.early_stop``) count as not correct: R(c) is at least that.
     """
     correct: Counter[PairKey] = Counter()
     judged: Counter[PairKey] = Counter()
+    stored: Counter[PairKey] = Counter()
     for verdict in verdicts:
         pair = (verdict.question_id, verdict.caption_id)
+        stored[pair] += 1
         correct[pair] += verdict.verdict == "correct"
         judged[pair] += broken == "not_correct" or verdict.verdict not in BROKEN
+    for pair, count in stored.items():
+        judged[pair] += max(0, per_caption - count)
     return {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
 
 

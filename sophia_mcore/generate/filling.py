@@ -1,0 +1,205 @@
+"""Keeps an engine full across work units: requests of the next unit join while the longest of one are running.
+
+It is the way of the on-policy stage (``generate.rollout_stream``): both feed ``engine.Streaming.stream``. An engine
+without it, or with ``across_units`` off, gets the requests of one unit after the other; what is done with them is the
+same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from sophia_mcore.generate.engine import Completion, Engine, Request, RequestError, Streaming
+from sophia_mcore.generate.unit_work import UnitWork
+from sophia_mcore.progress import Progress
+from sophia_mcore.store.units import Held, Unit
+
+_LOOK_SECONDS = 1.0  # when no unit is free, the next look for one comes so much later
+
+Key = tuple[str, int]  # name of a unit that is held, place of a request in it
+Begin = Callable[[Unit], UnitWork]
+
+
+class Tally:
+    """What a process has sampled in a phase, shown as it goes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.tokens = 0
+        self.seconds = 0.0
+
+    def show(self) -> None:
+        """One line beside the progress bar."""
+        self._progress.note(f"{self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f}/s")
+
+
+def fill(first: Unit, held: Held, engine: Engine, begin: Begin, tally: Tally) -> None:
+    """Sample ``first`` and, where the engine takes units together, whatever further units are free.
+
+    Each ends in ``held``, as done or as failed. Raises what ``held.fail`` raises.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="verdicts") as pool:
+        try:
+            _Filling(held, engine, begin, tally, pool).run(first)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Filling:
+    def __init__(self, held: Held, engine: Engine, begin: Begin, tally: Tally, pool: ThreadPoolExecutor) -> None:
+        self._held, self._begin_work, self._tally, self._pool = held, begin, tally, pool
+        self._engine = engine
+        self._together = isinstance(engine, Streaming) and engine.across_units
+        self._works: dict[str, UnitWork] = {}  # in the order in which they began
+        self._jobs: dict[str, Future[Any]] = {}
+        self._running: dict[Key, Request] = {}
+        self._again: deque[tuple[Key, Request]] = deque()  # were running when another one's failure ended the stream
+        self._latest = ""  # unit whose requests joined last
+        self._begun = 0
+        self._claim_after = 0.0
+
+    def run(self, first: Unit) -> None:
+        """Sample until all that is held is written."""
+        self._begin(first)
+        while self._works:
+            began = time.monotonic()
+            try:
+                if self._together:
+                    assert isinstance(self._engine, Streaming)
+                    stream = self._engine.stream(self._more, self._some_job_is_done, self._cut)
+                else:
+                    stream = self._in_turn()
+                for key, completion in stream:
+                    self._take(key, completion)
+            except Exception as error:
+                self._fail(error)
+            self._tally.seconds += time.monotonic() - began
+            wait(self._jobs.values())
+            self._collect()
+
+    def _begin(self, unit: Unit) -> None:
+        self._begun += 1
+        name = f"{unit.id}.{self._begun}"  # one that has failed may be begun again
+        try:
+            self._works[name] = self._begin_work(unit)
+        except Exception as error:
+            self._held.fail(unit, error)
+        else:
+            self._collect_one(name)  # it may have no requests
+
+    def _more(self, places: int) -> list[tuple[Key, Request]]:
+        """Requests of one unit, so that one that cannot be asked is known; the units that began first come first."""
+        self._collect()
+        found = [self._again.popleft() for _ in range(min(1, len(self._again)))]
+        if not found:
+            found = self._of_the_first(places)
+        while not found and (self._together or not self._works) and time.monotonic() >= self._claim_after:
+            unit = self._held.claim()
+            if unit is None:
+                self._claim_after = time.monotonic() + _LOOK_SECONDS
+                break
+            self._begin(unit)
+            found = self._of_the_first(places)
+        self._running.update(found)
+        if found:
+            self._latest = found[0][0][0]
+        return found
+
+    def _of_the_first(self, places: int) -> list[tuple[Key, Request]]:
+        for name, work in self._works.items():
+            if ready := work.ready(places):
+                return [((name, place), request) for place, request in ready]
+        return []
+
+    def _in_turn(self) -> Iterator[tuple[Key, Completion]]:
+        """Like a stream, but all that can be asked of a unit is sampled before anything else is."""
+        while asked := self._more(sum(work.size for work in self._works.values()) or 1):
+            over, ended = sum(work.over for work in self._works.values()), 0
+
+            def on_done(count: int, over: int = over) -> None:
+                nonlocal ended
+                ended += count
+                self._report(over + ended)
+
+            completions = self._engine.generate([request for _, request in asked], on_done)
+            yield from zip((key for key, _ in asked), completions, strict=True)
+
+    def _take(self, key: Key, completion: Completion) -> None:
+        name, place = key
+        self._running.pop(key)
+        self._tally.tokens += len(completion.token_ids)
+        if name not in self._works:  # its verdicts have failed since
+            return
+        self._works[name].take(place, completion)
+        self._start_job(name)
+        if self._together:
+            self._report(sum(work.over for work in self._works.values()))
+
+    def _report(self, over: int) -> None:
+        """Items of the units that are held, as the share of their requests that need nothing more."""
+        size = sum(work.size for work in self._works.values())
+        items = sum(len(work.unit.items) for work in self._works.values())
+        self._held.report(over * items // max(size, 1))
+
+    def _cut(self, tokens: Callable[[Key], int]) -> list[Key]:
+        found: list[Key] = []
+        for name, work in self._works.items():
+
+            def tokens_of(place: int, name: str = name) -> int:
+                return tokens((name, place)) if (name, place) in self._running else 0
+
+            found += [(name, place) for place in work.cut(tokens_of)]
+        for key in found:
+            self._tally.tokens += tokens(key)
+            del self._running[key]
+        return found
+
+    def _start_job(self, name: str) -> None:
+        if name not in self._jobs and (job := self._works[name].job()) is not None:
+            self._jobs[name] = self._pool.submit(job)
+
+    def _some_job_is_done(self) -> bool:
+        return any(job.done() for job in self._jobs.values())
+
+    def _collect(self) -> None:
+        for name in list(self._works):
+            self._collect_one(name)
+
+    def _collect_one(self, name: str) -> None:
+        """Take over what a job has found out; write the unit when nothing of it is left to do."""
+        work = self._works[name]
+        if (job := self._jobs.get(name)) is not None:
+            if not job.done():
+                return
+            del self._jobs[name]
+            try:
+                work.settle(job.result())
+            except Exception as error:
+                self._drop(name, error)
+                return
+        self._start_job(name)
+        if name not in self._jobs and (outcome := work.outcome()) is not None:
+            del self._works[name]
+            self._held.finish(work.unit, *outcome)
+            self._tally.show()
+
+    def _fail(self, error: Exception) -> None:
+        """The stream was ended by one request. Its unit has failed; what else was running is asked again."""
+        name = error.key[0] if isinstance(error, RequestError) else self._latest
+        if name not in self._works:
+            raise error
+        self._again.extend((key, request) for key, request in self._running.items() if key[0] != name)
+        self._running.clear()
+        self._drop(name, error)
+
+    def _drop(self, name: str, error: Exception) -> None:
+        work = self._works.pop(name)
+        self._again = deque(one for one in self._again if one[0][0] != name)
+        if (job := self._jobs.pop(name, None)) is not None:
+            job.cancel()
+        self._held.fail(work.unit, error)

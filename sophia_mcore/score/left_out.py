@@ -1,0 +1,64 @@
+"""What an early stop has left out of a round's trajectories, and whether the verdicts still agree with that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.score.early_stop import Rule, unjustified
+from sophia_mcore.score.reward import Candidate
+from sophia_mcore.store.layout import RoundFolder
+from sophia_mcore.store.shards import read_metadata
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """``per_caption``: N, or 0 where all were sampled. ``summary`` is for kept.json."""
+
+    per_caption: int = 0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]) -> LeftOut:
+    """Count what ``reasoning.waves`` has left out; nothing without it.
+
+    Raises SophiaError when a caption has too few trajectories for what is known now: then the kept set is not that of
+    sampling everything.
+    """
+    if config.reasoning.waves is None:
+        return LeftOut()
+    rule = Rule(config.reward, config.reasoning.per_caption)
+    if found := unjustified(rule, candidates):
+        question, caption = found[0]
+        raise SophiaError(
+            f"{folder.trajectories}: {len(found)} captions have too few trajectories, such as {caption} of question "
+            f"{question!r}: sampling stopped by verdicts or a reward that hold no longer (reasoning.waves); move the "
+            "folder away and run `sophia generate` again"
+        )
+    stored = Counter((one.question_id, one.caption_id) for one in candidates)
+    questions = {one.question_id for one in candidates}
+    pairs = len(questions) * config.captions.per_image
+    counts: Counter[str] = Counter()
+    for path in shards:
+        counts.update(read_metadata(path)["metadata"].get("early_stop", {}))
+    tokens = sum(one.length for one in candidates) + counts["tokens_in_vain"]
+    expected = pairs * config.reasoning.per_caption
+    unasked = counts["left_out"] - counts["begun_in_vain"]
+    mean = sum(one.length for one in candidates) / max(1, len(candidates))
+    return LeftOut(
+        config.reasoning.per_caption,
+        {
+            "early_stop": {
+                "waves": list(config.reasoning.waves),
+                "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
+                "trajectories_left_out": expected - len(candidates),
+                "tokens_sampled": tokens,
+                "tokens_saved": round(unasked * mean),  # estimated: nobody knows how long they would have become
+            }
+        },
+    )
