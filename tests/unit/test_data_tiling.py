@@ -17,7 +17,8 @@ from sophia_mcore.data.images import check, decode
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import image_processor
 from sophia_mcore.pretrained.family import ImageLimits
-from sophia_mcore.pretrained.internvl.tiling import ImageSpec, normalise, tiles, tiles_uint8
+from sophia_mcore.pretrained.internvl.tiling import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, tiles, tiles_uint8
+from sophia_mcore.pretrained.resize import normalised_bytes
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 needs_fixtures = pytest.mark.skipif(
@@ -87,11 +88,10 @@ def test_pixels_equal_the_original_bit_for_bit() -> None:
 
 
 def test_normalisation_equals_torch_in_float32() -> None:
-    own = spec(2)
-    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (own.mean, own.std))
-    reference = torch.from_numpy(pixels).float().div(255).sub(mean).div(std)
-    assert np.array_equal(normalise(pixels, own), reference.numpy())
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1)
+    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    reference = pixels.float().div(255).sub(mean).div(std)
+    assert np.array_equal(normalised_bytes(IMAGENET_MEAN, IMAGENET_STD), reference.numpy())
 
 
 @pytest.mark.parametrize(("size", "count"), [((1, 1), 1), ((10_000, 20), 13), ((20, 10_000), 13), ((1, 2), 3)])

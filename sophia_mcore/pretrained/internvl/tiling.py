@@ -19,10 +19,12 @@ from PIL import Image
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
+from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 from sophia_mcore.store.json_files import read_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_BYTES = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,33 +177,22 @@ def best_grid(width: int, height: int, tile_size: int, min_tiles: int, max_tiles
 
 def tiles(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Normalised tiles [T, 3, S, S] float32 of an RGB image: row by row, the thumbnail last if there are several."""
-    return normalise(tiles_uint8(image, spec), spec)
+    return _cut(image, spec, normalised_bytes(spec.mean, spec.std))
 
 
 def tiles_uint8(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Tiles [T, 3, S, S] uint8 before normalisation: a quarter of the memory."""
+    return _cut(image, spec, _BYTES)
+
+
+def _cut(image: Image.Image, spec: ImageSpec, table: np.ndarray) -> np.ndarray:
+    """Tiles of the values that ``table`` [3, 256] has for each colour's byte."""
+    from sophia_mcore.pretrained.kernels import cut_tiles
+
     size = spec.tile_size
     columns, rows = spec.grid(*image.size)
-    result = np.empty((spec.tile_count(*image.size), 3, size, size), np.uint8)
-    canvas = image.resize((size * columns, size * rows))
-    for colour, plane in enumerate(canvas.split()):
-        cut = np.asarray(plane).reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
-        result[: rows * columns, colour].reshape(rows, columns, size, size)[:] = cut
+    result = np.empty((spec.tile_count(*image.size), 3, size, size), table.dtype)
+    cut_tiles(bicubic(image, size * columns, size * rows), table, result[: rows * columns])
     if len(result) > rows * columns:
-        result[-1] = np.asarray(image.resize((size, size))).transpose(2, 0, 1)
-    return result
-
-
-def normalise(pixels: np.ndarray, spec: ImageSpec) -> np.ndarray:
-    """[T, 3, S, S] uint8 -> float32, (value / 255 - mean) / std.
-
-    Three float32 operations in this order, plane by plane: bit-equal to torchvision's ToTensor and Normalize.
-    """
-    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    result = np.empty(pixels.shape, np.float32)
-    for source, target in zip(pixels, result, strict=True):
-        for colour in range(3):
-            plane = np.divide(source[colour], np.float32(255), out=target[colour], dtype=np.float32)
-            plane -= mean[colour]
-            plane /= std[colour]
+        cut_tiles(bicubic(image, size, size), table, result[-1:])
     return result

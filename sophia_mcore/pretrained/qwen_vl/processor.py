@@ -19,6 +19,7 @@ from PIL import Image
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.spec import FRAMES
+from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 from sophia_mcore.store.json_files import read_json
 
 LONGEST_RATIO = 200  # of an image's sides
@@ -50,17 +51,13 @@ class PatchGrids:
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """[P, 3*2*p*p]; the order of patches is that of tokens, and inside a token's square row by row."""
+        from sophia_mcore.pretrained.kernels import cut_patches
+
         rows, columns = self.size(*image.size).grid or (0, 0)
-        canvas = image.resize((columns * self.patch, rows * self.patch), Image.Resampling.BICUBIC)
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        values = np.asarray(canvas).astype(np.float32)
-        values = (values / np.float32(255) - mean) / std  # [H*p, W*p, 3]
-        m, p = self.merge, self.patch
-        blocks = values.reshape(rows // m, m, p, columns // m, m, p, 3)
-        blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, p, p)
-        return np.ascontiguousarray(np.broadcast_to(blocks, (rows * columns, 3, FRAMES, p, p))).reshape(
-            -1, *self.row_shape
-        )
+        picture = bicubic(image, columns * self.patch, rows * self.patch)
+        result = np.empty((rows * columns, 3, FRAMES, self.patch, self.patch), np.float32)
+        cut_patches(picture, normalised_bytes(self.mean, self.std), self.merge, result)
+        return result.reshape(-1, *self.row_shape)
 
     def positions(self, input_ids: NDArray[np.integer[Any]], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
         """[3, L] (time, height, width): a text token moves all three on by one; an image's tokens keep the time and
