@@ -13,7 +13,7 @@ _PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|
 _QUALIFYING = (  # words of a sentence whose number is not what it states
     "not|no|never|hardly|barely|scarcely|doubt|doubtful|thought|guessed|first|divisible|begins|ends|rounds|cannot|neither"
     "|nor|n't|at least|at most|more than|less than|fewer than|over|under|above|below|up to|nearly|almost|between|from"
-    "|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might|may|perhaps|maybe|either"
+    "|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might|(?-i:may)|perhaps|maybe|either"
     r"|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by|per|each|every|ratio"
     "|anything|everything|but|besides|other|another|different|opposite|reciprocal|inverse|(?:square|cube) of"
     "|older|younger|larger|smaller|bigger|greater|longer|shorter|higher|lower|taller|earlier|later|ago|until|since"
@@ -39,6 +39,17 @@ _PART_OF = re.compile(
 )
 
 
+# "half of it is 12", "its square is 12": the answer is something else
+_MADE = (
+    "half|third|quarter|fifth|tenth|percent|square|cube|root|double|twice|triple|opposite|reciprocal|inverse|negative"
+)
+OF_ANOTHER = re.compile(
+    rf"\b(?:{_MADE}|minus)(?: of)?(?: the)? (?:it|[a-z]|this|that|answer|result|value|total|number)\b"
+    rf"|\bits (?:{_MADE})\b|\b(?:nobody|no one|old|other|wrong|previous|initially|at first|one (?:less|more))\b"
+    r"|\b(?:number|one) (?:before|after)\b"
+    r"|\b[a-z] (?:squared|cubed|plus|minus)\b",
+    re.IGNORECASE,
+)
 _VERBS = (
     "is|are|was|were|be|been|equals?|equal|has|have|had|contains?|shows?|sees?|saw|counts?|counted|gets?|got|gives?|gave|makes?"
     "|made|earn(?:s|ed)|costs?|weigh(?:s|ed)?|measures?|measured|total(?:s|ed)?|scored?|scores|sold|sells|bought|buys|takes?|took"
@@ -76,7 +87,12 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     """
     line = _PER_UNIT.sub("/", line.replace("**", ""))
     numbers = list(_NUMBER.finditer(line))
-    if _QUALIFIED.search(line) or _PART_OF.search(line) or len(re.findall(r"\d[\d,.]*", line)) > 1:
+    if (
+        _QUALIFIED.search(line)
+        or _PART_OF.search(line)
+        or OF_ANOTHER.search(line)
+        or len(re.findall(r"\d[\d,.]*", line)) > 1
+    ):
         return ""
     if not numbers:
         return _words_in_sentence(line)

@@ -38,6 +38,9 @@ _SAY = (
     r"(?:['’]s\s+(?=[(\[*$\\\d]|[A-J](?![\w'’]))|\s*(?:is|are|was|would be|should be"
     r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
 )
+_NOT_ANOTHER = "".join(
+    f"(?<!{word} )" for word in ("of the", "of an", "other", "wrong", "incorrect", "old", "first", "no")
+)
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
 _REST = rf"(?P<answer>{_DISPLAY}|\S[^\n]*)"
@@ -173,7 +176,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "answer is",
-        _pattern(rf"\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
+        _pattern(
+            rf"{_NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"
+        ),
         (
             ("Hence the answer is 5 because 2+3=5.", "5"),
             ("The answer to the question is: **blue**.", "blue"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sophia_mcore.verify.amounts import number_in_sentence
+from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.rules import tables
 
 LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
@@ -46,7 +46,7 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         return [(text.rfind(line[-1]), line[-1])]
     found = _CONCLUSION.search(line[-1] if len(line) == 1 else _last_line(text)[-LINE_CHARACTERS:])
     clause = _CLAUSES.split(_last_line(text)[-LINE_CHARACTERS:].removesuffix(found["answer"]))[-1] if found else ""
-    if _DOUBTED.search(clause):
+    if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
         return []
     return (
         [(text.rstrip().rfind(found["answer"]), found["answer"])]

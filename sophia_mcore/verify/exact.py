@@ -23,7 +23,7 @@ from sophia_mcore.verify.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.quantities import Amount, amount, parse_quantity
 from sophia_mcore.verify.ranges import parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
-from sophia_mcore.verify.sentences import core, harmless, said, same_place, stated
+from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_place, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
@@ -47,7 +47,7 @@ class Gold:
 
 def prepare(answer: str, given_type: str, options: tuple[str, ...], rule: Rule) -> Gold:
     """A gold answer ready for comparison; the type is the given one where it fits the answer, else inferred."""
-    text = stated(clean(answer))
+    text = all_reals(stated(clean(answer)))
     kind = known_type(given_type) if given_type else ""
     if (rule.alternatives or "#" in answer) and not options:
         any_of = tuple(prepare(one, given_type, (), rule) for one in alternatives(answer))
@@ -145,7 +145,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
     if gold.all_of:
         return _decide_parts(gold, prediction, oracle)
-    text = clean(prediction)
+    text = all_reals(clean(prediction))
     paid, wanted = amount(prediction), amount(gold.raw)
     if paid is not None and wanted is not None and paid.currency != wanted.currency:
         return numbers_equal(wanted.in_cents, paid.in_cents, gold.rule) if wanted.dollars and paid.dollars else False
@@ -310,7 +310,7 @@ def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
 
 
 def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted, found = plain_text(gold.text), plain_text(text)
+    wanted, found = (plain_text(one.replace("\\triangle", "triangle ")).replace("-", " ") for one in (gold.text, text))
     name, value = named_value(text)
     if (
         found == wanted

@@ -16,7 +16,7 @@ _UNEVALUATED = re.compile(
     r"#|<\s*image|\\(?:to|rightarrow|longrightarrow|mapsto|sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|gcd|lcm|[bp]?mod)(?![a-zA-Z])|\\frac\s*\{\s*d\s*[\^}]|\\frac\s*\{\s*\\partial"
     r"|\\end\s*\{[a-zA-Z]*matrix\}\s*\^\s*\{?\s*[-\dn]"  # a power or the inverse of a matrix
 )
-_LABEL = re.compile(r"\(\d\)\s+\S")
+_LABEL = re.compile(r"\(\d\)\s+(?!and\b|和|\()\S")
 _BASE = re.compile(r"\d\s*_\s*(?!\s*(?:10|\{\s*10\s*\})(?!\d))")  # 101_2; a number in base ten is itself
 _WORD_BEHIND = re.compile(r"[-+]?[\d.,]+\s*\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{[^{}]*[A-Za-z]{2}[^{}]*\}")
 _CHAIN = re.compile(r"(?:\^\s*-?(?:[\d.]+|\\?[A-Za-z]+)\s*){8}")  # powers of powers without braces are no LaTeX

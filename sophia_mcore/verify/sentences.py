@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from sophia_mcore.verify.amounts import OF_ANOTHER
 from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.rules import tables
 
@@ -60,7 +61,18 @@ def said(text: str) -> str:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)
     match = _SAID.match(flat)
-    return text if match is None or _DENIAL.search(match[0]) else flat[match.end() :].strip()
+    denied = match is not None and (_DENIAL.search(match[0]) or OF_ANOTHER.search(match[0]))
+    return text if match is None or denied else flat[match.end() :].strip()
+
+
+_ALL_REALS = frozenset(
+    {"all real numbers", "all reals", "all real x", "全体实数", r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}"}
+)
+
+
+def all_reals(text: str) -> str:
+    """The interval of all real numbers where a cleaned answer names them in words or by their sign."""
+    return r"(-\infty, \infty)" if text in _ALL_REALS else text
 
 
 _STATED = re.compile(r"[A-Z][^\d=.]{2,100}? (?:is|are|equals)\s*(?=[\d\\$(-])")
