@@ -45,7 +45,7 @@ class Memory:
 
     activations: what every micro batch in flight keeps of the decoder layers; tower: the same of a trained tower;
     pipeline: inputs and outputs of the stage, and buffers; logits: of the output layer until its backward;
-    workspace: temporary memory of one pass.
+    workspace: temporary memory of one pass, or what saving a checkpoint takes beyond all that waits in a step.
     """
 
     weights: float
@@ -65,6 +65,19 @@ class Memory:
     @property
     def total(self) -> float:
         return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Bytes of one rank while it saves a checkpoint, beside what `Memory` counts.
+
+    host: the most that it takes in the memory of its node; held: what of it stays until an asynchronous save is
+    written; device: for a moment, between steps.
+    """
+
+    host: float
+    held: float
+    device: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +111,11 @@ class Setting:
     @property
     def residual_tokens(self) -> float:
         return self.rank_tokens / (self.parallel.tensor if self.parallel.sequence_parallel else 1)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters."""
+        return self.data * self.parallel.context
 
     @property
     def vocabulary_rows(self) -> int:
@@ -135,6 +153,8 @@ def rank_memory(setting: Setting, stage: int) -> Memory:
     def waiting(part: str) -> float:
         return sum(count * sizes[part] for count, sizes in zip(counts, kept, strict=True))
 
+    one_pass = max(_workspace(setting, stage), _tower_workspace(setting) if stage == 0 else 0.0)
+    between_steps = saving(setting, stage).device - sum(waiting(part) for part in kept[0])  # nothing waits then
     return Memory(
         weights=setting.element * sum(held.values()) + _fp8_copies(setting, stage),
         gradients=4 * trained,
@@ -143,8 +163,26 @@ def rank_memory(setting: Setting, stage: int) -> Memory:
         pipeline=waiting("pipeline") + _stage_buffers(setting, stage),
         logits=waiting("logits"),
         tower=waiting("tower"),
-        workspace=max(_workspace(setting, stage), _tower_workspace(setting) if stage == 0 else 0.0),
+        workspace=max(one_pass, between_steps),
     )
+
+
+def saving(setting: Setting, stage: int) -> Saving:
+    """What a checkpoint costs a rank of a stage.
+
+    The distributed optimizer's state is gathered whole on every rank, whichever rank writes it: fp32 weights and two
+    moments of its parameters in host memory, from its own share of them. One of the three passes through the device at
+    a time; it is there as parts and joined, beside the one before. Interleaved stages do so chunk by chunk: less.
+    """
+    held = rank_parameters(setting.spec, setting.parallel)[stage]
+    trained, weights = trained_parameters(setting, held), setting.element * sum(held.values())
+    whole, share = 12.0 * trained, 12.0 * trained / setting.replicas
+    written = (weights + whole) * setting.train.save_asynchronously
+    if not setting.train.distributed_optimizer:
+        return Saving(host=written, held=written, device=0.0)  # tensor by tensor, or copied to be written later
+    gathered = 4.0 * trained
+    host = max(written, whole + share + 3 * gathered)
+    return Saving(host=host, held=written, device=gathered + share / 3)
 
 
 def trained_parameters(setting: Setting, held: Mapping[str, int]) -> int:
@@ -156,8 +194,7 @@ def trained_parameters(setting: Setting, held: Mapping[str, int]) -> int:
 def optimizer_bytes(setting: Setting, trained: float) -> float:
     """fp32 moments, and fp32 master weights beside bf16 ones; cut over the replicas by the distributed optimizer."""
     per_parameter = 12 if setting.train.dtype == "bfloat16" else 8
-    replicas = setting.data * setting.parallel.context if setting.train.distributed_optimizer else 1
-    return per_parameter * trained / replicas
+    return per_parameter * trained / (setting.replicas if setting.train.distributed_optimizer else 1)
 
 
 def _fp8_copies(setting: Setting, stage: int) -> float:

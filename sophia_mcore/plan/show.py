@@ -14,7 +14,7 @@ from sophia_mcore.plan.command import Plan
 from sophia_mcore.plan.cost import Seconds, chunk_seconds
 from sophia_mcore.plan.hardware import GIB
 from sophia_mcore.plan.layouts import Option, Refusal, describe, micro_batches, simulated_option
-from sophia_mcore.plan.memory import Memory, model_parameters
+from sophia_mcore.plan.memory import Memory, model_parameters, saving
 from sophia_mcore.plan.numbers import number as _number
 from sophia_mcore.plan.round import (
     Phase,
@@ -57,6 +57,7 @@ def show(plan: Plan, console: Console, top: int) -> None:
     if isinstance(plan.own, Refusal):
         console.print(f"the file's own layout does not work here: {plan.own.reason}", highlight=False, soft_wrap=True)
     console.print(_parts_table(plan))
+    console.print(_saving_line(plan), highlight=False)
     if plan.spec.vision is not None:
         console.print(_tower_line(plan), highlight=False)
     console.print(_round_table(plan))
@@ -122,6 +123,19 @@ def _parts_table(plan: Plan) -> Table:
     for (what, size), (part, value) in zip_longest(left, right, fillvalue=("", "")):
         table.add_row(what, size, part, value)
     return table
+
+
+def _saving_line(plan: Plan) -> str:
+    """What a checkpoint needs beside the training; the node's memory is not known here."""
+    setting = plan.best.setting
+    stages = [saving(setting, stage) for stage in range(setting.parallel.pipeline)]
+    most = max(stages, key=lambda stage: stage.host)
+    ranks = min(plan.gpus, plan.device.per_node)
+    rank, node, gpu = (_number(size / GIB, 1) for size in (most.host, ranks * most.host, most.device))
+    line = f"saving a checkpoint: up to {rank} GiB of host memory a rank, {node} GiB a node; {gpu} GiB of a GPU"
+    if most.held:
+        line += f"; {_number(ranks * most.held / GIB, 0)} GiB a node until it is written"
+    return line
 
 
 def _tower_line(plan: Plan) -> str:

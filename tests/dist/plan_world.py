@@ -14,19 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sophia_mcore.model import lvlm
+from sophia_mcore.train.checkpoint import METADATA
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp
 from tests.support import layouts
 
 
 class LiveBytes(TorchDispatchMode):
-    """`now`: bytes of all storages that were made while it is on and still exist.
+    """`now`: bytes of all storages that were made while it is on and still exist; `most`: the highest of these.
 
     ``before``: tensors whose storages were there already.
     """
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.now = 0
+        self.now = self.most = 0
         self._before = {tensor.untyped_storage()._cdata for tensor in before}
         self._sizes: dict[int, int] = {}
 
@@ -50,6 +51,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _resize(self, key: int, size: int) -> None:
         self.now += size - self._sizes[key]
+        self.most = max(self.most, self.now)
         self._sizes[key] = size
 
     def _gone(self, key: int) -> None:
@@ -66,6 +68,7 @@ def allocations(groups: Any, backend: Any, spec: Any, config: Any, rows: list[la
     """Bytes by part on this rank after one real optimizer step on its share of ``rows``.
 
     kept: the highest sum, at the end of any forward, of what then waits for a backward (outputs included).
+    saving: the most that gathering the optimizer's state for a checkpoint takes.
     """
     waiting = 0
     chunks = lvlm.build(spec, config, groups, backend)
@@ -109,7 +112,15 @@ def allocations(groups: Any, backend: Any, spec: Any, config: Any, rows: list[la
         for t in (p.data, *values.values())
         if torch.is_tensor(t) and t.untyped_storage().data_ptr() not in known and t.numel() > 1
     ]
+    groups_of = [group["params"] for o in states for group in o.optimizer.param_groups]
+    there = [*tree_leaves([[dict(o.optimizer.state) for o in states], groups_of]), *held]
+    there += [t for c in wrapped for b in c.buffers for t in (b.grad_data, b.param_data)]
+    mode = LiveBytes(t for t in there if torch.is_tensor(t))
+    model = {f"model{i}": chunk.module.sharded_state_dict(metadata=dict(METADATA)) for i, chunk in enumerate(wrapped)}
+    with mode:
+        optimizer.sharded_state_dict(model, is_loading=False, metadata=dict(METADATA))
     return {
+        "saving": mode.most,
         "weights": weights,
         "gradients": gradients,
         "optimizer": nbytes(iter(state)),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sophia_mcore.config.schema import Parallel
-from sophia_mcore.plan.memory import Row, Setting, rank_memory
+from sophia_mcore.plan.memory import Row, Setting, rank_memory, saving
 from tests.dist import plan_world
 from tests.support import layouts
 from tests.support.harness import run_layout
@@ -56,3 +56,8 @@ def test_memory_is_what_a_rank_allocates(family: str, case: str) -> None:
             ("kept", wanted.kept),
         ):
             assert size == pytest.approx(found[part], rel=WITHIN), f"rank {rank}: {part}"
+        most = saving(setting, rank * parallel.pipeline // len(seen)).host
+        if parallel.virtual_pipeline:
+            assert found["saving"] <= most * (1 + WITHIN), "its chunks go one after another"
+        else:
+            assert most == pytest.approx(found["saving"], rel=WITHIN, abs=1000), f"rank {rank}: saving"

@@ -9,17 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.model.sizes import rank_parameters
 from sophia_mcore.plan import calibrate
 from sophia_mcore.plan.command import make_plan, overlay, write_overlay
 from sophia_mcore.plan.cost import step_time
 from sophia_mcore.plan.hardware import known_gpus, load_gpu
 from sophia_mcore.plan.layouts import describe
+from sophia_mcore.plan.memory import rank_memory, saving, trained_parameters
 from sophia_mcore.plan.pipeline import Chunk, in_flight, schedule, simulate, step_seconds
 from sophia_mcore.plan.round import Phase, preempted, round_phases, total_seconds, towers_otherwise
+from sophia_mcore.plan.show import show
 from sophia_mcore.plan.workload import Assumptions, Lengths
 from tests.support import plan_models
 
@@ -355,3 +359,24 @@ def test_the_command(tmp_path: Path) -> None:
     failed(sophia("plan", config, "--gpus", "0", folder=tmp_path), 2, "--gpus 0: at least 1")
     failed(sophia("plan", config, "--gpus", "8", "--gpu", "h20O", folder=tmp_path), 2, "did you mean 'h20'")
     failed(sophia("plan", config, "--gpus", "1", folder=tmp_path), 1, "nearest miss")
+
+
+def test_what_saving_a_checkpoint_takes_is_said(config_38b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every replica gathers the whole state of its parameters: nodes of 8 ranks hold hundreds of GB for a while."""
+    config = load_config(config_38b)
+    for asynchronous in (False, True):
+        train = config.train.model_copy(update={"save_asynchronously": asynchronous})
+        plan = make_plan(config.model_copy(update={"train": train}), "h100", 64, Assumptions())
+        setting = plan.best.setting
+        stages = [saving(setting, stage) for stage in range(setting.parallel.pipeline)]
+        least = 12 * trained_parameters(setting, rank_parameters(setting.spec, setting.parallel)[0])
+        assert stages[0].host >= least and (stages[0].held >= least) is asynchronous
+        show(plan, Console(width=200), 1)
+        text = capsys.readouterr().out
+        node = 8 * max(stage.host for stage in stages) / 2**30
+        assert f"GiB of host memory a rank, {node:,.1f} GiB a node" in text
+        assert ("a node until it is written" in text) is asynchronous
+    plain = replace(setting, train=train.model_copy(update={"distributed_optimizer": False}))
+    assert saving(plain, 0).device == 0.0
+    tight = replace(setting, row=replace(setting.row, tokens=64, squares=4096, targets=32))
+    assert rank_memory(tight, 0).workspace + rank_memory(tight, 0).kept >= saving(tight, 0).device
