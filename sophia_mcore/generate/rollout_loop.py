@@ -22,6 +22,7 @@ from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.records import Answer, Rollout
 from sophia_mcore.rl.devices import DeviceLock
+from sophia_mcore.rl.pauses import pauses
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.versions import DamagedVersionError, Version, damage_file, newest_version, note_damage
 from sophia_mcore.store.claims import Claim
@@ -29,8 +30,6 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash
 from sophia_mcore.verify.grade import Grader
 
-_SHORTEST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 2.0
 _DAMAGED_SECONDS = 5.0  # until a damaged version is looked at again
 
 Open = Callable[[Version], LivingEngine]
@@ -80,18 +79,17 @@ class Rollouts:
 
     def run(self) -> bool:
         """Work until the stage has ended. False: the trainer has given no sign of life for ``rl.patience_seconds``."""
-        pause = 0.0
+        wait = pauses()
         while True:
             if self._turn():
-                pause = 0.0
+                wait = pauses()
                 continue
             self._rest()
             if self.run_folder.rl.summary_file.is_file():
                 return True
             if self._alive.silent_seconds() > self.rl.patience_seconds:
                 return False
-            pause = max(_SHORTEST_PAUSE_SECONDS, min(2 * pause, _LONGEST_PAUSE_SECONDS))
-            time.sleep(pause)
+            time.sleep(next(wait))
 
     def close(self) -> None:
         """Give the devices back."""

@@ -18,8 +18,8 @@ _SHOWN = 4  # divisions beside the configuration's own
 def show_stage(plan: StagePlan, rl: Rl, gpus: int, console: Console) -> None:
     """Print the divisions of the GPUs and what a batch of the stage takes in each."""
     console.print(
-        f"on-policy stage: batches of {rl.questions_per_batch:,} x {rl.group} answers, {rl.updates_per_batch} updates "
-        f"each, {rl.batches:,} batches, lag {rl.lag}, {rl.placement}",
+        f"on-policy stage: batches of {rl.questions_per_batch:,} x {rl.group} answers, updates of "
+        f"{rl.samples_per_update} answers, {rl.batches:,} batches, lag {rl.lag}, {rl.placement}",
         highlight=False,
     )
     console.print("assumed: " + "; ".join(plan.assumed), highlight=False)

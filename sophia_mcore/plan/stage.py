@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sophia_mcore.config.engines import VllmEngine
@@ -135,7 +135,10 @@ def stage_work(config: Config, spec: ModelSpec, useful: float, given: Assumption
 
 
 def _answers_assumed(rl: Rl, given: Assumptions, work: Workload) -> tuple[str, ...]:
-    return () if given.response_tokens else (f"answers of {work.response.mean:,.0f} tokens (--response-tokens)",)
+    answers = () if given.response_tokens else (f"answers of {work.response.mean:,.0f} tokens (--response-tokens)",)
+    if not rl.rethink.share:
+        return answers
+    return (*answers, f"{rl.rethink.share:.0%} of them go on for {rethinking_tokens(rl):,.0f} tokens")
 
 
 def divisions(device: Device, gpus: int) -> Iterator[int]:
@@ -207,11 +210,25 @@ def play(
         used.device.bf16 * used.tensor
     )
     lengths = work.response.values(answers)
-    batches = batches_of(lengths, rl.questions_per_unit * rl.group, _BATCHES + rl.lag)
+    batches = batches_of(with_rethinking(rl, lengths), rl.questions_per_unit * rl.group, _BATCHES + rl.lag)
     parties = Parties(
         engines=engines, places=used.places, step=used.step, read=read, load=load, train=train, publish=publish
     )
     return simulate(batches, parties, rl.lag)
+
+
+def with_rethinking(rl: Rl, lengths: Sequence[float]) -> list[float]:
+    """A share of the answers goes on behind a trigger: there they are as much longer."""
+    more = rethinking_tokens(rl)
+    return [
+        length + (more if (number * rl.rethink.share) % 1.0 < rl.rethink.share else 0.0)
+        for number, length in enumerate(lengths)
+    ]
+
+
+def rethinking_tokens(rl: Rl) -> float:
+    """Tokens behind a trigger, on average: assumed, half of what is allowed."""
+    return 0.5 * rl.rethink.most_tokens if rl.rethink.share else 0.0
 
 
 def frozen_parameters(config: Config, spec: ModelSpec) -> float:

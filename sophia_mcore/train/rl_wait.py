@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from sophia_mcore.rl.devices import DeviceLock
+from sophia_mcore.rl.pauses import pauses
 from sophia_mcore.store.atomic import write_failed
 from sophia_mcore.weights.publish import together
 
 _EXCHANGE_SECONDS = 30.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 2.0
 _ALIVE_SECONDS = 30.0
 
 State = Literal["go", "wait", "stop"]
@@ -39,14 +39,14 @@ def wait_together(ready: Callable[[], bool], stop_asked: Callable[[], bool]) -> 
 
 
 def _look(ready: Callable[[], bool], stop_asked: Callable[[], bool]) -> State:
-    until, pause = time.monotonic() + _EXCHANGE_SECONDS, _FIRST_PAUSE_SECONDS
+    until, wait = time.monotonic() + _EXCHANGE_SECONDS, pauses()
     while not stop_asked():
         if ready():
             return "go"
+        pause = next(wait)
         if time.monotonic() + pause > until:
             return "wait"
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     return "stop"
 
 

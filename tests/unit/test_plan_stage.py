@@ -15,7 +15,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.plan.command import make_plan
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.show import show
-from sophia_mcore.plan.stage import StagePlan, divisions, old_logprob_seconds, stage_plan, useful_share
+from sophia_mcore.plan.stage import StagePlan, divisions, old_logprob_seconds, stage_plan, useful_share, with_rethinking
 from sophia_mcore.plan.turns import Parties, Turns, batches_of, simulate
 from sophia_mcore.plan.workload import Assumptions
 from tests.support import plan_models
@@ -166,6 +166,14 @@ def test_old_logprobs_are_a_part_of_the_updates(files: dict[str, Path]) -> None:
     assert old_logprob_seconds(engine.on_policy, stage.option) == 0.0
 
 
+def test_rethinking_samples_more(files: dict[str, Path]) -> None:
+    rl = Rl.model_validate({"rethink": {"share": 0.25, "most_tokens": 1000}})
+    assert with_rethinking(rl, [10.0] * 8) == [510.0, 10.0, 10.0, 10.0, 510.0, 10.0, 10.0, 10.0]
+    assert with_rethinking(Rl(), [10.0] * 8) == [10.0] * 8
+    plan = planned(load_config(files["internvl3-8b"], sets=[*SHARED, "rl.rethink.share=0.5"]), 8)
+    assert "50% of them go on for 512 tokens" in plan.assumed
+
+
 def test_resampling_samples_more(files: dict[str, Path]) -> None:
     plain = planned(load_config(files["internvl3-8b"], sets=[*SHARED, "rl.fill=none"]), 8, kept=0.25).own
     again = planned(load_config(files["internvl3-8b"], sets=[*SHARED, "rl.fill=resample"]), 8, kept=0.25).own
@@ -191,6 +199,6 @@ def test_the_plan_is_printed(files: dict[str, Path], capsys: pytest.CaptureFixtu
     plan = make_plan(load_config(files["internvl3-8b"], sets=SHARED), "h100", 8, Assumptions())
     show(plan, Console(width=140), 1)
     text = capsys.readouterr().out
-    assert "on-policy stage: batches of 64 x 8 answers, 1 updates each, 480 batches, lag 0, colocated" in text
+    assert "on-policy stage: batches of 64 x 8 answers, updates of 512 answers, 480 batches, lag 0, colocated" in text
     assert "8 shared" in text and "host memory of a shared node" in text
     assert "raise rl.questions_per_unit, up to 8 (one unit per engine)" in text
