@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,63 +13,30 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from examples.digits import world
 from sophia_mcore.records import Rollout
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
 from sophia_mcore.track.metrics import read_metrics
-from tests.parity.conftest import ROOT, rollout_environment
+from tests.support.digits_stage import POLICY, SYSTEM, finish, make_stage, start
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-POLICY = ROOT / "examples" / "digits" / "base" / "policy"
-SYSTEM = "Think step by step."
 TRIGGERS = {"questioning": " Wait, check again:", "verification": " Wait,", "correction": " In the image I see"}
 LEAST, MOST, PER_QUESTION = 2, 20, 2
 
-CONFIG = """
-[run]
-name = "rethink"
-folder = "run"
-[models]
-policy = "{policy}"
-reasoner = "{policy}" # not asked
-[environments]
-rollout = "{rollout}"
-[[data.questions]]
-kind = "jsonl"
-path = "data/train.jsonl"
-limit = 12
-[batch]
-sequence_length_tokens = 256
-max_tiles = 1
-long_thinking_prompt_file = "system.txt"
-[score]
-workers = 1
-[train]
-dtype = "float32"
-threads_per_process = 1
-[rl]
+RETHINK = f"""
 batches = 1
-questions_per_batch = 12
-group = 4
-samples_per_update = 48
-max_tokens = 48
-questions_per_unit = 6
-engine = {{ kind = "vllm", dtype = "float32", kv_cache_mib = 64, max_model_length_tokens = 256, enforce_eager = true }}
 [rl.train]
 learning_rate = 1e-4
 [rl.rethink]
 share = 1.0
 cut_share = 0.5
-least_tokens = {least}
-most_tokens = {most}
-per_question = {per_question}
+least_tokens = {LEAST}
+most_tokens = {MOST}
+per_question = {PER_QUESTION}
 temperature = 1.0
-questioning = "{questioning}"
-verification = "{verification}"
-correction = "{correction}"
-[track]
-enabled = false
+questioning = "{TRIGGERS["questioning"]}"
+verification = "{TRIGGERS["verification"]}"
+correction = "{TRIGGERS["correction"]}"
 """
 
 
@@ -80,16 +44,9 @@ enabled = false
 def run(tmp_path_factory: pytest.TempPathFactory, rollout_python: Path) -> RunFolder:
     """One batch of the digits' base model, which is right about half of its yes/no questions."""
     folder = tmp_path_factory.mktemp("rethink")
-    world.write_questions("train", 12, folder / "data")
-    (folder / "system.txt").write_text(SYSTEM)
-    values = {"least": LEAST, "most": MOST, "per_question": PER_QUESTION, **TRIGGERS}
-    (folder / "run.toml").write_text(CONFIG.format(policy=POLICY, rollout=rollout_python, **values))
-    done = subprocess.run(
-        [sys.executable, "-m", "sophia_mcore.cli", "rl", "run.toml"],
-        cwd=folder, capture_output=True, text=True, env={**os.environ, **rollout_environment()}, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return RunFolder(folder / "run")
+    made = make_stage(folder, rollout_python, questions=12, rl=RETHINK)
+    finish(start(folder))
+    return made
 
 
 def test_tokens_are_reused_and_the_rule_is_kept(run: RunFolder) -> None:
