@@ -37,6 +37,7 @@ class PhaseState:
     seconds_left: float | None = None
     stale: str = ""  # why its results do not hold any more, which makes it unfinished
     unchecked: bool = False  # its results are of a version that kept no records
+    note: str = ""  # a remark for `sophia status`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,6 @@ class WavesUnit:
         self._open = len(self._contests)
         self._left_out = 0
         self._cut_tokens = 0
-        self._begun_in_vain = 0
         self._steps = 0
         for contest in self._contests:
             self._begin(contest, list(contest.places))
@@ -130,7 +129,6 @@ class WavesUnit:
             return None
         counts = {
             "left_out": self.size - len(self._records),
-            "begun_in_vain": self._begun_in_vain,
             "tokens_in_vain": self._cut_tokens,
         }
         return [self._records[place] for place in sorted(self._records)], {"early_stop": counts}
@@ -175,7 +173,6 @@ class WavesUnit:
                 candidate = contest.found.pop(place, None)
                 if limit is not None and (candidate is None or rank(candidate) > limit):
                     self._records.pop(place, None)
-                    self._begun_in_vain += 1
                     self._cut_tokens += limit[0]
                     self._left_out += 1
         alive = [name for name in asked if not is_dead(self._rule, contest.standings[name].known)]

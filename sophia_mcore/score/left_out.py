@@ -24,6 +24,24 @@ class LeftOut:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Trajectories of some units. ``tokens_in_vain``: of those that were begun and then left out."""
+
+    stored: int
+    left_out: int
+    tokens_in_vain: int
+
+
+def counted(shards: Sequence[Path]) -> Counts:
+    """From the shards' metadata alone."""
+    found: Counter[str] = Counter()
+    for path in shards:
+        metadata = read_metadata(path)
+        found.update({**metadata["metadata"].get("early_stop", {}), "stored": metadata["rows"]})
+    return Counts(found["stored"], found["left_out"], found["tokens_in_vain"])
+
+
 def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]) -> LeftOut:
     """Count what ``reasoning.waves`` has left out; nothing without it.
 
@@ -40,25 +58,21 @@ def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candid
             f"{question!r}: sampling stopped by verdicts or a reward that hold no longer (reasoning.waves); move the "
             "folder away and run `sophia generate` again"
         )
+    counts = counted(shards)
     stored = Counter((one.question_id, one.caption_id) for one in candidates)
     questions = {one.question_id for one in candidates}
     pairs = len(questions) * config.captions.per_image
-    counts: Counter[str] = Counter()
-    for path in shards:
-        counts.update(read_metadata(path)["metadata"].get("early_stop", {}))
-    tokens = sum(one.length for one in candidates) + counts["tokens_in_vain"]
-    expected = pairs * config.reasoning.per_caption
-    unasked = counts["left_out"] - counts["begun_in_vain"]
-    mean = sum(one.length for one in candidates) / max(1, len(candidates))
+    tokens = sum(one.length for one in candidates)
     return LeftOut(
         config.reasoning.per_caption,
         {
             "early_stop": {
                 "waves": list(config.reasoning.waves),
                 "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
-                "trajectories_left_out": expected - len(candidates),
-                "tokens_sampled": tokens,
-                "tokens_saved": round(unasked * mean),  # estimated: nobody knows how long they would have become
+                "trajectories_left_out": counts.left_out,
+                "tokens_sampled": tokens + counts.tokens_in_vain,
+                # as if they had become as long as the stored ones are on average, which nobody knows
+                "tokens_saved": max(0, round(counts.left_out * tokens / max(1, counts.stored)) - counts.tokens_in_vain),
             }
         },
     )
