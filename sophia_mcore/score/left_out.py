@@ -10,7 +10,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.score.early_stop import Rule, unjustified
+from sophia_mcore.score.early_stop import Cut, Rule, unjustified
 from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_metadata
@@ -26,20 +26,31 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Counts:
-    """Trajectories of some units. ``tokens_in_vain``: of those that were begun and then left out."""
+    """Trajectories of some units. ``tokens_in_vain``: of those that were begun and then left out, at least.
+
+    ``cuts``: by question.
+    """
 
     stored: int
     left_out: int
     tokens_in_vain: int
+    cuts: dict[str, Cut]
 
 
 def counted(shards: Sequence[Path]) -> Counts:
     """From the shards' metadata alone."""
-    found: Counter[str] = Counter()
+    stored = left_out = in_vain = 0
+    cuts: dict[str, Cut] = {}
     for path in shards:
         metadata = read_metadata(path)
-        found.update({**metadata["metadata"].get("early_stop", {}), "stored": metadata["rows"]})
-    return Counts(found["stored"], found["left_out"], found["tokens_in_vain"])
+        found = metadata["metadata"].get("early_stop", {})
+        stored += metadata["rows"]
+        left_out += found.get("left_out", 0)
+        in_vain += found.get("tokens_in_vain", 0)
+        for question, cut in found.get("cut", {}).items():
+            length, name = cut["bar"]
+            cuts[question] = Cut((length, name), frozenset(cut["captions"]))
+    return Counts(stored, left_out, in_vain, cuts)
 
 
 def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]) -> LeftOut:
@@ -51,14 +62,14 @@ def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candid
     if config.reasoning.waves is None:
         return LeftOut()
     rule = Rule(config.reward, config.reasoning.per_caption)
-    if found := unjustified(rule, candidates):
+    counts = counted(shards)
+    if found := unjustified(rule, candidates, counts.cuts):
         question, caption = found[0]
         raise SophiaError(
             f"{folder.trajectories}: {len(found)} captions have too few trajectories, such as {caption} of question "
             f"{question!r}: sampling stopped by verdicts or a reward that hold no longer (reasoning.waves); move the "
             "folder away and run `sophia generate` again"
         )
-    counts = counted(shards)
     stored = Counter((one.question_id, one.caption_id) for one in candidates)
     questions = {one.question_id for one in candidates}
     pairs = len(questions) * config.captions.per_image
