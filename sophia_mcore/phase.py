@@ -37,6 +37,7 @@ class PhaseState:
     seconds_left: float | None = None
     stale: str = ""  # why its results are no longer valid; such a phase is not finished
     unchecked: bool = False  # its results have no record of their settings and inputs
+    note: str = ""  # a remark for `sophia status`
 
 
 @dataclass(frozen=True, kw_only=True)

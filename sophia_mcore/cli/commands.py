@@ -232,6 +232,7 @@ def plan(
     tiles: Annotated[float | None, typer.Option(min=0, help="Mean number of tiles, or images, of a question.")] = None,
     image_tokens: Annotated[float | None, typer.Option(help="Mean tokens of an image, where sizes vary.")] = None,
     kept: Annotated[float | None, typer.Option(help="Share of the questions that keep a trajectory.")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="Share of right trajectories, for reasoning.waves.")] = None,
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Rates from what tests/gpu/blocks.py measured.")
     ] = None,
@@ -254,6 +255,7 @@ def plan(
         tiles=tiles,
         kept=kept,
         image_tokens=image_tokens,
+        accuracy=accuracy,
     )
     loaded = load(config, overlay, set_)
     if write is not None:

@@ -83,6 +83,10 @@ class Streaming(Protocol):
     def across_units(self) -> bool:
         """Whether the units of a phase may be sampled together."""
 
+    @property
+    def cuts(self) -> bool:
+        """Whether running requests can be given up."""
+
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
     ) -> Iterator[tuple[Key, Completion]]:
@@ -91,7 +95,7 @@ class Streaming(Protocol):
         ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
         called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
         same time can change the last bits of log-probs, and so, now and then, a token. ``cut`` is called after each
-        step; what it names is given up and never returned (engines that do not know what they have so far ignore it).
+        step; what it names is given up and never returned. An engine that cannot do that (``cuts``) never asks.
         Raises RequestError for a request that cannot be answered, where it is known which one.
         """
 

@@ -1,8 +1,8 @@
 """Keeps an engine full across work units: requests of the next unit join while the longest of one are running.
 
 It is the way of the on-policy stage (``generate.rollout_stream``): both feed ``engine.Streaming.stream``. An engine
-without it, or with ``across_units`` off, gets the requests of one unit after the other; what is done with them is the
-same.
+without it, or with ``across_units`` off, gets the requests of one unit after the other, and they are one call of
+``generate`` unless requests are given up on the way. What is done with the texts is the same.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 from sophia_mcore.generate.engine import Completion, Engine, Request, RequestError, Streaming
@@ -29,32 +30,45 @@ class Tally:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._seconds = 0.0
+        self._since = time.monotonic()
         self.tokens = 0
-        self.seconds = 0.0
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """The time of the body is that of an engine at work."""
+        self._since = time.monotonic()
+        yield
+        self._seconds += time.monotonic() - self._since
 
     def show(self) -> None:
-        """One line beside the progress bar."""
-        self._progress.note(f"{self.tokens:,} tokens, {self.tokens / max(self.seconds, 1e-9):,.0f}/s")
+        """One line beside the progress bar, in the body of ``sampling`` or behind it."""
+        seconds = max(self._seconds + time.monotonic() - self._since, 1e-9)
+        self._progress.note(f"{self.tokens:,} tokens, {self.tokens / seconds:,.0f}/s")
 
 
-def fill(first: Unit, held: Held, engine: Engine, begin: Begin, tally: Tally) -> None:
+def fill(first: Unit, held: Held, engine: Engine, begin: Begin, tally: Tally, *, cutting: bool = False) -> None:
     """Sample ``first`` and, where the engine takes units together, whatever further units are free.
 
-    Each ends in ``held``, as done or as failed. Raises what ``held.fail`` raises.
+    ``cutting``: the units give requests up, so that an engine which can do that should. Each unit ends in ``held``, as
+    done or as failed. Raises what ``held.fail`` raises.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="verdicts") as pool:
         try:
-            _Filling(held, engine, begin, tally, pool).run(first)
+            _Filling(held, engine, begin, tally, pool, cutting).run(first)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 class _Filling:
-    def __init__(self, held: Held, engine: Engine, begin: Begin, tally: Tally, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, held: Held, engine: Engine, begin: Begin, tally: Tally, pool: ThreadPoolExecutor, cutting: bool
+    ) -> None:
         self._held, self._begin_work, self._tally, self._pool = held, begin, tally, pool
         self._engine = engine
         self._together = isinstance(engine, Streaming) and engine.across_units
+        self._streams = self._together or (cutting and isinstance(engine, Streaming) and engine.cuts)
         self._works: dict[str, UnitWork] = {}  # in the order in which they began
         self._jobs: dict[str, Future[Any]] = {}
         self._running: dict[Key, Request] = {}
@@ -67,20 +81,20 @@ class _Filling:
         """Sample until all that is held is written."""
         self._begin(first)
         while self._works:
-            began = time.monotonic()
-            try:
-                if self._together:
-                    assert isinstance(self._engine, Streaming)
-                    stream = self._engine.stream(self._more, self._some_job_is_done, self._cut)
-                else:
-                    stream = self._in_turn()
-                for key, completion in stream:
-                    self._take(key, completion)
-            except Exception as error:
-                self._fail(error)
-            self._tally.seconds += time.monotonic() - began
-            wait(self._jobs.values())
-            self._collect()
+            with self._tally.sampling():
+                try:
+                    for key, completion in self._stream():
+                        self._take(key, completion)
+                except Exception as error:
+                    self._fail(error)
+                wait(self._jobs.values())
+                self._collect()
+
+    def _stream(self) -> Iterator[tuple[Key, Completion]]:
+        if not self._streams:
+            return self._in_turn()
+        assert isinstance(self._engine, Streaming)
+        return self._engine.stream(self._more, self._some_job_is_done, self._cut)
 
     def _begin(self, unit: Unit) -> None:
         self._begun += 1
@@ -137,7 +151,7 @@ class _Filling:
             return
         self._works[name].take(place, completion)
         self._start_job(name)
-        if self._together:
+        if self._streams:
             self._report(sum(work.over for work in self._works.values()))
 
     def _report(self, over: int) -> None:

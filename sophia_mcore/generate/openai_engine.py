@@ -81,6 +81,10 @@ class OpenAIEngine:
     def across_units(self) -> bool:
         return self._config.across_units
 
+    @property
+    def cuts(self) -> bool:
+        return False
+
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
     ) -> Iterator[tuple[Key, Completion]]:

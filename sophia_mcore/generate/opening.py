@@ -69,6 +69,10 @@ class LazyEngine:
     def across_units(self) -> bool:
         return isinstance(self.engine, Streaming) and self.engine.across_units
 
+    @property
+    def cuts(self) -> bool:
+        return isinstance(self.engine, Streaming) and self.engine.cuts
+
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
     ) -> Iterator[tuple[Key, Completion]]:

@@ -13,7 +13,7 @@ from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.answers import grade_item
 from sophia_mcore.generate.captions import caption_queue
-from sophia_mcore.generate.engine import Engine, Request
+from sophia_mcore.generate.engine import Engine, Request, Streaming
 from sophia_mcore.generate.phase import Asked, read_questions
 from sophia_mcore.generate.sampling import sample_units
 from sophia_mcore.generate.unit_work import WholeUnit
@@ -53,13 +53,14 @@ def generate_trajectories(round: Round, engine: Engine, progress: Progress) -> i
     if round.config.reasoning.waves is None:
         return sample_units(name, queue, Trajectory, engine, progress, begin=whole, settings=settings)
     with open_grader(round.config.score) as grader:
-        begin = partial(_in_waves, round.config, questions, ask, partial(_verdicts, grader, questions))
+        begin = partial(_in_waves, round.config, engine, questions, ask, partial(_verdicts, grader, questions))
         settings |= {"waves": early_stop_label(round.config)}
-        return sample_units(name, queue, Trajectory, engine, progress, begin=begin, settings=settings)
+        return sample_units(name, queue, Trajectory, engine, progress, begin=begin, settings=settings, cutting=True)
 
 
 def _in_waves(
     config: Config,
+    engine: Engine,
     questions: Mapping[str, Question],
     ask: Callable[[Question], dict[str, list[Asked[Trajectory]]]],
     grade: Grade,
@@ -68,7 +69,9 @@ def _in_waves(
 ) -> WavesUnit:
     asked = [ask(questions[item]) for item in unit.items]
     waves = waves_of(config.reasoning.waves or (), config.reasoning.per_caption)
-    return WavesUnit(unit, asked, model_digest, grade, Rule(config.reward, config.reasoning.per_caption), waves)
+    rule = Rule(config.reward, config.reasoning.per_caption)
+    cuts = isinstance(engine, Streaming) and engine.cuts
+    return WavesUnit(unit, asked, model_digest, grade, rule, waves, cuts=cuts)
 
 
 def _verdicts(

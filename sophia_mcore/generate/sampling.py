@@ -52,8 +52,9 @@ def sample_units(
     *,
     begin: Callable[[Unit, str], UnitWork],
     settings: Mapping[str, str],
+    cutting: bool = False,
 ) -> int:
-    """As ``run_phase``, with ``begin(unit, model digest)`` in place of ``ask`` and ``grade``."""
+    """As ``run_phase``; ``begin(unit, model digest)`` replaces ``ask`` and ``grade``, ``cutting`` is as for ``fill``."""
     metadata: dict[str, str] = dict(settings)
     tally = Tally(progress)
 
@@ -62,7 +63,7 @@ def sample_units(
             digest = engine.model_digest  # opens the engine
             _check_same(queue, {**metadata, "model_digest": digest})
             metadata["model_digest"] = digest
-        fill(unit, held, engine, lambda one: begin(one, metadata["model_digest"]), tally)
+        fill(unit, held, engine, lambda one: begin(one, metadata["model_digest"]), tally, cutting=cutting)
 
     return run_joined(queue, record_type, work, counting(progress, name), metadata=metadata)
 

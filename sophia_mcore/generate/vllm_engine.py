@@ -124,6 +124,10 @@ class VllmEngine:
     def across_units(self) -> bool:
         return self._across_units
 
+    @property
+    def cuts(self) -> bool:
+        return True
+
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
     ) -> Iterator[tuple[Key, Completion]]:

@@ -33,6 +33,7 @@ Captions = Mapping[str, Sequence[Asked[Trajectory]]]  # caption id -> its N traj
 class _Contest:
     """One question: its captions in the present wave. ``places`` are those of each caption, by n."""
 
+    question: str
     places: Mapping[str, Sequence[int]]
     standings: dict[str, Standing] = field(default_factory=dict)
     running: dict[int, str] = field(default_factory=dict)  # place -> caption: not ended, or not graded yet
@@ -42,7 +43,10 @@ class _Contest:
 
 
 class WavesUnit:
-    """Implements ``unit_work.UnitWork``. ``questions``: the captions of each question of the unit, in order."""
+    """Implements ``unit_work.UnitWork``. ``questions``: the captions of each question of the unit, in order.
+
+    ``cuts``: the engine can give up running requests. If not, all that is asked ends and is stored.
+    """
 
     def __init__(
         self,
@@ -52,20 +56,22 @@ class WavesUnit:
         grade: Grade,
         rule: Rule,
         waves: Sequence[range],
+        *,
+        cuts: bool,
     ) -> None:
-        self.unit = unit
+        self.unit, self._cuts = unit, cuts
         self._digest, self._grade, self._rule, self._waves = model_digest, grade, rule, waves
         self._asked: list[Asked[Trajectory]] = []
         self._ids: list[str] = []
         self._contests: list[_Contest] = []
         self._contest_of: list[_Contest] = []  # by place
-        for captions in questions:
+        for question, captions in zip(unit.items, questions, strict=True):
             places = {}
             for caption, asked in captions.items():
                 places[caption] = range(len(self._asked), len(self._asked) + len(asked))
                 self._ids += [one.id for one in asked]
                 self._asked += asked
-            contest = _Contest(places, {name: Standing() for name in captions})
+            contest = _Contest(question, places, {name: Standing() for name in captions})
             self._contests.append(contest)
             self._contest_of += [contest] * (len(self._asked) - len(self._contest_of))
         self.size = len(self._asked)
@@ -76,7 +82,7 @@ class WavesUnit:
         self._open = len(self._contests)
         self._left_out = 0
         self._cut_tokens = 0
-        self._begun_in_vain = 0
+        self._cut_captions: dict[str, dict[str, Any]] = {}  # by question: the bar, and captions that were cut there
         self._steps = 0
         for contest in self._contests:
             self._begin(contest, list(contest.places))
@@ -109,9 +115,7 @@ class WavesUnit:
             standing.ended.append(candidate)
             touched[id(contest)] = contest
         for contest in touched.values():
-            known = [standing.known for standing in contest.standings.values()]
-            decided = self._is_last(contest) and bar(self._rule, known) is not None
-            contest.watched = decided or bool(limits(self._rule, contest.standings))
+            contest.watched = self._cuts and self._may_be_useless(contest)
             self._next(contest)
 
     def cut(self, tokens: TokensOf) -> list[int]:
@@ -130,8 +134,8 @@ class WavesUnit:
             return None
         counts = {
             "left_out": self.size - len(self._records),
-            "begun_in_vain": self._begun_in_vain,
             "tokens_in_vain": self._cut_tokens,
+            "cut": self._cut_captions,
         }
         return [self._records[place] for place in sorted(self._records)], {"early_stop": counts}
 
@@ -148,6 +152,12 @@ class WavesUnit:
 
     def _is_last(self, contest: _Contest) -> bool:
         return contest.wave == len(self._waves) - 1
+
+    def _may_be_useless(self, contest: _Contest) -> bool:
+        """Whether running trajectories of a question are of no use, or will be when they are longer."""
+        known = [standing.known for standing in contest.standings.values()]
+        decided = self._is_last(contest) and bar(self._rule, known) is not None
+        return decided or bool(limits(self._rule, contest.standings))
 
     def _cut(self, contest: _Contest, tokens: TokensOf) -> list[int]:
         """The running trajectories of a question that have become of no use."""
@@ -168,16 +178,9 @@ class WavesUnit:
         if contest.running:
             return
         asked = [name for name, standing in contest.standings.items() if not is_dead(self._rule, standing.earlier)]
-        found = limits(self._rule, contest.standings)
-        for name in asked:
-            limit = found.get(name)
-            for place in [contest.places[name][n] for n in self._waves[contest.wave]]:
-                candidate = contest.found.pop(place, None)
-                if limit is not None and (candidate is None or rank(candidate) > limit):
-                    self._records.pop(place, None)
-                    self._begun_in_vain += 1
-                    self._cut_tokens += limit[0]
-                    self._left_out += 1
+        if self._cuts:
+            self._leave_out(contest, asked)
+        contest.found.clear()
         alive = [name for name in asked if not is_dead(self._rule, contest.standings[name].known)]
         for standing in contest.standings.values():
             standing.earlier, standing.ended = standing.known, []
@@ -189,6 +192,20 @@ class WavesUnit:
         else:
             self._left_out += later * len(asked)
             self._open -= 1
+
+    def _leave_out(self, contest: _Contest, captions: Sequence[str]) -> None:
+        """Forget what is of no use, whether it was cut or had ended before."""
+        behind = bar(self._rule, [standing.known for standing in contest.standings.values()])
+        for name, limit in limits(self._rule, contest.standings).items():
+            places = [contest.places[name][n] for n in self._waves[contest.wave]] if name in captions else []
+            useless = [p for p in places if p not in contest.found or rank(contest.found[p]) > limit]
+            for place in useless:
+                self._records.pop(place, None)
+            self._cut_tokens += limit[0] * len(useless)
+            self._left_out += len(useless)
+            if useless and limit == behind:
+                cut = self._cut_captions.setdefault(contest.question, {"bar": list(limit), "captions": []})
+                cut["captions"].append(name)
 
 
 def _length(record: Trajectory) -> int:

@@ -86,7 +86,10 @@ def reasoning(round: Round) -> list[Part]:
         Part(
             name="trajectories",
             results={"trajectories": round.folder.trajectories},
-            settings=("run.seed", "models.reasoner", "reasoning"),
+            settings=(
+                *("run.seed", "models.reasoner", "reasoning"),
+                *(("reward",) if round.config.reasoning.waves is not None else ()),  # decides what is left out
+            ),
             reads=(("questions", 0), ("captions", round.index)),
         )
     ]

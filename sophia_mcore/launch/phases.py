@@ -55,6 +55,7 @@ REASONING = Phase(
     needs=("captions",),
     preflight=True,
     units=readers.reasoning_units,
+    state=readers.reasoning_state,
     engine=lambda config: config.reasoning.engine,
     settings=("run.seed", "models.reasoner", "reasoning"),
     parts=parts.reasoning,

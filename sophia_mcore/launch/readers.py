@@ -16,6 +16,7 @@ from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.versions import newest_version
+from sophia_mcore.score.left_out import counted
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
@@ -76,6 +77,18 @@ def reasoning_units(round: Round) -> list[UnitQueue]:
     if not round.run.questions_file.is_file():
         return []
     return [reasoning_queue(round, _ids(round.run.questions_file))]
+
+
+def reasoning_state(round: Round, phase: str) -> PhaseState:
+    """With what an early stop has left out so far."""
+    found = state_of_units(phase, round.index, reasoning_units(round))
+    if round.config.reasoning.waves is None or not found.done:
+        return found
+    counts = counted(shard_files(round.folder.trajectories))
+    share = counts.left_out / max(1, counts.left_out + counts.stored)
+    return replace(
+        found, note=f"early stop: {counts.left_out:,} trajectories left out, {share:.0%} of those due so far"
+    )
 
 
 def evaluation_units(round: Round) -> list[UnitQueue]:

@@ -37,7 +37,7 @@ def round_phases(
 ) -> list[Phase]:
     """The phases of a round in order; each uses all GPUs. Raises SophiaError where an engine fits no node."""
     captions = work.questions * work.captions
-    trajectories = captions * work.trajectories
+    trajectories = round(captions * work.trajectories * work.sampled)
     parameters = model_parameters(spec)
     assert best.time is not None
     training = work.steps * best.time.total
@@ -64,6 +64,10 @@ def round_phases(
             "trajectories", reasoner, config.reasoning.engine, trajectories, prompt, work.response, device, gpus, 0.0
         )
     )
+    if work.sampled < 1.0:
+        second = replace(
+            second, note=f"{second.note}; early stop leaves {work.sampled:.0%} of {captions:,} x {work.trajectories}"
+        )
     return [
         first,
         second,
@@ -114,7 +118,12 @@ def storage(config: Config, spec: ModelSpec, work: Workload) -> dict[str, float]
     values = work.response.values()
     return {
         "captions": captions * work.caption.mean * STORED_BYTES_PER_TOKEN,
-        "trajectories": captions * work.trajectories * sum(values) / len(values) * STORED_BYTES_PER_TOKEN,
+        "trajectories": captions
+        * work.trajectories
+        * work.sampled
+        * sum(values)
+        / len(values)
+        * STORED_BYTES_PER_TOKEN,
         "checkpoints": (config.train.keep_checkpoints + 1) * checkpoint_bytes(config, spec),
         "export": 2.0 * model_parameters(spec),
     }

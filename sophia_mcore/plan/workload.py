@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -12,6 +13,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.plan.memory import Row, picture_of
 from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.score.early_stop import Rule, waves_of
 
 PAPER_QUESTIONS = 80_000  # arXiv 2507.16814: about 80K questions
 _MOST = 1e12  # of anything that can be given
@@ -50,6 +52,7 @@ class Workload:
     caption: Lengths
     response: Lengths
     kept: float  # share of the questions that keep a trajectory
+    sampled: float = 1.0  # share of the K x N trajectories that are sampled (reasoning.waves)
     sequence_length: int
     global_batch: int
     steps: int
@@ -103,6 +106,29 @@ class Assumptions:
     tiles: float | None = None
     image_tokens: float | None = None
     kept: float | None = None
+    accuracy: float | None = None
+
+
+def sampled_share(accuracy: float, rule: Rule, waves: Sequence[range]) -> float:
+    """Expected share of a caption's N trajectories that are sampled in ``waves``, where ``accuracy`` of all are right.
+
+    A caption is mostly right or mostly wrong: its own share of right answers is drawn from Beta(accuracy, 1 -
+    accuracy), so that outcomes are beta-binomial. Trajectories that are cut within a wave are not counted as saved.
+    """
+    right, wrong = max(accuracy, 1e-9), max(1.0 - accuracy, 1e-9)
+    total = 0.0
+    for wave in waves:
+        before = wave.start
+        alive = sum(
+            math.comb(before, w) * math.exp(_log_beta(wrong + w, right + before - w) - _log_beta(wrong, right))
+            for w in range(min(rule.fatal, before + 1))
+        )
+        total += len(wave) * min(1.0, alive)
+    return total / rule.per_caption
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
@@ -119,6 +145,8 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         raise UsageError(f"--tiles {given.tiles}: must be from 0 to {_MOST:.0e}")
     if given.kept is not None and given.kept > 1:
         raise UsageError(f"--kept {given.kept}: a share of the questions, at most 1")
+    if given.accuracy is not None and not 0 <= given.accuracy <= 1:
+        raise UsageError(f"--accuracy {given.accuracy}: a share of the trajectories, from 0 to 1")
     limits = [source.limit for source in config.data.questions]
     listed = sum(limit for limit in limits if limit is not None) if all(limits) else None
     known = given.questions or listed
@@ -132,6 +160,9 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     tiles = given.tiles if given.tiles is not None else 1.0 if vary else 0.5 * (config.batch.max_tiles + 1)
     kept = given.kept or 0.5
     questions = known or PAPER_QUESTIONS
+    accuracy = 0.5 if given.accuracy is None else given.accuracy
+    waves = waves_of(config.reasoning.waves or (), config.reasoning.per_caption) if config.reasoning.waves else []
+    rule = Rule(config.reward, config.reasoning.per_caption)
     assumed = [
         *([] if known else [f"{PAPER_QUESTIONS:,} questions (the paper's; --questions)"]),
         *([] if given.response_tokens else [f"trajectories of {response:,.0f} tokens on average (--response-tokens)"]),
@@ -139,6 +170,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         *([] if given.tiles is not None else [f"{tiles:g} {'images' if vary else 'tiles'} per question (--tiles)"]),
         *([about] if about else []),
         *([] if given.kept else [f"{kept:.0%} of the questions keep a trajectory (--kept)"]),
+        *([f"{accuracy:.0%} of the trajectories are right (--accuracy)"] if waves and given.accuracy is None else []),
     ]
     samples = questions * kept * config.reward.keep
     share = 1.0 - sum(mixture.share for mixture in config.batch.mixtures)
@@ -155,6 +187,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         caption=Lengths(mean=caption, spread=0.5, limit=caption_limit),
         response=Lengths(mean=response, spread=spread, limit=limit),
         kept=kept,
+        sampled=sampled_share(accuracy, rule, waves) if waves else 1.0,
         sequence_length=config.batch.sequence_length_tokens,
         global_batch=batch,
         steps=config.train.steps or math.ceil(config.train.epochs * samples / share / batch),

@@ -19,7 +19,7 @@ _COUNTS = dict[str, int]
 _KEPT = {
     "questions": int, "captions": int, "trajectories": int, "kept": int, "caption_reward_mean": float,
     "verdicts": _COUNTS, "dropped": _COUNTS, "thoughts": _COUNTS,
-    "verifier_versions": list[str],
+    "verifier_versions": list[str], "early_stop": dict[str, Any],
 }  # fmt: skip
 _TRAINED = {
     "steps": int, "loss_first": float | None, "loss_last": float | None, "logprob_before": float | None,
@@ -38,7 +38,8 @@ def collect(
 
     {"run", "rounds": [{"round", "questions", "captions", "trajectories", "kept", "caption_reward_mean",
     "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "second_opinion", "dropped",
-    "thoughts", "seconds": {phase: seconds}, "train": {"steps", "loss_first", "loss_last", ...}}],
+    "thoughts", "early_stop": {"tokens_saved", ...}, "seconds": {phase: seconds},
+    "train": {"steps", "loss_first", "loss_last", ...}}],
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
     A part that is not there yet is absent and named in "missing", and so is a damaged file. "stale": the phases whose
     results were made with other settings or from other results than those of now; "unchecked": a line when for some
@@ -124,7 +125,8 @@ def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -
         stored |= {"verdicts": len(verdicts["verdict"]), "kept": len(records(folder.kept_file, Kept, problems))}
         missing += _lost(index, kept, stored)
     if captions or trajectories:
-        entry["tokens_generated"] = sum(captions) + sum(trajectories)
+        sampled = entry.get("early_stop", {}).get("tokens_sampled", sum(trajectories))
+        entry["tokens_generated"] = sum(captions) + sampled
     entry.update(_grading(folder, verdicts, problems))
     train = read_json(folder.train_summary_file, problems, _TRAINED)
     if train is None:

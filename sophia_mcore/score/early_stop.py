@@ -136,10 +136,18 @@ def to_cut(standing: Standing, limit: Rank) -> list[str]:
     return [name for name, tokens in standing.running.items() if tokens and (tokens + 1, name) > limit]
 
 
-def unjustified(rule: Rule, candidates: Iterable[Candidate]) -> list[PairKey]:
+@dataclass(frozen=True)
+class Cut:
+    """The captions of a question of whose last wave nothing is stored that ranks behind ``bar``."""
+
+    bar: Rank
+    captions: frozenset[str]
+
+
+def unjustified(rule: Rule, candidates: Iterable[Candidate], cuts: Mapping[str, Cut]) -> list[PairKey]:
     """(question, caption) of captions with less than N trajectories that may change the kept set after all.
 
-    None is found in what sampling with the same rule has left, unless the verdicts have changed since.
+    ``cuts``: by question. None is found in what sampling with the same rule has left, unless verdicts have changed.
     """
     questions: dict[str, dict[str, list[Candidate]]] = {}
     for candidate in candidates:
@@ -151,7 +159,9 @@ def unjustified(rule: Rule, candidates: Iterable[Candidate]) -> list[PairKey]:
         for caption, known in captions.items():
             if len(known) >= rule.per_caption or _is_hopeless(rule, known):
                 continue
-            if behind is None or _can_be_kept(rule.reward, Standing(earlier=known), behind):
+            cut = cuts.get(question)
+            was_cut = cut is not None and caption in cut.captions and behind is not None and behind <= cut.bar
+            if not was_cut or _can_be_kept(rule.reward, Standing(earlier=known), behind):
                 found.append((question, caption))
     return found
 
@@ -169,8 +179,10 @@ def _fatal_rank(rule: Rule, standing: Standing) -> Rank | None:
     return wrong[missing - 1] if 0 < missing <= len(wrong) else None
 
 
-def _can_be_kept(reward: Reward, standing: Standing, behind: Rank) -> bool:
+def _can_be_kept(reward: Reward, standing: Standing, behind: Rank | None) -> bool:
     """Whether a trajectory of the caption, taken by itself, may be among the kept ones of its question."""
+    if behind is None:
+        return True
     if any((tokens + 1 if tokens else 0, name) <= behind for name, tokens in standing.running.items()):
         return True
     return any(_may_qualify(reward, candidate) and rank(candidate) <= behind for candidate in standing.known)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.score.early_stop import Rule, unjustified
+from sophia_mcore.score.early_stop import Cut, Rule, unjustified
 from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_metadata
@@ -24,6 +24,35 @@ class LeftOut:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Trajectories of some units. ``tokens_in_vain``: of those that were begun and then left out, at least.
+
+    ``cuts``: by question.
+    """
+
+    stored: int
+    left_out: int
+    tokens_in_vain: int
+    cuts: dict[str, Cut]
+
+
+def counted(shards: Sequence[Path]) -> Counts:
+    """From the shards' metadata alone."""
+    stored = left_out = in_vain = 0
+    cuts: dict[str, Cut] = {}
+    for path in shards:
+        metadata = read_metadata(path)
+        found = metadata["metadata"].get("early_stop", {})
+        stored += metadata["rows"]
+        left_out += found.get("left_out", 0)
+        in_vain += found.get("tokens_in_vain", 0)
+        for question, cut in found.get("cut", {}).items():
+            length, name = cut["bar"]
+            cuts[question] = Cut((length, name), frozenset(cut["captions"]))
+    return Counts(stored, left_out, in_vain, cuts)
+
+
 def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]) -> LeftOut:
     """Count what ``reasoning.waves`` has left out; nothing without it.
 
@@ -33,7 +62,8 @@ def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candid
     if config.reasoning.waves is None:
         return LeftOut()
     rule = Rule(config.reward, config.reasoning.per_caption)
-    if found := unjustified(rule, candidates):
+    counts = counted(shards)
+    if found := unjustified(rule, candidates, counts.cuts):
         question, caption = found[0]
         raise SophiaError(
             f"{folder.trajectories}: {len(found)} captions have too few trajectories, such as {caption} of question "
@@ -43,22 +73,17 @@ def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candid
     stored = Counter((one.question_id, one.caption_id) for one in candidates)
     questions = {one.question_id for one in candidates}
     pairs = len(questions) * config.captions.per_image
-    counts: Counter[str] = Counter()
-    for path in shards:
-        counts.update(read_metadata(path)["metadata"].get("early_stop", {}))
-    tokens = sum(one.length for one in candidates) + counts["tokens_in_vain"]
-    expected = pairs * config.reasoning.per_caption
-    unasked = counts["left_out"] - counts["begun_in_vain"]
-    mean = sum(one.length for one in candidates) / max(1, len(candidates))
+    tokens = sum(one.length for one in candidates)
     return LeftOut(
         config.reasoning.per_caption,
         {
             "early_stop": {
                 "waves": list(config.reasoning.waves),
                 "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
-                "trajectories_left_out": expected - len(candidates),
-                "tokens_sampled": tokens,
-                "tokens_saved": round(unasked * mean),  # estimated: nobody knows how long they would have become
+                "trajectories_left_out": counts.left_out,
+                "tokens_sampled": tokens + counts.tokens_in_vain,
+                # as if they had become as long as the stored ones are on average, which nobody knows
+                "tokens_saved": max(0, round(counts.left_out * tokens / max(1, counts.stored)) - counts.tokens_in_vain),
             }
         },
     )

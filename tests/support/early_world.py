@@ -13,7 +13,7 @@ from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.phase import Asked
 from sophia_mcore.generate.waves import WavesUnit
 from sophia_mcore.records import Trajectory, VerdictName
-from sophia_mcore.score.early_stop import Rule, waves_of
+from sophia_mcore.score.early_stop import Cut, Rule, waves_of
 from sophia_mcore.score.reward import Candidate, select, visual_rewards
 from sophia_mcore.store.units import Unit
 
@@ -55,7 +55,7 @@ def make_world(
     return World(candidates, questions, captions, per_caption)
 
 
-def unit_of(world: World, reward: Reward, waves: Sequence[int]) -> WavesUnit:
+def unit_of(world: World, reward: Reward, waves: Sequence[int], *, cuts: bool = True) -> WavesUnit:
     """The whole world as one work unit."""
 
     def asked(q: int, k: int, n: int) -> Asked[Trajectory]:
@@ -73,7 +73,7 @@ def unit_of(world: World, reward: Reward, waves: Sequence[int]) -> WavesUnit:
     ]
     items = tuple(f"q{q}" for q in range(world.questions))
     rule = Rule(reward, per_caption)
-    return WavesUnit(Unit("0", items), questions, "d" * 64, grade, rule, waves_of(waves, per_caption))
+    return WavesUnit(Unit("0", items), questions, "d" * 64, grade, rule, waves_of(waves, per_caption), cuts=cuts)
 
 
 def ids_by_place(world: World) -> list[str]:
@@ -110,6 +110,14 @@ def sample(
                 del running[place]
     assert not running
     return [record.id for record in outcome[0]], tokens
+
+
+def cuts_of(unit: WavesUnit) -> dict[str, Cut]:
+    """What the unit's metadata says of captions that were cut."""
+    outcome = unit.outcome()
+    assert outcome is not None
+    cut = outcome[1]["early_stop"]["cut"]
+    return {name: Cut((one["bar"][0], one["bar"][1]), frozenset(one["captions"])) for name, one in cut.items()}
 
 
 def _completion(candidate: Candidate) -> Completion:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sophia_mcore.config.schema import Reward
 from sophia_mcore.score.early_stop import Rule, is_dead, unjustified, waves_of
 from sophia_mcore.score.reward import Candidate, visual_rewards
-from tests.support.early_world import make_world, sample, unit_of
+from tests.support.early_world import cuts_of, make_world, sample, unit_of
 
 ALPHAS = (0.01, 0.25, 0.5, 0.6, 0.75, 0.9, 0.99)
 
@@ -71,10 +71,13 @@ def test_the_kept_set_is_that_of_sampling_everything(
     for places, cuts in ((1, True), (7, True), (1000, True), (1000, False)):
         unit = unit_of(world, reward, waves)
         stored, tokens = sample(world, unit, random.Random(rng.random()), places, cuts=cuts)
+        given = [world.candidates[name] for name in stored]
         assert world.kept(reward, stored) == whole  # with the exact rewards of their captions
-        assert not unjustified(Rule(reward, per_caption), [world.candidates[name] for name in stored])
+        assert not unjustified(Rule(reward, per_caption), given, cuts_of(unit))
         assert tokens <= sum(candidate.length for candidate in world.candidates.values())
         found.append(stored)
+    stored, _ = sample(world, unit_of(world, reward, waves, cuts=False), random.Random(seed), 7)
+    assert world.kept(reward, stored) == whole and set(stored) >= set(found[0])  # an engine that cannot cut
     assert all(stored == found[0] for stored in found)  # whatever ended first, and whatever was cut
 
 
@@ -96,16 +99,19 @@ def test_changed_verdicts_are_noticed() -> None:
     """A wrong answer that another verifier takes as right: the caption might have passed, and nobody knows."""
     world = make_world(random.Random(2), 12, 3, 8, right=0.6)
     reward = Reward()
-    stored, _ = sample(world, unit_of(world, reward, (1,)), random.Random(1), 64)
+    unit = unit_of(world, reward, (1,))
+    stored, _ = sample(world, unit, random.Random(1), 64)
+    cuts = cuts_of(unit)
     found = [world.candidates[name] for name in stored]
     rule = Rule(reward, 8)
-    assert not unjustified(rule, found)
+    assert cuts and not unjustified(rule, found, cuts)
     righted = [
         Candidate(one.id, one.question_id, one.caption_id, one.length, one.truncated, "correct") for one in found
     ]
-    assert unjustified(rule, righted)
-    assert unjustified(Rule(Reward(alpha=0.3), 8), found)  # another reward
-    assert not unjustified(Rule(Reward(alpha=0.8), 8), found)
+    assert unjustified(rule, righted, cuts)
+    assert unjustified(Rule(Reward(alpha=0.3), 8), found, cuts)  # another reward
+    assert not unjustified(Rule(Reward(alpha=0.8), 8), found, cuts)
+    assert unjustified(rule, found, {})
 
 
 def test_waves_cover_every_trajectory_once() -> None:

@@ -66,8 +66,9 @@ def status_text(config: Config, run: RunFolder) -> str:
 
 
 def _stale_lines(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
-    """One line for each phase whose results are no longer valid, and one for all phases of unknown settings."""
-    lines = [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
+    """A line for each phase with a note or whose results are no longer valid; one for all phases of unknown settings."""
+    lines = [f"{state.phase} of round {state.round}: {state.note}" for state in found if state.note]
+    lines += [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
     unchecked = list(dict.fromkeys(state.phase for state in found if state.unchecked))
     return [*lines, *([unchecked_line(run, unchecked)] if unchecked else [])]
 

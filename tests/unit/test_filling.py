@@ -1,0 +1,136 @@
+"""Engines are kept full across work units; what is stored does not depend on it, and a kill loses nothing but time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_mcore.config.load import load_config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.generate.captions import generate_captions
+from sophia_mcore.generate.reasoning import generate_trajectories
+from sophia_mcore.launch.phases import REASONING
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.records import Kept, Trajectory
+from sophia_mcore.score.phase import score_round
+from sophia_mcore.store.failures import read_failures
+from sophia_mcore.store.layout import Round
+from sophia_mcore.store.shards import read_folder, read_shard
+from tests.support.generate_world import FakeEngine, make_config, make_run
+from tests.support.streaming_engine import StreamingEngine
+
+MANY = {"per_caption": 8, "questions_per_unit": 1}
+
+
+def begun(folder: Path, **reasoning: Any) -> Round:
+    """A round whose captions are there: 5 questions of 2 captions each."""
+    run = make_run(folder)
+    config = make_config(
+        folder, reasoning={**MANY, **reasoning}, reward={"alpha": 0.7}, score={"workers": 1, "second_opinions": 0}
+    )
+    round = Round(config, run, 0)
+    generate_captions(round, FakeEngine(), NoProgress())
+    return round
+
+
+def shards(round: Round) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(round.folder.trajectories.glob("*.parquet"))}
+
+
+@pytest.mark.parametrize("waves", [None, [1], [3, 5]])
+def test_shards_are_the_same_however_the_engine_is_fed(tmp_path: Path, waves: list[int] | None) -> None:
+    found, engines = [], []
+    for name, engine in (
+        ("together", StreamingEngine()),
+        ("in turn", StreamingEngine(across_units=False)),
+        ("wide", StreamingEngine(places=500)),
+    ):
+        round = begun(tmp_path / name, waves=waves)
+        assert generate_trajectories(round, engine, NoProgress()) == 5
+        found.append(shards(round))
+        engines.append(engine)
+    assert len(found[0]) == 5 and all(one == found[0] for one in found)
+    assert engines[0].calls == 0
+    if waves is None:
+        assert engines[1].calls == 5  # one unit after the other, each in one call
+        together = engines[0].together
+        assert together[0] == 6 and together == sorted(together, reverse=True)  # full until nothing waits any more
+
+
+def test_a_kill_in_the_middle_of_units_changes_nothing(tmp_path: Path) -> None:
+    for waves in (None, [2]):
+        whole = begun(tmp_path / f"whole {waves}", waves=waves)
+        generate_trajectories(whole, StreamingEngine(), NoProgress())
+        killed = begun(tmp_path / f"killed {waves}", waves=waves)
+        for steps in (3, 17, 40):
+            with pytest.raises(KeyboardInterrupt):
+                generate_trajectories(killed, StreamingEngine(dies_after=steps), NoProgress())
+            claims = killed.folder.trajectories / "claims"
+            assert all(path.read_text() == "free" for path in claims.glob("0*"))  # anybody may go on at once
+        generate_trajectories(killed, StreamingEngine(), NoProgress())
+        assert shards(killed) == shards(whole)
+
+
+def test_a_request_that_cannot_be_asked_costs_its_own_unit_only(tmp_path: Path) -> None:
+    whole = begun(tmp_path / "whole")
+    generate_trajectories(whole, StreamingEngine(), NoProgress())
+    victim = next(iter(read_folder(whole.folder.trajectories, Trajectory)))
+    round = replace(begun(tmp_path / "one is bad"), unit_attempts=3)  # as a task of a job has it
+    with pytest.raises(SophiaError, match=r"1 of 5 work units failed, .* after 3 attempts.*this prompt does not fit"):
+        generate_trajectories(round, StreamingEngine(bad_seed=victim.seed), NoProgress())
+    assert len(read_failures(round.folder.trajectories)) == 1
+    wanted = {name: data for name, data in shards(whole).items() if name in shards(round)}
+    assert len(wanted) == 4 and shards(round) == wanted
+
+
+def test_the_early_stop_keeps_the_same_and_says_what_it_saved(tmp_path: Path) -> None:
+    kept, tokens = [], []
+    for number, (waves, cuts) in enumerate(((None, True), ([1], True), ([4], True), ([8], True), ([1], False))):
+        engine = StreamingEngine(right=0.6, places=1000, cuts=cuts, step_seconds=0.002)
+        round = begun(tmp_path / str(number), waves=waves)
+        generate_trajectories(round, engine, NoProgress())
+        summary = score_round(round, NoProgress())
+        kept.append(read_shard(round.folder.kept_file, Kept))
+        tokens.append(engine.tokens)
+        if waves is None:
+            assert "early_stop" not in summary and REASONING.state_of(round).note == ""
+            continue
+        stopped = summary["early_stop"]
+        assert stopped["trajectories_left_out"] == 5 * 2 * 8 - summary["trajectories"] > 0
+        assert stopped["tokens_saved"] > 0 and stopped["waves"] == waves
+        assert stopped["tokens_sampled"] == engine.tokens or engine.given_up
+        assert json.loads(round.folder.kept_summary_file.read_bytes())["early_stop"] == stopped
+        assert "trajectories left out" in REASONING.state_of(round).note
+    assert kept[0] and all(one == kept[0] for one in kept[1:])
+    assert max(tokens[1:]) < tokens[0]
+
+
+def test_scoring_refuses_what_was_stopped_under_another_reward(tmp_path: Path) -> None:
+    round = begun(tmp_path, waves=[1])
+    generate_trajectories(round, StreamingEngine(), NoProgress())
+    other = make_config(tmp_path, reasoning={**MANY, "waves": [1]}, reward={"alpha": 0.05})
+    with pytest.raises(SophiaError, match=r"captions have too few trajectories, such as .*\(reasoning.waves\)"):
+        score_round(Round(other, round.run, 0), NoProgress())
+    for path in list(round.folder.trajectories.glob("*.parquet"))[:1]:
+        path.unlink()
+    with pytest.raises(SophiaError, match="was made with another waves"):
+        generate_trajectories(Round(other, round.run, 0), StreamingEngine(), NoProgress())
+
+
+def test_the_early_stop_is_refused_where_all_trajectories_are_learned_from(tmp_path: Path) -> None:
+    for objective in ({"loss": {"name": "grpo"}}, {"trajectories": "all"}):
+        with pytest.raises(ValueError, match=r"reasoning.waves leaves out .*learns from all K x N"):
+            make_config(tmp_path, reasoning={"waves": [1]}, objective=objective)
+    make_config(tmp_path, reasoning={"waves": [1]}, objective={"loss": {"name": "grpo"}, "trajectories": "kept"})
+    with pytest.raises(ValueError, match="waves"):
+        make_config(tmp_path, reasoning={"waves": []})
+    text = '[run]\nname = "x"\nfolder = "x"\n[models]\npolicy = "p"\nreasoner = "r"\n'
+    (tmp_path / "run.toml").write_text(
+        f'{text}[reasoning]\nwaves = [1, 0]\n[[data.questions]]\nkind = "jsonl"\npath = "x"\n'
+    )
+    with pytest.raises(UsageError, match=r"reasoning.waves"):
+        load_config(tmp_path / "run.toml")
