@@ -6,7 +6,8 @@ Prints one JSON line; figures are rows per CPU-second, all threads counted, best
 synced, pages stay in the cache. Raw bytes of a row are those of its text and eight for every token (an id and a
 log-prob of four bytes each). Text is drawn from 4,000 words by Zipf's law, with figures and formulas between them.
 Cases: `tokens` (1,000 tokens with their log-probs beside 12 KB of text: what our own engines give; the line's own
-figures), `text` (20 KB of text without tokens: what an endpoint's trajectories are). Peers: `jsonl` (JSON lines), `parquet` (the same columns by
+figures), `text` (20 KB of text without tokens: what an endpoint's trajectories are).
+Peers: `jsonl` (JSON lines), `parquet` (the same columns by
 pyarrow's writer, zstd, from lists and to lists of Python). `columns`: reading what the grader needs, as a table.
 """
 
@@ -155,13 +156,13 @@ def main() -> None:
     cases = {"tokens": (12_000, 1_000, options.rows), "text": (20_000, 0, options.rows)}
     found = {name: measure(trajectories(n, text, tokens), options.repeats, options.folder)
              for name, (text, tokens, n) in cases.items()}  # fmt: skip
-    main_case = found["tokens"]
+    own = found["tokens"]
     line = {
-        "name": "store", "ours": main_case["write"]["ours"], "peer": main_case["write"]["jsonl"],
-        "ratio": round(main_case["write"]["ours"] / main_case["write"]["jsonl"], 2), "unit": "rows written/cpu-second",
-        "peer_name": "JSON lines", "read": main_case["read"]["ours"], "read_peer": main_case["read"]["jsonl"],
-        "read_ratio": round(main_case["read"]["ours"] / main_case["read"]["jsonl"], 2), "size": main_case["size"]["ours"],
-        "parquet_ratio": round(main_case["write"]["ours"] / main_case["write"]["parquet"], 2), **found,
+        "name": "store", "ours": own["write"]["ours"], "peer": own["write"]["jsonl"],
+        "ratio": round(own["write"]["ours"] / own["write"]["jsonl"], 2), "unit": "rows written/cpu-second",
+        "peer_name": "JSON lines", "read": own["read"]["ours"], "read_peer": own["read"]["jsonl"],
+        "read_ratio": round(own["read"]["ours"] / own["read"]["jsonl"], 2), "size": own["size"]["ours"],
+        "parquet_ratio": round(own["write"]["ours"] / own["write"]["parquet"], 2), **found,
     }  # fmt: skip
     print(json.dumps(line))
 
