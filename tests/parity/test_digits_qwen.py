@@ -60,7 +60,7 @@ def test_a_round_and_the_on_policy_stage_of_a_tiny_qwen(rollout_python: Path, tm
 
     stage = changed(
         rl__batches=2, rl__questions_per_batch=4, rl__group=4, rl__samples_per_update=16, rl__questions_per_unit=4,
-        rl__validation="[]", rl__ssr__episode_questions=8, parallel__tensor=2,
+        rl__validation="[]", rl__questions=questions(data, "practice", 8), parallel__tensor=2,
     )  # fmt: skip
     python("-m", "sophia_mcore.cli", "rl", DIGITS / "qwen_rl.toml", *own, *small, *stage)
     assert len(read_folder(run.rl.batch(1), Rollout)) == 16

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import VllmEngine
 from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate import vllm_engine
 from sophia_mcore.generate.vllm_arguments import engine_arguments
 from tests.support import configs, tiny_models
+from tests.support.qwen_models import config_of, folder_of, processor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(on_cpu: bool, **settings: Any) -> dict[str, Any]:
@@ -53,6 +57,34 @@ def test_the_doctor_shows_them(tmp_path: Path) -> None:
     rows = {row.name: row.found for row in gpu_engines(config)}
     assert "limit_mm_per_prompt={'image': 2, 'video': 0}" in rows["captions.engine on a GPU"]
     assert "gpu_memory_utilization=0.9" in rows["reasoning.engine on a GPU"]
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("examples/*/run.toml")))
+def test_the_doctor_shows_them_for_every_example(name: str) -> None:
+    """Models on the hub that are not here yet, too: only the sizes of their images are not known."""
+    config = load_config(ROOT / "examples" / name / "run.toml")
+    engines = {"captions": config.captions.engine, "reasoning": config.reasoning.engine}
+    rows = {row.name: row.found for row in gpu_engines(config)}
+    for phase, engine in engines.items():
+        if isinstance(engine, VllmEngine):
+            found = rows[f"{phase}.engine on a GPU"]
+            assert f"tensor_parallel_size={engine.tensor_parallel}" in found and "enforce_eager" in found
+            assert f"'image': {engine.max_images_per_prompt}" in found or "mm_processor_kwargs" not in found
+
+
+def test_the_doctor_shows_the_stage_s_engine_and_pictures_of_any_size(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "policy", config_of("Qwen2.5-VL-7B"), processor(14, 3136, 12845056))
+    config = configs.make_config(
+        tmp_path / "run", folder, folder, batch={"max_pixels": 100_352},
+        rl={"engine": {"kind": "vllm", "max_images_per_prompt": 1, "tensor_parallel": 2}},
+    )  # fmt: skip
+    rows = {row.name: row.found for row in gpu_engines(config)}
+    assert rows["rl.engine on a GPU"].count("tensor_parallel_size=2") == 1
+    assert "mm_processor_kwargs={'size': {'shortest_edge': 3136, 'longest_edge': 100352}}" in rows["rl.engine on a GPU"]
+    absent = config.model_copy(update={"models": config.models.model_copy(update={"policy": Path("org/absent")})})
+    found = {row.name: row.found for row in gpu_engines(absent)}["rl.engine on a GPU"]
+    assert "model=org/absent" in found and "limit_mm_per_prompt={'image': 1, 'video': 0}" in found
+    assert found.endswith("sizes of images: not known before the model is here")
 
 
 def test_more_images_than_the_engine_takes_are_one_line() -> None:
