@@ -89,7 +89,7 @@ def submit(
     typer.echo(submission_table(found, dry_run=dry_run))
     refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
     if refused:
-        raise UsageError(f"Slurm refuses {', '.join(refused)} as it stands")
+        raise UsageError(f"Slurm would refuse {', '.join(refused)}")
     if dry_run and (complaint := submit.would_refuse(loaded, stage=stage)):
         typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 

@@ -61,7 +61,7 @@ class Objective(Section):
             raise ValueError(f"correction_low = {self.correction_low} exceeds correction_high = {self.correction_high}")
         if self.only_kept and (self.advantage != "reward" or self.trajectories_per_question):
             which = "trajectories_per_question" if self.advantage == "reward" else f"advantage = {self.advantage!r}"
-            raise ValueError(f"{which} needs trajectories = 'all': the kept ones are all right, and chosen already")
+            raise ValueError(f"{which} needs trajectories = 'all': kept ones are all right and already selected")
         if self.trajectories_per_question == 1 and self.advantage != "reward":
-            raise ValueError("trajectories_per_question = 1 leaves right ones only: at least 2 are needed to compare")
+            raise ValueError("trajectories_per_question = 1: at least 2 are needed to compare right with wrong ones")
         return self

@@ -193,13 +193,13 @@ class Rl(Section):
         ``evaluation``: the held-out questions; ``row_tokens``: length of a packed row.
         """
         for name, ours, others, why in (
-            ("validation", self.validation, evaluation, "evaluation questions too: a version that they choose"),
-            ("questions", self.questions, evaluation, "evaluation questions too: a model that trains on them"),
-            ("questions", self.questions, self.validation, "validation questions too: what they choose"),
+            ("validation", self.validation, evaluation, "evaluation questions too, which must not choose the version"),
+            ("questions", self.questions, evaluation, "evaluation questions too, which must not be trained on"),
+            ("questions", self.questions, self.validation, "validation questions too, which must not be trained on"),
         ):
             both = next((one.path for one in ours if any(one.same_rows(other) for other in others)), None)
             if both is not None:
-                raise ValueError(f"rl.{name}: {both} holds the {why} says nothing")
+                raise ValueError(f"rl.{name}: {both} holds the {why}")
         if self.max_tokens >= row_tokens:
             raise ValueError(
                 f"rl.max_tokens = {self.max_tokens} and a prompt do not fit into batch.sequence_length_tokens = "

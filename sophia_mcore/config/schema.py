@@ -320,7 +320,7 @@ class Config(Section):
         if self.objective.correction != "none" and not self.objective.fresh_share:
             raise ValueError(
                 f"objective.correction = {self.objective.correction!r} weighs trajectories that the policy itself has "
-                "sampled; the store's are the reasoner's: set it to 'none', or objective.fresh_share"
+                "sampled; the stored ones are the reasoner's: set it to 'none', or set objective.fresh_share"
             )
         if self.objective.fresh_share and self.train.data is not None:
             raise ValueError("objective.fresh_share excludes train.data, which replaces all trajectories")

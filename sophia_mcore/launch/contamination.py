@@ -59,7 +59,7 @@ def check_against(config: Config, against: Sequence[str], drop: Path | None) -> 
         write_text(drop, "".join(kept))
         listed = drop.with_name(f"{drop.stem}.dropped.jsonl")
         write_text(listed, "".join(json.dumps(_fields(match), ensure_ascii=False) + "\n" for match in matches))
-        lines.append(f'{len(kept):,} questions without them: {drop} (kind = "jsonl"); what they share: {listed}')
+        lines.append(f'{len(kept):,} questions without a match: {drop} (kind = "jsonl"); all matches: {listed}')
     return lines
 
 

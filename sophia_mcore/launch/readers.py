@@ -189,7 +189,7 @@ def rl_start(config: Config, run: RunFolder) -> Path:
     folder = config.on_policy.starting_model(config.models.policy, exports)
     if config.on_policy.start in exports and not folder.is_dir():
         raise SophiaError(
-            f"rl.start = {config.on_policy.start!r}: {folder} is not there; run `sophia run` to its export first"
+            f"rl.start = {config.on_policy.start!r}: {folder} does not exist; run `sophia run` to its export first"
         )
     if config.on_policy.start != BASE_LABEL and not folder.is_dir():
         names = ", ".join(repr(name) for name in (BASE_LABEL, *exports))

@@ -173,7 +173,7 @@ def k3(logprobs_T: Tensor, tokens: Tokens) -> Tensor:
     It is 0 at d = 0 and never negative. d is clamped at 60. Raises SophiaError without reference log-probs.
     """
     if tokens.reference_T is None:
-        raise SophiaError("objective.kl: the batch brings no log-probs of the starting model")
+        raise SophiaError("objective.kl: the batch has no log-probs of the starting model")
     gap_T = (tokens.reference_T - logprobs_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     return gap_T.exp() - gap_T - 1.0
 
@@ -187,7 +187,7 @@ def _own_terms(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: 
     for name, values in zip(Terms._fields, terms, strict=True):
         if values is not None and tuple(values.shape) != tuple(logprobs_T.shape):
             shapes = f"{list(values.shape)}, not {list(logprobs_T.shape)}"
-            raise SophiaError(f"{config.name}: {name} has the shape {shapes}, one value for each position")
+            raise SophiaError(f"{config.name}: {name} has the shape {shapes}; it needs one value for each position")
     return terms
 
 
@@ -206,7 +206,7 @@ def log_ratios(logprobs_T: Tensor, tokens: Tokens, behaviour: str) -> Tensor:
     given_T = one_T if tokens.behaviour_T is None else logprobs_T - tokens.behaviour_T
     if behaviour in ("reference", "recorded"):
         if tokens.behaviour_T is None:
-            raise SophiaError(f"objective.behaviour = {behaviour!r}: the batch brings no behaviour log-probs")
+            raise SophiaError(f"objective.behaviour = {behaviour!r}: the batch has no behaviour log-probs")
         stored_T = given_T
     else:
         stored_T = logprobs_T if behaviour == "unit" else one_T
@@ -225,7 +225,7 @@ def _correction(logprobs_T: Tensor, tokens: Tokens, config: Objective) -> Tensor
     if config.correction == "none":
         return torch.ones_like(logprobs_T)
     if tokens.rollout_T is None:
-        raise SophiaError(f"objective.correction = {config.correction!r}: the batch brings no rollout log-probs")
+        raise SophiaError(f"objective.correction = {config.correction!r}: the batch has no rollout log-probs")
     old_T = logprobs_T.detach() if tokens.behaviour_T is None else tokens.behaviour_T
     ratio_T = (old_T - tokens.rollout_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     low, high = config.correction_low, config.correction_high

@@ -60,7 +60,7 @@ class Backend:
         if implementation == "emulated":
             if self.transformer_engine:
                 raise UsageError(
-                    "fp8.backend = 'emulated', but Transformer Engine is here: set it to 'transformer_engine'"
+                    "fp8.backend = 'emulated', but Transformer Engine is installed: set it to 'transformer_engine'"
                 )
             return
         if not self.transformer_engine:

@@ -77,11 +77,11 @@ def local_folder(path: Path, *, download: bool = False) -> Path:
     except LocalEntryNotFoundError:
         if download:
             raise SophiaError(
-                f"{name} is not in the local cache, and the hub cannot be reached; where it can: {name.command}"
+                f"{name} is not in the local cache, and the hub cannot be reached; with a network: {name.command}"
             ) from None
         raise UsageError(
             f"{name} is neither a folder here nor in the local cache; to download it: {name.command}"
         ) from None
     except Exception as error:  # the library passes on exceptions of its HTTP client
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SophiaError(f"{name} cannot be downloaded: {reason}; try it alone: {name.command}") from None
+        raise SophiaError(f"{name} cannot be downloaded: {reason}; to try it by hand: {name.command}") from None
