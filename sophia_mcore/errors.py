@@ -17,7 +17,7 @@ EXTRAS = {
     "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
     "datasets": "data", "mlflow": "track", "sqlalchemy": "track", "alembic": "track", "sklearn": "digits",
     "transformers": "digits", "huggingface_hub": "hub", "scipy": "train",
-    "openpyxl": "benchmarks", "imagehash": "benchmarks",
+    "tensorboardX": "tensorboard", "openpyxl": "benchmarks", "imagehash": "benchmarks",
 }  # fmt: skip
 TRACEBACK_ABOVE = "the traceback is above"  # without a log file; `launch.process` puts the name of its log in place
 

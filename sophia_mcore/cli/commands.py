@@ -90,10 +90,10 @@ def run(
     folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings, again=again)
     if any(phase.uploads for phase in PHASES if phase.name in names):
         from sophia_mcore.report.summary import print_summary
-        from sophia_mcore.track.mlflow_upload import upload
+        from sophia_mcore.track.send import send
 
         if loaded.track.enabled:
-            upload(folder, loaded, PHASES)
+            send(folder, loaded, PHASES)
         print_summary(folder)
 
 
@@ -115,7 +115,6 @@ for _name, _help in {
     "generate": "Check the questions, caption the images, then reason from the captions.",
     "score": "Verify answers, reward captions, keep the best trajectories.",
     "train": "Train the policy on the kept trajectories.",
-    "export": "Write the trained policy as a Hugging Face directory.",
     "evaluate": "pass@1 on held-out questions, before and after.",
 }.items():
     _phase_command(_name, _help)
@@ -314,21 +313,6 @@ def doctor(
     if config is None and (overlay or set_):
         raise UsageError("--overlay and --set change a CONFIG: name it too")
     examine(None if config is None else load(config, overlay, set_), Console())
-
-
-@app.command()
-def track(run_folder: RunArgument) -> None:
-    """Upload to MLflow everything of the run that is not there yet."""
-    from sophia_mcore.errors import SophiaError
-    from sophia_mcore.launch.local import open_run
-    from sophia_mcore.launch.phases import PHASES
-    from sophia_mcore.track.mlflow_upload import upload
-    from sophia_mcore.track.runs import redact
-
-    folder, config = open_run(run_folder)
-    if not upload(folder, config, PHASES):  # upload has printed the reason
-        raise SophiaError("MLflow has not got everything (the warning says why); nothing is lost: run this again later")
-    typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
 
 
 _check_command.register(app)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, RunArgument, Sets, load
+from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the app."""
-    for command in (rl, fork, submit, status, cancel):
+    for command in (rl, export, fork, submit, status, watch, track, cancel):
         app.command()(command)
 
 
@@ -29,13 +29,50 @@ def rl(
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.launch.rl import run_rl
     from sophia_mcore.report.summary import print_stage_summary
-    from sophia_mcore.track.mlflow_upload import upload
+    from sophia_mcore.track.send import send
 
     loaded = load(config, overlay, set_)
     folder = run_rl(loaded, batches=batches, first=first, replay=replay, new_settings=new_settings)
     if loaded.track.enabled:
-        upload(folder, loaded, PHASES)
+        send(folder, loaded, PHASES)
     print_stage_summary(folder)
+
+
+def export(
+    config: ConfigArgument,
+    round_: Round = 0,
+    push: Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help="Then send it to the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a repository that only you see.")] = False,
+    stage: Annotated[bool, typer.Option("--rl", help="With --push: the on-policy stage's model.")] = False,
+    overlay: Overlays = None,
+    set_: Sets = None,
+    new_settings: NewSettings = False,
+) -> None:
+    """Write the trained policy as a Hugging Face directory with its model card."""
+    from sophia_mcore.errors import SophiaError, UsageError
+    from sophia_mcore.launch.local import run_phases
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.report.model_card import write_cards
+    from sophia_mcore.store.layout import RunFolder
+    from sophia_mcore.weights.push import check_name
+    from sophia_mcore.weights.push import push as send
+
+    if (private or stage) and push is None:
+        raise UsageError("--private and --rl belong to --push ORG/NAME")
+    if push is not None:
+        check_name(push)  # before the work
+    loaded = load(config, overlay, set_)
+    if stage:
+        run = RunFolder(loaded.run.folder)
+        if not run.rl.summary_file.is_file():
+            raise SophiaError(f"{run.rl.path}: the on-policy stage has not ended (`sophia rl CONFIG`)")
+    else:
+        run = run_phases(loaded, ["export"], [round_], new_settings=new_settings)
+    write_cards(loaded, run, PHASES)
+    folder = run.rl.model if stage else run.round(round_).model
+    typer.echo(folder)
+    if push is not None:
+        typer.echo(send(folder, push, private=private))
 
 
 def fork(
@@ -101,6 +138,44 @@ def status(run_folder: RunArgument) -> None:
 
     folder, config = open_run(run_folder)
     typer.echo(status_text(config, folder))
+
+
+def watch(
+    run_folder: RunArgument,
+    every: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="Between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="One look, and no more.")] = False,
+) -> None:
+    """The newest texts and figures of a run while it goes on. Ctrl-C ends the watching, not the run."""
+    from sophia_mcore.launch.watch import watch as look_on
+
+    look_on(run_folder, every, once=once)
+
+
+def track(
+    run_folder: RunArgument,
+    open_: Annotated[bool, typer.Option("--open", help="Then show MLflow's pages until Ctrl-C.")] = False,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of these pages.")] = 5000,
+) -> None:
+    """Send everything of the run that is not there yet to MLflow, or to TensorBoard's files."""
+    from sophia_mcore.errors import SophiaError
+    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.track.pages import serve_pages
+    from sophia_mcore.track.runs import redact
+    from sophia_mcore.track.send import send
+
+    folder, config = open_run(run_folder)
+    if not send(folder, config, PHASES):  # send has printed the reason
+        label = "MLflow" if config.track.to == ("mlflow",) else " and ".join(config.track.to)
+        raise SophiaError(
+            f"{label} has not got everything (the warning says why); nothing is lost: run this again later"
+        )
+    if "tensorboard" in config.track.to:
+        typer.echo(f"TensorBoard: tensorboard --logdir {folder.tensorboard}")
+    if "mlflow" in config.track.to:
+        typer.echo(f"{redact(config.track.tracking_uri)}: has everything of {folder.path}")
+    if open_:
+        serve_pages(config.track, port, typer.echo)
 
 
 def cancel(run_folder: RunArgument) -> None:

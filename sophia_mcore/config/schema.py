@@ -271,9 +271,10 @@ class Evaluate(Section):
 
 
 class Track(Section):
-    """MLflow beside metrics.jsonl. Secrets (tokens) come from MLflow's own environment variables."""
+    """MLflow or TensorBoard beside metrics.jsonl. Secrets (tokens) come from MLflow's own environment variables."""
 
     enabled: bool = True
+    to: tuple[Literal["mlflow", "tensorboard"], ...] = ("mlflow",)
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "sophia"
     timeout_seconds: Positive = 5.0

@@ -247,6 +247,8 @@ def tracking(config: Config) -> Row:
     uri = redact(config.track.tracking_uri)
     if not config.track.enabled:
         return Row(name="MLflow server", state="ok", found="track.enabled = false")
+    if "mlflow" not in config.track.to:
+        return Row(name="MLflow server", state="ok", found=f"not asked for (track.to = {list(config.track.to)})")
     wrong = "nothing answers"
     if not config.track.tracking_uri.startswith(("http://", "https://")):
         uri = f"{uri} (no server needed)"

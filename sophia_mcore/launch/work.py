@@ -80,12 +80,15 @@ def score(round: Round, progress: Progress) -> None:
 
 def export(round: Round, progress: Progress) -> None:
     """Convert the newest Megatron checkpoint to a Hugging Face folder."""
+    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.report.model_card import write_cards
     from sophia_mcore.train.checkpoint_folder import list_checkpoints, read_manifest
     from sophia_mcore.weights.export import export_round
 
     for newest in list_checkpoints(round.folder.checkpoints)[:1]:
         read_manifest(newest)  # raises if a file has another size than the manifest says
     export_round(round, progress)
+    write_cards(round.config, round.run, PHASES)
 
 
 def evaluate(round: Round, progress: Progress) -> None:
@@ -137,5 +140,7 @@ def report(round: Round, progress: Progress) -> None:
     """Write report.json and report.html."""
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.report.build import write_report
+    from sophia_mcore.report.model_card import write_cards
 
     write_report(round.config, round.run, PHASES)
+    write_cards(round.config, round.run, PHASES)  # with the scores that are there now

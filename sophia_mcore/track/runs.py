@@ -197,6 +197,7 @@ def numbers(tree: Any, prefix: str = "") -> dict[str, float]:
 
 
 def points(lines: list[dict[str, Any]]) -> list[list[Point]]:
+    """The numbers of each line of a metrics file."""
     return [
         [
             (name, value, line["step"], int(line.get("time", 0) * 1000))

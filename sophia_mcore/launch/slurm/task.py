@@ -101,9 +101,9 @@ def _check_and_work(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> 
         health.exclude(round.run, task, [error.node or task.node], cluster.max_excluded_nodes)
         raise
     if phase.uploads and config.track.enabled:
-        from sophia_mcore.track.mlflow_upload import upload
+        from sophia_mcore.track.send import send
 
-        upload(round.run, config, phases.PHASES)
+        send(round.run, config, phases.PHASES)
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,215 @@
+"""`sophia watch`: phases, newest texts and figures of a run while it goes on, in the terminal. Reads, never writes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text as Plain
+
+from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.phases import STAGE_PHASES, phases_of
+from sophia_mcore.launch.slurm.status import duration
+from sophia_mcore.phase import PhaseState
+from sophia_mcore.report.newest import Curve, Text, curves, newest_texts, verdict_counts
+from sophia_mcore.store.layout import Round, RunFolder
+
+_SHARE_OF_TIME = 0.2  # of the time that watching may read; a large run is looked at less often
+_RATE_SECONDS = 600.0  # by whose progress the time left is estimated
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at a run. ``notes``: what keeps something from being known; ``finished``: nothing more will come."""
+
+    states: Sequence[PhaseState] = ()
+    texts: Sequence[Text] = ()
+    curves: Sequence[Curve] = ()
+    verdicts: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    finished: bool = False
+
+
+class Rates:
+    """Time left of a phase, by what it did while it was watched."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], deque[tuple[float, int]]] = {}
+
+    def left(self, state: PhaseState, now: float) -> float | None:
+        """Seconds that the rest of the phase will take; None where that is not known."""
+        points = self._seen.setdefault((state.phase, state.round), deque())
+        points.append((now, state.done))
+        while points[0][0] < now - _RATE_SECONDS:
+            points.popleft()
+        if state.finished:
+            return None
+        (began, before), done = points[0], state.done - points[0][1]
+        if state.seconds_left is not None or not state.total or done <= 0 or now <= began or before < 0:
+            return state.seconds_left
+        return (state.total - state.done) * (now - began) / done
+
+
+def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.stdout) -> None:
+    """Show the run until it has finished, or until Ctrl-C.
+
+    Without a terminal: a line for each thing that has changed. ``once``: one look, and no more. Raises UsageError when
+    ``path`` is neither a folder nor a configuration.
+    """
+    run = _run_folder(path)
+    console = Console(file=out)
+    try:
+        if once:
+            console.print(shown(run, look(run), Rates()))
+        elif console.is_terminal:
+            _in_terminal(run, every, console)
+        else:
+            _in_lines(run, every, out)
+    except KeyboardInterrupt:
+        return  # the run itself goes on
+    except BrokenPipeError:  # such as `sophia watch RUN | head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_folder(path: Path) -> RunFolder:
+    if path.is_dir():
+        return RunFolder(path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such run folder or configuration file")
+    return RunFolder(load_config(path).run.folder)
+
+
+def look(run: RunFolder) -> Seen:
+    """What there is to see now. Raises nothing: files come and go while a run works."""
+    if not run.config_file.is_file():
+        return Seen(notes=(f"nothing there yet: waiting for {run.config_file}",))
+    try:
+        config = load_config(run.config_file)
+        rounds = range(_rounds(config, run))
+        states, notes = _states(config, run, rounds)
+        verdicts = tuple(verdict_counts(run, rounds[-1]).items())
+        finished = not notes and all(state.finished for state in states)
+        return Seen(states, newest_texts(run, rounds), curves(run, rounds), verdicts, tuple(notes), finished)
+    except (SophiaError, OSError) as error:
+        return Seen(notes=(str(error),))
+
+
+def _rounds(config: Config, run: RunFolder) -> int:
+    """As many rounds as have begun, and the first."""
+    return max(1, sum(run.round(index).path.is_dir() for index in range(config.run.rounds)))
+
+
+def _states(config: Config, run: RunFolder, rounds: Sequence[int]) -> tuple[list[PhaseState], list[str]]:
+    """The states of the wanted phases, and one line for each that cannot be told."""
+    phases = [(phase, index) for index in rounds for phase in phases_of(index)]
+    if config.rl is not None and (run.rl.rollouts.is_dir() or run.rl.train.is_dir()):
+        phases += [(phase, 0) for phase in STAGE_PHASES]
+    states, notes = [], []
+    for phase, index in phases:
+        if not phase.wanted(config):
+            continue
+        try:
+            states.append(phase.state_of(Round(config, run, index)))
+        except (SophiaError, OSError) as error:
+            notes.append(f"{phase.name} of round {index}: {error}")
+    return states, notes
+
+
+def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
+    """One look as the terminal shows it."""
+    parts: list[RenderableType] = [Plain(f"{run.path}  {time.strftime('%H:%M:%S')}", style="bold")]
+    parts += [Plain(note, style="yellow") for note in seen.notes]
+    done = [f"{state.phase} {state.round}" for state in seen.states if state.finished]
+    if done:
+        parts.append(Plain("done: " + ", ".join(done), style="green"))
+    if left := [state for state in seen.states if not state.finished]:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("phase", "round", "done", "", "left"):
+            table.add_column(name)
+        for state in left:
+            remaining = rates.left(state, time.monotonic())
+            counted = f"{state.done}/{state.total or '?'}"
+            say = "" if remaining is None else duration(remaining)
+            table.add_row(state.phase, str(state.round), counted, _bar(state), say)
+        parts.append(table)
+    if seen.verdicts:
+        parts.append(Plain("verdicts: " + ", ".join(f"{n.replace('_', ' ')} {c:,}" for n, c in seen.verdicts)))
+    for curve in seen.curves:
+        line = Plain(f"{curve.name:<18} {_number(curve.values[-1]):>10}  ")
+        line.append(curve.drawn(), style="blue")
+        parts.append(line.append(f"  step {curve.step}", style="dim"))
+    for text in seen.texts:
+        title = f"{text.kind} {text.about}, {_ago(text.written)}"
+        parts.append(Panel(Plain(text.text), title=Plain(title), title_align="left", border_style="dim"))
+    return Group(*parts)
+
+
+def _bar(state: PhaseState) -> Plain:
+    share = state.done / state.total if state.total else 0.0
+    filled = int(20 * share)
+    claimed = f" {state.claimed} at work" if state.claimed else ""
+    failed = f" {state.failed} failed" if state.failed else ""
+    return Plain("█" * filled + "░" * (20 - filled) + claimed + failed)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def _ago(written: float) -> str:
+    seconds = max(0.0, time.time() - written)
+    return f"{seconds:.0f} s ago" if seconds < 100 else f"{duration(seconds)} ago"
+
+
+def _in_terminal(run: RunFolder, every: float, console: Console) -> None:
+    rates = Rates()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop", screen=True) as live:
+        while True:
+            began = time.monotonic()
+            seen = look(run)
+            live.update(shown(run, seen, rates), refresh=True)
+            if seen.finished:
+                break
+            time.sleep(max(every, (time.monotonic() - began) / _SHARE_OF_TIME))
+    console.print(shown(run, seen, rates))  # what was seen last stays in the terminal
+
+
+def _in_lines(run: RunFolder, every: float, out: TextIO) -> None:
+    """One line for each phase, text or figure that has changed since the last look."""
+    before: set[str] = set()
+    while True:
+        began = time.monotonic()
+        seen = look(run)
+        lines = _lines(seen)
+        for line in lines:
+            if line not in before:
+                print(f"{time.strftime('%H:%M:%S')} {line}", file=out, flush=True)
+        before = set(lines)
+        if seen.finished:
+            return
+        time.sleep(max(every, (time.monotonic() - began) / _SHARE_OF_TIME))
+
+
+def _lines(seen: Seen) -> list[str]:
+    found = list(seen.notes)
+    for state in seen.states:
+        if state.done or state.claimed or state.finished:
+            word = " ok" if state.finished else ""
+            found.append(f"{state.phase} of round {state.round}: {state.done}/{state.total or '?'}{word}")
+    if seen.verdicts:
+        found.append("verdicts: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in seen.verdicts))
+    found += [f"step {curve.step}: {curve.name} {_number(curve.values[-1])}" for curve in seen.curves]
+    found += [f"{text.kind} {text.about}: {' '.join(text.text.split())[-300:]}" for text in seen.texts]
+    return found
