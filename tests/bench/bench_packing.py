@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
+import site
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def first_fit_decreasing(lengths: list[int], capacity: int) -> int:
 def trl_packer(folder: Path | None) -> tuple[Packer, str]:
     """TRL's packer and whose code it is. Tokens are single bytes, so that copying them costs next to nothing."""
     if folder is not None:
-        sys.path.append(str(folder))
+        site.addsitedir(str(folder))
     try:
         import pyarrow as pa
         from trl import __version__

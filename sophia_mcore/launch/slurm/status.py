@@ -66,7 +66,7 @@ def status_text(config: Config, run: RunFolder) -> str:
 
 
 def _stale_lines(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
-    """A line for each phase with a note or whose results are no longer valid; one for all phases of unknown settings."""
+    """A line for each phase with a note or with stale results, and one for all phases of unknown settings."""
     lines = [f"{state.phase} of round {state.round}: {state.note}" for state in found if state.note]
     lines += [f"{state.phase} of round {state.round} is stale: {state.stale}" for state in found if state.stale]
     unchecked = list(dict.fromkeys(state.phase for state in found if state.unchecked))
