@@ -137,6 +137,9 @@ class Rollout(Answer):
     The first ``given`` of ``token_ids`` were not sampled for this answer: in a rethinking they are the first try and
     the trigger. ``token_logprobs`` are of the sampled tokens only. ``model_digest`` is that of the version.
     Example: id "train-17.b12.n3", version 12; its rethinking has id "train-17.b12.n3.r" and parent "train-17.b12.n3".
+
+    In an environment of several turns each turn is a row, with the id "train-17.b12.n3.t1" but for the first of all.
+    What ``asked`` is no turn of the policy's is a helper's reply and never trained on.
     """
 
     batch: int
@@ -144,11 +147,22 @@ class Rollout(Answer):
     parent: str = ""  # id of the answer that this one continues; "": it continues none
     trigger: str = ""  # trigger after the first try: questioning, verification or correction
     given: int = 0
+    turn: int = 0  # place among all turns of the episode
+    asked: str = "policy"  # or a helper
+    prompt: str = ""  # JSON {"messages", "images"} of what was asked; "": the question as it stands
+    status: str = "done"  # of the episode: "cut_off" by a limit, or "broken"
+    why: str = ""  # the reason of a status that is not "done"
+    scores: str = ""  # JSON: values of the reward's terms for this turn; those of a whole episode are at its last turn
+    step_rewards: str = ""  # JSON: what the environment's step has said of this turn
 
 
-def rollout_id(question_id: str, batch: int, index: int) -> str:
-    """Identifier of answer number ``index`` (n) to a question in a batch of the on-policy stage."""
-    return f"{question_id}.b{batch}.n{index}"
+def rollout_id(question_id: str, batch: int, index: int, turn: int = 0) -> str:
+    """Identifier of the answer number ``index`` to a question in a batch of the on-policy stage.
+
+    >>> rollout_id("train-17", 12, 3), rollout_id("train-17", 12, 3, turn=1)
+    ('train-17.b12.n3', 'train-17.b12.n3.t1')
+    """
+    return f"{question_id}.b{batch}.n{index}" + (f".t{turn}" if turn else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +181,21 @@ class Verdict:
     seconds: float
     verifier: str  # name
     verifier_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the terms of the reward say of one answer, where the reward is not the verdict alone.
+
+    ``values`` is JSON: the value of each term that is for the question, null where it has not judged. ``broken``: why
+    the answer has no values. Example: values '{"correct": 1.0, "format": 0.0}'.
+    """
+
+    trajectory_id: str
+    question_id: str
+    caption_id: str
+    values: str
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

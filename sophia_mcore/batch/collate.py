@@ -54,6 +54,7 @@ class PackedBatch:
     behaviour_logprobs: Tensor | None = None  # [1, S] fp32: log mu(target), 0 elsewhere
     rollout_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target in the sampling engine
     reference_logprobs: Tensor | None = None  # [1, S] fp32: log-prob of the target under the starting model
+    kl: Tensor | None = None  # [1, S] fp32: weight of the sample's own k3 term
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch with its tensors on `device`."""
@@ -110,6 +111,7 @@ def collate(
         "weights": np.zeros(length, np.float32),
         "sequence_ids": np.full(length, -1, np.int64),
         "kinds": np.full(length, STORED, np.int64),
+        "kl": np.zeros(length, np.float32),
     }
     for index, (sample, start) in enumerate(zip(samples, starts, strict=False)):
         stop = start + len(sample.input_ids)
@@ -118,6 +120,11 @@ def collate(
         columns["targets"][first : stop - 1] = sample.input_ids[first - start + 1 :]
         columns["target_mask"][first : stop - 1] = True
         columns["weights"][first : stop - 1] = sample.weight
+        columns["kl"][first : stop - 1] = sample.kl
+        if sample.learned is not None:
+            ignored = np.flatnonzero(~sample.learned) + first
+            columns["targets"][ignored], columns["target_mask"][ignored] = IGNORE, False
+            columns["weights"][ignored] = 0.0
         columns["sequence_ids"][start:stop] = index
         columns["kinds"][start:stop] = sample.kind
     for name, given in (

@@ -40,11 +40,16 @@ class TokenizedSample:
     image_sizes: tuple[ImageSize, ...]  # of each image
     weight: float
     kind: int = STORED
+    kl: float = 0.0  # weight of its own k3 term
+    learned: NDArray[np.bool_] | None = None  # of the tokens from `prompt_tokens` on; None: all
 
     @property
     def target_mask(self) -> NDArray[np.bool_]:
         """True where the token is a target (not shifted)."""
-        return np.arange(len(self.input_ids)) >= self.prompt_tokens
+        mask = np.arange(len(self.input_ids)) >= self.prompt_tokens
+        if self.learned is not None:
+            mask[self.prompt_tokens :] = self.learned
+        return mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,15 @@ def check(
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="KEY", help="What a key or section means.")
     ] = None,
+    try_: Annotated[
+        int,
+        typer.Option("--try", metavar="N", help="Play N questions twice with rewards and environment."),
+    ] = 0,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
 ) -> None:
     """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
-    phases; looks at no model. With --against: training questions that share text or image with a benchmark."""
+    phases; looks at no model. With --against: training questions that share text or image with a benchmark. With
+    --try: what rewards and environment make of a stand-in's answers, and whether they say it twice."""
     if drop is not None and not against:
         raise UsageError("--drop needs --against BENCHMARK")
     if explain is not None or schema:
@@ -50,6 +55,11 @@ def check(
             typer.echo(line)
         return
     _show(config, loaded)
+    if try_:
+        from sophia_mcore.launch.trial import try_functions
+
+        for line in try_functions(loaded, try_):
+            typer.echo(f"# {line}")
 
 
 def _show(file: Path, config: Config) -> None:
@@ -57,7 +67,9 @@ def _show(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.data.preview import previews
     from sophia_mcore.launch.inputs import inputs_of
+    from sophia_mcore.store.user_files import check_user_files
 
+    check_user_files(config)
     typer.echo(dump_toml(config), nl=False)
     for preview in previews(config, read_any):
         typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))

@@ -66,9 +66,10 @@ def _sections(model: type[BaseModel], prefix: str, variant: str) -> Iterator[Set
         models, many = _models(field.annotation)
         key = f"{prefix}{name}"
         if models:
+            below = f"{key}[]." if many else f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}."
             for one in models:
                 kind = _kind(one) if len(models) > 1 else ""
-                deeper.append((one, f"{key}[]." if many else f"{key}.", kind))
+                deeper.append((one, below, kind))
         if not models or many:
             sentence, origin = comments.get(name, ("", ""))
             own.append(
@@ -77,8 +78,8 @@ def _sections(model: type[BaseModel], prefix: str, variant: str) -> Iterator[Set
                     origin=origin, variant=variant,
                 )
             )  # fmt: skip
-    title = prefix.removesuffix(".") + (f" ({variant})" if variant else "")
-    if own and title:
+    title = (prefix.removesuffix(".") or "top level") + (f" ({variant})" if variant else "")
+    if own:
         yield SettingsSection(key=title, sentence=_first_paragraph(model), settings=tuple(own))
     for one, path, kind in deeper:
         yield from _sections(one, path, kind)

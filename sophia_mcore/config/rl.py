@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from sophia_mcore.config.base import Fraction, NonNegative, Positive, Section
 from sophia_mcore.config.engines import Engine, VllmEngine
+from sophia_mcore.config.functions import WEIGHS, EnvironmentChoice, Relabel, Weigh
 from sophia_mcore.config.losses import Grpo, Loss
 from sophia_mcore.config.objective import Objective
 from sophia_mcore.config.sources import Source
@@ -129,6 +130,10 @@ class Rl(Section):
     patience_seconds: Positive = 900.0  # how long engines wait for a trainer that does not respond
     max_lost_share: Fraction = 0.05  # share of a batch's groups that may be lost
     stop_rollout_gap: Positive = 1.0  # nats, 99th percentile; a larger gap means that weights differ
+    environment: EnvironmentChoice = EnvironmentChoice()
+    max_turns: PositiveInt = 8  # of the policy in an episode; what is still asked then is cut off
+    weigh: Weigh = Weigh()
+    relabel: tuple[Relabel, ...] = ()  # what is imitated from episodes, beside the objective
     select: Select = Select()
     ssr: Replay = Replay()
     rethink: Rethink = Rethink()
@@ -183,6 +188,12 @@ class Rl(Section):
                 f"rethink.least_tokens = {self.rethink.least_tokens} exceeds rethink.most_tokens = "
                 f"{self.rethink.most_tokens}: no continuation would be kept"
             )
+        if not self.one_turn and self.rethink.share:
+            raise ValueError("rethink.share needs environment = 'single': a continued answer belongs to no turn")
+        if self.weigh.function not in WEIGHS and self.fill == "resample":
+            raise ValueError(
+                "fill = 'resample' needs a built-in weigh: further questions are asked before it is called"
+            )
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self
@@ -205,6 +216,16 @@ class Rl(Section):
                 f"rl.max_tokens = {self.max_tokens} and a prompt do not fit into batch.sequence_length_tokens = "
                 f"{row_tokens}, and no answer may be left out of its group"
             )
+
+    @property
+    def one_turn(self) -> bool:
+        """Whether an episode is one answer to the question as it stands."""
+        return self.environment.function == "single"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probs of the starting model are needed: for a KL term, or a weigh of one's own that may ask."""
+        return bool(self.objective.kl) or self.weigh.function not in WEIGHS
 
     @property
     def updates_per_batch(self) -> int:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 from sophia_mcore.config.base import Fraction, HttpAddress, NonNegative, OpenFraction, Positive, Section
 from sophia_mcore.config.cluster import Cluster
 from sophia_mcore.config.engines import Engine, OpenAIEngine, Sampling, TransformersEngine, VllmEngine
+from sophia_mcore.config.functions import Functions, Helper, RewardTerm, check_helpers, check_terms
 from sophia_mcore.config.objective import Objective
 from sophia_mcore.config.precision import Fp8, Fp8Check
 from sophia_mcore.config.rl import Rl
@@ -41,6 +42,7 @@ def _marked_path(given: Any) -> Any:
     return Path.cwd() / given if isinstance(given, str) and given.startswith(("./", "../")) else given
 
 
+HelperName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 ModelFolder = Annotated[Path, BeforeValidator(_marked_path)]
 
 
@@ -137,6 +139,7 @@ class Reward(Section):
     use_visual_reward: bool = True  # False: ablation "no visual reward"
     select: Literal["shortest", "random"] = "shortest"  # "random": ablation "no shortest rule"
     require_correct: bool = True  # False: ablation "random trajectories of D"
+    at_least: float = 1.0  # with [[rewards]]: the total R(y) that a kept trajectory has at least (eq. 6: R(y) = 1)
     broken: Literal["not_correct", "left_out"] = "not_correct"  # how timeouts and errors enter a caption's mean
 
 
@@ -292,6 +295,9 @@ class Config(Section):
     reasoning: Reasoning = Reasoning()
     score: Score = Score()
     reward: Reward = Reward()
+    rewards: tuple[RewardTerm, ...] = ()  # terms of the reward; none: "correct" with weight 1
+    functions: Functions = Functions()
+    helpers: dict[HelperName, Helper] = Field(default_factory=dict)  # by a name of your own
     batch: Batch = Batch()
     parallel: Parallel = Parallel()
     objective: Objective = Objective()
@@ -336,9 +342,25 @@ class Config(Section):
                 f"{self.objective.loss.name!r} learns from all K x N (objective.trajectories = 'all'): remove "
                 "reasoning.waves, or learn from 'kept'"
             )
+        check_terms(self.rewards)
+        if self.reasoning.waves is not None and not self.verdict_alone:
+            raise ValueError(
+                "reasoning.waves stops sampling by verdicts, but [[rewards]] has other terms: remove reasoning.waves"
+            )
+        check_helpers(self.rewards, self.helpers)
         if self.rl is not None:
             self.rl.check_run(self.evaluate.questions, self.batch.sequence_length_tokens)
         return self
+
+    @property
+    def verdict_alone(self) -> bool:
+        """Whether the reward is the verdict, as in the paper."""
+        return all(one == RewardTerm(function="correct", name=one.name) for one in self.rewards)
+
+    @property
+    def reward_terms(self) -> tuple[RewardTerm, ...]:
+        """The terms of the reward; by default the verdict alone."""
+        return self.rewards or (RewardTerm(function="correct"),)
 
     @property
     def on_policy(self) -> Rl:

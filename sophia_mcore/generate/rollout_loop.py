@@ -17,7 +17,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.board import Board, SignOfLife, Task, Validation
 from sophia_mcore.generate.engine import Completion, LivingEngine, Request
 from sophia_mcore.generate.rendering import Renderer
-from sophia_mcore.generate.rollout_unit import Examiner
+from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
 from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.records import Answer, Rollout
@@ -128,20 +128,17 @@ class Rollouts:
         return True
 
     def _unit(self, task: Task) -> None:
-        """One unit by itself: answers, verdicts, rethinking, shard."""
+        """One unit by itself: its waves one after another, verdicts, shard."""
         version = self.loaded
         assert version is not None
         began = time.monotonic()
         with self.holding(task.claim):
             rollouts: list[Rollout] = []
             with self.failing([task]):
-                wanted = self.examiner.first(task.claim.unit, task.batch.batch)
-                completions = self._sample([one.request for one in wanted])
-                rollouts = self.examiner.grade(wanted, completions, version, self.renderer)
-                further = self.examiner.rethinking(rollouts, self.renderer)
-                if further:
-                    completions = self._sample([one.request for one in further])
-                    rollouts += self.examiner.grade(further, completions, version, self.renderer)
+                waves = self.examiner.waves(task.claim.unit, task.batch.batch, version, self.renderer)
+                requests, rollouts = begun(waves)
+                while requests:
+                    requests, rollouts = gone_on(waves, self._sample(requests))
             if rollouts:
                 self.finish(task, rollouts, version, seconds=time.monotonic() - began)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.board import Task
 from sophia_mcore.generate.engine import Completion, Request
-from sophia_mcore.generate.rollout_unit import Wanted
+from sophia_mcore.generate.rollout_unit import Waves, begun, gone_on
 from sophia_mcore.records import Rollout
 from sophia_mcore.rl.versions import newest_version
 
@@ -40,15 +40,14 @@ def stream_units(loop: Rollouts, first: Task) -> None:
 
 @dataclass
 class _Running:
-    """A unit on its way: its answers, then perhaps its rethinkings."""
+    """A unit on its way: one wave of requests after another."""
 
     task: Task
     began: float
-    wanted: Sequence[Wanted]
+    waves: Waves
+    requests: Sequence[Request]
     found: dict[int, Completion] = field(default_factory=dict)
-    rollouts: list[Rollout] = field(default_factory=list)
-    grading: Future[tuple[list[Rollout], list[Wanted]]] | None = None
-    rethinks: bool = False
+    grading: Future[tuple[list[Request], list[Rollout]]] | None = None
 
 
 class _Stream:
@@ -76,12 +75,15 @@ class _Stream:
 
     def begin(self, task: Task) -> None:
         """Put the requests of a unit into the queue."""
-        wanted: list[Wanted] = []
-        with self._loop.failing([task]):
-            wanted = self._loop.examiner.first(task.claim.unit, task.batch.batch)
-        if wanted:
-            self._loop.watchdog.hold(task.claim)
-            unit = self._units[_name(task)] = _Running(task, time.monotonic(), wanted)
+        loop, requests = self._loop, list[Request]()
+        waves = loop.examiner.waves(task.claim.unit, task.batch.batch, self._version, loop.renderer)
+        with loop.failing([task]):
+            requests, rollouts = begun(waves)
+            if not requests:  # nobody had to be asked
+                loop.finish(task, rollouts, self._version, seconds=0.0, seconds_drain=0.0)
+        if requests:
+            loop.watchdog.hold(task.claim)
+            unit = self._units[_name(task)] = _Running(task, time.monotonic(), waves, requests)
             self._waiting.append(unit)
 
     def give_back(self) -> None:
@@ -102,7 +104,7 @@ class _Stream:
         if not self._waiting:
             return []
         unit = self._latest = self._waiting.pop(0)
-        return [((_name(unit.task), place), one.request) for place, one in enumerate(unit.wanted)]
+        return [((_name(unit.task), place), request) for place, request in enumerate(unit.requests)]
 
     def _is_old(self) -> bool:
         newest = newest_version(self._loop.run_folder.rl.versions)
@@ -114,27 +116,21 @@ class _Stream:
 
     def _take(self, unit: _Running, place: int, completion: Completion) -> None:
         unit.found[place] = completion
-        if len(unit.found) == len(unit.wanted):
-            unit.grading = self._pool.submit(self._grade, unit)
-
-    def _grade(self, unit: _Running) -> tuple[list[Rollout], list[Wanted]]:
-        """In the thread: the unit's rollouts, and what is to be sampled of them."""
-        examiner, renderer = self._loop.examiner, self._loop.renderer
-        completions = [unit.found[place] for place in range(len(unit.wanted))]
-        rollouts = examiner.grade(unit.wanted, completions, self._version, renderer)
-        return rollouts, [] if unit.rethinks else examiner.rethinking(rollouts, renderer)
+        if len(unit.found) == len(unit.requests):
+            completions = [unit.found[place] for place in range(len(unit.requests))]
+            unit.grading = self._pool.submit(gone_on, unit.waves, completions)
 
     def _collect(self) -> None:
-        """Write the units whose verdicts are there, or let them rethink."""
+        """Write the units that have ended, or let their next wave join."""
         for name, unit in list(self._units.items()):
             if unit.grading is None or not unit.grading.done():
                 continue
+            rollouts: list[Rollout] = []
             with self._loop.failing([unit.task]):
-                rollouts, further = unit.grading.result()
-                unit.rollouts += rollouts
+                further, rollouts = unit.grading.result()
                 unit.grading = None
                 if further:
-                    unit.wanted, unit.found, unit.rethinks = further, {}, True
+                    unit.requests, unit.found = further, {}
                     self._waiting.append(unit)
                     continue
             del self._units[name]
@@ -142,7 +138,7 @@ class _Stream:
             if unit.grading is None:  # else its verdicts failed
                 drain = 0.0 if self._newer_since is None else time.monotonic() - self._newer_since
                 seconds = time.monotonic() - unit.began
-                self._loop.finish(unit.task, unit.rollouts, self._version, seconds=seconds, seconds_drain=drain)
+                self._loop.finish(unit.task, rollouts, self._version, seconds=seconds, seconds_drain=drain)
 
     def _fail(self) -> None:
         """The stream was ended by what joined last; the others are given back, their texts are lost."""

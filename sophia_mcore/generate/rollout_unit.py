@@ -6,25 +6,30 @@ rethinking, ``rl.rethink``): its tokens are reused, never encoded anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import as_json
+from sophia_mcore.environments.types import POLICY
 from sophia_mcore.generate.answers import grade_item, question_images, question_messages
 from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.episodes import Episodes
 from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
-from sophia_mcore.records import Question, Rollout, rollout_id
+from sophia_mcore.records import Question, Rollout, VerdictName, rollout_id
 from sophia_mcore.rl.rethink import Rule, given_tokens, plan_rethinking
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.rl.versions import Version
-from sophia_mcore.score.reward import BROKEN
+from sophia_mcore.score.reward import BROKEN, outcome
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.units import Unit
 from sophia_mcore.verify.grade import Grader
+
+Waves = Generator[list[Request], Sequence[Completion], list[Rollout]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,13 @@ class Examiner:
     """Asks and grades. ``renderer`` is of any version of the policy: they share tokenizer and chat template."""
 
     def __init__(
-        self, config: Config, questions: Mapping[str, Question], system: str, images: ImageStore, grader: Grader
+        self,
+        config: Config,
+        questions: Mapping[str, Question],
+        system: str,
+        images: ImageStore,
+        grader: Grader,
+        episodes: Episodes | None = None,
     ) -> None:
         self._config = config
         self._rl = config.on_policy
@@ -49,6 +60,23 @@ class Examiner:
         self._grader = grader
         rethink = self._rl.rethink
         self._rule = Rule(share=rethink.share, cut_share=rethink.cut_share)
+        self._episodes = episodes
+
+    def waves(self, unit: Unit, batch: int, version: Version, renderer: Renderer) -> Waves:
+        """Everything about a unit: yields the requests of a wave, is sent their completions, returns the rollouts.
+
+        A wave is the first answers, then perhaps their rethinkings; in an environment, one turn of every episode.
+        """
+        if self._episodes is not None and not self._rl.one_turn:
+            return (yield from self._episodes.waves(unit.items, batch, version.version, version.digest, renderer))
+        wanted = self.first(unit, batch)
+        rollouts = self.grade(wanted, (yield [one.request for one in wanted]), version, renderer)
+        if self._episodes is not None:
+            rollouts = self._episodes.rewarded(rollouts)
+        further = self.rethinking([one for one in rollouts if one.asked == POLICY], renderer)
+        if further:
+            rollouts += self.grade(further, (yield [one.request for one in further]), version, renderer)
+        return rollouts
 
     def first(self, unit: Unit, batch: int) -> list[Wanted]:
         """``rl.group`` answers to each question of the unit, at temperature 1 and top-p 1."""
@@ -123,9 +151,16 @@ class Examiner:
         items = [grade_item(self._questions[row["question_id"]], row["id"], row["text"]) for row in rows]
         grades = self._grader.grade_many(items)
         return [
-            Rollout(**row, verdict=grade.verdict, extracted=grade.extracted)
+            Rollout(**row, verdict=grade.verdict, extracted=grade.extracted, scores=self._scores(row, grade.verdict))
             for row, grade in zip(rows, grades, strict=True)
         ]
+
+    def _scores(self, row: Mapping[str, Any], verdict: VerdictName) -> str:
+        """The one term of a reward that is the verdict alone; others come later."""
+        if self._episodes is not None or row.get("parent"):
+            return ""
+        value = None if verdict in BROKEN else outcome(verdict, row["finish_reason"] == "length")
+        return as_json({self._config.reward_terms[0].label: value})
 
 
 def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Renderer) -> dict[str, Any]:
@@ -134,3 +169,19 @@ def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Ren
         row["token_ids"] = (*given, *completion.token_ids)
         row["text"] = renderer.answer(completion.opened, row["token_ids"])
     return row
+
+
+def begun(waves: Waves) -> tuple[list[Request], list[Rollout]]:
+    """The requests of the first wave; where there are none, the rollouts."""
+    try:
+        return next(waves), []
+    except StopIteration as end:
+        return [], end.value
+
+
+def gone_on(waves: Waves, completions: Sequence[Completion]) -> tuple[list[Request], list[Rollout]]:
+    """The requests of the next wave, or, when there are none, the rollouts of the unit."""
+    try:
+        return waves.send(completions), []
+    except StopIteration as end:
+        return [], end.value

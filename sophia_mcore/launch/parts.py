@@ -9,6 +9,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
 from sophia_mcore.store.layout import SUMMARY, Round
+from sophia_mcore.store.user_files import user_functions
 
 _ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
 
@@ -106,14 +107,43 @@ def score(round: Round) -> list[Part]:
             settings=("score",),
             reads=(("questions", 0), ("trajectories", index)),
         ),
+        *_terms(round),
         Part(
             name="kept",
             results={"kept": folder.kept_file},
             beside=(folder.kept_summary_file, folder.second_opinion_file),
-            settings=("run.seed", "reward"),
+            settings=("run.seed", "reward", "rewards"),
             reads=(("questions", 0), ("trajectories", index), ("verdicts", index)),
         ),
     ]
+
+
+def _terms(round: Round) -> list[Part]:
+    """The values of the reward's terms. Their weights, and which questions they are for, change no value."""
+    config, folder = round.config, round.folder
+    if config.verdict_alone:
+        return []
+    values: dict[str, Any] = {
+        "rewards (functions)": [
+            {
+                "name": term.label,
+                "function": term.function,
+                "options": term.options,
+                "ask": term.ask,
+                "only": term.only.model_dump() if term.only else None,
+            }
+            for term in config.rewards
+        ]
+    }
+    for function in user_functions(config):
+        if function.key.startswith("rewards."):
+            file = function.file if function.file.is_file() else function.copy_in(round.run)
+            values[f"{function.key}: {function.file}"] = file
+    reads = [("questions", 0), ("trajectories", round.index), ("verdicts", round.index)]
+    if config.objective.fresh_share:
+        reads.append(("fresh", round.index))
+    results = {"terms": folder.terms}
+    return [Part(name="terms", results=results, settings=("helpers",), values=values, reads=tuple(reads))]
 
 
 def fp8_check(round: Round) -> list[Part]:

@@ -25,7 +25,7 @@ from sophia_mcore.track.metrics import MetricsLog
 
 STEPS = ("select", "loop", "evaluate")  # values of --from; the questions phase runs before them, the report after them
 
-_STAGE_SECTIONS = {"rl", "batch", "models", "score"}
+_STAGE_SECTIONS = {"rl", "batch", "models", "score", "rewards", "helpers"}
 # Settings that may change between two starts of a stage: they change where, how long and how fast work is done.
 _CHANGEABLE = {
     ("rl", "batches"), ("rl", "engine"), ("rl", "engines"), ("rl", "rollout_nodes"), ("rl", "stall_seconds"),

@@ -75,7 +75,13 @@ def score(round: Round, progress: Progress) -> None:
     """Grade the trajectories, compute rewards and write the kept set."""
     from sophia_mcore.score.phase import score_round
 
-    score_round(round, progress)
+    if not round.config.helpers:
+        score_round(round, progress)
+        return
+    from sophia_mcore.generate.helpers import open_helpers
+
+    with open_helpers(round.config, round.run, endpoints_only=True) as helpers:
+        score_round(round, progress, helpers)
 
 
 def export(round: Round, progress: Progress) -> None:

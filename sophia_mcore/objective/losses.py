@@ -36,6 +36,7 @@ class Tokens:
     behaviour_T: Tensor | None = None  # log mu(y_t), natural log
     rollout_T: Tensor | None = None  # log-prob of y_t in the engine that sampled it
     reference_T: Tensor | None = None  # log-prob of y_t under the starting model
+    kl_T: Tensor | None = None  # weight of the sample's own k3 term, beside that of the objective
 
     @staticmethod
     def from_batch(batch: Any, normalization: str | None, auxiliary_scale: float = 1.0) -> Tokens:
@@ -54,6 +55,7 @@ class Tokens:
             behaviour_T=flat(batch.behaviour_logprobs),
             rollout_T=flat(batch.rollout_logprobs),
             reference_T=flat(batch.reference_logprobs),
+            kl_T=flat(batch.kl) if batch.reference_logprobs is not None else None,
         )
         scale_T = tokens.scale_T
         if normalization == "sequence_mean":
@@ -142,7 +144,7 @@ def coefficients(
             loss = _scaled(_terms(logprobs_C, chosen, config, own)[0].loss_T, chosen).sum()
             return torch.autograd.grad(loss, logprobs_C)[0]
 
-    if depends_on == "token" or config.correction != "none" or config.kl:
+    if depends_on == "token" or config.correction != "none" or _has_kl(tokens, config):
         return gradient
     everything = torch.arange(len(tokens.mask_T), device=tokens.mask_T.device)
     return gradient(torch.zeros_like(tokens.weights_T), everything)
@@ -161,10 +163,16 @@ def _terms(logprobs_T: Tensor, tokens: Tokens, config: Objective, own: OwnTerm |
     else:
         terms = OBJECTIVES[type(config.loss)](logprobs_T, log_ratio_T, tokens, config.loss)
     loss_T = terms.loss_T * _correction(logprobs_T, tokens, config)
-    if config.kl:
-        loss_T = loss_T + config.kl * k3(logprobs_T, tokens)
+    if _has_kl(tokens, config):
+        own_T = torch.zeros_like(logprobs_T) if tokens.kl_T is None else tokens.kl_T
+        loss_T = loss_T + (config.kl + own_T) * k3(logprobs_T, tokens)
     nll_T = -tokens.weights_T * logprobs_T  # the loss of further data and auxiliary samples under every objective
     return Terms(torch.where(_weighed(tokens), loss_T, nll_T), terms.clipped_T), log_ratio_T
+
+
+def _has_kl(tokens: Tokens, config: Objective) -> bool:
+    """Whether there is a k3 term: for all samples, or for some (the same for every micro batch of a stage)."""
+    return bool(config.kl) or tokens.kl_T is not None
 
 
 def k3(logprobs_T: Tensor, tokens: Tokens) -> Tensor:
@@ -335,7 +343,7 @@ def _diagnostics(
         "nll_auxiliary": measure.mean(-logprobs_T, parts["auxiliary"]),
         **{f"coefficient_norm_{name}": measure.norm(gradient_T, parts[name]) for name in TERMS[:3]},
     }
-    if config.kl:
+    if _has_kl(tokens, config):
         found["kl"] = measure.mean(k3(logprobs_T, tokens), learned_T)
     if config.behaviour != "none" or tokens.behaviour_T is not None:
         has_S = sequence_sum(learned_T.to(logprobs_T.dtype), tokens) > 0

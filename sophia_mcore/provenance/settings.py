@@ -34,6 +34,7 @@ CHANGE_NO_RESULT = (
     "train.keep_checkpoints", "train.save_asynchronously", "train.measure_samples", "train.term_gradients_every_steps",
     "train.warn_rollout_gap", "train.threads_per_process", "train.distributed_timeout_seconds",
     "evaluate.evaluate_base", "evaluate.only", "fp8.check.skip",
+    "functions",  # limits of processes
     "rl",  # changes no result of a round; launch.rl compares the settings of the on-policy stage
 )  # fmt: skip
 

@@ -7,10 +7,11 @@ same text under another image is another question.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from sophia_mcore.environments.terms import Value
 from sophia_mcore.records import VerdictName
 from sophia_mcore.score.advantage import group_weights
 from sophia_mcore.score.reward import BROKEN
@@ -28,6 +29,10 @@ class Graded:
     verdict: VerdictName
     truncated: bool
     tokens: int
+    turn: int = 0  # place among the turns of its episode
+    scores: Mapping[str, Value] = field(default_factory=dict)  # values of the reward's terms
+    status: str = "done"  # or "cut_off", "broken"
+    why: str = ""
 
     def right(self, overlong: Overlong) -> bool:
         """Whether the answer counts as right: a truncated one does only where ``overlong`` is "graded"."""
@@ -41,6 +46,7 @@ class Weighed:
     id: str
     question_id: str
     advantage: float
+    kl: float = 0.0  # weight of its own k3 term, beside rl.objective.kl
 
 
 def soft_overlong(tokens: int, limit: int, cache: int) -> float:

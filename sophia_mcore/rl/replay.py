@@ -27,7 +27,7 @@ def replay(
     draws (line 8). The update has ``wanted`` answers unless the buffer is empty, or ``fresh`` alone has more. The same
     ``key`` gives the same draws on any machine.
     """
-    effective = [answer for answer in fresh if answer.advantage != 0.0]
+    effective = [answer for answer in fresh if answer.advantage != 0.0 or answer.kl != 0.0]
     known = {answer.id for answer in buffer}
     buffer = [*buffer, *(answer for answer in effective if answer.id not in known)]
     missing = max(0, wanted - len(effective))

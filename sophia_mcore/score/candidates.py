@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Answer, Kept, Trajectory, Verdict
 from sophia_mcore.score.advantage import weigh
 from sophia_mcore.score.reward import Candidate, trajectory_rewards
+from sophia_mcore.score.terms import totals
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_folder, read_table, shard_files
@@ -43,6 +44,7 @@ def choose(config: Config, folder: RoundFolder, question_ids: Collection[str]) -
     candidates, dropped = _stored(folder) if objective.trajectories == "all" else ([], Counter[str]())
     if objective.fresh_share:
         candidates += own_candidates(folder, question_ids)
+    candidates = with_totals(config, folder, candidates)
     scored, broken = trajectory_rewards(candidates, objective.reward, config.reward)
     weights, unused = weigh(
         scored,
@@ -82,6 +84,20 @@ def stored_candidates(
                 ids = (verdict.question_id, verdict.caption_id)
                 found.append(Candidate(name, *ids, length, reason == "length", verdict.verdict))
     return found
+
+
+def with_totals(config: Config, folder: RoundFolder, candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates with the totals of the reward's terms, where the reward is not the verdict alone.
+
+    Raises SophiaError when an answer has no terms.
+    """
+    if config.verdict_alone or not candidates:
+        return candidates
+    found = totals(folder, config.reward_terms)
+    lost = next((one.id for one in candidates if one.id not in found), None)
+    if lost is not None:
+        raise SophiaError(f"{folder.terms}: answer {lost!r} has no terms of the reward; run 'sophia score' again")
+    return [replace(one, by_terms=True, total=found[one.id]) for one in candidates]
 
 
 def own_candidates(folder: RoundFolder, question_ids: Collection[str]) -> list[Candidate]:

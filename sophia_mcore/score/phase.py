@@ -20,13 +20,15 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score.candidates import stored_candidates
-from sophia_mcore.score.children import helpers
+from sophia_mcore.score.candidates import stored_candidates, with_totals
+from sophia_mcore.score.children import helpers as other_processes
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
-from sophia_mcore.score.reward import BROKEN, outcome, select, visual_rewards
+from sophia_mcore.score.reward import BROKEN, reward_of, select, visual_rewards
 from sophia_mcore.score.second_opinion import write_second_opinion
+from sophia_mcore.score.terms import AskedHelpers, make_terms
+from sophia_mcore.score.terms import summary as term_summary
 from sophia_mcore.score.thoughts import complaint, count_thoughts
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
@@ -41,8 +43,10 @@ PARALLEL_FROM = 20_000  # trajectories; below this one process is faster than st
 MIN_VERDICTS_TO_STOP = 1000  # before this many, only the finished phase is judged by its share of broken verdicts
 
 
-def score_round(round: Round, progress: Progress) -> dict[str, Any]:
+def score_round(round: Round, progress: Progress, helpers: AskedHelpers | None = None) -> dict[str, Any]:
     """Verdicts for all trajectories of a round, then ``kept.parquet`` and ``kept.json``; returns the latter.
+
+    Where the reward has other terms than the verdict, their values come between; ``helpers`` answers those that ask.
 
     Finished units are not graded again; verdicts of another verifier version are kept aside and the changes written to
     ``verdict_changes.json``; math-verify's word on a sample goes to ``second_opinion.json``. Raises SophiaError when
@@ -55,7 +59,7 @@ def score_round(round: Round, progress: Progress) -> dict[str, Any]:
     rows = sum(read_metadata(path)["rows"] for path in shards.values())
     processes = min(config.score.workers, len(units)) if rows >= PARALLEL_FROM else 1
     job = {"kind": "round", "config": config.model_dump_json(), "folder": str(run.path), "round": round.index}
-    with helpers(processes - 1) as give:
+    with other_processes(processes - 1) as give:
         give(job)
         grade_round(round, progress, 1 if processes > 1 else config.score.workers)
     verdicts = {
@@ -65,6 +69,8 @@ def score_round(round: Round, progress: Progress) -> dict[str, Any]:
     _stop_if_broken(counts, config.score.max_broken_share)
     if config.score.judge and counts["error"]:
         progress.note(f"{counts['error']} verdicts are `error`: the judge gave no usable reply, or the verifier failed")
+    if not config.verdict_alone:
+        make_terms(round, units, helpers, progress)
     questions = {q.id: q for q in read_shard(run.questions_file, Question)}
     summary = _keep(round, list(shards.values()), questions, verdicts, counts)
     _report_changes(folder, verdicts, progress)
@@ -220,7 +226,7 @@ def _keep(
     counts: Counter[str],
 ) -> dict[str, Any]:
     config, folder = round.config, round.folder
-    candidates = stored_candidates(shards, verdicts)
+    candidates = with_totals(config, folder, stored_candidates(shards, verdicts))
     sampled = left_out(config, folder, shards, candidates)
     rewards = visual_rewards(candidates, config.reward.broken, sampled.per_caption)
     seed = seed_for(config.run.seed, "select", round.index)
@@ -240,7 +246,7 @@ def _keep(
                 question=question.question,
                 response=texts[trajectory],
                 token_count=candidate.length,
-                outcome=outcome(candidate.verdict, candidate.truncated),
+                outcome=reward_of(candidate) or 0.0,
                 caption_reward=rewards[candidate.question_id, candidate.caption_id],
             )
         )
@@ -256,13 +262,16 @@ def _keep(
         "dropped": dict(sorted(selection.dropped.items())),
         "thoughts": count_thoughts(shards),
         "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
-        "reward": config.reward.model_dump(mode="json"),
+        "reward": config.reward.model_dump(mode="json", exclude={"at_least"} if config.verdict_alone else None),
         **sampled.summary,
     }
+    if not config.verdict_alone:
+        summary["rewards"] = term_summary(folder, config.reward_terms)
     if not kept:
+        least = "" if config.verdict_alone else f", reward.at_least = {config.reward.at_least}"
         raise SophiaError(
             f"no trajectory of {len(candidates)} was kept (dropped: {_listed(selection.dropped)}); "
-            f"nothing to train on, see reward.alpha = {config.reward.alpha} and {folder.verdicts}"
+            f"nothing to train on, see reward.alpha = {config.reward.alpha}{least} and {folder.verdicts}"
         )
     _write(folder, kept, summary)
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from sophia_mcore.records import TrajectorySource, Verdict, VerdictName
 
 PairKey = tuple[str, str]  # (question id, caption id)
 BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
+_ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little less than 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Candidate:
     truncated: bool
     verdict: VerdictName
     source: TrajectorySource = "reasoner"
+    by_terms: bool = False  # whether R(y) is ``total`` instead of the verdict
+    total: float | None = None  # the weighted total of the reward's terms; None: not judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,13 @@ def outcome(verdict: VerdictName, truncated: bool = False) -> float:
     return 1.0 if verdict == "correct" and not truncated else 0.0
 
 
+def reward_of(candidate: Candidate) -> float | None:
+    """R(y) of a candidate: its outcome, or the total of the reward's terms; None where it could not be judged."""
+    if candidate.by_terms:
+        return candidate.total
+    return None if candidate.verdict in BROKEN else outcome(candidate.verdict, candidate.truncated)
+
+
 def visual_rewards(
     verdicts: Iterable[Verdict | Candidate],
     broken: Literal["not_correct", "left_out"] = "not_correct",
@@ -60,19 +71,25 @@ def visual_rewards(
 
     ``broken``: whether a timeout or error counts as not correct or is left out of the mean (a pair with no other
     verdict then has reward 0). The order of the verdicts does not matter: counts are integers. Of ``per_caption``
-    trajectories those that were not sampled (``score.early_stop``) count as not correct: R(c) is at least that.
+    trajectories those that were not sampled (``score.early_stop``) count as not correct: R(c) is at least that. Where
+    the outcome is the total of the reward's terms, what they have not judged is left out in any case.
     """
     correct: Counter[PairKey] = Counter()
     judged: Counter[PairKey] = Counter()
     stored: Counter[PairKey] = Counter()
+    totals: dict[PairKey, list[float]] = {}
     for verdict in verdicts:
         pair = (verdict.question_id, verdict.caption_id)
+        if isinstance(verdict, Candidate) and verdict.by_terms:
+            totals.setdefault(pair, []).extend([] if verdict.total is None else [verdict.total])
+            continue
         stored[pair] += 1
         correct[pair] += verdict.verdict == "correct"
         judged[pair] += broken == "not_correct" or verdict.verdict not in BROKEN
     for pair, count in stored.items():
         judged[pair] += max(0, per_caption - count)
-    return {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
+    by_verdict = {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
+    return by_verdict | {pair: math.fsum(found) / len(found) if found else 0.0 for pair, found in totals.items()}
 
 
 def trajectory_rewards(
@@ -87,22 +104,25 @@ def trajectory_rewards(
     listed = list(candidates)
     captions = visual_rewards((c for c in listed if c.caption_id), config.broken) if reward == "filtered" else {}
     found = []
+    left_out: Counter[str] = Counter()
     for candidate in listed:
-        if candidate.verdict in BROKEN:
+        value = reward_of(candidate)
+        if value is None:
+            left_out["not_judged" if candidate.by_terms else candidate.verdict] += 1
             continue
-        value = outcome(candidate.verdict, candidate.truncated)
         if reward == "filtered" and candidate.caption_id and not _caption_passes(candidate, captions, config):
             value = 0.0
         found.append(Scored(candidate.id, candidate.question_id, value, candidate.source))
-    return found, Counter(candidate.verdict for candidate in listed if candidate.verdict in BROKEN)
+    return found, left_out
 
 
 def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], config: Reward, seed: int) -> Selection:
     """The dataset reward of eq. 6: per question the ``config.keep`` shortest trajectories that qualify.
 
-    One qualifies iff it is not truncated, its outcome is 1 and its caption's reward is greater than ``config.alpha``
-    (strictly: 6 of 8 fails at 0.75). Equal lengths are decided by the lower id, so the order of ``candidates`` does not
-    matter; a random choice (ablation) depends on ``seed`` and the ids alone.
+    One qualifies iff it is not truncated, its outcome is 1 (a total of terms: at least ``config.at_least``) and its
+    caption's reward is greater than ``config.alpha`` (strictly: 6 of 8 fails at 0.75). Equal lengths are decided by the
+    lower id, so the order of ``candidates`` does not matter; a random choice (ablation) depends on ``seed`` and the ids
+    alone.
     """
     dropped: Counter[str] = Counter()
     qualified: dict[str, list[tuple[int | str, str]]] = defaultdict(list)
@@ -129,7 +149,12 @@ def reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], confi
     """Why a trajectory is not in the kept set: "truncated", its verdict, or "caption_reward"; "" if it qualifies."""
     if candidate.truncated:
         return "truncated"
-    if config.require_correct and candidate.verdict != "correct":
+    if candidate.by_terms and candidate.total is None:
+        return "not_judged"
+    if config.require_correct and candidate.by_terms:
+        if candidate.total is not None and candidate.total < config.at_least - _ROUNDING:
+            return "reward"
+    elif config.require_correct and candidate.verdict != "correct":
         return candidate.verdict
     if config.use_visual_reward and not _caption_passes(candidate, rewards, config):
         return "caption_reward"

@@ -62,6 +62,11 @@ class RoundFolder:
         return self.path / "verdicts"
 
     @property
+    def terms(self) -> Path:
+        """The values of the reward's terms, where the reward is not the verdict alone."""
+        return self.path / "terms"
+
+    @property
     def kept_file(self) -> Path:
         return self.path / "kept.parquet"
 
@@ -170,6 +175,11 @@ class RunFolder:
     def code(self) -> Path:
         """Copies of the user's own functions."""
         return self.path / "code"
+
+    @property
+    def helpers(self) -> Path:
+        """Replies of helpers by what they were asked."""
+        return self.path / "helpers"
 
     def records(self, index: int, phase: str) -> Path:
         """Folder with PART.json for each part of a phase: the settings and inputs that its results were made from."""

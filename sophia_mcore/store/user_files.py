@@ -1,8 +1,8 @@
-"""The user's own functions: settings of the form `FILE.py:FUNCTION`.
+"""Functions that the configuration names: the user's own, `FILE.py:FUNCTION`, and built-in ones.
 
-They are checked by parsing the file, without running it. When a run starts, the files are copied into RUN/code with
-their hashes. Only the process that calls a function imports the copy. For a further setting that names a function, add
-a `yield` to `user_functions`.
+The user's are checked by parsing the file, without running it. When a run starts, the files are copied into RUN/code
+with their hashes. Only the process that calls a function imports the copy. For a further setting that names a function,
+add a `yield` to `named_functions`. Built-in ones are checked in the same way and not copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sophia_mcore.config.functions import WEIGHS, named
 from sophia_mcore.config.losses import OwnLoss, reference_of
+from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.atomic import write_json, write_text
@@ -28,38 +30,91 @@ from sophia_mcore.store.lineage import file_digest
 INDEX = "files.json"  # in RUN/code
 
 
+_BUILT_IN = Path(__file__).resolve().parents[1] / "environments"
+REWARD = (
+    ("episode", "question"), ("group", "question"), ("episode", "question", "images"), ("group", "question", "images"),
+)  # fmt: skip
+ENVIRONMENT = {
+    "start": (("question", "images", "seed"),),
+    "step": (("state", "reply"), ("state", "reply", "images")),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFunction:
     """A function that the configuration names.
 
     `key`: the setting that names it, such as "objective.loss". `parameters`: names of the positional parameters that it
-    must take. `options`: values of its keyword-only parameters.
+    must take, in one of several ways. `options`: values of its keyword-only parameters. `built_in`: part of the package.
     """
 
     key: str
-    reference: str
-    parameters: tuple[str, ...]
+    file: Path
+    name: str
+    parameters: tuple[tuple[str, ...], ...]
     options: Mapping[str, bool | int | float | str]
+    built_in: bool = False
 
     @property
-    def file(self) -> Path:
-        return Path(reference_of(self.reference).file)
-
-    @property
-    def name(self) -> str:
-        return reference_of(self.reference).function
+    def reference(self) -> str:
+        """How the configuration names it."""
+        return self.name if self.built_in else f"{self.file}:{self.name}"
 
     def copy_in(self, run: RunFolder) -> Path:
-        """Path of the run's copy of the file."""
-        return run.code / self.key / self.file.name
+        """Where the run keeps its copy of the file; of a built-in one the file itself."""
+        return self.file if self.built_in else run.code / self.key / self.file.name
+
+
+def named_functions(config: Config) -> Iterator[UserFunction]:
+    """All functions that the configuration names by `FILE.py:FUNCTION` or by the name of a built-in one."""
+    losses = [("objective.loss", config.objective.loss)]
+    if isinstance(config.rl, Rl):
+        losses.append(("rl.objective.loss", config.rl.objective.loss))
+    for key, loss in losses:
+        if isinstance(loss, OwnLoss):
+            file, name = reference_of(loss.name)
+            parameters = (("logprobs_T", "log_ratio_T", "tokens"),)
+            yield UserFunction(key=key, file=Path(file), name=name, parameters=parameters, options=loss.options)
+    for term in config.reward_terms:
+        key = f"rewards.{term.label}"
+        yield _function(key, term.function, "rewards.py", REWARD, term.options)
+        if term.ask:
+            yield _function(f"{key}.ask", term.ask, "rewards.py", (("episode", "question"),), {})
+    if isinstance(config.rl, Rl):
+        yield from _of_the_stage(config.rl)
+
+
+def _of_the_stage(rl: Rl) -> Iterator[UserFunction]:
+    chosen = rl.environment
+    file = chosen.file or _BUILT_IN / f"{chosen.function}.py"
+    for name, parameters in ENVIRONMENT.items():
+        yield UserFunction(
+            key=f"rl.environment.{name}",
+            file=file,
+            name=name,
+            parameters=parameters,
+            options=chosen.options,
+            built_in=chosen.file is None,
+        )
+    if rl.weigh.function not in WEIGHS:
+        yield _function("rl.weigh", rl.weigh.function, "weigh.py", (("group",),), rl.weigh.options)
+    for index, one in enumerate(rl.relabel):
+        yield _function(f"rl.relabel.{index}", one.function, "relabel.py", (("episode", "question"),), one.options)
+
+
+def _function(
+    key: str, text: str, module: str, parameters: tuple[tuple[str, ...], ...], options: Mapping[str, Any]
+) -> UserFunction:
+    """`text` is a reference, or the name of a function in the built-in ``module``."""
+    file, name = named(text, (text,), "function")
+    return UserFunction(
+        key=key, file=file or _BUILT_IN / module, name=name, parameters=parameters, options=options, built_in=not file
+    )
 
 
 def user_functions(config: Config) -> Iterator[UserFunction]:
-    """All user functions that the configuration names."""
-    loss = config.objective.loss
-    if isinstance(loss, OwnLoss):
-        parameters = ("logprobs_T", "log_ratio_T", "tokens")
-        yield UserFunction(key="objective.loss", reference=loss.name, parameters=parameters, options=loss.options)
+    """Those of the user's own."""
+    return (function for function in named_functions(config) if not function.built_in)
 
 
 def check_function(function: UserFunction) -> str:
@@ -68,34 +123,65 @@ def check_function(function: UserFunction) -> str:
     Raises UsageError when the file is missing or not Python, when it has no such function (with the nearest name), when
     the function's parameters differ, or when an option is unknown, missing or of another type.
     """
-    where = f"{function.key}: {function.file}"
-    try:
-        text = function.file.read_bytes().decode()
-        tree = ast.parse(text)
-    except OSError as error:
-        raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
-    except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{where}: not a Python file ({error})") from None
-    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if function.name not in found:
-        raise UsageError(f"{where}: no function {function.name!r} ({_hint(function.name, list(found))})")
-    arguments = found[function.name].args
-    taken = tuple(argument.arg for argument in (*arguments.posonlyargs, *arguments.args))
-    where = f"{where}: {function.name}"
-    if taken != function.parameters or arguments.defaults or arguments.vararg or arguments.kwarg:
-        wanted = ", ".join(function.parameters)
-        raise UsageError(
-            f"{where} must take ({wanted}), then keyword-only options; it takes ({ast.unparse(arguments)})"
-        )
-    _check_options(where, function.options, arguments)
+    where = f"{function.key}: {function.name if function.built_in else function.file}"
+    text, found = _functions_in(where, function.file)
+    arguments = _arguments(where, function.name, found)
+    taken = _positional(arguments)
+    where = where if function.built_in else f"{where}: {function.name}"
+    if taken not in function.parameters or arguments.defaults or arguments.vararg or arguments.kwarg:
+        wanted = " or ".join(f"({', '.join(names)})" for names in function.parameters)
+        raise UsageError(f"{where} must take {wanted}, then keyword-only options; it takes ({ast.unparse(arguments)})")
+    others = _options_of_the_other(function, found)
+    _check_options(where, function.options, arguments, others)
     return text
 
 
-def _check_options(where: str, given: Mapping[str, Any], arguments: ast.arguments) -> None:
+def parameters_of(function: UserFunction, file: Path) -> tuple[str, ...]:
+    """Names of the positional parameters that the function takes in ``file``, a copy. Raises UsageError."""
+    return _positional(_arguments(function.key, function.name, _functions_in(function.key, file)[1]))
+
+
+def options_for(function: UserFunction, file: Path) -> dict[str, Any]:
+    """Those of its options that the function itself takes: start and step of an environment share one table."""
+    arguments = _arguments(function.key, function.name, _functions_in(function.key, file)[1])
+    own = {option.arg for option in arguments.kwonlyargs}
+    return {name: value for name, value in function.options.items() if name in own}
+
+
+def _functions_in(where: str, file: Path) -> tuple[str, dict[str, ast.FunctionDef]]:
+    try:
+        text = file.read_bytes().decode()
+        tree = ast.parse(text)
+    except OSError as error:
+        raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{where}: not a Python file ({error})") from None
+    return text, {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _arguments(where: str, name: str, found: Mapping[str, ast.FunctionDef]) -> ast.arguments:
+    if name not in found:
+        raise UsageError(f"{where}: no function {name!r} ({_hint(name, list(found))})")
+    return found[name].args
+
+
+def _positional(arguments: ast.arguments) -> tuple[str, ...]:
+    return tuple(argument.arg for argument in (*arguments.posonlyargs, *arguments.args))
+
+
+def _options_of_the_other(function: UserFunction, found: Mapping[str, ast.FunctionDef]) -> list[str]:
+    """Start and step of an environment share one table of options: each of them must know what is in it."""
+    other = {"start": "step", "step": "start"}.get(function.name, "") if "environment" in function.key else ""
+    return [option.arg for option in found[other].args.kwonlyargs] if other in found else []
+
+
+def _check_options(where: str, given: Mapping[str, Any], arguments: ast.arguments, others: list[str]) -> None:
     options = {option.arg: value for option, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
     for name, value in given.items():
         if name not in options:
-            raise UsageError(f"{where} has no option {name!r} ({_hint(name, list(options))})")
+            if name in others:
+                continue
+            raise UsageError(f"{where} has no option {name!r} ({_hint(name, [*options, *others])})")
         default = _literal(where, name, options[name])
         number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
         if default is not None and type(value) is not type(default) and not number:
@@ -119,8 +205,8 @@ def _hint(name: str, known: list[str]) -> str:
 
 
 def check_user_files(config: Config) -> None:
-    """Check every function that the configuration names. Raises UsageError."""
-    for function in user_functions(config):
+    """Check every function that the configuration names, its options too. Raises UsageError."""
+    for function in named_functions(config):
         check_function(function)
 
 
@@ -129,6 +215,7 @@ def keep_user_files(config: Config, run: RunFolder, *, replace: bool = False) ->
 
     ``replace``: accept changed files. Raises UsageError when a file has changed, and like `check_function`.
     """
+    check_user_files(config)
     texts = [(function, check_function(function)) for function in user_functions(config)]
     if not texts:
         return
@@ -146,6 +233,19 @@ def keep_user_files(config: Config, run: RunFolder, *, replace: bool = False) ->
     write_json(run.code / INDEX, index)
 
 
+def checked_copy(function: UserFunction, run: RunFolder) -> Path:
+    """The run's copy of the function's file. Raises SophiaError when it is missing or was changed."""
+    path = function.copy_in(run)
+    if function.built_in:
+        return path
+    index = read_json(run.code / INDEX) or {}
+    if not path.is_file() or function.key not in index:
+        raise SophiaError(f"{path}: the run has no copy of {function.reference}; start it with `sophia run`")
+    if file_digest(path) != index[function.key]["sha256"]:
+        raise SophiaError(f"{path}: is not the file that the run was started with")
+    return path
+
+
 def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any] | None:
     """Import the function of setting ``key`` from the run's copy and bind its options. None if the setting names none.
 
@@ -154,12 +254,7 @@ def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any
     function = next((one for one in user_functions(config) if one.key == key), None)
     if function is None:
         return None
-    path = function.copy_in(run)
-    index = read_json(run.code / INDEX) or {}
-    if not path.is_file() or key not in index:
-        raise SophiaError(f"{path}: the run has no copy of {function.reference}; start it with `sophia run`")
-    if file_digest(path) != index[key]["sha256"]:
-        raise SophiaError(f"{path}: is not the file that the run was started with")
+    path = checked_copy(function, run)
     module_name = "sophia_user_" + "_".join((*key.split("."), path.stem))
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
@@ -167,6 +262,6 @@ def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise SophiaError(f"{function.reference}: cannot be imported ({type(error).__name__}: {error})") from error
     return partial(getattr(module, function.name), **function.options)

@@ -9,21 +9,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sophia_mcore.config.rl import Rethink
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import Batch, read_batch
+from sophia_mcore.rl.credit import Credited, credit, judged_groups
 from sophia_mcore.rl.groups import Weighed, advantages
 from sophia_mcore.rl.replay import is_new_episode, replay
 from sophia_mcore.rl.rethink import Continuation, Rule, kept
 from sophia_mcore.rl.stream import update_parts
-from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RlFolder
 from sophia_mcore.train.rl_answers import Sampled, Tokens, read_rollouts
+from sophia_mcore.train.rl_own import Learned, read_learned, shaping
+from sophia_mcore.train.rl_values import batch_values, check_broken, episode_values, rethinking_values
 
 TAKEN = "taken.json"  # in a batch's folder: the units that training uses
 
@@ -91,7 +91,8 @@ class Planner:
     """
 
     def __init__(self, config: Config, folder: RlFolder, tokens: Tokens) -> None:
-        self._rl, self._seed, self._attempts = config.on_policy, config.run.seed, config.cluster.unit_attempts
+        self._config, self._rl, self._seed = config, config.on_policy, config.run.seed
+        self._attempts = config.cluster.unit_attempts
         self._folder, self._tokens = folder, tokens
         self._buffer: list[Weighed] = []
         self._known: dict[str, Sampled] = {}  # the buffer's answers
@@ -126,13 +127,21 @@ class Planner:
         everything = read_rollouts(batches, done, rl.lag)
         first = [one for one in everything if not one.parent]
         rethought = [one for one in everything if one.parent]
-        weighed, left_out = self._weigh(first)
+        check_broken(first, number, self._config.functions.max_broken_share)
+        learned = read_learned(self._config, self._folder.batch(number))
+        weighed, left_out = self._weigh(first, learned)
         auxiliary = self._kept(rethought)
         answers = {one.id: one for one in first} | {one.id: one for one in rethought if one.id in set(auxiliary)}
+        targets = [self._tokens.target(one, number) for one in learned.targets]
+        answers |= {one.id: one for one in targets if one is not None}
+        auxiliary += [one.id for one in targets if one is not None]
+        left_out["relabel_unfit"] += sum(one is None for one in targets)
         updates = self._updates(number, questions, weighed, auxiliary, answers)
         effective = tuple(one.id for one in weighed)
         values = batch_values(first, weighed, left_out, asked=len(questions), trained_version=number)
-        values |= rethinking_values(rethought, auxiliary, answers)
+        values |= rethinking_values(rethought, auxiliary[: len(auxiliary) - len(targets)], answers)
+        if not self._config.verdict_alone or not rl.one_turn:
+            values |= episode_values(first, self._config.reward_terms)
         return Plan(number=number, updates=updates, effective=effective, answers=answers | self._known, values=values)
 
     def _taken(self, number: int) -> tuple[list[Batch], set[str], dict[str, str]]:
@@ -152,9 +161,35 @@ class Planner:
                 f"{self._rl.max_lost_share}); units {', '.join(sorted(lost))}; {first}: {lost[first]}"
             )
 
-    def _weigh(self, first: Sequence[Sampled]) -> tuple[list[Weighed], Counter[str]]:
+    def groups(self, number: int) -> tuple[list[Batch], set[str], dict[str, list[Credited]]]:
+        """(open folders, finished units, judged episodes by question) of a batch whose units are done."""
+        batches, done, _ = self._taken(number)
+        first = [one for one in read_rollouts(batches, done, self._rl.lag) if not one.parent]
+        check_broken(first, number, self._config.functions.max_broken_share)
+        return batches, done, self._judged(first)[0]
+
+    def _judged(self, first: Sequence[Sampled]) -> tuple[dict[str, list[Credited]], Counter[str]]:
+        unfit = {
+            one.id: reason
+            for one in first
+            if one.graded.status != "broken" and (reason := self._tokens.unfit(one)) is not None
+        }
+        terms = self._config.reward_terms
+        return judged_groups((one.graded for one in first), unfit, terms, shaping(self._config))
+
+    def _weigh(self, first: Sequence[Sampled], learned: Learned) -> tuple[list[Weighed], Counter[str]]:
         """Answers with an advantage that is not 0, and why the others are not used."""
         rl = self._rl
+        if not self._config.verdict_alone or not rl.one_turn or learned.weights is not None:
+            groups, left_out = self._judged(first)
+            weighed, unused = credit(
+                groups,
+                weigh=rl.weigh.function,
+                advantage=rl.objective.advantage or "group_normalized",
+                masked=rl.overlong == "masked",
+                own=learned.weights,
+            )
+            return weighed, left_out + unused
         reasons = {one.id: self._tokens.unfit(one) for one in first}
         weighed, left_out = advantages(
             (one.graded for one in first if reasons[one.id] is None),
@@ -222,61 +257,3 @@ def _rule(settings: Rethink) -> Rule:
         most_waits=settings.most_waits,
         per_question=settings.per_question,
     )
-
-
-def batch_values(
-    first: Sequence[Sampled], weighed: Sequence[Weighed], left_out: Counter[str], *, asked: int, trained_version: int
-) -> dict[str, float]:
-    """Numbers of a batch, over its first answers. A mean over nothing is left out."""
-    groups: dict[str, list[Sampled]] = {}
-    for one in first:
-        groups.setdefault(one.graded.question_id, []).append(one)
-    judged = {q: [one for one in group if one.graded.verdict not in BROKEN] for q, group in groups.items()}
-    right = {q: sum(one.graded.verdict == "correct" for one in group) for q, group in judged.items()}
-    useful = {one.question_id for one in weighed}
-    tokens = sum(one.graded.tokens for one in first)
-    wasted = sum(one.graded.tokens for q, group in groups.items() if q not in useful for one in group)
-    logprobs = np.concatenate([np.zeros(0), *(one.logprobs for one in first)])
-    ages = [trained_version - one.version for one in first]
-    means: dict[str, Sequence[float]] = {
-        "accuracy": [float(one.graded.verdict == "correct") for one in first],
-        "truncated_share": [float(one.graded.truncated) for one in first],
-        "broken_share": [float(one.graded.verdict in BROKEN) for one in first],
-        "tokens_mean": [one.graded.tokens for one in first],
-        "tokens_right": [one.graded.tokens for one in first if one.graded.verdict == "correct"],
-        "tokens_wrong": [one.graded.tokens for one in first if one.graded.verdict in ("wrong", "no_answer")],
-        "lag_mean": ages,
-        "wait_share": [float(one.waits) for one in first],
-    }
-    values = {name: float(np.mean(numbers)) for name, numbers in means.items() if len(numbers)}
-    if first:
-        lengths = [one.graded.tokens for one in first]
-        values |= {f"tokens_p{q}": float(np.quantile(lengths, q / 100, method="higher")) for q in (50, 99)}
-        values["lag_max"] = max(ages)
-        values["effective_share"] = len(weighed) / len(first)
-        values["zero_advantage_token_share"] = wasted / tokens if tokens else 0.0
-    if len(logprobs):
-        values["entropy_sampled"] = -float(logprobs.mean())
-    return values | {
-        "questions": asked,
-        "answers": len(first),
-        "tokens_sampled": tokens,
-        "groups_mixed": sum(0 < right[q] < len(judged[q]) for q in judged),
-        "groups_all_right": sum(0 < right[q] == len(judged[q]) for q in judged),
-        "groups_all_wrong": sum(bool(judged[q]) and right[q] == 0 for q in judged),
-        "groups_lost": asked - len(groups),
-        "answers_effective": len(weighed),
-        **{f"left_out_{reason}": count for reason, count in sorted(left_out.items()) if count},
-    }
-
-
-def rethinking_values(
-    rethought: Sequence[Sampled], auxiliary: Sequence[str], answers: dict[str, Sampled]
-) -> dict[str, float]:
-    """How many answers were continued, how many of those are imitated, and how many of these were wrong before."""
-    if not rethought:
-        return {}
-    parents = {one.id: one.parent for one in rethought}
-    before = [answers.get(parents[name]) for name in auxiliary]
-    repaired = sum(one is not None and one.graded.verdict != "correct" for one in before)
-    return {"rethink_asked": len(rethought), "rethink_kept": len(auxiliary), "rethink_repaired": repaired}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,9 @@ class StageJob(Job):
     rows: Rows
     tokens: Tokens
     planner: Planner
+    questions: Mapping[str, Question]  # by id
     lock: DeviceLock | None  # of this node's devices, on its first rank, where engines share them
-    start_weights: list[list[Tensor]]  # of each chunk, on the host; [] unless rl.objective.kl asks for them
+    start_weights: list[list[Tensor]]  # of each chunk, on the host; [] unless a KL term asks for them
     old: Logprobs = field(default_factory=dict)  # log-probs under the policy that an answer's ratio divides by
     reference: Logprobs = field(default_factory=dict)  # log-probs under the starting model
 
@@ -82,7 +83,7 @@ class StageJob(Job):
 
     def batches(self, plan: Plan, update: Update) -> list[PackedBatch]:
         """This rank's micro batches of an update."""
-        samples = [self.tokens.sample(plan.answers[one.id], one.advantage) for one in update.samples]
+        samples = [self.tokens.sample(plan.answers[one.id], one.advantage, one.kl) for one in update.samples]
         samples += [self.tokens.sample(plan.answers[name], self.rl.rethink.weight) for name in update.auxiliary]
         names = {one.id for one in update.samples}
         recorded = {name: plan.answers[name].logprobs for name in names}
@@ -91,7 +92,7 @@ class StageJob(Job):
             logprobs["behaviour_logprobs"] = recorded
         elif self.measures_old:
             logprobs["behaviour_logprobs"] = self.old
-        if self.rl.objective.kl:
+        if self.rl.needs_reference:
             logprobs["reference_logprobs"] = self.reference
         return list(self.rows.batches(samples, logprobs))
 
@@ -113,10 +114,10 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
     questions = read_stage_questions(config, run)
     chunks = lvlm.build(spec, view, groups, backend)
     begins = not list_checkpoints(run.rl.checkpoints) or read_version(run.rl.versions, 0) is None
-    if begins or rl.objective.kl:
+    if begins or rl.needs_reference:
         load_hf(chunks, start, spec, groups)
     start_weights = [
-        [parameter.detach().to("cpu", copy=True) for parameter in chunk.parameters()] if rl.objective.kl else []
+        [parameter.detach().to("cpu", copy=True) for parameter in chunk.parameters()] if rl.needs_reference else []
         for chunk in chunks
     ]
     wrapped = wrap_ddp(chunks, view.train)
@@ -133,7 +134,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
             run.rl.checkpoints, view.train.keep_checkpoints, asynchronous=view.train.save_asynchronously
         ),
         steps=rl.batches * rl.updates_per_batch,
-        own_term=load_function(view, run, "objective.loss"),
+        own_term=load_function(config, run, "rl.objective.loss"),
         run=run,
         start=start,
         spec=spec,
@@ -141,6 +142,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
         rows=rows,
         tokens=tokens,
         planner=Planner(config, run.rl, tokens),
+        questions=questions,
         lock=DeviceLock.of(run) if rl.placement == "colocated" and first_of_node else None,
         start_weights=start_weights,
     )

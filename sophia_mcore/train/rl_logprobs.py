@@ -43,7 +43,7 @@ def measure_batch(job: StageJob, plan: Plan) -> dict[str, float]:
         chosen = tuple(sorted(name for name in first if job.tokens.unfit(plan.answers[name]) is None))
         chosen = chosen[: job.config.train.measure_samples]
         own = _present(job, _samples(job, plan, chosen)) if chosen else {}
-    if job.rl.objective.kl and plan.effective:
+    if job.rl.needs_reference and plan.effective:
         _reference(job, plan, folder / "reference")
     return _gap(job, plan, own)
 
@@ -53,7 +53,7 @@ def bring(job: StageJob, plan: Plan, names: Sequence[str]) -> None:
     if not job.groups.is_last_stage:
         return
     wanted = [(job.old, ".")] if job.measures_old else []
-    wanted += [(job.reference, "reference")] if job.rl.objective.kl else []
+    wanted += [(job.reference, "reference")] if job.rl.needs_reference else []
     for known, place in wanted:
         for name in [name for name in known if name not in plan.answers]:
             del known[name]

@@ -18,11 +18,11 @@ from sophia_mcore.rl.versions import read_version
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.loop import check_finite
-from sophia_mcore.train.rl_batch import Plan, take
+from sophia_mcore.train.rl_batch import Plan
 from sophia_mcore.train.rl_job import StageJob, move_in, move_out
 from sophia_mcore.train.rl_log import StageLog, note_stop, summary
 from sophia_mcore.train.rl_logprobs import bring, measure_batch
-from sophia_mcore.train.rl_open import draw_again, is_sampled, open_once
+from sophia_mcore.train.rl_open import draw_again, is_sampled, open_once, take_and_learn
 from sophia_mcore.train.rl_publish import best_version, finish_model, is_damaged, mend, offer, waits_for_validation
 from sophia_mcore.train.rl_wait import sign_of_life, take_devices, wait_together
 from sophia_mcore.train.step import train_step
@@ -96,8 +96,7 @@ class _Stage:
             self._save()
         ready = time.perf_counter()
         self._wait(number, published=not done)
-        units = partial(take, job.folder, number, job.config.cluster.unit_attempts)
-        on_rank_zero(units, f"cannot note the units of batch {number}")
+        on_rank_zero(partial(take_and_learn, job, number), f"cannot note the units of batch {number}")
         waited = time.perf_counter()
         plan = job.planner.plan(number)
         gap = measure_batch(job, plan)

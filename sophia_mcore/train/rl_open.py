@@ -5,8 +5,9 @@ from __future__ import annotations
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import Batch, open_batch, read_batch
 from sophia_mcore.rl.stream import batch_questions
-from sophia_mcore.train.rl_batch import TAKEN, drawn_batches, unit_states
+from sophia_mcore.train.rl_batch import TAKEN, drawn_batches, take, unit_states
 from sophia_mcore.train.rl_job import StageJob
+from sophia_mcore.train.rl_own import is_needed, learn
 
 
 def open_once(job: StageJob, number: int, draw: int = 0, *, replay: bool = False) -> Batch:
@@ -72,3 +73,11 @@ def draw_again(job: StageJob, number: int) -> bool:
     plan = job.planner.plan(number)
     groups = len({plan.answers[name].graded.question_id for name in plan.effective})
     return groups < job.rl.questions_per_batch and bool(open_once(job, number, draw).units)
+
+
+def take_and_learn(job: StageJob, number: int) -> None:
+    """Note what training uses of a sampled batch, and let functions of the user's own weigh and relabel it."""
+    take(job.folder, number, job.config.cluster.unit_attempts)
+    if is_needed(job.config):
+        batches, done, groups = job.planner.groups(number)
+        learn(job.config, job.run, job.folder.batch(number), batches, done, groups, job.questions)

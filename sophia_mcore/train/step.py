@@ -82,7 +82,7 @@ def _terms_of(config: Config) -> tuple[str, ...]:
         and not objective.only_kept
         and (objective.advantage != "reward" or objective.loss.learns_from_zero),
         "supervised": pairs or bool(config.batch.mixtures),
-        "auxiliary": config.rl is not None and config.rl.rethink.share > 0,
+        "auxiliary": config.rl is not None and (config.rl.rethink.share > 0 or bool(config.rl.relabel)),
     }
     found = tuple(term for term in TERMS if possible[term])
     return found if len(found) > 1 else ()

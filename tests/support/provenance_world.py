@@ -13,7 +13,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.generate.captions import image_sets_of
 from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.provenance.check import Provenance
-from sophia_mcore.records import Answer, Question
+from sophia_mcore.records import Answer, Question, Terms
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, shard_files, write_shard
 from sophia_mcore.store.units import units_of
@@ -41,6 +41,9 @@ def make_whole_run(folder: Path, config: Config | None = None) -> tuple[RunFolde
     questions = read_shard(run.questions_file, Question)
     answers = read_shard(next(run.evaluation("base", "paper").glob("*.parquet")), Answer)
     write_shard(run.round(0).fresh / "000000-a.parquet", answers[: len(questions)], Answer)
+    if not config.verdict_alone:
+        row = Terms(trajectory_id="t", question_id="q0", caption_id="", values="{}")
+        write_shard(run.round(0).terms / "000000-a.parquet", [row], Terms)
     for protocol in config.evaluate.protocols:
         for label in ("base", "round-0"):
             target = run.evaluation(label, protocol.name) / "000000-a.parquet"

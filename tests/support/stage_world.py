@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,23 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
 from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.phase import sampled_fields
+from sophia_mcore.generate.rendering import Renderer
+from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
+from sophia_mcore.generate.rollouts import open_episodes
 from sophia_mcore.pretrained.chat import Message, user_text
+from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Question, Rollout, rollout_id
 from sophia_mcore.rl.batches import Batch, batch_folders, read_batch
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.rl.versions import Version, newest_version, read_version, verify_version
+from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import shard_files, write_shard
 from sophia_mcore.store.units import Unit
+from sophia_mcore.store.user_files import keep_user_files
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train import rl_worker
 from tests.support import configs, harness, train_world
@@ -63,19 +69,27 @@ def make_stage(folder: Path, policy: Path, rl: dict[str, Any], **sections: dict[
     values = configs.merged({"rl": configs.merged(SMALL, rl)}, sections)
     config = train_world.make_config(folder, policy, **values)
     run.config_file.write_text(dump_toml(config))
+    keep_user_files(config, run)
     return config, run
 
 
 class FakeEngine:
     """Samples units of open batches with the newest version's weights, until it is killed."""
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
+    def __init__(self, config: Config, run: RunFolder, *, episodes: bool = False) -> None:
         torch.set_num_threads(1)
         self.config, self.run, self.rl = config, run, config.on_policy
         self.questions = {q.id: q for q in read_questions(run)}
         self.images = ImageStore(run.images)
         self.loaded: Version | None = None
         self.engine: Any = None
+        self._opened = ExitStack()
+        self._examiner: Examiner | None = None
+        if episodes:
+            grader = self._opened.enter_context(open_grader(config.score))
+            played = open_episodes(config, run, self.questions, grader, self._opened)
+            system = system_prompt(config)
+            self._examiner = Examiner(config, self.questions, system, self.images, grader, played)
 
     def work(self, give_up: Sequence[str] = ()) -> None:
         """``give_up``: questions whose units fail always."""
@@ -106,6 +120,13 @@ class FakeEngine:
         self.loaded = version
 
     def answers(self, batch: Batch, unit: Unit, version: Version) -> list[Rollout]:
+        if self._examiner is not None:
+            renderer = Renderer.from_model_dir(version.path(self.run.rl.versions), ImageLimits(max_tiles=1))
+            waves = self._examiner.waves(unit, batch.batch, version, renderer)
+            requests, rollouts = begun(waves)
+            while requests:
+                requests, rollouts = gone_on(waves, self.engine.generate(requests))
+            return rollouts
         wanted = [(self.questions[item], index) for item in unit.items for index in range(self.rl.group)]
         requests = [self._request(batch.batch, question, index) for question, index in wanted]
         completions = self.engine.generate(requests)
@@ -154,7 +175,8 @@ def engine(config: Config, run: RunFolder, **options: Any) -> Iterator[multiproc
 
 
 def _serve(config: Config, run: RunFolder, options: dict[str, Any]) -> None:
-    FakeEngine(config, run).work(**options)
+    episodes = options.pop("episodes", False)
+    FakeEngine(config, run, episodes=episodes).work(**options)
 
 
 def train(config: Config, run: RunFolder, ranks: int = 1, *, kill: str = "", replay: bool = False) -> list[bool]:

@@ -145,17 +145,29 @@ def test_settings_named_on_the_command_line_exist() -> None:
     assert tried > 3
 
 
-def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
-    script = "set -e\n" + "\n".join(text for language, text in blocks(TUTORIAL) if language == "bash")
-    (tmp_path / "bin").mkdir()
+def executed(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The page's bash blocks, one after another in ``folder``."""
+    script = "set -e\n" + "\n".join(text for language, text in blocks(page) if language == "bash")
+    (folder / "bin").mkdir()
     for name, arguments in (("sophia", " -m sophia_mcore.cli"), ("python", "")):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
-        (tmp_path / "bin" / name).chmod(0o755)
-    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    done = subprocess.run(
-        ["bash"], input=script, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120
+    return subprocess.run(
+        ["bash"], input=script, cwd=folder, env=environment, text=True, capture_output=True, timeout=600
     )
+
+
+def test_own_functions_are_tried_as_the_page_says(tmp_path: Path) -> None:
+    done = executed(ROOT / "docs" / "own_reward.md", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("every function said the same both times") == 4
+    assert "#   brevity (weight 0.1): mean" in done.stdout and "#   changed (weight 0): mean" in done.stdout
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
+    done = executed(TUTORIAL, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "mydata" / "questions.parquet").is_file()
     assert "models.policy: models/InternVL3-8B: no such model directory" in done.stderr  # doctor's word on it

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "sophia_mcore"
 LAYERS = {
     "__version__": 0, "errors": 0, "records": 0, "config": 0, "progress": 0, "endpoint": 0,
     "death_signal": 0, "provenance": 2,
-    "store": 1, "data": 1, "pretrained": 1, "verify": 1, "score": 1, "batch": 1, "phase": 1, "rl": 1,
+    "store": 1, "data": 1, "pretrained": 1, "verify": 1, "score": 1, "batch": 1, "phase": 1, "rl": 1, "environments": 1,
     "benchmarks": 1,
     "objective.losses": 1, "objective.reduce": 1, "objective": 1,
     "generate": 2, "model": 2, "parallel": 2, "weights": 2, "objective.logprob": 2,

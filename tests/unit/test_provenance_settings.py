@@ -23,7 +23,7 @@ ENGINES = ({"kind": "vllm"}, {"kind": "openai", "model_name": "m"}, {"kind": "tr
 PROTOCOLS = [{"name": "paper", "sampling": {}}]
 SOURCE = {"kind": "jsonl", "path": "questions.jsonl", "columns": {}}
 MIXTURE = {"path": "m.jsonl", "name": "m", "share": 0.1}
-NAMED = ("data.questions", "evaluate.questions", "evaluate.protocols", "batch.mixtures")  # lists of sections
+NAMED = ("data.questions", "evaluate.questions", "evaluate.protocols", "batch.mixtures", "rewards")  # lists of sections
 
 
 def variants(folder: Path) -> list[Config]:
@@ -44,6 +44,8 @@ def variants(folder: Path) -> list[Config]:
                 batch={"mixtures": [MIXTURE]},
                 fp8={"recipe": "tensorwise"},
                 objective={"loss": loss, "fresh_share": 0.25},
+                rewards=({"function": "format", "only": {}},),
+                helpers={"NAME": {"model": "m", "engine": engine}},
             )
         )
     return found
@@ -54,7 +56,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, field in model.model_fields.items():
         models = list(models_of(field.annotation))
-        found |= {key for one in models for key in keys_of(one, f"{prefix}{name}.")} or {f"{prefix}{name}"}
+        below = f"{prefix}{name}.NAME." if getattr(field.annotation, "__origin__", None) is dict else f"{prefix}{name}."
+        found |= {key for one in models for key in keys_of(one, below)} or {f"{prefix}{name}"}
     return found
 
 

@@ -1,0 +1,221 @@
+"""`sophia check --try N`: functions of rewards and environments at work on a few questions, without any model.
+
+Every question is played twice, in fresh processes and in another order, with the same replies of a stand-in for the
+policy. A function that says something else the second time is named: a resumed stage could not be replayed with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.benchmarks.rows import read_any
+from sophia_mcore.config.schema import Config
+from sophia_mcore.data.columns import with_options
+from sophia_mcore.data.prompts import load_prompt
+from sophia_mcore.environments import terms
+from sophia_mcore.environments.library import Callee, Library
+from sophia_mcore.environments.play import Live, Played, play
+from sophia_mcore.environments.pool import Outcome
+from sophia_mcore.environments.types import Ask, Episode, Reply, Turn
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.records import Question, VerdictName
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.lineage import seed_for
+from sophia_mcore.store.user_files import keep_user_files
+
+GROUP = 4
+_Asked = tuple[Question, tuple[bytes, ...]]
+Seen = dict[tuple[str, str], Outcome]  # what a function (by its name) said to which arguments
+
+
+class RecordingLibrary(Library):
+    """Remembers what every function said."""
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        self.seen: Seen = {}
+        super().__init__(config, run, stage=config.rl is not None)
+
+    def _call(
+        self,
+        callee: Callee,
+        kind: str,
+        calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
+        decode: Callable[[Any], Any],
+    ) -> list[Outcome]:
+        outcomes = super()._call(callee, kind, calls, decode)
+        for (arguments, _), outcome in zip(calls, outcomes, strict=True):
+            self.seen[callee.where, hashlib.sha256(repr(arguments).encode()).hexdigest()] = outcome
+        return outcomes
+
+
+def try_functions(config: Config, count: int) -> Iterator[str]:
+    """Play ``count`` questions twice; says what came out, line by line.
+
+    Raises SophiaError naming a function that differs or fails, or when there is no question to play.
+    """
+    asked = list(_questions(config, count))
+    questions = [question for question, _ in asked]
+    if not questions:
+        raise SophiaError("--try: the sources of data.questions have no good row to play")
+    with tempfile.TemporaryDirectory(prefix="sophia-try-") as folder:
+        run = RunFolder(Path(folder))
+        keep_user_files(config, run)
+        first, judged = _once(config, run, asked)
+        again = config.model_copy(update={"functions": config.functions.model_copy(update={"workers": 1})})
+        second, _ = _once(again, run, asked[::-1])
+    for key, outcome in first.items():
+        other = second.get(key)
+        if other is not None and other != outcome:
+            raise SophiaError(
+                f"{key[0]} is not deterministic: called twice with the same arguments it gave "
+                f"{_shown(outcome)}, then {_shown(other)}"
+            )
+    failed = [outcome.error for outcome in first.values() if outcome.error]
+    broken = failed or [one.broken for group in judged for one in group if one.broken]
+    if broken:
+        raise SophiaError(f"{len(broken)} of {len(first)} calls failed, such as: {broken[0]}")
+    yield from _summary(config, questions, judged, len(first))
+
+
+def _summary(
+    config: Config, questions: Sequence[Question], judged: Sequence[Sequence[terms.Judged]], calls: int
+) -> Iterator[str]:
+    episodes = [one for group in judged for one in group]
+    turns = sum(len(one.episode.policy_turns) for one in episodes)
+    yield (
+        f"tried {len(questions)} questions x {GROUP} episodes twice, {turns} turns of a stand-in for the policy, "
+        f"{calls} calls: every function said the same both times"
+    )
+    for term in config.reward_terms:
+        values = [one.values[term.label] for one in episodes if term.label in one.values]
+        known = [sum(value) if isinstance(value, list) else value for value in values if value is not None]
+        mean = f"mean {sum(known) / len(known):.3f}, from {min(known):g} to {max(known):g}" if known else "no value"
+        yield f"  {term.label} (weight {term.weight:g}): {mean}; judged {len(known)} of {len(values)}"
+    cut = sum(one.episode.status == "cut_off" for one in episodes)
+    if cut:
+        yield f"  {cut} of {len(episodes)} episodes were cut off (rl.max_turns, or a prompt that does not fit)"
+
+
+def _questions(config: Config, count: int) -> Iterator[_Asked]:
+    rows = (row for source in config.data.questions for row in read_any(source) if not row.problems)
+    for row in islice(rows, count):
+        images = tuple(_bytes(image) for image in row.images)
+        yield (
+            Question(
+                id=row.id,
+                question=with_options(row.question, row.options),
+                answer=row.answer,
+                answer_type=row.answer_type,
+                images=tuple(hashlib.sha256(image).hexdigest() for image in images),
+                options=row.options,
+                source=row.source,
+                benchmark=row.benchmark,
+                details=row.details,
+            ),
+            images,
+        )
+
+
+def _bytes(image: bytes | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise SophiaError(f"{image}: cannot be read ({error.strerror})") from None
+
+
+def _once(config: Config, run: RunFolder, asked: Sequence[_Asked]) -> tuple[Seen, list[list[terms.Judged]]]:
+    images = {question.id: files for question, files in asked}
+    with RecordingLibrary(config, run) as library:
+        groups = [(question, _episodes(config, library, question, files)) for question, files in asked]
+        judged = terms.judge(library, groups, images=lambda question: images[question.id], ask_helper=_said_by_a_helper)
+        whole = [[one.episode for one in group if not one.broken] for group in judged]
+        if library.own_weigh is not None:
+            library.weigh([group for group in whole if len(group) > 1])
+        pairs = [(one, question) for (question, _), group in zip(groups, whole, strict=True) for one in group]
+        for callee in library.relabels:
+            library.relabel(callee, pairs)
+        return library.seen, judged
+
+
+def _episodes(config: Config, library: Library, question: Question, images: tuple[bytes, ...]) -> list[Episode]:
+    if config.rl is None or config.rl.one_turn:
+        asked = Ask.user(question.question, images)
+        lives = [Live(question=question, images=images, seed=0) for _ in range(GROUP)]
+        for index, live in enumerate(lives):
+            live.turns.append(Played(asked, _reply(question, index, 0)))
+        return [_episode(question, index, live) for index, live in enumerate(lives)]
+    lives = [
+        Live(question=question, images=images, seed=seed_for(config.run.seed, "try", question.id, index))
+        for index in range(GROUP)
+    ]
+    game = play(
+        library,
+        lives,
+        system=load_prompt(config.rl.prompt, None),
+        max_turns=config.rl.max_turns,
+        helpers=list(config.helpers),
+        ask_helper=lambda name, asks: [Reply(_helper_says(question)) for _ in asks],
+    )
+    wave = next(game, None)
+    while wave is not None:
+        replies = [_reply(question, place, lives[place].policy_turns) for place, _ in wave]
+        try:
+            wave = game.send(replies)
+        except StopIteration:
+            wave = None
+    return [_episode(question, index, live) for index, live in enumerate(lives)]
+
+
+def _reply(question: Question, index: int, turn: int) -> Reply:
+    """The stand-in: a right answer with a thought, a wrong one, the bare answer, and one that is cut off."""
+    texts = (
+        f"<think>I look at it.</think>The answer is \\boxed{{{question.answer}}}.",
+        "<think>I look at it, and once more.</think>The answer is \\boxed{no idea}.",
+        question.answer,
+        "I look at it and see",
+    )
+    kind = (index + turn) % len(texts)
+    return Reply(texts[kind], "length" if kind == 3 else "stop")
+
+
+def _verdict(question: Question, reply: Reply) -> VerdictName:
+    return "no_answer" if reply.finish_reason == "length" else "correct" if question.answer in reply.text else "wrong"
+
+
+def _episode(question: Question, index: int, live: Live) -> Episode:
+    turns = tuple(
+        Turn(
+            to=one.ask.to,
+            text=one.reply.text,
+            messages=one.ask.messages,
+            images=tuple(hashlib.sha256(image).hexdigest() for image in one.ask.images),
+            tokens=len(one.reply.text.split()) + 1,
+            finish_reason=one.reply.finish_reason,
+            verdict=_verdict(question, one.reply),
+            extracted=question.answer,
+            rewards=one.rewards,
+        )
+        for one in live.turns
+    )
+    name = f"{question.id}.try.n{index}"
+    return Episode(id=name, question_id=question.id, index=index, turns=turns, status=live.status)
+
+
+def _helper_says(question: Question) -> str:
+    return f"The answer is \\boxed{{{question.answer}}}.\nScore: 5"
+
+
+def _said_by_a_helper(name: str, asks: Sequence[Ask], questions: Sequence[Question]) -> list[terms.Said]:
+    return [(_helper_says(question), "correct", question.answer) for question in questions]
+
+
+def _shown(outcome: Outcome) -> str:
+    text = outcome.error or " ".join(repr(outcome.value).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."

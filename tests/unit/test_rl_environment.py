@@ -1,0 +1,194 @@
+"""Episodes in an engine without a model: turns, images, helpers, limits, and what is stored of them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_mcore.environments import terms
+from sophia_mcore.environments.rows import episode_of
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.phase import read_questions
+from sophia_mcore.generate.rendering import Renderer
+from sophia_mcore.generate.rollout_unit import begun, gone_on
+from sophia_mcore.generate.rollouts import Examiner, open_episodes
+from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.pretrained.family import ImageLimits
+from sophia_mcore.records import Rollout
+from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.stream import rollout_seed
+from sophia_mcore.rl.versions import Version
+from sophia_mcore.score.grading import open_grader
+from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.units import Unit
+from tests.support import tiny_models
+from tests.support.living_engine import FakeLivingEngine
+from tests.support.rl_world import make_rl_run
+
+MINE = """
+import io, os
+from PIL import Image
+from sophia_mcore.environments import Ask, Message, Step
+
+def start(question, images, seed, *, turns=2):
+    return Step({"left": turns, "question": question.question}, Ask.user(question.question, images))
+
+def step(state, reply, images, *, mode="draw"):
+    rewards = {"length": float(len(reply.text))}
+    if state["left"] == 1:
+        return Step(state, None, rewards)
+    if mode == "never":
+        return Step(state, Ask.user("again", images), rewards)
+    if mode == "helper":
+        return Step(state, Ask.user("who?", to="raeder"), rewards)
+    if mode == "crash" and "1" in reply.text:
+        raise ValueError("one")
+    if mode == "places":
+        return Step(state, Ask.user("<image> and <image>", images), rewards)
+    if mode == "long":
+        return Step(state, Ask.user("word " * 40000, images), rewards)
+    with Image.open(io.BytesIO(images[0])) as picture:
+        small = io.BytesIO()
+        picture.convert("RGB").crop((0, 0, 14, 14)).save(small, "PNG")
+    asked = (Message("user", state["question"]), Message("assistant", reply.text), Message("user", "Look: <image>"))
+    ask = Ask(messages=(Message("system", "Zoom."), *asked), images=(small.getvalue(),), prefill="so")
+    return Step({**state, "left": state["left"] - 1}, ask, rewards)
+
+def share(episode, question):
+    return tuple(len(turn.text) / 100 for turn in episode.policy_turns)
+
+def rank(group, question):
+    return [float(one.index) for one in group]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_internvl(tmp_path_factory.mktemp("models") / "m", seed=1)
+
+
+def played(
+    folder: Path, model: Path, rewards: Any = (), items: tuple[str, ...] = ("q0", "q1"), **rl: Any
+) -> tuple[list[Rollout], list[Request], Any]:
+    """The rows of one unit, what was asked, and the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(MINE)
+    config, run = make_rl_run(folder / "run", model, **rl)
+    config = config.model_validate({**config.model_dump(), "rewards": rewards, "functions": {"timeout_seconds": 20.0}})
+    claim_folder(config, run, new_settings=True)
+    questions = {question.id: question for question in read_questions(run.questions_file, with_images=True)}
+    from tests.support.versions import publish
+
+    publish(model, run.rl.versions, 0)
+    from sophia_mcore.rl.versions import read_version
+
+    version = read_version(run.rl.versions, 0)
+    assert isinstance(version, Version)
+    engine = FakeLivingEngine(version.path(run.rl.versions), version.digest)
+    with ExitStack() as opened:
+        grader = opened.enter_context(open_grader(config.score))
+        episodes = open_episodes(config, run, questions, grader, opened)
+        examiner = Examiner(config, questions, system_prompt(config), ImageStore(run.images), grader, episodes)
+        waves = examiner.waves(Unit("u", items), 0, version, Renderer.from_model_dir(model, ImageLimits()))
+        requests, rollouts = begun(waves)
+        while requests:
+            requests, rollouts = gone_on(waves, engine.generate(requests))
+    return rollouts, engine.requests, run
+
+
+def env(folder: Path, **options: Any) -> dict[str, Any]:
+    return {"function": f"{folder}/mine.py", "options": options}
+
+
+def test_two_turns_with_a_drawn_image(tmp_path: Path, model: Path) -> None:
+    rewards = [
+        {"function": "correct", "weight": 0.5},
+        {"function": f"{tmp_path}/mine.py:share"},
+        {"function": f"{tmp_path}/mine.py:rank", "name": "place"},
+        {"function": "step", "name": "length", "options": {"name": "length"}},
+    ]
+    rows, requests, run = played(tmp_path, model, rewards, environment=env(tmp_path, turns=2))
+    assert [one.id for one in rows[:4]] == ["q0.b0.n0", "q0.b0.n0.t1", "q0.b0.n1", "q0.b0.n1.t1"] and len(rows) == 12
+    assert [one.seed for one in rows[:1]] == [rollout_seed(7, 0, "q0", 0)] and len({one.seed for one in rows}) == 12
+    first, second = rows[:2]
+    asked = json.loads(second.prompt)
+    roles = [role for role, _ in asked["messages"]]
+    assert roles == ["system", "user", "assistant", "user"] and asked["messages"][0][1] == "Zoom."
+    assert asked["messages"][2][1] == first.text and "<IMG_CONTEXT>" in asked["messages"][3][1]
+    assert json.loads(first.prompt)["messages"][0] == ["system", "Think."]
+    assert len(ImageStore(run.images).get(asked["images"][0])) > 50  # the crop is kept
+    assert second.given > 0 and second.token_ids[: second.given] == requests[-1].continue_ids
+    assert len(second.token_logprobs) == len(second.token_ids) - second.given
+    one, two = terms.from_json(first.scores), terms.from_json(second.scores)
+    assert one.keys() == {"share", "length"} and two.keys() == {"correct", "share", "place", "length"}
+    assert one["length"] == len(first.text) and one["share"] == len(first.text) / 100
+    assert [terms.from_json(row.scores)["place"] for row in rows if row.turn == 1] == [0.0, 1.0, 2.0] * 2
+    seen = episode_of(rows[:2], read_questions(run.questions_file, with_images=True)[0])
+    assert len(seen.policy_turns) == 2 and seen.scores["place"] == 0.0 and seen.turns[1].images == (asked["images"][0],)
+    again, _, _ = played(tmp_path / "again", model, json.loads(json.dumps(rewards)), environment=env(tmp_path, turns=2))
+    assert again == rows
+
+
+def test_the_built_in_second_attempt(tmp_path: Path, model: Path) -> None:
+    rows, requests, _ = played(tmp_path, model, environment="again")
+    assert len(rows) == 12 and {one.turn for one in rows} == {0, 1}
+    second = requests[6]
+    assert [message.role for message in second.messages] == ["system", "user", "assistant", "user"]
+    assert second.messages[1] == requests[0].messages[1] and second.images == requests[0].images
+    assert all(terms.from_json(one.scores) == {} for one in rows if one.turn == 0)
+    rights = {one.index: float(one.verdict == "correct") for one in rows if one.turn == 1 and one.question_id == "q0"}
+    scores = [terms.from_json(one.scores)["correct"] for one in rows if one.turn == 1 and one.question_id == "q0"]
+    assert scores == list(rights.values())
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "why"),
+    [
+        ("never", "cut_off", "more than rl.max_turns = 3 turns"),
+        ("long", "cut_off", "a prompt of .* tokens, where .* are the most"),
+        ("helper", "broken", r"rl.environment: asks 'raeder', which is none of \[helpers\] .there are policy"),
+        ("places", "broken", "asks with 1 images and 2 places <image> for them"),
+    ],
+)
+def test_episodes_that_end_otherwise(tmp_path: Path, model: Path, mode: str, status: str, why: str) -> None:
+    import re
+
+    rows, _, _ = played(tmp_path, model, environment=env(tmp_path, mode=mode), max_turns=3, items=("q0",))
+    assert {one.status for one in rows} == {status} and re.search(why, rows[0].why), rows[0].why
+    assert len(rows) == (9 if mode == "never" else 3)
+    judged = [bool(one.scores) for one in rows]
+    assert sum(judged) == (0 if status == "broken" else 3)
+
+
+def test_a_function_that_fails_breaks_its_episode_alone(tmp_path: Path, model: Path) -> None:
+    rows, _, _ = played(tmp_path, model, environment=env(tmp_path, mode="crash"))
+    broken = {(one.question_id, one.index) for one in rows if one.status == "broken"}
+    firsts = [one for one in rows if one.turn == 0]
+    assert broken == {(one.question_id, one.index) for one in firsts if "1" in one.text} and 0 < len(broken) < 6
+    (why,) = {one.why for one in rows if one.status == "broken"}
+    assert why.endswith("mine.py: ValueError: one (line 18)") or "ValueError: one (line" in why
+
+
+def test_no_helper_answers(tmp_path: Path, model: Path) -> None:
+    """An endpoint that is down stops the unit with its name; no episode is worse for it."""
+    rewards = [{"function": "judge"}]
+    engine = {"kind": "openai", "model_name": "m", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
+    (tmp_path / "mine.py").write_text(MINE)
+    config, run = make_rl_run(tmp_path / "run", model)
+    config = config.model_validate(
+        {
+            **config.model_dump(),
+            "rewards": rewards,
+            "helpers": {"judge": {"engine": {**engine, "timeout_seconds": 5.0}}},
+        }
+    )
+    from sophia_mcore.environments.types import Ask
+    from sophia_mcore.generate.helpers import open_helpers
+
+    with open_helpers(config, run) as helpers, pytest.raises(SophiaError, match=r"^helper judge: .*127.0.0.1:9"):
+        helpers.ask("judge", [Ask.user("How good?", to="judge")])
