@@ -39,7 +39,7 @@ def measure_batch(job: StageJob, plan: Plan) -> dict[str, float]:
         found = {name: job.old[name] for name in compared} if job.groups.is_last_stage else {}
         own = found if job.reports and job.groups.data_rank == 0 else {}
     else:
-        first = [name for name, one in plan.answers.items() if not one.parent and _is_of_now(plan, name)]
+        first = [name for name, one in plan.answers.items() if not one.imitated and _is_of_now(plan, name)]
         chosen = tuple(sorted(name for name in first if job.tokens.unfit(plan.answers[name]) is None))
         chosen = chosen[: job.config.train.measure_samples]
         own = _present(job, _samples(job, plan, chosen)) if chosen else {}

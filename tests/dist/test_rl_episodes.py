@@ -1,0 +1,100 @@
+"""Episodes of several turns train: each turn behind its own prompt, with rewards, weights and targets of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.json_files import read_json
+from sophia_mcore.track.metrics import read_metrics
+from tests.support import stage_world, train_world
+
+MINE = """
+from sophia_mcore.environments import Target, Weight
+
+def early(episode, question):  # the first letter of a turn follows from its first token, which can be learned
+    return tuple(float(turn.text.strip()[:1] < "n") for turn in episode.policy_turns)
+
+def second_only(group, *, kl=0.1):
+    mean = sum(one.rewards[1] for one in group) / len(group)
+    return [[Weight(0.0, kl), Weight(one.rewards[1] - mean, 0.0)] for one in group]
+
+def best(episode, question):
+    if episode.scores["early"] == 2.0:
+        for turn in episode.policy_turns:
+            pieces = ((turn.text[:3], False), (turn.text[3:], True))
+            yield Target(messages=turn.messages, images=turn.images, pieces=pieces)
+
+def broken(episode, question):
+    raise ValueError("always")
+"""
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_world.make_policy(tmp_path_factory.mktemp("policy") / "policy")
+
+
+def stage(folder: Path, policy: Path, reward: str = "early", **rl: Any) -> tuple[Any, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(MINE)
+    settings: Mapping[str, Any] = {"environment": "again", "samples_per_update": 16, "batches": 2, **rl}
+    rewards = ({"function": f"{folder}/mine.py:{reward}"},)
+    return stage_world.make_stage(
+        folder / "run", policy, dict(settings), rewards=rewards, batch={"sequence_length_tokens": 384}
+    )
+
+
+def lines(run: Any, phase: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run.rl.train / "metrics.jsonl") if line["phase"] == phase]
+
+
+def test_two_turns_learn(tmp_path: Path, policy: Path) -> None:
+    config, run = stage(tmp_path, policy, batches=6, group=8, samples_per_update=32, weigh="turn")
+    with stage_world.engine(config, run, episodes=True):
+        assert stage_world.train(config, run) == [True]
+    batches = lines(run, "batch")
+    assert {line["turns_mean"] for line in batches} == {2.0} and batches[0]["episodes"] == 32
+    assert batches[-1]["reward_early"] > batches[0]["reward_early"] + 0.3
+    # the engine cannot sample image tokens, to which a random model gives a little; other prompts would be far off
+    assert max(line["rollout_gap_p99"] for line in batches) < 0.05
+    assert {"accuracy_turn_1", "accuracy_turn_2", "reward_mean"} <= batches[0].keys()
+
+
+def test_weights_and_targets_of_ones_own(tmp_path: Path, policy: Path) -> None:
+    """Kept beside the rollouts: a stage that trains again from the stored ones needs no function and no engine."""
+    own = {"weigh": f"{tmp_path}/mine.py:second_only", "relabel": ({"function": f"{tmp_path}/mine.py:best"},)}
+    config, run = stage(tmp_path, policy, **own)
+    with stage_world.engine(config, run, episodes=True):
+        assert stage_world.train(config, run) == [True]
+    learned = read_json(run.rl.batch(0) / "learned.json")
+    assert learned is not None and learned["targets"] and learned["failed"] == 0
+    first = {name: value for name, value in learned["weights"].items() if ".t1" not in name}
+    assert set(map(tuple, first.values())) == {(0.0, 0.1)}
+    updates = lines(run, "update")
+    assert updates[0]["kl"] < 1e-6 < updates[-1]["kl"]
+    assert sum(line["samples_auxiliary"] for line in updates) == sum(
+        len(json.loads((run.rl.batch(b) / "learned.json").read_text())["targets"]) for b in range(2)
+    )
+    assert all(line["nll_auxiliary"] > 0 for line in updates if line["samples_auxiliary"])
+    before = stage_world.left_behind(run)["versions"]
+    import shutil
+
+    for folder in (run.rl.train, run.rl.versions, run.rl.model, run.rl.path / "old", run.code):
+        shutil.rmtree(folder)
+    assert stage_world.train(config, run, replay=True) == [True]
+    assert stage_world.left_behind(run)["versions"] == before
+
+
+def test_functions_that_fail_stop_the_stage_by_name(tmp_path: Path, policy: Path) -> None:
+    config, run = stage(tmp_path, policy, "broken", environment="single")
+    with (
+        stage_world.engine(config, run, episodes=True),
+        pytest.raises(SophiaError, match=r"batch 0: 16 of 16 episodes are broken.*mine.py:broken: ValueError: always"),
+    ):
+        stage_world.train(config, run)
