@@ -54,7 +54,7 @@ def sample_units(
     settings: Mapping[str, str],
     cutting: bool = False,
 ) -> int:
-    """As ``run_phase``; ``begin(unit, model digest)`` replaces ``ask`` and ``grade``, ``cutting`` is as for ``fill``."""
+    """As ``run_phase``; ``begin(unit, model digest)`` replaces ``ask`` and ``grade``, ``cutting``: see ``fill``."""
     metadata: dict[str, str] = dict(settings)
     tally = Tally(progress)
 
