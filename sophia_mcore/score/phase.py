@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -288,9 +289,15 @@ def _texts(shards: Sequence[Path], wanted: frozenset[str]) -> dict[str, str]:
 
 
 def _write(folder: RoundFolder, kept: list[Kept], summary: dict[str, Any]) -> None:
-    """Several processes may write the same; a kept set made with other settings is replaced."""
-    fingerprint = hashlib.sha256(json.dumps([summary, [k.trajectory_id for k in kept]]).encode()).hexdigest()
-    if folder.kept_file.exists() and read_metadata(folder.kept_file)["metadata"].get("fingerprint") != fingerprint:
+    """Several processes may write the same; another kept set is replaced.
+
+    The file depends on what is kept alone: trajectories that were not sampled, since they could not be kept
+    (``score.early_stop``), leave no trace in it.
+    """
+    rows = [summary["reward"], [asdict(one) for one in kept]]
+    fingerprint = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    other = folder.kept_file.exists() and read_metadata(folder.kept_file)["metadata"].get("fingerprint") != fingerprint
+    if other and read_shard(folder.kept_file, Kept) != kept:  # else: written by a version with other fingerprints
         folder.kept_summary_file.unlink(missing_ok=True)
         folder.kept_file.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError):  # written by another process, or before this one was killed
