@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PIN = ROOT / "constraints" / "cuda-path.txt"
 SITE = ROOT / "build" / "cuda_path" / "site"
+RECORD = ROOT / "build" / "status" / "cuda_path.json"  # how it ended: tools/write_status.py reads it
 NEXT = ROOT / ".venv-next" / "bin" / "python"
 
 
@@ -53,7 +54,8 @@ def unpack(wheel: Path, folder: Path) -> None:
 def command(python: Path | str, arguments: list[str]) -> list[str]:
     """pytest on tests/cuda_path, with Transformer Engine where it could be fetched."""
     loaded = ["-p", "tests.cuda_path.stand_in"] if SITE.is_dir() else []
-    return [str(python), "-m", "pytest", *loaded, *arguments, "tests/cuda_path"]
+    recorded = ["-p", "tests.support.record", "--record", str(RECORD)]
+    return [str(python), "-m", "pytest", *loaded, *recorded, *arguments, "tests/cuda_path"]
 
 
 def environment() -> dict[str, str]:

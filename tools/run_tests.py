@@ -18,7 +18,9 @@ import cuda_path  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_MINUTES = 20  # what `make test` should stay under on two cores; CONTRIBUTING.md says what to do when it does not
+RECORD = ROOT / "build" / "status" / "cpu.json"  # how it ended: tools/write_status.py reads it
 PYTEST = [sys.executable, "-m", "pytest", "-p", "tests.support.cpu_seconds"]
+PYTEST += ["-p", "tests.support.record", "--record", str(RECORD)]
 
 
 def quick(arguments: list[str]) -> list[int]:

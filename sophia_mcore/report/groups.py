@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from sophia_mcore.evaluate.results import answer_type
@@ -26,7 +25,11 @@ def groups(run: RunFolder, problems: Problems, most: int = MAX_GROUPS) -> Browse
     A batch whose further draws of questions lie in folders of their own is shown with them.
     """
     batches = batches_of(run)
-    questions = {q.id: q for path in (run.questions_file, run.rl.questions_file) for q in _asked(path, problems)}
+    questions = {
+        q.id: q
+        for path in (run.questions_file, run.rl.own_questions_file, run.rl.questions_file)
+        for q in records(path, Question, problems)
+    }
     shown: list[dict[str, Any]] = []
     if batches:
         first = _of_batch(batches[0], run, questions, problems)
@@ -68,10 +71,6 @@ def batches_of(run: RunFolder) -> list[int]:
     """Numbers of the batches that have rollouts, lowest first."""
     names = (path.name.partition(".")[0] for path in run.rl.rollouts.glob("*") if path.is_dir())
     return sorted({int(name) for name in names if name.isdecimal()})
-
-
-def _asked(path: Path, problems: Problems) -> list[Question]:
-    return records(path, Question, problems)
 
 
 def _of_batch(number: int, run: RunFolder, questions: dict[str, Question], problems: Problems) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.model.sizes import rank_parameters
+from sophia_mcore.pretrained.released import spec_of
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 from tests.support import layouts
@@ -20,7 +21,8 @@ from tests.support.real_models import BILLIONS, MODELS, count
 
 ROOT = Path(__file__).resolve().parents[2]
 HYPERPARAMETERS = ROOT.parent / "shared" / "fixtures" / "internvl" / "real_hparams.json"
-EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("internvl*/run.toml"))
+SMALL = "internvl3_1b"  # for one GPU of 24 GB: a run of another kind
+EXAMPLES = sorted({path.parent.name for path in (ROOT / "examples").glob("internvl*/run.toml")} - {SMALL})
 LAYOUTS = {
     "tp8 pp4 uneven": Parallel(tensor=8, pipeline=4, sequence_parallel=True, layers_on_first_stage=10, processes=32),
     "tp4 pp2 cp2": Parallel(tensor=4, pipeline=2, context=2, sequence_parallel=True, processes=16),
@@ -69,6 +71,16 @@ def test_every_example_builds_at_its_real_size(name: str) -> None:
     assert config.train.dtype == "bfloat16" and config.train.distributed_optimizer
     # FP8, which only CUDA has, is taken out; the layout, the tower's stage and recomputation stay
     assert_stages(config.model_copy(update={"fp8": Fp8()}), MODELS[name])
+
+
+def test_the_example_for_one_small_gpu_builds_at_its_real_size() -> None:
+    config = load_config(ROOT / "examples" / SMALL / "run.toml")
+    built = spec_of(config.models.policy)
+    assert built is not None and config.parallel.world_size == 1
+    counts = parameters(built)
+    assert [round(counts[part] / 1e9, 3) for part in ("vision", "projector", "language")] == [0.304, 0.004, 0.63]
+    assert round(sum(counts.values()) / 1e6) == 938  # as its makers state it
+    assert_stages(config, built)
 
 
 QWEN = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B", "qwen2_5_vl_32b": "Qwen2.5-VL-32B", "qwen3_vl_8b": "Qwen3-VL-8B"}

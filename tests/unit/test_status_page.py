@@ -1,0 +1,89 @@
+"""docs/status.md is what its sources say, and a record that says otherwise changes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_status", ROOT / "tools" / "write_status.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_current(tool: ModuleType) -> None:
+    assert (ROOT / "docs" / "status.md").read_text() == tool.page(), "run: python tools/write_status.py"
+
+
+def test_every_piece_of_evidence_is_there() -> None:
+    rows = tomllib.loads((ROOT / "docs" / "status.toml").read_text())
+    named = [t for s in rows["section"] for r in s["row"] for c in ("cpu", "cuda_path", "gpu") for t in _tests(r, c)]
+    assert named and [test for test in named if not (ROOT / test).exists()] == []
+
+
+def _tests(row: dict[str, Any], lane: str) -> list[str]:
+    return row.get(lane, {}).get("tests", [])
+
+
+@pytest.mark.parametrize(
+    ("claim", "record", "shown"),
+    [
+        (None, {}, "not yet"),
+        ({"said": "-"}, {}, "-"),
+        ({"tests": ["a.py"]}, {}, "tested, no record"),
+        ({"tests": ["a.py"]}, {"a.py": (3, 0, 0)}, "tested"),
+        ({"tests": ["a.py"], "said": "<= 1e-4"}, {"a.py": (3, 0, 0)}, "tested, <= 1e-4"),
+        ({"tests": ["a.py"]}, {"a.py": (3, 1, 0)}, "tested (1 of 4 skipped)"),
+        ({"tests": ["a.py"]}, {"a.py": (0, 2, 0)}, "skipped in the last run"),
+        ({"tests": ["a.py", "b.py"]}, {"a.py": (3, 0, 0)}, "tested, no record"),
+        ({"tests": ["a.py", "b.py"]}, {"a.py": (3, 0, 0), "b.py": (1, 0, 2)}, "**2 of 6 tests failed**"),
+        ({"tests": ["tests/slurm"]}, {"tests/slurm/x.py": (1, 0, 0), "tests/slurmy.py": (0, 0, 1)}, "tested"),
+    ],
+)
+def test_a_cell_says_what_the_record_says(tool: ModuleType, claim: Any, record: Any, shown: str) -> None:
+    results = {name: dict(zip(("passed", "skipped", "failed"), counts, strict=True)) for name, counts in record.items()}
+    assert tool.cell(claim, results) == shown
+
+
+def test_the_recorder_counts_the_worst_part_of_each_test(tmp_path: Path, tool: ModuleType) -> None:
+    (tmp_path / "test_x.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert False\n"
+        "@pytest.mark.skip(reason='no')\ndef test_skipped(): pass\n"
+        "@pytest.fixture\ndef breaks():\n    yield\n    raise ValueError\n"
+        "def test_end_fails(breaks): pass\n"
+    )
+    target = tmp_path / "build" / "cpu.json"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.record", "--record", str(target)]
+    command += ["-c", "/dev/null", f"--rootdir={tmp_path}", "-p", "no:cacheprovider", str(tmp_path / "test_x.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    (result,) = json.loads(target.read_text()).values()
+    assert {kind: result[kind] for kind in ("passed", "skipped", "failed")} == {"passed": 1, "skipped": 1, "failed": 2}
+
+
+def test_taking_a_record_drops_what_is_gone(tool: ModuleType, tmp_path: Path) -> None:
+    docs, build = tmp_path / "docs", tmp_path / "build"
+    (docs / "status").mkdir(parents=True)
+    build.mkdir()
+    (tmp_path / "here.py").touch()
+    result = {"passed": 1, "skipped": 0, "failed": 0, "date": "2026-01-01", "python": "3.11"}
+    (docs / "status" / "cpu.json").write_text(json.dumps({"here.py": result | {"passed": 5}, "gone.py": result}))
+    (build / "cpu.json").write_text(json.dumps({"here.py": result}))
+    tool.take(build, docs)
+    assert json.loads((docs / "status" / "cpu.json").read_text()) == {"here.py": result}

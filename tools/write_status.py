@@ -1,0 +1,96 @@
+"""Write docs/status.md from docs/status.toml and the records of the lanes: `python tools/write_status.py [--take]`.
+
+`make test`, `make test-slow` and `make test-cuda-path` leave build/status/LANE.json: how the tests of each file ended.
+--take copies these records to docs/status/, which are part of the project, before the page is written. `make gpu-check`
+writes docs/bench/gpu.md. A test says when the page is not what its sources say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+LANES = {"cpu": "CPU", "cuda_path": "CUDA path on a CPU", "gpu": "GPU"}
+HEAD = """# Status: what has been seen
+
+This page lists what has been seen, not what should work. It is generated: `python tools/write_status.py`.
+
+| column | meaning |
+|---|---|
+| CPU | Debian 12, 2 cores, Python 3.11, gloo |
+| CUDA path on a CPU | the code of the GPU path, run on a CPU with substitutes for the device |
+| GPU | on a real device. {gpu} |
+
+"tested" means that the test suite runs it and that all of it passed in the last recorded run ({runs}). "tested, no
+record" means that the suite has tests of it which no record names yet. "seen" means that it was run by hand or in an
+example. "-" means that the feature needs no GPU.
+"""
+
+
+def page(docs: Path = DOCS) -> str:
+    """The text of docs/status.md."""
+    rows = tomllib.loads((docs / "status.toml").read_text())
+    records = {lane: _read(docs / "status" / f"{lane}.json") for lane in ("cpu", "cuda_path")}
+    dates = [f"{LANES[lane]}: {max(r['date'] for r in found.values())}" for lane, found in records.items() if found]
+    gpu = (docs / "bench" / "gpu.md").is_file()
+    said = "[What was seen](bench/gpu.md)" if gpu else "**Nothing has been run on a GPU yet**"
+    parts = [HEAD.format(gpu=said, runs="; ".join(dates) or "there is none")]
+    for section in rows["section"]:
+        parts.append(f"## {section['title']}\n| feature | {' | '.join(LANES.values())} |\n|---|---|---|---|")
+        for row in section["row"]:
+            cells = [cell(row.get(lane), records.get(lane, {})) for lane in LANES]
+            parts.append(f"| {row['feature']} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def cell(claim: dict[str, Any] | None, record: dict[str, dict[str, Any]]) -> str:
+    """What stands in a cell: a claim without tests is what was said; with tests, what the record says of them."""
+    if claim is None:
+        return "not yet"
+    said, tests = claim.get("said", ""), claim.get("tests", [])
+    if not tests:
+        return said
+    found = [result for test in tests for name, result in record.items() if _is_of(name, test)]
+    unknown = [test for test in tests if not any(_is_of(name, test) for name in record)]
+    failed, passed, skipped = (sum(r[kind] for r in found) for kind in ("failed", "passed", "skipped"))
+    if failed:
+        word = f"**{failed} of {failed + passed} tests failed**"
+    elif unknown:
+        word = "tested, no record"
+    elif not passed:
+        word = "skipped in the last run"
+    else:
+        word = "tested" + f" ({skipped} of {passed + skipped} skipped)" * bool(skipped)
+    return f"{word}, {said}" if said else word
+
+
+def _is_of(name: str, test: str) -> bool:
+    return name == test or name.startswith(f"{test}/")
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def take(build: Path = ROOT / "build" / "status", docs: Path = DOCS) -> None:
+    """Merge the lanes' records into docs/status/; files whose tests are gone are dropped."""
+    (docs / "status").mkdir(exist_ok=True)
+    for lane in ("cpu", "cuda_path"):
+        merged = _read(docs / "status" / f"{lane}.json") | _read(build / f"{lane}.json")
+        known = {name: result for name, result in sorted(merged.items()) if (docs.parent / name).is_file()}
+        if known:
+            (docs / "status" / f"{lane}.json").write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--take"]):
+        raise SystemExit(f"error: {' '.join(sys.argv[1:])}: only --take is known")
+    if sys.argv[1:]:
+        take()
+    (DOCS / "status.md").write_text(page())
