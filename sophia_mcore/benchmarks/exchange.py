@@ -20,6 +20,7 @@ from sophia_mcore.benchmarks.vlmevalkit import split_thought
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
 from sophia_mcore.store import atomic
+from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
 CELL_LIMIT = 32_767  # characters of a cell of a workbook
 _READ_AS_MISSING = {
@@ -117,24 +118,21 @@ def _workbook(file: Path) -> list[dict[str, Any]]:
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise SophiaError(f"cannot read {file}: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise SophiaError(f"{file}: not a list of objects")
-    return [{key: value if isinstance(value, (list, dict)) else _text(value) for key, value in item.items()}
-            for item in found]  # fmt: skip
+    rows = []
+    for number, item in enumerate(read_json_list(file)):
+        if isinstance(item, str):
+            raise SophiaError(f"{file}: entry {number} is {item}")
+        rows.append({key: value if isinstance(value, (list, dict)) else _text(value) for key, value in item.items()})
+    return rows
 
 
 def _samples(file: Path) -> list[dict[str, Any]]:
     """lmms-eval's samples that hold the document itself ("doc"), as its --log_samples writes them."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, sample in read_json_lines(file):
+        if isinstance(sample, str):
+            raise SophiaError(f"{file}: line {number} is {sample}")
         try:
-            sample = json.loads(line)
             reply = sample.get("filtered_resps") or sample.get("resps")
             while isinstance(reply, list):
                 reply = reply[0] if reply else ""

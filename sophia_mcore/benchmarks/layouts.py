@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import fnmatch
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.benchmarks.table import Benchmark
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.store.encodings import encoding_of_file, not_text
+from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
 _CELL_LIMIT = 1 << 30  # characters: a cell of a table holds whole images
 _SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
@@ -96,25 +97,17 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        items = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"cannot read {file}: {error}") from error
-    yield from _objects(file, items if isinstance(items, list) else [items])
+    yield from _objects(file, enumerate(read_json_list(file)))
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise SophiaError(f"cannot read {file}: {error}") from error
-    yield from _objects(file, items)
+    yield from _objects(file, read_json_lines(file))
 
 
-def _objects(file: Path, items: list[Any]) -> Iterator[dict[str, Any]]:
-    for number, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise SophiaError(f"{file}: entry {number} is not an object")
+def _objects(file: Path, items: Iterable[tuple[int, dict[str, Any] | str]]) -> Iterator[dict[str, Any]]:
+    for number, item in items:
+        if isinstance(item, str):
+            raise SophiaError(f"{file}: entry {number} is {item}")
         yield item
 
 
@@ -133,11 +126,13 @@ def read_table(file: Path) -> list[dict[str, str]]:
     """Rows of a tab-separated table with a heading. Raises SophiaError when it is not one."""
     before = csv.field_size_limit(_CELL_LIMIT)
     try:
-        with open(file, encoding="utf-8-sig", newline="") as text:
+        with open(file, encoding=encoding_of_file(file), newline="") as text:
             table = csv.DictReader(text, delimiter="\t", strict=True)
             rows = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SophiaError(f"cannot read {file}: not a tab-separated table of UTF-8 text ({error})") from error
+    except UnicodeError as error:
+        raise SophiaError(f"cannot read {file}: {not_text(error)}") from error
+    except (OSError, csv.Error) as error:
+        raise SophiaError(f"cannot read {file}: not a tab-separated table ({error})") from error
     finally:
         csv.field_size_limit(before)
     for number, row in enumerate(rows):

@@ -122,6 +122,7 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
     values["options_cell"] = values.get("options", "")
     values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
     _texts(benchmark, values, options)
+    options = options or options_in(str(values.get(benchmark.options_in, "")))
     images = () if values.get("no_image") else _images(benchmark, raw, problems)
     answer = _answer(values, options, problems)
     if not images and not problems and not benchmark.text_only:
@@ -175,6 +176,20 @@ def _options(
     if benchmark.lettered:
         return options_of([cells.get(letter) or "" for letter in ascii_uppercase], problems)
     return ()
+
+
+_OPTION_LINES = re.compile(r"^\(?([A-J])\)?\s*[:.)、]\s*(\S.*?)\s*$", re.MULTILINE)
+
+
+def options_in(text: str) -> tuple[str, ...]:
+    r"""The options that a question lists itself, one a line behind "Choices:", from A on; () if it lists none.
+
+    >>> options_in("How long?\nChoices:\nA:3\nB:6 cm")
+    ('3', '6 cm')
+    """
+    found = _OPTION_LINES.findall(text.rpartition("Choices:")[2]) if "Choices:" in text else []
+    in_order = len(found) > 1 and [letter for letter, _ in found] == list(ascii_uppercase[: len(found)])
+    return tuple(option for _, option in found) if in_order else ()
 
 
 def _images(benchmark: Benchmark, raw: RawRow, problems: list[str]) -> tuple[bytes | Path, ...]:

@@ -48,6 +48,7 @@ class Benchmark:
     lettered: bool = False  # options stand in the columns A, B, C, ... of the table
     query_of_question: bool = False  # the table's question is the hub's question with its lettered options
     asked_in_image: bool = False  # the question stands in the image only
+    options_in: str = ""  # the value whose text lists the options where no column has them
     unescaped_answers: bool = False  # the table's answers look like a Python list whose backslashes are not doubled
     multi_step: bool = False  # an answer may have parts (1), (2), ...
     text_only: bool = False  # questions without an image belong to it

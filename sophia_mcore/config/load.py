@@ -113,9 +113,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _warn(where: str, moved: dict[str, str]) -> None:
-    if moved:
-        keys = ", ".join(f"{old} is {new} now" for old, new in moved.items())
-        print(f"warning: {where}: {keys}; the old place is read in this version only", file=sys.stderr, flush=True)
+    """One line for one key, and a line for each of several."""
+    if not moved:
+        return
+    keys = [f"{old} is {new} now" for old, new in moved.items()]
+    until = "the old place is read in this version only"
+    told = f"{keys[0]}; {until}" if len(keys) == 1 else "\n  ".join([f"{len(keys)} keys have moved; {until}:", *keys])
+    print(f"warning: {where}: {told}", file=sys.stderr, flush=True)
 
 
 def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import html
 import io
 import itertools
 import json
@@ -25,8 +26,6 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 _DATA_ADDRESS = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _LONGEST_PATH = 4096
 _IMAGE_TAG = re.compile(r"<image\s*(\d*)>", re.IGNORECASE)
-# What tables write where there is no value.
-_NO_VALUE = ("null", "NULL", "N/A", "n/a", "#N/A", "<NA>", "NaT", "[]", "{}", "inf", "-inf")
 _LETTER_KEY = re.compile(r"\(?([A-Za-z])[).:]?")
 
 
@@ -47,6 +46,8 @@ def shown_path(path: Path) -> str:
 
 def text_of(value: Any) -> str:
     """A cell as text; None and "not a number" are empty."""
+    if isinstance(value, (bytes, bytearray, memoryview)):  # a column of bytes in Parquet
+        value = bytes(value).decode("utf-8", "surrogateescape")
     return "" if value is None or is_missing(value) else str(value).strip()
 
 
@@ -106,20 +107,32 @@ def answer_of(value: Any, pattern: re.Pattern[str] | None, problems: list[str]) 
         return ""
     text = text_of(value)
     match = pattern.search(text) if pattern else None
-    text = _final(_unboxed(match.group(1) if match else text).strip()).strip()
+    text = _final(_unboxed(match.group(1) if match else _plain(text)).strip()).strip()
     if not text or text.lower() == "nan":
         problems.append("no answer")
-        return ""
-    if text in _NO_VALUE:
-        problems.append(f"no answer: the cell says {text!r}")
         return ""
     problems += _answer_problems(text)
     return text
 
 
+_ENTITY = re.compile(
+    r"&(?:lt|gt|le|ge|ne|amp|quot|apos|nbsp|deg|times|divide|minus|plusmn|pi|radic|infin|#\d{1,6}|#x[\da-f]{1,5});",
+    re.I,
+)
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad\u202a-\u202e]")
+
+
+def _plain(text: str) -> str:
+    """Without characters that nobody sees, and with the characters that entities of HTML stand for."""
+    return _ENTITY.sub(lambda match: html.unescape(match[0]), _INVISIBLE.sub("", text)).strip()
+
+
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"</?(?:answer|think|image\s*\d*|img|im_start|im_end|solution|final)\b[^>]*>", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:answer|think|image\s*\d*|img|im_start|im_end|solution|final)\b[^>]*>|</?(?:p|br|div|span|su[bp]|li|[uo]l|strong|em|table|t[drh])(?:\s[^<>]*)?/?>|</[bi]>",
+    re.IGNORECASE,
+)
 
 
 def _final(text: str) -> str:
@@ -194,6 +207,8 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
             return ()
     if isinstance(value, Mapping):
         value = _by_letter(value)
+    if isinstance(value, str) and value.count("|"):
+        value = _between_bars(value)
     if value is None or is_missing(value) or (isinstance(value, str) and not value.strip()):
         return ()
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -208,6 +223,15 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
         elif isinstance(item, (list, tuple, Mapping)):
             problems.append(f"the options: ({letter}) is a {type(item).__name__}, not a text")
     return tuple(text_of(item) for item in items)
+
+
+def _between_bars(text: str) -> list[str] | str:
+    """The parts of "red | green | blue"; the text itself where a bar may be mathematics, as in |x|."""
+    parts = [part.strip() for part in text.split("|")]
+    return parts if all(parts) and not _MATHEMATICS.search(text) else text
+
+
+_MATHEMATICS = re.compile(r"[(\[{][^)\]}]*\||\\|[<>=∈]")
 
 
 def _by_letter(options: Mapping[Any, Any]) -> list[Any]:

@@ -23,7 +23,7 @@ from sophia_mcore.data.cells import (
     text_of,
     without_surrogates,
 )
-from sophia_mcore.data.gold import answer_problem, letter_of_index
+from sophia_mcore.data.gold import answer_problem, letter_of_index, no_answer, several_answers
 from sophia_mcore.data.presets import PRESETS
 from sophia_mcore.errors import UsageError
 
@@ -157,7 +157,8 @@ class RowReader:
                     f"(answer_index = {self._answer_index})"
                 ]
             return letter, []
-        problem = answer_problem(answer, options)
+        answer, problem = several_answers(answer, options)
+        problem = problem or no_answer(answer, options) or answer_problem(answer, options)
         return answer, [problem] if problem else []
 
     def broken(self, number: int, problem: str) -> Row:

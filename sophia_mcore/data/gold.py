@@ -13,6 +13,65 @@ _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:]|\s)\s*(\S.*)", re.DOTALL)
 _INDEX = re.compile(r"\d{1,2}(?:\.0)?")
 
 
+# What people write into a table where there is no answer, in lower case.
+_PLACEHOLDERS = frozenset({
+    "unknown", "unkown", "tbd", "tba", "tbc", "todo", "to do", "n/a", "n.a", "n.a.", "#n/a", "<na>", "null", "nil",
+    "nan", "inf", "-inf", "not available", "not applicable", "not given", "not provided", "not specified", "none given",
+    "no answer", "no answer given", "no answer provided", "no value", "no data", "no solution provided", "placeholder",
+    "to be determined", "to be added", "to be announced", "to be confirmed", "[deleted]", "[removed]", "[redacted]",
+    "answers may vary", "answers will vary", "answer may vary", "answer varies", "answers vary", "not sure", "idk",
+    "don't know", "do not know", "i don't know", "i do not know", "open-ended", "open ended", "free response",
+    "?", "??", "???", "-", "--", "---", "–", "—", "_", "__", "___", "...", "..", "…", ".", "[]", "{}", "()", "''", '""',
+    "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#error!",
+    "未知", "待定", "无答案", "暂无", "暂无答案", "略", "答案略", "不详", "同上",
+})  # fmt: skip
+_ELSEWHERE = re.compile(
+    r"(?:\(?please\s+)?\(?(?:(?:see|refer to|check|look at|cf\.?)\s+(?:\w+\s+){0,2}?(?:solutions?|answers?"
+    r"|explanations?|figures?|images?|pictures?|diagrams?|graphs?|text|pages?|appendix|key|rubric|notes?|above|below|attach\w*|analysis"
+    r"|working|steps)\b.{0,60}|[详参]?见\s*(?:解析|解答|答案|图|上|下|附).{0,20})",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def no_answer(answer: str, options: tuple[str, ...]) -> str:
+    """Why a gold answer says that there is none, such as "TBD" and "see solution"; "" where it may be an answer.
+
+    What is the text of an option is an answer, whatever it says.
+
+    >>> no_answer("N/A", ()), no_answer("N/A", ("N/A", "yes")), no_answer("-5", ())
+    ("no answer: the cell says 'N/A'", '', '')
+    """
+    if not answer or answer.strip() in (option.strip() for option in options):
+        return ""
+    bare = answer.strip()
+    plain = bare.casefold()
+    if {plain, plain.strip(" .!()<>")} & _PLACEHOLDERS or bare in ("NA", "NaT") or _ELSEWHERE.fullmatch(bare):
+        return f"no answer: the cell says {answer[:80]!r}"
+    return ""
+
+
+_SIMPLE_PART = re.compile(r"[\w\s.,%$€£°/+'’-]+")
+
+
+def several_answers(answer: str, options: tuple[str, ...]) -> tuple[str, str]:
+    """(the answer, what is wrong) of a gold answer with bars: the letters of a choice question, else several answers.
+
+    >>> several_answers("A|C", ("red", "green", "blue")), several_answers("|x|", ())
+    (('A, C', ''), ('|x|', ''))
+    """
+    parts = [part.strip() for part in answer.split("|")]
+    if len(parts) < 2 or answer.strip() in (option.strip() for option in options):
+        return answer, ""
+    if options and all(re.fullmatch(r"\(?[A-Z]\)?", part) for part in parts):
+        return ", ".join(part.strip("()") for part in parts), ""
+    if not all(_SIMPLE_PART.fullmatch(part) for part in parts):
+        return answer, ""  # |x|, P(A|B), {x | x > 0}
+    return answer, (
+        f"the answer {answer[:80]!r} holds several between bars: write the one that is meant, "
+        "or 'A ## B' where any is right"
+    )
+
+
 def answer_problem(answer: str, options: tuple[str, ...]) -> str:
     """What is wrong with a gold answer in view of its options; "" when it names one of them, or several by letter.
 

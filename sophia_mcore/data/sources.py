@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -14,8 +13,9 @@ from typing import Any, TextIO
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.store.encodings import encoding_of_file, not_text
 from sophia_mcore.store.json_files import read_json
-from sophia_mcore.store.json_lines import read_json_lines
+from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
 
@@ -48,7 +48,7 @@ def rows_as_they_are(source: Source) -> Iterator[dict[str, Any]]:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=64, use_threads=False):
                 yield from batch.to_pylist()
         else:
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with open(path, encoding=encoding_of_file(path), newline="") as file:
                 yield from (dict(row) for row in _table(file) if None not in row)
 
 
@@ -82,16 +82,8 @@ def _json_items(file: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def _json_list(file: Path) -> Iterator[dict[str, Any] | str]:
-    try:
-        items = json.loads(file.read_bytes())
-    except OSError as error:
-        raise SophiaError(f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SophiaError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(items, list):
-        raise SophiaError(f"{file} must hold a list of objects (or be .jsonl: one object per line)")
-    for item in items:
-        yield item if isinstance(item, dict) else f"not a JSON object: {str(item)[:60]}"
+    for number, item in enumerate(read_json_list(file)):
+        yield f"line {number} is {item}" if isinstance(item, str) else item
 
 
 def _read_csv(source: Source) -> Iterator[Row]:
@@ -104,7 +96,7 @@ def _read_csv(source: Source) -> Iterator[Row]:
     number = 0
     for path in files:
         try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
+            with open(path, encoding=encoding_of_file(path), newline="") as file:
                 table = _table(file)
                 reader = RowReader(source, table.fieldnames or (), folder)
                 for raw in table:
@@ -113,8 +105,10 @@ def _read_csv(source: Source) -> Iterator[Row]:
                     else:
                         yield reader.row(number, {name: cell for name, cell in raw.items() if cell})
                     number += 1
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SophiaError(f"cannot read {path}: not a table of comma-separated UTF-8 text ({error})") from error
+        except UnicodeError as error:
+            raise SophiaError(f"cannot read {path}: {not_text(error)}") from error
+        except (OSError, csv.Error) as error:
+            raise SophiaError(f"cannot read {path}: not a table of comma-separated text ({error})") from error
 
 
 def _table(file: TextIO) -> csv.DictReader[str]:

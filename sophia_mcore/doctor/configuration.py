@@ -50,6 +50,9 @@ def models(config: Config) -> list[Row]:
     from sophia_mcore.pretrained.hub import local_folder
     from sophia_mcore.pretrained.released import spec_of
 
+    if config.evaluate.only and config.evaluate.engine.kind == "openai":
+        return []  # an endpoint answers: no folder is read
+
     def folder(path: Path) -> str:
         here = local_folder(path)
         check_model_dir(here)

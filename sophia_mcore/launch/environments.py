@@ -29,7 +29,7 @@ def with_local_models(config: Config, names: Collection[str], *, download: bool)
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.pretrained.hub import local_folder
 
-    if not any(phase.preflight for phase in PHASES if phase.name in names):
+    if asks_an_endpoint_only(config) or not any(phase.preflight for phase in PHASES if phase.name in names):
         return config
     folders = {
         name: local_folder(path, download=download)
@@ -37,6 +37,11 @@ def with_local_models(config: Config, names: Collection[str], *, download: bool)
         if (path := getattr(config.models, name)) is not None
     }
     return config.model_copy(update={"models": config.models.model_copy(update=folders)})
+
+
+def asks_an_endpoint_only(config: Config) -> bool:
+    """Whether the run only evaluates what an endpoint serves: no model folder is read, and none need be here."""
+    return config.evaluate.only and config.evaluate.engine.kind == "openai"
 
 
 def preflight(round: Round) -> None:
@@ -49,7 +54,11 @@ def preflight(round: Round) -> None:
     from sophia_mcore.pretrained.spec import ModelSpec
 
     config = round.config
+    if asks_an_endpoint_only(config):
+        return
     check_model_dir(round.policy)
+    if config.evaluate.only:
+        return  # whatever the engine can load: it is not trained here
     if config.models.reasoner is not None:
         check_model_dir(config.models.reasoner)
     check_layout(ModelSpec.from_model_dir(round.policy), config.parallel, config.batch.sequence_length_tokens)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import math
 import shutil
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.store.encodings import UTF8, encoding_of_file, not_text
+from sophia_mcore.store.json_lines import parsed, wrong_item
 from sophia_mcore.verify.rules import TYPES, known_benchmark, known_type, tables
 
 _DEVICES = (("/", "dev"), ("/", "proc"))  # where a name means another file in another process
@@ -37,7 +38,7 @@ def readable_twice(path: Path) -> Iterator[Path]:
     """
     standard = str(path) == "-"
     if not standard and (path.is_dir() or not path.exists() or (path.is_file() and path.parts[:2] not in _DEVICES)):
-        yield path
+        yield from _in_utf8(path)
         return
     with tempfile.TemporaryDirectory(prefix="sophia-grade-") as folder:
         copy = Path(folder) / ("stdin" if standard else "input")
@@ -51,6 +52,28 @@ def readable_twice(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(source, target)
             except OSError as error:
                 raise SophiaError(f"cannot copy {path} to {folder}: {error.strerror}") from error
+        yield from _in_utf8(copy)
+
+
+def _in_utf8(path: Path) -> Iterator[Path]:
+    """The path itself, or that of a copy in UTF-8 of a file in UTF-16 or UTF-32."""
+    try:
+        encoding = encoding_of_file(path) if path.is_file() else UTF8
+    except OSError:
+        encoding = UTF8  # who reads it next says what is wrong
+    if encoding == UTF8:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="sophia-grade-") as folder:
+        copy = Path(folder) / path.name
+        try:
+            with (
+                open(path, encoding=encoding, newline="\n") as text,
+                open(copy, "w", encoding="utf-8", newline="\n") as out,
+            ):
+                shutil.copyfileobj(text, out)
+        except UnicodeError as error:
+            raise UsageError(f"cannot read {path}: {not_text(error)}") from error
         yield copy
 
 
@@ -71,11 +94,11 @@ def checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
     """A line as a dictionary with what grading needs. Raises UsageError saying what is wrong and where."""
     where = f"{path}, line {number}"
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise UsageError(f"{where} is not a JSON object")
+        raise UsageError(f"{where} is {wrong_item(row)}")
     for key in ("id", "response", "answer"):
         if key not in row:
             raise UsageError(f'{where} has no "{key}"')

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sophia_mcore.benchmarks.prompts import place
-from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.benchmarks.rows import options_in, read_benchmark
 from sophia_mcore.benchmarks.table import benchmark_named, benchmarks
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row
@@ -23,6 +23,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
+from sophia_mcore.verify import GradeItem, Grader
 from tests.support.benchmark_files import HUB, NEEDED, TABLES, hub, table
 
 
@@ -178,3 +179,24 @@ def test_names_paths_and_damage(tmp_path: Path) -> None:
     assert list(benchmarks()) == [
         "mmmu", "mmmupro", "mathvista", "mathverse", "dynamath", "mathvision", "mvmath", "olympiadbench"
     ]  # fmt: skip
+
+
+def test_options_that_stand_in_the_text_alone_are_graded_without_a_judge() -> None:
+    assert options_in("How long?\nChoices:\nA:3\nB:6 cm") == ("3", "6 cm")
+    assert options_in("How long?\nChoices:\nB:3\nA:6") == () == options_in("A:3\nB:6") == options_in("Choices:\nA:3")
+    for source in (hub("mathverse"), table("mathverse")):
+        rows = [row for row in read_benchmark(source) if row.answer_type == "choice"]
+        assert rows and all(row.problems == () for row in rows)
+        assert rows[0].options == ("35°", "55°", "125°", "145°") and rows[0].answer == "C"
+        said = {
+            "C": True,
+            "125°": True,
+            r"\boxed{125^\circ}": True,
+            "C:125°": True,
+            "B": False,
+            "55": False,
+            "B:125°": False,
+        }
+        items = [GradeItem(text, text, "C", "choice", rows[0].options, "mathverse") for text in said]
+        with Grader(workers=1, timeout_seconds=10.0) as grader:
+            assert {grade.id: grade.verdict == "correct" for grade in grader.grade_many(items)} == said
