@@ -120,7 +120,7 @@ def submit(
     names = expand([only]) if only else all_names()
     if dry_run:
         found = submit.dry_run(loaded, rounds, names, stage=stage)
-        typer.echo(jobs.shown(found.commands))
+        typer.echo(jobs.shell_lines(found.commands))
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
     typer.echo(submission_table(found, dry_run=dry_run))

@@ -258,6 +258,6 @@ def parse_comment(text: str, uid: str) -> Key | None:
     return (match[1], int(match[2])) if match else None
 
 
-def shown(commands: Iterable[Sequence[str]]) -> str:
+def shell_lines(commands: Iterable[Sequence[str]]) -> str:
     """The commands as shell lines."""
     return "\n".join(shlex.join(command) for command in commands)
