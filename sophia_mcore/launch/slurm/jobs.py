@@ -112,9 +112,10 @@ class Job:
 
 
 def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[Job]:
-    """A job for every phase that is not finished, in the order of ``states``. Reports are made again after other jobs.
+    """A job for every phase that is not finished, in the order of ``states``.
 
-    Raises UsageError when training cannot be divided over nodes.
+    A finished report gets a job too if its round has other jobs. Raises UsageError when training cannot be divided over
+    nodes.
     """
     open_ = {(state.phase, state.round) for state in states if not state.finished}
     for state in states:  # a report must cover the results of the new jobs
