@@ -120,7 +120,7 @@ def submit(
     names = expand([only]) if only else all_names()
     if dry_run:
         found = submit.dry_run(loaded, rounds, names, stage=stage)
-        typer.echo(jobs.shown(found.commands))
+        typer.echo(jobs.shell_lines(found.commands))
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
     typer.echo(submission_table(found, dry_run=dry_run))
@@ -142,10 +142,10 @@ def status(run_folder: RunArgument) -> None:
 
 def watch(
     run_folder: RunArgument,
-    every: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="Between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="One look, and no more.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="Time between two reads.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the run once and exit.")] = False,
 ) -> None:
-    """The newest texts and figures of a run while it goes on. Ctrl-C ends the watching, not the run."""
+    """Show the newest texts and metrics of a running run. Ctrl-C ends the watching, not the run."""
     from sophia_mcore.launch.watch import watch as look_on
 
     look_on(run_folder, every, once=once)
@@ -156,7 +156,7 @@ def track(
     open_: Annotated[bool, typer.Option("--open", help="Then show MLflow's pages until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of these pages.")] = 5000,
 ) -> None:
-    """Send everything of the run that is not there yet to MLflow, or to TensorBoard's files."""
+    """Send everything of the run that is not there yet to MLflow, or to TensorBoard's event files."""
     from sophia_mcore.errors import SophiaError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.phases import PHASES

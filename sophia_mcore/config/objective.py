@@ -56,7 +56,7 @@ class Objective(Section):
         return self.trajectories == "kept" and not self.fresh_share
 
     @model_validator(mode="after")
-    def _possible(self) -> Objective:
+    def _check_combination(self) -> Objective:
         if self.correction_low > self.correction_high:
             raise ValueError(f"correction_low = {self.correction_low} exceeds correction_high = {self.correction_high}")
         if self.only_kept and (self.advantage != "reward" or self.trajectories_per_question):

@@ -65,7 +65,7 @@ class Fp8(Section):
         return layer < start or layer >= layers - end or layer in self.layers_in_bf16
 
     @model_validator(mode="after")
-    def _possible(self) -> Fp8:
+    def _check_combination(self) -> Fp8:
         keeps = self.layers_at_start_in_bf16 or self.layers_at_end_in_bf16 or self.layers_in_bf16
         if self.recipe == "delayed" and (keeps or self.attention_in_bf16):
             raise ValueError("the delayed recipe shares its scales' update between layers, so none can stay in bf16")

@@ -36,7 +36,7 @@ def _stops(name: str, found: str, remedy: str) -> Row:
     return Row(name=name, state="stops", found=found, cost="the run stops", remedy=remedy)
 
 
-def _tried(name: str, work: Callable[[], str], remedy: str) -> Row:
+def _check_row(name: str, work: Callable[[], str], remedy: str) -> Row:
     try:
         return Row(name=name, state="ok", found=work())
     except SophiaError as error:
@@ -65,12 +65,12 @@ def models(config: Config) -> list[Row]:
         return "the policy's shapes allow it"
 
     where = "download the model, or correct the path; relative paths start at the working directory"
-    rows = [_tried("models.policy", lambda: folder(config.models.policy), where)]
+    rows = [_check_row("models.policy", lambda: folder(config.models.policy), where)]
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner
-        rows.append(_tried("models.reasoner", lambda: folder(reasoner), where))
+        rows.append(_check_row("models.reasoner", lambda: folder(reasoner), where))
     if spec_of(config.models.policy) is not None:
-        rows.append(_tried("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
+        rows.append(_check_row("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
     return rows
 
 
@@ -107,7 +107,7 @@ def _source(name: str, source: Source, max_bad_rows: int) -> Row:
             remedy="download it beforehand and give its folder as path",
         )
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
-        return _tried(name, lambda: first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
+        return _check_row(name, lambda: first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
     if source.kind == "datasets" and path.exists():
         return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
     if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:
@@ -127,7 +127,7 @@ def inputs(config: Config) -> list[Row]:
     """Rows about prompt files, mixtures and other inputs of the user that later phases read (``launch.inputs``)."""
     remedy = "correct the path (relative to the working directory) or the file (docs/own_data.md)"
     return [
-        _tried(found.key, found.look, remedy)
+        _check_row(found.key, found.look, remedy)
         for found in inputs_of(config)
         if not found.key.startswith("evaluate.questions")  # `sources` makes these rows
     ]
@@ -136,7 +136,7 @@ def inputs(config: Config) -> list[Row]:
 def user_files(config: Config) -> list[Row]:
     """Rows about user functions that the configuration names. Their files are parsed, not run."""
     return [
-        _tried(function.key, partial(_checked, function), "correct the file or its name (docs/own_reward.md)")
+        _check_row(function.key, partial(_checked, function), "correct the file or its name (docs/own_reward.md)")
         for function in user_functions(config)
     ]
 

@@ -44,7 +44,7 @@ def run_phases(
     indices, chosen = list(rounds), set(names)
     config = with_local_models(config, chosen, download=True)
     check_unfinished(config, RunFolder(config.run.folder), chosen, indices)
-    folder = made_folder(config)
+    folder = make_folder(config)
     with folder_lock(folder.lock_file), TerminalProgress() as progress:
         claim_folder(config, folder, new_settings=new_settings, again=again)
         try:
@@ -112,7 +112,7 @@ def _note_renewed(run: RunFolder, name: str) -> None:
     write_json(run.again_file, found | {"left": [phase for phase in found["left"] if phase != name]})
 
 
-def made_folder(config: Config) -> RunFolder:
+def make_folder(config: Config) -> RunFolder:
     """Make the run's folder if it is missing, and return it. Raises SophiaError when that fails."""
     folder = RunFolder(config.run.folder)
     try:
@@ -154,7 +154,7 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
         raise UsageError(refusal)
     keep_user_files(config, folder, replace=new_settings or not refusal)
     if before is not None:
-        _tell_accepted(before, config, known)
+        _print_accepted(before, config, known)
     write_text(folder.config_file, dump_toml(config))
 
 
@@ -184,7 +184,7 @@ def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: 
     )
 
 
-def _tell_accepted(before: Config, now: Config, known: set[str]) -> None:
+def _print_accepted(before: Config, now: Config, known: set[str]) -> None:
     """Print which settings have changed although no finished work depends on them."""
     contents = Contents()
     old, new = (relevant(flat(config), [*type(config).model_fields], contents) for config in (before, now))

@@ -159,7 +159,7 @@ def fp8_check(round: Round) -> list[Part]:
     ]
 
 
-def learned_from(round: Round) -> tuple[tuple[str, int], ...]:
+def training_inputs(round: Round) -> tuple[tuple[str, int], ...]:
     """(name, round) of each result that the training of the round reads as data."""
     config, index = round.config, round.index
     if config.train.data is not None:
@@ -190,7 +190,7 @@ def train(round: Round) -> list[Part]:
                 *("fp8.amax_history", "fp8.amax_algorithm"),
                 *(("reward.alpha", "reward.broken") if by_reward else ()),
             ),
-            reads=(*learned_from(round), *before),
+            reads=(*training_inputs(round), *before),
         )
     ]
 

@@ -11,7 +11,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import stage
 from sophia_mcore.launch.environments import run_here, with_local_models
-from sophia_mcore.launch.local import claim_folder, made_folder
+from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
 from sophia_mcore.launch.readers import rl_start, stage_has_ended
 from sophia_mcore.launch.terminal import TerminalProgress
@@ -57,7 +57,7 @@ def run_rl(
     if batches is not None:
         config = config.model_copy(update={"rl": rl.model_copy(update={"batches": batches})})
     config = with_local_models(config, ["captions"], download=True)  # any phase that reads models
-    run = made_folder(config)
+    run = make_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
         if not new_settings:

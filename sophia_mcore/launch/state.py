@@ -27,7 +27,7 @@ def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -
     Raises SophiaError when its folder holds work units of other settings and there is no record of these settings.
     """
     provenance = provenance or Provenance(round.config, round.run, phases.PHASES)
-    verdicts = provenance.of_phase(phase, round.index)
+    verdicts = provenance.check_phase(phase, round.index)
     why = provenance.why_stale(phase, round.index)
     try:
         found = phase.state_of(round)

@@ -1,4 +1,4 @@
-"""`sophia watch`: phases, newest texts and figures of a run while it goes on, in the terminal. Reads, never writes."""
+"""`sophia watch`: shows phases, newest texts and metrics of a running run in the terminal. It only reads the run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from sophia_mcore.phase import PhaseState
 from sophia_mcore.report.newest import Curve, Text, curves, newest_texts, verdict_counts
 from sophia_mcore.store.layout import Round, RunFolder
 
-_SHARE_OF_TIME = 0.2  # of the time that watching may read; a large run is looked at less often
-_RATE_SECONDS = 600.0  # by whose progress the time left is estimated
+_SHARE_OF_TIME = 0.2  # largest share of the time that is spent on reading; large runs are read less often
+_RATE_SECONDS = 600.0  # the time left is estimated from the progress in this period
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One look at a run. ``notes``: what keeps something from being known; ``finished``: nothing more will come."""
+    """The state of a run at one time. ``notes``: why parts of it are not known. ``finished``: nothing will change."""
 
     states: Sequence[PhaseState] = ()
     texts: Sequence[Text] = ()
@@ -43,13 +43,13 @@ class Seen:
 
 
 class Rates:
-    """Time left of a phase, by what it did while it was watched."""
+    """Estimates the time left of phases from the progress that was watched."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], deque[tuple[float, int]]] = {}
 
     def left(self, state: PhaseState, now: float) -> float | None:
-        """Seconds that the rest of the phase will take; None where that is not known."""
+        """Seconds until the phase is finished; None if they are not known. ``now``: monotonic time in seconds."""
         points = self._seen.setdefault((state.phase, state.round), deque())
         points.append((now, state.done))
         while points[0][0] < now - _RATE_SECONDS:
@@ -65,8 +65,8 @@ class Rates:
 def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.stdout) -> None:
     """Show the run until it has finished, or until Ctrl-C.
 
-    Without a terminal: a line for each thing that has changed. ``once``: one look, and no more. Raises UsageError when
-    ``path`` is neither a folder nor a configuration.
+    ``every``: seconds between two reads. ``once``: read and show the run only once. If ``out`` is not a terminal, one
+    line is printed for each change. Raises UsageError if ``path`` is neither a folder nor a configuration.
     """
     run = _run_folder(path)
     console = Console(file=out)
@@ -78,8 +78,8 @@ def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.std
         else:
             _in_lines(run, every, out)
     except KeyboardInterrupt:
-        return  # the run itself goes on
-    except BrokenPipeError:  # such as `sophia watch RUN | head`; what is left in the buffer goes nowhere
+        return  # Ctrl-C ends only the watching
+    except BrokenPipeError:  # such as `sophia watch RUN | head`; the rest of the buffer is dropped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -92,7 +92,7 @@ def _run_folder(path: Path) -> RunFolder:
 
 
 def look(run: RunFolder) -> Seen:
-    """What there is to see now. Raises nothing: files come and go while a run works."""
+    """Read the present state of a run. Raises nothing, since files may appear and vanish while a run works."""
     if not run.config_file.is_file():
         return Seen(notes=(f"nothing there yet: waiting for {run.config_file}",))
     try:
@@ -107,12 +107,12 @@ def look(run: RunFolder) -> Seen:
 
 
 def _rounds(config: Config, run: RunFolder) -> int:
-    """As many rounds as have begun, and the first."""
+    """Number of rounds that have begun, at least 1."""
     return max(1, sum(run.round(index).path.is_dir() for index in range(config.run.rounds)))
 
 
 def _states(config: Config, run: RunFolder, rounds: Sequence[int]) -> tuple[list[PhaseState], list[str]]:
-    """The states of the wanted phases, and one line for each that cannot be told."""
+    """(states of the phases of the run, one line for each phase whose state cannot be read)."""
     phases = [(phase, index) for index in rounds for phase in phases_of(index)]
     if config.rl is not None and (run.rl.rollouts.is_dir() or run.rl.train.is_dir()):
         phases += [(phase, 0) for phase in STAGE_PHASES]
@@ -128,7 +128,7 @@ def _states(config: Config, run: RunFolder, rounds: Sequence[int]) -> tuple[list
 
 
 def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
-    """One look as the terminal shows it."""
+    """The state of a run as output for the terminal."""
     parts: list[RenderableType] = [Plain(f"{run.path}  {time.strftime('%H:%M:%S')}", style="bold")]
     parts += [Plain(note, style="yellow") for note in seen.notes]
     done = [f"{state.phase} {state.round}" for state in seen.states if state.finished]
@@ -183,11 +183,11 @@ def _in_terminal(run: RunFolder, every: float, console: Console) -> None:
             if seen.finished:
                 break
             time.sleep(max(every, (time.monotonic() - began) / _SHARE_OF_TIME))
-    console.print(shown(run, seen, rates))  # what was seen last stays in the terminal
+    console.print(shown(run, seen, rates))  # the last state stays on the terminal
 
 
 def _in_lines(run: RunFolder, every: float, out: TextIO) -> None:
-    """One line for each phase, text or figure that has changed since the last look."""
+    """Print one line for each phase, text or metric that has changed since the last read."""
     before: set[str] = set()
     while True:
         began = time.monotonic()

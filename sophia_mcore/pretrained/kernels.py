@@ -1,6 +1,6 @@
-"""Compiled loops of the image preprocessing (`resize` and the families call them).
+"""Compiled loops of the image preprocessing, which `resize` and the families call.
 
-Pictures are arrays of 32-bit pixels, [H, W] uint32 or the same memory as bytes [H, 4 * W] (red, green, blue, unused).
+Pictures are arrays of 32-bit pixels: [H, W] uint32, or the same memory as bytes [H, 4 * W] (red, green, blue, unused).
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-BITS = 22  # of the weights' fraction, as in Pillow
+BITS = 22  # fraction bits of the weights, as in Pillow
 _HALF = np.int32(1 << (BITS - 1))
-_STRIPE = 64  # rows that are turned at a time: their pixels are neighbours in memory then
-_BLOCK = 128  # columns of a stripe that stay in the nearest cache while they are turned
+_STRIPE = 64  # rows that are transposed together
+_BLOCK = 128  # columns that are transposed together; a block of a stripe fits into the L1 cache
 
 
 @njit(cache=True, nogil=True)
 def resize_rows(picture, first, weights, target):  # type: ignore[no-untyped-def]
-    """Another number of rows. ``picture``, ``target``: bytes [H, L].
+    """Resize ``picture`` to the number of rows of ``target``; both are bytes [H, L].
 
     ``first``, ``weights``: see `resize.weights_of`.
     """
@@ -27,9 +27,9 @@ def resize_rows(picture, first, weights, target):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def resize_columns(picture, first, weights, target):  # type: ignore[no-untyped-def]
-    """Another number of columns. ``picture``, ``target``: pixels [H, W].
+    """Resize ``picture`` to the number of columns of ``target``; both are pixels [H, W].
 
-    A stripe of rows is turned, so that the same loop as for rows runs over neighbours in memory, and turned back.
+    Stripes of rows are transposed and transposed back, so that `_weigh` runs over consecutive memory as for rows.
     """
     height, width = picture.shape
     turned, done = np.zeros((width, _STRIPE), np.uint32), np.empty((_BLOCK, _STRIPE), np.uint32)
@@ -46,7 +46,7 @@ def resize_columns(picture, first, weights, target):  # type: ignore[no-untyped-
             _turn_back(done[:columns], target, top, rows, left)
 
 
-# Two functions, because LLVM makes twice as fast loops of them as of the same lines above.
+# The next two are functions of their own, because LLVM compiles them to loops twice as fast as inline code.
 @njit(cache=True, nogil=True)
 def _turn(picture, top, rows, left, turned):  # type: ignore[no-untyped-def]
     for y in range(rows):
@@ -65,9 +65,9 @@ def _turn_back(done, target, top, rows, left):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _weigh(lines, first, weights, sums, target):  # type: ignore[no-untyped-def]
-    """target[i] = sum of weights[t] * lines[first + t, i], rounded and cut off at 0 and 255.
+    """target[i] = sum over t of weights[t] * lines[first + t, i], rounded and clamped to [0, 255].
 
-    Weights beyond the last line are zero; there are 4, 8, ... of them. Sums stay within 32 bits, as in Pillow.
+    The number of weights is a multiple of 4; weights beyond the last line are zero. Sums fit into 32 bits.
     """
     last, count = lines.shape[0] - 1, target.size
     a, b, c, d = _four(lines, first, last)
@@ -116,9 +116,10 @@ def _byte(total):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def cut_tiles(picture, table, target):  # type: ignore[no-untyped-def]
-    """Square tiles, row by row. ``picture``: bytes [rows * S, columns * S, 4]; ``target``: [rows * columns, 3, S, S].
+    """Cut square tiles, row by row.
 
-    ``table`` [3, 256]: what a colour's byte becomes.
+    ``picture``: bytes [rows * S, columns * S, 4]. ``target``: [rows * columns, 3, S, S].
+    ``table`` [3, 256]: for each colour, the value that replaces a byte.
     """
     size = target.shape[2]
     columns = picture.shape[1] // size
@@ -134,9 +135,9 @@ def cut_tiles(picture, table, target):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def cut_patches(picture, table, merge, target):  # type: ignore[no-untyped-def]
-    """Patches in squares of ``merge`` by ``merge``, square by square. ``picture``: bytes [H * p, W * p, 4].
+    """Cut patches, in the order of squares of ``merge`` x ``merge`` patches. ``picture``: bytes [H * p, W * p, 4].
 
-    ``target``: [H * W, 3, F, p, p]; all F frames are the same.
+    ``table``: as in `cut_tiles`. ``target``: [H * W, 3, F, p, p]; all F frames are equal.
     """
     size, across = target.shape[3], picture.shape[1] // target.shape[3] // merge
     for patch in range(target.shape[0]):

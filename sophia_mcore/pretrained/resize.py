@@ -1,8 +1,8 @@
-"""Pillow's bicubic resize, to the last bit, in a fraction of its time; and what normalised bytes are.
+"""A bicubic resize that is bit-equal to Pillow's but faster, and a table of normalised byte values.
 
-Pillow weighs bytes with weights of 22 bits behind the point and rounds after each of two passes, so the order of the
-passes counts. It is Pillow 13's here. Earlier versions go along the rows first in every case, and differ by a grey
-level here and there in images that become much flatter.
+Pillow uses weights with 22 fraction bits and rounds after each of two passes, so the order of the passes changes the
+result. Here it is that of Pillow 13. Earlier versions always resize along the rows first; for images that become much
+flatter, some of their values differ by 1.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_SUPPORT = 2.0  # of the bicubic kernel: pixels on either side
-_TOGETHER = 4  # weights come in multiples of this; the loops take so many at a time
+_SUPPORT = 2.0  # pixels on each side that the bicubic kernel uses
+_TOGETHER = 4  # the number of weights is a multiple of this, since the loops use this many at a time
 
 
 def bicubic(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    """An RGB image in another size: bytes [height, width, 4], the fourth unused. They cannot be written to."""
+    """Resize an RGB image; returns read-only bytes [height, width, 4], of which the fourth is unused."""
     from sophia_mcore.pretrained.kernels import resize_columns, resize_rows
 
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint32).reshape(image.height, image.width)
@@ -32,22 +32,26 @@ def bicubic(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
             resize_rows(pixels.view(np.uint8), *weights_of(old_height, height), target.view(np.uint8))
         else:
             continue
-        target.flags.writeable = False  # as the first array is: loops are compiled for one kind only
+        target.flags.writeable = False  # like the first array, so that the loops are compiled only once
         pixels = target
     return pixels.view(np.uint8).reshape(height, width, 4)
 
 
 def order_of_passes(width: int, height: int, new_width: int, new_height: int) -> tuple[bool, bool]:
-    """True: along the rows. They come second if the height loses more than twice the pixels that the width loses."""
+    """Order of the two passes; True: along the rows (changes the width).
+
+    The rows come second if the height loses more than twice as many pixels as the width.
+    """
     columns_first = height - new_height > max(0, 2 * (width - new_width))
     return (False, True) if columns_first else (True, False)
 
 
 @lru_cache(maxsize=64)
 def weights_of(old: int, new: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """For each of ``new`` places the first of ``old`` that it is made of [new], and the weights from there [new, t].
+    """(first [new], weights [new, t]): place i of ``new`` is the weighted sum of ``old`` places from first[i] on.
 
-    Weights are integers, 2**22 for one. Sums go in the order in which Pillow's do, so that they round alike.
+    Weights are integers; 2**22 stands for 1. They are summed in the same order as in Pillow, so that they are rounded
+    in the same way.
     """
     from sophia_mcore.pretrained.kernels import BITS
 
@@ -68,7 +72,7 @@ def weights_of(old: int, new: int) -> tuple[NDArray[np.int32], NDArray[np.int32]
 
 
 def _kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bicubic convolution with a = -1/2."""
+    """The bicubic convolution kernel with a = -1/2."""
     x = np.abs(distance)
     near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
@@ -76,9 +80,9 @@ def _kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @cache
 def normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """[3, 256]: (byte / 255 - mean) / std of each colour.
+    """Table [3, 256] of (byte / 255 - mean) / std for each colour.
 
-    Three float32 operations in this order: bit-equal to torchvision's ToTensor and Normalize.
+    Three float32 operations in this order make it bit-equal to torchvision's ToTensor and Normalize.
     """
     means, stds = (np.asarray(values, np.float32)[:, None] for values in (mean, std))
     return (np.arange(256, dtype=np.float32) / np.float32(255) - means) / stds

@@ -107,10 +107,10 @@ class Provenance:
         key = phase.name, index
         if key not in self._parts:
             round_ = Round(self.config, self.run, index)
-            self._parts[key] = phase.parts(round_) if phase.parts else [self._whole(phase, index)]
+            self._parts[key] = phase.parts(round_) if phase.parts else [self._single_part(phase, index)]
         return self._parts[key]
 
-    def _whole(self, phase: Phase, index: int) -> Part:
+    def _single_part(self, phase: Phase, index: int) -> Part:
         """One part for the whole phase: it has all its outputs and reads all outputs of the phases that it needs."""
         reads = [
             (name, 0 if needed.once else index)
@@ -248,13 +248,13 @@ class Provenance:
             why = differing(record.behind, self._behind(part))
             yield f"made from other {' and '.join(other)}" + (f" ({_listed(why)})" if why else "")
 
-    def of_phase(self, phase: Phase, index: int) -> list[Verdict]:
+    def check_phase(self, phase: Phase, index: int) -> list[Verdict]:
         """Check all parts of a phase of a round."""
         return [self.verdict(phase, index, part) for part in self.parts(phase, index)]
 
     def why_stale(self, phase: Phase, index: int) -> str:
         """Why results of the phase are not valid; "" if all existing results are valid."""
-        return "; ".join(dict.fromkeys(reason for found in self.of_phase(phase, index) for reason in found.reasons))
+        return "; ".join(dict.fromkeys(reason for found in self.check_phase(phase, index) for reason in found.reasons))
 
     def changed(self) -> dict[str, dict[str, str]]:
         """Settings that the user has changed since results were made with them: phase -> key -> "old -> new"."""
@@ -275,8 +275,8 @@ class Provenance:
 
     def unchecked_phases(self) -> list[str]:
         """Names of the phases that have results of unknown settings and inputs."""
-        found = (f.phase for phase, index in self._phases_there() for f in self.of_phase(phase, index) if f.unchecked)
-        return list(dict.fromkeys(found))
+        found = (one for phase, index in self._phases_there() for one in self.check_phase(phase, index))
+        return list(dict.fromkeys(one.phase for one in found if one.unchecked))
 
     def _phases_there(self) -> list[tuple[Phase, int]]:
         return list({(phase.name, index): (phase, index) for phase, index, _ in self.all_parts()}.values())

@@ -163,14 +163,14 @@ def _write_parameters(
                 files.join(file.path)
         for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
             tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
-            if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _mine(number, shard, groups):
+            if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
                 continue
             written += write_parameter(tiled, parameter.data, shard, files)
         files.sync()
     return written
 
 
-def _mine(number: int, shard: Shard, groups: Groups) -> bool:
+def _writes(number: int, shard: Shard, groups: Groups) -> bool:
     """Whether this rank writes its part of parameter ``number``: one of the ranks that hold the same part does."""
     place, holders = (
         groups.data_rank * groups.context_size + groups.context_rank,

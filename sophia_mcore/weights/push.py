@@ -1,4 +1,4 @@
-"""A model folder to the hub, by the hub's own client. The token comes from HF_TOKEN and is never printed."""
+"""Uploads a model folder to the hub with huggingface_hub. The token comes from HF_TOKEN and is never printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0
 
 
 class Hub(Protocol):
-    """What is asked of a hub; ``huggingface_hub.HfApi`` has it."""
+    """The methods of a hub client that are used here; ``huggingface_hub.HfApi`` has them."""
 
     def create_repo(self, repo_id: str, *, token: str, private: bool, exist_ok: bool) -> Any: ...
 
@@ -26,17 +26,17 @@ class Hub(Protocol):
 
 
 def check_name(name: str) -> str:
-    """``name`` if it is ORG/NAME. Raises UsageError."""
+    """Return ``name``. Raises UsageError unless it has the form ORG/NAME."""
     if not _NAME.fullmatch(name) or ".." in name or "--" in name:
         raise UsageError(f"--push {name!r}: a name on the hub is ORG/NAME, such as my-lab/sophia-8b")
     return name
 
 
 def push(folder: Path, name: str, *, private: bool, hub: Hub | None = None) -> str:
-    """Send a model folder to the repository ``name``, which is made if it is not there; returns its address.
+    """Upload a model folder to the repository ``name``, which is created if it is missing; returns its address.
 
-    Raises UsageError for a name that is none or a missing token, SophiaError when the folder is not complete or the hub
-    refuses.
+    Raises UsageError for an invalid name or a missing token, SophiaError if the folder is not complete or the upload
+    fails.
     """
     check_name(name)
     token = os.environ.get(TOKEN_VARIABLE, "")
@@ -56,7 +56,7 @@ def push(folder: Path, name: str, *, private: bool, hub: Hub | None = None) -> s
             allow_patterns=list(PATTERNS),
             commit_message="Model exported by sophia_mcore",
         )
-    except Exception as error:  # whatever the client, the network or the hub says; it may repeat the token
+    except Exception as error:  # any error of client, network or hub; its text may contain the token
         line = next(iter(str(error).splitlines()), "").replace(token, "***")
         raise SophiaError(f"--push {name}: {type(error).__name__}: {line}"[:400]) from None
     return f"https://huggingface.co/{name}"

@@ -36,7 +36,7 @@ class QueuedJob:
     key: Key
 
     @property
-    def live(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the job waits for something that can happen, or runs. False for jobs that have ended."""
         return self.state in LIVE and NEVER not in self.reason
 

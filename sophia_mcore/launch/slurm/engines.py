@@ -27,7 +27,7 @@ def submit_engines(config: Config, count: int) -> str:
     """
     run = RunFolder(config.run.folder)
     uid = run_uid(run.path) if run.path.is_dir() else ""
-    if not uid or not any(job.live and job.key[0] == RL.name for job in slurm.queue(uid)):
+    if not uid or not any(job.is_active and job.key[0] == RL.name for job in slurm.queue(uid)):
         raise UsageError(f"no on-policy stage of {run.path} waits or runs: `sophia submit CONFIG --rl` submits one")
     command = engines_command(config, run, read_site(config.cluster.env_file), uid, count)
     return slurm.sbatch(command, NAME)

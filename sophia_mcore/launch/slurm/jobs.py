@@ -112,9 +112,10 @@ class Job:
 
 
 def plan_jobs(config: Config, site: Site, states: Sequence[PhaseState]) -> list[Job]:
-    """A job for every phase that is not finished, in the order of ``states``. Reports are made again after other jobs.
+    """A job for every phase that is not finished, in the order of ``states``.
 
-    Raises UsageError when training cannot be divided over nodes.
+    A finished report gets a job too if its round has other jobs. Raises UsageError when training cannot be divided over
+    nodes.
     """
     open_ = {(state.phase, state.round) for state in states if not state.finished}
     for state in states:  # a report must cover the results of the new jobs
@@ -258,6 +259,6 @@ def parse_comment(text: str, uid: str) -> Key | None:
     return (match[1], int(match[2])) if match else None
 
 
-def shown(commands: Iterable[Sequence[str]]) -> str:
+def shell_lines(commands: Iterable[Sequence[str]]) -> str:
     """The commands as shell lines."""
     return "\n".join(shlex.join(command) for command in commands)

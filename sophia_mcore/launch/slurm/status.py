@@ -59,7 +59,7 @@ def status_text(config: Config, run: RunFolder) -> str:
     for name in ("phase", "round", "done", "claimed", "failed", "jobs", "attempts", "loss", "left"):
         table.add_column(name, overflow="fold")
     for state in found:
-        mine = [job for job in jobs if job.key == (state.phase, state.round) and job.live]
+        mine = [job for job in jobs if job.key == (state.phase, state.round) and job.is_active]
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
     return "\n".join([_text(table), *remarks, *_stale_lines(run, found), *problems(run, found, jobs, attempts)])
@@ -120,7 +120,7 @@ def problems(
             f"{a.outcome} on {a.nodes} (job {a.job}, restart {a.restart}): {a.message}" for a in bad
         )
         lines += [f"{state.phase} of round {state.round}: {message}" for message in list(messages)[-3:]]
-        waiting = [job.id for job in jobs if job.key == key and job.state in slurm.LIVE and not job.live]
+        waiting = [job.id for job in jobs if job.key == key and job.state in slurm.LIVE and not job.is_active]
         if waiting:
             listed = ", ".join(waiting)
             lines.append(

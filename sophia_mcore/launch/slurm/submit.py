@@ -22,7 +22,7 @@ from sophia_mcore.launch.phases import all_names, stage_phases, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
 from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
-from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shown
+from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shell_lines
 from sophia_mcore.launch.state import check_unfinished, stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
@@ -188,7 +188,7 @@ def _wanted(path: Path) -> bool:
 
 def _refuse_if_alive(run: RunFolder, uid: str) -> None:
     jobs = slurm.queue(uid)
-    alive = [job for job in jobs if job.live]
+    alive = [job for job in jobs if job.is_active]
     if alive:
         names = sorted({f"{job.id.partition('_')[0]} ({job.key[0]}, {job.state.lower()})" for job in alive})
         raise UsageError(
@@ -215,7 +215,7 @@ def _submit(
         "rounds": rounds,
         "code": code.name,
         "jobs": [{"phase": job.phase, "round": job.round, "id": ids[job.key]} for job in jobs],
-        "commands": shown(commands).splitlines(),
+        "commands": shell_lines(commands).splitlines(),
     }
     if jobs:
         write_json(run.slurm.submission_file, record)

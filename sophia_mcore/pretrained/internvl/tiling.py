@@ -186,7 +186,7 @@ def tiles_uint8(image: Image.Image, spec: ImageSpec) -> np.ndarray:
 
 
 def _cut(image: Image.Image, spec: ImageSpec, table: np.ndarray) -> np.ndarray:
-    """Tiles of the values that ``table`` [3, 256] has for each colour's byte."""
+    """Tiles [T, 3, S, S] whose bytes are replaced by the values of ``table`` [3, 256] for each colour."""
     from sophia_mcore.pretrained.kernels import cut_tiles
 
     size = spec.tile_size

@@ -36,7 +36,7 @@ class FileState:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> FileState:
+    def from_file(cls, path: Path) -> FileState:
         """State of the file now. Raises SophiaError when it cannot be read."""
         try:
             stat = path.stat()
@@ -46,7 +46,7 @@ class FileState:
 
     def check(self) -> None:
         """Raise SophiaError if the file has changed."""
-        if FileState.of(self.path) != self:
+        if FileState.from_file(self.path) != self:
             raise SophiaError(f"{self.path} changed while it was read; nothing was kept, run again when it is complete")
 
 
@@ -123,7 +123,7 @@ def read_header(path: Path) -> tuple[FileState, list[StoredTensor]]:
     Raises:
         SophiaError: the file is truncated, or its header is not valid.
     """
-    state = FileState.of(path)
+    state = FileState.from_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(8)

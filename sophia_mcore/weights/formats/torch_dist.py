@@ -158,7 +158,7 @@ def _dist_tensor(
             raise SophiaError(f"{folder}: the part of {key} from {list(starts)} on is not stored anywhere")
         path = folder / Path(info.field("relative_path")).name
         if path.name not in states:
-            states[path.name] = FileState.of(path)
+            states[path.name] = FileState.from_file(path)
         if info.field("transform_descriptors"):
             raise SophiaError(f"{path}: {key} is compressed, which is not supported")
         start, length = info.field("offset"), info.field("length")
