@@ -127,13 +127,11 @@ def collate(
             columns["weights"][ignored] = 0.0
         columns["sequence_ids"][start:stop] = index
         columns["kinds"][start:stop] = sample.kind
-    for name, given in (
-        ("behaviour_logprobs", behaviour_logprobs),
-        ("rollout_logprobs", rollout_logprobs),
-        ("reference_logprobs", reference_logprobs),
-    ):
-        if given is not None:
-            columns[name] = _token_values(samples, starts, length, given, name)
+    given = {"behaviour_logprobs": behaviour_logprobs, "rollout_logprobs": rollout_logprobs}
+    given["reference_logprobs"] = reference_logprobs
+    for name, values in given.items():
+        if values is not None:
+            columns[name] = _token_values(samples, starts, length, values, name)
     boundaries = np.array([*starts, *_padding_boundaries(starts[-1], length, sequence_multiple)], np.int64)
     sizes = np.diff(boundaries)
     pixel_values, feature_index, pictures = _pixels(samples, pixels, row_shape)
