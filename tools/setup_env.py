@@ -113,6 +113,9 @@ def make(environment: Environment, torch_index: str | None) -> None:
     with EDITABLE_INSTALL:
         environment.status = "this package"
         _pip(environment, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
+    if environment.name == "trainer":
+        environment.status = "compiling loops"
+        _call(environment, [str(environment.python), str(ROOT / "tools" / "compile_loops.py")])
     temporary = environment.folder / (STAMP + ".new")
     temporary.write_text(json.dumps(environment.stamp()))
     os.replace(temporary, environment.folder / STAMP)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+from unittest import mock
 
 import torch
 
@@ -110,8 +112,18 @@ def check_parts() -> None:
     """Import Transformer Engine if it is installed. Call this before megatron-core is imported.
 
     megatron-core imports it too, but fails with a traceback. This raises UsageError in one line if the import fails.
+    Without CUDA this imports megatron-core without torch's compiler. Its fused functions are not used then
+    (`Backend.fused_kernels`), and decorating them would take a third of the time of all imports.
     """
     _usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY)
+    if not torch.cuda.is_available():
+        with mock.patch.object(torch, "compile", _not_compiled):
+            importlib.import_module("megatron.core.jit")  # keeps the compiler as `jit_fuser`
+
+
+def _not_compiled(function: Callable[..., Any] | None = None, **_: Any) -> Callable[..., Any]:
+    """In the place of `torch.compile`, as a decorator with or without arguments."""
+    return _not_compiled if function is None else function
 
 
 def _usable(package: str, module: str, remedy: str) -> bool:

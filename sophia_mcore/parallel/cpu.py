@@ -7,7 +7,8 @@ when the context ends.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -17,9 +18,13 @@ from megatron.core import utils as mcore_utils
 from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.optimizer import optimizer as mcore_optimizers
 from megatron.core.tensor_parallel import random as mcore_random
-from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
+_FACTORIES = (
+    "arange", "as_tensor", "asarray", "empty", "empty_like", "empty_strided", "eye", "full", "full_like", "linspace",
+    "logspace", "normal", "ones", "ones_like", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
+    "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros", "zeros_like",
+)  # fmt: skip
 
 
 def _is_cuda(device: Any) -> bool:
@@ -28,29 +33,58 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == "cuda"
 
 
-class CudaToCpu(TorchFunctionMode):
-    """Creates tensors on the CPU whenever device "cuda" is requested.
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the CPU for its ``device`` "cuda", and without pinned memory."""
 
-    `Tensor.type()` returns the CUDA name, because megatron-core's optimizer recognises parameters by it.
+    @functools.wraps(function)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = CPU
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        return function(*args, **kwargs)
+
+    return on_cpu
+
+
+def _moved_to_cpu(to: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.to`, which takes the device at any place."""
+    with_keywords = _on_cpu(to)
+
+    @functools.wraps(to)
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        return with_keywords(*(CPU if _is_cuda(value) else value for value in args), **kwargs)
+
+    return on_cpu
+
+
+def _cuda_named(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.type()` with the CUDA name, because megatron-core's optimizer recognises parameters by it."""
+
+    @functools.wraps(kind)
+    def named(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = kind(tensor, *args, **kwargs)
+        return found if args or kwargs else found.replace("torch.", "torch.cuda.", 1)
+
+    return named
+
+
+def _tensors_on_cpu() -> list[tuple[Any, str, Any]]:
+    """Replacements that create tensors on the CPU whenever device "cuda" is requested.
+
+    A `TorchFunctionMode` would be shorter, but it takes an eighth of a small model's step: torch calls it for every
+    operation and every attribute of a tensor.
     """
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if func is torch.Tensor.pin_memory:
-            return args[0]
-        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            return func(args[0]).replace("torch.", "torch.cuda.", 1)
-        if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
-        if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
-        if func is torch.Tensor.to:
-            args = tuple(CPU if _is_cuda(value) else value for value in args)
-        return func(*args, **kwargs)
+    methods = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
+    return [
+        *((torch, name, _on_cpu(getattr(torch, name))) for name in _FACTORIES),
+        *((torch.Tensor, name, _on_cpu(getattr(torch.Tensor, name))) for name in methods),
+        (torch.Tensor, "to", _moved_to_cpu(torch.Tensor.to)),
+        (torch.Tensor, "type", _cuda_named(torch.Tensor.type)),
+        (torch.Tensor, "cuda", lambda tensor, *_, **__: tensor),
+        (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
+    ]
 
 
 class CpuRandomStates:
@@ -123,9 +157,8 @@ def adaptation() -> Iterator[None]:
             (mcore_random, "_CUDA_RNG_STATE_TRACKER", CpuRandomStates()),
             (mcore_random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
         )
-        for owner, name, value in (*patches, *_optimizer_parts()):
+        for owner, name, value in (*patches, *_optimizer_parts(), *_tensors_on_cpu()):
             stack.enter_context(mock.patch.object(owner, name, value))
-        stack.enter_context(CudaToCpu())
         yield
 
 
