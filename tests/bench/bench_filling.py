@@ -3,8 +3,9 @@
 python -m tests.bench.bench_filling [--units 6] [--texts 64] [--places 16] [--mean 40]
 
 The model is tiny and its weights are random: each token ends the text with the same chance, so that lengths are
-geometric, cut off at five times the mean. A unit has four texts for each place of the engine. The same units are sampled twice in the same process; ratio = tokens per CPU-second together / one
-after the other. ``equal``: the shards' bytes are the same.
+geometric, cut off at five times the mean. A unit has four texts for each place of the engine. The
+same units are sampled twice in the same process; ratio = tokens per CPU-second, together / one unit after the other.
+``equal``: the shards' bytes are the same.
 """
 
 from __future__ import annotations
