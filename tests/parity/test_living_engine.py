@@ -94,6 +94,18 @@ def test_a_stream_refills_its_places(vllm: Driver) -> None:
     assert reply["steps"] < 0.35 * tokens  # several at a time
 
 
+def test_what_a_stream_gives_up_never_ends_and_changes_nothing_else(vllm: Driver) -> None:
+    asked = sampled(16, max_tokens=40)
+    whole = vllm.generate(asked)
+    reply = vllm.ask(stream=[as_json(request) for request in asked], together=5, cut_at=7)
+    given_up = {int(index): tokens for index, tokens in reply["given_up"].items()}
+    assert given_up and all(index % 2 and tokens == 7 for index, tokens in given_up.items())
+    assert sorted([*given_up, *reply["ended"]]) == list(range(16))
+    found = dict(zip(reply["ended"], vllm.completions(reply), strict=True))
+    assert all(found[index].token_ids == whole[index].token_ids for index in found)
+    assert vllm.generate(asked) == whole  # nothing is left over
+
+
 def test_a_failed_stream_leaves_nothing_behind(vllm: Driver) -> None:
     before = vllm.generate(sampled())
     too_long = make_request("7, 3, " * 600, [])
