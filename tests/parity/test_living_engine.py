@@ -86,7 +86,7 @@ def test_a_stream_refills_its_places(vllm: Driver) -> None:
     reply = vllm.ask(stream=[as_json(request) for request in asked], together=3)
     found = vllm.completions(reply)
     one_by_one = vllm.generate(asked)
-    assert found == one_by_one  # to the bit, whatever was sampled beside a request (vllm_cpu: no splitting of a sequence)
+    assert found == one_by_one  # to the bit, whatever is sampled beside a request: see generate.vllm_cpu
     assert all(len(f.token_ids) <= r.sampling.max_tokens for f, r in zip(found, asked, strict=True))
     assert reply["places"][0] == 8 and max(reply["places"][1:-1]) < 8  # it never ran empty in between
     tokens = sum(len(completion.token_ids) for completion in found)
