@@ -32,7 +32,7 @@ SENTENCES = {
     "concurrency": "requests that are under way at a time",
     "Fresh.per_question": "answers to each question",
     "Fresh.max_tokens": "longest answer, in tokens",
-    "questions_per_unit": "questions in one work unit; a killed worker loses at most one unit",
+    "questions_per_unit": "questions in one work unit; a killed worker loses those that it has begun",
     "Score.workers": "grading processes",
     "Score.memory_limit_mib": "memory of one grading process",
     "Score.trajectories_per_unit": "trajectories in one work unit",

@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.engines import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.generate.vllm_engine import VllmEngine, open_vllm
 from sophia_mcore.pretrained.chat import Message
@@ -37,22 +38,39 @@ def as_request(value: dict[str, Any]) -> Request:
     )
 
 
-def streamed(engine: VllmEngine, requests: list[Request], together: int) -> dict[str, Any]:
-    """Completions in the order of the requests, which join ``together`` at a time; how often, and with what places."""
+def streamed(engine: VllmEngine, requests: list[Request], together: int, cut_at: int) -> dict[str, Any]:
+    """Completions in the order of the requests, which join ``together`` at a time; how often, and with what places.
+
+    ``cut_at``: requests of an odd number are given up when they have so many tokens; 0: none.
+    """
     waiting, places, steps = list(enumerate(requests)), [], 0
+    running: set[int] = set()
+    given_up: dict[int, int] = {}
 
     def more(free: int) -> list[tuple[int, Request]]:
         places.append(free)
         given = waiting[: min(free, together)]
         del waiting[: len(given)]
+        running.update(index for index, _ in given)
         return given
 
     def step() -> None:
         nonlocal steps
         steps += 1
 
-    found = dict(engine.stream(more, step))
-    return {"completions": [asdict(found[index]) for index in range(len(requests))], "places": places, "steps": steps}
+    def cut(tokens: Callable[[int], int]) -> list[int]:
+        found = {index: tokens(index) for index in running if index % 2} if cut_at else {}
+        chosen = {index: count for index, count in found.items() if count >= cut_at}
+        given_up.update(chosen)
+        running.difference_update(chosen)
+        return list(chosen)
+
+    found: dict[int, Completion] = {}
+    for index, completion in engine.stream(more, step, cut):
+        running.discard(index)
+        found[index] = completion
+    completions = [asdict(found[index]) for index in sorted(found)]
+    return {"completions": completions, "places": places, "steps": steps, "given_up": given_up, "ended": sorted(found)}
 
 
 def main() -> None:
@@ -70,7 +88,7 @@ def main() -> None:
                     reply = {"completions": [asdict(completion) for completion in completions]}
                 elif "stream" in command:
                     asked = [as_request(value) for value in command["stream"]]
-                    reply = streamed(engine, asked, command["together"])
+                    reply = streamed(engine, asked, command["together"], command.get("cut_at", 0))
                 elif "load" in command:
                     engine.load(Path(command["load"][0]), command["load"][1])
                     reply = {"loaded": True, "sleeps": engine.sleep()}

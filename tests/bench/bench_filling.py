@@ -1,0 +1,109 @@
+"""An engine that is kept full across work units, against one unit after the other; real vLLM, long-tailed lengths.
+
+python -m tests.bench.bench_filling [--units 6] [--texts 64] [--places 16] [--mean 40]
+
+The model is tiny and its weights are random: each token ends the text with the same chance, so that lengths are
+geometric, cut off at five times the mean. A unit has four texts for each place of the engine. The
+same units are sampled twice in the same process; ratio = tokens per CPU-second, together / one unit after the other.
+``equal``: the shards' bytes are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sophia_mcore.config.engines import Sampling, VllmEngine
+from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.opening import open_engine
+from sophia_mcore.generate.phase import Asked
+from sophia_mcore.generate.sampling import run_phase
+from sophia_mcore.generate.vllm_cpu import prepare_process
+from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.pretrained.family import ImageLimits
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.records import Trajectory
+from sophia_mcore.store.units import Unit, UnitQueue, units_of
+from tests.bench.rollout_python import Counted, inside
+
+LONGEST = 5  # times the mean
+
+
+def make_model(folder: Path, mean: int) -> None:
+    """A tiny text model of which each token in ``mean`` is an end token."""
+    from tests.support.tiny_models import save_qwen2
+
+    save_qwen2(folder, seed=3)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    ends = random.Random(0).sample(range(3, vocabulary), vocabulary // mean)
+    path.write_text(json.dumps({**settings, "eos_token_id": sorted(ends)}))
+
+
+def ask(unit: Unit, mean: int) -> list[Asked[Trajectory]]:
+    sampling = Sampling(max_tokens=LONGEST * mean)
+    return [
+        Asked(
+            Request(messages=(Message("user", f"{int(item) % 10} and 7"),), sampling=sampling, seed=int(item)),
+            partial(Trajectory, id=item, question_id=item, index=0),
+        )
+        for item in unit.items
+    ]
+
+
+def sample_both(options: argparse.Namespace) -> dict[str, Any]:
+    """Under the rollout environment's Python."""
+    prepare_process()
+    config = VllmEngine(kind="vllm", dtype="float32", kv_cache_mib=64, max_sequences=options.places)
+    engine: Any = open_engine(config, options.inside / "model", limits=ImageLimits())
+    units = units_of([str(number) for number in range(options.units * options.texts)], options.texts)
+    engine.generate([one.request for one in ask(units[0], options.mean)][: options.places])  # warm
+    found: dict[str, Any] = {}
+    for name, across in (("in_turn", False), ("together", True)):
+        counted = Counted(engine, options.places, across_units=across)
+        queue = UnitQueue(options.inside / name, units)
+        run_phase(name, queue, Trajectory, counted, NoProgress(), ask=partial(ask, mean=options.mean), settings={})
+        found[name] = counted.figures()
+    shards = [(options.inside / "in_turn").glob("*.parquet"), (options.inside / "together").glob("*.parquet")]
+    first, second = ({path.name: path.read_bytes() for path in paths} for paths in shards)
+    engine.close()
+    return {**found, "equal": first == second}
+
+
+def main() -> None:
+    """Measure both, print the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("units", 6), ("texts", 64), ("places", 16), ("mean", 40)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside is not None:
+        print(json.dumps(sample_both(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder) / "model", options.mean)
+        given = [f"--{name}={getattr(options, name)}" for name in ("units", "texts", "places", "mean")]
+        found = inside("tests.bench.bench_filling", *given, f"--inside={folder}")
+    ours, peer = found["together"], found["in_turn"]
+    line = {
+        "name": "filling",
+        "ours": ours["tokens_per_cpu_second"],
+        "peer": peer["tokens_per_cpu_second"],
+        "ratio": round(ours["tokens_per_cpu_second"] / peer["tokens_per_cpu_second"], 2),
+        "unit": "tokens per CPU-second",
+        "peer_name": "one unit after the other",
+        "mean_to_maximum": round(LONGEST * options.mean * ours["texts"] / ours["tokens"], 1),
+        "ratio_of_seconds": round(peer["seconds"] / ours["seconds"], 2),
+        **found,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
