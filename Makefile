@@ -1,5 +1,5 @@
 # make demo   from a fresh clone: environments, then one SOPHIA round on real parts (minutes, 2 cores)
-# make demo-rl  after the demo: 20 batches of the on-policy stage from its model
+# make demo-rl  after the demo: 30 batches of the on-policy stage from its model
 # make base-models  the two tiny models that the demo starts from, made anew in runs/digits/base (they are shipped in examples/digits/base)
 # make test   from a fresh clone: environments, then the tests; the last line is their CPU-minutes
 # make test-slow  the tests that `make test` leaves out, and what each took
@@ -32,7 +32,7 @@ demo: env
 	@.venv/bin/sophia run examples/digits/run.toml
 
 demo-rl: env
-	@.venv/bin/sophia rl examples/digits/rl.toml --batches 20
+	@.venv/bin/sophia rl examples/digits/rl.toml --batches 30
 
 base-models: env
 	@$(PY) examples/digits/world.py

@@ -115,6 +115,7 @@ class Rl(Section):
     lag: NonNegativeInt = 0  # batches that sampling may be ahead of training; 0: synchronous
     accept_lag_uncorrected: bool = False  # True: allow lag without a correction of the objective
     placement: Literal["colocated", "separate"] = "colocated"  # whether engines and trainer share their devices
+    versions: Literal["run", "memory"] = "run"  # where new weights lie: the run folder, or /dev/shm of the one machine
     rollout_nodes: NonNegativeInt = 0  # with "separate" on Slurm: nodes that only sample
     engines: PositiveInt = 1  # per node
     questions_per_unit: PositiveInt = 2
@@ -194,6 +195,10 @@ class Rl(Section):
             raise ValueError(
                 "fill = 'resample' needs a built-in weigh: further questions are asked before it is called"
             )
+        if self.versions == "memory" and self.rollout_nodes:
+            raise ValueError("versions = 'memory' needs one machine for engines and trainer: rollout_nodes must be 0")
+        if self.versions == "memory" and self.keep == "best":
+            raise ValueError("versions = 'memory' loses the best version when the machine restarts: keep = 'last'")
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self

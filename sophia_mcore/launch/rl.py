@@ -14,6 +14,7 @@ from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
 from sophia_mcore.launch.readers import rl_start, stage_has_ended
+from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import checked_questions
@@ -108,6 +109,8 @@ def preflight(round: Round) -> None:
     start = rl_start(config, run)
     check_model_dir(start)
     check_layout(ModelSpec.from_model_dir(start), config.parallel, config.batch.sequence_length_tokens)
+    if config.on_policy.versions == "memory" and (stage_shape(config).nodes or 1) > 1:
+        raise UsageError("rl.versions = 'memory': the stage needs several machines; use 'run'")
     newest = newest_version(run.rl.versions)
     if newest is not None and newest.version > config.on_policy.batches:
         raise UsageError(

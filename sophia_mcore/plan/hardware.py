@@ -12,6 +12,7 @@ from sophia_mcore.errors import UsageError
 
 GIB = 2**30
 DISK = 1e9  # bytes/s between a node and the shared filesystem: assumed
+MEMORY = 5e9  # bytes/s into and out of a node's /dev/shm, digests included: assumed
 HOST_LINK = 25e9  # bytes/s between a GPU and its host: assumed, half of PCIe 5's data sheet
 RESERVED_GIB = 5.0  # CUDA context, NCCL and cuBLAS buffers, fragmentation: assumed, not measured
 

@@ -14,7 +14,7 @@ from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.cost import tile_flops
-from sophia_mcore.plan.hardware import DISK, HOST_LINK, Device
+from sophia_mcore.plan.hardware import DISK, HOST_LINK, MEMORY, Device
 from sophia_mcore.plan.layouts import Option, own_option, rank_layouts
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.rollout import Sampler, sampler
@@ -184,7 +184,8 @@ def divide(
         raise SophiaError(f"an engine needs {used.tensor} GPUs, only {sampling} sample")
     nodes = max(1, training // device.per_node)
     size = 2.0 * (model_parameters(spec) - frozen_parameters(config, spec))
-    publishing, loading = size / DISK / nodes, load_seconds(spec, used)
+    rate = MEMORY if rl.versions == "memory" else DISK
+    publishing, loading = size / rate / nodes, load_seconds(spec, rate)
     moving = 0.0
     if colocated:
         moving = 2 * trainer_bytes(option) / HOST_LINK  # out of the device's memory and back
@@ -196,7 +197,7 @@ def divide(
     return Stage(
         training_gpus=training, engines=engines, sampler=used, option=option, training=train, old=old,
         publishing=publishing + moving, loading=loading, turns=turns,
-        host=host_bytes(spec, option, device, training) if colocated else 0.0,
+        host=host_bytes(rl, spec, option, device, training) if colocated else 0.0,
     )  # fmt: skip
 
 
@@ -238,11 +239,11 @@ def frozen_parameters(config: Config, spec: ModelSpec) -> float:
     return frozen + (0 if train.train_projector else sizes["projector"])
 
 
-def load_seconds(spec: ModelSpec, used: Sampler) -> float:
-    """A version into an engine: read from the shared filesystem once to verify it (the second time it is cached), then
-    by each tensor-parallel worker over its host link."""
+def load_seconds(spec: ModelSpec, rate: float) -> float:
+    """A version into an engine: read once to verify it (the second time it is cached), then by each tensor-parallel
+    worker over its host link. ``rate``: bytes/s where versions lie."""
     size = 2.0 * model_parameters(spec)
-    return size / DISK + size / HOST_LINK
+    return size / rate + size / HOST_LINK
 
 
 def old_logprob_seconds(rl: Rl, option: Option) -> float:
@@ -259,10 +260,11 @@ def trainer_bytes(option: Option) -> float:
     return option.memory.weights + option.memory.optimizer
 
 
-def host_bytes(spec: ModelSpec, option: Option, device: Device, gpus: int) -> float:
-    """Host memory of a node whose GPUs are shared: the trainer's state of its ranks, and a version on its way in."""
+def host_bytes(rl: Rl, spec: ModelSpec, option: Option, device: Device, gpus: int) -> float:
+    """Host memory of a node whose GPUs are shared: the trainer's state of its ranks, and a version on its way in, or
+    the three that lie in memory at once."""
     ranks = min(gpus, device.per_node)
-    return ranks * trainer_bytes(option) + 2.0 * model_parameters(spec)
+    return ranks * trainer_bytes(option) + (3 if rl.versions == "memory" else 1) * 2.0 * model_parameters(spec)
 
 
 def selection_seconds(rl: Rl, work: Workload, stage: Stage, gpus: int) -> float:

@@ -23,7 +23,15 @@ from sophia_mcore.train.rl_job import StageJob, move_in, move_out
 from sophia_mcore.train.rl_log import StageLog, note_stop, summary
 from sophia_mcore.train.rl_logprobs import bring, measure_batch
 from sophia_mcore.train.rl_open import draw_again, is_sampled, open_once, take_and_learn
-from sophia_mcore.train.rl_publish import best_version, finish_model, is_damaged, mend, offer, waits_for_validation
+from sophia_mcore.train.rl_publish import (
+    best_version,
+    finish_model,
+    is_damaged,
+    leave_memory,
+    mend,
+    offer,
+    waits_for_validation,
+)
 from sophia_mcore.train.rl_wait import sign_of_life, take_devices, wait_together
 from sophia_mcore.train.step import train_step
 
@@ -216,3 +224,4 @@ class _Stage:
         if job.reports and job.groups.data_rank == 0:
             write_json(job.folder.summary_file, summary(job, model, digest, best))
         dist.barrier()
+        on_rank_zero(partial(leave_memory, job), "cannot remove the versions")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import (
     MANIFEST,
@@ -35,17 +36,19 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
     A version that a resumed stage has trained again must have the digest that its pointer names: on a CPU anything
     else is an error, on GPUs (whose sums may come out in another order) it is announced anew.
     """
-    pointers = job.folder.versions
+    pointers, parent = job.folder.versions, weights_parent(job)
     known, last = on_rank_zero(
         lambda: (read_version(pointers, number), _latest_folder(pointers)), f"cannot read {pointers}"
     )
+    if last is None and parent != pointers:
+        on_rank_zero(lambda: require_room(parent, job.start), f"cannot use {parent}")
     began = time.monotonic()
     require_current_parameters(job.chunks)
     modules = [chunk.module for chunk in job.chunks]
-    folder, digest, written = publish(modules, job.spec, job.groups, job.start, pointers, number, previous=last)
+    folder, digest, written = publish(modules, job.spec, job.groups, job.start, parent, number, previous=last)
     version = Version(
         version=number,
-        folder=folder.name,
+        folder=folder.name if parent == pointers else str(folder),
         digest=digest,
         bytes=written,
         step=number * job.rl.updates_per_batch,
@@ -64,10 +67,39 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
             forget(job, number)
         if known is None or differs:
             announce(pointers, version)
-        prune(pointers, _needed(job, number))
+        prune(parent, _needed(job, number))
 
     on_rank_zero(tell, f"cannot announce version {number}")
     return (version if known is None or differs else known), differs
+
+
+def weights_parent(job: StageJob) -> Path:
+    """Under which folder the versions' weights lie: their pointers are always in the run folder."""
+    return node_folder(job.run) / "versions" if job.rl.versions == "memory" else job.folder.versions
+
+
+def require_room(parent: Path, model: Path) -> None:
+    """Raises SophiaError unless this machine's memory has room for the versions that are there at once.
+
+    They are those that are kept, and the one that is being written.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - the folder inside has a name of its own
+    if not parent.is_relative_to(memory):
+        raise SophiaError("rl.versions = 'memory': this machine has no /dev/shm that can be written; use 'run'")
+    needed = (_KEPT + 1) * sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    free = shutil.disk_usage(memory).free
+    if free < needed:
+        raise SophiaError(
+            f"rl.versions = 'memory': {memory} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
+            f"{needed / 2**30:.1f} GiB; use 'run'"
+        )
+
+
+def leave_memory(job: StageJob) -> None:
+    """The stage has ended and its model lies in the run folder: give the machine its memory back. Rank 0 calls it."""
+    parent = weights_parent(job)
+    if parent != job.folder.versions:
+        shutil.rmtree(parent, ignore_errors=True)
 
 
 def is_damaged(job: StageJob, number: int) -> bool:

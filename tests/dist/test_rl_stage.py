@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.train.rl_publish import require_room
 from tests.support import stage_world, train_world
 from tests.support.harness import RankError
 
@@ -69,6 +73,32 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     found = stage_world.left_behind(run)
     for name, wanted in undisturbed.items():
         assert found[name] == wanted, name
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm that can be written")
+def test_versions_in_memory_are_the_same_and_leave_it(
+    tmp_path: Path, policy: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pointers stay in the run folder; after a kill the newest version is written again, whatever memory has lost."""
+    config, run = stage_world.make_stage(tmp_path / "run", policy, {**SSR, "versions": "memory"})
+    place = node_folder(run) / "versions"
+    with stage_world.engine(config, run):
+        with pytest.raises(RankError, match="died without an answer"):
+            stage_world.train(config, run, kill="rl_loop.train_step:3")
+        assert [path.parent for path in place.glob("*/version.json")]
+        assert not list(run.rl.versions.glob("*/"))
+        shutil.rmtree(place)  # as a restart of the machine does
+        assert stage_world.train(config, run) == [True]
+    assert not place.exists()
+    found = stage_world.left_behind(run)
+    for name in ("versions", "rollouts", "metrics", "model", "summary"):
+        assert found[name] == undisturbed[name], name
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(SophiaError, match=r"/dev/shm has 0.0 GiB free, 3 versions need"):
+            require_room(place, policy)
+    with pytest.raises(SophiaError, match="no /dev/shm that can be written"):
+        require_room(tmp_path, policy)
 
 
 def test_the_stored_rollouts_are_enough(tmp_path: Path, policy: Path, undisturbed: dict[str, Any]) -> None:

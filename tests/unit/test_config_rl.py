@@ -64,6 +64,11 @@ REFUSED = {  # name: (lines of [rl], what the one line says)
     "endpoint": ("engine = { kind = 'openai', model_name = 'x' }", "new weights cannot be loaded into an endpoint"),
     "no room to rethink": ("max_tokens = 64\n[rl.rethink]\nshare = 0.5", "rethink.most_tokens = 1024 leaves no room"),
     "rethinking too short": ("[rl.rethink]\nleast_tokens = 2000", "rethink.least_tokens = 2000 exceeds"),
+    "memory of several": (
+        "placement = 'separate'\nversions = 'memory'\nrollout_nodes = 1",
+        "versions = 'memory' needs one machine",
+    ),
+    "best in memory": ("versions = 'memory'\nkeep = 'best'", "versions = 'memory' loses the best version"),
     "best without validation": ("keep = 'best'", "[[rl.validation]] is missing"),
     "soft without cache": ("overlong = 'soft'", "needs overlong_cache > 0"),
     "answers longer than rows": ("max_tokens = 32768", "do not fit into batch.sequence_length_tokens = 32768"),
