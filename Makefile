@@ -53,7 +53,7 @@ test-slow: env
 
 .venv-next/ready: constraints/trainer.txt
 	$(NEXT_PYTHON) -m venv .venv-next
-	sed 's/^megatron-core==.*/megatron-core==$(NEXT_MEGATRON)/' constraints/trainer.txt > .venv-next/lock.txt
+	sed -e 's/ --hash=.*//' -e 's/^megatron-core==.*/megatron-core==$(NEXT_MEGATRON)/' constraints/trainer.txt > .venv-next/lock.txt
 	# torch with what it needs: a build for CUDA, the only one that some indexes have, does not import without
 	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' .venv-next/lock.txt)

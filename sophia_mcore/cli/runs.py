@@ -166,10 +166,11 @@ def track(
 
     folder, config = open_run(run_folder)
     if not send(folder, config, PHASES):  # send has printed the reason
-        label = "MLflow" if config.track.to == ("mlflow",) else " and ".join(config.track.to)
-        raise SophiaError(
-            f"{label} has not got everything (the warning says why); nothing is lost: run this again later"
-        )
+        if config.track.to == ("mlflow",):
+            raise SophiaError(
+                "MLflow has not got everything (the warning says why); nothing is lost: run this again later"
+            )
+        raise SophiaError(f"{' and '.join(config.track.to)}: not everything is there (the warning says why)")
     if "tensorboard" in config.track.to:
         typer.echo(f"TensorBoard: tensorboard --logdir {folder.tensorboard}")
     if "mlflow" in config.track.to:

@@ -73,7 +73,7 @@ def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.std
     try:
         if once:
             console.print(shown(run, look(run), Rates()))
-        elif console.is_terminal:
+        elif console.is_terminal and not console.is_dumb_terminal:
             _in_terminal(run, every, console)
         else:
             _in_lines(run, every, out)
@@ -130,7 +130,7 @@ def _states(config: Config, run: RunFolder, rounds: Sequence[int]) -> tuple[list
 def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
     """The state of a run as output for the terminal."""
     parts: list[RenderableType] = [Plain(f"{run.path}  {time.strftime('%H:%M:%S')}", style="bold")]
-    parts += [Plain(note, style="yellow") for note in seen.notes]
+    parts += [Plain(note, style="yellow", no_wrap=True, overflow="ellipsis") for note in seen.notes]
     done = [f"{state.phase} {state.round}" for state in seen.states if state.finished]
     if done:
         parts.append(Plain("done: " + ", ".join(done), style="green"))
@@ -144,16 +144,19 @@ def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
             say = "" if remaining is None else duration(remaining)
             table.add_row(state.phase, str(state.round), counted, _bar(state), say)
         parts.append(table)
+    parts += [_panel(text) for text in seen.texts[:1]]  # the newest above what a small terminal cuts off
     if seen.verdicts:
         parts.append(Plain("verdicts: " + ", ".join(f"{n.replace('_', ' ')} {c:,}" for n, c in seen.verdicts)))
     for curve in seen.curves:
         line = Plain(f"{curve.name:<18} {_number(curve.values[-1]):>10}  ")
         line.append(curve.drawn(), style="blue")
         parts.append(line.append(f"  step {curve.step}", style="dim"))
-    for text in seen.texts:
-        title = f"{text.kind} {text.about}, {_ago(text.written)}"
-        parts.append(Panel(Plain(text.text), title=Plain(title), title_align="left", border_style="dim"))
-    return Group(*parts)
+    return Group(*parts, *(_panel(text) for text in seen.texts[1:]))
+
+
+def _panel(text: Text) -> Panel:
+    title = f"{text.kind} {text.about}, {_ago(text.written)}"
+    return Panel(Plain(text.text), title=Plain(title), title_align="left", border_style="dim")
 
 
 def _bar(state: PhaseState) -> Plain:

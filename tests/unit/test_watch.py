@@ -128,7 +128,8 @@ def test_in_a_terminal_it_ends_with_the_run(tmp_path: Path) -> None:
     run = unfinished(tmp_path / "run")
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 100))
-    child = subprocess.Popen([*COMMAND, str(run.path), "--every", "0.2"], stdin=slave, stdout=slave, stderr=slave)
+    command, environment = [*COMMAND, str(run.path), "--every", "0.2"], os.environ | {"TERM": "xterm"}
+    child = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     try:
         assert "trajectory" in read_until(master, "trajectory")
