@@ -45,9 +45,9 @@ _MADE = (
 )
 OF_ANOTHER = re.compile(
     rf"\b(?:{_MADE}|minus)(?: of)?(?: the)? (?:it|[a-z]|this|that|answer|result|value|total|number)\b"
-    rf"|\bits (?:{_MADE})\b|\b(?:nobody|no one|old|other|wrong|previous|initially|at first|one (?:less|more))\b"
-    r"|\b(?:number|one) (?:before|after)\b"
-    r"|\b[a-z] (?:squared|cubed|plus|minus)\b",
+    rf"|\bits (?:{_MADE})\b|\bthe (?:{_MADE}) (?:is|was|equals)\b"
+    r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
+    r"|\bone (?:less|more)\b|\b(?:number|one) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b",
     re.IGNORECASE,
 )
 _VERBS = (

@@ -39,7 +39,21 @@ _SAY = (
     r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
 )
 _NOT_ANOTHER = "".join(
-    f"(?<!{word} )" for word in ("of the", "of an", "other", "wrong", "incorrect", "old", "first", "no")
+    f"(?<!{word} )"
+    for word in (
+        "of the",
+        "of an",
+        "twice the",
+        "half the",
+        "double the",
+        "not the",
+        "other",
+        "wrong",
+        "incorrect",
+        "old",
+        "first",
+        "no",
+    )
 )
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own

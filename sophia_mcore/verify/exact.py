@@ -15,7 +15,8 @@ from sophia_mcore.verify.algebra import evaluate, immense
 from sophia_mcore.verify.amounts import number_in_sentence
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
 from sophia_mcore.verify.hopeless import cannot_equal
-from sophia_mcore.verify.labels import case_differs, letters_equal, ordinals_equal
+from sophia_mcore.verify.inequalities import bound
+from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, ordinals_equal
 from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
@@ -97,7 +98,9 @@ def infer(text: str) -> str:
     plain = plain_text(text)
     if plain in choices.YES_NO:
         return "yes_no"
-    if is_words(plain):
+    if bound(text) is not None:
+        return "expression"
+    if is_words(plain) or plain in SHORT_WORDS:
         return "text"
     if len(text) > 5 and dates.parse_date(_flat(text)) is not None:
         return "date"
@@ -180,7 +183,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return dates.parse_time(_flat(gold.text)) == dates.parse_time(_flat(text))
     text = said(text)
     number, gold_number = parse_number(text), parse_number(gold.text)
-    if number is None and gold_number is not None and text[:1].isalpha() and text.count(" ") > 1:
+    if number is None and gold_number is not None and text[:1].isalpha() and " " in text:
         number = parse_number(clean(number_in_sentence(text, frozenset())))
     if number is None and gold_number is not None and _KILO.fullmatch(text):
         number = parse_number(f"{text[:-1]}e3")
@@ -229,8 +232,10 @@ def _other_measure(gold: Gold, prediction: str, text: str) -> bool:
 
 
 def _price_of_percent(gold: Gold, paid: Amount | None, wanted: Amount | None, text: str) -> bool:
-    """Whether one answer is a price and the other a percentage."""
-    return bool((wanted is not None and _PERCENT.search(text)) or (paid is not None and _PERCENT.search(gold.text)))
+    """Whether one answer is a price and the other a percentage or an angle in degrees."""
+    if paid is not None and (_PERCENT.search(gold.text) or (_DEGREES.search(gold.raw) and not gold.raw.isalnum())):
+        return True
+    return wanted is not None and _PERCENT.search(text) is not None
 
 
 _SIGNS = re.compile(r"[€£¥₹]|\\\$|\$(?=\d[^$]*\$\d)")

@@ -161,6 +161,7 @@ def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
     return None
 
 
+_BARE_YES_NO = re.compile(r"\W*\n\W*(?:yes|no|true|false)\W*", re.IGNORECASE)
 _SAID_BEHIND = 60  # characters of a correction that may itself be the answer
 
 
@@ -168,6 +169,8 @@ def _corrected(part: str, found: Found, answer_type: str) -> Found:
     """The answer, or what replaces it where it is taken back; "" where nothing does."""
     answer, name, position = found
     rest = taken_back(part, position, answer_type == "yes_no")
+    if answer_type == "yes_no" and rest is None and _BARE_YES_NO.fullmatch(part, position + len(answer)):
+        return "", name, position  # "yes", and on the next line "no"
     if rest is None or confirms(rest, answer):
         return found
     lower = rest.lower()

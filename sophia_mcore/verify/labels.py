@@ -82,6 +82,9 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
     return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
 
 
+SHORT_WORDS = frozenset(
+    {"up", "on", "in", "at", "no", "ox", "hi", "go", "it", "he", "us", "we", "or", "if", "to", "by"}
+)
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){2,4}")
 
 
@@ -93,6 +96,8 @@ def case_differs(gold: str, text: str) -> bool:
     """
     a, b = gold.strip(), text.strip()
     if a == b or a.casefold() != b.casefold():
+        return False
+    if a.casefold() in SHORT_WORDS:
         return False
     words = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", TEXT_COMMAND.sub(r"\1", a))
     return all(_GENOTYPE.fullmatch(word) for word in words)

@@ -41,6 +41,9 @@ _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(
     r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely|大?约|恰好?)\s*(?=[-+]?[\d.])", re.IGNORECASE
 )
+_TWO_UNITS = re.compile(  # "2 hours and 15 minutes"
+    r"^(\d+\s*(?:years?|weeks?|days?|hours?|hrs?|h|minutes?|min|feet|ft|pounds?|lbs?)),? and (\d[\d.]*\s*[a-z]+)$"
+)
 _COUNTED = re.compile(
     r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?=\s*(?:\\text\s*\{\s*)?[^\W\d_]{1,20}[^,]*$)"
 )  # "2,500 grams"
@@ -77,6 +80,8 @@ def clean(answer: str) -> str:
         return answer
     else:
         answer = " ".join(answer.split())
+    if " and " in answer:
+        answer = _TWO_UNITS.sub(r"\1 \2", answer)
     if "," in answer:
         answer = _COUNTED.sub(lambda match: match[0].replace(",", ""), answer)
     answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))

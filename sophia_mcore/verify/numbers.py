@@ -104,6 +104,8 @@ _SPOKEN = re.compile(
 
 def _spoken(text: str) -> Number | None:
     """ "minus five", "three percent" and "7 out of 10"."""
+    if text.startswith("百分之") and (share := parse_number(text[3:])) is not None:
+        return replace(share, percent=True, kind="percent")
     match = _SPOKEN.fullmatch(text)
     if match is None:
         return None

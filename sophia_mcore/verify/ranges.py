@@ -87,6 +87,8 @@ def ranges_equal(gold: str, text: str, rule: Rule) -> bool | None:
         one, other = (a, text) if b is None else (b, gold)
         assert one is not None
         return False if parse_number(other) is not None or one.rising or one.hyphen else None
+    if a.unit.endswith("%") != b.unit.endswith("%"):
+        return False
     if a.unit and b.unit and _same_unit(a.unit) != _same_unit(b.unit):
         return False
     return _ends(a.low, b.low, rule) and _ends(a.high, b.high, rule)

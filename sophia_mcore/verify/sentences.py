@@ -27,7 +27,7 @@ def core(plain: str) -> str:
     """
     match = _LEAD.match(plain)
     rest = plain[match.end() :] if match else plain
-    return rest or plain
+    return rest if len(rest) > 1 or not rest.isascii() or rest.isdigit() else plain
 
 
 _PLACE = re.compile(r"\b(in|on|at|by|of|from|to)\b")

@@ -47,6 +47,14 @@ def number_of_words(text: str) -> Fraction | None:
     if not text.isascii():
         return _chinese(text)
     words = re.split(r"[\s-]+", text.casefold())
+    if (
+        len(words) > 3
+        and words[-3] == "and"
+        and words[-2] in ("a", "one")
+        and words[-1] in ("half", "third", "quarter")
+    ):
+        whole = _integer(words[:-3])
+        return None if whole is None else whole + MULTIPLIERS[words[-1]]  # one and a half
     if words[0] in ("a", "an") and len(words) > 1 and words[1] in MULTIPLIERS:
         words[0] = "one"
     if len(words) > 1 and words[-1] in MULTIPLIERS and words[-1] not in POWERS and words[-1] != "hundred":
@@ -112,6 +120,7 @@ def _chinese(text: str) -> Fraction | None:
 
 
 _PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
+_HALF_A = re.compile(r"^half an? (?=dozen$|hour$|mile$|minute$|meter$|kilogram$|million|billion)", re.IGNORECASE)
 _MAGNITUDE = re.compile(
     r"(?<![\w.,^/_])(?P<number>\d[\d,]*(?:\.\d+)?)\s*-?(?:\\text\s*\{)?\s*(?P<word>hundred|thousand|million|billion|trillion|"
     r"dozen|百万|万|亿|千(?![米克瓦卡焦帕赫伏安]))(?![A-Za-z])\s*\}?",
@@ -130,7 +139,7 @@ def magnitudes(text: str) -> str:
     >>> magnitudes("2.5 million dollars"), magnitudes("3 quarters"), magnitudes("2 and a half")
     ('2500000 dollars', '3/4', '5/2')
     """
-    text = _PER_CENT.sub("percent", text)
+    text = _HALF_A.sub("0.5 ", _PER_CENT.sub("percent", text))
     if not text.isascii():
         text = MEASURE.sub("", text)
     part = _PART.fullmatch(text)
