@@ -93,9 +93,11 @@ def check_inputs(phase: Phase, round: Round) -> None:
             _require_finished(phase, round, needed, index)
     if phase.models is not None:
         from sophia_mcore.pretrained.complete import check_model_dir
+        from sophia_mcore.pretrained.families import check_images
 
         for folder in phase.models(round):
             check_model_dir(folder)
+            check_images(folder, round.config.batch)
 
 
 def _require_finished(phase: Phase, round: Round, needed: Phase, index: int) -> None:

@@ -19,6 +19,7 @@ from sophia_mcore.plan.layouts import Option, Ranking, Refusal, own_option, rank
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.stage import StagePlan, stage_plan
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
+from sophia_mcore.pretrained.families import check_images
 from sophia_mcore.pretrained.hub import local_folder
 from sophia_mcore.pretrained.released import spec_of
 from sophia_mcore.pretrained.spec import ModelSpec
@@ -67,11 +68,14 @@ def make_plan(
     if gpus > device.per_node and gpus % device.per_node:
         fewer = gpus // device.per_node * device.per_node
         raise UsageError(f"--gpus {gpus}: nodes have {device.per_node}; nearest: {fewer} or {fewer + device.per_node}")
-    spec = spec_of(_folder(config.models.policy))
+    folder = _folder(config.models.policy)
+    spec = spec_of(folder)
     if spec is None:
         raise UsageError(
             f"{config.models.policy}: no config.json; a plan needs only that file of the model, no weights"
         )
+    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        check_images(folder, config.batch)
     calibration = ""
     if measured is not None:
         recipe = config.fp8.recipe if config.fp8.used or not fp8 else "tensorwise"

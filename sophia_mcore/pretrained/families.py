@@ -56,6 +56,12 @@ def image_processor(model_dir: Path | str, limits: ImageLimits) -> ImageProcesso
         raise SophiaError(f"{folder / 'config.json'}: cannot read the image settings ({error!r})") from error
 
 
+def check_images(model_dir: Path, batch: Batch) -> None:
+    """Refuse a model whose image settings contradict it or the run's limits. Raises as `image_processor`."""
+    if family_of_folder(model_dir) is not None:
+        image_processor(model_dir, image_limits(batch))
+
+
 def image_limits(batch: Batch) -> ImageLimits:
     """The limits of image sizes in a run's configuration."""
     return ImageLimits(max_tiles=batch.max_tiles, min_pixels=batch.min_pixels, max_pixels=batch.max_pixels)

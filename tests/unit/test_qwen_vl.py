@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.plan.command import make_plan
 from sophia_mcore.plan.cost import tile_flops
 from sophia_mcore.plan.memory import picture_of
 from sophia_mcore.plan.workload import Assumptions, workload
@@ -75,7 +76,7 @@ def test_sizes_of_pictures_are_the_references() -> None:
     for row in rows:
         arguments = (row["height"], row["width"], *limits[row["setting"]])
         if row["resized"] is None:
-            with pytest.raises(SophiaError, match="more than 200 times"):
+            with pytest.raises(UsageError, match="more than 200 times"):
                 resized(*arguments)
         else:
             assert list(resized(*arguments)) == row["resized"], row
@@ -178,6 +179,9 @@ def test_processors_that_do_not_fit_are_refused(change: dict[str, Any], message:
     folder = folder_of(tmp_path, config_of(SEVEN), processor(14, 3136, 12845056) | change)
     with pytest.raises(SophiaError, match=message):
         image_processor(folder, ImageLimits())
+    with pytest.raises(SophiaError, match=message) as found:  # `sophia plan` reads it where it is there
+        make_plan(make_config(models={"policy": str(folder)}), "h100", 8, Assumptions())
+    assert len(str(found.value).splitlines()) == 1
 
 
 def test_the_narrower_limits_hold(tmp_path: Path) -> None:
@@ -198,13 +202,13 @@ def test_the_narrower_limits_hold(tmp_path: Path) -> None:
 
 def test_what_positions_cannot_be_made_of_is_refused(tmp_path: Path) -> None:
     images = image_processor(folder_of(tmp_path, config_of(SEVEN), processor(14, 3136, 12845056)), ImageLimits())
-    with pytest.raises(SophiaError, match="videos are not supported"):
+    with pytest.raises(UsageError, match="videos are not supported"):
         images.positions(np.array([1, 151656, 2]), [])
     with pytest.raises(SophiaError, match="2 image tokens, but the images make 4"):
         images.positions(np.array([151655, 151655]), [ImageSize(16, 4, (4, 4))])
     with pytest.raises(SophiaError, match="do not stand together"):
         images.positions(np.array([151655, 5, 151655]), [ImageSize(8, 2, (2, 4))])
-    with pytest.raises(SophiaError, match="an image of 201 x 1 pixels"):
+    with pytest.raises(UsageError, match="an image of 201 x 1 pixels"):
         images.size(201, 1)
 
 

@@ -20,34 +20,17 @@ from sophia_mcore.weights.command import run_verify
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.quantize.fp8 import CALIBRATION_TEXTS, QUANTIZER, calibration_texts, check_fp8
+from tests.support.fp8_copies import quantized
+from tests.support.tiny_qwen import save_qwen_vl
 from tests.support.weights_models import FAMILIES, make, write
 
 ROOT = Path(__file__).parents[2]
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     sizes = FAMILIES["300m + qwen2"]
     return write(tmp_path / "source", sizes, make(sizes), "hf")
-
-
-def is_linear(name: str) -> bool:
-    return name.startswith("language_model.model.layers.") and name.endswith(tuple(f"{x}.weight" for x in LINEARS))
-
-
-def quantized(source: Path) -> dict[str, torch.Tensor]:
-    """An FP8 copy as the format wants it, made with torch alone."""
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(source / "model.safetensors").items():
-        if not is_linear(name):
-            state[name] = tensor
-            continue
-        scale = tensor.float().abs().max() / 448.0
-        state[name] = (tensor.float() / scale).to(torch.float8_e4m3fn)
-        state[name.removesuffix("weight") + "weight_scale"] = scale
-        state[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.1)
-    return state
 
 
 def saved(folder: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -90,6 +73,21 @@ def test_every_kind_of_wrong_copy_is_refused(source: Path, tmp_path: Path, what:
     name = "linear_1" if what == "tower" else "1.mlp.up_proj"
     with pytest.raises(SophiaError, match=name):
         check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_qwen_s_towers_stay_as_they_are(tmp_path: Path, deep: bool) -> None:
+    """Their MLPs have the names of the language model's; DeepStack's projectors belong to the tower."""
+    source = save_qwen_vl(tmp_path / "source", deep=deep, tied=not deep)
+    state, prefix = quantized(source), "model.visual." if deep else "visual."
+    found = check_fp8(source, saved(tmp_path / "copy", state), NoProgress())
+    assert len(found.quantized) == 14 and found.untouched == len(load_file(source / "model.safetensors")) - 14
+    block = prefix + ("blocks.0.mlp.linear_fc1.weight" if deep else "blocks.0.mlp.gate_proj.weight")
+    last = prefix + ("deepstack_merger_list.1.linear_fc2.weight" if deep else "merger.mlp.2.weight")
+    for name in (block, last):
+        for wrong in (state[name].to(torch.float8_e4m3fn), state[name] * 2):
+            with pytest.raises(SophiaError, match=name.removeprefix("model.").replace(".", r"\.")):
+                check_fp8(source, saved(tmp_path / "copy", state | {name: wrong}), NoProgress())
 
 
 def test_the_check_gives_what_the_proof_file_needs(source: Path, tmp_path: Path) -> None:

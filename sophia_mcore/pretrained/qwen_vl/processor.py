@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.spec import FRAMES
 from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
@@ -63,10 +63,10 @@ class PatchGrids:
         """[3, L] (time, height, width): a text token moves all three on by one; an image's tokens keep the time and
         count rows and columns from there; behind it the text goes on after the longer of its sides.
 
-        Raises SophiaError for video tokens, and image tokens that the sizes do not explain.
+        Raises UsageError for video tokens, SophiaError for image tokens that the sizes do not explain.
         """
         if self.video_token_id is not None and np.any(input_ids == self.video_token_id):
-            raise SophiaError("the prompt holds video tokens, and videos are not supported")
+            raise UsageError("the prompt holds video tokens, and videos are not supported")
         starts = np.flatnonzero(input_ids == self.image_token_id)
         if len(starts) != sum(size.tokens for size in sizes):
             raise SophiaError(
@@ -106,13 +106,13 @@ def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: i
     """(height, width) in multiples of ``factor``, near the image's own, with between min_pixels and max_pixels.
 
     A side of less than half a factor rounds to 0, and such an image is enlarged to min_pixels, as transformers does.
-    Raises SophiaError for an image whose sides differ by more than 200 times.
+    Raises UsageError for an image whose sides differ by more than 200 times.
 
     >>> resized(1080, 1920, 28, 3136, 12845056)
     (1092, 1932)
     """
     if max(height, width) > LONGEST_RATIO * min(height, width):
-        raise SophiaError(
+        raise UsageError(
             f"an image of {width} x {height} pixels: one side is more than {LONGEST_RATIO} times the other"
         )
     high, wide = (round(side / factor) * factor for side in (height, width))
@@ -132,22 +132,22 @@ def _down(side: float, factor: int) -> int:
 def read(folder: Path, config: Mapping[str, Any], limits: ImageLimits) -> PatchGrids:
     """The settings of a folder; of the run's limits and the folder's, the narrower ones hold.
 
-    Raises SophiaError when they contradict each other or the model, KeyError, TypeError or ValueError.
+    Raises UsageError when they contradict each other or the model, KeyError, TypeError or ValueError.
     """
     vision = config["vision_config"]
     patch, merge = int(vision["patch_size"]), int(vision.get("spatial_merge_size", 2))
     file, image = _settings(folder)
     for key, wanted in (("patch_size", patch), ("merge_size", merge), ("temporal_patch_size", FRAMES)):
         if image.get(key, wanted) != wanted:
-            raise SophiaError(f"{file}: {key} = {image[key]}, but the model's is {wanted}")
+            raise UsageError(f"{file}: {key} = {image[key]}, but the model's is {wanted}")
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not image.get(key, True):
-            raise SophiaError(f"{file}: {key} = false is not supported")
+            raise UsageError(f"{file}: {key} = false is not supported")
     smallest, largest = _limits(image)
     smallest = max(smallest, limits.min_pixels or 0)
     largest = min(largest, limits.max_pixels or largest)
     if smallest > largest:
-        raise SophiaError(f"{file}: min_pixels = {smallest} is above max_pixels = {largest}, with the run's limits")
+        raise UsageError(f"{file}: min_pixels = {smallest} is above max_pixels = {largest}, with the run's limits")
     return PatchGrids(
         patch=patch,
         merge=merge,
@@ -180,5 +180,5 @@ def _settings(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     file = folder / "processor_config.json"
     found = (read_json(file) or {}).get("image_processor")
     if not isinstance(found, Mapping):
-        raise SophiaError(f"{folder}: no preprocessor_config.json, which says how large images become")
+        raise UsageError(f"{folder}: no preprocessor_config.json, which says how large images become")
     return file, found
