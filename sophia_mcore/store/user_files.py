@@ -45,7 +45,7 @@ class UserFunction:
     """A function that the configuration names.
 
     `key`: the setting that names it, such as "objective.loss". `parameters`: names of the positional parameters that it
-    must take, in one of several ways. `options`: values of its keyword-only parameters. `built_in`: part of the package.
+    must take, in one of several ways. `options`: values of its keyword-only parameters. `built_in`: of the package.
     """
 
     key: str
