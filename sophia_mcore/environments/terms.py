@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,6 +102,12 @@ def per_turn(values: Mapping[str, Value], terms: Sequence[RewardTerm], turns: in
             assert value is not None
             sums[-1].append(weights[label] * value)
     return [math.fsum(one) for one in sums]
+
+
+def fingerprint(terms: Sequence[RewardTerm]) -> str:
+    """Names what the stored values are of: all settings of the terms but their weights."""
+    values = [term.model_dump(mode="json", exclude={"weight"}) | {"name": term.label} for term in terms]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def as_json(values: Mapping[str, Value]) -> str:

@@ -108,6 +108,11 @@ class Validation:
             if version is not None and version.path(self._run.rl.versions).is_dir():
                 yield version
 
+    @property
+    def questions(self) -> dict[str, Question]:
+        """By id."""
+        return self._questions
+
     def claim(self, version: Version) -> tuple[Claim, Exam] | None:
         """A unit of questions for ``version``; None when nothing is due or free."""
         if not self._questions or not is_due(self._config.on_policy, version.version):

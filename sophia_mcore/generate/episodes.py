@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ Requests = list[Request]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Row:
+class Row:
     """An episode with what was sampled for it: by place among its turns."""
 
     live: Live
@@ -57,7 +57,7 @@ class Episodes:
         """Play ``rl.group`` episodes about each question: yields the requests of a wave, is sent their completions."""
         rl, seed = self.config.on_policy, self.config.run.seed
         rows = [
-            _Row(
+            Row(
                 live=Live(
                     question=self.questions[item],
                     images=question_images(self.questions[item], self.images),
@@ -68,18 +68,25 @@ class Episodes:
             for item in items
             for index in range(rl.group)
         ]
+        yield from self.play(rows, lambda row, ask: self._request(row, ask, batch, renderer), renderer)
+        return self._rollouts(rows, batch, version, digest, renderer)
+
+    def play(
+        self, rows: Sequence[Row], request_of: Callable[[Row, Ask], Request], renderer: Renderer
+    ) -> Generator[Requests, Sequence[Completion], None]:
+        """Play the episodes of ``rows`` to their ends and note there what was sampled; waves as in ``waves``."""
         game = play(
             self.library,
             [row.live for row in rows],
             system=self.system,
-            max_turns=rl.max_turns,
+            max_turns=self.config.on_policy.max_turns,
             helpers=self.helpers.names,
             ask_helper=self._replies,
             unfit=lambda ask: self._unfit(ask, renderer),
         )
         wave = next(game, None)
         while wave is not None:
-            requests = [self._request(rows[place], ask, batch, renderer) for place, ask in wave]
+            requests = [request_of(rows[place], ask) for place, ask in wave]
             completions = yield requests
             for (place, _), request, completion in zip(wave, requests, completions, strict=True):
                 rows[place].sampled[len(rows[place].live.turns)] = request, completion
@@ -87,7 +94,6 @@ class Episodes:
                 wave = game.send([Reply(one.text, one.finish_reason) for one in completions])
             except StopIteration:
                 wave = None
-        return self._rollouts(rows, batch, version, digest, renderer)
 
     def _replies(self, name: str, asks: Sequence[Ask]) -> list[Reply]:
         return [Reply(one.text, one.finish_reason) for one in self.helpers.ask(name, asks)]
@@ -104,7 +110,7 @@ class Episodes:
         tokens = len(found.ids) + len(given)
         return f"a prompt of {tokens} tokens, where {longest} are the most" if tokens >= longest else ""
 
-    def _request(self, row: _Row, ask: Ask, batch: int, renderer: Renderer) -> Request:
+    def _request(self, row: Row, ask: Ask, batch: int, renderer: Renderer) -> Request:
         rl, seed, item, turn = self.config.on_policy, self.config.run.seed, row.live.question.id, len(row.live.turns)
         given = renderer.tokenizer.encode(ask.prefill, add_special_tokens=False).ids if ask.prefill else []
         return Request(
@@ -121,7 +127,7 @@ class Episodes:
     # ---- rows
 
     def _rollouts(
-        self, rows: Sequence[_Row], batch: int, version: int, digest: str, renderer: Renderer
+        self, rows: Sequence[Row], batch: int, version: int, digest: str, renderer: Renderer
     ) -> list[Rollout]:
         shown = [image for row in rows for one in row.live.turns for image in one.ask.images]
         if shown:
@@ -139,7 +145,7 @@ class Episodes:
             if not live.policy_turns:
                 name = rollout_id(live.question.id, batch, row.index, len(live.turns))
                 status = {"status": "broken", "why": live.why or "the policy was never asked"}
-                nothing = {**_NOTHING, "seed": live.seed, "model_digest": digest}
+                nothing = {**NOTHING, "seed": live.seed, "model_digest": digest}
                 found.append(Rollout(id=name, turn=len(live.turns), **(known | status), **nothing, **_UNGRADED))
         graded = [one for one in found if one.asked == POLICY and one.token_ids]
         items = [grade_item(self.questions[one.question_id], one.id, one.text) for one in graded]
@@ -153,7 +159,7 @@ class Episodes:
         return self.rewarded(found)
 
     @staticmethod
-    def _sampled(row: _Row, turn: int, one: Played, digest: str, renderer: Renderer) -> dict[str, Any]:
+    def _sampled(row: Row, turn: int, one: Played, digest: str, renderer: Renderer) -> dict[str, Any]:
         if turn not in row.sampled:
             return _said(HelperReply(one.reply.text, one.reply.finish_reason))
         request, completion = row.sampled[turn]
@@ -216,7 +222,7 @@ class Episodes:
         ]
 
 
-_NOTHING: dict[str, Any] = {
+NOTHING: dict[str, Any] = {
     "text": "", "token_ids": (), "token_logprobs": (), "logprob_sum": 0.0, "finish_reason": "stop", "temperature": 1.0,
     "top_p": 1.0, "max_tokens": 0, "seed": 0, "model_digest": "", "prompt_hash": "",
 }  # fmt: skip
@@ -225,7 +231,7 @@ _UNGRADED: dict[str, Any] = {"verdict": "no_answer", "extracted": ""}
 
 def _said(reply: HelperReply) -> dict[str, Any]:
     """Fields of a helper's reply: its tokens are nobody's concern."""
-    return {**_NOTHING, "text": reply.text, "finish_reason": reply.finish_reason}
+    return {**NOTHING, "text": reply.text, "finish_reason": reply.finish_reason}
 
 
 def prompt_json(ask: Ask) -> str:

@@ -10,10 +10,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import fingerprint
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.answers import Exam
 from sophia_mcore.generate.board import Board, SignOfLife, Task, Validation
 from sophia_mcore.generate.engine import Completion, LivingEngine, Request
 from sophia_mcore.generate.rendering import Renderer
@@ -28,6 +31,7 @@ from sophia_mcore.rl.versions import DamagedVersionError, Version, damage_file, 
 from sophia_mcore.store.claims import Claim
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import prompt_hash
+from sophia_mcore.store.units import Unit
 from sophia_mcore.verify.grade import Grader
 
 _DAMAGED_SECONDS = 5.0  # until a damaged version is looked at again
@@ -157,15 +161,26 @@ class Rollouts:
                 claim.release()
                 return False
             try:
-                asked = exam.ask(claim.unit)
-                completions = self._sample([one.request for one in asked])
-                records = [one.record(c, version.digest) for one, c in zip(asked, completions, strict=True)]
-                claim.finish(exam.grade(records), Answer, {"model_digest": version.digest})
+                claim.finish(self._answers(exam, claim.unit, version), Answer, {"model_digest": version.digest})
             except Exception as error:
                 claim.fail(error)
                 if not isinstance(error, SophiaError):
                     raise
         return True
+
+    def _answers(self, exam: Exam, unit: Unit, version: Version) -> list[Answer]:
+        """To validation questions, in the stage's environment where it has one of several turns."""
+        episodes = self.examiner.episodes
+        if episodes is not None and not self.rl.one_turn:
+            from sophia_mcore.generate.episode_exam import EpisodeExam
+
+            played = replace(episodes, questions=self._validation.questions)
+            in_turns = EpisodeExam(played, exam.sampling, exam.samples, exam.seed_of)
+            return in_turns.answers(unit, self._sample, version.digest, self.renderer)
+        asked = exam.ask(unit)
+        completions = self._sample([one.request for one in asked])
+        records = [one.record(c, version.digest) for one, c in zip(asked, completions, strict=True)]
+        return exam.grade(records)
 
     def _ready(self, version: Version) -> bool:
         """Load a version, once the devices are free. False: it is damaged, which the trainer is told."""
@@ -238,6 +253,7 @@ class Rollouts:
             "version": str(version.version),
             "batch": str(task.batch.batch),
             "prompt_template": self._prompt,
+            **({} if self.config.verdict_alone else {"rewards": fingerprint(self.config.reward_terms)}),
         }
         task.claim.finish(rollouts, Rollout, metadata)
         self._in_a_row.clear()

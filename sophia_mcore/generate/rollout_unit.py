@@ -60,19 +60,19 @@ class Examiner:
         self._grader = grader
         rethink = self._rl.rethink
         self._rule = Rule(share=rethink.share, cut_share=rethink.cut_share)
-        self._episodes = episodes
+        self.episodes = episodes
 
     def waves(self, unit: Unit, batch: int, version: Version, renderer: Renderer) -> Waves:
         """Everything about a unit: yields the requests of a wave, is sent their completions, returns the rollouts.
 
         A wave is the first answers, then perhaps their rethinkings; in an environment, one turn of every episode.
         """
-        if self._episodes is not None and not self._rl.one_turn:
-            return (yield from self._episodes.waves(unit.items, batch, version.version, version.digest, renderer))
+        if self.episodes is not None and not self._rl.one_turn:
+            return (yield from self.episodes.waves(unit.items, batch, version.version, version.digest, renderer))
         wanted = self.first(unit, batch)
         rollouts = self.grade(wanted, (yield [one.request for one in wanted]), version, renderer)
-        if self._episodes is not None:
-            rollouts = self._episodes.rewarded(rollouts)
+        if self.episodes is not None:
+            rollouts = self.episodes.rewarded(rollouts)
         further = self.rethinking([one for one in rollouts if one.asked == POLICY], renderer)
         if further:
             rollouts += self.grade(further, (yield [one.request for one in further]), version, renderer)
@@ -157,7 +157,7 @@ class Examiner:
 
     def _scores(self, row: Mapping[str, Any], verdict: VerdictName) -> str:
         """The one term of a reward that is the verdict alone; others come later."""
-        if self._episodes is not None or row.get("parent"):
+        if self.episodes is not None or row.get("parent"):
             return ""
         value = None if verdict in BROKEN else outcome(verdict, row["finish_reason"] == "length")
         return as_json({self._config.reward_terms[0].label: value})

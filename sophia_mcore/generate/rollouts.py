@@ -79,7 +79,8 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     config, run = load_config(config_file), RunFolder(config_file.parent)
     rl = config.on_policy
     name = f"{socket.gethostname()}-{os.getpid()}"
-    questions = {question.id: question for question in read_questions(asked_questions(config, run), with_images=True)}
+    found = read_questions(asked_questions(config, run), with_images=rl.one_turn)  # an environment may show its own
+    questions = {question.id: question for question in found}
     with (
         ExitStack() as opened,
         open_grader(config.score) as grader,
@@ -115,6 +116,13 @@ def open_episodes(
     """What plays and judges episodes, with its processes and helpers; None where an answer and its verdict are all."""
     if config.on_policy.one_turn and config.verdict_alone:
         return None
+    return make_episodes(config, run, questions, grader, opened)
+
+
+def make_episodes(
+    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
+) -> Episodes:
+    """As ``open_episodes``, whatever the reward and the environment are."""
     return Episodes(
         config=config,
         questions=questions,

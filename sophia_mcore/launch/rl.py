@@ -8,6 +8,7 @@ from typing import Any
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import require_terms
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import stage
 from sophia_mcore.launch.environments import run_here, with_local_models
@@ -140,9 +141,11 @@ def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) 
 
 
 def check_questions(config: Config, run: RunFolder) -> None:
-    """Raise UsageError if a batch would need more questions than there are."""
+    """Raise UsageError if a batch would need more questions than there are, or the reward has no term for one."""
     chosen = RL_SELECT.wanted(config) and run.rl.questions_file.is_file()
-    number = len(read_shard(run.rl.questions_file if chosen else checked_questions(config, run), Question))
+    found = read_shard(run.rl.questions_file if chosen else checked_questions(config, run), Question)
+    require_terms(config.reward_terms, found)
+    number = len(found)
     size = config.on_policy.questions_per_batch
     if size > number:
         raise UsageError(f"rl.questions_per_batch = {size} is more than the {number} questions there are to ask")

@@ -136,9 +136,17 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
 
     config, models = round.config, rl_evaluated_models(round)
     engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    in_turns = not config.on_policy.one_turn and not any(source.benchmark for source in config.evaluate.questions)
+    if not config.on_policy.one_turn and not in_turns:
+        progress.note("benchmarks are answered in one turn, without the stage's environment")
     for label, model in models:
         engine.reload(model)
-        evaluate_model(round, label, engine, progress, system=system_prompt(config))
+        if in_turns:
+            from sophia_mcore.generate.episode_exam import evaluate_episodes
+
+            evaluate_episodes(round, label, model, engine, progress)
+        else:
+            evaluate_model(round, label, engine, progress, system=system_prompt(config))
     engine.close()
 
 

@@ -44,8 +44,8 @@ ENVIRONMENT = {
 class UserFunction:
     """A function that the configuration names.
 
-    `key`: the setting that names it, such as "objective.loss". `parameters`: the alternatives of positional parameters,
-    one of which it must take. `options`: values of its keyword-only parameters. `built_in`: part of the package.
+    `key`: the setting that names it, such as "objective.loss". `parameters`: names of the positional parameters that it
+    must take, in one of several ways. `options`: values of its keyword-only parameters. `built_in`: of the package.
     """
 
     key: str

@@ -27,7 +27,7 @@ from sophia_mcore.rl.batches import Batch
 from sophia_mcore.rl.groups import Graded
 from sophia_mcore.rl.rethink import waits
 from sophia_mcore.store.lineage import prompt_hash
-from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.shards import read_metadata, read_shard
 
 _CACHED_PROMPTS = 4096
 
@@ -60,7 +60,7 @@ class Sampled:
         return self.graded.id
 
 
-def read_rollouts(batches: Iterable[Batch], units: Iterable[str], lag: int) -> list[Sampled]:
+def read_rollouts(batches: Iterable[Batch], units: Iterable[str], lag: int, rewards: str = "") -> list[Sampled]:
     """The policy's turns in the finished ``units`` (ids) of a batch and its further draws.
 
     Raises SophiaError for a shard that is damaged, an answer without a log-prob for each token, or one of a version
@@ -71,7 +71,14 @@ def read_rollouts(batches: Iterable[Batch], units: Iterable[str], lag: int) -> l
     for batch in batches:
         for unit in batch.units:
             if unit.id in wanted:
-                rows = read_shard(batch.folder / f"{unit.id}.parquet", Rollout)
+                path = batch.folder / f"{unit.id}.parquet"
+                scored = read_metadata(path)["metadata"].get("rewards", rewards)
+                if rewards and scored != rewards:
+                    raise SophiaError(
+                        f"{path}: was scored with other terms of [[rewards]]; only their weights may change: begin "
+                        "another run.folder"
+                    )
+                rows = read_shard(path, Rollout)
                 found += [_sampled(row, lag) for row in rows if row.asked == POLICY]
     return found
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sophia_mcore.config.rl import Rethink
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import fingerprint
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import Batch, read_batch
 from sophia_mcore.rl.credit import Credited, credit, judged_groups
@@ -93,6 +94,7 @@ class Planner:
     def __init__(self, config: Config, folder: RlFolder, tokens: Tokens) -> None:
         self._config, self._rl, self._seed = config, config.on_policy, config.run.seed
         self._attempts = config.cluster.unit_attempts
+        self._rewards = "" if config.verdict_alone else fingerprint(config.reward_terms)
         self._folder, self._tokens = folder, tokens
         self._buffer: list[Weighed] = []
         self._known: dict[str, Sampled] = {}  # the buffer's answers
@@ -124,7 +126,7 @@ class Planner:
         batches, done, lost = self._taken(number)
         questions = [item for batch in batches for unit in batch.units for item in unit.items]
         self._check_lost(number, lost, questions, batches)
-        everything = read_rollouts(batches, done, rl.lag)
+        everything = read_rollouts(batches, done, rl.lag, self._rewards)
         first = [one for one in everything if not one.parent]
         rethought = [one for one in everything if one.parent]
         check_broken(first, number, self._config.functions.max_broken_share)
@@ -164,7 +166,7 @@ class Planner:
     def groups(self, number: int) -> tuple[list[Batch], set[str], dict[str, list[Credited]]]:
         """(open folders, finished units, judged episodes by question) of a batch whose units are done."""
         batches, done, _ = self._taken(number)
-        first = [one for one in read_rollouts(batches, done, self._rl.lag) if not one.parent]
+        first = [one for one in read_rollouts(batches, done, self._rl.lag, self._rewards) if not one.parent]
         check_broken(first, number, self._config.functions.max_broken_share)
         return batches, done, self._judged(first)[0]
 

@@ -192,3 +192,35 @@ def test_no_helper_answers(tmp_path: Path, model: Path) -> None:
 
     with open_helpers(config, run) as helpers, pytest.raises(SophiaError, match=r"^helper judge: .*127.0.0.1:9"):
         helpers.ask("judge", [Ask.user("How good?", to="judge")])
+
+
+def test_validation_is_played_in_the_environment(tmp_path: Path, model: Path) -> None:
+    """The last turn is the answer; a function that fails makes it an error, never a wrong answer."""
+    from sophia_mcore.records import Answer
+    from sophia_mcore.store.shards import read_folder
+    from tests.unit.test_rollouts import Stage
+
+    (tmp_path / "mine.py").write_text(MINE)
+    config, run = make_rl_run(
+        tmp_path / "run", model, validation=3, batches=1, environment=env(tmp_path, mode="crash"), max_turns=3
+    )
+    config = config.model_validate({**config.model_dump(), "functions": {"timeout_seconds": 20.0, "workers": 1}})
+    claim_folder(config, run, new_settings=True)
+
+    class WithEpisodes(Stage):
+        def loop(self, **options: Any) -> bool:
+            with ExitStack() as opened:
+                grader = opened.enter_context(open_grader(config.score))
+                questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
+                played = open_episodes(config, run, questions, grader, opened)
+                self.spoil = lambda examiner: setattr(examiner, "episodes", played)
+                return super().loop(**options)
+
+    stage = WithEpisodes(config, run, [model, model])
+    assert stage.loop()
+    answers = list(read_folder(run.rl.validation(1, "greedy"), Answer))
+    assert len(answers) == 3
+    for one in answers:
+        assert (one.verdict == "error") == ("ValueError: one" in one.text)
+    asked = [request for request in stage.engines[0].requests if request.sampling.temperature == 0.0]
+    assert len({len(request.images) for request in asked}) == 1 and len(asked) > 6  # second turns too
