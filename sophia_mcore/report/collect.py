@@ -12,6 +12,7 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
+from sophia_mcore.report.rewards import reward_data
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
@@ -67,6 +68,7 @@ def collect(
         elif config.evaluate.questions:
             lost = {protocol.name for protocol in config.evaluate.protocols} - evaluation[label]["protocols"].keys()
             missing += [f"evaluation of {label} under {name!r}" for name in sorted(lost)]
+    rewards = reward_data(config, run, problems)
     missing += problems.lines
     provenance = Provenance(config, run, phases)
     unchecked = provenance.unchecked_phases()
@@ -74,6 +76,7 @@ def collect(
         "run": config.run.name,
         "rounds": rounds,
         "evaluation": evaluation,
+        "rewards": rewards,
         "missing": missing,
         "stale": provenance.stale_lines(),
         "unchecked": [unchecked_line(run, unchecked)] if unchecked else [],

@@ -13,6 +13,7 @@ from sophia_mcore.report.charts import Charted
 from sophia_mcore.report.examples import Browser
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
 from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
+from sophia_mcore.report.rewards import reward_curves, reward_figures
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import RunFolder
 
@@ -67,7 +68,9 @@ def on_policy(runs: Sequence[Charted]) -> Stage | None:
         return None
     logs = [(c.name, metrics(c.run.rl.train / "metrics.jsonl", c.problems)) for c in runs]
     drawn: list[tuple[str, Any]] = [("Validation questions answered right, by version", _validation(runs))]
-    drawn += [(title, _curves(logs, phase, unit, named)) for title, phase, unit, named in _CURVES]
+    drawn += [
+        (title, _curves(logs, phase, unit, named)) for title, phase, unit, named in (*_CURVES, *reward_curves(logs))
+    ]
     drawn[0], drawn[1] = drawn[1], drawn[0]  # the reward first
     rows = [_figures(charted, lines) for charted, (_, lines) in zip(runs, logs, strict=True)]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -100,6 +103,7 @@ def _figures(charted: Charted, lines: list[dict[str, Any]]) -> dict[str, str]:
     found["answers that were trained on"] = f"{sum(_values(batches, 'answers_effective')):,}"
     if gaps := _values(batches, "rollout_gap_p99"):
         found["largest p99 of the log-prob gap"] = f"{max(gaps):.2g} nats"
+    found |= reward_figures(batches)
     for key, name in (("waiting", "waiting for answers"), ("training", "training"), ("publishing", "publishing")):
         found[f"seconds {name}"] = f"{sum(_values(batches, f'seconds_{key}')):,.0f}"
     return found
