@@ -10,7 +10,8 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.records import Answer
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
-from sophia_mcore.report.reading import Problems, columns, metrics, read_json
+from sophia_mcore.report.reading import Problems, columns, metrics
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 
 _COLOURS = (BLUE, GREEN, ORANGE, PURPLE, RED, GREY)
@@ -25,8 +26,8 @@ def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str,
     found: dict[str, Any] = {"terms": terms}
     rounds = {}
     for index in range(config.run.rounds):
-        summary = read_json(run.round(index).kept_summary_file, problems, {"rewards": dict[str, Any]}) or {}
-        if "rewards" in summary:
+        summary = json_or_empty(run.round(index).kept_summary_file)  # whether it is damaged is told elsewhere
+        if isinstance(summary.get("rewards"), dict):
             rounds[str(index)] = summary["rewards"]
     batches = [line for line in metrics(run.rl.train / "metrics.jsonl", problems) if line["phase"] == "batch"]
     stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := _values(batches, key))}
