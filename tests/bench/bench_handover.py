@@ -90,7 +90,9 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (folder / "source").glob("*.safetensors"))
         (folder / "versions").mkdir()
         copies = [sendfile(folder / "source", folder / "copy") for _ in range(options.repeats)]
-        ranks = harness.run_layout(_rank, Parallel(tensor=2), folder / "source", folder / "versions", options.repeats)
+        ranks = harness.run_layout(
+            _rank, Parallel(tensor=2), folder / "source", folder / "versions", options.repeats, timeout=3600.0
+        )
         copies += [sendfile(folder / "source", folder / "copy") for _ in range(options.repeats)]
         last = ranks[0][-1]
         began = time.monotonic()
