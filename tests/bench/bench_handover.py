@@ -91,7 +91,7 @@ def main() -> None:
         (folder / "versions").mkdir()
         copies = [sendfile(folder / "source", folder / "copy") for _ in range(options.repeats)]
         ranks = harness.run_layout(
-            _rank, Parallel(tensor=2), folder / "source", folder / "versions", options.repeats, timeout_seconds=1800.0
+            _rank, Parallel(tensor=2), folder / "source", folder / "versions", options.repeats, timeout=3600.0
         )
         copies += [sendfile(folder / "source", folder / "copy") for _ in range(options.repeats)]
         last = ranks[0][-1]

@@ -68,7 +68,10 @@ REFUSED = {  # name: (lines of [rl], what the one line says)
         "placement = 'separate'\nversions = 'memory'\nrollout_nodes = 1",
         "versions = 'memory' needs one machine",
     ),
-    "best in memory": ("versions = 'memory'\nkeep = 'best'", "versions = 'memory' loses the best version"),
+    "best in memory": (
+        "versions = 'memory'\nkeep = 'best'\n[[rl.validation]]\nkind = 'jsonl'\npath = 'v.jsonl'",
+        "versions = 'memory' loses the best version",
+    ),
     "best without validation": ("keep = 'best'", "[[rl.validation]] is missing"),
     "soft without cache": ("overlong = 'soft'", "needs overlong_cache > 0"),
     "answers longer than rows": ("max_tokens = 32768", "do not fit into batch.sequence_length_tokens = 32768"),
