@@ -76,6 +76,7 @@ class _Filling:
         self._latest = ""  # unit whose requests joined last
         self._begun = 0
         self._claim_after = 0.0
+        self._ends = False
 
     def run(self, first: Unit) -> None:
         """Sample until all that is held is written."""
@@ -86,6 +87,8 @@ class _Filling:
                     for key, completion in self._stream():
                         self._take(key, completion)
                 except Exception as error:
+                    if self._ends:
+                        raise
                     self._fail(error)
                 wait(self._jobs.values())
                 self._collect()
@@ -102,7 +105,8 @@ class _Filling:
         try:
             self._works[name] = self._begin_work(unit)
         except Exception as error:
-            self._held.fail(unit, error)
+            with self._ending():
+                self._held.fail(unit, error)
         else:
             self._collect_one(name)  # it may have no requests
 
@@ -113,7 +117,8 @@ class _Filling:
         if not found:
             found = self._of_the_first(places)
         while not found and (self._together or not self._works) and time.monotonic() >= self._claim_after:
-            unit = self._held.claim()
+            with self._ending():
+                unit = self._held.claim()
             if unit is None:
                 self._claim_after = time.monotonic() + _LOOK_SECONDS
                 break
@@ -199,7 +204,8 @@ class _Filling:
         self._start_job(name)
         if name not in self._jobs and (outcome := work.outcome()) is not None:
             del self._works[name]
-            self._held.finish(work.unit, *outcome)
+            with self._ending():
+                self._held.finish(work.unit, *outcome)
             self._tally.show()
 
     def _fail(self, error: Exception) -> None:
@@ -216,4 +222,14 @@ class _Filling:
         self._again = deque(one for one in self._again if one[0][0] != name)
         if (job := self._jobs.pop(name, None)) is not None:
             job.cancel()
-        self._held.fail(work.unit, error)
+        with self._ending():
+            self._held.fail(work.unit, error)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """What is raised in the body is no fault of a request, though it may come out of the engine's stream."""
+        try:
+            yield
+        except Exception:
+            self._ends = True
+            raise

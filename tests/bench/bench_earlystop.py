@@ -29,10 +29,13 @@ from sophia_mcore.score.phase import score_round
 from sophia_mcore.store.layout import Round, RunFolder
 from tests.bench.rollout_python import ROOT, Counted, inside
 
+PLACES = 64  # a round of 800 questions fills 256 with one trajectory of each caption, 60 questions fill so many
+
 
 def config_of(folder: Path, questions: int, waves: str) -> Config:
     """The demo's configuration on questions that lie in the folder."""
     sets = [f"run.folder={folder}", "score.second_opinions=0", f"reasoning.questions_per_unit={max(1, questions // 3)}"]
+    sets.append(f"reasoning.engine.max_sequences={PLACES}")
     found = load_config(
         ROOT / "examples/digits/run.toml", sets=[*sets, *([f"reasoning.waves={waves}"] if waves else [])]
     )

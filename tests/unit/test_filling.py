@@ -87,6 +87,22 @@ def test_a_request_that_cannot_be_asked_costs_its_own_unit_only(tmp_path: Path) 
     assert len(wanted) == 4 and shards(round) == wanted
 
 
+def test_what_cannot_be_written_ends_the_work_and_blames_no_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round = replace(begun(tmp_path), unit_attempts=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("sophia_mcore.store.shards.write_shard", full_disk)
+        with pytest.raises(SophiaError, match="no space left"):
+            generate_trajectories(round, StreamingEngine(), NoProgress())
+    assert not read_failures(round.folder.trajectories)
+    assert generate_trajectories(round, StreamingEngine(), NoProgress()) == 5
+
+
+def full_disk(*_: object) -> None:
+    raise SophiaError("no space left on device")
+
+
 def test_the_early_stop_keeps_the_same_and_says_what_it_saved(tmp_path: Path) -> None:
     kept, tokens = [], []
     for number, (waves, cuts) in enumerate(((None, True), ([1], True), ([4], True), ([8], True), ([1], False))):

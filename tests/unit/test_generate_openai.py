@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import Sampling
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Request
+from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Request, RequestError
 from sophia_mcore.generate.openai_engine import OpenAIEngine
 from sophia_mcore.pretrained.chat import Message
 from tests.support.generate_world import png
@@ -121,6 +122,31 @@ def test_answers_come_in_order_with_their_settings(serve: Callable[..., Stub]) -
     assert completions[0].token_ids == (UNKNOWN_TOKEN,) * 2 and completions[0].token_logprobs == (-0.5, -0.5)
     body = next(body for body in stub.bodies if body["seed"] == 3)
     assert (body["temperature"], body["top_p"], body["max_tokens"], body["model"]) == (0.6, 0.95, 17, "thinker")
+
+
+def test_a_stream_refills_as_answers_end_and_names_the_one_that_fails(serve: Callable[..., Stub]) -> None:
+    everybody_asked = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if body["seed"] == 13:
+            return failure(400, "no such answer")
+        if body["seed"] == 0 and not everybody_asked.wait(60):  # the first one is the longest
+            return failure(400, "the others waited for it")
+        if number == 11:
+            everybody_asked.set()
+        return good(body)
+
+    def asked(seeds: Iterator[int]) -> Callable[[int], list[tuple[int, Request]]]:
+        everything = requests(20)
+        return lambda places: [(seed, everything[seed]) for seed in islice(seeds, places)]
+
+    stub = serve(answer)
+    found = dict(engine(stub.url, concurrency=3).stream(asked(iter(range(12))), lambda: None))
+    assert {seed: completion.text for seed, completion in found.items()} == {i: f"seed {i}" for i in range(12)}
+    assert stub.most <= 3
+    with pytest.raises(RequestError, match="no such answer") as caught:
+        list(engine(stub.url, concurrency=3).stream(asked(iter([1, 13, 2])), lambda: None))
+    assert caught.value.key == 13
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
