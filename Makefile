@@ -8,7 +8,7 @@
 # make test-cuda-path  the GPU path's Python on a CPU: Transformer Engine's real files, stand-ins for its kernels (part of `make test`)
 # make gpu-check  on a machine with one GPU: what works there, in ten minutes, into docs/bench/gpu.md
 # make docs   the documentation as a site, in build/site
-# make bench  the benchmarks, one JSON line each (ONLY=name for one)
+# make bench  the benchmarks, a JSON line or two each, then the goals and where they stand (ONLY=name for one)
 #
 # Variables: PYTHON (3.11), TORCH_INDEX (extra package index with CPU builds of torch, where the default has none)
 
@@ -17,7 +17,8 @@ TORCH_INDEX ?=
 PY := .venv/bin/python
 NEXT_PYTHON ?= python3.12
 NEXT_MEGATRON ?= 0.19.2
-BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report
+BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report \
+  earlystop filling handover rl_step idle waste
 
 .PHONY: help env demo demo-rl base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
 
@@ -81,9 +82,7 @@ docs: .venv-docs/ready
 	.venv-docs/bin/python -m mkdocs build --strict # not --quiet, which also turns its checks off
 
 bench: env
-	@for name in $(or $(ONLY),$(BENCHES)); do \
-	  if [ -f tests/bench/bench_$$name.py ]; then $(PY) -m tests.bench.bench_$$name || exit 1; \
-	  else echo "bench $$name: not written yet" >&2; fi; done
+	@$(PY) tools/bench.py $(or $(ONLY),$(BENCHES))
 
 clean:
 	rm -rf runs/digits .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,6 +1,6 @@
 """Hugging Face -> Megatron shards at TP2 (fused QKV and gate/up), against a kernel file copy of the same bytes.
 
-python -m tests.bench.bench_conversion [--gigabytes 3] [--repeats 5] [--folder TMP]
+python -m tests.bench.bench_conversion [--gigabytes 1] [--repeats 5] [--folder TMP]
 
 Prints two JSON lines: the conversion without digests, and the default, which forms an xxh3-128 of every tensor while
 its bytes pass (`with_digests`). Every case runs in a fresh process; figures are CPU-seconds (user + system) of the work
@@ -178,7 +178,7 @@ FAST = {
     "digests_one_worker": digests_one_worker, "checkpoint_digests": checkpoint_digests,
 }  # fmt: skip
 CASES = {**FAST, "with_sha256": with_sha256, "load_all": load_all, "torch_dcp": torch_dcp}
-SLOW_REPEATS = 2
+SLOW_REPEATS = 1
 
 
 def measure(case: str, source: Path, target: Path) -> dict[str, float]:
@@ -204,7 +204,7 @@ def run_case(case: str, source: Path, target: Path) -> dict[str, float]:
 def main() -> None:
     """Print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--case", nargs=3, metavar=("NAME", "SOURCE", "TARGET"))

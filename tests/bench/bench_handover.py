@@ -109,7 +109,7 @@ def main() -> None:
         "extra_mib": round(max(row["extra"] for rank in ranks for row in rank) / 2**20),
         "bytes": round(last["written"] / size, 4),
     }
-    print(json.dumps({"bench": "handover", **found}))
+    print(json.dumps({"name": "handover", **found}))
 
 
 if __name__ == "__main__":

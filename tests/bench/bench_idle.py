@@ -29,7 +29,7 @@ def main() -> None:
             "predicted_engine_idle": round(found.predicted.engine_idle, 3),
         }
     worst = max(abs(row["error"]) for row in rows.values())
-    print(json.dumps({"bench": "idle", "worst_error": worst, **rows}))
+    print(json.dumps({"name": "idle", "worst_error": worst, **rows}))
 
 
 if __name__ == "__main__":

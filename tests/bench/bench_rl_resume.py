@@ -106,7 +106,7 @@ def main() -> None:
             equal, again = equal + (found == wanted), again + more
     print(
         json.dumps(
-            {"bench": "rl_resume", "kills": options.kills, "equal": equal, "again": again, "victims": dict(victims)}
+            {"name": "rl_resume", "kills": options.kills, "equal": equal, "again": again, "victims": dict(victims)}
         )
     )
 

@@ -25,7 +25,7 @@ def main() -> None:
             "ratio": round(found.seconds / found.predicted.seconds, 3),
             "goal": goal,
         }
-    print(json.dumps({"bench": "rl_step", **rows}))
+    print(json.dumps({"name": "rl_step", **rows}))
 
 
 if __name__ == "__main__":

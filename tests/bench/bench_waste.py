@@ -94,7 +94,7 @@ def main() -> None:
                 "with_selection": round(1000 * found.effective / (found.tokens + found.selection), 4),
                 "full": round(found.effective / found.updates / (SIZE * GROUP), 3),
             }
-    print(json.dumps({"bench": "waste", **rows}))
+    print(json.dumps({"name": "waste", **rows}))
 
 
 if __name__ == "__main__":

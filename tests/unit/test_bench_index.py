@@ -1,0 +1,65 @@
+"""The index of goals: made of the stored lines, and of nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATED = {
+    "date": "2026-11-28",
+    "command": "bench_x",
+    "machine": "2 cores",
+    "seconds_in_all": 3.0,
+    "load": 1.0,
+}
+
+
+@pytest.fixture
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tools_bench", ROOT / "tools" / "bench.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_of_the_lines(bench: ModuleType) -> None:
+    assert bench.PAGE.read_text() == bench.page(), "run: python tools/bench.py --page"
+
+
+def test_every_goal_names_a_figure_of_its_line(bench: ModuleType) -> None:
+    lines = bench.read(bench.LINES)
+    for goal in tomllib.loads(bench.GOALS.read_text())["goal"]:
+        line = lines.get(goal.get("line", ""))
+        keys = [goal[key] for key in ("key", "ours", "peer") if key in goal] if line else []
+        assert [key for key in keys if bench.value(line, key) is None] == [], goal["what"]
+
+
+def test_goals_that_are_met_and_missed(bench: ModuleType) -> None:
+    goal = {"number": "1", "what": "speed", "line": "x", "key": "all/ratio", "ours": "a", "bench": "x", "at_least": 2}
+    met = bench.row(goal, {"x": {"name": "x", "a": 12345, "all": {"ratio": 2.0}, **DATED}})
+    assert met == ["1", "speed", "at least 2", "2", "yes", "12,345", "-", "2026-11-28", "`bench_x`"]
+    assert bench.row(goal, {"x": {"name": "x", "a": 1, "all": {"ratio": 1.99}, **DATED}})[4] == "**no**"
+    assert bench.row(goal, {})[3:5] == ["-", "-"]
+
+
+def test_the_newest_line_of_a_name_counts(bench: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "lines.jsonl"
+    bench.write(file, [{"name": "a", "ratio": 1}, {"name": "b", "ratio": 1}])
+    bench.write(file, [{"name": "a", "ratio": 2}])
+    assert {name: line["ratio"] for name, line in bench.read(file).items()} == {"a": 2, "b": 1}
+    assert len(file.read_text().splitlines()) == 2 and json.loads(file.read_text().splitlines()[0])["name"] == "a"
+
+
+def test_unknown_benchmarks_are_named() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "bench.py"), "nothing-of-the-kind"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "nothing-of-the-kind: not written yet" in done.stderr and "# | what" in done.stderr
