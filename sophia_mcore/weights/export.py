@@ -15,7 +15,7 @@ from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB
 from sophia_mcore.weights.formats.copying import write_target
 from sophia_mcore.weights.formats.folder import new_folder
-from sophia_mcore.weights.formats.model_files import write_settings
+from sophia_mcore.weights.formats.model_files import MODEL_CARD, write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.targets import plan_hf
 
@@ -53,7 +53,7 @@ def export_hf(
         target = plan_hf(source.spec, base.layout, dtypes, folder, shard_size_mib << 20, spelling=base.spelling)
         progress.start("export", target.nbytes)
         digests = write_target(source, target, (digest,) if digest else (), advance=progress.advance)
-        write_settings(base.spec, base.folder, folder, base.layout, dtype)
+        write_settings(base.spec, base.folder, folder, base.layout, dtype, skip=(MODEL_CARD,))
         write_json(
             folder / proof.NAME, proof.proof(source, target, digests[digest] if digest else None, verified=False)
         )

@@ -34,8 +34,10 @@ def trained(tmp_path: Path) -> tuple[Config, RunFolder]:
 
 def test_the_last_checkpoint_is_exported_once(trained: tuple[Config, RunFolder]) -> None:
     config, run = trained
+    (config.models.policy / "README.md").write_text("the base's own card")
     export_round(Round(config, run, 0), NoProgress())
     assert verify(config.models.policy, run.round(0).model).is_equal
+    assert not (run.round(0).model / "README.md").exists(), "the base's card says nothing of these weights"
     before = {file.name: file.stat().st_mtime_ns for file in run.round(0).model.iterdir()}
     export_round(Round(config, run, 0), NoProgress())
     assert before == {file.name: file.stat().st_mtime_ns for file in run.round(0).model.iterdir()}

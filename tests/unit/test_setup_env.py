@@ -30,9 +30,9 @@ def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def call(environment: Any, command: list[str]) -> None:
         module.calls.append(command)
         if "venv" in command:
-            (environment.folder / "bin").mkdir(parents=True)
+            (environment.folder / "bin").mkdir(parents=True, exist_ok=True)
             environment.python.touch()
-            (environment.folder / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+            (environment.folder / "lib" / "python3.11" / "site-packages").mkdir(parents=True, exist_ok=True)
         if "--report" in command:
             report = Path(command[command.index("--report") + 1])
             report.write_text(json.dumps({"install": [{"metadata": module.offer}]}))
@@ -159,7 +159,7 @@ def test_uv_does_what_has_hashes_and_pip_the_rest(
 ) -> None:
     setup_env.uv = "/opt/uv"
     assert run(setup_env, tmp_path, monkeypatch, "trainer") == 0
-    with_uv = [command for command in setup_env.calls if command[0] == "/opt/uv"]
+    with_uv = [command for command in setup_env.calls if command[:2] == ["/opt/uv", "pip"]]
     assert [Path(command[-1]).name for command in with_uv] == ["trainer.txt"] and "--require-hashes" in with_uv[0]
     torch = [command for command in setup_env.calls if any("without-hashes" in part for part in command)]
     assert torch and torch[0][1:3] == ["-m", "pip"], "pip was asked which build of torch it takes"

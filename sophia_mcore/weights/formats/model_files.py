@@ -20,6 +20,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".
 _SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # these differ between layouts
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
+MODEL_CARD = "README.md"  # says nothing of other weights
 
 
 def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tuple[str, ...] = ()) -> list[str]:
@@ -42,13 +43,16 @@ def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tup
     return copied
 
 
-def write_settings(spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtype: str | None = None) -> None:
+def write_settings(
+    spec: ModelSpec, model_dir: Path, folder: Path, to: str, dtype: str | None = None, *, skip: tuple[str, ...] = ()
+) -> None:
     """Write configuration, tokenizer and similar files of ``model_dir`` into ``folder``, translated to layout ``to``.
 
-    ``dtype``, if given, is written into the configuration. Raises SophiaError if a translation changed the network.
+    ``dtype``, if given, is written into the configuration. ``skip``: names that are not copied. Raises SophiaError if a
+    translation changed the network.
     """
     same = to in ("megatron", spec.layout)
-    copy_model_files(model_dir, folder, code=same)
+    copy_model_files(model_dir, folder, code=same, skip=skip)
     config = read_json(folder / "config.json") or {}
     if dtype is not None:
         config = with_dtype(config, dtype)
