@@ -117,8 +117,8 @@ def _warn(where: str, moved: dict[str, str]) -> None:
     if not moved:
         return
     keys = [f"{old} is {new} now" for old, new in moved.items()]
-    until = "the old place is read in this version only"
-    told = f"{keys[0]}; {until}" if len(keys) == 1 else "\n  ".join([f"{len(keys)} keys have moved; {until}:", *keys])
+    until = "; the old place is read in this version only"
+    told = f"{keys[0]}{until}" if len(keys) == 1 else "\n  ".join([f"{len(keys)} keys have moved{until}:", *keys])
     print(f"warning: {where}: {told}", file=sys.stderr, flush=True)
 
 

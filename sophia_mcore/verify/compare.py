@@ -47,7 +47,13 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         return parts_equal(a.text, b.text)
     if a.kind == "atom" and len({named_value(part.text)[0] for part in b.parts} - {""}) > 1 and not related(gold):
         return False  # "x = 5 or y = 5" is no value
-    if a.kind == "atom" and b.kind == "bare" and len(b.parts) > 1 and parse_number(gold) is not None:
+    if (
+        a.kind == "atom"
+        and b.kind == "bare"
+        and len(b.parts) > 1
+        and parse_number(gold) is not None
+        and not any(named_value(part.text)[0] for part in b.parts)
+    ):
         return False  # "5, 5" is not 5
     point = _POINT.fullmatch(text) if b.kind == "atom" and a.kind == "round" else None
     if point:
