@@ -103,11 +103,11 @@ def table(lines: dict[str, dict[str, Any]]) -> str:
 def page() -> str:
     """docs/bench/index.md."""
     lines = read(LINES)
-    seconds = {
-        n: f"{line['seconds_in_all']:.0f} s ({line['machine']}, load {line['load']})" for n, line in lines.items()
-    }
-    took = "".join(f"| {name} | {text} |\n" for name, text in seconds.items())
-    return HEAD + table(lines) + "\n## How long each took\n| benchmark | seconds |\n|---|---|\n" + took
+    rows = [
+        f"| {name} | {line['seconds_in_all']:.0f} | {line['machine']} | {line['load']} |\n"
+        for name, line in sorted(lines.items())
+    ]
+    return HEAD + table(lines) + TIMES + "".join(rows)
 
 
 def run(name: str, options: Sequence[str] = ()) -> list[dict[str, Any]]:
