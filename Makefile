@@ -7,6 +7,7 @@
 # make test-next  the model's tests with the newest megatron-core that is supported, in .venv-next (needs Python 3.12; 3 GB where there is no CPU build of torch)
 # make test-cuda-path  the GPU path's Python on a CPU: Transformer Engine's real files, stand-ins for its kernels (part of `make test`)
 # make gpu-check  on a machine with one GPU: what works there, in ten minutes, into docs/bench/gpu.md
+# make mlflow the curves of a run in MLflow's pages, RUN=runs/digits; makes .venv-mlflow the first time
 # make docs   the documentation as a site, in build/site
 # make bench  the benchmarks, a JSON line or two each, then the goals and where they stand (ONLY=name for one)
 #
@@ -20,13 +21,19 @@ NEXT_MEGATRON ?= 0.19.2
 BENCHES := conversion load grading hanging packing logprob claims tiling store startup step plan report \
   earlystop filling handover rl_step idle waste
 
-.PHONY: help env demo demo-rl base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
+.PHONY: help env mlflow demo demo-rl base-models test test-slow test-next test-cuda-path gpu-check check lint types bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 env:
 	@$(PYTHON) tools/setup_env.py --torch-index "$(TORCH_INDEX)"
+
+RUN ?= runs/digits
+
+mlflow: env
+	@$(PYTHON) tools/setup_env.py mlflow
+	@.venv/bin/sophia track "$(RUN)" --open
 
 demo: env
 	@$(PY) examples/digits/world.py

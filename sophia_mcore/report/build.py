@@ -57,7 +57,8 @@ def _write_fp8_page(run: RunFolder) -> None:
 def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems: Problems) -> str:
     """The run as one HTML page without any outside resource; texts from models are data, never markup.
 
-    Unreadable parts are added to ``report["missing"]``.
+    Unreadable parts are added to ``report["missing"]``, and the figures of an on-policy stage become
+    ``report["on_policy"]``.
     """
     from sophia_mcore.report.charts import Charted, charts
     from sophia_mcore.report.examples import browser, in_script
@@ -70,6 +71,7 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
     stage = on_policy([charted])
     if stage is not None:
         report["missing"] += stage.missing
+        report["on_policy"] = {name: values[0] for name, values in stage.figures}
         stage.groups = groups(run, problems)
         stage.index = in_script(stage.groups.index) if stage.groups is not None else ""
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]

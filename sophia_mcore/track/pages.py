@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import IO
 
 from sophia_mcore.config.schema import Track
 from sophia_mcore.errors import SophiaError, UsageError
@@ -34,19 +39,30 @@ def serve_pages(track: Track, port: int, say: Callable[[str], None]) -> None:
     command = [python, "-m", "mlflow", "ui", "--backend-store-uri", track.tracking_uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
     say(f"starting {python} -m mlflow ui")
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _wait_until_it_answers(child, address)
-        say(f"MLflow at {address} (Ctrl-C ends it)")
-        child.communicate()  # reads what it says: a full pipe would stop it
-    except KeyboardInterrupt:
-        pass
-    finally:
-        child.terminate()
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else it starts many processes more
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryFile("w+") as words:
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=words, env=environment, start_new_session=True
+        )
         try:
+            _wait_until_it_answers(child, address, words)
+            say(f"MLflow at {address} (Ctrl-C ends it)")
+            child.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _end(child)
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the server and what it has started: they are one group."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
 
 
 def python_with_mlflow() -> str:
@@ -73,13 +89,13 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _wait_until_it_answers(child: subprocess.Popen[str], address: str) -> None:
+def _wait_until_it_answers(child: subprocess.Popen[bytes], address: str, words: IO[str]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            assert child.stderr is not None
-            words = [line for line in child.stderr.read().splitlines() if line.strip()]
-            raise SophiaError(f"MLflow's server ended: {words[-1] if words else f'exit code {child.returncode}'}")
+            words.seek(0)
+            lines = [line.strip() for line in words if line.strip()]
+            raise SophiaError(f"MLflow's server ended: {lines[-1] if lines else f'exit code {child.returncode}'}")
         try:
             with urllib.request.urlopen(address, timeout=2):  # noqa: S310
                 return

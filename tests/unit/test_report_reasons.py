@@ -131,6 +131,7 @@ def test_a_comparison_begins_with_both_runs_bars(tmp_path: Path) -> None:
     page = (tmp_path / "c.html").read_text()
     head = page[page.index("<main>") : page.index('id="pairs"')]
     names = [label.partition(",")[0] for label in re.findall(r'aria-label="([^"]*)"', head)]
+    assert "Right on the first try, round-0, protocol paper: A 100.0%, B 100.0%" in head
     assert names == ["A before (base)", "A after round 0", "B before (base)", "B after round 0"]
 
 

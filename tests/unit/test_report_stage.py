@@ -57,6 +57,8 @@ def test_the_curves_show_what_the_stage_recorded(run: tuple[RunFolder, Any]) -> 
                   "Loss of the stage"):  # fmt: skip
         assert title in drawn
     assert "Age of replayed samples" not in drawn  # nothing was replayed
+    figures = json.loads(folder.report_json.read_text())["on_policy"]
+    assert figures["answers sampled"] == "96" and figures["best on the validation questions"] == "50.0% (version 6)"
 
 
 def test_groups_have_right_and_wrong_answers_beside_each_other(run: tuple[RunFolder, Any]) -> None:
