@@ -155,6 +155,11 @@ def engines(config: Config) -> list[Row]:
     judge = config.score.judge
     if judge is not None:
         rows.append(_endpoint("score.judge", judge.base_url, judge.api_key_variable))
+    for name, helper in config.helpers.items():
+        if helper.engine.kind == "openai":
+            rows.append(_endpoint(f"helpers.{name}", helper.engine.base_url, helper.engine.api_key_variable))
+        elif helper.model is not None and not helper.model.is_dir():
+            rows.append(_stops(f"helpers.{name}.model", f"{helper.model}: no such folder", "correct the path"))
     local = sorted({e.kind for e in used.values() if e.kind != "openai"})
     for role, python, needed in (
         ("trainer", config.environments.trainer, ["torch", "megatron-core"]),

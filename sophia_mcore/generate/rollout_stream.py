@@ -78,13 +78,22 @@ class _Stream:
         loop, requests = self._loop, list[Request]()
         waves = loop.examiner.waves(task.claim.unit, task.batch.batch, self._version, loop.renderer)
         with loop.failing([task]):
-            requests, rollouts = begun(waves)
+            requests, rollouts = self._begun(waves)
             if not requests:  # nobody had to be asked
                 loop.finish(task, rollouts, self._version, seconds=0.0, seconds_drain=0.0)
         if requests:
             loop.watchdog.hold(task.claim)
             unit = self._units[_name(task)] = _Running(task, time.monotonic(), waves, requests)
             self._waiting.append(unit)
+
+    def _begun(self, waves: Waves) -> tuple[list[Request], list[Rollout]]:
+        """The first wave. Functions of environments are called in the one thread that calls them for other units."""
+        if self._loop.rl.one_turn:
+            return begun(waves)
+        future = self._pool.submit(begun, waves)
+        while not wait([future], timeout=1.0).done:
+            self._loop.watchdog.moved()  # it is not the engine that takes so long
+        return future.result()
 
     def give_back(self) -> None:
         """Release what is not finished."""

@@ -23,6 +23,7 @@ from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.user_files import user_functions
 from sophia_mcore.track.metrics import MetricsLog
 
 STEPS = ("select", "loop", "evaluate")  # values of --from; the questions phase runs before them, the report after them
@@ -84,12 +85,25 @@ def refuse_changed_settings(config: Config, run: RunFolder) -> None:
         return
     old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
     changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    changed += changed_files(config, run)
     if changed:
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise UsageError(
             f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
             "or add --new-settings to go on with the new ones"
         )
+
+
+def changed_files(config: Config, run: RunFolder) -> list[str]:
+    """The user's functions of the stage whose file is not the one that the run has copied."""
+    return [
+        f"the content of {function.file}"
+        for function in user_functions(config)
+        if function.key.startswith(("rewards.", "rl."))
+        and function.copy_in(run).is_file()
+        and function.file.is_file()
+        and function.file.read_bytes() != function.copy_in(run).read_bytes()
+    ]
 
 
 def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

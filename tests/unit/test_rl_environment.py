@@ -224,3 +224,52 @@ def test_validation_is_played_in_the_environment(tmp_path: Path, model: Path) ->
         assert (one.verdict == "error") == ("ValueError: one" in one.text)
     asked = [request for request in stage.engines[0].requests if request.sampling.temperature == 0.0]
     assert len({len(request.images) for request in asked}) == 1 and len(asked) > 6  # second turns too
+
+
+def test_units_of_episodes_in_a_stream(tmp_path: Path, model: Path) -> None:
+    """With a lag, waves of several units join the running ones; every turn of every episode is there once."""
+    from tests.unit.test_rollouts import Stage, expected_ids
+
+    settings = {"lag": 1, "placement": "separate", "objective": {"correction": "tis"}, "batches": 2}
+    (tmp_path / "mine.py").write_text(MINE)
+    config, run = make_rl_run(tmp_path / "run", model, environment="again", **settings)
+    rewards = ({"function": f"{tmp_path}/mine.py:share"},)
+    config = config.model_validate({**config.model_dump(), "rewards": rewards, "functions": {"timeout_seconds": 20.0}})
+    claim_folder(config, run, new_settings=True)
+    stage = Stage(config, run, [model, model])
+    with ExitStack() as opened:
+        grader = opened.enter_context(open_grader(config.score))
+        questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
+        played = open_episodes(config, run, questions, grader, opened)
+        stage.spoil = lambda examiner: setattr(examiner, "episodes", played)
+        assert stage.loop()
+    from tests.support.rl_world import rollouts_of
+
+    rows = rollouts_of(run)
+    assert {one.id for one in rows if one.turn == 0} == expected_ids(stage) and len(rows) == 2 * 2 * 12
+    by_id = {one.id: one for one in rows}
+    for one in rows:
+        if one.turn:  # the second turn shows what its own first turn has said
+            assert json.loads(one.prompt)["messages"][2][1] == by_id[one.id.removesuffix(".t1")].text
+    assert all(json.loads(one.scores)["share"] == len(one.text) / 100 for one in rows)
+
+
+def test_a_file_that_changes_under_way_is_refused(tmp_path: Path, model: Path) -> None:
+    from sophia_mcore.config import dump_toml
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.launch.rl import refuse_changed_settings
+    from tests.support.versions import publish
+
+    (tmp_path / "mine.py").write_text(MINE)
+    config, run = make_rl_run(tmp_path / "run", model, environment=env(tmp_path))
+    config = config.model_validate({**config.model_dump(), "rewards": ({"function": f"{tmp_path}/mine.py:share"},)})
+    claim_folder(config, run, new_settings=True)
+    publish(model, run.rl.versions, 0)
+    refuse_changed_settings(config, run)
+    weights = ({"function": f"{tmp_path}/mine.py:share", "weight": 0.5},)
+    with pytest.raises(UsageError, match=r"started with other settings \(rewards\)"):
+        refuse_changed_settings(config.model_validate({**config.model_dump(), "rewards": weights}), run)
+    (tmp_path / "mine.py").write_text(f"{MINE}\n# changed\n")
+    with pytest.raises(UsageError, match=r"other settings \(the content of .*mine.py.*--new-settings"):
+        refuse_changed_settings(config, run)
+    assert run.config_file.read_text() == dump_toml(config)
