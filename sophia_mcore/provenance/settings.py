@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ def flat(config: BaseModel) -> dict[str, Any]:
     return dict(_flat(config.model_dump(mode="python")))
 
 
+def at_default(config: BaseModel, prefix: str = "") -> set[str]:
+    """Keys, as of ``flat``, of the settings that have their default. A record of an older version may lack them."""
+    found = set()
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            found |= at_default(value, f"{prefix}{name}.")
+        elif not field.is_required() and value == field.get_default(call_default_factory=True):
+            found.add(f"{prefix}{name}")
+    return found
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -90,9 +102,12 @@ def as_stored(value: Any, contents: Contents) -> Any:
     return value
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The keys whose values differ: key -> "old -> new"."""
-    keys = [*now, *(key for key in before if key not in now)]
+def differing(
+    before: Mapping[str, Any], now: Mapping[str, Any], may_be_missing: Collection[str] = ()
+) -> dict[str, str]:
+    """The keys whose values differ: key -> "old -> new". ``before`` may lack the keys in ``may_be_missing``."""
+    keys = [key for key in now if key in before or key not in may_be_missing]
+    keys += [key for key in before if key not in now]
     pairs = {key: (before.get(key), now.get(key)) for key in keys}
     return {key: _change(old, new) for key, (old, new) in pairs.items() if not _same(old, new)}
 

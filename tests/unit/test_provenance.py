@@ -187,6 +187,19 @@ def test_a_run_of_an_older_version_is_told_in_one_line(
     assert "reward.keep 1 -> 2" in why(changed, run, "train")
 
 
+def test_a_setting_that_a_record_does_not_know_had_its_default(world: tuple[RunFolder, Config, list[str]]) -> None:
+    run, config, _ = world
+    provenance = Provenance(config, run, PHASES)
+    phase = phase_named("score")
+    for part in provenance.parts(phase, 0):
+        file = provenance.record_file(phase, 0, part)
+        record = json.loads(file.read_text())
+        del record["settings"]["reward.keep"]  # as if a later version had brought it
+        file.write_text(json.dumps(record))
+    assert why(config, run, "score") == ""
+    assert "reward.keep none -> 2" in why(with_values(config, {"reward.keep": 2}), run, "score")
+
+
 def test_older_results_after_newer_ones_do_not_hold(world: tuple[RunFolder, Config, list[str]]) -> None:
     run, config, _ = world
     shutil.rmtree(run.records(0, "train"))
