@@ -1,11 +1,10 @@
 """An engine that is kept full across work units, against one unit after the other; real vLLM, long-tailed lengths.
 
-python -m tests.bench.bench_filling [--units 5] [--texts 32] [--places 8] [--mean 40]
+python -m tests.bench.bench_filling [--units 3] [--texts 32] [--places 8] [--mean 20]
 
 The weights are random: each token ends the text with the same chance, so that lengths are geometric, cut off at five
-times the mean. They are read from memory in every step, which takes most of its time, as on a GPU. A unit has four
-texts for each place of the engine. The same units are sampled twice in the same process; ratio = tokens per
-CPU-second, together / one unit after the other. ``equal``: the shards' bytes are the same.
+times the mean. A unit has four texts for each place of the engine. The same units are sampled twice in the same
+process; ratio = tokens per CPU-second, together / one unit after the other. ``equal``: the shards' bytes are the same.
 """
 
 from __future__ import annotations
@@ -35,21 +34,15 @@ LONGEST = 5  # times the mean
 
 
 def make_model(folder: Path, mean: int) -> None:
-    """A text model of 40 million random weights, of which each token in ``mean`` is an end token."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """A tiny text model of which each token in ``mean`` is an end token."""
+    from tests.support.tiny_models import save_qwen2
 
-    from tests.support.tiny_models import language_settings, save_tokenizer
-
-    folder.mkdir(parents=True)
-    vocabulary = save_tokenizer(folder)
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "initializer_range": 0.02}
-    torch.manual_seed(3)
-    heads = {"num_attention_heads": 12, "num_key_value_heads": 2}
-    model = Qwen2ForCausalLM(Qwen2Config(**{**language_settings(vocabulary), **sizes, **heads}))
-    model.float().save_pretrained(folder)
+    save_qwen2(folder, seed=3)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text()) if path.exists() else {}
     ends = random.Random(0).sample(range(3, vocabulary), vocabulary // mean)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends)}))
+    path.write_text(json.dumps({**settings, "eos_token_id": sorted(ends)}))
 
 
 def ask(unit: Unit, mean: int) -> list[Asked[Trajectory]]:
@@ -85,7 +78,7 @@ def sample_both(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure both, print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("units", 5), ("texts", 32), ("places", 8), ("mean", 40)):
+    for name, default in (("units", 3), ("texts", 32), ("places", 8), ("mean", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
