@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from sophia_mcore.config.schema import Sampling
 from sophia_mcore.errors import SophiaError
@@ -89,23 +89,19 @@ class Streaming(Protocol):
 
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
-    ) -> Iterator[tuple[Key, Completion]]:
-        """Sample without ever waiting for the longest text: (key, completion) of each request as it ends.
+    ) -> Iterator[tuple[Key, Completion | RequestError]]:
+        """Sample without ever waiting for the longest text: (key, outcome) of each request as it ends.
 
         ``more(places)`` gives further requests, each with a key, when ``places`` > 0 of the engine are free; it is
         called again until it gives none. When nothing is running then, the stream ends. What else is sampled at the
         same time can change the last bits of log-probs, and so, now and then, a token. ``cut`` is called after each
         step; what it names is given up and never returned. An engine that cannot do that (``cuts``) never asks.
-        Raises RequestError for a request that cannot be answered, where it is known which one.
+        The outcome is a RequestError where the engine knows which request it cannot answer; the others go on.
         """
 
 
 class RequestError(SophiaError):
-    """The request of ``key`` cannot be answered."""
-
-    def __init__(self, key: Any, error: SophiaError) -> None:
-        super().__init__(str(error))
-        self.key = key
+    """One request cannot be answered."""
 
 
 class LivingEngine(Engine, Protocol):

@@ -84,8 +84,11 @@ class _Filling:
         while self._works:
             with self._tally.sampling():
                 try:
-                    for key, completion in self._stream():
-                        self._take(key, completion)
+                    for key, outcome in self._stream():
+                        if isinstance(outcome, RequestError):
+                            self._refused(key, outcome)
+                        else:
+                            self._take(key, outcome)
                 except Exception as error:
                     if self._ends:
                         raise
@@ -93,7 +96,7 @@ class _Filling:
                 wait(self._jobs.values())
                 self._collect()
 
-    def _stream(self) -> Iterator[tuple[Key, Completion]]:
+    def _stream(self) -> Iterator[tuple[Key, Completion | RequestError]]:
         if not self._streams:
             return self._in_turn()
         assert isinstance(self._engine, Streaming)
@@ -208,9 +211,15 @@ class _Filling:
                 self._held.finish(work.unit, *outcome)
             self._tally.show()
 
+    def _refused(self, key: Key, error: RequestError) -> None:
+        """One request has failed, and its unit with it. What else is running goes on."""
+        self._running.pop(key)
+        if key[0] in self._works:  # else another request of its unit has failed before
+            self._drop(key[0], error)
+
     def _fail(self, error: Exception) -> None:
-        """The stream was ended by one request. Its unit has failed; what else was running is asked again."""
-        name = error.key[0] if isinstance(error, RequestError) else self._latest
+        """The stream has ended: by the requests that joined last. What else was running is asked again."""
+        name = self._latest
         if name not in self._works:
             raise error
         self._again.extend((key, request) for key, request in self._running.items() if key[0] != name)

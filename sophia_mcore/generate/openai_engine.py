@@ -87,7 +87,7 @@ class OpenAIEngine:
 
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
-    ) -> Iterator[tuple[Key, Completion]]:
+    ) -> Iterator[tuple[Key, Completion | RequestError]]:
         """See ``Streaming.stream``. What the endpoint has so far is not known, so nothing is cut."""
         running: dict[Future[Completion], Key] = {}
         with ThreadPoolExecutor(self._config.concurrency) as pool:
@@ -103,10 +103,10 @@ class OpenAIEngine:
                     for future in done:
                         key = running.pop(future)
                         try:
-                            completion = future.result()
+                            outcome: Completion | RequestError = future.result()
                         except SophiaError as error:
-                            raise RequestError(key, error) from error
-                        yield key, completion
+                            outcome = RequestError(str(error))
+                        yield key, outcome
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

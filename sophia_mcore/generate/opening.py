@@ -11,7 +11,7 @@ from sophia_mcore.config.schema import OpenAIEngine as OpenAIConfig
 from sophia_mcore.config.schema import TransformersEngine as TransformersConfig
 from sophia_mcore.config.schema import VllmEngine as VllmConfig
 from sophia_mcore.errors import UsageError
-from sophia_mcore.generate.engine import Completion, Cut, Engine, Key, OnDone, OnStep, Request, Streaming
+from sophia_mcore.generate.engine import Completion, Cut, Engine, Key, OnDone, OnStep, Request, RequestError, Streaming
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.pretrained.complete import check_model_dir
 from sophia_mcore.pretrained.families import image_limits
@@ -75,7 +75,7 @@ class LazyEngine:
 
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
-    ) -> Iterator[tuple[Key, Completion]]:
+    ) -> Iterator[tuple[Key, Completion | RequestError]]:
         assert isinstance(self.engine, Streaming)  # else ``across_units`` is False
         return self.engine.stream(more, on_step, cut)
 
