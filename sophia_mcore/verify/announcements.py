@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sophia_mcore.verify.boxes import boxed
-from sophia_mcore.verify.endings import conclusion, line, only_number, remaining_letter, short
+from sophia_mcore.verify.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.rules import NUMBER_TYPES
 from sophia_mcore.verify.several import numbered_parts
 
@@ -62,10 +62,18 @@ _REST = rf"(?P<answer>{_DISPLAY}|\S[^\n]*)"
 
 def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
     compiled = re.compile(expression, flags)
-    return lambda text: [
-        (match.start("answer"), match["answer"])
-        for match in compiled.finditer(text, max(0, len(text) - TAIL_CHARACTERS))
-    ]
+
+    def find(text: str) -> list[tuple[int, str]]:
+        found, position = [], max(0, len(text) - TAIL_CHARACTERS)
+        while match := compiled.search(text, position):
+            if not_meant(text, match.start()):
+                position = match.start("answer")  # another announcement may follow on the line
+            else:
+                found.append((match.start("answer"), match["answer"]))
+                position = max(match.end(), position + 1)
+        return found
+
+    return find
 
 
 def _tagged(text: str) -> list[tuple[int, str]]:

@@ -15,7 +15,7 @@ from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
 from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, values_equal
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, parse_quantity
-from sophia_mcore.verify.ranges import ranges_equal, ratios_equal
+from sophia_mcore.verify.ranges import ranges_equal, ratios_equal, spans_equal
 from sophia_mcore.verify.rules import Rule
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -33,6 +33,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         return compare(family, other, rule, answer_type, oracle)
     for special in (
         _bounds_equal(gold, text, rule),
+        spans_equal(gold, text),
         ratios_equal(gold, text, parts_equal),
         ranges_equal(gold, text, rule),
         statements_equal(gold, text),

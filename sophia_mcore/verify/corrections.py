@@ -30,6 +30,10 @@ _DOUBTED = (
     r"|or rather|rather(?!\s+than)|instead(?!\s+of)|on reflection"
     r"|on (?:second|further|closer) (?:thoughts?|look|inspection|reflection|consideration)"
     rf"|(?:let me|let['’]s|i (?:should|need to|must)) {_AGAIN}|looking (?:again|closer)|thinking again"
+    r"|(?:however,? )?(?:in fact,? )?the (?:correct|actual|right|true|real) "
+    r"(?:answer|value|result|number|total|sum|count|amount|area|length|angle)\s+"
+    r"(?:is|was|should be|must be|turns out to be|would be)"
+    r"(?!\s+(?:about|approx|roughly|close|given|found|obtained|calculated|computed|known))"
     r"|等等|等一下|更正|抱歉|不好意思|其实|哦不"
 )
 _NO = r"no(?=\s*[,;:.!—–-]|\s+wait|\s+it\b|\s+that\b|\s+the\b|\s+actually)|不(?=[，。；：])"
@@ -64,18 +68,23 @@ def taken_back(text: str, position: int, yes_no: bool) -> str | None:
     >>> taken_back("It is 7. Wait, that's wrong: 9", 6, False), taken_back("It is 7, which is odd.", 6, False)
     (': 9', None)
     """
+    denied = None if yes_no else _DENIED_BEHIND.match(text, position)
     last = None
     for match in _MARK.finditer(text, max(position + 1, len(text) - TAIL_CHARACTERS)):
         if not (yes_no and (match["no"] or (match["denied"] and _OF_IT.match(match["denied"])))):
             last = match
     if last is None:
-        return None
+        return text[denied.end() :] if denied else None
     rest = text[last.end("mark") :]
     if not rest.strip(" \n.,;:!?)*…") and last["doubted"] is not None and last["doubted"].lower() in _HARMLESS:
         return None
     return rest
 
 
+_DENIED_BEHIND = re.compile(  # right behind a box
+    r"\}[\s$*)\]]*\s(?:is|was|must be|seems)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|impossible"
+    r"|a mistake|not (?:right|correct|it|the answer))"
+)
 _OF_IT = re.compile(r"(?:that|this|it|which|the)\b", re.IGNORECASE)  # "No, it is wrong" takes nothing back
 _HARMLESS = ("actually", "rather", "sorry", "instead", "其实")  # at the very end they take nothing back
 

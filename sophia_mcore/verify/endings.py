@@ -25,7 +25,7 @@ def short(text: str) -> list[tuple[int, str]]:
     line = text.strip()
     if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
         return []
-    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line):
+    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
         return []
     return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
 
@@ -40,13 +40,47 @@ _DOUBTED = re.compile(
 _THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
 
 
+_THINK = r"(?:say|think|claim|conclude|assume|believe|guess|argue|answer|suppose)"
+_NOT_MEANT = re.compile(
+    rf"(?:n['’]t\s+{_THINK}|(?:do|does|did|would|can|could|should) not\s+{_THINK}"
+    rf"|(?:false|untrue|not true|not the case|wrong|incorrect|mistaken|tempting|a mistake|an error|doubtful|unlikely"
+    rf"|impossible)(?:\s+to\s+{_THINK})?"
+    rf"|(?:mistake|error|pitfall|trap|misconception)\s+(?:here\s+)?(?:is|was|would be)(?:\s+(?:to\s+{_THINK}"
+    r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
+    r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
+    r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming))(?:\s+that)?\s+$"
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$",
+    re.IGNORECASE,
+)
+_BEFORE = 120  # characters before an announcement that may deny it
+
+
+def not_meant(text: str, start: int) -> bool:
+    """Whether what stands before an announcement at ``start`` denies it or only supposes it.
+
+    >>> not_meant("I don't think the answer is 7", 14), not_meant("So the answer is 7", 3)
+    (True, False)
+    """
+    before = text[max(0, start - _BEFORE) : start]
+    before = before.removesuffix("the ").removesuffix("The ")
+    return _NOT_MEANT.search(before.rpartition("\n")[2]) is not None
+
+
+def _supposes(line: str) -> bool:
+    """Whether a line denies or supposes an answer that it names."""
+    return any(not_meant(line, match.start()) for match in _ANSWER.finditer(line))
+
+
+_ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
+
+
 def conclusion(text: str) -> list[tuple[int, str]]:
     line = _THEREFORE.split(_last_line(text)[-LINE_CHARACTERS:])
     if len(line) > 1 and line[-1].startswith("$"):
         return [(text.rfind(line[-1]), line[-1])]
     found = _CONCLUSION.search(line[-1] if len(line) == 1 else _last_line(text)[-LINE_CHARACTERS:])
     clause = _CLAUSES.split(_last_line(text)[-LINE_CHARACTERS:].removesuffix(found["answer"]))[-1] if found else ""
-    if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
+    if _DOUBTED.search(clause) or OF_ANOTHER.search(clause) or _supposes(_last_line(text)):
         return []
     return (
         [(text.rstrip().rfind(found["answer"]), found["answer"])]
@@ -62,7 +96,7 @@ def only_number(text: str) -> list[tuple[int, str]]:
         lines.pop()
     line = lines[-1] if lines else ""
     start = max(text.rfind(line), 0)
-    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line:
+    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line):
         return []
     concluded = _SO.search(line)
     if concluded:
@@ -106,4 +140,4 @@ _UNSURE = re.compile(
 def line(text: str) -> list[tuple[int, str]]:
     line = text.strip()
     too_much = "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line
-    return [] if too_much or _NOTHING.fullmatch(line) else [(0, line)]
+    return [] if too_much or _NOTHING.fullmatch(line) or _supposes(line) else [(0, line)]

@@ -226,13 +226,28 @@ def _other_measure(gold: Gold, prediction: str, text: str) -> bool:
             if not _DEGREES.search(degrees):
                 continue
             measured = parse_quantity(other)
-            if _PERCENT.search(other) or (measured is not None and measured.known and measured.unit not in _ANGLES):
+            if _PERCENT.search(other) or (
+                measured is not None and _is_counted(measured.unit) and measured.unit not in _ANGLES
+            ):
                 return True
     return False
 
 
+_CURRENCY = re.compile(r"\b(?:dollars?|bucks?|cents?|euros?|pounds?|yuan|yen|rupees?|[A-Z]{3})\b|[元圆块]")
+_UNCOUNTED = frozenset({"unit", "square unit", "cubic unit", "times"})
+
+
+def _is_counted(unit: str) -> bool:
+    """Whether a unit or noun says what is counted or measured, as "units" does not."""
+    return unit not in _UNCOUNTED
+
+
 def _price_of_percent(gold: Gold, paid: Amount | None, wanted: Amount | None, text: str) -> bool:
-    """Whether one answer is a price and the other a percentage or an angle in degrees."""
+    """Whether one answer is a price and the other a percentage, an angle in degrees or a number of something else."""
+    for price, priced, other in ((paid, wanted, gold.text), (wanted, paid, text)):
+        measured = parse_quantity(other) if price is not None and priced is None else None
+        if measured is not None and _is_counted(measured.unit) and not _CURRENCY.search(other):
+            return True
     if paid is not None and (_PERCENT.search(gold.text) or (_DEGREES.search(gold.raw) and not gold.raw.isalnum())):
         return True
     return wanted is not None and _PERCENT.search(text) is not None
@@ -268,6 +283,9 @@ def _decide_parts(gold: Gold, prediction: str, oracle: Oracle | None) -> bool | 
     return False if False in results else None if None in results else True
 
 
+_PRIMED_LETTER = re.compile(r"[A-Z]\s*(?:['′’]+|\^\s*\{?\s*(?:\\prime\s*)+\}?)")
+
+
 def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     wanted = choices.gold_options(gold.raw, gold.options) if gold.options else frozenset()
     wanted_letters = choices.option_letters(gold.text)
@@ -276,6 +294,8 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     if not gold.options:
         letter = choices.option_index(gold.text, ())
         wanted = frozenset() if letter is None else frozenset({letter})
+    if _PRIMED_LETTER.fullmatch(text):
+        return False
     if wanted and choices.undecided(text, gold.options):
         return False
     named = choices.option_index(text, gold.options)

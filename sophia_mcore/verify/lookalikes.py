@@ -1,4 +1,4 @@
-r"""Answers that look like another and are not: three parts in a row, spaced commas, prime marks, bases, open ends."""
+r"""Answers that look like another and are not: rows, spaced commas, primes, bases, open ends, segments."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ _PRIME = re.compile(
 )
 _BASE = re.compile(r"\(?\s*(?P<digits>[\dA-F]+)\s*\)?\s*_\s*\{?\s*(?P<base>\d{1,2})\s*\}?")
 _OPEN_END = re.compile(r"(?:^|[^.\d])\d+\s*(?:\\ldots|\.{2,})$")
+_PRIMED = re.compile(
+    r"(?<![A-Za-z]{2})([A-Za-z)])\s*(?:('{1,4})(?!\s*[sS]\b)|\^\s*\{?\s*((?:\\prime\s*){1,4})\}?)|\^\s*\{\s*(\\prime\s*)+\}"
+)
+_POINT = re.compile(r"[A-Z](?:'{1,3}|\^\s*\{?\s*(?:\\prime\s*)+\}?)?\s*\(.*\)")
+_COMMAND = re.compile(r"\\(?!angle)[A-Za-z]+")
+_SEGMENT = re.compile(r"(?:\\angle\s*[A-Z]{1,3}|(?<![A-Za-z])[A-Z]{2,3})(?![A-Za-z])")
 _LISTS = frozenset({"several", "set", "tuple", "list"})
 
 
@@ -34,6 +40,8 @@ def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed:
         found = rule(named_value(gold)[1], named_value(text)[1])
         if found is not None:
             return found
+    if _letter_primes_differ(gold, text) or _segments_differ(gold, text):
+        return False
     if not listed and _commas_differ(gold, text):
         return False
     if (_OPEN_END.search(text) is None) != (_OPEN_END.search(gold) is None):
@@ -57,6 +65,46 @@ def _rows_equal(gold: str, text: str) -> bool | None:
     if first == second or a[1] != ":" or len(first) != len(second):
         return first == second
     return all(x * second[0] == y * first[0] for x, y in zip(first, second, strict=True)) and bool(first[0])
+
+
+def _letter_primes_differ(gold: str, text: str) -> bool:
+    """Whether letters are primed differently: f'(x) is not f(x). A name that only one has is left out."""
+    if "'" not in gold + text and r"\prime" not in gold + text:
+        return False
+    if ("=" in gold) != ("=" in text):
+        gold, text = named_value(gold)[1], named_value(text)[1]
+    if (_POINT.fullmatch(gold) and text.startswith("(")) or (_POINT.fullmatch(text) and gold.startswith("(")):
+        return False
+    return _letter_primes(gold) != _letter_primes(text)
+
+
+def _letter_primes(text: str) -> set[tuple[str, int]]:
+    return {
+        (match[1] or "", len(match[2] or "") + (match[3] or match[4] or "").count("prime"))
+        for match in _PRIMED.finditer(text)
+    }
+
+
+def _segments_differ(gold: str, text: str) -> bool:
+    r"""Whether answers made of segments and angles alone name different ones: AB \cdot CD is not AC \cdot BD.
+
+    A segment or an angle may be read backwards.
+    """
+    if ("=" in gold) != ("=" in text):
+        gold, text = named_value(gold)[1], named_value(text)[1]
+    first, second = _segments(gold), _segments(text)
+    if not first or not second or (max(len(first), len(second)) < 2 and r"\angle" not in gold + text):
+        return False
+    return first != second
+
+
+def _segments(text: str) -> set[str]:
+    """The segments and angles in an answer that has no other letters, each in the order that comes first."""
+    plain = _COMMAND.sub(" ", text)
+    if re.search("[A-Za-z]", _SEGMENT.sub(" ", plain)) or r"\triangle" in text:
+        return set()
+    found = ("".join(re.findall("[A-Z]", name.replace(r"\angle", ""))) for name in _SEGMENT.findall(plain))
+    return {min(name, name[::-1]) for name in found}
 
 
 def _commas_differ(gold: str, text: str) -> bool:

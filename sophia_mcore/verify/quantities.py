@@ -57,6 +57,8 @@ class Amount:
 _MATH_SIGN = re.compile(r"(?<!\\)\$")
 _AMOUNT = re.compile(r"(?P<before>\D{1,20}?)?\s*(?P<number>[+-]?\s*\d[\d.,]*)\s*(?P<after>\D{1,20})?")
 
+_DOLLARS_AND_CENTS = re.compile(r"(?:\\?\$(\d{1,9})|(\d{1,9}) dollars?),?(?: and)? (\d{1,2}) cents?")
+
 
 @lru_cache(maxsize=1 << 12)
 def amount(text: str) -> Amount | None:
@@ -70,6 +72,7 @@ def amount(text: str) -> Amount | None:
     text = TEXT_COMMAND.sub(r" \1", text).strip(" .")
     if text.replace("\\$", "").count("$") % 2 == 0:
         text = _MATH_SIGN.sub("", text)  # $20$ is mathematics
+    text = _DOLLARS_AND_CENTS.sub(lambda both: f"${both[1] or both[2]}.{int(both[3]):02}", text)
     match = _AMOUNT.fullmatch(magnitudes(text))
     if match is None:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sophia_mcore.verify.dates import parse_date, parse_time
 from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.rules import Rule, tables
 from sophia_mcore.verify.words import NOT_A_NOUN
@@ -18,9 +19,17 @@ _UNIT = (
     r"|\s*\^\s*\{?\s*\\circ\s*\}?)?"
 )
 _RANGE = re.compile(
-    rf"(?:from|between|从)?\s*(?P<low>{_MONEY}{_PLAIN})(?P<unit1>{_UNIT}?)\s*"
+    rf"(?:from|between|从)?\s*(?P<low>(?:-\s*(?=\d))?{_MONEY}{_PLAIN})(?P<unit1>{_UNIT}?)\s*"
     r"(?P<sign>-{1,3}|\\sim|\bto\b|\band\b|到|至|\\text\{\s*to\s*\})\s*"
-    rf"(?P<high>{_MONEY}{_PLAIN})(?P<unit2>{_UNIT})",
+    rf"(?P<high>(?:-\s*(?=\d))?{_MONEY}{_PLAIN})(?P<unit2>{_UNIT})",
+    re.IGNORECASE,
+)
+_TIME = r"\d{1,2}:\d{2}(?::\d{2})?(?:\s*[ap]\.?m\.?)?|\d{1,2}\s*[ap]\.?m\.?"
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DATE = rf"(?:[a-z]{{3,9}}\.?\s+{_DAY}|{_DAY}\s+[a-z]{{3,9}})(?:,?\s+\d{{4}})?|[a-z]{{3,9}}\s+\d{{4}}"
+_END = rf"(?:{_TIME}|{_DATE}|\d+/\d+)"
+_SPAN = re.compile(
+    rf"(?:from|between|从)?\s*(?P<low>{_END})\s*(?:-{{1,3}}|\\sim|\b(?:to|and|until|till|through)\b|到|至)\s*(?P<high>{_END})",
     re.IGNORECASE,
 )
 _RATIO = re.compile(r"(?P<first>\d+(?:\.\d+)?)\s*(?::|\bto\b)\s*(?P<second>\d+(?:\.\d+)?)")
@@ -51,7 +60,9 @@ def parse_range(text: str) -> Range | None:
     match = _RANGE.fullmatch(text)
     if match is None or (match["sign"] == "and") != text.casefold().startswith("between"):
         return None
-    low, high = parse_number(match["low"].strip()), parse_number(match["high"].strip())
+    if "-" in match["low"] + match["high"] and match["sign"].startswith("-"):
+        return None  # -5-5 is a subtraction
+    low, high = (parse_number(match[end].replace("- ", "-").strip()) for end in ("low", "high"))
     written = [match[name] for name in ("unit1", "unit2") if match[name]]
     units = {re.sub(r"\\(?:text|mathrm)|[{}\s]", "", unit) for unit in written}
     if low is None or high is None or len(units) > 1 or not all(map(_is_unit, written)):
@@ -92,6 +103,30 @@ def ranges_equal(gold: str, text: str, rule: Rule) -> bool | None:
     if a.unit and b.unit and _same_unit(a.unit) != _same_unit(b.unit):
         return False
     return _ends(a.low, b.low, rule) and _ends(a.high, b.high, rule)
+
+
+def spans_equal(gold: str, text: str) -> bool | None:
+    """Whether two answers of which at least one goes from a time, date or fraction to another have the same ends.
+
+    >>> spans_equal("9:30-10:30", "10:30-11:30"), spans_equal("May 3 to May 5", "from May 3 to May 5")
+    (False, True)
+    """
+    a, b = _span(gold), _span(text)
+    return None if a is None and b is None else a == b
+
+
+def _span(text: str) -> tuple[object, object] | None:
+    match = _SPAN.fullmatch(text) if len(text) <= 60 and text[:1].strip("-+\\") else None
+    if match is None:
+        return None
+    low, high = _end(match["low"]), _end(match["high"])
+    return (low, high) if low and high and type(low) is type(high) else None
+
+
+def _end(text: str) -> object | None:
+    """A time, date or fraction as a value; None if it is none."""
+    number = parse_number(text)
+    return number.value if number is not None else parse_time(text) or parse_date(text)
 
 
 def _same_unit(unit: str) -> str:

@@ -45,7 +45,8 @@ def number_of_words(text: str) -> Fraction | None:
     if not text or len(text) > 80 or (text.isascii() and not text[0].isalpha()):
         return None
     if not text.isascii():
-        return _chinese(text)
+        chinese = _chinese(text.removeprefix("负"))
+        return -chinese if chinese is not None and text.startswith("负") else chinese
     words = re.split(r"[\s-]+", text.casefold())
     if (
         len(words) > 3

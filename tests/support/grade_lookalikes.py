@@ -88,3 +88,61 @@ def unknowns_and_bases(chance: random.Random) -> list[Pair]:
         ),
         *pairs(f"{digits}_2", [f"{digits}_{{2}}", f"({digits})_2"], [digits, f"{digits}_3"]),
     ]
+
+
+@kind
+def spans(chance: random.Random) -> list[Pair]:
+    hour, day, month = chance.randint(1, 9), chance.randint(1, 20), chance.choice(["May", "June", "July", "March"])
+    bottom, shift = chance.randint(5, 9), chance.randint(1, 2)
+    made = []
+    for first, second, later, last in (
+        (f"{hour}:30", f"{hour + 1}:30", f"{hour + shift}:30", f"{hour + shift + 1}:30"),
+        (f"{hour} am", f"{hour + 1} am", f"{hour + 1} am", f"{hour + 2} am"),
+        (f"{month} {day}", f"{month} {day + 2}", f"{month} {day + shift}", f"{month} {day + shift + 2}"),
+        (f"1/{bottom}", f"3/{bottom}", f"2/{bottom}", f"4/{bottom}"),
+    ):
+        right = [f"{first} - {second}", f"{first} to {second}", f"from {first} to {second}"]
+        wrong = [f"{later}-{last}", f"{later} to {last}", f"{second}-{first}", first]
+        made += pairs(f"{first}-{second}", right, wrong)
+    return made
+
+
+@kind
+def primes_and_segments(chance: random.Random) -> list[Pair]:
+    letter, (a, b, c, d) = chance.choice("fghuvy"), chance.sample("ABCDEFKMN", 4)
+    n = chance.randint(2, 9)
+    return [
+        *pairs(f"{letter}'({n})", [rf"{letter}'\left({n}\right)"], [f"{letter}({n})", f"{letter}''({n})"]),
+        *pairs(f"{letter}''", [f" {letter}''"], [f"{letter}'", letter]),
+        *pairs(f"{n}x", [f"{letter}'={n}x"], [f"{n}x'"]),
+        *pairs(rf"{a}{b} \cdot {c}{d}", [rf"{d}{c} \cdot {a}{b}"], [rf"{a}{c} \cdot {b}{d}"]),
+        *pairs(rf"\frac{{{a}{b}}}{{{a}{c}}}", [rf"\frac{{{b}{a}}}{{{a}{c}}}"], [rf"\frac{{{d}{b}}}{{{d}{c}}}"]),
+        *pairs(rf"\angle {a}{b}{c}", [rf"\angle {c}{b}{a}"], [rf"\angle {a}{c}{b}", rf"\angle {b}{a}{c}"]),
+    ]
+
+
+@kind
+def prices_and_things(chance: random.Random) -> list[Pair]:
+    n, thing = chance.randint(2, 99), chance.choice(["apples", "nickels", "students", "points", "weeks", "kg"])
+    return [
+        *pairs(f"{n} {thing}", [f"{n} {thing}", str(n)], [rf"\${n}", f"{n} dollars"]),
+        *pairs(f"${n}", [f"{n} dollars", str(n), f"{n} dollars and 0 cents"], [f"{n} {thing}", f"{n} coins"]),
+    ]
+
+
+@kind
+def answers_not_meant(chance: random.Random) -> list[Pair]:
+    n = chance.randint(2, 99)
+    wrong = [
+        f"I don't think the answer is {n}.", f"It is false that the answer is {n}.", rf"\boxed{{{n}}} is incorrect.",
+        f"It is tempting to say the answer is {n}.", f"A common mistake is to say the answer is {n}.",
+        f"Some would claim that the answer is {n}.", f"If x were 2, the answer would be {n}.",
+        f"The answer is {n}. But the correct value is {n + 1}.",
+        f"Final answer: {n}. The actual sum is {n + 1}, though.",
+    ]  # fmt: skip
+    right = [
+        f"There is no doubt that the answer is {n}.", f"If we add all of them, the answer is {n}.",
+        f"The answer is {n}. Indeed the correct value is {n}.", f"Some would say {n + 1}. So the answer is {n}.",
+        f"The answer is {n + 1}. But the correct value is {n}.", rf"\boxed{{{n}}}. The correct answer is {n}.",
+    ]  # fmt: skip
+    return [Pair(str(n), text, text in right) for text in wrong + right]
