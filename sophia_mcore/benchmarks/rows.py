@@ -127,7 +127,8 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
     answer = _answer(values, options, problems)
     if not images and not problems and not benchmark.text_only:
         problems.append("no image")
-    if not values["question"] and not benchmark.asked_in_image and "value" not in benchmark.values.get("question", {}):
+    unasked = str(values["question"]).strip().lower() in ("", "nan")  # pandas writes an empty cell as nan
+    if unasked and not benchmark.asked_in_image and "value" not in benchmark.values.get("question", {}):
         problems.append("no question")
     if _type(values) == "choice" and benchmark.lettered and not options:
         problems.append("the options are missing, though the question is multiple choice")

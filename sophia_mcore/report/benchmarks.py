@@ -59,7 +59,8 @@ def _block(protocol: str, labels: list[str], details: list[Any], found: list[dic
         lines.append(Line("worst case of all variants", "", [one and one["worst_case"] for one in found]))
     for key in ("step_accuracy_rate", "question_completeness_rate"):
         if key in first.get("multi_step", {}):
-            cells = [one and {"score": one["multi_step"][key], "n": one["multi_step"]["n"]} for one in found]
+            steps = [one and one["multi_step"] for one in found]
+            cells = [one and {"score": one[key], "n": one["n"], "ci95": one["ci95"][key]} for one in steps]
             lines.append(Line(key.replace("_", " "), "multi-step", cells))
     for group, names in first["groups"].items():
         for name in names:

@@ -47,6 +47,20 @@ def test_benchmarks_before_and_after(tmp_path: Path) -> None:
     assert "<script>alert(1)" not in page
 
 
+@NEEDED
+def test_steps_of_multi_step_answers_have_an_interval(tmp_path: Path) -> None:
+    """MV-MATH has step scores: they have intervals as every score has, and the page shows them."""
+    run, config = make_run(tmp_path), make_config(tmp_path)
+    run.evaluation_questions_file.unlink()
+    prepare_questions([hub("mvmath")], ImageStore(run.images), run.evaluation_questions_file, read=read_benchmark)
+    evaluate(Round(config, run, 0), "base", FakeEngine(reply="\\boxed{{C}}"), NoProgress())
+    lines = {line.name: line.cells[0] for line in blocks(results(run, config, pytest.fail))[0].lines}
+    for name in ("step accuracy rate", "question completeness rate"):
+        found = lines[name]
+        assert found and found["n"] == 2 and found["ci95"][0] <= found["score"] < found["ci95"][1]
+    assert "step accuracy rate" in write_report(config, run, PHASES).read_text()
+
+
 def test_ordinary_questions_have_the_same_page(tmp_path: Path) -> None:
     run, config = make_run(tmp_path), make_config(tmp_path)
     evaluate(Round(config, run, 0), "base", FakeEngine(reply="\\boxed{{1}}"), NoProgress())

@@ -136,6 +136,7 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
         good | {"question": ""},
         good | {"question": "a" * 32_767},
         good | {"question": "Is it <IMG_CONTEXT>?"},
+        good | {"question": "NaN"},
     ]
     rows = [row | {"id": f"validation_Art_{i}", "index": str(i)} for i, row in enumerate(rows)]
     source = write_tsv(tmp_path / "x.tsv", rows)
@@ -146,7 +147,8 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
     assert problems[4] == ("no question",)
     assert problems[5] == ()
     assert "reserved" in problems[6][0]
-    with pytest.raises(SophiaError, match=r"6 of 7 rows are bad .*image missing"):
+    assert problems[7] == ("no question",)
+    with pytest.raises(SophiaError, match=r"7 of 8 rows are bad .*image missing"):
         prepare_questions([source], ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark)
 
 
