@@ -77,16 +77,18 @@ def _policy(wanted: Wanted) -> str:
         return wanted.model_name
     if not Path(wanted.model).is_dir():
         raise UsageError(f"{wanted.model}: no such model folder (an endpoint is http://HOST:PORT/v1)")
+    if not (Path(wanted.model) / "config.json").is_file():
+        raise UsageError(f"{wanted.model}: no model folder: config.json is missing")
     return wanted.model
 
 
 def _engine(wanted: Wanted) -> dict[str, Any]:
+    if wanted.engine not in ("vllm", "transformers"):
+        raise UsageError(f"--engine {wanted.engine!r}: vllm or transformers (an endpoint is an address as MODEL)")
     if is_address(wanted.model):
         if not wanted.model_name:
             raise UsageError(f"{wanted.model}: name the endpoint's model with --model-name")
         return {"kind": "openai", "base_url": wanted.model, "model_name": wanted.model_name}
-    if wanted.engine not in ("vllm", "transformers"):
-        raise UsageError(f"--engine {wanted.engine!r}: vllm or transformers (an endpoint is an address as MODEL)")
     return {"kind": wanted.engine}
 
 

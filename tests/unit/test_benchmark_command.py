@@ -191,11 +191,14 @@ def test_an_endpoint_is_evaluated_outside_a_run(tmp_path: Path, stubs: list[Stub
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
     for arguments, message in (
         (("x", str(tmp_path / "o"), "--on", "mathvisto"), "no such model folder|did you mean 'mathvista'"),
         ((str(tmp_path), str(tmp_path / "o"), "--on", "mathvisto"), "did you mean 'mathvista'"),
         ((str(tmp_path), str(tmp_path / "o"), "--on", "mmmu", "--protocol", "papre"), "one of paper, vlmevalkit"),
-        ((str(tmp_path), str(tmp_path / "o"), "--on", "mmmu", "--engine", "sglang"), "vllm or transformers"),
+        ((str(tmp_path / "empty"), str(tmp_path / "o"), "--on", "mmmu"), "config.json is missing"),
+        (("http://h/v1", "o", "--model-name", "m", "--on", "mmmu", "--engine", "vlm"), "vllm or transformers"),
         (("http://127.0.0.1:9/v1", str(tmp_path / "o"), "--on", "mmmu"), "--model-name"),
         ((), "name MODEL, OUT and --on"),
         (("--rescore", str(tmp_path / "no.tsv")), "no such file"),
