@@ -34,6 +34,7 @@ def weights(run: RunFolder) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(run.round(0).model.glob("*.safetensors")))
 
 
+@pytest.mark.slow
 def test_old_weights_never_stay(trained: tuple[Config, RunFolder]) -> None:
     config, run = trained
     first = weights(run)

@@ -303,6 +303,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, polic
     assert [path.name for path in folder.round(0).checkpoints.iterdir()] == ["step-00000002"]  # nothing half-written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"distributed_optimizer": False}], ids=str)
 def test_other_optimizers_resume_to_the_same_bits(tmp_path, policy, settings):
     folders = []

@@ -37,6 +37,7 @@ def questions(folder: Path, part: str, limit: int) -> str:
 
 
 @pytest.mark.vllm
+@pytest.mark.slow
 def test_a_round_and_the_on_policy_stage_of_a_tiny_qwen(rollout_python: Path, tmp_path: Path) -> None:
     data, policy, run = tmp_path / "data", tmp_path / "qwen", RunFolder(tmp_path / "run")
     python(DIGITS / "world.py", "--out", data)
