@@ -146,6 +146,8 @@ def _set_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
 @contextlib.contextmanager
 def adaptation() -> Iterator[None]:
     """Context in which megatron-core runs on the CPU."""
+    with torch.device("cpu"):
+        torch.empty(0)  # torch lists the functions that `with torch.device` concerns at its first use: unpatched ones
     with contextlib.ExitStack() as stack:
         patches = (
             (torch.cuda, "current_device", lambda: CPU),
