@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_the_example_for_one_small_gpu_builds_at_its_real_size() -> None:
     counts = parameters(built)
     assert [round(counts[part] / 1e9, 3) for part in ("vision", "projector", "language")] == [0.304, 0.004, 0.63]
     assert round(sum(counts.values()) / 1e6) == 938  # as its makers state it
-    assert_stages(config, built)
+    assert_stages(config, replace(built, image_token_id=7))  # the tokenizer's, which shipped sizes do not hold
 
 
 QWEN = {"qwen2_5_vl_7b": "Qwen2.5-VL-7B", "qwen2_5_vl_32b": "Qwen2.5-VL-32B", "qwen3_vl_8b": "Qwen3-VL-8B"}
