@@ -15,6 +15,7 @@ from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.phase import Phase
+from sophia_mcore.pretrained.families import family_of
 from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.report.build import visible
 from sophia_mcore.store.atomic import write_text
@@ -115,9 +116,10 @@ def _results(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _loading(folder: Path) -> str:
-    if json_or_empty(folder / "config.json").get("model_type") == "internvl_chat":
+    found = family_of(json_or_empty(folder / "config.json"))
+    if found is not None and found[1] == "hf-custom":
         return (
-            "## Loading\n\nThe folder has the layout of the original InternVL repositories. vLLM loads it as it is.\n"
+            "## Loading\n\nThe folder has the layout of the original repositories. vLLM loads it as it is.\n"
             "For transformers, write the native layout first: `sophia convert MODEL OUT --to hf`.\n"
         )
     return f"## Loading\n\nIn this folder, with a `picture.png` beside it:\n\n```python\n{LOADS}```\n"

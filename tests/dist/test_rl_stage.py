@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[
 
 KILLS = (
     "rl_publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
-    "rl_open.open_batch:2", "rl_loop.take:2", "rl_loop.measure_batch:2+", "rl_loop.train_step:3",
+    "rl_open.open_batch:2", "rl_loop.take_and_learn:2", "rl_loop.measure_batch:2+", "rl_loop.train_step:3",
     "rl_loop.train_step:6+", "rl_log.StageLog.batch:3+", "rl_publish.finish_model:1", "rl_loop.train_step:5+",
 )  # fmt: skip
 

@@ -188,7 +188,7 @@ def test_what_is_refused(files: dict[str, Path], capsys: pytest.CaptureFixture[s
     spec = make_plan(config, "h100", 64, Assumptions()).spec
     with pytest.raises(SophiaError, match="does not fit 1 x h100: -31 of 1 GPUs would train and the others sample"):
         stage_plan(config, spec, load_gpu("h100"), 1, Assumptions())
-    other = config.on_policy.model_copy(update={"engine": TransformersEngine()})
+    other = config.on_policy.model_copy(update={"engine": TransformersEngine(kind="transformers")})
     unplanned = make_plan(config.model_copy(update={"rl": other}), "h100", 64, Assumptions())
     assert unplanned.stage == "rl.engine.kind = 'transformers': only vLLM engines are planned"
     show(unplanned, Console(width=140), 1)
