@@ -51,6 +51,8 @@ def _table() -> dict[str, Any]:
 
 
 def _config(row: dict[str, Any]) -> dict[str, Any]:
+    if "config" in row:
+        return dict(row["config"])
     text = {
         "architectures": [row["language"]],
         "rms_norm_eps": 1e-6,

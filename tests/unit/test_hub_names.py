@@ -13,6 +13,8 @@ from sophia_mcore.config.schema import Models
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.hub import hub_name, local_folder
 from sophia_mcore.pretrained.released import released_config, released_names, spec_of
+from tests.support.qwen_models import RELEASES
+from tests.support.qwen_models import config_of as qwen_config
 from tests.support.real_models import BILLIONS, MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -81,10 +83,15 @@ def test_what_is_not_there_names_the_command(cache: Path) -> None:
 
 
 def test_a_plan_of_every_shipped_example_needs_no_download(cache: Path) -> None:
-    for name in sorted(MODELS):
+    for name in (*sorted(MODELS), "internvl3_1b", "qwen2_5_vl_7b", "qwen2_5_vl_32b", "qwen3_vl_8b"):
         arguments = ["plan", str(ROOT / "examples" / name / "run.toml"), "--gpus", "64"]
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
+
+
+def test_released_qwen_models_have_their_public_sizes() -> None:
+    for name in RELEASES:
+        assert released_config(Path("Qwen") / f"{name}-Instruct") == qwen_config(name)
 
 
 def test_released_sizes_are_those_of_the_releases() -> None:
