@@ -102,7 +102,7 @@ class Cluster:
         self._write_configuration()
         folder = self.folder
         self.small.mkdir()
-        self.command("mount", "-t", "tmpfs", "-o", "size=4m", "none", str(self.small))
+        self.command("mount", "-t", "tmpfs", "-o", "size=16m", "none", str(self.small))
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
