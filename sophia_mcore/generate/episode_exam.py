@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.environments.play import Live
 from sophia_mcore.environments.types import POLICY, Ask
-from sophia_mcore.generate.answers import evaluation_queue, grade_item, question_images
+from sophia_mcore.generate.answers import evaluation_queue, question_images
 from sophia_mcore.generate.engine import Completion, Engine, Request
 from sophia_mcore.generate.episodes import NOTHING, Episodes, Row
 from sophia_mcore.generate.phase import read_questions, sampled_fields
@@ -21,7 +21,7 @@ from sophia_mcore.generate.rollouts import make_episodes
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Answer, trajectory_id
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, run_units

@@ -23,7 +23,7 @@ from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.candidates import stored_candidates, with_totals
 from sophia_mcore.score.children import helpers as other_processes
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
 from sophia_mcore.score.reward import BROKEN, reward_of, select, visual_rewards
@@ -178,17 +178,8 @@ def grade_shard(grader: Grader, path: Path, questions: dict[str, Question]) -> l
         raise SophiaError(f"{path}: question {unknown!r} is not among the checked questions")
 
     def item(index: int) -> GradeItem:
-        question = questions[question_ids[index]]
         text = "" if reasons[index] == "length" else texts[index]
-        return GradeItem(
-            ids[index],
-            text,
-            question.answer,
-            question.answer_type,
-            question.options,
-            rules=question.source,
-            question=question.question,
-        )
+        return grade_item(questions[question_ids[index]], ids[index], text)
 
     return [
         Verdict(
