@@ -63,7 +63,7 @@ class EpisodeExam:
                 requests = waves.send(sample(requests))
             except StopIteration:
                 requests = None
-        return self._graded(rows, digest)
+        return self._graded(rows, digest, renderer)
 
     def _request(self, renderer: Renderer, row: Row, ask: Ask) -> Request:
         turn, item = len(row.live.turns), row.live.question.id
@@ -77,7 +77,7 @@ class EpisodeExam:
             continue_ids=tuple(given),
         )
 
-    def _graded(self, rows: Sequence[Row], digest: str) -> list[Answer]:
+    def _graded(self, rows: Sequence[Row], digest: str, renderer: Renderer) -> list[Answer]:
         own = self.episodes
         found: list[dict[str, Any]] = []
         for row in rows:
@@ -86,6 +86,7 @@ class EpisodeExam:
             if last is not None:
                 request, completion = row.sampled[last]
                 fields = sampled_fields(request, completion, digest)
+                fields["text"] = renderer.whole_answer(request, completion)
             if row.live.status == "broken":
                 fields["text"] = row.live.why
             item = row.live.question.id

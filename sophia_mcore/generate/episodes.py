@@ -165,12 +165,11 @@ class Episodes:
         if turn not in row.sampled:
             return _said(HelperReply(one.reply.text, one.reply.finish_reason))
         request, completion = row.sampled[turn]
-        fields = sampled_fields(request, completion, digest)
-        if given := request.continue_ids:
-            fields["token_ids"] = (*given, *completion.token_ids)
-            fields["text"] = renderer.answer(completion.opened, fields["token_ids"])
-            fields["given"] = len(given)
-        return fields
+        return sampled_fields(request, completion, digest) | {
+            "token_ids": (*request.continue_ids, *completion.token_ids),
+            "text": renderer.whole_answer(request, completion),
+            "given": len(request.continue_ids),
+        }
 
     # ---- rewards
 

@@ -166,9 +166,8 @@ class Examiner:
 
 def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Renderer) -> dict[str, Any]:
     row = {**sampled_fields(wanted.request, completion, version.digest), **wanted.known, "version": version.version}
-    if given := wanted.request.continue_ids:
-        row["token_ids"] = (*given, *completion.token_ids)
-        row["text"] = renderer.answer(completion.opened, row["token_ids"])
+    row["token_ids"] = (*wanted.request.continue_ids, *completion.token_ids)
+    row["text"] = renderer.whole_answer(wanted.request, completion)
     return row
 
 
