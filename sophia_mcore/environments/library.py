@@ -61,14 +61,17 @@ class Term:
         return self.settings.label
 
 
+Listener = Callable[[Callee, str, tuple[Any, ...], Outcome], None]  # function, kind of call, arguments, what came
+
+
 class Library:
     """A context manager that owns the processes. One thread at a time.
 
-    Raises SophiaError when the run has no copy of a file, or another one.
+    ``listener`` is told of every call. Raises SophiaError when the run has no copy of a file, or another one.
     """
 
-    def __init__(self, config: Config, run: RunFolder, *, stage: bool = True) -> None:
-        self._run = run
+    def __init__(self, config: Config, run: RunFolder, *, stage: bool = True, listener: Listener | None = None) -> None:
+        self._run, self._listener = run, listener
         self._specs: list[Spec] = []
         wanted = ("rewards.", "rl.environment.", "rl.weigh", "rl.relabel.") if stage else ("rewards.",)
         callees = {one.key: self._callee(one) for one in named_functions(config) if one.key.startswith(wanted)}
@@ -187,7 +190,11 @@ class Library:
                 for _, values in calls
             ]
             found = [one if one.error else Outcome(decode(one.value)) for one in self._pool.run(lines)]
-        return [Outcome(None, f"{callee.where}: {one.error}") if one.error else one for one in found]
+        found = [Outcome(None, f"{callee.where}: {one.error}") if one.error else one for one in found]
+        if self._listener is not None:
+            for (arguments, _), outcome in zip(calls, found, strict=True):
+                self._listener(callee, kind, arguments, outcome)
+        return found
 
 
 def _locally(callee: Callee, kind: str, arguments: tuple[Any, ...]) -> Outcome:

@@ -24,13 +24,12 @@ from sophia_mcore.generate.sampling import run_phase
 from sophia_mcore.pretrained.chat import Message, plain, user_text
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Answer, Question, Trajectory, trajectory_id
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, UnitQueue, units_of
 from sophia_mcore.verify.grade import Grader
-from sophia_mcore.verify.types import GradeItem
 
 
 def generate_fresh(round: Round, engine: Engine, progress: Progress) -> int:
@@ -198,19 +197,6 @@ def question_messages(question: Question, system: str) -> tuple[Message, ...]:
 def question_images(question: Question, images: ImageStore) -> tuple[bytes, ...]:
     """The image files of a question, in order. Raises SophiaError when one is missing."""
     return tuple(images.get(digest) for digest in question.images)
-
-
-def grade_item(question: Question, identifier: str, response: str) -> GradeItem:
-    """What the grader is given for an answer to a question."""
-    return GradeItem(
-        id=identifier,
-        response=response,
-        answer=question.answer,
-        answer_type=question.answer_type,
-        options=question.options,
-        rules=question.source,
-        question=question.question,
-    )
 
 
 def _fields(trajectory: Trajectory) -> dict[str, Any]:

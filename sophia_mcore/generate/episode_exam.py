@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.environments.play import Live
 from sophia_mcore.environments.types import POLICY, Ask
-from sophia_mcore.generate.answers import evaluation_queue, grade_item, question_images
+from sophia_mcore.generate.answers import evaluation_queue, question_images
 from sophia_mcore.generate.engine import Completion, Engine, Request
 from sophia_mcore.generate.episodes import NOTHING, Episodes, Row
 from sophia_mcore.generate.phase import read_questions, sampled_fields
@@ -21,7 +21,7 @@ from sophia_mcore.generate.rollouts import make_episodes
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Answer, trajectory_id
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.units import Unit, run_units
@@ -63,7 +63,7 @@ class EpisodeExam:
                 requests = waves.send(sample(requests))
             except StopIteration:
                 requests = None
-        return self._graded(rows, digest)
+        return self._graded(rows, digest, renderer)
 
     def _request(self, renderer: Renderer, row: Row, ask: Ask) -> Request:
         turn, item = len(row.live.turns), row.live.question.id
@@ -77,7 +77,7 @@ class EpisodeExam:
             continue_ids=tuple(given),
         )
 
-    def _graded(self, rows: Sequence[Row], digest: str) -> list[Answer]:
+    def _graded(self, rows: Sequence[Row], digest: str, renderer: Renderer) -> list[Answer]:
         own = self.episodes
         found: list[dict[str, Any]] = []
         for row in rows:
@@ -86,6 +86,7 @@ class EpisodeExam:
             if last is not None:
                 request, completion = row.sampled[last]
                 fields = sampled_fields(request, completion, digest)
+                fields["text"] = renderer.whole_answer(request, completion)
             if row.live.status == "broken":
                 fields["text"] = row.live.why
             item = row.live.question.id

@@ -17,12 +17,14 @@ from sophia_mcore.environments.play import Live, Played, play
 from sophia_mcore.environments.rows import episode_of
 from sophia_mcore.environments.terms import Judged, Said, Value, as_json, judge
 from sophia_mcore.environments.types import POLICY, Ask, Reply
-from sophia_mcore.generate.answers import grade_item, question_images
+from sophia_mcore.generate.answers import question_images
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.records import Question, Rollout, rollout_id
 from sophia_mcore.rl.stream import rollout_seed
+from sophia_mcore.score.grading import grade_item
+from sophia_mcore.score.terms import graded_replies
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.verify.grade import Grader
@@ -163,12 +165,11 @@ class Episodes:
         if turn not in row.sampled:
             return _said(HelperReply(one.reply.text, one.reply.finish_reason))
         request, completion = row.sampled[turn]
-        fields = sampled_fields(request, completion, digest)
-        if given := request.continue_ids:
-            fields["token_ids"] = (*given, *completion.token_ids)
-            fields["text"] = renderer.answer(completion.opened, fields["token_ids"])
-            fields["given"] = len(given)
-        return fields
+        return sampled_fields(request, completion, digest) | {
+            "token_ids": (*request.continue_ids, *completion.token_ids),
+            "text": renderer.whole_answer(request, completion),
+            "given": len(request.continue_ids),
+        }
 
     # ---- rewards
 
@@ -195,10 +196,7 @@ class Episodes:
         return question_images(question, self.images)
 
     def _opinions(self, name: str, asks: Sequence[Ask], questions: Sequence[Question]) -> list[Said]:
-        replies = self.helpers.ask(name, asks)
-        items = [grade_item(question, "", reply.text) for question, reply in zip(questions, replies, strict=True)]
-        grades = self.grader.grade_many(items)
-        return [(reply.text, grade.verdict, grade.extracted) for reply, grade in zip(replies, grades, strict=True)]
+        return graded_replies(self.grader, questions, self.helpers.ask(name, asks))
 
     def _said_about(self, turns: Sequence[Rollout], one: Judged) -> list[Rollout]:
         first, place = turns[0], max(turn.turn for turn in turns) + 1

@@ -11,7 +11,6 @@ from pathlib import Path
 from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.answers import grade_item
 from sophia_mcore.generate.captions import caption_queue
 from sophia_mcore.generate.engine import Engine, Request, Streaming
 from sophia_mcore.generate.phase import Asked, read_questions
@@ -22,7 +21,7 @@ from sophia_mcore.pretrained.chat import Message, plain
 from sophia_mcore.progress import Progress
 from sophia_mcore.records import Caption, Question, Trajectory, VerdictName, image_set_id, trajectory_id
 from sophia_mcore.score.early_stop import Rule, waves_of
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
 from sophia_mcore.store.shards import read_table, shard_files

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from sophia_mcore.batch.tokenize import load_tokenizer, without_special_tokens
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.complete import stop_token_ids
 from sophia_mcore.pretrained.families import family_of_folder, image_processor
@@ -111,6 +111,12 @@ class Renderer:
         """
         text = self.decode(token_ids)
         return text if text.lstrip().startswith("<think>") else opened + text
+
+    def whole_answer(self, request: Request, completion: Completion) -> str:
+        """The answer's text with what the request had it begin with (``continue_ids``): so it is graded everywhere."""
+        if not request.continue_ids:
+            return completion.text
+        return self.answer(completion.opened, (*request.continue_ids, *completion.token_ids))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled tokens without special ones (the end token is one); <think> tags stay."""

@@ -14,7 +14,7 @@ from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments.terms import as_json
 from sophia_mcore.environments.types import POLICY
-from sophia_mcore.generate.answers import grade_item, question_images, question_messages
+from sophia_mcore.generate.answers import question_images, question_messages
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.episodes import Episodes
 from sophia_mcore.generate.phase import sampled_fields
@@ -23,6 +23,7 @@ from sophia_mcore.records import Question, Rollout, VerdictName, rollout_id
 from sophia_mcore.rl.rethink import Rule, given_tokens, plan_rethinking
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.rl.versions import Version
+from sophia_mcore.score.grading import grade_item
 from sophia_mcore.score.reward import BROKEN, outcome
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.lineage import seed_for
@@ -165,9 +166,8 @@ class Examiner:
 
 def _row(wanted: Wanted, completion: Completion, version: Version, renderer: Renderer) -> dict[str, Any]:
     row = {**sampled_fields(wanted.request, completion, version.digest), **wanted.known, "version": version.version}
-    if given := wanted.request.continue_ids:
-        row["token_ids"] = (*given, *completion.token_ids)
-        row["text"] = renderer.answer(completion.opened, row["token_ids"])
+    row["token_ids"] = (*wanted.request.continue_ids, *completion.token_ids)
+    row["text"] = renderer.whole_answer(wanted.request, completion)
     return row
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,27 +30,7 @@ from sophia_mcore.store.user_files import keep_user_files
 
 GROUP = 4
 _Asked = tuple[Question, tuple[bytes, ...]]
-Seen = dict[tuple[str, str], Outcome]  # what a function (by its name) said to which arguments
-
-
-class RecordingLibrary(Library):
-    """Remembers what every function said."""
-
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        self.seen: Seen = {}
-        super().__init__(config, run, stage=config.rl is not None)
-
-    def _call(
-        self,
-        callee: Callee,
-        kind: str,
-        calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
-        decode: Callable[[Any], Any],
-    ) -> list[Outcome]:
-        outcomes = super()._call(callee, kind, calls, decode)
-        for (arguments, _), outcome in zip(calls, outcomes, strict=True):
-            self.seen[callee.where, hashlib.sha256(repr(arguments).encode()).hexdigest()] = outcome
-        return outcomes
+Seen = dict[tuple[str, str, str], Outcome]  # by the function's name, the kind of call, and a hash of the arguments
 
 
 def try_functions(config: Config, count: int) -> Iterator[str]:
@@ -132,7 +112,12 @@ def _bytes(image: bytes | Path) -> bytes:
 
 def _once(config: Config, run: RunFolder, asked: Sequence[_Asked]) -> tuple[Seen, list[list[terms.Judged]]]:
     images = {question.id: files for question, files in asked}
-    with RecordingLibrary(config, run) as library:
+    seen: Seen = {}
+
+    def listen(callee: Callee, kind: str, arguments: tuple[Any, ...], outcome: Outcome) -> None:
+        seen[callee.where, kind, hashlib.sha256(repr(arguments).encode()).hexdigest()] = outcome
+
+    with Library(config, run, stage=config.rl is not None, listener=listen) as library:
         groups = [(question, _episodes(config, library, question, files)) for question, files in asked]
         judged = terms.judge(library, groups, images=lambda question: images[question.id], ask_helper=_said_by_a_helper)
         whole = [[one.episode for one in group if not one.broken] for group in judged]
@@ -141,7 +126,7 @@ def _once(config: Config, run: RunFolder, asked: Sequence[_Asked]) -> tuple[Seen
         pairs = [(one, question) for (question, _), group in zip(groups, whole, strict=True) for one in group]
         for callee in library.relabels:
             library.relabel(callee, pairs)
-        return library.seen, judged
+        return seen, judged
 
 
 def _episodes(config: Config, library: Library, question: Question, images: tuple[bytes, ...]) -> list[Episode]:

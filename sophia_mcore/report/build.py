@@ -75,7 +75,7 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
         stage.groups = groups(run, problems)
         stage.index = in_script(stage.groups.index) if stage.groups is not None else ""
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
-    shown = browser(run, begun or [0], MAX_EXAMPLES, config.reward, problems)
+    shown = browser(run, begun or [0], MAX_EXAMPLES, config, problems)
     changed = changed_answers(run, report["evaluation"], problems)
     reasons = [(index, nothing_kept(run, config, index, problems)) for index in begun]
     gained = gains(run, report["evaluation"], problems)

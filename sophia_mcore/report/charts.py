@@ -9,8 +9,9 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
-from sophia_mcore.report.reading import Problems, columns, records
-from sophia_mcore.score.reward import Candidate, visual_rewards
+from sophia_mcore.report.reading import Problems, columns, records, rewarded
+from sophia_mcore.score.candidates import caption_rewards
+from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.track.metrics import read_metrics
 
@@ -126,7 +127,7 @@ def _rewards(folder: RoundFolder, charted: Charted) -> tuple[list[float], list[f
     candidates = [Candidate(t, q, c, 0, False, v) for t, q, c, v in zip(*rows.values(), strict=True)]
     asked, right = Counter(c.question_id for c in candidates), Counter[str]()
     right.update(c.question_id for c in candidates if c.verdict == "correct")
-    rewards = visual_rewards(candidates, charted.config.reward.broken)
+    rewards = caption_rewards(charted.config, rewarded(charted.config, folder, candidates, charted.problems))
     return list(rewards.values()), [right[question] / asked[question] for question in asked]
 
 

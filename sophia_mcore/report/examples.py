@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sophia_mcore.config.schema import Reward
+from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import answer_type
 from sophia_mcore.records import Caption, Kept, Question, Trajectory, Verdict
 from sophia_mcore.report.pictures import allowance, picture
-from sophia_mcore.report.reading import Problems, columns, read_json, records
-from sophia_mcore.score.reward import BROKEN, Candidate, visual_rewards
+from sophia_mcore.report.reading import Problems, columns, read_json, records, rewarded
+from sophia_mcore.score.candidates import caption_rewards
+from sophia_mcore.score.reward import BROKEN, Candidate
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.shards import read_metadata, shard_files
@@ -44,13 +45,13 @@ class Browser:
         return len(self.index["flags"])
 
 
-def browser(run: RunFolder, rounds: list[int], limit: int, reward: Reward, problems: Problems) -> Browser:
+def browser(run: RunFolder, rounds: list[int], limit: int, config: Config, problems: Problems) -> Browser:
     """The first ``limit`` questions of the rounds (shared evenly) with all that was made of them."""
     questions = records(run.questions_file, Question, problems)
     shown: list[dict[str, Any]] = []
     share = limit // max(1, len(rounds))
     for index in rounds:
-        shown += _round_examples(run.round(index), index, questions[:share], reward, problems)
+        shown += _round_examples(run.round(index), index, questions[:share], config, problems)
     types = sorted({example["type"] for example in shown})
     result = Browser(
         {
@@ -89,14 +90,14 @@ def _open_images(run: RunFolder, problems: Problems) -> ImageStore | None:
 
 
 def _round_examples(
-    folder: RoundFolder, index: int, questions: list[Question], reward: Reward, problems: Problems
+    folder: RoundFolder, index: int, questions: list[Question], config: Config, problems: Problems
 ) -> list[dict[str, Any]]:
     captions = _captions(folder, problems)
     names = ["trajectory_id", "question_id", "caption_id", "verdict", "extracted"]
     columns_of_verdicts = columns(folder.verdicts, Verdict, names, problems, lambda _, text: text[:500])
     verdicts = {row[0]: row for row in zip(*columns_of_verdicts.values(), strict=True)}
     candidates = (Candidate(row[0], row[1], row[2], 0, False, row[3]) for row in verdicts.values())
-    rewards = visual_rewards(candidates, reward.broken)
+    rewards = caption_rewards(config, rewarded(config, folder, candidates, problems))
     kept = {k.trajectory_id for k in records(folder.kept_file, Kept, problems)}
     trajectories = _trajectories(folder, kept, verdicts, problems)
     changes = read_json(folder.verdict_changes_file) or {}
@@ -123,7 +124,7 @@ def _round_examples(
                 "source": question.source,
                 "images": list(question.images),
                 "captions": made,
-                "flags": _flags(made, reward.alpha),
+                "flags": _flags(made, config.reward.alpha),
             }
         )
     return shown

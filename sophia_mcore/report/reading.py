@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import from_json, weighted
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.records import Terms
+from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store import json_files
+from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_shard, read_table, shard_files
 from sophia_mcore.track.metrics import read_metrics
 
@@ -50,6 +56,23 @@ def columns(
         for name in names:
             found[name] += _values(table, name, shorten)
     return found
+
+
+def rewarded(
+    config: Config, folder: RoundFolder, candidates: Iterable[Candidate], problems: Problems
+) -> list[Candidate]:
+    """The candidates with the totals of the reward's terms; those whose terms are not there yet are left out.
+
+    Where the reward is the verdict alone, the candidates as they are.
+    """
+    if config.verdict_alone:
+        return list(candidates)
+    rows = columns(folder.terms, Terms, ["trajectory_id", "values", "broken"], problems)
+    totals = {
+        name: None if broken else weighted(from_json(values), config.reward_terms)
+        for name, values, broken in zip(*rows.values(), strict=True)
+    }
+    return [replace(one, by_terms=True, total=totals[one.id]) for one in candidates if one.id in totals]
 
 
 def _values(table: Any, name: str, shorten: Callable[[str, str], str] | None) -> list[Any]:

@@ -10,8 +10,9 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Caption, Question, Trajectory, Verdict
 from sophia_mcore.report.pictures import picture
-from sophia_mcore.report.reading import Problems, columns, records
-from sophia_mcore.score.reward import Candidate, reason_to_drop, visual_rewards
+from sophia_mcore.report.reading import Problems, columns, records, rewarded
+from sophia_mcore.score.candidates import caption_rewards
+from sophia_mcore.score.reward import Candidate, reason_to_drop
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
@@ -25,6 +26,8 @@ _SAYS = {
     "caption_reward": "The answer is right, but too few answers to this caption are: it is not above reward.alpha.",
     "timeout": "Comparing the answers took longer than score.timeout_seconds.",
     "error": "The verifier, or the judge, failed on this answer.",
+    "reward": "The weighted total of [[rewards]] is below reward.at_least.",
+    "not_judged": "A term of [[rewards]] has no value for this answer, or its function failed.",
 }
 
 
@@ -57,7 +60,10 @@ def nothing_kept(run: RunFolder, config: Config, index: int, problems: Problems)
         Candidate(t, q, c, 0, ended.get(t) == "length", v)
         for t, q, c, v in zip(*(rows[name] for name in names[:4]), strict=True)
     ]
-    rewards = visual_rewards(candidates, config.reward.broken)
+    candidates = rewarded(config, folder, candidates, problems)
+    if len(candidates) < len(ended):
+        return []
+    rewards = caption_rewards(config, candidates)
     reasons = [reason_to_drop(candidate, rewards, config.reward) for candidate in candidates]
     if not all(reasons):
         return []  # some would be kept: the phase has not come that far

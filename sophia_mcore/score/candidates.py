@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Answer, Kept, Trajectory, Verdict
 from sophia_mcore.score.advantage import weigh
-from sophia_mcore.score.reward import Candidate, trajectory_rewards
+from sophia_mcore.score.reward import Candidate, PairKey, trajectory_rewards, visual_rewards
 from sophia_mcore.score.terms import totals
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import RoundFolder
@@ -98,6 +98,12 @@ def with_totals(config: Config, folder: RoundFolder, candidates: list[Candidate]
     if lost is not None:
         raise SophiaError(f"{folder.terms}: answer {lost!r} has no terms of the reward; run 'sophia score' again")
     return [replace(one, by_terms=True, total=found[one.id]) for one in candidates]
+
+
+def caption_rewards(config: Config, candidates: Iterable[Candidate]) -> dict[PairKey, float]:
+    """R(c) of a round's candidates (``reward.visual_rewards``), whatever an early stop has left out."""
+    per_caption = config.reasoning.per_caption if config.reasoning.waves is not None else 0
+    return visual_rewards(candidates, config.reward.broken, per_caption)
 
 
 def own_candidates(folder: RoundFolder, question_ids: Collection[str]) -> list[Candidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,6 @@ from sophia_mcore.score.early_stop import Cut, Rule, unjustified
 from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store.layout import RoundFolder
 from sophia_mcore.store.shards import read_metadata
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """``per_caption``: N, or 0 where all were sampled. ``summary`` is for kept.json."""
-
-    per_caption: int = 0
-    summary: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,14 +45,16 @@ def counted(shards: Sequence[Path]) -> Counts:
     return Counts(stored, left_out, in_vain, cuts)
 
 
-def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]) -> LeftOut:
-    """Count what ``reasoning.waves`` has left out; nothing without it.
+def left_out(
+    config: Config, folder: RoundFolder, shards: Sequence[Path], candidates: Sequence[Candidate]
+) -> dict[str, Any]:
+    """For kept.json: counts of what ``reasoning.waves`` has left out; {} without it.
 
     Raises SophiaError when a caption has too few trajectories for what is known now: then the kept set is not that of
     sampling everything.
     """
     if config.reasoning.waves is None:
-        return LeftOut()
+        return {}
     rule = Rule(config.reward, config.reasoning.per_caption)
     counts = counted(shards)
     if found := unjustified(rule, candidates, counts.cuts):
@@ -74,16 +68,13 @@ def left_out(config: Config, folder: RoundFolder, shards: Sequence[Path], candid
     questions = {one.question_id for one in candidates}
     pairs = len(questions) * config.captions.per_image
     tokens = sum(one.length for one in candidates)
-    return LeftOut(
-        config.reasoning.per_caption,
-        {
-            "early_stop": {
-                "waves": list(config.reasoning.waves),
-                "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
-                "trajectories_left_out": counts.left_out,
-                "tokens_sampled": tokens + counts.tokens_in_vain,
-                # as if they had become as long as the stored ones are on average, which nobody knows
-                "tokens_saved": max(0, round(counts.left_out * tokens / max(1, counts.stored)) - counts.tokens_in_vain),
-            }
-        },
-    )
+    return {
+        "early_stop": {
+            "waves": list(config.reasoning.waves),
+            "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
+            "trajectories_left_out": counts.left_out,
+            "tokens_sampled": tokens + counts.tokens_in_vain,
+            # as if they had become as long as the stored ones are on average, which nobody knows
+            "tokens_saved": max(0, round(counts.left_out * tokens / max(1, counts.stored)) - counts.tokens_in_vain),
+        }
+    }

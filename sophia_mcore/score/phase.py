@@ -21,12 +21,12 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Kept, Question, Trajectory, Verdict
-from sophia_mcore.score.candidates import stored_candidates, with_totals
+from sophia_mcore.score.candidates import caption_rewards, stored_candidates, with_totals
 from sophia_mcore.score.children import helpers as other_processes
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
-from sophia_mcore.score.reward import BROKEN, reward_of, select, visual_rewards
+from sophia_mcore.score.reward import BROKEN, reward_of, select
 from sophia_mcore.score.second_opinion import write_second_opinion
 from sophia_mcore.score.terms import AskedHelpers, make_terms
 from sophia_mcore.score.terms import summary as term_summary
@@ -178,17 +178,8 @@ def grade_shard(grader: Grader, path: Path, questions: dict[str, Question]) -> l
         raise SophiaError(f"{path}: question {unknown!r} is not among the checked questions")
 
     def item(index: int) -> GradeItem:
-        question = questions[question_ids[index]]
         text = "" if reasons[index] == "length" else texts[index]
-        return GradeItem(
-            ids[index],
-            text,
-            question.answer,
-            question.answer_type,
-            question.options,
-            rules=question.source,
-            question=question.question,
-        )
+        return grade_item(questions[question_ids[index]], ids[index], text)
 
     return [
         Verdict(
@@ -228,8 +219,8 @@ def _keep(
 ) -> dict[str, Any]:
     config, folder = round.config, round.folder
     candidates = with_totals(config, folder, stored_candidates(shards, verdicts))
-    sampled = left_out(config, folder, shards, candidates)
-    rewards = visual_rewards(candidates, config.reward.broken, sampled.per_caption)
+    sampling = left_out(config, folder, shards, candidates)
+    rewards = caption_rewards(config, candidates)
     seed = seed_for(config.run.seed, "select", round.index)
     selection = select(candidates, rewards, config.reward, seed)
     by_id = {c.id: c for c in candidates}
@@ -264,7 +255,7 @@ def _keep(
         "thoughts": count_thoughts(shards),
         "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
         "reward": config.reward.model_dump(mode="json", exclude={"at_least"} if config.verdict_alone else None),
-        **sampled.summary,
+        **sampling,
     }
     if not config.verdict_alone:
         summary["rewards"] = term_summary(folder, config.reward_terms)

@@ -72,7 +72,8 @@ def visual_rewards(
     ``broken``: whether a timeout or error counts as not correct or is left out of the mean (a pair with no other
     verdict then has reward 0). The order of the verdicts does not matter: counts are integers. Of ``per_caption``
     trajectories those that were not sampled (``score.early_stop``) count as not correct: R(c) is at least that. Where
-    the outcome is the total of the reward's terms, what they have not judged is left out in any case.
+    the outcome is the total of the reward's terms, what they have not judged is left out in any case, and a pair of
+    which nothing was judged has no reward.
     """
     correct: Counter[PairKey] = Counter()
     judged: Counter[PairKey] = Counter()
@@ -81,7 +82,8 @@ def visual_rewards(
     for verdict in verdicts:
         pair = (verdict.question_id, verdict.caption_id)
         if isinstance(verdict, Candidate) and verdict.by_terms:
-            totals.setdefault(pair, []).extend([] if verdict.total is None else [verdict.total])
+            if verdict.total is not None:
+                totals.setdefault(pair, []).append(verdict.total)
             continue
         stored[pair] += 1
         correct[pair] += verdict.verdict == "correct"
@@ -89,7 +91,7 @@ def visual_rewards(
     for pair, count in stored.items():
         judged[pair] += max(0, per_caption - count)
     by_verdict = {pair: correct[pair] / count if count else 0.0 for pair, count in judged.items()}
-    return by_verdict | {pair: math.fsum(found) / len(found) if found else 0.0 for pair, found in totals.items()}
+    return by_verdict | {pair: math.fsum(found) / len(found) for pair, found in totals.items()}
 
 
 def trajectory_rewards(

@@ -20,13 +20,12 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import Message
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Answer, Question, Terms, Trajectory, Verdict
-from sophia_mcore.score.grading import open_grader
+from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round, RoundFolder
 from sophia_mcore.store.shards import read_folder, read_metadata, read_shard, shard_files
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 from sophia_mcore.verify.grade import Grader
-from sophia_mcore.verify.types import GradeItem
 
 _FRESH = "fresh/"  # in front of a shard's name: the policy's own answers
 
@@ -113,23 +112,16 @@ class _Worker:
 
     def _ask(self, name: str, asks: Sequence[Ask], questions: Sequence[Question]) -> list[Said]:
         assert self._helpers is not None
-        replies = self._helpers.ask(name, asks)
         if self._grader is None:
             self._grader = self._opened.enter_context(open_grader(self._round.config.score))
-        items = [
-            GradeItem(
-                id="",
-                response=reply.text,
-                answer=question.answer,
-                answer_type=question.answer_type,
-                options=question.options,
-                rules=question.source,
-                question=question.question,
-            )
-            for reply, question in zip(replies, questions, strict=True)
-        ]
-        grades = self._grader.grade_many(items)
-        return [(reply.text, grade.verdict, grade.extracted) for reply, grade in zip(replies, grades, strict=True)]
+        return graded_replies(self._grader, questions, self._helpers.ask(name, asks))
+
+
+def graded_replies(grader: Grader, questions: Sequence[Question], replies: Sequence[HelperReply]) -> list[Said]:
+    """What a helper has said about each question, and what it is worth as an answer to it."""
+    items = [grade_item(question, "", reply.text) for question, reply in zip(questions, replies, strict=True)]
+    grades = grader.grade_many(items)
+    return [(reply.text, grade.verdict, grade.extracted) for reply, grade in zip(replies, grades, strict=True)]
 
 
 def _episode(row: Trajectory, question: Question, verdict: Verdict | Answer) -> Episode:

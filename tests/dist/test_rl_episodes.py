@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.transformers_engine import _Row
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.track.metrics import read_metrics
 from tests.support import stage_world, train_world
@@ -54,6 +56,26 @@ def lines(run: Any, phase: str) -> list[dict[str, Any]]:
     return [line for line in read_metrics(run.rl.train / "metrics.jsonl") if line["phase"] == phase]
 
 
+@pytest.fixture
+def full_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine notes log-probs over the whole vocabulary, as the trainer has them.
+
+    Image tokens cannot be sampled, so its own are over all other tokens. A random model gives image tokens up to 2%,
+    and the gap is just that: 0.02 nats at the 99th percentile. Without it nothing may differ but rounding.
+    """
+    plain = _Row.step
+
+    def step(row: _Row, logits_V: torch.Tensor) -> int:
+        full_V, noted = torch.log_softmax(logits_V, dim=-1), len(row.logprobs)
+        token = plain(row, logits_V)
+        if len(row.logprobs) > noted:
+            row.logprobs[-1] = float(full_V[token])
+        return token
+
+    monkeypatch.setattr(_Row, "step", step)  # the engine's process is forked from this one
+
+
+@pytest.mark.usefixtures("full_logprobs")
 def test_two_turns_learn(tmp_path: Path, policy: Path) -> None:
     config, run = stage(tmp_path, policy, batches=6, group=8, samples_per_update=32, weigh="turn")
     with stage_world.engine(config, run, episodes=True):
@@ -61,8 +83,7 @@ def test_two_turns_learn(tmp_path: Path, policy: Path) -> None:
     batches = lines(run, "batch")
     assert {line["turns_mean"] for line in batches} == {2.0} and batches[0]["episodes"] == 32
     assert batches[-1]["reward_early"] > batches[0]["reward_early"] + 0.3
-    # the engine cannot sample image tokens, to which a random model gives a little; other prompts would be far off
-    assert max(line["rollout_gap_p99"] for line in batches) < 0.05
+    assert max(line["rollout_gap_p99"] for line in batches) < 1e-4
     assert {"accuracy_turn_1", "accuracy_turn_2", "reward_mean"} <= batches[0].keys()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[re
 
 from sophia_mcore.cli import app
 from sophia_mcore.launch.phases import PHASES
-from sophia_mcore.records import Trajectory, Verdict
+from sophia_mcore.records import Terms, Trajectory, Verdict
 from sophia_mcore.report.build import write_report
+from sophia_mcore.report.examples import browser
 from sophia_mcore.report.pictures import picture
 from sophia_mcore.report.reading import Problems
 from sophia_mcore.report.reasons import nothing_kept
@@ -68,6 +72,30 @@ def test_the_three_worst_reasons_come_with_an_example_each(failed: tuple[RunFold
     assert head.count('class="reason"') == 3 and "16 trajectories (66.7%): wrong." in head
     assert "<script>" not in head and "<img src=x" not in head and "&lt;script&gt;" in head
     assert "round 0: kept trajectories</li>" in page, "only what is missing is listed as missing"
+
+
+def test_reasons_are_those_of_the_rewards_terms(failed: tuple[RunFolder, Any]) -> None:
+    """The verdict does not decide there: q0 is cut off, of q1 one term has no value, q2 has a low total."""
+    run, config = failed
+    folder = run.round(0)
+    _change(folder.verdicts, Verdict, lambda verdict: replace(verdict, verdict="correct"))
+    config = config.model_validate({**config.model_dump(), "rewards": [{"function": "equal", "weight": 2.0}]})
+    assert nothing_kept(run, config, 0, Problems()) == []  # the terms are not there yet
+
+    def terms(verdict: Verdict) -> Terms:
+        values = '{"equal": null}' if verdict.question_id == "q1" else '{"equal": 0.25}'
+        ids = {name: getattr(verdict, name) for name in ("trajectory_id", "question_id", "caption_id")}
+        return Terms(**ids, values=values)
+
+    for path in sorted(folder.verdicts.glob("*.parquet")):
+        write_shard(folder.terms / path.name, [terms(row) for row in read_shard(path, Verdict)], Terms)
+    found = nothing_kept(run, config, 0, Problems())
+    assert [(r.name, r.count) for r in found] == [("reward", 16), ("truncated", 4), ("not_judged", 4)]
+    assert found[0].says == "The weighted total of [[rewards]] is below reward.at_least."
+    (block,) = browser(run, [0], 6, config, Problems()).blocks
+    shown = json.loads(zlib.decompress(base64.b64decode(block)))
+    rewards = {example["id"]: {caption["reward"] for caption in example["captions"]} for example in shown}
+    assert rewards == {f"q{i}": {None if i == 1 else 0.5} for i in range(6)}
 
 
 def test_a_round_that_kept_something_or_is_not_judged_has_no_reasons(failed: tuple[RunFolder, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -99,6 +100,21 @@ def test_broken_verdicts_count_as_configured():
     assert run(items).kept == ()
     assert run(items, broken="left_out").kept == ("q.c.n0",)
     assert visual_rewards(candidates("q", "c", ["error"] * 3), "left_out") == {("q", "c"): 0.0}
+
+
+def test_a_caption_without_a_judged_trajectory_has_no_reward():
+    """Of totals of terms: None never counts as 0, in no mean."""
+    items = [
+        replace(item, by_terms=True, total=total)
+        for item, total in zip(
+            candidates("q", "c", ["correct"] * 2) + candidates("q", "d", ["correct"] * 2),
+            (1.0, None, None, None),
+            strict=True,
+        )
+    ]
+    assert visual_rewards(items) == {("q", "c"): 1.0}
+    selection = run(items)
+    assert selection.kept == ("q.c.n0",) and selection.dropped == {"not_judged": 3}
 
 
 def test_every_drop_has_its_reason():

@@ -171,7 +171,7 @@ def test_a_function_that_fails_breaks_its_episode_alone(tmp_path: Path, model: P
     firsts = [one for one in rows if one.turn == 0]
     assert broken == {(one.question_id, one.index) for one in firsts if "1" in one.text} and 0 < len(broken) < 6
     (why,) = {one.why for one in rows if one.status == "broken"}
-    assert why.endswith("mine.py: ValueError: one (line 18)") or "ValueError: one (line" in why
+    assert why.endswith("mine.py:step: ValueError: one (line 18)")
 
 
 def test_no_helper_answers(tmp_path: Path, model: Path) -> None:

@@ -1,0 +1,71 @@
+"""The evaluation of a stage whose policy has several turns: both models answer every question in the environment."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sophia_mcore.launch import work
+from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.readers import rl_evaluation_units
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.records import Answer, Question
+from sophia_mcore.store.layout import Round
+from sophia_mcore.store.shards import read_folder, read_shard, write_shard
+from tests.support import tiny_models
+from tests.support.rl_world import make_rl_run
+
+MINE = """
+from sophia_mcore.environments import Ask, Step
+
+def start(question, images, seed):
+    return Step({"turn": 0, "question": question.question}, Ask.user(question.question, images))
+
+def step(state, reply, images):
+    if "3" in state["question"]:
+        raise ValueError("three")
+    if state["turn"]:
+        return Step(state)
+    return Step({**state, "turn": 1}, Ask.user("Again?", images, prefill=f"\\\\boxed{{{state['question'][8:9]}}} "))
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [tiny_models.save_internvl(folder / f"m{seed}", seed=seed) for seed in (1, 2)]
+
+
+def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path]) -> None:
+    """What the environment has the policy begin its last turn with belongs to the answer, as it does in training."""
+    (tmp_path / "mine.py").write_text(MINE)
+    environment = {"function": f"{tmp_path}/mine.py"}
+    config, run = make_rl_run(tmp_path / "run", models[0], questions=5, environment=environment, max_turns=2)
+    engine = {"kind": "transformers", "dtype": "float32"}
+    evaluate = config.evaluate.model_dump() | {"engine": engine}
+    config = config.model_validate(
+        {**config.model_dump(), "evaluate": evaluate, "functions": {"timeout_seconds": 20.0}}
+    )
+    claim_folder(config, run, new_settings=True)
+    questions = read_shard(run.questions_file, Question)
+    run.evaluation_questions_file.parent.mkdir(parents=True)
+    write_shard(run.evaluation_questions_file, questions, Question)
+    shutil.copytree(models[1], run.rl.model)
+    round = Round(config, run, 0)
+    work.rl_evaluate(round, NoProgress())
+    assert all(queue.done() for queue in rl_evaluation_units(round))
+    for label in ("rl-start", "rl"):
+        answers = {one.question_id: one for one in read_folder(run.evaluation(label, "greedy"), Answer)}
+        assert sorted(answers) == [f"q{i}" for i in range(5)]
+        failed = answers.pop("q3")
+        assert failed.verdict == "error" and "mine.py:step: ValueError: three" in failed.text
+        for name, one in answers.items():
+            number = name[1:]
+            assert one.text.startswith(f"\\boxed{{{number}}}") and one.extracted == number
+            assert one.verdict == ("correct" if number != "4" else "wrong")  # the answer of q4 is 0
+            assert len(one.token_logprobs) == len(one.token_ids)
+    before = sorted(path.stat().st_mtime_ns for path in run.path.glob("evaluation/rl*/greedy/*.parquet"))
+    work.rl_evaluate(round, NoProgress())  # again: nothing is asked
+    assert sorted(path.stat().st_mtime_ns for path in run.path.glob("evaluation/rl*/greedy/*.parquet")) == before
