@@ -233,6 +233,13 @@ class Rl(Section):
         return bool(self.objective.kl) or self.weigh.function not in WEIGHS
 
     @property
+    def measures_old(self) -> bool:
+        """Whether the trainer's own log-probs are measured before a batch's first update. With one update per batch
+        and nothing replayed they are those of the update itself, and the ratio is 1.
+        """
+        return self.old == "trainer" and (self.updates_per_batch > 1 or self.fill == "ssr")
+
+    @property
     def updates_per_batch(self) -> int:
         """Optimizer steps on each batch (the same for every batch)."""
         return -(-self.questions_per_batch * self.group // self.samples_per_update)

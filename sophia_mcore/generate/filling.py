@@ -20,6 +20,7 @@ from sophia_mcore.progress import Progress
 from sophia_mcore.store.units import Held, Unit
 
 _LOOK_SECONDS = 1.0  # when no unit is free, the next look for one comes so much later
+_MOST_UNGRADED = 4  # units that may wait for verdicts, beside one for each that is sampled
 
 Key = tuple[str, int]  # name of a unit that is held, place of a request in it
 Begin = Callable[[Unit], UnitWork]
@@ -119,7 +120,7 @@ class _Filling:
         found = [self._again.popleft() for _ in range(min(1, len(self._again)))]
         if not found:
             found = self._of_the_first(places)
-        while not found and (self._together or not self._works) and time.monotonic() >= self._claim_after:
+        while not found and self._may_claim():
             with self._ending():
                 unit = self._held.claim()
             if unit is None:
@@ -131,6 +132,17 @@ class _Filling:
         if found:
             self._latest = found[0][0][0]
         return found
+
+    def _may_claim(self) -> bool:
+        """Whether a further unit may begin, when none that is held has anything to ask.
+
+        A kill loses the units that wait for verdicts, so an engine that is faster than these waits too.
+        """
+        if time.monotonic() < self._claim_after:
+            return False
+        sampled = len(self._works.keys() & {name for name, _ in self._running})
+        ungraded = len(self._works) - sampled
+        return not self._works or (self._together and ungraded < _MOST_UNGRADED + sampled)
 
     def _of_the_first(self, places: int) -> list[tuple[Key, Request]]:
         for name, work in self._works.items():
@@ -222,9 +234,9 @@ class _Filling:
         name = self._latest
         if name not in self._works:
             raise error
-        self._again.extend((key, request) for key, request in self._running.items() if key[0] != name)
-        self._running.clear()
         self._drop(name, error)
+        self._again.extend((key, request) for key, request in self._running.items() if key[0] in self._works)
+        self._running.clear()
 
     def _drop(self, name: str, error: Exception) -> None:
         work = self._works.pop(name)

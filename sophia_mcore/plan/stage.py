@@ -19,7 +19,7 @@ from sophia_mcore.plan.layouts import Option, own_option, rank_layouts
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.rollout import Sampler, sampler
 from sophia_mcore.plan.turns import Parties, Turns, batches_of, simulate
-from sophia_mcore.plan.workload import Assumptions, Lengths, Workload, workload
+from sophia_mcore.plan.workload import Assumptions, Workload, response_lengths, workload
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 
@@ -120,18 +120,22 @@ def useful_share(rl: Rl, given: float | None) -> tuple[float, tuple[str, ...]]:
 def stage_work(config: Config, spec: ModelSpec, useful: float, given: Assumptions) -> Workload:
     """The updates of the stage as a workload of the trainer: samples per update are those that are trained on."""
     rl, view = config.on_policy, config.rl_view()
-    mean = given.response_tokens or min(3000.0, 0.5 * rl.max_tokens)
-    plain = workload(view, spec, replace(given, response_tokens=mean))
-    samples = rl.samples_per_update * (useful if rl.fill == "none" else 1.0)
+    share = {"none": useful, "ssr": 1.0, "resample": min(1.0, useful * draws(rl, useful))}[rl.fill]
+    samples = rl.samples_per_update * share
     made = replace(
-        plain,
-        response=Lengths(mean=mean, spread=0.9, limit=rl.max_tokens),
+        workload(view, spec, given),
+        response=response_lengths(rl.max_tokens, given),
         kept=useful,
         global_batch=max(1, round(samples)),
         steps=rl.batches * rl.updates_per_batch,
     )
     made.row()
     return made
+
+
+def draws(rl: Rl, useful: float) -> int:
+    """How often a batch draws its number of questions, until enough groups are useful or it may not go on."""
+    return min(math.ceil(1.0 / useful), 1 + rl.max_resamples) if rl.fill == "resample" else 1
 
 
 def _answers_assumed(rl: Rl, given: Assumptions, work: Workload) -> tuple[str, ...]:
@@ -205,8 +209,7 @@ def play(
     rl: Rl, work: Workload, used: Sampler, engines: int, prompt: float, *, train: float, publish: float, load: float
 ) -> Turns:
     """Batches of the stage one after another, with units of ``rl.questions_per_unit`` questions."""
-    draws = 1 if rl.fill != "resample" else math.ceil(1.0 / work.kept)
-    answers = rl.questions_per_batch * rl.group * draws
+    answers = rl.questions_per_batch * rl.group * draws(rl, work.kept)
     read = (2.0 * model_parameters(used.spec) * prompt + work.tiles * tile_flops(used.spec, work.picture)) / (
         used.device.bf16 * used.tensor
     )
@@ -248,7 +251,7 @@ def load_seconds(spec: ModelSpec, rate: float) -> float:
 
 def old_logprob_seconds(rl: Rl, option: Option) -> float:
     """A forward pass over the batch's samples, where old log-probs are measured: a third of its updates' passes."""
-    if rl.old != "trainer" or (rl.updates_per_batch == 1 and rl.fill != "ssr"):
+    if not rl.measures_old:
         return 0.0
     assert option.time is not None
     passes = 4.0 if option.setting.train.recompute == "full" else 3.0

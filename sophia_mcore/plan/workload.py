@@ -131,6 +131,12 @@ def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
+def response_lengths(limit: int, given: Assumptions) -> Lengths:
+    """Of long answers of at most ``limit`` tokens; the mean is assumed where it is not given."""
+    spread = 0.9  # as the benchmark of batch.pack draws its lengths
+    return Lengths(mean=given.response_tokens or min(3000.0, 0.5 * limit), spread=spread, limit=limit)
+
+
 def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     """The round of a configuration.
 
@@ -150,9 +156,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     limits = [source.limit for source in config.data.questions]
     listed = sum(limit for limit in limits if limit is not None) if all(limits) else None
     known = given.questions or listed
-    spread = 0.9  # of the logarithm; the benchmark of batch.pack draws its lengths so
-    limit = config.reasoning.sampling.max_tokens
-    response = given.response_tokens or min(3000.0, 0.5 * limit)
+    response = response_lengths(config.reasoning.sampling.max_tokens, given)
     caption_limit = config.captions.sampling.max_tokens
     caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
     vary = spec.family is not None and spec.family.tokens_vary
@@ -165,7 +169,11 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     rule = Rule(config.reward, config.reasoning.per_caption)
     assumed = [
         *([] if known else [f"{PAPER_QUESTIONS:,} questions (the paper's; --questions)"]),
-        *([] if given.response_tokens else [f"trajectories of {response:,.0f} tokens on average (--response-tokens)"]),
+        *(
+            []
+            if given.response_tokens
+            else [f"trajectories of {response.mean:,.0f} tokens on average (--response-tokens)"]
+        ),
         *([] if given.caption_tokens else [f"captions of {caption:,.0f} tokens (--caption-tokens)"]),
         *([] if given.tiles is not None else [f"{tiles:g} {'images' if vary else 'tiles'} per question (--tiles)"]),
         *([about] if about else []),
@@ -185,7 +193,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         picture=picture,
         sizes_vary=vary,
         caption=Lengths(mean=caption, spread=0.5, limit=caption_limit),
-        response=Lengths(mean=response, spread=spread, limit=limit),
+        response=response,
         kept=kept,
         sampled=sampled_share(accuracy, rule, waves) if waves else 1.0,
         sequence_length=config.batch.sequence_length_tokens,

@@ -73,7 +73,6 @@ def run_joined(
     pause = _FIRST_PAUSE_SECONDS
     try:
         while True:
-            meter.refresh()
             unit = held.claim()
             if unit is not None:
                 with _heartbeats(queue):
@@ -108,6 +107,7 @@ class Held:
 
     def claim(self) -> Unit | None:
         """Claim a further unit; None if no unit is free."""
+        self._meter.refresh()  # one call of work can take the whole phase
         claim = self._queue.claim()
         if claim is None:
             return None

@@ -123,28 +123,35 @@ class Planner:
         rl = self._rl
         if is_new_episode(number, rl.questions_per_batch, rl.ssr.episode_questions):
             self._buffer, self._known = [], {}
-        batches, done, lost = self._taken(number)
+        batches, _, first, rethought = self._read(number)
         questions = [item for batch in batches for unit in batch.units for item in unit.items]
-        self._check_lost(number, lost, questions, batches)
-        everything = read_rollouts(batches, done, rl.lag, self._rewards)
-        first = [one for one in everything if not one.parent]
-        rethought = [one for one in everything if one.parent]
-        check_broken(first, number, self._config.functions.max_broken_share)
         learned = read_learned(self._config, self._folder.batch(number))
         weighed, left_out = self._weigh(first, learned)
-        auxiliary = self._kept(rethought)
-        answers = {one.id: one for one in first} | {one.id: one for one in rethought if one.id in set(auxiliary)}
+        continued = self._kept(rethought)
+        answers = {one.id: one for one in first} | {one.id: one for one in rethought if one.id in set(continued)}
         targets = [self._tokens.target(one, number) for one in learned.targets]
-        answers |= {one.id: one for one in targets if one is not None}
-        auxiliary += [one.id for one in targets if one is not None]
-        left_out["relabel_unfit"] += sum(one is None for one in targets)
-        updates = self._updates(number, questions, weighed, auxiliary, answers)
+        fit = {one.id: one for one in targets if one is not None}
+        answers |= fit
+        left_out["relabel_unfit"] += len(targets) - len(fit)
+        updates = self._updates(number, questions, weighed, [*continued, *fit], answers)
         effective = tuple(one.id for one in weighed)
         values = batch_values(first, weighed, left_out, asked=len(questions), trained_version=number)
-        values |= rethinking_values(rethought, auxiliary[: len(auxiliary) - len(targets)], answers)
+        values |= rethinking_values(rethought, continued, answers)
         if not self._config.verdict_alone or not rl.one_turn:
             values |= episode_values(first, self._config.reward_terms)
         return Plan(number=number, updates=updates, effective=effective, answers=answers | self._known, values=values)
+
+    def _read(self, number: int) -> tuple[list[Batch], set[str], list[Sampled], list[Sampled]]:
+        """(open folders, finished units, first answers, their rethinkings) of a batch.
+
+        Raises SophiaError when too many groups are lost, or too many episodes are broken.
+        """
+        batches, done, lost = self._taken(number)
+        self._check_lost(number, lost, batches)
+        everything = read_rollouts(batches, done, self._rl.lag, self._rewards)
+        first = [one for one in everything if not one.parent]
+        check_broken(first, number, self._config.functions.max_broken_share)
+        return batches, done, first, [one for one in everything if one.parent]
 
     def _taken(self, number: int) -> tuple[list[Batch], set[str], dict[str, str]]:
         """(open folders, finished units, units given up) as noted, or, before `take`, as they are now."""
@@ -154,21 +161,26 @@ class Planner:
             return batches, *unit_states(batches, self._attempts)[:2]
         return batches[: found["draws"]], set(found["units"]), dict(found["lost"])
 
-    def _check_lost(self, number: int, lost: dict[str, str], questions: list[str], batches: list[Batch]) -> None:
-        gone = sum(len(unit.items) for batch in batches for unit in batch.units if unit.id in lost)
-        if gone > self._rl.max_lost_share * len(questions):
+    def _check_lost(self, number: int, lost: dict[str, str], batches: list[Batch]) -> None:
+        units = [unit for batch in batches for unit in batch.units]
+        questions = sum(len(unit.items) for unit in units)
+        gone = sum(len(unit.items) for unit in units if unit.id in lost)
+        if gone > self._rl.max_lost_share * questions:
             first = min(lost)
             raise SophiaError(
-                f"batch {number}: {gone} of {len(questions)} groups are lost (rl.max_lost_share = "
+                f"batch {number}: {gone} of {questions} groups are lost (rl.max_lost_share = "
                 f"{self._rl.max_lost_share}); units {', '.join(sorted(lost))}; {first}: {lost[first]}"
             )
 
     def groups(self, number: int) -> tuple[list[Batch], set[str], dict[str, list[Credited]]]:
         """(open folders, finished units, judged episodes by question) of a batch whose units are done."""
-        batches, done, _ = self._taken(number)
-        first = [one for one in read_rollouts(batches, done, self._rl.lag, self._rewards) if not one.parent]
-        check_broken(first, number, self._config.functions.max_broken_share)
+        batches, done, first, _ = self._read(number)
         return batches, done, self._judged(first)[0]
+
+    def useful_groups(self, number: int) -> int:
+        """How many questions of a batch whose units are done have an answer with an advantage, by built-in weighing."""
+        first = self._read(number)[2]
+        return len({one.question_id for one in self._weigh(first, Learned())[0]})
 
     def _judged(self, first: Sequence[Sampled]) -> tuple[dict[str, list[Credited]], Counter[str]]:
         unfit = {

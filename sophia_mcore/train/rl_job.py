@@ -74,13 +74,6 @@ class StageJob(Job):
         """RUN/rl."""
         return self.run.rl
 
-    @property
-    def measures_old(self) -> bool:
-        """Whether the trainer's own log-probs are measured before a batch's first update. With one update per batch
-        and nothing replayed they are those of the update itself, and the ratio is 1.
-        """
-        return self.rl.old == "trainer" and (self.rl.updates_per_batch > 1 or self.rl.fill == "ssr")
-
     def batches(self, plan: Plan, update: Update) -> list[PackedBatch]:
         """This rank's micro batches of an update."""
         samples = [self.tokens.sample(plan.answers[one.id], one.advantage, one.kl) for one in update.samples]
@@ -90,7 +83,7 @@ class StageJob(Job):
         logprobs: dict[str, Any] = {"rollout_logprobs": recorded}
         if self.rl.old == "engine":
             logprobs["behaviour_logprobs"] = recorded
-        elif self.measures_old:
+        elif self.rl.measures_old:
             logprobs["behaviour_logprobs"] = self.old
         if self.rl.needs_reference:
             logprobs["reference_logprobs"] = self.reference

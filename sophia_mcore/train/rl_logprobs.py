@@ -33,7 +33,7 @@ def measure_batch(job: StageJob, plan: Plan) -> dict[str, float]:
     """
     folder = job.folder.old(plan.number)
     chosen = plan.effective
-    if job.measures_old:
+    if job.rl.measures_old:
         _stored(job, plan, folder, chosen)
         compared = [name for name in chosen if _is_of_now(plan, name)]
         found = {name: job.old[name] for name in compared} if job.groups.is_last_stage else {}
@@ -52,7 +52,7 @@ def bring(job: StageJob, plan: Plan, names: Sequence[str]) -> None:
     """Read the stored log-probs of answers of earlier batches that ``job`` does not have any more; drop the others."""
     if not job.groups.is_last_stage:
         return
-    wanted = [(job.old, ".")] if job.measures_old else []
+    wanted = [(job.old, ".")] if job.rl.measures_old else []
     wanted += [(job.reference, "reference")] if job.rl.needs_reference else []
     for known, place in wanted:
         for name in [name for name in known if name not in plan.answers]:

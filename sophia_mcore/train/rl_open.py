@@ -70,8 +70,7 @@ def draw_again(job: StageJob, number: int) -> bool:
         return False
     if (job.folder.batch(number) / TAKEN).is_file():
         return False
-    plan = job.planner.plan(number)
-    groups = len({plan.answers[name].graded.question_id for name in plan.effective})
+    groups = job.planner.useful_groups(number)
     return groups < job.rl.questions_per_batch and bool(open_once(job, number, draw).units)
 
 

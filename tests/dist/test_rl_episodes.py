@@ -112,6 +112,16 @@ def test_weights_and_targets_of_ones_own(tmp_path: Path, policy: Path) -> None:
     assert stage_world.left_behind(run)["versions"] == before
 
 
+def test_further_questions_are_asked_before_a_batch_is_relabelled(tmp_path: Path, policy: Path) -> None:
+    own = {"fill": "resample", "max_resamples": 1, "relabel": ({"function": f"{tmp_path}/mine.py:best"},)}
+    config, run = stage(tmp_path, policy, batches=1, **own)
+    with stage_world.engine(config, run, episodes=True):
+        assert stage_world.train(config, run) == [True]
+    learned = read_json(run.rl.batch(0) / "learned.json")
+    assert learned is not None and learned["targets"]
+    assert sum(line["samples_auxiliary"] for line in lines(run, "update")) <= len(learned["targets"])
+
+
 def test_functions_that_fail_stop_the_stage_by_name(tmp_path: Path, policy: Path) -> None:
     config, run = stage(tmp_path, policy, "broken", environment="single")
     with (

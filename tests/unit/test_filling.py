@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.load import load_config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.generate.captions import generate_captions
+from sophia_mcore.generate.engine import Completion, Cut, Key, OnStep, Request, RequestError
+from sophia_mcore.generate.phase import Asked
 from sophia_mcore.generate.reasoning import generate_trajectories
+from sophia_mcore.generate.sampling import run_phase
 from sophia_mcore.launch.phases import REASONING
+from sophia_mcore.pretrained.chat import Message
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Kept, Trajectory
 from sophia_mcore.score.phase import score_round
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.store.units import Unit, UnitQueue, units_of
 from tests.support.generate_world import FakeEngine, make_config, make_run
 from tests.support.streaming_engine import StreamingEngine
 
@@ -85,6 +94,65 @@ def test_a_request_that_cannot_be_asked_costs_its_own_unit_only(tmp_path: Path) 
     assert len(read_failures(round.folder.trajectories)) == 1
     wanted = {name: data for name, data in shards(whole).items() if name in shards(round)}
     assert len(wanted) == 4 and shards(round) == wanted
+
+
+def test_units_do_not_pile_up_before_slow_verdicts(tmp_path: Path) -> None:
+    begun_units = graded = most = 0
+
+    def ask(unit: Unit) -> list[Asked[Trajectory]]:
+        nonlocal begun_units, most
+        begun_units += 1
+        most = max(most, begun_units - graded)
+        return [asked_for(unit.id, begun_units)]
+
+    def grade(records: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        nonlocal graded
+        time.sleep(0.01)
+        graded += 1
+        return records
+
+    queue = UnitQueue(tmp_path, units_of([str(number) for number in range(60)], 1))
+    engine = StreamingEngine(places=2)
+    assert run_phase("slow", queue, Trajectory, engine, NoProgress(), ask=ask, grade=grade, settings={}) == 60
+    assert most <= 2 + (4 + 2) + 1
+
+
+def test_nothing_of_a_failed_unit_is_asked_again_when_the_stream_ends(tmp_path: Path) -> None:
+    def ask(unit: Unit) -> list[Asked[Trajectory]]:
+        return [asked_for(f"{unit.id}-{number}", number) for number in range(3)]
+
+    queue, engine = UnitQueue(tmp_path, units_of(["a", "b"], 1), attempts=3), FallingEngine()
+    assert run_phase("two", queue, Trajectory, engine, NoProgress(), ask=ask, settings={}) == 2
+    assert len(engine.keys) == len(set(engine.keys)) == 4 * 3  # both units once more, and under new names
+
+
+class FallingEngine(StreamingEngine):
+    """Cannot answer the first request that it is given, then falls down once. ``keys``: all that were asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[object] = []
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
+    ) -> Iterator[tuple[Key, Completion | RequestError]]:
+        falls = not self.keys
+
+        def noting(places: int) -> Sequence[tuple[Key, Request]]:
+            further = more(places)
+            self.keys += [key for key, _ in further]
+            return further
+
+        if falls:
+            asked = list(iter(lambda: noting(100), []))
+            yield asked[0][0][0], RequestError("not this one")
+            raise SophiaError("fell down")
+        yield from super().stream(noting, on_step, cut)
+
+
+def asked_for(name: str, seed: int) -> Asked[Trajectory]:
+    request = Request(messages=(Message("user", name),), sampling=Sampling(), seed=seed)
+    return Asked(request, partial(Trajectory, id=name, question_id="q", caption_id="k", index=0, source="reasoner"))
 
 
 def test_what_cannot_be_written_ends_the_work_and_blames_no_unit(

@@ -15,7 +15,15 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.plan.command import make_plan
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.show import show
-from sophia_mcore.plan.stage import StagePlan, divisions, old_logprob_seconds, stage_plan, useful_share, with_rethinking
+from sophia_mcore.plan.stage import (
+    StagePlan,
+    divisions,
+    draws,
+    old_logprob_seconds,
+    stage_plan,
+    useful_share,
+    with_rethinking,
+)
 from sophia_mcore.plan.turns import Parties, Turns, batches_of, simulate
 from sophia_mcore.plan.workload import Assumptions
 from tests.support import plan_models
@@ -179,6 +187,12 @@ def test_resampling_samples_more(files: dict[str, Path]) -> None:
     again = planned(load_config(files["internvl3-8b"], sets=[*SHARED, "rl.fill=resample"]), 8, kept=0.25).own
     assert plain is not None and again is not None
     assert again.sampling > 2 * plain.sampling and again.training > plain.training
+
+
+def test_resampling_ends_where_it_may_not_go_on() -> None:
+    resample = Rl.model_validate({"fill": "resample", "max_resamples": 2})
+    assert [draws(resample, useful) for useful in (1.0, 0.5, 0.34, 0.1)] == [1, 2, 3, 3]
+    assert draws(Rl(), 0.1) == 1
 
 
 def test_what_is_refused(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

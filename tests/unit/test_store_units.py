@@ -20,8 +20,9 @@ import pytest
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Question
 from sophia_mcore.store import atomic, shards
+from sophia_mcore.store import units as units_module
 from sophia_mcore.store.owner import Owner
-from sophia_mcore.store.units import Unit, UnitQueue, run_units, units_of
+from sophia_mcore.store.units import Held, Unit, UnitQueue, run_joined, run_units, units_of
 
 ITEMS = [f"q{i}" for i in range(60)]
 UNITS = units_of(ITEMS, 3)
@@ -66,6 +67,24 @@ def test_one_process_does_everything_and_leaves_no_claims(tmp_path: Path) -> Non
     assert seen[-1] == (60, 60) and all(total == 60 for _, total in seen)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert run_units(queue(tmp_path), Question, work) == 0
+
+
+def test_progress_counts_other_processes_while_work_holds_several_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "_PROGRESS_LISTING_SECONDS", 0.0)
+    seen: list[int] = []
+
+    def whole_phase(unit: Unit, held: Held) -> None:
+        run_units(queue(tmp_path, owner="another"), Question, work, wait=False)
+        patience = time.monotonic() + 60.0
+        while seen[-1] < len(ITEMS) - len(unit.items) and time.monotonic() < patience:
+            assert held.claim() is None
+            time.sleep(0.01)
+        held.finish(unit, records_of(unit))
+
+    assert run_joined(queue(tmp_path), Question, whole_phase, lambda done, total: seen.append(done)) == 1
+    assert len(ITEMS) - 3 in seen and seen[-1] == len(ITEMS)
 
 
 def test_a_claimed_unit_is_not_claimed_again(tmp_path: Path) -> None:
