@@ -15,13 +15,13 @@ from sophia_mcore.benchmarks.prompts import render
 from sophia_mcore.benchmarks.table import PROTOCOLS, Benchmark, benchmark_named
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.cells import (
-    RESERVED,
     answer_of,
     broken_text,
     images_of,
     is_missing,
     literal,
     options_of,
+    reserved_in,
     without_surrogates,
 )
 from sophia_mcore.data.columns import Row
@@ -132,8 +132,8 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
         problems.append("no question")
     if _type(values) == "choice" and benchmark.lettered and not options:
         problems.append("the options are missing, though the question is multiple choice")
-    problems += [f"the question contains {mark}, which is reserved for prompts"
-                 for mark in RESERVED if mark in values["question"] or mark in values.get("query", "")]  # fmt: skip
+    reserved = reserved_in(values["question"]) or reserved_in(values["query"])
+    problems += [f"the question {reserved}"] if reserved else []
     prompts = {name: render(benchmark.prompt(name), values, len(images), benchmark.images_last) for name in PROTOCOLS}
     details = {"index": values["index"], "prompts": prompts, "golds": values["golds"], "values": _kept(values)}
     text = json.dumps(details, ensure_ascii=False)
