@@ -39,6 +39,7 @@ _KINDS = (
     "no question",
     "no answer",
     "duplicate id",
+    "duplicate index",
     "the question",
     "the answer",
     "the options",
