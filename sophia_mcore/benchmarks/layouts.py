@@ -114,7 +114,9 @@ def _objects(file: Path, items: Iterable[tuple[int, dict[str, Any] | str]]) -> I
 def _tsv(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of VLMEvalKit's table. An image cell that is short names the row whose image it is."""
     rows = read_table(file)
-    images = {row.get("index", ""): row.get("image", "") for row in rows}
+    images: dict[str, str] = {}
+    for row in rows:
+        images.setdefault(row.get("index", ""), row.get("image", ""))  # a second row of an index is bad
     for row in rows:
         image = row.get("image", "")
         if image and len(image) < _SHORTEST_IMAGE and image in images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from string import ascii_uppercase
@@ -15,13 +16,13 @@ from sophia_mcore.benchmarks.prompts import render
 from sophia_mcore.benchmarks.table import PROTOCOLS, Benchmark, benchmark_named
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.cells import (
-    RESERVED,
     answer_of,
     broken_text,
     images_of,
     is_missing,
     literal,
     options_of,
+    reserved_in,
     without_surrogates,
 )
 from sophia_mcore.data.columns import Row
@@ -54,8 +55,12 @@ def read_benchmark(source: Source) -> Iterator[Row]:
     label = source.name or benchmark.name
     wanted = (row for row in read_raw(benchmark, source.path) if _belongs(benchmark, row))
     number = -1
+    rows: dict[str, int] = {}  # index in a table -> the row where it stands first
     for number, raw in enumerate(islice(wanted, source.limit)):
-        yield row_of(benchmark, label, number, raw)
+        row, index = row_of(benchmark, label, number, raw), raw.cells.get("index")
+        if raw.layout == "tsv" and index and rows.setdefault(index, number) != number:
+            row = replace(row, problems=(*row.problems, f"duplicate index {index}, first in row {rows[index]}"))
+        yield row
     if number < 0:
         of = ", ".join(f"{key} = {value!r}" for key, value in benchmark.only.items())
         where = source.path or benchmark.repository
@@ -130,10 +135,10 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
     unasked = str(values["question"]).strip().lower() in ("", "nan")  # pandas writes an empty cell as nan
     if unasked and not benchmark.asked_in_image and "value" not in benchmark.values.get("question", {}):
         problems.append("no question")
-    if _type(values) == "choice" and benchmark.lettered and not options:
-        problems.append("the options are missing, though the question is multiple choice")
-    problems += [f"the question contains {mark}, which is reserved for prompts"
-                 for mark in RESERVED if mark in values["question"] or mark in values.get("query", "")]  # fmt: skip
+    if benchmark.lettered and not options:
+        problems += _options_missing(values, answer)
+    reserved = reserved_in(values["question"]) or reserved_in(values["query"])
+    problems += [f"the question {reserved}"] if reserved else []
     prompts = {name: render(benchmark.prompt(name), values, len(images), benchmark.images_last) for name in PROTOCOLS}
     details = {"index": values["index"], "prompts": prompts, "golds": values["golds"], "values": _kept(values)}
     text = json.dumps(details, ensure_ascii=False)
@@ -177,6 +182,15 @@ def _options(
     if benchmark.lettered:
         return options_of([cells.get(letter) or "" for letter in ascii_uppercase], problems)
     return ()
+
+
+def _options_missing(values: Mapping[str, Any], answer: str) -> list[str]:
+    """Why a row without options should have some; a table does not say which questions are multiple choice."""
+    if _type(values) == "choice":
+        return ["the options are missing, though the question is multiple choice"]
+    if not values.get("question_type") and re.fullmatch("[A-Z]", answer):
+        return [f"the options are missing, though the answer is the letter {answer}"]
+    return []
 
 
 _OPTION_LINES = re.compile(r"^\(?([A-J])\)?\s*[:.)、]\s*(\S.*?)\s*$", re.MULTILINE)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sophia_mcore.cli.options import NewSettings, Sets
 from sophia_mcore.errors import UsageError
 
 
@@ -28,7 +29,8 @@ def benchmark(
         Path | None, typer.Option("--rescore", metavar="FILE", help="Score these predictions instead of a model.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the judge's cost; ask nothing.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting.")] = None,
+    new_settings: NewSettings = False,
+    set_: Sets = None,
 ) -> None:
     """Evaluate a model on the paper's benchmarks, or score a file of predictions; see docs/benchmarks.md."""
     from sophia_mcore.config.schema import Score
@@ -67,5 +69,5 @@ def benchmark(
         model=first, on=names, protocols=protocols, engine=engine, model_name=model_name, limit=limit,
         max_tokens=max_tokens, judge=opened, max_bad_rows=max_bad_rows, settings=set_ or (),
     )  # fmt: skip
-    for line in work.run_benchmark(wanted, target, dry_run=dry_run):
+    for line in work.run_benchmark(wanted, target, dry_run=dry_run, new_settings=new_settings):
         typer.echo(line)

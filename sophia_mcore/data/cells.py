@@ -18,7 +18,8 @@ from string import ascii_uppercase
 from typing import Any
 
 # Text that would be read as structure once it stands in a prompt.
-RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>")
+_RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
+_VIDEO = ("<video>", "<|video_pad|>")
 _SHOWN = 80  # characters of a cell in a message
 _SHOWN_PATH = 320
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
@@ -51,6 +52,22 @@ def text_of(value: Any) -> str:
     return "" if value is None or is_missing(value) else str(value).strip()
 
 
+def reserved_in(text: str) -> str:
+    """What a text contains that no prompt may take from data; "" if nothing.
+
+    >>> reserved_in("Why does <video> end?")
+    'contains <video>: videos are not supported'
+    """
+    mark = next((mark for mark in (*_RESERVED, *_VIDEO) if mark in text), None)
+    if mark is None:
+        return ""
+    return (
+        f"contains {mark}: videos are not supported"
+        if mark in _VIDEO
+        else (f"contains {mark}, which is reserved for prompts")
+    )
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell is "not a number", which tables write for a missing value, or is infinite."""
     return isinstance(value, float) and not math.isfinite(value)
@@ -75,9 +92,9 @@ def question_of(value: Any, problems: list[str]) -> str:
     text = _image_tags_removed(text_of(value))
     if not text:
         problems.append("no question")
-    reserved = [mark for mark in RESERVED if mark in text]
+    reserved = reserved_in(text)
     if reserved:
-        problems.append(f"the question contains {reserved[0]}, which is reserved for prompts")
+        problems.append(f"the question {reserved}")
     return text
 
 
@@ -158,8 +175,8 @@ def _answer_problems(text: str) -> list[str]:
         return ["the answer has several lines: name the column of the final answer, or box it as \\boxed{...}"]
     if len(set(_boxes(text))) > 1:
         return ["the answer names several boxed values"]
-    reserved = next((mark for mark in RESERVED if mark in text), None)
-    return [f"the answer contains {reserved}, which is reserved for prompts"] if reserved else []
+    reserved = reserved_in(text)
+    return [f"the answer {reserved}"] if reserved else []
 
 
 def _boxes(text: str) -> list[str]:

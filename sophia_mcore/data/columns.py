@@ -17,6 +17,7 @@ from sophia_mcore.data.cells import (
     identifier_of,
     image_tag_problems,
     images_of,
+    is_missing,
     options_of,
     question_of,
     shown,
@@ -29,6 +30,7 @@ from sophia_mcore.errors import UsageError
 
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
+_VIDEOS = ("video", "videos")  # columns of rows that ask about a video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,8 @@ class RowReader:
         self.columns = _resolve(wanted, set(names), source)
         self.image_columns = _numbered_siblings(self.columns["images"], wanted.images, set(names))
         self._answer_index = source.answer_index
+        self._used = {column.partition(".")[0] for column, _ in self.columns.values()}
+        self._videos = [name for name in names if self._is_video(name)]
         twice = sorted(name for name in set(self.top_level_columns()) if names.count(name) > 1)
         if twice:
             raise UsageError(
@@ -110,7 +114,7 @@ class RowReader:
 
     def top_level_columns(self) -> list[str]:
         """The source's columns that have to be read."""
-        columns = [*self.columns.values(), *((name, True) for name in self.image_columns)]
+        columns = [*self.columns.values(), *((name, True) for name in (*self.image_columns, *self._videos))]
         return sorted({column if exact else column.split(".")[0] for column, exact in columns})
 
     def row(self, number: int, raw: Mapping[str, Any]) -> Row:
@@ -122,6 +126,8 @@ class RowReader:
         options = options_of(self._value(raw, "options"), problems)
         cells = [raw.get(name) for name in self.image_columns] or self._value(raw, "images")
         images = tuple(images_of(cells, self.folder, problems))
+        problems += [f"videos are not supported (column {name!r})" for name, cell in raw.items()
+                     if self._is_video(name) and not is_missing(cell) and cell not in (None, "", [])]  # fmt: skip
         if not images and not problems:
             problems.append("no image")
         if not problems:
@@ -146,6 +152,9 @@ class RowReader:
             images=images,
             problems=tuple(without_surrogates(problem) for problem in problems),
         )
+
+    def _is_video(self, name: str) -> bool:
+        return name.lower() in _VIDEOS and name not in self._used
 
     def _against_options(self, answer: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
         """The gold answer, and what is wrong with it in view of the row's options."""
@@ -232,6 +241,8 @@ def _missing(role: str, candidates: tuple[str, ...], available: set[str], source
     }
     nearest = max(scores, key=lambda name: scores[name], default="")
     hint = f"; nearest: {nearest!r}" if nearest and scores[nearest] > 0.5 else ""
+    if role == "images" and any(name.lower() in _VIDEOS for name in available):
+        hint = "; videos are not supported"
     return (
         f"source {source_name(source)!r} has no column for {role} (looked for {', '.join(candidates) or 'none'})"
         f"{hint}; it has {', '.join(sorted(available)) or 'no columns'}; set columns.{role} of the source"

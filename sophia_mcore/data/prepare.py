@@ -33,10 +33,13 @@ _KINDS = (
     "image is empty",
     "image path",
     "image is an address",
+    "image too narrow",
+    "videos are not supported",
     "no image",
     "no question",
     "no answer",
     "duplicate id",
+    "duplicate index",
     "the question",
     "the answer",
     "the options",
@@ -45,6 +48,7 @@ _KINDS = (
 )
 
 Reader = Callable[[Source], Iterator[Row]]
+RefuseSize = Callable[[int, int], object]
 Progress = Callable[[int], None]  # gets the number of rows checked so far
 
 
@@ -79,13 +83,15 @@ def prepare_questions(
     *,
     max_bad_rows: int = 0,
     max_image_pixels: int = 100_000_000,
+    refuse_size: RefuseSize | None = None,
     progress: Progress | None = None,
     read: Reader = read_source,
 ) -> PrepareSummary:
     """Read and check all rows of all sources, add their images to the store and write the questions.
 
     Run again with the same settings it returns the summary of the first time. Rows are counted from 0.
-    With several sources each id is prefixed by the name of its source. ``read`` gives the rows of a source.
+    With several sources each id is prefixed by the name of its source. ``refuse_size``: raises SophiaError for an image
+    of a width and height that the policy cannot take. ``read`` gives the rows of a source.
     Raises SophiaError naming the bad rows (the first 20 here, all in ``questions.bad.jsonl``) when there are more than
     ``max_bad_rows``, when a source is empty or no row is good, or when the file was made from other settings;
     UsageError when a source, a split or a column does not exist.
@@ -95,7 +101,7 @@ def prepare_questions(
     contents = _contents(sources)
     if target.exists():
         return _already_prepared(target, settings, contents)
-    checker = _Checker(image_store, max_image_pixels)
+    checker = _Checker(image_store, max_image_pixels, refuse_size)
     with image_store.adding() as adder:
         for rows in _windows(_all_rows(sources, read)):
             checker.check(rows, adder)
@@ -173,13 +179,14 @@ def _windows(rows: Iterator[Row]) -> Iterator[list[Row]]:
 class _Checker:
     """Collects good questions and bad rows. An image file that many rows share is read and checked once."""
 
-    def __init__(self, store: ImageStore, max_pixels: int) -> None:
+    def __init__(self, store: ImageStore, max_pixels: int, refuse_size: RefuseSize | None) -> None:
         self.questions: list[Question] = []
         self.bad: list[BadRow] = []
         self.reasons: Counter[str] = Counter()
         self.rows = 0
         self._store = store
         self._max_pixels = max_pixels
+        self._refuse_size = refuse_size
         self._ids: dict[str, str] = {}  # id -> where it was first seen
         self._files: dict[Path, tuple[str, str]] = {}  # path -> digest or "", problem or ""
         self._checked: dict[str, str] = {}  # digest -> problem or ""
@@ -194,7 +201,7 @@ class _Checker:
             inline = [image for row in rows for image in row.images if isinstance(image, bytes)]
             by_digest = {hashlib.sha256(data).hexdigest(): data for data in [*loaded, *inline]}
             fresh = {digest: data for digest, data in by_digest.items() if digest not in self._checked}
-            problems = pool.map(lambda data: _image_problem(data, self._max_pixels), fresh.values())
+            problems = pool.map(lambda data: _image_problem(data, self._max_pixels, self._refuse_size), fresh.values())
             self._checked.update(zip(fresh, problems, strict=True))
         for digest, data in fresh.items():
             if not self._checked[digest]:
@@ -255,9 +262,11 @@ def _read_file(path: Path) -> bytes | str:
         return f"image unreadable: {error}"
 
 
-def _image_problem(data: bytes, max_pixels: int) -> str:
+def _image_problem(data: bytes, max_pixels: int, refuse_size: RefuseSize | None) -> str:
     try:
-        image_files.check(data, max_pixels)
+        size = image_files.check(data, max_pixels)
+        if refuse_size is not None:
+            refuse_size(*size)
     except SophiaError as error:
         return str(error)
     return ""

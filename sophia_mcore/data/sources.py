@@ -169,11 +169,11 @@ def _read_datasets(source: Source) -> Iterator[Row]:
     features = dataset.features or {}
     names = list(features) or list(next(iter(dataset), {}))
     reader = RowReader(source, names, source.images_folder or folder)
-    image_columns = [name for name in reader.top_level_columns() if _holds_images(features.get(name))]
+    media_columns = [name for name in reader.top_level_columns() if _holds_media(features.get(name))]
     dataset = dataset.select_columns(reader.top_level_columns())
-    for name in image_columns:
+    for name in media_columns:
         dataset = dataset.cast_column(name, _undecoded(features[name]))
-    trusted = _library_paths(image_columns)
+    trusted = _library_paths(media_columns)
     rows = enumerate(dataset)
     while True:
         try:
@@ -234,14 +234,14 @@ def _failed(source: Source, error: Exception) -> SophiaError:
     return SophiaError(f"source {source_name(source)!r}: cannot read dataset {source.path}: {reason}")
 
 
-def _holds_images(feature: Any) -> bool:
+def _holds_media(feature: Any) -> bool:
     import datasets
 
-    return isinstance(feature, datasets.Image) or isinstance(getattr(feature, "feature", None), datasets.Image)
+    return isinstance(getattr(feature, "feature", feature), datasets.Image | datasets.Video)
 
 
 def _undecoded(feature: Any) -> Any:
     import datasets
 
-    plain = datasets.Image(decode=False)
-    return plain if isinstance(feature, datasets.Image) else datasets.List(plain)
+    inner = getattr(feature, "feature", None)
+    return type(feature)(decode=False) if inner is None else datasets.List(type(inner)(decode=False))

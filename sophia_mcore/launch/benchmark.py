@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from sophia_mcore.benchmarks.table import benchmark_named
 from sophia_mcore.config.load import assign, explain
 from sophia_mcore.config.schema import PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL, Config, Judge, Score
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.environments import rollout_python
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import RunFolder
@@ -49,6 +51,7 @@ def benchmark_config(wanted: Wanted, folder: Path) -> Config:
     tree: dict[str, Any] = {
         "run": {"name": re.sub(r"[^A-Za-z0-9._-]", "-", folder.absolute().name) or "benchmark", "folder": folder},
         "models": {"policy": _policy(wanted)},
+        "environments": _environments(wanted),
         "data": {"max_bad_rows": wanted.max_bad_rows},
         "score": {"workers": wanted.workers, "judge": wanted.judge},
         "evaluate": {
@@ -65,6 +68,12 @@ def benchmark_config(wanted: Wanted, folder: Path) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UsageError(explain(error, Config)) from None
+
+
+def _environments(wanted: Wanted) -> dict[str, Any]:
+    """The Python that evaluates: for an endpoint the running one, since nothing is loaded; else one with the engine."""
+    python = Path(sys.executable) if is_address(wanted.model) else rollout_python()
+    return {} if python is None else {"rollout": python}
 
 
 def is_address(model: str) -> bool:
@@ -217,10 +226,11 @@ def shown_benchmark(one: dict[str, Any], how: str) -> list[str]:
     return lines
 
 
-def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False) -> list[str]:
+def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False, new_settings: bool = False) -> list[str]:
     """Run a benchmark in ``folder`` on this machine, or resume it; returns the lines to print.
 
-    ``dry_run``: only check the questions and print the judge's cost. Raises like ``run_phases``.
+    ``dry_run``: only check the questions and print the judge's cost. ``new_settings``: as in ``run_phases``, which also
+    says what is raised.
     """
     import typer
 
@@ -228,12 +238,12 @@ def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False) -> lis
     from sophia_mcore.launch.local import run_phases
 
     config = benchmark_config(wanted, folder)
-    run = run_phases(config, PHASES[:1], [0])
+    run = run_phases(config, PHASES[:1], [0], new_settings=new_settings)
     for line in judge_cost(config, run.evaluation_questions_file):
         typer.echo(line)
     if dry_run:
         return [f"{len(read_shard(run.evaluation_questions_file, Question)):,} questions; nothing was asked"]
-    run_phases(config, PHASES[1:], [0])
+    run_phases(config, PHASES[1:], [0], new_settings=new_settings)
     problems: list[str] = []
     found = results(run, config, problems.append)
     if problems or "base" not in found:

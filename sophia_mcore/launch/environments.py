@@ -129,3 +129,12 @@ def interpreter(path: Path | None) -> str:
     if not path.is_file():
         raise SophiaError(f"{path}: no such interpreter ('make env' makes it; [environments] in the config names it)")
     return str(path.absolute())
+
+
+def rollout_python() -> Path | None:
+    """Python of the rollout environment: .venv-vllm beside the running environment or in the working directory."""
+    for folder in (Path(sys.prefix).parent, Path.cwd()):
+        python = folder / ".venv-vllm" / "bin" / "python"
+        if python.is_file():
+            return python.absolute()
+    return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
 from pathlib import Path
 
 from sophia_mcore.data.outline import outline_of, run_toml
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.environments import rollout_python
 from sophia_mcore.store.atomic import write_text
 
 _TRIED = 20
@@ -27,7 +27,7 @@ def write_run_toml(data: Path, out: Path) -> str:
     bad = [f"row {row.number}: {'; '.join(row.problems)}" for row in tried if row.problems]
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in data.absolute().stem) or "run"
     folder = out.absolute().parent / "runs" / name
-    write_text(out, run_toml(outline, name=name, folder=folder, rollout_python=_rollout_python()))
+    write_text(out, run_toml(outline, name=name, folder=folder, rollout_python=rollout_python()))
     assert source.columns is not None
     columns = ", ".join(f"{role}: {names[0]}" for role, names in source.columns.model_dump().items() if names)
     lines = [f"{outline.rows} rows in {source.path}", f"columns: {columns}"]
@@ -37,12 +37,3 @@ def write_run_toml(data: Path, out: Path) -> str:
     lines += [f"of the first {len(tried)} rows {len(bad)} are bad, such as {bad[0]}"] if bad else []
     lines += [f"wrote {out}", f"next: sophia run {out} --only questions   (checks every question and image)"]
     return "\n".join(lines)
-
-
-def _rollout_python() -> Path | None:
-    """Python of the rollout environment: .venv-vllm beside the running environment or in the working directory."""
-    for folder in (Path(sys.prefix).parent, Path.cwd()):
-        python = folder / ".venv-vllm" / "bin" / "python"
-        if python.is_file():
-            return python.absolute()
-    return None

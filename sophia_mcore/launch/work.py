@@ -18,6 +18,7 @@ def questions(round: Round, progress: Progress) -> None:
     """Check every question and image before any model starts, and write them into the store."""
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.prepare import prepare_questions
+    from sophia_mcore.pretrained.families import size_check
     from sophia_mcore.store.images import ImageStore
 
     config, run = round.config, round.run
@@ -30,6 +31,7 @@ def questions(round: Round, progress: Progress) -> None:
         sets.append(("questions of the stage checked", config.rl.questions, run.rl.own_questions_file))
     if config.rl is not None and config.rl.validation:
         sets.append(("validation questions checked", config.rl.validation, run.rl.validation_questions_file))
+    refuse_size = None if config.evaluate.only else size_check(config.models.policy, config.batch)
     for task, sources, file in sets:
         prepare_questions(
             sources,
@@ -37,6 +39,7 @@ def questions(round: Round, progress: Progress) -> None:
             file,
             max_bad_rows=config.data.max_bad_rows,
             max_image_pixels=config.data.max_image_pixels,
+            refuse_size=refuse_size,
             progress=partial(_rows_checked, counting(progress, task)),
             read=read_any,
         )

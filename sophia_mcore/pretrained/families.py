@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ def check_images(model_dir: Path, batch: Batch) -> None:
     """Refuse a model whose image settings contradict it or the run's limits. Raises as `image_processor`."""
     if family_of_folder(model_dir) is not None:
         image_processor(model_dir, image_limits(batch))
+
+
+def size_check(model_dir: Path, batch: Batch) -> Callable[[int, int], object] | None:
+    """A function that raises SophiaError for images of a width and height that a model cannot take.
+
+    None for a folder that is not there (the model of an endpoint), and for a text model. Raises as `image_processor`.
+    """
+    if not (model_dir / "config.json").is_file() or family_of_folder(model_dir) is None:
+        return None
+    return image_processor(model_dir, image_limits(batch)).size
 
 
 def image_limits(batch: Batch) -> ImageLimits:

@@ -9,7 +9,7 @@ import base64
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,23 +52,27 @@ def browser(run: RunFolder, rounds: list[int], limit: int, config: Config, probl
     share = limit // max(1, len(rounds))
     for index in rounds:
         shown += _round_examples(run.round(index), index, questions[:share], config, problems)
-    types = sorted({example["type"] for example in shown})
+    return in_blocks(shown, FLAGS, run, problems)
+
+
+def in_blocks(
+    shown: list[dict[str, Any]], names: Sequence[str], run: RunFolder, problems: Problems, share: float = 1.0
+) -> Browser:
+    """The browser of entries that have "flags" (taken out of them), "type", "round" and "images".
+
+    ``names``: of the flags' bits. ``share``: of the room that a page has for pictures.
+    """
+    types = sorted({entry["type"] for entry in shown})
     result = Browser(
         {
             "block": BLOCK_SIZE,
-            "names": list(FLAGS),
-            "flags": [example.pop("flags") for example in shown],
+            "names": list(names),
+            "flags": [entry.pop("flags") for entry in shown],
             "types": types,
-            "type": [types.index(example["type"]) for example in shown],
-            "round": [example["round"] for example in shown],
+            "type": [types.index(entry["type"]) for entry in shown],
+            "round": [entry["round"] for entry in shown],
         }
     )
-    fill(result, shown, run, problems)
-    return result
-
-
-def fill(result: Browser, shown: list[dict[str, Any]], run: RunFolder, problems: Problems, share: float = 1.0) -> None:
-    """Add the examples and their pictures in blocks; ``share``: of the room that a page has for pictures."""
     blocks = [shown[start : start + BLOCK_SIZE] for start in range(0, len(shown), BLOCK_SIZE)]
     wanted = [sorted({digest for example in block for digest in example["images"]}) for block in blocks]
     most = int(share * allowance(sum(map(len, wanted))))
@@ -79,6 +83,7 @@ def fill(result: Browser, shown: list[dict[str, Any]], run: RunFolder, problems:
         result.images.append(in_script(_pictures(store, digests, most, unreadable) if store is not None else {}))
     if unreadable:
         problems.add(f"{len(unreadable)} images cannot be shown: {unreadable[0]}")
+    return result
 
 
 def _open_images(run: RunFolder, problems: Problems) -> ImageStore | None:

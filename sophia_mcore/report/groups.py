@@ -7,7 +7,7 @@ from typing import Any
 
 from sophia_mcore.evaluate.results import answer_type
 from sophia_mcore.records import Question, Rollout
-from sophia_mcore.report.examples import BLOCK_SIZE, Browser, cut, fill
+from sophia_mcore.report.examples import Browser, cut, in_blocks
 from sophia_mcore.report.reading import Problems, columns, records
 from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.store.layout import RunFolder
@@ -39,19 +39,7 @@ def groups(run: RunFolder, problems: Problems, most: int = MAX_GROUPS) -> Browse
             shown += _of_batch(number, run, questions, problems)
     if not shown:
         return None
-    types = sorted({group["type"] for group in shown})
-    browser = Browser(
-        {
-            "block": BLOCK_SIZE,
-            "names": list(FLAGS),
-            "flags": [group.pop("flags") for group in shown],
-            "types": types,
-            "type": [types.index(group["type"]) for group in shown],
-            "round": [group["round"] for group in shown],
-        }
-    )
-    fill(browser, shown, run, problems, PICTURES)
-    return browser
+    return in_blocks(shown, FLAGS, run, problems, PICTURES)
 
 
 def evenly(numbers: list[int], count: int) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import newest_version, read_version
 from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.json_lines import read_json_lines
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import UID_FILE
 from sophia_mcore.track.lineage import export_link, shards_link, tags_of
@@ -122,27 +122,13 @@ def _time(path: Path) -> float:
 def _engines(run: RunFolder, finished: bool) -> list[TrackedRun]:
     """What the engines did, summed up: their logs grow side by side, so together they are no series."""
     logs = sorted(run.rl.engines.glob("*.jsonl"))
-    units = [unit for log in logs for unit in _json_lines(log)]
+    units = [unit for log in logs for _, unit in read_json_lines(log) if isinstance(unit, dict)]  # the rest is torn
     if not units:
         return []
     names = ("rollouts", "tokens", "seconds", "seconds_loading", "seconds_drain")
     totals = {name: sum(unit.get(name) or 0 for unit in units) for name in names}
     summary = numbers({"engines": len(logs), "units": len(units), **totals})
     return [TrackedRun(phase="rl engines", finished=finished, summary=summary)]
-
-
-def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # torn
-        if isinstance(value, dict):
-            yield value
 
 
 def stage_lineage(run: RunFolder, config: Config, origin: Origin | None) -> dict[str, Any]:

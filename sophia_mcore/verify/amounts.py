@@ -27,6 +27,7 @@ _QUALIFIED = re.compile(
 _WORD = re.compile(
     r"\s*-?\s*([A-Za-z°µΩ]+(?:\s?\^?[23²³])?(?:\s?/\s?[A-Za-z]+(?:\^?[23²³])?|\s+per\s+[A-Za-z]+)?|[\u4e00-\u9fff])"
 )
+_A_MULTIPLE = re.compile(rf"\ba (?=(?:{'|'.join(['dozen', 'hundred', *POWERS])})\b)", re.IGNORECASE)
 _COUNTS = re.compile(rf"\b(?:{'|'.join(sorted({*SMALL, *POWERS, 'hundred', 'dozen'}, key=len, reverse=True))})\b", re.I)
 
 
@@ -122,7 +123,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
 def _words_in_sentence(line: str) -> str:
     if re.search(r"\bone\b", line, re.IGNORECASE) and not re.search(r"\b(?:is|are|exactly|only|just)\s+one\b", line):
         return ""  # a pronoun
-    line = re.sub(r"\ba dozen\b", "twelve", line)
+    line = _A_MULTIPLE.sub("one ", line)  # "a dozen eggs", "a million dollars"
     runs = re.findall(rf"{_COUNTS.pattern}(?:[\s-]+(?:and\s+)?{_COUNTS.pattern})*", line, re.IGNORECASE)
     if len(runs) != 1 or number_of_words(runs[0]) is None:
         return ""

@@ -6,6 +6,7 @@ import re
 
 from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.rules import tables
+from sophia_mcore.verify.words import SMALL
 
 _CAPITALS = re.compile(r"[A-Z]{2,}")
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\)?\d*){1,12}(?:\^?\d?[+-])?")
@@ -62,10 +63,24 @@ def names_equal(gold: str, text: str) -> bool | None:
     return False if named else None
 
 
-_FIRST = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh")
-_ORDINALS = {word: n for n, word in enumerate(_FIRST, start=1)}
+_IRREGULAR = {
+    "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
+    "twelve": "twelfth",
+}  # fmt: skip
+
+
+def _ordinal(word: str) -> str:
+    return _IRREGULAR.get(word) or (f"{word[:-1]}ieth" if word.endswith("y") else f"{word}th")
+
+
+_ORDINALS = {_ordinal(word): n for word, n in SMALL.items() if n} | {
+    f"{tens}-{_ordinal(unit)}": n + m
+    for tens, n in SMALL.items() if n >= 20
+    for unit, m in SMALL.items() if 0 < m < 10
+}  # fmt: skip
 _ORDINAL = re.compile(
-    rf"(?:the\s+)?(?:(\d{{1,4}})(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))(?:\s+([a-z]+))?", re.IGNORECASE
+    rf"(?:the\s+)?(?:(\d{{1,4}})(?:st|nd|rd|th)|({'|'.join(sorted(_ORDINALS, key=len, reverse=True))}))(?:\s+([a-z]+))?",
+    re.IGNORECASE,
 )
 
 
@@ -74,6 +89,8 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
 
     >>> ordinals_equal("5th floor", "the fifth floor"), ordinals_equal("3rd", "13th"), ordinals_equal("3rd", "3")
     (True, False, None)
+    >>> ordinals_equal("12th", "twelfth"), ordinals_equal("21st century", "twenty-first century")
+    (True, True)
     """
     a, b = _ORDINAL.fullmatch(gold), _ORDINAL.fullmatch(text)
     if a is None or b is None:

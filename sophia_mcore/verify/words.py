@@ -48,12 +48,7 @@ def number_of_words(text: str) -> Fraction | None:
         chinese = _chinese(text.removeprefix("负"))
         return -chinese if chinese is not None and text.startswith("负") else chinese
     words = re.split(r"[\s-]+", text.casefold())
-    if (
-        len(words) > 3
-        and words[-3] == "and"
-        and words[-2] in ("a", "one")
-        and words[-1] in ("half", "third", "quarter")
-    ):
+    if len(words) > 3 and words[-3] == "and" and words[-2] in ("a", "one") and MULTIPLIERS.get(words[-1], 1) < 1:
         whole = _integer(words[:-3])
         return None if whole is None else whole + MULTIPLIERS[words[-1]]  # one and a half
     if words[0] in ("a", "an") and len(words) > 1 and words[1] in MULTIPLIERS:
@@ -121,7 +116,7 @@ def _chinese(text: str) -> Fraction | None:
 
 
 _PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
-_HALF_A = re.compile(r"^half an? (?=dozen$|hour$|mile$|minute$|meter$|kilogram$|million|billion)", re.IGNORECASE)
+_HALF_A = re.compile(r"^half an? (?=(?P<word>[a-z]{2,}))", re.IGNORECASE)
 _MAGNITUDE = re.compile(
     r"(?<![\w.,^/_])(?P<number>\d[\d,]*(?:\.\d+)?)\s*-?(?:\\text\s*\{)?\s*(?P<word>hundred|thousand|million|billion|trillion|"
     r"dozen|百万|万|亿|千(?![米克瓦卡焦帕赫伏安]))(?![A-Za-z])\s*\}?",
@@ -140,7 +135,7 @@ def magnitudes(text: str) -> str:
     >>> magnitudes("2.5 million dollars"), magnitudes("3 quarters"), magnitudes("2 and a half")
     ('2500000 dollars', '3/4', '5/2')
     """
-    text = _HALF_A.sub("0.5 ", _PER_CENT.sub("percent", text))
+    text = _HALF_A.sub(_half, _PER_CENT.sub("percent", text))
     if not text.isascii():
         text = MEASURE.sub("", text)
     part = _PART.fullmatch(text)
@@ -148,6 +143,11 @@ def magnitudes(text: str) -> str:
         share = MULTIPLIERS[part["word"].casefold()]
         return str(int(part["number"]) + share if part["and"] else int(part["number"]) * share)
     return _MAGNITUDE.sub(_multiplied, text).strip()
+
+
+def _half(match: re.Match[str]) -> str:
+    word = match["word"].casefold()
+    return "0.5 " if word in tables().units or word in POWERS or word == "dozen" else match[0]
 
 
 def _multiplied(match: re.Match[str]) -> str:

@@ -20,6 +20,7 @@ from sophia_mcore.benchmarks.exchange import CELL_LIMIT, export_rows, read_predi
 from sophia_mcore.benchmarks.rows import read_benchmark
 from sophia_mcore.cli import app
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.benchmark import Wanted, benchmark_config
 from tests.support.benchmark_files import NEEDED, TABLES, folder, table
 
 pytestmark = NEEDED
@@ -163,8 +164,8 @@ def test_an_endpoint_is_evaluated_outside_a_run(tmp_path: Path, stubs: list[Stub
     stubs.append(Stub(lambda messages: "<think>\nhm\n</think>\n\n\\boxed{C}"))
     out = tmp_path / "InternVL3-8B-eval"
     on = ",".join(f"{name}={table(name).path}" for name in ("mmmu", "mathvista"))
-    arguments = (stubs[0].address, str(out), "--model-name", "InternVL3-8B", "--on", on, "--protocol=paper,vlmevalkit",
-                 "--set", "environments.rollout=" + sys.executable)  # fmt: skip
+    arguments = (stubs[0].address, str(out), "--model-name", "InternVL3-8B", "--on", on, "--protocol=paper,vlmevalkit")
+    monkeypatch.chdir(tmp_path)  # no environment with vLLM is here, and none is needed
     result = run(*arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     assert len(stubs[0].asked) == 32  # 16 questions, two protocols
@@ -182,12 +183,32 @@ def test_an_endpoint_is_evaluated_outside_a_run(tmp_path: Path, stubs: list[Stub
     assert "not the whole benchmark: it has 900 questions" in result.output
     again = run(*arguments)
     assert again.exit_code == 0 and len(stubs[0].asked) == 32  # finished work is not redone
+    changed = (*arguments, "--max-tokens", "100", "--protocol", "paper")
+    with pytest.raises(UsageError, match="--new-settings"):
+        raise run(*changed).exception
+    assert len(stubs[0].asked) == 32
     report = json.loads((out / "report.json").read_text())
     both = report["evaluation"]["base"]["protocols"]
     assert both["paper"]["benchmarks"]["mmmu"]["n"] == 8
     assert both["vlmevalkit"]["benchmarks"]["mathvista"]["vlmevalkit"][0]["tot"] == 8
     written = out / "predictions/vlmevalkit/InternVL3-8B/InternVL3-8B_MathVista_MINI.tsv"
     assert [text for _, text in read_predictions(written).answers] == ["<think>\nhm\n</think>\n\n\\boxed{C}"] * 8
+    renewed = run(*changed, "--new-settings")
+    assert renewed.exit_code == 0, (renewed.output, renewed.exception)
+    assert len(stubs[0].asked) == 32 + 16
+
+
+def test_an_engine_is_found_beside_this_environment(tmp_path: Path, monkeypatch: Any) -> None:
+    python = tmp_path / "project/.venv-vllm/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "project/.venv"))
+    monkeypatch.chdir(tmp_path)
+    wanted = Wanted(model=str(tmp_path), on=["mmmu"])
+    assert benchmark_config(wanted, tmp_path / "out").environments.rollout == python
+    named = dataclasses.replace(wanted, settings=["environments.rollout=other"])
+    assert benchmark_config(named, tmp_path / "out").environments.rollout == Path("other")
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

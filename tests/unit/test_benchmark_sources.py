@@ -152,6 +152,33 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
         prepare_questions([source], ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark)
 
 
+def test_rows_of_a_table_that_is_ambiguous_are_bad(tmp_path: Path) -> None:
+    image, other = (base64.b64encode(picture(colour)).decode() for colour in ("red", "blue"))
+    row = {"index": "1", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "B",
+           "image": image, "category": "Art", "l2-category": "Art & Design", "split": "validation"}  # fmt: skip
+    rows = [
+        row,
+        row | {"id": "validation_Art_2", "image": other},
+        row | {"index": "2", "id": "validation_Art_3", "image": "1"},
+        row | {"index": "3", "id": "validation_Art_4", "A": "", "B": ""},
+        row | {"index": "4", "id": "validation_Art_5", "A": "", "B": "", "answer": "b2"},  # an open question
+    ]
+    read = list(read_benchmark(write_tsv(tmp_path / "x.tsv", rows)))
+    assert [one.problems for one in read] == [
+        (),
+        ("duplicate index 1, first in row 0",),
+        (),
+        ("the options are missing, though the answer is the letter B",),
+        (),
+    ]
+    assert read[2].images == (picture("red"),)  # that of the first row with this index
+    with pytest.raises(SophiaError, match=r"2 of 5 rows are bad .*1 duplicate index, 1 the options"):
+        prepare_questions(
+            [Source(benchmark="mmmu", path=str(tmp_path / "x.tsv"))], ImageStore(tmp_path / "i"),
+            tmp_path / "q.parquet", read=read_benchmark,
+        )  # fmt: skip
+
+
 def test_a_hub_row_without_options_or_with_nan_is_bad(tmp_path: Path) -> None:
     row = {"id": "validation_Math_1", "question": "Which?", "options": "[]", "question_type": "multiple-choice",
            "image_1": {"bytes": picture(), "path": "1.png"}, "answer": "A"}  # fmt: skip

@@ -245,3 +245,43 @@ def test_float_pictures_and_large_ones() -> None:
 def test_options_that_are_no_texts_are_refused(options: list[Any]) -> None:
     (problem,) = read({"options": options, "answer": "A"}).problems[:1]
     assert problem.startswith("the options: (A) is a") and problem.endswith("not a text")
+
+
+@pytest.mark.parametrize("mark", ["<video>", "<|video_pad|>"])
+def test_a_question_about_a_video_is_refused(mark: str) -> None:
+    assert read({"question": f"{mark}\nWho falls?"}).problems == (
+        f"the question contains {mark}: videos are not supported",
+    )
+
+
+def test_a_row_with_a_video_is_refused_in_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"id": "q7", "image": "a.png", "question": "Who falls?", "answer": "3", "videos": ["a.mp4"]}
+    lines = [row | {"id": "q6", "videos": []}, row]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pq.write_table(pa.Table.from_pylist(lines), tmp_path / "q.parquet")
+    for kind in ("jsonl", "parquet"):
+        good, bad = read_source(Source(kind=kind, path=str(tmp_path / f"q.{kind}")))  # type: ignore[arg-type]
+        assert good.problems == ()
+        assert (bad.id, bad.problems) == ("q7", ("videos are not supported (column 'videos')",))
+    used, raw = Columns(id=("video",)), row | {"image": png(), "video": "v1", "videos": None}
+    reader = RowReader(Source(kind="jsonl", path="q", columns=used), raw, None)
+    assert reader.row(0, raw).problems == ()  # a name, not a video
+    with pytest.raises(UsageError, match=r"no column for images .*; videos are not supported"):
+        RowReader(Source(kind="jsonl", path="q"), ["video", "question", "answer"], None)
+
+
+def test_videos_of_a_dataset_are_refused_and_not_decoded(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "video": datasets.Video(), "question": datasets.Value("string"),
+         "answer": datasets.Value("string")}
+    )  # fmt: skip
+    picture = {"bytes": png(), "path": None}
+    film = {"bytes": b"no film", "path": None}
+    cells = {"image": [picture, picture], "video": [None, film], "question": ["?", "?"], "answer": ["1", "2"]}
+    datasets.Dataset.from_dict(cells, features=features).save_to_disk(str(tmp_path / "saved"))
+    good, bad = read_source(Source(kind="datasets", path=str(tmp_path / "saved")))
+    assert good.problems == () and len(good.images) == 1
+    assert bad.problems == ("videos are not supported (column 'video')",)

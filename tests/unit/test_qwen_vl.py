@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.work import questions
 from sophia_mcore.plan.command import make_plan
 from sophia_mcore.plan.cost import tile_flops
 from sophia_mcore.plan.memory import picture_of
@@ -24,6 +25,8 @@ from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.processor import PatchGrids, resized
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.store.layout import Round, RunFolder
 from tests.support.configs import make_config
 from tests.support.qwen_models import FIXTURES, RELEASES, TINY, config_of, folder_of, needs_fixtures, processor
 
@@ -80,6 +83,21 @@ def test_sizes_of_pictures_are_the_references() -> None:
                 resized(*arguments)
         else:
             assert list(resized(*arguments)) == row["resized"], row
+
+
+def test_a_too_narrow_picture_is_found_when_questions_are_checked(tmp_path: Path) -> None:
+    policy = folder_of(tmp_path / "policy", config_of(SEVEN), processor(14, 3136, 12845056))
+    for name, size in (("square", (40, 40)), ("line", (201, 1))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    rows = [{"id": name, "question": "?", "answer": "1", "image": f"{name}.png"} for name in ("square", "line")]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "jsonl", "path": str(tmp_path / "q.jsonl")}
+    config = make_config(tmp_path / "run", policy, data={"questions": [source]})
+    expected = r"row 1 \(id 'line'\): image too narrow: 201 x 1 pixels, .*more than 200 times the other \["
+    with pytest.raises(SophiaError, match=expected):
+        questions(Round(config, RunFolder(tmp_path / "run"), 0), NoProgress())
+    missing = make_config(tmp_path / "other", tmp_path / "endpoint", data={"questions": [source]})
+    questions(Round(missing, RunFolder(tmp_path / "other"), 0), NoProgress())  # the policy's limits are not known
 
 
 @needs_fixtures
@@ -208,7 +226,7 @@ def test_what_positions_cannot_be_made_of_is_refused(tmp_path: Path) -> None:
         images.positions(np.array([151655, 151655]), [ImageSize(16, 4, (4, 4))])
     with pytest.raises(SophiaError, match="do not stand together"):
         images.positions(np.array([151655, 5, 151655]), [ImageSize(8, 2, (2, 4))])
-    with pytest.raises(UsageError, match="an image of 201 x 1 pixels"):
+    with pytest.raises(UsageError, match="image too narrow: 201 x 1 pixels"):
         images.size(201, 1)
 
 

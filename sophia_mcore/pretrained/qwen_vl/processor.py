@@ -113,7 +113,7 @@ def resized(height: int, width: int, factor: int, min_pixels: int, max_pixels: i
     """
     if max(height, width) > LONGEST_RATIO * min(height, width):
         raise UsageError(
-            f"an image of {width} x {height} pixels: one side is more than {LONGEST_RATIO} times the other"
+            f"image too narrow: {width} x {height} pixels, one side is more than {LONGEST_RATIO} times the other"
         )
     high, wide = (round(side / factor) * factor for side in (height, width))
     if high * wide > max_pixels:
