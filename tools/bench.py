@@ -140,6 +140,7 @@ def main() -> int:
     for name in given.names:
         if not (ROOT / "tests" / "bench" / f"bench_{name}.py").is_file():
             print(f"bench {name}: not written yet", file=sys.stderr)
+            failed.append(name)
             continue
         try:
             lines = run(name, given.options.split())

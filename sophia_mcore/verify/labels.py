@@ -78,10 +78,8 @@ _ORDINALS = {_ordinal(word): n for word, n in SMALL.items() if n} | {
     for tens, n in SMALL.items() if n >= 20
     for unit, m in SMALL.items() if 0 < m < 10
 }  # fmt: skip
-_ORDINAL = re.compile(
-    rf"(?:the\s+)?(?:(\d{{1,4}})(?:st|nd|rd|th)|({'|'.join(sorted(_ORDINALS, key=len, reverse=True))}))(?:\s+([a-z]+))?",
-    re.IGNORECASE,
-)
+_WORDS = "|".join(sorted(_ORDINALS, key=len, reverse=True))
+_ORDINAL = re.compile(rf"(?:the\s+)?(?:(\d{{1,4}})(?:st|nd|rd|th)|({_WORDS}))(?:\s+([a-z]+))?", re.IGNORECASE)
 
 
 def ordinals_equal(gold: str, text: str) -> bool | None:

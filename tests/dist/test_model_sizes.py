@@ -114,7 +114,7 @@ def test_every_model_has_an_example() -> None:
         assert policy.parent in (Path("OpenGVLab"), Path("Qwen")) and policy.name.lower().replace("-", "_") == name
 
 
-@pytest.mark.skipif(not HYPERPARAMETERS.is_file(), reason="the releases' hyperparameters are not beside the checkout")
+@pytest.mark.skipif(not HYPERPARAMETERS.is_file(), reason=f"needs the releases' sizes at {HYPERPARAMETERS}")
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("internvl3_5")])
 def test_sizes_are_those_of_the_configs(name: str) -> None:
     known = json.loads(HYPERPARAMETERS.read_text())

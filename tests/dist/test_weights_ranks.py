@@ -100,7 +100,7 @@ def parameters(chunks: list[Any], spec: ModelSpec) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p, _ in canonical_parameters(chunks, spec)}
 
 
-def load_both_ways(groups: Any, backend: Any, model: Path, converted: Path, dtype: str) -> None:
+def assert_loads_both_ways(groups: Any, backend: Any, model: Path, converted: Path, dtype: str) -> None:
     """A converted checkpoint is read by our slices and by megatron-core's own loader: the same parameters."""
     from megatron.core import dist_checkpointing
 
@@ -126,7 +126,7 @@ def load_both_ways(groups: Any, backend: Any, model: Path, converted: Path, dtyp
 def test_converted_checkpoints_load_at_any_layout(tmp_path: Path, layout: str, ranks: tuple[int, int]) -> None:
     model = FIXTURES / "internvl3-8b-hf"
     convert(Conversion(model, tmp_path / "m", "megatron", tensor=ranks[0], pipeline=ranks[1]))
-    harness.run_layout(load_both_ways, LAYOUTS[layout], model, tmp_path / "m", "float32")
+    harness.run_layout(assert_loads_both_ways, LAYOUTS[layout], model, tmp_path / "m", "float32")
 
 
 def refuse(groups: Any, backend: Any, model: Path, damaged: Path) -> str:

@@ -79,7 +79,7 @@ def digits(found: dict[str, Any]) -> tuple[bool, str]:
     return after > before, f"log-prob {before:.3f} -> {after:.3f}"
 
 
-def tests_passed(found: dict[str, Any]) -> tuple[bool, str]:
+def pytest_passed(found: dict[str, Any]) -> tuple[bool, str]:
     """pytest's last line, and which test failed or could not run here; a part that was skipped proves nothing."""
     lines = [line.removeprefix("=").strip() for line in found["lines"]]
     wrong = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -92,7 +92,7 @@ PARTS = (
     Part(
         "a. Transformer Engine's layers, CPU checkpoint under CUDA", "plain torch parts, same weights",
         ("-m", "pytest", "-q", "-ra", "tests/gpu/test_te_spec.py", "tests/gpu/test_cpu_checkpoint.py"),
-        150, tests_passed,
+        150, pytest_passed,
         "skipped: install Transformer Engine and what docs/gpu.md lists with it; failed: run that test alone with -x",
     ),
     Part(

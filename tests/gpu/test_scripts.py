@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}"}
 
 
-@pytest.mark.skipif(CUDA, reason="a CUDA device is here")
+@pytest.mark.skipif(CUDA, reason="a CUDA device is here; runs on machines without one")
 @pytest.mark.parametrize("script", ["blocks.py", "check.py", "digits.py", "logprob_peers.py"])
 def test_without_a_gpu_one_line_says_so(script: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(HERE / script), str(tmp_path / "out.json")]
@@ -63,13 +63,13 @@ RESULTS: dict[str, tuple[Any, Any, bool, str]] = {  # judge, results, good, what
     "slice without tower": (check.slice_of_38b, {**SLICE, "tower": {"8": BROKEN}}, False, "out of memory"),
     "digits": (check.digits, {"train": {"logprob_before": -6.0, "logprob_after": -0.5}}, True, "-6.000 -> -0.500"),
     "digits worse": (check.digits, {"train": {"logprob_before": -1.0, "logprob_after": -2.0}}, False, "-2.000"),
-    "tests": (check.tests_passed, {"lines": ["....", "9 passed in 3.00s"]}, True, "9 passed"),
-    "tests failed": (check.tests_passed, {"lines": ["FAILED a.py::t - x", "1 failed, 8 passed"]}, False, "a.py::t"),
+    "tests": (check.pytest_passed, {"lines": ["....", "9 passed in 3.00s"]}, True, "9 passed"),
+    "tests failed": (check.pytest_passed, {"lines": ["FAILED a.py::t - x", "1 failed, 8 passed"]}, False, "a.py::t"),
     "tests skipped": (
-        check.tests_passed, {"lines": ["SKIPPED [8] a.py:1: no CUDA device with Transf", "1 passed, 8 skipped"]}, False,
-        "SKIPPED [8]",
+        check.pytest_passed, {"lines": ["SKIPPED [8] a.py:1: no CUDA device with Transf", "1 passed, 8 skipped"]},
+        False, "SKIPPED [8]",
     ),
-    "no tests": (check.tests_passed, {"lines": ["no tests ran in 0.01s"]}, False, "no tests ran"),
+    "no tests": (check.pytest_passed, {"lines": ["no tests ran in 0.01s"]}, False, "no tests ran"),
 }  # fmt: skip
 
 

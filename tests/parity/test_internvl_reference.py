@@ -19,9 +19,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT.parent / "shared" / "fixtures" / "internvl"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason=f"the reference tensors are not in {FIXTURES.parent.name}/ beside the checkout"
-)
+pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"needs the reference tensors at {FIXTURES}")
 TOLERANCE = 1e-5  # measured: 2e-6; the smallest mistakes that were tried give 1e-3
 FAMILIES = ("internvl2_5-8b", "internvl2_5-38b", "internvl3-38b", "internvl3-8b")
 NATIVE = ("internvl2_5-38b-hf", "internvl3-38b-hf", "internvl3-8b-hf")

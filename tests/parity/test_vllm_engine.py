@@ -83,14 +83,14 @@ def reference(tiny_internvl: Path) -> Reference:
     return Reference(tiny_internvl)
 
 
-def check(completions: list[Completion], wanted: Reference) -> None:
+def assert_as_reference(completions: list[Completion], wanted: Reference) -> None:
     for request, completion in zip(requests(), completions, strict=True):
         assert list(completion.token_ids) == wanted.greedy(request)
         assert completion.token_logprobs == pytest.approx(wanted.logprobs(request, completion.token_ids), abs=2e-4)
 
 
 def test_greedy_tokens_and_logprobs_equal_transformers(vllm: Driver, reference: Reference) -> None:
-    check(vllm.generate(requests()), reference)
+    assert_as_reference(vllm.generate(requests()), reference)
 
 
 def test_our_transformers_engine_gives_the_same(vllm: Driver, tiny_internvl: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_thought_that_the_template_opens_belongs_to_the_text(
             sampled = [token for token in completion.token_ids if token >= len(SPECIAL)]
             assert completion.text == "<think>\n" + tokenizer.decode(sampled, skip_special_tokens=False)
             assert len(completion.token_ids) == len(completion.token_logprobs) > 0
-        check(completions, Reference(thinking))
+        assert_as_reference(completions, Reference(thinking))
     finally:
         assert vllm.ask(reload=str(tiny_internvl)) == {"reloaded": True}
     engine = open_engine(
@@ -197,7 +197,7 @@ def test_reload_leaves_nothing_of_the_old_model(
         assert vllm.ask(reload=str(other_internvl)) == {"reloaded": True}
         after = vllm.generate(requests())
         assert [c.token_ids for c in after] != [c.token_ids for c in before]
-        check(after, Reference(other_internvl))
+        assert_as_reference(after, Reference(other_internvl))
     finally:
         assert vllm.ask(reload=str(tiny_internvl)) == {"reloaded": True}
     assert vllm.generate(requests()) == before

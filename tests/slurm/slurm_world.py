@@ -80,6 +80,12 @@ class Endpoint:
                      "usage": usage}  # fmt: skip
 
 
+def engine_of(endpoint: Endpoint, **changes: Any) -> dict[str, Any]:
+    """Settings of an engine that asks the endpoint, at most two requests at a time."""
+    fixed = {"kind": "openai", "base_url": endpoint.url, "model_name": "stub", "max_retries": 0, "concurrency": 2}
+    return fixed | changes
+
+
 def make_config(folder: Path, policy: Path, endpoint: Endpoint, **sections: dict[str, Any]) -> Path:
     """A run's TOML and its env file in ``folder``; the run folder is ``folder``/run. ``sections`` replace settings."""
     images = folder / "images"
@@ -96,7 +102,7 @@ def make_config(folder: Path, policy: Path, endpoint: Endpoint, **sections: dict
         f"PYTHON_TRAINER={sys.executable}\nPYTHON_ROLLOUT={sys.executable}\nOMP_NUM_THREADS=1\n"
     )
     source = {"kind": "jsonl", "path": str(folder / "questions.jsonl"), "images_folder": str(images)}
-    served = {"kind": "openai", "base_url": endpoint.url, "model_name": "stub", "max_retries": 0, "concurrency": 2}
+    served = engine_of(endpoint)
     short = {"max_tokens": 8}
     values: dict[str, dict[str, Any]] = {
         "run": {"name": "tiny", "folder": folder / "run"},

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "qwen_vl"
-needs_fixtures = pytest.mark.skipif(
-    not FIXTURES.is_dir(), reason=f"the reference data is not in {FIXTURES.parent.name}/ beside the checkout"
-)
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"needs the reference data at {FIXTURES}")
 TINY = ("qwen2_5-vl-tied", "qwen2_5-vl-untied", "qwen3-vl-tied", "qwen3-vl-untied")
 
 # hidden, layers, heads, key-value heads, ffn, vocabulary, tied, the tower's ffn (2.5) or depth, width and ffn (3),

@@ -32,6 +32,11 @@ class Record:
         before = self._outcomes.get(report.nodeid, "passed")
         self._outcomes[report.nodeid] = max(before, report.outcome, key=order.index)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that is skipped whole or cannot be imported has no tests to report; it counts as one."""
+        if report.outcome != "passed":
+            self._outcomes[report.nodeid] = report.outcome
+
     def pytest_sessionfinish(self) -> None:
         """Write the file, with the date and the Python of each test file's run."""
         counts: dict[str, dict[str, int]] = defaultdict(lambda: {"passed": 0, "skipped": 0, "failed": 0})

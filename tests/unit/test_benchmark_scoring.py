@@ -73,7 +73,7 @@ def scored(name: str, scoring: Scoring, grader: Grader, judge: Any = None) -> tu
     return benchmark_results(name, outcomes), scores
 
 
-def same(table: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def assert_same_table(table: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     first = next(iter(expected[0]))
     keyed = {str(line[first]): line for line in table}
     assert keyed.keys() == {str(line[first]) for line in expected}
@@ -89,7 +89,7 @@ def same(table: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 def test_aggregates_are_vlmevalkits_without_a_judge(name: str, grader: Grader) -> None:
     expected = json.loads((folder() / "data/expected/vlmevalkit.json").read_text())
     found, _ = scored(name, "vlmevalkit", grader)
-    same(found["vlmevalkit"], expected[f"{TABLES[name]}/no_judge"]["result"])
+    assert_same_table(found["vlmevalkit"], expected[f"{TABLES[name]}/no_judge"]["result"])
 
 
 @pytest.mark.parametrize("name", ["mathvista", "mathverse", "mathvision"])
@@ -98,7 +98,7 @@ def test_aggregates_are_vlmevalkits_with_an_ideal_extractor(name: str, grader: G
     lines = (folder() / f"data/predictions/{TABLES[name]}.jsonl").read_text().splitlines()
     judge = Extractor({split_thought(row["prediction"])[0]: row["extracted"] for row in map(json.loads, lines)})
     found, _ = scored(name, "vlmevalkit", grader, judge)
-    same(found["vlmevalkit"], expected[f"{TABLES[name]}/ideal_extractor"]["result"])
+    assert_same_table(found["vlmevalkit"], expected[f"{TABLES[name]}/ideal_extractor"]["result"])
     assert judge.asked
 
 

@@ -41,7 +41,7 @@ def write_run(folder: Path, rows: list[dict], extra: str = "") -> Path:
 GOOD = {"id": "a", "question": "What is it?", "answer": "5", "image": "good.png"}
 
 
-def failed(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+def assert_failed(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     line = next(line for line in result.stderr.splitlines() if line.startswith("error: "))
@@ -61,22 +61,22 @@ def failed(result: subprocess.CompletedProcess[str], code: int, *words: str) -> 
 )
 def test_bad_rows_stop_the_run_before_any_model(tmp_path: Path, row: dict, words: list[str]) -> None:
     config = write_run(tmp_path, [GOOD, {**row, "id": "b"}])
-    failed(sophia("run", str(config), folder=tmp_path), 1, *words)
+    assert_failed(sophia("run", str(config), folder=tmp_path), 1, *words)
     assert not (tmp_path / "run" / "questions.parquet").exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 def test_empty_dataset(tmp_path: Path) -> None:
-    failed(sophia("run", str(write_run(tmp_path, [])), folder=tmp_path), 1, "questions.jsonl")
+    assert_failed(sophia("run", str(write_run(tmp_path, [])), folder=tmp_path), 1, "questions.jsonl")
 
 
 def test_configuration_mistakes_are_usage_errors(tmp_path: Path) -> None:
     config = write_run(tmp_path, [GOOD], "[train]\nlearning_rat = 1.0\n")
-    failed(sophia("run", str(config), folder=tmp_path), 2, "train.learning_rat", "did you mean 'learning_rate'")
-    failed(sophia("check", str(tmp_path / "no.toml"), folder=tmp_path), 2, "no such configuration file")
+    assert_failed(sophia("run", str(config), folder=tmp_path), 2, "train.learning_rat", "did you mean 'learning_rate'")
+    assert_failed(sophia("check", str(tmp_path / "no.toml"), folder=tmp_path), 2, "no such configuration file")
     config = write_run(tmp_path, [GOOD])
-    failed(sophia("run", str(config), "--only", "trian", folder=tmp_path), 2, "did you mean 'train'")
-    failed(sophia("run", str(config), "--set", "train.steps=x", folder=tmp_path), 2, "train.steps")
+    assert_failed(sophia("run", str(config), "--only", "trian", folder=tmp_path), 2, "did you mean 'train'")
+    assert_failed(sophia("run", str(config), "--set", "train.steps=x", folder=tmp_path), 2, "train.steps")
     assert not (tmp_path / "run").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_bug_says_where_its_traceback_is(tmp_path: Path, capsys: pytest.Captur
 
 def test_models_are_looked_at_before_any_starts(tmp_path: Path) -> None:
     config = write_run(tmp_path, [GOOD])
-    failed(sophia("generate", str(config), folder=tmp_path), 1, "policy: no such model directory")
+    assert_failed(sophia("generate", str(config), folder=tmp_path), 1, "policy: no such model directory")
     assert not (tmp_path / "run" / "round-0").exists()
 
 
@@ -112,14 +112,14 @@ def test_a_run_is_found_by_its_folder_wherever_it_is(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "moved" / "report.json").is_file()
     assert not (tmp_path / "run").exists()
-    failed(sophia("report", "nowhere", folder=tmp_path), 2, "no such run folder")
+    assert_failed(sophia("report", "nowhere", folder=tmp_path), 2, "no such run folder")
 
 
 def test_later_phases_check_their_inputs_themselves(tmp_path: Path) -> None:
     config = write_run(tmp_path, [GOOD])
     for phase in ("score", "train", "export"):
         result = sophia(phase, str(config), folder=tmp_path)
-        failed(result, 1)
+        assert_failed(result, 1)
     assert not list((tmp_path / "run" / "round-0").rglob("*.parquet"))
 
 

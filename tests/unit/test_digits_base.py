@@ -20,7 +20,7 @@ LEAST = {  # below this the round has too little to learn from
 }  # fmt: skip
 
 
-def check_figures(folder: Path) -> None:
+def assert_figures(folder: Path) -> None:
     figures = json.loads((folder / "base.json").read_text())["figures"]
     assert figures.keys() == LEAST.keys()
     poor = {name: value for name, value in figures.items() if value < LEAST[name]}
@@ -33,11 +33,11 @@ def test_the_shipped_models_are_whole_and_small() -> None:
     assert ModelSpec.from_model_dir(BASE / "policy").vision is not None
     assert ModelSpec.from_model_dir(BASE / "reasoner").vision is None
     assert sum(path.stat().st_size for path in BASE.rglob("*") if path.is_file()) < 8_000_000
-    check_figures(BASE)
+    assert_figures(BASE)
 
 
 @pytest.mark.slow
 def test_the_recipe_makes_equally_good_ones(tmp_path: Path) -> None:
     command = [sys.executable, "examples/digits/make_base_models.py", "--out", str(tmp_path / "base")]
     subprocess.run(command, check=True, cwd=ROOT)
-    check_figures(tmp_path / "base")
+    assert_figures(tmp_path / "base")

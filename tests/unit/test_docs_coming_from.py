@@ -45,5 +45,5 @@ def test_a_name_of_ours_is_there(name: str) -> None:
 
 
 def test_a_wrong_name_would_be_found() -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=r"rl\.groups"):
         explain_setting("rl.groups")

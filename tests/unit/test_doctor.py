@@ -209,9 +209,9 @@ def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command_refuses_flags_without_a_configuration_and_a_folder(tmp_path: Path) -> None:
-    from tests.unit.test_cli import failed, sophia
+    from tests.unit.test_cli import assert_failed, sophia
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")
-    failed(sophia("doctor", "--set", "run.name=x", folder=tmp_path), 2, "name it too")
-    failed(sophia("doctor", "run", folder=tmp_path), 2, "did you mean run/config.toml?")
+    assert_failed(sophia("doctor", "--set", "run.name=x", folder=tmp_path), 2, "name it too")
+    assert_failed(sophia("doctor", "run", folder=tmp_path), 2, "did you mean run/config.toml?")

@@ -78,8 +78,8 @@ def test_a_kill_in_the_middle_of_units_changes_nothing(tmp_path: Path) -> None:
         for steps in (3, 17, 40):
             with pytest.raises(KeyboardInterrupt):
                 generate_trajectories(killed, StreamingEngine(dies_after=steps), NoProgress())
-            claims = killed.folder.trajectories / "claims"
-            assert all(path.read_text() == "free" for path in claims.glob("0*"))  # anybody may go on at once
+            claims = list((killed.folder.trajectories / "claims").glob("0*"))
+            assert {path.read_text() for path in claims} == {"free"}  # anybody may go on at once
         generate_trajectories(killed, StreamingEngine(), NoProgress())
         assert shards(killed) == shards(whole)
 
@@ -186,7 +186,7 @@ def test_the_early_stop_keeps_the_same_and_says_what_it_saved(tmp_path: Path) ->
         stopped = summary["early_stop"]
         assert stopped["trajectories_left_out"] == 5 * 2 * 8 - summary["trajectories"] > 0
         assert stopped["tokens_saved"] > 0 and stopped["waves"] == waves
-        assert stopped["tokens_sampled"] == engine.tokens or engine.given_up
+        assert stopped["tokens_sampled"] == engine.tokens
         assert json.loads(round.folder.kept_summary_file.read_bytes())["early_stop"] == stopped
         assert "trajectories left out" in REASONING.state_of(round).note
     assert all(one == kept[0] for one in kept[1:]) and read_shard(round.folder.kept_file, Kept)
@@ -210,7 +210,7 @@ def test_the_early_stop_is_refused_where_all_trajectories_are_learned_from(tmp_p
         with pytest.raises(ValueError, match=r"reasoning.waves leaves out .*learns from all K x N"):
             make_config(tmp_path, reasoning={"waves": [1]}, objective=objective)
     make_config(tmp_path, reasoning={"waves": [1]}, objective={"loss": {"name": "grpo"}, "trajectories": "kept"})
-    with pytest.raises(ValueError, match="waves"):
+    with pytest.raises(ValueError, match=r"reasoning\.waves\n.*at least 1 item"):
         make_config(tmp_path, reasoning={"waves": []})
     text = '[run]\nname = "x"\nfolder = "x"\n[models]\npolicy = "p"\nreasoner = "r"\n'
     (tmp_path / "run.toml").write_text(

@@ -23,6 +23,7 @@ def check(row: Tensor, index: range, features: int, boundaries: list[int], names
 
 
 def test_matching_rows_pass() -> None:
+    """Nothing is raised."""
     check(ids(4, 8), range(12), 12, [0, 6, 16])
     check(ids(0), range(0), 0, [0, 2])
 

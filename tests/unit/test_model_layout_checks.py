@@ -55,7 +55,7 @@ def test_refused_with_what_would_fit(layout: dict[str, Any], length: int | None,
     ],
 )
 def test_possible_layouts_pass(layout: dict[str, Any]) -> None:
-    check_layout(SPEC, Parallel(**layout), 32768)
+    check_layout(SPEC, Parallel(**layout), 32768)  # raises nothing
 
 
 def test_more_ranks_than_key_value_heads_must_be_a_multiple() -> None:
@@ -102,7 +102,7 @@ def test_fp8_is_refused_where_it_would_silently_do_nothing() -> None:
         without_engine.check_fp8("tensorwise")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here; runs on machines without one")
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(UsageError, match="torch sees no CUDA device"):
         backend.select(kind="cuda")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,10 +84,8 @@ def test_every_failure_is_one_line_and_harms_no_other_call(mine: Path) -> None:
         "eats": (None, "ran out of memory (functions.memory_limit_mib) (line 19)"),
     }
     names = [*wanted, "good"]
-    began = time.monotonic()
     found = call(mine, "reward", names, episode=EPISODE)
     assert dict(zip(names, map(tuple, found), strict=True)) == wanted and found[-1] == (4.0, "")
-    assert time.monotonic() - began < 60
 
 
 def test_groups_steps_weights_and_targets(mine: Path) -> None:

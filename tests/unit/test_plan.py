@@ -345,7 +345,7 @@ def test_a_strange_file_of_measurements(tmp_path: Path, plan_38b, text: str, wor
 
 
 def test_the_command(tmp_path: Path) -> None:
-    from tests.unit.test_cli import failed, sophia
+    from tests.unit.test_cli import assert_failed, sophia
 
     config = str(plan_models.write_config(tmp_path, "internvl3-8b"))
     result = sophia("plan", config, "--gpus", "8", "--write", "layout.toml", folder=tmp_path)
@@ -356,9 +356,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "layout.toml").exists()
     many = sophia("plan", config, "--gpus", "8000", folder=tmp_path)
     assert "replicas have no row of the step's" in many.stdout and "replicas have no row" not in result.stdout
-    failed(sophia("plan", config, "--gpus", "0", folder=tmp_path), 2, "--gpus 0: at least 1")
-    failed(sophia("plan", config, "--gpus", "8", "--gpu", "h20O", folder=tmp_path), 2, "did you mean 'h20'")
-    failed(sophia("plan", config, "--gpus", "1", folder=tmp_path), 1, "nearest miss")
+    assert_failed(sophia("plan", config, "--gpus", "0", folder=tmp_path), 2, "--gpus 0: at least 1")
+    assert_failed(sophia("plan", config, "--gpus", "8", "--gpu", "h20O", folder=tmp_path), 2, "did you mean 'h20'")
+    assert_failed(sophia("plan", config, "--gpus", "1", folder=tmp_path), 1, "nearest miss")
 
 
 def test_what_saving_a_checkpoint_takes_is_said(config_38b: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,7 +194,7 @@ def test_a_setting_that_a_record_does_not_know_had_its_default(world: tuple[RunF
     for part in provenance.parts(phase, 0):
         file = provenance.record_file(phase, 0, part)
         record = json.loads(file.read_text())
-        record["settings"].pop("reward.keep", None)  # as if a later version had brought it
+        del record["settings"]["reward.keep"]  # as if a later version had brought it
         file.write_text(json.dumps(record))
     assert why(config, run, "score") == ""
     assert "reward.keep none -> 2" in why(with_values(config, {"reward.keep": 2}), run, "score")
@@ -272,7 +272,7 @@ def test_a_model_by_its_name_on_the_hub_is_the_folder_in_the_cache(
     assert Provenance(with_values(config, {"models.policy": Path("tiny/other")}), run, PHASES).changed()
 
 
-def test_partial_work_stale_lines_is_not_mixed(world: tuple[RunFolder, Config, list[str]]) -> None:
+def test_partial_work_of_other_settings_is_not_mixed(world: tuple[RunFolder, Config, list[str]]) -> None:
     run, config, _ = world
     changed = with_values(config, {"reasoning.questions_per_unit": 1})
     run_phases(changed, ["reasoning"], [0], new_settings=True)

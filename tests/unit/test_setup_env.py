@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -12,17 +11,13 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.tools import ROOT, load_tool
 
 
 @pytest.fixture
 def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module whose pip only records; it offers the torch build in ``offer``."""
-    spec = importlib.util.spec_from_file_location("setup_env_under_test", ROOT / "tools" / "setup_env.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module: Any = load_tool("setup_env")
     module.calls = []
     module.offer = {"version": "2.13.0+cpu", "requires_dist": ["sympy"]}
     module.fail_on = ""
@@ -183,10 +178,7 @@ def test_mlflows_environment_is_made_only_when_it_is_named(
 
 
 def test_files_that_fit_are_pinned() -> None:
-    spec = importlib.util.spec_from_file_location("pin_hashes", ROOT / "tools" / "pin_hashes.py")
-    assert spec and spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("pin_hashes")
     fitting = ["a-1.tar.gz", "a-1-py3-none-any.whl", "a-1-cp311-cp311-manylinux_2_28_x86_64.whl"]
     fitting += ["a-1-cp39-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64.whl", "a-1-py2.py3-none-any.whl"]
     assert all(map(tool.fits, fitting))

@@ -124,7 +124,18 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         child.kill()
 
 
-def test_in_a_terminal_it_ends_with_the_run(tmp_path: Path) -> None:
+def test_it_ends_with_the_run_in_lines_and_in_a_terminal(tmp_path: Path) -> None:
+    run, _ = make_finished_run(tmp_path / "run", questions=3)
+    assert "trajectory" in seen(run.path)
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (40, 100))
+    with open(slave, "w") as terminal:
+        watch(run.path, 0.2, out=terminal)
+    assert "trajectory" in read_until(master, None)
+    os.close(master)
+
+
+def test_in_a_terminal_ctrl_c_gives_the_screen_back(tmp_path: Path) -> None:
     run = unfinished(tmp_path / "run")
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 100))

@@ -63,7 +63,7 @@ def edit(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file(state, folder / "model.safetensors")
 
 
-def refuse(folder: Path, match: str, progress: Progress | None = None, **options: object) -> str:
+def assert_refused(folder: Path, match: str, progress: Progress | None = None, **options: object) -> str:
     """The conversion must fail with one line, leave nothing behind and leave the source as it is."""
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(SophiaError, match=match) as caught:
@@ -81,24 +81,24 @@ def test_missing_and_extra_tensors_are_all_listed(good: Path) -> None:
         language_model__model__layers__1__mlp__up_proj__weight=None,
         language_model__model__layers__1__self_attn__q_proj__lora_A__weight=torch.zeros(2, 2),
     )
-    message = refuse(good, "missing")
+    message = assert_refused(good, "missing")
     assert "2 tensors missing: language_model.model.layers.{0-1}.mlp.up_proj.weight" in message
     assert "1 tensors not part of this model: language_model.model.layers.1.self_attn.q_proj.lora_A.weight" in message
 
 
 def test_shape_type_and_mixed_types(good: Path) -> None:
     edit(good, language_model__model__norm__weight=torch.zeros(13))
-    refuse(good, r"language_model.model.norm.weight \[13\], expected \[12\]")
+    assert_refused(good, r"language_model.model.norm.weight \[13\], expected \[12\]")
     edit(good, language_model__model__norm__weight=torch.zeros(12, dtype=torch.bfloat16),
          language_model__model__layers__0__mlp__up_proj__weight=torch.zeros(10, 12))  # fmt: skip
-    refuse(good, r"of mixed types: language.decoder.layers.0.mlp.linear_fc1.weight \(BF16, F32\)")
+    assert_refused(good, r"of mixed types: language.decoder.layers.0.mlp.linear_fc1.weight \(BF16, F32\)")
 
 
 @pytest.mark.parametrize("cut", [1, 100, 4000])
 def test_truncated_file(good: Path, cut: int) -> None:
     file = good / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-cut])
-    refuse(good, r"model.safetensors is truncated")
+    assert_refused(good, r"model.safetensors is truncated")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_truncated_file(good: Path, cut: int) -> None:
 )
 def test_corrupt_header(good: Path, header: bytes, match: str) -> None:
     (good / "model.safetensors").write_bytes(header)
-    refuse(good, match)
+    assert_refused(good, match)
 
 
 def test_overlapping_data_and_unknown_type(good: Path) -> None:
@@ -125,7 +125,7 @@ def test_overlapping_data_and_unknown_type(good: Path) -> None:
     ):  # fmt: skip
         text = json.dumps(header).encode()
         (good / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(6))
-        refuse(good, match)
+        assert_refused(good, match)
 
 
 def test_missing_shard_and_lying_index(good: Path, tmp_path: Path) -> None:
@@ -134,27 +134,27 @@ def test_missing_shard_and_lying_index(good: Path, tmp_path: Path) -> None:
     weight_map["language_model.lm_head.weight"] = "model-00002-of-00002.safetensors"
     index = good / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    refuse(good, "lacks 1 of 2 shards: model-00002-of-00002.safetensors")
+    assert_refused(good, "lacks 1 of 2 shards: model-00002-of-00002.safetensors")
     save_file({"other": torch.zeros(1)}, good / "model-00002-of-00002.safetensors")
-    refuse(good, "does not place there")
+    assert_refused(good, "does not place there")
     index.write_text(json.dumps({"weight_map": weight_map | {"x": "../outside.safetensors"}}))
-    refuse(good, "names no file of its folder: '../outside.safetensors'")
+    assert_refused(good, "names no file of its folder: '../outside.safetensors'")
     index.write_text(json.dumps({"weight_map": weight_map | {"x": ""}}))
-    refuse(good, "names no file of its folder: ''")
+    assert_refused(good, "names no file of its folder: ''")
     index.write_text("{}")
-    refuse(good, "not a weights index")
+    assert_refused(good, "not a weights index")
 
 
 def test_no_weights_no_config_no_folder(good: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a folder"):
         convert(Conversion(tmp_path / "nothing", tmp_path / "out", "hf"))
     (good / "model.safetensors").unlink()
-    refuse(good, "no weights in")
+    assert_refused(good, "no weights in")
     (good / "model.safetensors").mkdir()
-    refuse(good, "cannot read .*model.safetensors: Is a directory")
+    assert_refused(good, "cannot read .*model.safetensors: Is a directory")
     (good / "model.safetensors").rmdir()
     (good / "config.json").unlink()
-    refuse(good, "config.json")
+    assert_refused(good, "config.json")
 
 
 def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
     assert_same(stored(tmp_path / "b"), model.native)  # the redundant copy is left out
     shutil.rmtree(tmp_path / "b")
     edit(folder, language_model__lm_head__weight=embedding + 1)
-    refuse(folder, "tie_word_embeddings is true, but language_model.lm_head.weight differs")
+    assert_refused(folder, "tie_word_embeddings is true, but language_model.lm_head.weight differs")
 
 
 def test_full_disk(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_full_disk(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
             patch.setattr(os, call, full)
-            refuse(good, "cannot write .*No space left on device")
+            assert_refused(good, "cannot write .*No space left on device")
     count = 0
 
     def sometimes(*arguments: object) -> int:
@@ -190,7 +190,7 @@ def test_full_disk(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "pwritev", sometimes)
-    refuse(good, "cannot write .*No space left on device")
+    assert_refused(good, "cannot write .*No space left on device")
     assert count > 150
 
 
@@ -221,7 +221,7 @@ def test_source_changes_while_it_is_read(good: Path, tmp_path: Path) -> None:
         def note(self, text: str) -> None:
             pass
 
-    refuse(good, "model.safetensors changed while it was read", progress=Meddler())
+    assert_refused(good, "model.safetensors changed while it was read", progress=Meddler())
 
 
 def test_killed_in_the_middle_then_run_again(good: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def flip(folder: Path) -> None:
     tile.path.write_bytes(data)
 
 
-def refuse(match: str, source: Path, destination: Path, to: str = "hf", **options: object) -> str:
+def assert_refused(match: str, source: Path, destination: Path, to: str = "hf", **options: object) -> str:
     """The conversion must fail in one line and leave the folders as they are."""
     before = sorted(p for p in source.parent.rglob("*"))
     with pytest.raises(SophiaError, match=match) as caught:
@@ -61,10 +61,10 @@ def refuse(match: str, source: Path, destination: Path, to: str = "hf", **option
 def test_no_type_but_the_weights_types_is_taken(good: Path, tmp_path: Path, dtype: torch.dtype, name: str) -> None:
     retype(good, dtype, only=NORM)
     listed = rf"1 tensors of a type that weights do not have \(only BF16, F16, F32\): {NORM} \({name}\)$"
-    refuse(listed, good, tmp_path / "out")
-    refuse(listed, good, tmp_path / "out", "megatron", dtype="BF16")
+    assert_refused(listed, good, tmp_path / "out")
+    assert_refused(listed, good, tmp_path / "out", "megatron", dtype="BF16")
     retype(good, dtype)
-    message = refuse("of a type that weights do not have", good, tmp_path / "out")
+    message = assert_refused("of a type that weights do not have", good, tmp_path / "out")
     assert f"language_model.model.layers.{{0-1}}.mlp.up_proj.weight ({name})" in message  # layers are folded
 
 
@@ -73,7 +73,7 @@ def test_a_distributed_checkpoint_of_another_type(good: Path, tmp_path: Path, mo
         patch.setattr("sophia_mcore.weights.formats.tiles.WEIGHT_DTYPES", ("F64",))
         retype(good, torch.float64)
         convert(Conversion(good, tmp_path / "m", "megatron"))
-    refuse(r"of a type .*language.decoder.final_layernorm.weight \(F64\)", tmp_path / "m", tmp_path / "out")
+    assert_refused(r"of a type .*language.decoder.final_layernorm.weight \(F64\)", tmp_path / "m", tmp_path / "out")
 
 
 def test_an_fp8_copy_is_no_source(good: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_an_fp8_copy_is_no_source(good: Path, tmp_path: Path) -> None:
     state[linear + "weight"] = state[linear + "weight"].to(torch.float8_e4m3fn)
     state |= {linear + name: torch.ones(()) for name in ("weight_scale", "input_scale")}
     save_file(state, good / "model.safetensors")
-    refuse("is an FP8 copy of a model, .*; name the model that it was made from", good, tmp_path / "out")
+    assert_refused("is an FP8 copy of a model, .*; name the model that it was made from", good, tmp_path / "out")
 
 
 def test_a_type_beside_the_configurations_is_warned_of(
@@ -104,11 +104,13 @@ def test_a_type_beside_the_configurations_is_warned_of(
 @pytest.mark.parametrize("to", ["hf", "hf-custom", "megatron"])
 def test_base_is_only_for_a_checkpoint_without_a_configuration(good: Path, tmp_path: Path, to: str) -> None:
     other = write(tmp_path / "other", SIZES, make(SIZES), "hf-custom")
-    refuse("--base .*other: .*good has a configuration of its own", good, tmp_path / "out", to, base=other)
+    assert_refused("--base .*other: .*good has a configuration of its own", good, tmp_path / "out", to, base=other)
     convert(Conversion(good, tmp_path / "m", "megatron"))
-    refuse("has a configuration of its own", tmp_path / "m", tmp_path / "out", base=other)
+    assert_refused("has a configuration of its own", tmp_path / "m", tmp_path / "out", base=other)
     (tmp_path / "m" / "config.json").unlink()
-    refuse("--base .*nowhere: no such model folder", tmp_path / "m", tmp_path / "out", base=tmp_path / "nowhere")
+    assert_refused(
+        "--base .*nowhere: no such model folder", tmp_path / "m", tmp_path / "out", base=tmp_path / "nowhere"
+    )
     convert(Conversion(tmp_path / "m", tmp_path / "out", "hf", base=good, verify=True))
 
 
@@ -120,9 +122,11 @@ def test_a_source_is_held_to_its_own_digests(good: Path, tmp_path: Path, capsys:
         assert "the source has the digests of its own conversion.json" in capsys.readouterr().out
         assert json.loads((tmp_path / f"{name}-whole" / "conversion.json").read_text())["digests"] is None
         flip(made)
-        refuse("is not as its own conversion.json describes it: 1 tensors changed", made, tmp_path / "out", verify=True)
+        assert_refused(
+            "is not as its own conversion.json describes it: 1 tensors changed", made, tmp_path / "out", verify=True
+        )
         (made / "conversion.json").write_text("[]")
-        refuse("conversion.json is not what a conversion writes", made, tmp_path / "out", verify=True)
+        assert_refused("conversion.json is not what a conversion writes", made, tmp_path / "out", verify=True)
     run_convert(Conversion(good, tmp_path / "out", "hf", verify=True))
     assert "digests" not in capsys.readouterr().out
 
@@ -144,11 +148,13 @@ def test_proofs_of_earlier_versions_and_of_the_other_digest(
         written = json.loads((tmp_path / f"{name}-again" / "conversion.json").read_text())["digests"]
         assert written["algorithm"] == other and written["target"]
         flip(made)
-        refuse("1 tensors changed since: language.decoder.final_layernorm.weight", made, tmp_path / "out", verify=True)
+        assert_refused(
+            "1 tensors changed since: language.decoder.final_layernorm.weight", made, tmp_path / "out", verify=True
+        )
 
 
 def test_digests_that_are_not_known(good: Path, tmp_path: Path) -> None:
-    refuse("unknown digest 'md5'; known: xxh3-128, sha256", good, tmp_path / "out", digest="md5")
+    assert_refused("unknown digest 'md5'; known: xxh3-128, sha256", good, tmp_path / "out", digest="md5")
     arguments = ["convert", str(good), str(tmp_path / "out"), "--to", "hf", "--digest", "sha256"]
     done = CliRunner().invoke(app, [*arguments, "--no-checksums"])
     assert done.exit_code == 2 or isinstance(done.exception, UsageError)
@@ -164,22 +170,22 @@ def test_values_too_large_for_half_precision(tmp_path: Path) -> None:
     state[NORM][:3] = torch.tensor([70_000.0, -1e9, float("inf")])
     save_file(state, good / "model.safetensors")
     message = r"too large for the dtype .*: language.decoder.final_layernorm.weight \(2 values\)$"
-    refuse(message, good, tmp_path / "out", dtype="F16")
+    assert_refused(message, good, tmp_path / "out", dtype="F16")
     convert(Conversion(good, tmp_path / "out", "hf", dtype="BF16"))
 
 
 def test_destinations_that_are_taken_or_inside_the_source(good: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(good)
     for inside in (good / "out", good / "deep" / "out", tmp_path / "link" / "out"):
-        refuse("lies inside .*good", good, inside)
+        assert_refused("lies inside .*good", good, inside)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    refuse("dangling is a dangling link", good, tmp_path / "dangling")
-    refuse("dangling is a dangling link", good, tmp_path / "dangling", dry_run=True)
-    refuse("good exists already", good, good)
+    assert_refused("dangling is a dangling link", good, tmp_path / "dangling")
+    assert_refused("dangling is a dangling link", good, tmp_path / "dangling", dry_run=True)
+    assert_refused("good exists already", good, good)
 
 
 def test_options_of_another_layout(good: Path, tmp_path: Path) -> None:
-    refuse("--calibration and --quantizer are for --to fp8", good, tmp_path / "out", calibration=good)
+    assert_refused("--calibration and --quantizer are for --to fp8", good, tmp_path / "out", calibration=good)
     texts = tmp_path / "texts"
     texts.write_text("one\n")
     for options in ({"dtype": "BF16"}, {"base": tmp_path}):
@@ -199,13 +205,13 @@ def test_a_configuration_of_a_wrong_kind(good: Path, tmp_path: Path, value: obje
     config = json.loads((good / "config.json").read_text())
     config["text_config"]["num_attention_heads"] = value
     (good / "config.json").write_text(json.dumps(config))
-    refuse("num_attention_heads", good, tmp_path / "out")
+    assert_refused("num_attention_heads", good, tmp_path / "out")
     (good / "config.json").write_text(json.dumps([config]))
-    refuse("config.json: a JSON object is expected, not list", good, tmp_path / "out")
+    assert_refused("config.json: a JSON object is expected, not list", good, tmp_path / "out")
 
 
 def test_any_number_of_workers_writes_the_same(good: Path, tmp_path: Path) -> None:
-    refuse("--workers 0: at least 1", good, tmp_path / "out", workers=0)
+    assert_refused("--workers 0: at least 1", good, tmp_path / "out", workers=0)
     for workers in (1, 3):
         convert(Conversion(good, tmp_path / str(workers), "hf-custom", workers=workers))
     one, three = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.safetensors")} for n in "13")

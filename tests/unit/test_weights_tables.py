@@ -51,7 +51,7 @@ def read_all(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def check(folders: dict[tuple[str, str], Path], models: dict[str, Model]) -> None:
+def assert_reads_right(folders: dict[tuple[str, str], Path], models: dict[str, Model]) -> None:
     """Raise unless every model reads right from every layout and is cut as the trainer cuts it."""
     for (family, layout), folder in folders.items():
         found = read_all(folder)
@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Model]) 
 def test_every_family_reads_right_from_every_layout(
     folders: dict[tuple[str, str], Path], models: dict[str, Model]
 ) -> None:
-    check(folders, models)
+    assert_reads_right(folders, models)
 
 
 def mutations(row: Row) -> Iterator[tuple[str, Row]]:
@@ -131,7 +131,7 @@ def test_breaking_any_cell_of_any_table_is_noticed(
     rows = getattr(TABLES[table], table)
     monkeypatch.setattr(TABLES[table], table, (*rows[:number], wrong, *rows[number + 1 :]))
     with pytest.raises((AssertionError, SophiaError, KeyError)):
-        check(folders, models)
+        assert_reads_right(folders, models)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -143,7 +143,7 @@ def test_a_missing_or_a_doubled_row_is_noticed(
         for wrong in ((*rows[:number], *rows[number + 1 :]), (*rows, row), (*rows[: number + 1], *rows[number:])):
             monkeypatch.setattr(TABLES[table], table, wrong)
             with pytest.raises((AssertionError, SophiaError)):
-                check(folders, models)
+                assert_reads_right(folders, models)
 
 
 def test_the_operation_is_invertible_and_of_the_stated_order() -> None:
