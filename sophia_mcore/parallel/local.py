@@ -5,6 +5,7 @@ The ranks are forked, so that torch and megatron-core are imported only once.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import sys
@@ -72,6 +73,7 @@ def _with_groups(work: Callable[..., Any], parallel: Parallel, args: tuple[Any, 
 
 def _rank(end: Connection, store: Path, rank: int, world_size: int, work: Callable[..., Any], args: Any) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # what was there before the fork is no garbage of this rank; looking through it copies its pages
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
