@@ -124,6 +124,8 @@ def submit(
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
     typer.echo(submission_table(found, dry_run=dry_run))
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
     refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm would refuse {', '.join(refused)}")

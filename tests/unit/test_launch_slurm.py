@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.phases import PHASES
+from sophia_mcore.config import load_config
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.phases import PHASES, wanted_phases
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.jobs import Job, early_signal, sbatch_command
 from sophia_mcore.launch.slurm.status import problems
-from sophia_mcore.launch.slurm.submit import cancel, check_scripts
+from sophia_mcore.launch.slurm.submit import cancel, check_scripts, dry_run
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -131,3 +132,22 @@ def test_lineage_says_how_an_export_is_proven(tmp_path: Path) -> None:
     run.round(0).model.mkdir(parents=True)
     (run.round(0).model / "conversion.json").write_text(json.dumps(proof))
     assert lineage_of(run, 0, PHASES)["export"]["proof"] == "digests of every tensor, not read back"
+
+
+@pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*/run.toml")), ids=lambda path: path.parent.name)
+def test_a_dry_run_needs_neither_an_env_file_nor_slurm(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sets = [f"run.folder={tmp_path / 'run'}", f"cluster.scripts={ROOT / 'slurm'}"]
+    config = load_config(example, sets=sets)
+    found = dry_run(config)
+    assert [job.phase for job in found.jobs if job.round == 0] == [phase.name for phase in wanted_phases(config)]
+    assert len(found.commands) == len(found.jobs) and found.answers == {}
+    missing, silent = found.notes
+    assert missing.startswith("slurm/env/cluster.env is not there yet") and "no sbatch here" in silent
+    assert not (tmp_path / "run").exists()
+    named = load_config(example, sets=[*sets, "cluster.env_file=mine.env"])
+    with pytest.raises(UsageError, match=r"mine\.env: no such env file"):
+        dry_run(named)

@@ -22,7 +22,7 @@ from sophia_mcore.launch.phases import all_names, stage_phases, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
 from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
-from sophia_mcore.launch.slurm.jobs import Job, Key, plan_jobs, read_site, sbatch_command, shell_lines
+from sophia_mcore.launch.slurm.jobs import Job, Key, Site, plan_jobs, read_site, sbatch_command, shell_lines
 from sophia_mcore.launch.state import check_unfinished, stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
@@ -40,11 +40,15 @@ _FAILURES = (
 
 @dataclass(frozen=True)
 class Submission:
-    """The jobs of a submission in order. ``answers``: their numbers, or Slurm's answers in a dry run."""
+    """The jobs of a submission in order. ``answers``: their numbers, or Slurm's answers in a dry run.
+
+    ``notes``: what a dry run had to do without on this machine, a line each.
+    """
 
     jobs: list[Job]
     answers: dict[Key, str]
     commands: list[list[str]]
+    notes: tuple[str, ...] = ()
 
 
 def submit(
@@ -94,22 +98,39 @@ def submit(
 def dry_run(
     config: Config, rounds: int | None = None, only: Collection[str] | None = None, *, stage: bool = False
 ) -> Submission:
-    """The submission that `submit` would make, with Slurm's answer to each job (--test-only). Writes nothing."""
+    """The submission that `submit` would make, with Slurm's answer to each job (--test-only). Writes nothing.
+
+    Before there is an env file, an example is read in its place. Where Slurm gives no answer, a note says so.
+    """
     run = RunFolder(config.run.folder)
-    site = read_site(config.cluster.env_file)
+    site, notes = _site_or_example(config)
     check_scripts(config, stage=stage)
     number = rounds or config.run.rounds
     found = stage_states(config, run) if stage else _chosen(states(config, run, range(number)), only)
     jobs = plan_jobs(config, site, found)
     scripts = config.cluster.scripts
     answers: dict[Key, str] = {}
-    for job in jobs:
-        try:
-            answers[job.key] = slurm.sbatch(sbatch_command(job, run, scripts, "dry", {}, test_only=True), job.name)
-        except UsageError as error:
-            answers[job.key] = "refused: " + str(error).removeprefix(f"{job.name}: ")
+    try:
+        for job in jobs:
+            answers[job.key] = _answer(job, run, scripts)
+    except SophiaError as error:
+        notes += (f"Slurm was not asked: {error}",)
     ids = {job.key: f"<{job.name}>" for job in jobs}
-    return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs])
+    return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs], notes)
+
+
+def _answer(job: Job, run: RunFolder, scripts: Path) -> str:
+    try:
+        return slurm.sbatch(sbatch_command(job, run, scripts, "dry", {}, test_only=True), job.name)
+    except UsageError as error:
+        return "refused: " + str(error).removeprefix(f"{job.name}: ")
+
+
+def _site_or_example(config: Config) -> tuple[Site, tuple[str, ...]]:
+    path, example = config.cluster.env_file, config.cluster.scripts / "env" / "venv.env.example"
+    if "env_file" in config.cluster.model_fields_set or path.exists() or not example.is_file():
+        return read_site(path), ()
+    return read_site(example), (f"{path} is not there yet: options of {example}; copy it there and edit it",)
 
 
 def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[PhaseState]:
