@@ -23,6 +23,7 @@ pytest.importorskip("plotly", reason="plotly is not installed (pip install '.[re
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch.watch import look, watch
+from sophia_mcore.phase import PhaseState
 from sophia_mcore.records import Caption
 from sophia_mcore.report.newest import curves, newest_texts
 from sophia_mcore.store.layout import RunFolder
@@ -124,8 +125,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         child.kill()
 
 
-def test_it_ends_with_the_run_in_lines_and_in_a_terminal(tmp_path: Path) -> None:
+def test_it_ends_with_the_run_in_lines_and_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = make_finished_run(tmp_path / "run", questions=3)
+    ended = [PhaseState(phase="report", round=0, total=1, done=1, finished=True)]  # its units have names of the tests
+    monkeypatch.setattr("sophia_mcore.launch.watch._states", lambda *_: (ended, []))
     assert "trajectory" in seen(run.path)
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 100))
