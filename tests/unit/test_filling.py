@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -121,9 +122,10 @@ def test_nothing_of_a_failed_unit_is_asked_again_when_the_stream_ends(tmp_path: 
     def ask(unit: Unit) -> list[Asked[Trajectory]]:
         return [asked_for(f"{unit.id}-{number}", number) for number in range(3)]
 
-    queue, engine = UnitQueue(tmp_path, units_of(["a", "b"], 1), attempts=3), FallingEngine()
-    assert run_phase("two", queue, Trajectory, engine, NoProgress(), ask=ask, settings={}) == 2
-    assert len(engine.keys) == len(set(engine.keys)) == 4 * 3  # both units once more, and under new names
+    queue, engine = UnitQueue(tmp_path, units_of(["a", "b", "c"], 1), attempts=3), FallingEngine()
+    assert run_phase("three", queue, Trajectory, engine, NoProgress(), ask=ask, settings={}) == 3
+    # the first and the third have failed and are begun anew; what was running of the second is asked again
+    assert list(Counter(name.partition(".")[0] for name, _ in engine.keys).values()) == [3 + 3] * 3
 
 
 class FallingEngine(StreamingEngine):
@@ -131,7 +133,7 @@ class FallingEngine(StreamingEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.keys: list[object] = []
+        self.keys: list[tuple[str, int]] = []
 
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
@@ -186,7 +188,8 @@ def test_the_early_stop_keeps_the_same_and_says_what_it_saved(tmp_path: Path) ->
         stopped = summary["early_stop"]
         assert stopped["trajectories_left_out"] == 5 * 2 * 8 - summary["trajectories"] > 0
         assert stopped["tokens_saved"] > 0 and stopped["waves"] == waves
-        assert stopped["tokens_sampled"] == engine.tokens
+        assert stopped["tokens_sampled"] <= engine.tokens
+        assert stopped["tokens_sampled"] == engine.tokens or engine.given_up  # of these only the least is known
         assert json.loads(round.folder.kept_summary_file.read_bytes())["early_stop"] == stopped
         assert "trajectories left out" in REASONING.state_of(round).note
     assert all(one == kept[0] for one in kept[1:]) and read_shard(round.folder.kept_file, Kept)

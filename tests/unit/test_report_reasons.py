@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_reasons_are_those_of_the_rewards_terms(failed: tuple[RunFolder, Any]) -
     assert [(r.name, r.count) for r in found] == [("reward", 16), ("truncated", 4), ("not_judged", 4)]
     assert found[0].says == "The weighted total of [[rewards]] is below reward.at_least."
     (block,) = browser(run, [0], 6, config, Problems()).blocks
-    shown = json.loads(zlib.decompress(base64.b64decode(block)))
+    shown = json.loads(gzip.decompress(base64.b64decode(block)))
     rewards = {example["id"]: {caption["reward"] for caption in example["captions"]} for example in shown}
     assert rewards == {f"q{i}": {None if i == 1 else 0.5} for i in range(6)}
 
