@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from sophia_mcore.errors import SophiaError
@@ -76,8 +75,7 @@ def check_finite(job: Job, report: StepReport, step: int, sample_ids: Callable[[
     """
     if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
         return
-    bad_gradient = not all(bool(torch.isfinite(b.grad_data).all()) for chunk in job.chunks for b in chunk.buffers)
-    mine = (dist.get_rank(), report.bad_samples, bad_gradient)
+    mine = (dist.get_rank(), report.bad_samples, report.bad_gradient)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     samples = sorted({sample for _, bad, _ in everyone for sample in bad})

@@ -44,6 +44,8 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
 
     rate = learning_rate(step, job.steps, job.config.train)
     set_learning_rate(job.optimizer, rate)
+    # before the step: clipping by a norm that is not a number spreads it over every rank
+    own_gradient = [buffer.grad_data.sum() for chunk in job.chunks for buffer in chunk.buffers]
     _, gradient_norm, _ = job.optimizer.step()
     measures = reduce_metrics([metrics for _, metrics in reports], job.groups.data, device) if job.reports else {}
     return StepReport(
@@ -56,6 +58,7 @@ def train_step(job: Job, batches: Sequence[PackedBatch], step: int, stop: bool) 
         stop=stops > 0,
         writing=writing > 0,
         bad_samples=tuple(bad_samples),
+        bad_gradient=not math.isfinite(gradient_norm) and not all(math.isfinite(total) for total in own_gradient),
         measures=measures | by_term,
     )
 

@@ -12,7 +12,7 @@ from sophia_mcore.batch.collate import PackedBatch
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One update over the global batch; the same on every rank but for the last two."""
+    """One update over the global batch; the same on every rank but for the last three."""
 
     loss: float
     gradient_norm: float  # before clipping
@@ -23,6 +23,7 @@ class StepReport:
     stop: bool  # some rank was asked to stop
     writing: bool  # some rank still writes a checkpoint in the background
     bad_samples: tuple[str, ...]  # samples of this rank's micro batches whose loss is not finite
+    bad_gradient: bool  # the norm is not finite, and neither is the gradient of this rank's parameters
     measures: Mapping[str, float]  # of the objective, such as "logprob_kept"; all of them where Job.reports
 
     def values(self, seconds: float) -> dict[str, float | int]:
