@@ -274,7 +274,7 @@ def report(
     """Write report.json and report.html of a run, or one page that compares two runs."""
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.opening import open_for_report
-    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.launch.phases import rows
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.reading import Problems
 
@@ -282,7 +282,7 @@ def report(
         from sophia_mcore.report.compare import write_comparison
 
         opened, second = open_run(run_folder), open_run(other)
-        typer.echo(write_comparison(opened, second, PHASES, output))
+        typer.echo(write_comparison(opened, second, rows(), output))
     elif output is not None:
         from sophia_mcore.errors import UsageError
 
@@ -292,7 +292,7 @@ def report(
 
         problems = Problems()
         run, config = open_for_report(run_folder, problems)
-        page = write_report(config, run, PHASES, problems)
+        page = write_report(config, run, rows(), problems)
         print_stale(run)
         print_missing(run)
         typer.echo(page)

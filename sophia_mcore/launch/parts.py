@@ -207,26 +207,50 @@ def evaluate(round: Round) -> list[Part]:
     found = []
     for label, _ in evaluated_models(round):
         base = label == BASE_LABEL
-        for protocol in round.config.evaluate.protocols:
-            sampled = protocol.model_dump(mode="json", exclude={"name"})
-            found.append(
-                Part(
-                    name=f"{label}/{protocol.name}",
-                    results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
-                    settings=(
-                        *(
-                            "run.seed",
-                            "evaluate.engine",
-                            "evaluate.questions_per_unit",
-                            "score",
-                            "batch.max_tiles",
-                            "batch.min_pixels",
-                            "batch.max_pixels",
-                        ),
-                        *("batch.long_thinking_prompt_file", *(("models.policy",) if base else ())),
-                    ),
-                    values={f"evaluate.protocols ({protocol.name})": sampled},
-                    reads=(("evaluation_questions", 0), *(() if base else (("export", round.index),))),
-                )
-            )
+        settings = ("batch.long_thinking_prompt_file", *(("models.policy",) if base else ()))
+        found += _answers(round, label, settings, {}, () if base else (("export", round.index),))
     return found
+
+
+def _answers(
+    round: Round, label: str, settings: tuple[str, ...], values: dict[str, Any], reads: tuple[tuple[str, int], ...]
+) -> list[Part]:
+    """One part per protocol: the answers of a model to the evaluation questions."""
+    common = ("run.seed", "evaluate.engine", "evaluate.questions_per_unit", "score")
+    pictures = ("batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
+    found = []
+    for protocol in round.config.evaluate.protocols:
+        sampled = {f"evaluate.protocols ({protocol.name})": protocol.model_dump(mode="json", exclude={"name"})}
+        found.append(
+            Part(
+                name=f"{label}/{protocol.name}",
+                results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
+                settings=(*common, *pictures, *settings),
+                values=sampled | values,
+                reads=(("evaluation_questions", 0), *reads),
+            )
+        )
+    return found
+
+
+def rl(round: Round) -> list[Part]:
+    """One part: the summary of the stage, which names its model. ``launch.rl`` compares the stage's settings."""
+    return [Part(name="rl", results={"rl": round.run.rl.summary_file})]
+
+
+def rl_evaluate(round: Round) -> list[Part]:
+    """One part per model and protocol: the answers of the stage's starting model and of its model."""
+    stage = round.config.on_policy
+    asked: dict[str, Any] = {
+        "rl.prompt": stage.prompt,
+        "rl.environment": stage.environment.model_dump(mode="json"),
+        "rl.max_turns": stage.max_turns,
+    }
+    settings = ("batch.long_thinking_prompt_file", "helpers", "rl.environment")
+    exports = {f"round-{index}": (("export", index),) for index in range(round.config.run.rounds)}
+    start = stage.starting_model(round.config.models.policy, {})
+    given = asked if stage.start in exports else asked | {"rl.start": start}
+    return [
+        *_answers(round, "rl-start", settings, given, exports.get(stage.start, ())),
+        *_answers(round, "rl", settings, asked, (("rl", 0),)),
+    ]

@@ -162,6 +162,8 @@ RL_SELECT = Phase(
         "rl.select",
         "score",
         "batch.max_tiles",
+        "batch.min_pixels",
+        "batch.max_pixels",
     ),
     script="rl_select",
 )
@@ -176,6 +178,7 @@ RL = Phase(
     state=readers.rl_state,
     shape=stage_shape,
     settings=("run.seed", "models.policy", "rl", "batch", "parallel", "fp8", "score"),
+    parts=parts.rl,
 )
 RL_EVALUATE = Phase(
     name="rl-evaluate",
@@ -187,7 +190,11 @@ RL_EVALUATE = Phase(
     once=True,
     units=readers.rl_evaluation_units,
     engine=lambda config: config.evaluate.engine,
-    settings=("run.seed", "evaluate", "score", "rl.prompt", "batch.max_tiles", "batch.long_thinking_prompt_file"),
+    settings=(
+        *("run.seed", "evaluate", "score", "rl.prompt", "rl.environment", "rl.max_turns", "helpers"),
+        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
+    ),
+    parts=parts.rl_evaluate,
     script="phase",
 )
 

@@ -13,10 +13,12 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import stage
 from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
-from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT
+from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT, rows
 from sophia_mcore.launch.readers import rl_start, stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.provenance.check import Provenance
+from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.versions import newest_version
@@ -63,8 +65,7 @@ def run_rl(
     run = make_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
-        if not new_settings:
-            refuse_changed_settings(config, run)
+        refuse_changed_settings(config, run, new_settings=new_settings)
         claim_folder(config, run, new_settings=new_settings)
         current = Round(config, run, 0)
         preflight(current)
@@ -76,8 +77,11 @@ def run_rl(
     return run
 
 
-def refuse_changed_settings(config: Config, run: RunFolder) -> None:
-    """Raise UsageError if the stage has begun with other settings and its result depends on them."""
+def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: bool = False) -> None:
+    """Raise UsageError if the stage has begun with other settings and its result depends on them.
+
+    ``new_settings``: only if the stage has ended, since then nothing would be done with the new ones.
+    """
     if newest_version(run.rl.versions) is None and not run.rl.select.is_dir():
         return
     before = load_config(run.config_file) if run.config_file.is_file() else None
@@ -86,8 +90,13 @@ def refuse_changed_settings(config: Config, run: RunFolder) -> None:
     old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
     changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed += changed_files(config, run)
-    if changed:
+    if changed and not (new_settings and not stage_has_ended(config, run)):
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        if new_settings:
+            raise UsageError(
+                f"the on-policy stage of {run.path} has ended with other settings ({shown}): choose another "
+                "run.folder, or a larger rl.batches to go on with the new ones"
+            )
         raise UsageError(
             f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
             "or add --new-settings to go on with the new ones"
@@ -149,6 +158,7 @@ def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) 
             node = stage.this_machine(config, replay=replay)
             stage.supervise(config, run, node, replay=replay, follow=progress.follow)
     elif step == "evaluate" and RL_EVALUATE.wanted(config):
+        prepare(Provenance(config, run, rows()), RL_EVALUATE, 0, progress.say)
         run_here(RL_EVALUATE, round, progress)
     elif step == "report":
         run_here(REPORT, round, progress)

@@ -17,7 +17,7 @@ from sophia_mcore.store.layout import Round, RunFolder
 
 def states(config: Config, run: RunFolder, rounds: Iterable[int]) -> list[PhaseState]:
     """States of all phases of the given rounds in flow order. Raises like ``state_of``."""
-    provenance = Provenance(config, run, phases.PHASES)
+    provenance = Provenance(config, run, phases.rows())
     return [state_of(phase, Round(config, run, index), provenance) for index in rounds for phase in phases_of(index)]
 
 
@@ -26,7 +26,7 @@ def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -
 
     Raises SophiaError when its folder holds work units of other settings and there is no record of these settings.
     """
-    provenance = provenance or Provenance(round.config, round.run, phases.PHASES)
+    provenance = provenance or Provenance(round.config, round.run, phases.rows())
     verdicts = provenance.check_phase(phase, round.index)
     why = provenance.why_stale(phase, round.index)
     try:
@@ -44,7 +44,7 @@ def require_valid_inputs(phase: Phase, round: Round) -> None:
     """Raise SophiaError, naming phase and setting, if results that the phase needs are no longer valid."""
     if phase.again:
         return
-    provenance = Provenance(round.config, round.run, phases.PHASES)
+    provenance = Provenance(round.config, round.run, phases.rows())
     for needed, index in wanted_needs(round.config, phase, round.index):
         why = provenance.why_stale(needed, index)
         if why:
@@ -77,7 +77,8 @@ def stage_states(config: Config, run: RunFolder) -> list[PhaseState]:
     """
     if config.rl is None:
         raise UsageError("the configuration has no [rl] section: docs/on_policy.md shows one")
-    return [phase.state_of(Round(config, run, 0)) for phase in stage_phases() if phase.wanted(config)]
+    provenance = Provenance(config, run, phases.rows())
+    return [state_of(phase, Round(config, run, 0), provenance) for phase in stage_phases() if phase.wanted(config)]
 
 
 def check_inputs(phase: Phase, round: Round) -> None:

@@ -155,9 +155,9 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
 
 def report(round: Round, progress: Progress) -> None:
     """Write report.json and report.html."""
-    from sophia_mcore.launch.phases import PHASES
+    from sophia_mcore.launch.phases import PHASES, rows
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.model_card import write_cards
 
-    write_report(round.config, round.run, PHASES)
+    write_report(round.config, round.run, rows())
     write_cards(round.config, round.run, PHASES)  # with the scores that are there now

@@ -210,6 +210,8 @@ class Provenance:
         named: dict[str, Any] = {"phase": phase.name, "round": index, "part": part.name}
         if not self.is_there(part):
             return Verdict(**named, changed={})
+        if not (part.settings or part.values or part.reads):
+            return Verdict(**named, there=True, changed={})  # it depends on nothing that is compared
         record = self.record(phase, index, part)
         makers = self.makers(part)
         if record is None:

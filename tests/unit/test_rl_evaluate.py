@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import work
 from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.phases import RL_EVALUATE, rows
 from sophia_mcore.launch.readers import rl_evaluation_units
+from sophia_mcore.launch.state import state_of
 from sophia_mcore.progress import NoProgress
+from sophia_mcore.provenance.check import Provenance
+from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.shards import read_folder, read_shard, write_shard
@@ -44,7 +49,8 @@ def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path
     environment = {"function": f"{tmp_path}/mine.py"}
     config, run = make_rl_run(tmp_path / "run", models[0], questions=5, environment=environment, max_turns=2)
     engine = {"kind": "transformers", "dtype": "float32"}
-    evaluate = config.evaluate.model_dump() | {"engine": engine}
+    asked = [{"kind": "jsonl", "path": f"{tmp_path}/q.jsonl"}]
+    evaluate = config.evaluate.model_dump() | {"engine": engine, "questions": asked}
     config = config.model_validate(
         {**config.model_dump(), "evaluate": evaluate, "functions": {"timeout_seconds": 20.0}}
     )
@@ -53,7 +59,10 @@ def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path
     run.evaluation_questions_file.parent.mkdir(parents=True)
     write_shard(run.evaluation_questions_file, questions, Question)
     shutil.copytree(models[1], run.rl.model)
+    run.rl.train.mkdir()
+    run.rl.summary_file.write_text('{"batches": 1}')
     round = Round(config, run, 0)
+    begin(round)
     work.rl_evaluate(round, NoProgress())
     assert all(queue.done() for queue in rl_evaluation_units(round))
     for label in ("rl-start", "rl"):
@@ -67,5 +76,38 @@ def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path
             assert one.verdict == ("correct" if number != "4" else "wrong")  # the answer of q4 is 0
             assert len(one.token_logprobs) == len(one.token_ids)
     before = sorted(path.stat().st_mtime_ns for path in run.path.glob("evaluation/rl*/greedy/*.parquet"))
+    assert begin(round) == []
     work.rl_evaluate(round, NoProgress())  # again: nothing is asked
     assert sorted(path.stat().st_mtime_ns for path in run.path.glob("evaluation/rl*/greedy/*.parquet")) == before
+    assert state_of(RL_EVALUATE, round).finished
+    answers_are_of_the_models_that_are_there(round)
+
+
+def answers_are_of_the_models_that_are_there(round: Round) -> None:
+    """A stage that has gone on has another model, which is asked again; other settings are refused."""
+    run = round.run
+    run.rl.summary_file.write_text('{"batches": 2}')
+    assert "rl of round 0" in state_of(RL_EVALUATE, round).stale and not state_of(RL_EVALUATE, round).finished
+    (line,) = Provenance(round.config, run, rows()).stale_lines()
+    assert line.startswith("rl-evaluate of round 0: made from other rl of round 0")
+    start = sorted(run.evaluation("rl-start", "greedy").glob("*.parquet"))
+    (told,) = begin(round)
+    assert "is done again" in told
+    assert not run.evaluation("rl", "greedy").exists() and all(path.is_file() for path in start)
+    assert len(list(run.aside.glob("*/evaluation/rl/greedy/*.parquet"))) > 0
+    protocol = round.config.evaluate.protocols[0]
+    sampling = protocol.sampling.model_copy(update={"max_tokens": 3})
+    changed = round.config.model_copy(
+        update={"evaluate": round.config.evaluate.model_copy(
+            update={"protocols": (protocol.model_copy(update={"sampling": sampling}),)}
+        )}
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"evaluate\.protocols \(greedy\) .* rl-evaluate depends"):
+        claim_folder(changed, run)
+
+
+def begin(round: Round) -> list[str]:
+    """What is done before the phase; returns what is told."""
+    told: list[str] = []
+    prepare(Provenance(round.config, round.run, rows()), RL_EVALUATE, 0, told.append)
+    return told

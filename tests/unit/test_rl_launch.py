@@ -139,6 +139,13 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
     refuse_changed_settings(config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0), run)  # where and how long
     with pytest.raises(UsageError, match=r"started with other settings \(rl\.group\)"):
         refuse_changed_settings(config_of(tmp_path, group=4), run)
+    refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
+    run.rl.train.mkdir()
+    run.rl.summary_file.write_text(json.dumps({"batches": with_stage.on_policy.batches}))
+    with pytest.raises(UsageError, match=r"has ended with other settings \(rl\.group\): .* a larger rl\.batches"):
+        refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
+    more = with_stage.on_policy.batches + 1
+    refuse_changed_settings(config_of(tmp_path, group=4, batches=more), run, new_settings=True)
 
 
 def test_where_a_stage_begins(tmp_path: Path) -> None:

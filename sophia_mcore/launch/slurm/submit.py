@@ -79,8 +79,8 @@ def submit(
         uid = run_uid(run.path)
         _refuse_if_alive(run, uid)
         locks.enter_context(folder_lock(run.lock_file))  # tasks of running jobs hold this lock too
-        if stage and not new_settings:
-            refuse_changed_settings(config, run)
+        if stage:
+            refuse_changed_settings(config, run, new_settings=new_settings)
         claim_folder(config, run, new_settings=new_settings)
         (stage_preflight if stage else preflight)(Round(config, run, 0))
         for pattern in _FAILURES:

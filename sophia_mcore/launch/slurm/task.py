@@ -91,7 +91,7 @@ def _check_and_work(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> 
         health.check_node(round.run, task, gpus=gpus, canary_seconds=cluster.canary_seconds)
         check_inputs(phase, round)
         if task.node_index == 0:
-            prepare(Provenance(config, round.run, phases.PHASES), phase, round.index, _say)
+            prepare(Provenance(config, round.run, phases.rows()), phase, round.index, _say)
         if phase.ranks is not None:
             _on_ranks(phase, round, task, stop)
         else:
