@@ -143,9 +143,7 @@ class Phase:
         if self.shape is not None:
             return self.shape(config)
         engine = self.engine(config) if self.engine is not None else None
-        if engine is None or engine.kind == "openai":
-            return Shape()
-        return Shape(gpus=engine.tensor_parallel if engine.kind == "vllm" else 1)
+        return Shape(gpus=engine.gpus if engine is not None else 0)
 
     def state_of(self, round: Round) -> PhaseState:
         """Its progress. Raises SophiaError when its folder holds work units of other settings."""

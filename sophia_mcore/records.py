@@ -139,7 +139,7 @@ class Rollout(Answer):
     Example: id "train-17.b12.n3", version 12; its rethinking has id "train-17.b12.n3.r" and parent "train-17.b12.n3".
 
     In an environment of several turns each turn is a row, with the id "train-17.b12.n3.t1" but for the first of all.
-    What ``asked`` is no turn of the policy's is a helper's reply and never trained on.
+    A turn whose ``asked`` is not the policy is a helper's reply, and is never trained on.
     """
 
     batch: int

@@ -31,6 +31,11 @@ class VllmEngine(Section):
     enforce_eager: bool = False  # no compilation (CPU: always eager)
     across_units: bool = True  # sample the next work unit while the longest answers of one are running
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that one engine takes, where there are any."""
+        return self.tensor_parallel
+
 
 class OpenAIEngine(Section):
     """Any OpenAI-compatible endpoint, such as a hosted reasoner."""
@@ -44,6 +49,11 @@ class OpenAIEngine(Section):
     concurrency: PositiveInt = 64
     across_units: bool = True  # as for vllm
 
+    @property
+    def gpus(self) -> int:
+        """None: its model is elsewhere."""
+        return 0
+
 
 class TransformersEngine(Section):
     """Plain transformers generate, for machines where vLLM cannot be installed."""
@@ -51,6 +61,11 @@ class TransformersEngine(Section):
     kind: Literal["transformers"]
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_sequences: PositiveInt = 32
+
+    @property
+    def gpus(self) -> int:
+        """One."""
+        return 1
 
 
 Engine = Annotated[VllmEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")]

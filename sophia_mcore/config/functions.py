@@ -187,7 +187,7 @@ def check_terms(terms: Sequence[RewardTerm]) -> None:
 
 
 def check_helpers(terms: Sequence[RewardTerm], helpers: Mapping[str, Helper]) -> None:
-    """Raise ValueError for a helper that is called as the policy is, or a reward whose helper there is none of."""
+    """Raise ValueError for a helper that is called as the policy is, or a reward whose helper is missing."""
     if "policy" in helpers:
         raise ValueError("helpers.policy: the policy itself is called so")
     for term in terms:

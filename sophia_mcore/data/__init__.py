@@ -1,1 +1,1 @@
-"""Questions with images from outside, checked; InternVL's image tiles and chat templates."""
+"""Questions with images from outside, checked, as questions of the store; the prompts."""

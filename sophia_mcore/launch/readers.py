@@ -217,7 +217,7 @@ def rl_state(round: Round, phase: str) -> PhaseState:
     newest = newest_version(run.rl.versions)
     done = min(newest.version, total) if newest is not None else 0
     finished = stage_has_ended(round.config, run)
-    lines = [line for line in read_metrics(run.rl.train / "metrics.jsonl") if "loss" in line]
+    lines = [line for line in read_metrics(run.rl.metrics_file) if "loss" in line]
     return PhaseState(
         phase=phase,
         round=round.index,

@@ -29,7 +29,7 @@ def stage_shape(config: Config) -> Shape:
     """
     rl, training = config.on_policy, training_shape(config)
     assert training.nodes is not None
-    engines = rl.engines * (rl.engine.tensor_parallel if rl.engine.kind == "vllm" else 1)
+    engines = rl.engines * rl.engine.gpus
     both_on_one = rl.placement == "separate" and not rl.rollout_nodes
     gpus = training.gpus + engines if both_on_one else max(training.gpus, engines)
     return Shape(gpus=gpus, nodes=training.nodes + rl.rollout_nodes)

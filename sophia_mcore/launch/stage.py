@@ -126,7 +126,7 @@ def _engine(config: Config, run: RunFolder, index: int, node: Node, command: Seq
     rl = config.on_policy
     environment: dict[str, str] = {}
     if has_nvidia_driver():
-        wanted = rl.engine.tensor_parallel if rl.engine.kind == "vllm" else 1
+        wanted = rl.engine.gpus
         trains_apart = node.torchrun is not None and rl.placement == "separate"
         first = (config.parallel.processes_per_node or config.parallel.world_size) if trains_apart else 0
         environment = _devices(first + index * wanted, wanted)

@@ -111,7 +111,7 @@ def verdict_counts(run: RunFolder, index: int) -> dict[str, int]:
 
 def curves(run: RunFolder, rounds: Sequence[int]) -> list[Curve]:
     """Figures of the training that wrote last: of a round, or of the on-policy stage."""
-    stage = run.rl.train / "metrics.jsonl"
+    stage = run.rl.metrics_file
     files = [path for path in (*(run.round(index).train_metrics_file for index in rounds), stage) if path.is_file()]
     if not files:
         return []

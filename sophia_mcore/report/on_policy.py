@@ -66,7 +66,7 @@ def on_policy(runs: Sequence[Charted]) -> Stage | None:
     """Figures and curves of the runs' stages, laid over each other; None when no run has one."""
     if not any(_begun(charted.run) for charted in runs):
         return None
-    logs = [(c.name, metrics(c.run.rl.train / "metrics.jsonl", c.problems)) for c in runs]
+    logs = [(c.name, metrics(c.run.rl.metrics_file, c.problems)) for c in runs]
     drawn: list[tuple[str, Any]] = [("Validation questions answered right, by version", _validation(runs))]
     drawn += [
         (title, _curves(logs, phase, unit, named)) for title, phase, unit, named in (*_CURVES, *reward_curves(logs))

@@ -29,7 +29,7 @@ def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str,
         summary = json_or_empty(run.round(index).kept_summary_file)  # whether it is damaged is told elsewhere
         if isinstance(summary.get("rewards"), dict):
             rounds[str(index)] = summary["rewards"]
-    batches = [line for line in metrics(run.rl.train / "metrics.jsonl", problems) if line["phase"] == "batch"]
+    batches = [line for line in metrics(run.rl.metrics_file, problems) if line["phase"] == "batch"]
     stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := _values(batches, key))}
     efficiency: dict[str, dict[str, float]] = {}
     for label, folder in _evaluations(run):

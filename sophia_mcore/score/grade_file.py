@@ -129,7 +129,7 @@ def _grade_file(in_path: Path, out_path: Path, config: Score, progress: Progress
     if out_path.exists() and out_path.samefile(in_path):
         raise UsageError(f"{out_path}: input and output are the same file")
     if out_path.exists() and not _is_graded(out_path):
-        raise UsageError(f"{out_path} exists and is no output of `sophia grade`: name another file, or remove it")
+        raise UsageError(f"{out_path} exists and is not an output of `sophia grade`: name another file, or remove it")
     check_head(in_path)
     processes = config.workers if in_path.stat().st_size >= PARALLEL_FROM_BYTES else 1
     parts = _parts(out_path)

@@ -10,7 +10,7 @@ from sophia_mcore.errors import SophiaError
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if the file is missing. Raises SophiaError if the content is no JSON object."""
+    """The JSON object in a file; None if the file is missing. Raises SophiaError if it holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

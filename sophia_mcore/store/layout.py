@@ -338,6 +338,11 @@ class RlFolder:
         return self.path / "train"
 
     @property
+    def metrics_file(self) -> Path:
+        """The curves of the stage: a line per batch and per update."""
+        return self.train / "metrics.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.train / "checkpoints"
 

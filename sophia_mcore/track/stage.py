@@ -62,7 +62,7 @@ def stage_of(run: RunFolder, config: Config) -> list[TrackedRun]:
     """The stage, then its children; [] while nothing of it is there, or the configuration has no [rl]."""
     if config.rl is None or not (run.rl.versions.is_dir() or run.rl.select.is_dir()):
         return []
-    lines = read_metrics(run.rl.train / "metrics.jsonl")
+    lines = read_metrics(run.rl.metrics_file)
     summary = json_or_empty(run.rl.summary_file)
     chosen = json_or_empty(run.rl.select_file)
     evaluation = json_or_empty(run.report_json).get("evaluation", {})

@@ -50,7 +50,7 @@ def _series(run: RunFolder, config: Config, phases: Sequence[Phase]) -> Iterator
         for child in children_of(run, config, index, phases):
             if child.lines:
                 yield f"round-{index}/{child.phase.replace(' ', '-')}", child.lines
-    stage = read_metrics(run.rl.train / "metrics.jsonl")
+    stage = read_metrics(run.rl.metrics_file)
     for phase in dict.fromkeys(line["phase"] for line in stage):
         yield f"rl/{phase}", points([line for line in stage if line["phase"] == phase])
 

@@ -33,7 +33,7 @@ from sophia_mcore.train import checkpoint_folder
 from sophia_mcore.train.optim import require_current_parameters
 
 _FULL_BYTES = 16 << 20  # with less than this free a failed write is put down to the full disk
-_FAILURES = (Exception, CheckpointException)  # torch's is no Exception
+_FAILURES = (Exception, CheckpointException)  # torch's is not an Exception
 _MISTAKES = (AttributeError, KeyError, NameError, TypeError)  # of a program: no other checkpoint would help
 # fully_reshardable: optimizer state in parameter shape; the other formats cannot change the layout, or raise.
 METADATA: Mapping[str, Any] = {

@@ -30,7 +30,7 @@ class StageLog:
         if dist.get_rank() == 0:
             (self._folder / STOPPED).unlink(missing_ok=True)
         if job.reports and job.groups.data_rank == 0:
-            self._log = MetricsLog(self._folder / "metrics.jsonl")
+            self._log = MetricsLog(job.folder.metrics_file)
             self._log.rewind(start, UPDATE)
             self._log.rewind(start // job.rl.updates_per_batch, BATCH)
 
@@ -64,7 +64,7 @@ def note_stop(job: StageJob, step: int) -> None:
 
 def summary(job: StageJob, model: int, digest: str, best: tuple[int, float] | None) -> dict[str, Any]:
     """summary.json: ``model`` is the version that the stage keeps."""
-    lines = read_metrics(job.folder.train / "metrics.jsonl")
+    lines = read_metrics(job.folder.metrics_file)
     batches = [line for line in lines if line["phase"] == BATCH]
     updates = [line for line in lines if line["phase"] == UPDATE]
     return {

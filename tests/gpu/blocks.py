@@ -1,6 +1,6 @@
 """Speed, memory and losses of real-width decoder layers on one GPU, and of the 6B vision tower: JSON in one call.
 
-python tests/gpu/blocks.py OUT.json [--model internvl3_8b|internvl3_38b] [--layers 4] [--lengths 16384 32768]
+python -m tests.gpu.blocks OUT.json [--model internvl3_8b|internvl3_38b] [--layers 4] [--lengths 16384 32768]
     [--recipes none tensorwise delayed blockwise] [--loss-steps 200] [--tower-tiles 8 16 32 64]
 
 Each (recipe, length): some updates of `layers` layers with a small vocabulary on one packed row, TFLOP/s by

@@ -1,6 +1,6 @@
 """The digits example on one GPU: NCCL, one rank, bf16; prints report.json's evaluation and the training's summary.
 
-python tests/gpu/digits.py OUT.json [--engine transformers|vllm]
+python -m tests.gpu.digits OUT.json [--engine transformers|vllm]
 
 Needs the example's models (made here if missing; minutes on the CPU). `transformers` samples where vLLM for CUDA is not
 installed. Not yet run on a GPU.

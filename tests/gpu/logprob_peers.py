@@ -1,6 +1,6 @@
 """The objective's log-probs and gradients on one GPU beside other kernels: seconds, memory, errors; JSON in one call.
 
-python tests/gpu/logprob_peers.py OUT.json [--tokens 8192] [--vocabulary 151674] [--hidden 3584 5120]
+python -m tests.gpu.logprob_peers OUT.json [--tokens 8192] [--vocabulary 151674] [--hidden 3584 5120]
     [--chunks 512 1024 4096]
 
 Cases: `naive` (logits, log_softmax, gather, autograd), `floor` (its three matrix products), `nll N`, `ratio N`,

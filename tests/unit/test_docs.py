@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
+from tests.support.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
@@ -213,3 +214,9 @@ def test_the_site_names_pages_that_exist_and_versions_that_are_exact() -> None:
     pins = [line for line in (ROOT / "constraints" / "docs.txt").read_text().splitlines() if line[:1] not in ("#", "")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == "sophia-mcore"
+
+
+def test_the_contents_of_the_log_are_those_of_its_pages() -> None:
+    tool = load_tool("write_log")
+    assert (ROOT / "docs" / "LOG.md").read_text() == tool.contents(), "run: python tools/write_log.py"
+    assert sorted(path.stem for path in (ROOT / "docs" / "log").glob("*.md")) == sorted(tool.FILES)

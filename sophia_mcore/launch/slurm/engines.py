@@ -38,10 +38,9 @@ def engines_command(config: Config, run: RunFolder, site: Site, uid: str, count:
     folder, engine = run.path.absolute(), config.on_policy.engine
     scripts = (run.slurm.path / str(read_submission(run).get("code", ""))).absolute()
     logs = str(folder).replace("%", "%%")
-    gpus = engine.tensor_parallel if engine.kind == "vllm" else 1
     options = site.options("all", "gpu")
     if site.gpus_by:
-        options.append(f"{site.gpus_by}{gpus}")
+        options.append(f"{site.gpus_by}{engine.gpus}")
     options += site.options("rl_engines")
     script = scripts / SCRIPT
     if not script.is_file():
