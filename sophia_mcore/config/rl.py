@@ -6,7 +6,6 @@ SOPHIA + GRPO: arXiv 2507.16814; VL-Rethinker: arXiv 2504.08837; DAPO: arXiv 250
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -243,7 +242,3 @@ class Rl(Section):
     def updates_per_batch(self) -> int:
         """Optimizer steps on each batch (the same for every batch)."""
         return -(-self.questions_per_batch * self.group // self.samples_per_update)
-
-    def starting_model(self, policy: Path, exports: dict[str, Path]) -> Path:
-        """The folder that ``start`` names: ``policy`` for "base", an export by its label, else a path."""
-        return policy if self.start == "base" else exports.get(self.start, Path(self.start))

@@ -8,6 +8,7 @@ from typing import Any
 from sophia_mcore.config.schema import Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
+from sophia_mcore.rl.start import start_folder
 from sophia_mcore.store.layout import SUMMARY, Round
 from sophia_mcore.store.user_files import user_functions
 
@@ -247,10 +248,12 @@ def rl_evaluate(round: Round) -> list[Part]:
         "rl.max_turns": stage.max_turns,
     }
     settings = ("batch.long_thinking_prompt_file", "helpers", "rl.environment")
-    exports = {f"round-{index}": (("export", index),) for index in range(round.config.run.rounds)}
-    start = stage.starting_model(round.config.models.policy, {})
-    given = asked if stage.start in exports else asked | {"rl.start": start}
+    exports = list(round.run.exports(round.config.run.rounds))
+    if stage.start in exports:
+        before = _answers(round, "rl-start", settings, asked, (("export", exports.index(stage.start)),))
+    else:
+        before = _answers(round, "rl-start", settings, asked | {"rl.start": start_folder(round.config, round.run)}, ())
     return [
-        *_answers(round, "rl-start", settings, given, exports.get(stage.start, ())),
+        *before,
         *_answers(round, "rl", settings, asked, (("rl", 0),)),
     ]

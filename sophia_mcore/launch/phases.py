@@ -13,6 +13,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import stage_shape, training_shape
 from sophia_mcore.phase import Phase, Ranks, whole_rounds
+from sophia_mcore.rl.start import rl_start
 
 QUESTIONS = Phase(
     name="questions",
@@ -147,7 +148,7 @@ RL_SELECT = Phase(
     environment="rollout",
     work=work.rl_select,
     needs=("questions",),
-    models=lambda round: [readers.rl_start(round.config, round.run)],
+    models=lambda round: [rl_start(round.config, round.run)],
     wanted=lambda config: config.rl is not None and config.rl.select.samples > 0,
     once=True,
     units=readers.rl_select_units,
@@ -172,7 +173,7 @@ RL = Phase(
     environment="trainer",
     work=work.rl,
     needs=("rl-select",),
-    models=lambda round: [readers.rl_start(round.config, round.run)],
+    models=lambda round: [rl_start(round.config, round.run)],
     wanted=lambda config: config.rl is not None,
     once=True,
     state=readers.rl_state,

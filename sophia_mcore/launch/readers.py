@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import PhaseState, state_of_units
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import checked_questions
+from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.score.left_out import counted
 from sophia_mcore.store.json_files import json_or_empty
@@ -178,23 +179,6 @@ def report_state(round: Round, phase: str) -> PhaseState:
     rounds = json_or_empty(round.run.report_json).get("rounds") or []
     finished = any(entry.get("round") == round.index for entry in rounds) and round.run.report_html.is_file()
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
-
-
-def rl_start(config: Config, run: RunFolder) -> Path:
-    """The folder of the model that the on-policy stage starts from.
-
-    Raises SophiaError when it is the export of a round that has not ended, UsageError when the folder does not exist.
-    """
-    exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
-    folder = config.on_policy.starting_model(config.models.policy, exports)
-    if config.on_policy.start in exports and not folder.is_dir():
-        raise SophiaError(
-            f"rl.start = {config.on_policy.start!r}: {folder} does not exist; run `sophia run` to its export first"
-        )
-    if config.on_policy.start != BASE_LABEL and not folder.is_dir():
-        names = ", ".join(repr(name) for name in (BASE_LABEL, *exports))
-        raise UsageError(f"rl.start = {config.on_policy.start!r}: no such folder, and none of {names}")
-    return folder
 
 
 def rl_select_units(round: Round) -> list[UnitQueue]:

@@ -14,13 +14,14 @@ from sophia_mcore.launch import stage
 from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT, rows
-from sophia_mcore.launch.readers import rl_start, stage_has_ended
+from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import checked_questions
+from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models, rl_start
+from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models
 from sophia_mcore.progress import Progress, counting
+from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round
 
 

@@ -42,8 +42,7 @@ def write_cards(config: Config, run: RunFolder, phases: Sequence[Phase]) -> list
 
     Raises SophiaError when a card cannot be written.
     """
-    labels = {f"round-{index}": run.round(index).model for index in range(_rounds(config, run))}
-    labels["rl"] = run.rl.model
+    labels = run.exports(_rounds(config, run)) | {"rl": run.rl.model}
     exported = {label: folder for label, folder in labels.items() if (folder / "config.json").is_file()}
     if not exported:
         return []

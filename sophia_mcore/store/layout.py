@@ -268,6 +268,10 @@ class RunFolder:
         """The model that round ``index`` starts from: ``base`` for round 0, else the export of the round before."""
         return base if index == 0 else self.round(index - 1).model
 
+    def exports(self, rounds: int) -> dict[str, Path]:
+        """Folders of the exported models of the first ``rounds`` rounds, by label: "round-0", "round-1", ..."""
+        return {self.round(index).path.name: self.round(index).model for index in range(rounds)}
+
     def evaluation(self, label: str, protocol: str) -> Path:
         """Folder of the answers of model ``label`` ("base", "round-0") under one protocol, one shard per unit."""
         return self.path / "evaluation" / label / protocol

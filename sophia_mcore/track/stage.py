@@ -16,6 +16,7 @@ from typing import Any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.questions import checked_questions
+from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import newest_version, read_version
 from sophia_mcore.store.json_files import json_or_empty
@@ -167,8 +168,7 @@ def _chain(run: RunFolder, newest: int) -> str:
 def _start(run: RunFolder, config: Config) -> dict[str, Any]:
     """The starting model: its name, the digest of version 0, and the proof of its export where it is one."""
     rl = config.on_policy
-    exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
-    folder = rl.starting_model(config.models.policy, exports)
+    folder = start_folder(config, run)
     first = read_version(run.rl.versions, 0)
     found = {"name": rl.start, **({"digest": first.digest} if first else {})}
     return {**found, **export_link(folder / "conversion.json")}

@@ -20,7 +20,6 @@ from sophia_mcore.batch.rows import Rows
 from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
 from sophia_mcore.model import lvlm
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
@@ -31,6 +30,7 @@ from sophia_mcore.records import Question
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.questions import asked_questions
+from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import read_version
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RlFolder, RunFolder
@@ -96,7 +96,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
     Raises SophiaError or UsageError: no starting model, no questions, an impossible layout.
     """
     view, rl = config.rl_view(), config.on_policy
-    start = starting_model(config, run)
+    start = rl_start(config, run)
     spec = ModelSpec.from_model_dir(start)
     reader = Reader(
         Chat.from_model_dir(start),
@@ -139,16 +139,6 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
         lock=DeviceLock.of(run) if rl.placement == "colocated" and first_of_node else None,
         start_weights=start_weights,
     )
-
-
-def starting_model(config: Config, run: RunFolder) -> Path:
-    """The folder that rl.start names. Raises SophiaError when it is not there."""
-    exports = {f"round-{index}": run.round(index).model for index in range(config.run.rounds)}
-    folder = config.on_policy.starting_model(config.models.policy, exports)
-    if not folder.is_dir():
-        names = ", ".join(("base", *exports))
-        raise SophiaError(f"rl.start = {config.on_policy.start!r}: {folder}: no such folder (or one of {names})")
-    return folder
 
 
 def read_stage_questions(config: Config, run: RunFolder) -> dict[str, Question]:

@@ -16,7 +16,6 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.local import claim_folder
 from sophia_mcore.launch.phases import RL, RL_SELECT, stage_phases
-from sophia_mcore.launch.readers import rl_start
 from sophia_mcore.launch.rl import refuse_changed_settings, run_rl
 from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.engines import engines_command
@@ -25,6 +24,7 @@ from sophia_mcore.launch.slurm.stage import node_of
 from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.records import Question
+from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import read_shard
 from tests.support import configs, tiny_models
