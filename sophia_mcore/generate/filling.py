@@ -7,11 +7,12 @@ without it, or with ``across_units`` off, gets the requests of one unit after th
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sophia_mcore.generate.engine import Completion, Engine, Request, RequestError, Streaming
@@ -82,20 +83,32 @@ class _Filling:
     def run(self, first: Unit) -> None:
         """Sample until all that is held is written."""
         self._begin(first)
-        while self._works:
-            with self._tally.sampling():
-                try:
-                    for key, outcome in self._stream():
-                        if isinstance(outcome, RequestError):
-                            self._refused(key, outcome)
-                        else:
-                            self._take(key, outcome)
-                except Exception as error:
-                    if self._ends:
-                        raise
-                    self._fail(error)
-                wait(self._jobs.values())
-                self._collect()
+        try:
+            while self._works:
+                self._sample()
+                self._settle()
+        except Exception:
+            with suppress(Exception):  # units that are sampled are written; the first error is the one to tell
+                self._settle()
+            raise
+
+    def _sample(self) -> None:
+        with self._tally.sampling():
+            try:
+                for key, outcome in self._stream():
+                    if isinstance(outcome, RequestError):
+                        self._refused(key, outcome)
+                    else:
+                        self._take(key, outcome)
+            except Exception as error:
+                if self._ends:
+                    raise
+                self._fail(error)
+
+    def _settle(self) -> None:
+        """Wait for all verdicts; write the units that are done."""
+        wait(self._jobs.values())
+        self._collect()
 
     def _stream(self) -> Iterator[tuple[Key, Completion | RequestError]]:
         if not self._streams:
@@ -152,7 +165,7 @@ class _Filling:
 
     def _in_turn(self) -> Iterator[tuple[Key, Completion]]:
         """Like a stream, but all that can be asked of a unit is sampled before anything else is."""
-        while asked := self._more(sum(work.size for work in self._works.values()) or 1):
+        while asked := self._more(sys.maxsize):
             over, ended = sum(work.over for work in self._works.values()), 0
 
             def on_done(count: int, over: int = over) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,22 @@ def test_nothing_of_a_failed_unit_is_asked_again_when_the_stream_ends(tmp_path: 
     assert run_phase("three", queue, Trajectory, engine, NoProgress(), ask=ask, settings={}) == 3
     # the first and the third have failed and are begun anew; what was running of the second is asked again
     assert list(Counter(name.partition(".")[0] for name, _ in engine.keys).values()) == [3 + 3] * 3
+
+
+def test_a_unit_that_waits_for_its_verdicts_is_written_when_another_fails(tmp_path: Path) -> None:
+    seeds = count(1)
+
+    def ask(unit: Unit) -> list[Asked[Trajectory]]:
+        return [asked_for(unit.id, next(seeds))]
+
+    def grade(records: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        time.sleep(0.5)
+        return records
+
+    queue, engine = UnitQueue(tmp_path, units_of(["a", "b", "c"], 1), attempts=1), StreamingEngine(places=1, bad_seed=2)
+    with pytest.raises(SophiaError, match="this prompt does not fit"):
+        run_phase("slow", queue, Trajectory, engine, NoProgress(), ask=ask, grade=grade, settings={})
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
 class FallingEngine(StreamingEngine):
