@@ -19,7 +19,7 @@ from sophia_mcore.weights.export import export_hf
 from tests.support.qwen_models import FIXTURES, TINY, needs_fixtures
 
 pytestmark = needs_fixtures
-TOLERANCE = 1e-5  # measured: 7e-6; the smallest mistake that was tried gives 1e-3 in a logit
+TOLERANCE = 1e-5  # measured: 7.8e-6; the smallest mistake that was tried gives 1e-3 in a logit
 LAYOUTS = {
     "one rank": Parallel(),
     "tp2 sp": Parallel(tensor=2, sequence_parallel=True),
