@@ -7,12 +7,12 @@ original release's parameter names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.distributed import (
@@ -44,18 +44,31 @@ from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.tables import HfLayout, resolve, spelled
 
 Part = tuple[str, Shard, Tensor]
+Answer = tuple[dict[str, Tensor], dict[int, Tensor], list[Part]]  # outputs, {data rank: loss}, gradients of one rank
+FROZEN = ("vision.", "projector.")  # parameters that `Setup.frozen` leaves as they are
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How the gradients are computed. Outputs do not depend on it."""
+
+    data: int = 1  # data-parallel size; the samples are dealt out to the replicas
+    packed: bool = True  # samples share rows; False: a row for each
+    recompute: Literal["none", "selective", "full"] = "none"
+    frozen: bool = False  # tower and projector have no gradients, and theirs are not compared
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a reference: ids and labels [L] (labels unshifted), and which of the file's pictures it shows."""
+    """One sample of a reference: ids, labels (unshifted) [L], positions [..., L], and which of the file's pictures."""
 
     input_ids: Tensor
     labels: Tensor
+    positions: Tensor
     pictures: range
 
 
-def check(model_dir: Path, reference_file: Path, parallel: Parallel) -> dict[str, Any]:
+def check(model_dir: Path, reference_file: Path, parallel: Parallel, setup: Setup = Setup()) -> dict[str, Any]:
     """{"outputs": {name: relative error}, "gradients": {...}, "max"} of every tensor that the reference file holds.
 
     Raises:
@@ -70,13 +83,18 @@ def check(model_dir: Path, reference_file: Path, parallel: Parallel) -> dict[str
         raise SophiaError(f"{reference_file}: its logits have {words} words, {model_dir} {spec.language.vocab_size}")
     if spec.image_token_id is None:
         spec = replace(spec, image_token_id=image_token_of(tensors))
-    answers = run_layout(_compute, parallel, spec, model_dir, tensors, timeout=1200.0)
     found: dict[str, Tensor] = {}
-    for outputs, _ in answers:
-        found |= outputs
-    gradients = original_names(join_parts([part for _, parts in answers for part in parts]), spec)
+    losses: dict[int, Tensor] = {}
+    parts: list[Part] = []
+    for outputs, loss, own in run_layout(
+        _compute, parallel, spec, model_dir, tensors, setup, data=setup.data, timeout=1200.0
+    ):
+        found, losses, parts = found | outputs, losses | loss, parts + own
+    found["batch.loss"] = torch.stack(list(losses.values())).sum()
+    gradients = join_parts(parts)
+    left_out = {n: v for n, v in gradients.items() if setup.frozen and n.startswith(FROZEN)}
+    slopes = dict(_gradient_errors(tensors, original_names(gradients, spec), original_names(left_out, spec)))
     outputs = {n: relative(found[n], v) for n, v in tensors.items() if n in found}
-    slopes = dict(_gradient_errors(tensors, gradients))
     if not outputs:
         raise SophiaError(f"{reference_file}: holds nothing that could be compared")
     return {"outputs": outputs, "gradients": slopes, "max": max([*outputs.values(), *slopes.values()])}
@@ -124,7 +142,8 @@ def samples(tensors: dict[str, Tensor], spec: ModelSpec) -> Iterator[Sample]:
         wanted, end = int(torch.eq(ids, spec.image_token_id or -1).sum()), used
         while sum(tokens[used:end]) < wanted:
             end += 1
-        yield Sample(ids, tensors[f"sample{number}.labels"], range(used, end))
+        positions = tensors.get(f"sample{number}.position_ids", torch.arange(len(ids)))
+        yield Sample(ids, tensors[f"sample{number}.labels"], positions, range(used, end))
         used, number = end, number + 1
 
 
@@ -133,55 +152,50 @@ def tokens_of(spec: ModelSpec, grid: Grid) -> int:
     return kind_of(spec).tokens(spec.vision, spec.projector, rows_of(grid))
 
 
-def shown(pictures: Pixels, some: range, spec: ModelSpec) -> dict[str, Any]:
+def shown(pictures: Pixels, some: Sequence[int], spec: ModelSpec) -> dict[str, Any]:
     """Arguments of the model for some of the pictures."""
     starts = [0, *accumulate(map(rows_of, pictures.grids))]
     grids = [pictures.grids[number] for number in some]
     return {
-        "pixel_values": pictures.values[starts[some.start] : starts[some.stop]],
+        "pixel_values": torch.cat([pictures.values[:0], *(pictures.values[starts[n] : starts[n + 1]] for n in some)]),
         "picture_grids": grids,
         "feature_index": torch.arange(sum(tokens_of(spec, grid) for grid in grids)),
     }
 
 
 def _compute(
-    groups: Groups, backend: Backend, spec: ModelSpec, model_dir: Path, tensors: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], list[Part]]:
-    """One rank: (outputs that this rank holds whole, its parts of the gradients)."""
-    chunks = lvlm.build(spec, _config(groups.parallel), groups, backend)
+    groups: Groups, backend: Backend, spec: ModelSpec, model_dir: Path, tensors: dict[str, Tensor], setup: Setup
+) -> Answer:
+    """One rank: the outputs that it holds whole, the loss of its replica, its parts of the gradients."""
+    chunks: list[Any] = lvlm.build(spec, _config(groups.parallel, setup), groups, backend)
     load_hf(chunks, model_dir, spec, groups)
-    (model,) = chunks
     outputs: dict[str, Tensor] = {}
     pictures, found = pictures_of(tensors), list(samples(tensors, spec))
-    places = [_positions(tensors.get(f"sample{number}.position_ids"), sample) for number, sample in enumerate(found)]
-    if model.pre_process:
-        outputs |= _image_outputs(model, pictures)
+    if chunks[0].pre_process:
+        outputs |= _image_outputs(chunks[0], pictures)
     for number, sample in enumerate(found):
-        hidden = _sample_outputs(model, sample, pictures, places[number])
+        hidden = _sample_outputs(chunks, sample, pictures)
         outputs |= {f"sample{number}.{name}": value for name, value in hidden.items()}
-    loss, parts = _gradients(model, found, pictures, places)
-    if loss is not None:
-        outputs["batch.loss"] = loss
-    return outputs, parts
+    rows = _rows(found, pictures, chunks[0], setup)
+    loss, parts = _gradients(chunks, rows, sum(int((s.labels[1:] != IGNORE).sum()) for s in found))
+    return outputs, {} if loss is None else {groups.data_rank: loss}, parts
 
 
-def _config(parallel: Parallel) -> Config:
-    """fp32, everything trainable; the other sections are not used."""
+def _config(parallel: Parallel, setup: Setup) -> Config:
+    """fp32; the other sections are not used."""
     unused = Path("unused")
     return Config(
         run=Run(name="reference", folder=unused),
         models=Models(policy=unused, reasoner=unused),
         data=Data(questions=(Source(kind="jsonl", path="unused"),)),
         parallel=parallel,
-        train=Train(dtype="float32", train_vision_tower=True, train_projector=True),
+        train=Train(
+            dtype="float32", train_vision_tower=not setup.frozen, train_projector=not setup.frozen,
+            recompute=setup.recompute,
+        ),
         batch=Batch(sequence_length_tokens=parallel.row_multiple()),
         objective=Objective(),
-    )
-
-
-def _positions(stored: Tensor | None, sample: Sample) -> Tensor:
-    """[..., L] positions of a sample."""
-    return torch.arange(len(sample.input_ids)) if stored is None else stored
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -192,22 +206,25 @@ def _image_outputs(model: Any, pictures: Pixels) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _sample_outputs(model: Any, sample: Sample, pictures: Pixels, places: Tensor) -> dict[str, Tensor]:
+def _sample_outputs(chunks: list[Any], sample: Sample, pictures: Pixels) -> dict[str, Tensor]:
     """Logits and hidden states of one unpacked sample, padded on the right to what the layout needs."""
-    length = len(sample.input_ids)
-    padded = _round_up(length, model.groups.parallel.row_multiple())
+    length, parallel = len(sample.input_ids), chunks[0].groups.parallel
+    padded = _round_up(length, parallel.row_multiple())
     inputs = {
         "input_ids": nn.functional.pad(sample.input_ids, (0, padded - length))[None],
-        "position_ids": nn.functional.pad(places, (0, padded - length)).unsqueeze(-2),
-        **shown(pictures, sample.pictures, model.spec),
+        "position_ids": nn.functional.pad(sample.positions, (0, padded - length)).unsqueeze(-2),
+        **shown(pictures, sample.pictures, chunks[0].spec),
     }
     seen: dict[str, Tensor] = {}
-    with _watched(model, padded, seen):
-        reports = _run(model, padded, inputs, lambda logits: (logits.sum(), torch.tensor(1), logits), True)
-    if model.post_process:
+    with ExitStack() as watched:
+        for model in chunks:
+            watched.enter_context(_watched(model, padded, seen))
+        again = _together(parallel)  # the same row several times, where one alone is no schedule
+        reports = _run(chunks, [inputs] * again, lambda logits: (logits.sum(), torch.tensor(1), logits), True)
+    if reports:
         seen["logits"] = reports[0][0]
     seen = {name: value[:length] for name, value in seen.items()}
-    if model.post_process:
+    if reports:
         logits, labels = seen["logits"][:-1], sample.labels[1:]
         seen["nll_all"] = nn.functional.cross_entropy(logits, sample.input_ids[1:])
         seen["nll_labels"] = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
@@ -249,60 +266,81 @@ def _watched(model: Any, length: int, seen: dict[str, Tensor]) -> Iterator[None]
             hook.remove()
 
 
-def _gradients(
-    model: Any, found: list[Sample], pictures: Pixels, places: list[Tensor]
-) -> tuple[Tensor | None, list[Part]]:
-    """Loss (last stage only) and gradients of the token mean over all samples, packed into one row."""
-    parallel = model.groups.parallel
-    multiple = parallel.sequence_multiple
+def _together(parallel: Parallel) -> int:
+    """Interleaved stages run a multiple of this number of micro batches."""
+    return parallel.pipeline if parallel.virtual_pipeline else 1
+
+
+def _rows(found: list[Sample], pictures: Pixels, model: Any, setup: Setup) -> list[dict[str, Any]]:
+    """Arguments of the model for the rows of this replica: all of one length, some perhaps without a sample."""
+    groups: Groups = model.groups
+    own = _round_up(1 if setup.packed else -(-len(found) // setup.data), _together(groups.parallel))
+    dealt = [range(row, len(found), own * setup.data) for row in range(own * setup.data)]
+    multiple = groups.parallel.sequence_multiple
     lengths = [_round_up(len(sample.input_ids), multiple) for sample in found]
-    lengths[-1] += _round_up(sum(lengths), parallel.row_multiple()) - sum(lengths)
-    ids, targets = torch.zeros(1, sum(lengths), dtype=torch.long), torch.full((1, sum(lengths)), IGNORE)
-    boundaries = [0, *accumulate(lengths)]
-    positions = torch.zeros(*places[0].shape[:-1], sum(lengths), dtype=torch.long)
-    for sample, start, own in zip(found, boundaries, places, strict=False):
-        size = len(sample.input_ids)
-        positions[..., start : start + size] = own
-        ids[0, start : start + size] = sample.input_ids
-        targets[0, start : start + size - 1] = sample.labels[1:]
-    ends = torch.tensor(boundaries, dtype=torch.int32)
-    packed = PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
+    length = _round_up(max(sum(lengths[n] for n in row) for row in dealt), groups.parallel.row_multiple())
+    rows = []
+    for row in dealt[groups.data_rank * own :][:own]:
+        ids, targets = torch.zeros(1, length, dtype=torch.long), torch.full((1, length), IGNORE)
+        positions = torch.zeros(*found[0].positions.shape[:-1], length, dtype=torch.long)
+        boundaries = [0, *accumulate(lengths[n] for n in row)]
+        for number, start in zip(row, boundaries, strict=False):
+            sample, end = found[number], start + len(found[number].input_ids)
+            positions[..., start:end] = sample.positions
+            ids[0, start:end] = sample.input_ids
+            targets[0, start : end - 1] = sample.labels[1:]
+        boundaries = [*(boundaries[:-1] or [0]), length]  # the last sample's padding ends the row
+        inputs = {
+            "input_ids": ids,
+            "position_ids": positions.unsqueeze(-2),
+            **shown(pictures, [picture for number in row for picture in found[number].pictures], model.spec),
+            "targets": targets,
+        }
+        rows.append(inputs | ({"packed_seq_params": _packed(boundaries)} if setup.packed else {}))
+    return rows
+
+
+def _packed(boundaries: list[int]) -> PackedSeqParams:
+    ends, longest = torch.tensor(boundaries, dtype=torch.int32), max(b - a for a, b in pairwise(boundaries))
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
     )
-    inputs = {
-        "input_ids": ids,
-        "packed_seq_params": packed,
-        "position_ids": positions.unsqueeze(-2),
-        **shown(pictures, range(found[-1].pictures.stop), model.spec),
-        "targets": targets,
-    }
-    tokens = int((targets != IGNORE).sum())
+
+
+def _gradients(chunks: list[Any], rows: list[dict[str, Any]], tokens: int) -> tuple[Tensor | None, list[Part]]:
+    """This replica's part of the token mean over all samples (last stage only), and the gradients of the mean.
+
+    Parameters without a gradient stand for it themselves.
+    """
 
     def loss(scores: lvlm.Scores) -> tuple[Tensor, Tensor, Tensor]:
         mean = -scores.logprobs.sum() / tokens
         return mean, torch.zeros((), dtype=torch.int), mean.detach().clone()
 
-    # the loss is a mean already: nothing is left for the schedule to divide by
-    model.config.finalize_model_grads_func = lambda model, tokens, **rest: finalize_model_grads(model, None, **rest)
-    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model)
-    wrapped.zero_grad_buffer()
-    reports = _run(wrapped, ids.shape[1], inputs, loss, False)
-    parts = [(n, s, getattr(p, "main_grad")) for n, p, s in canonical_parameters([model], model.spec)]  # noqa: B009
-    return (reports[0] if reports else None), parts
+    wrapped = []
+    for model in chunks:
+        # the loss is a mean already: nothing is left for the schedule to divide by
+        model.config.finalize_model_grads_func = lambda model, tokens, **rest: finalize_model_grads(model, None, **rest)
+        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+        wrapped.append(DistributedDataParallel(model.config, ddp, model))
+        wrapped[-1].zero_grad_buffer()
+    reports = _run(wrapped, rows, loss, False)
+    parts = [(n, s, getattr(p, "main_grad", p)) for n, p, s in canonical_parameters(chunks, chunks[0].spec)]
+    return (torch.stack(reports).sum() if reports else None), parts
 
 
-def _run(model: nn.Module, length: int, inputs: dict[str, Any], loss: Callable[..., Any], forward_only: bool) -> Any:
-    """One micro batch through the pipeline; what `loss` reports, on the last stage."""
+def _run(chunks: list[Any], rows: list[dict[str, Any]], loss: Callable[..., Any], forward_only: bool) -> Any:
+    """Micro batches through the pipeline; what `loss` reports of each, on the last stage."""
 
-    def step(_: Any, chunk: nn.Module) -> Any:
-        return chunk(**inputs), loss
+    def step(inputs: Iterator[dict[str, Any]], chunk: nn.Module) -> Any:
+        return chunk(**next(inputs)), loss
 
     return get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=None,
-        model=[model],
-        num_microbatches=1,
-        seq_length=length,
+        data_iterator=[iter(rows) for _ in chunks],
+        model=chunks,
+        num_microbatches=len(rows),
+        seq_length=rows[0]["input_ids"].shape[1],
         micro_batch_size=1,
         forward_only=forward_only,
     )
@@ -341,11 +379,13 @@ def original_names(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Ten
     return renamed
 
 
-def _gradient_errors(tensors: dict[str, Tensor], gradients: dict[str, Tensor]) -> Iterator[tuple[str, float]]:
+def _gradient_errors(
+    tensors: dict[str, Tensor], gradients: dict[str, Tensor], left_out: Collection[str]
+) -> Iterator[tuple[str, float]]:
     """Relative errors of `grad.*` (whole tensors) and `gradrows.*` (some rows of the tensor as a matrix)."""
     for name, wanted in tensors.items():
         kind, _, parameter = name.partition(".")
-        if kind not in ("grad", "gradrows") or name.endswith(".ids"):
+        if kind not in ("grad", "gradrows") or name.endswith(".ids") or parameter in left_out:
             continue
         if parameter not in gradients:
             raise SophiaError(f"the reference has a gradient of {parameter}, which the model does not have")

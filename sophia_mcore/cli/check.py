@@ -66,12 +66,13 @@ def _show(file: Path, config: Config) -> None:
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.config import dump_toml
     from sophia_mcore.data.preview import previews
-    from sophia_mcore.launch.inputs import inputs_of
+    from sophia_mcore.launch.inputs import inputs_of, policy_images
     from sophia_mcore.store.user_files import check_user_files
 
     check_user_files(config)
+    refuse_size = policy_images(config)
     typer.echo(dump_toml(config), nl=False)
-    for preview in previews(config, read_any):
+    for preview in previews(config, read_any, refuse_size):
         typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
     for found in inputs_of(config):
         if not found.key.startswith("evaluate.questions"):  # shown above

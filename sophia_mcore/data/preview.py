@@ -11,6 +11,7 @@ from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.cells import shown, shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
 from sophia_mcore.data.images import size_of
+from sophia_mcore.data.prepare import RefuseSize
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
 
@@ -31,11 +32,14 @@ class Preview:
         return "\n".join([self.title, *(f"  {line}" for line in self.lines)])
 
 
-def previews(config: Config, read: Reader = read_source) -> list[Preview]:
-    """One of each source of questions, those for evaluation after the others; ``read`` gives the rows of a source."""
+def previews(config: Config, read: Reader = read_source, refuse_size: RefuseSize | None = None) -> list[Preview]:
+    """One of each source of questions, those for evaluation after the others.
+
+    ``read`` gives the rows of a source; ``refuse_size`` raises SophiaError for an image that the policy cannot take.
+    """
     limit = config.data.max_image_pixels
     return [
-        preview(part, source, several=len(sources) > 1, max_pixels=limit, read=read)
+        preview(part, source, several=len(sources) > 1, max_pixels=limit, read=read, refuse_size=refuse_size)
         for part, sources in (
             ("data.questions", config.data.questions),
             ("rl.questions", config.rl.questions if config.rl else ()),
@@ -47,8 +51,9 @@ def previews(config: Config, read: Reader = read_source) -> list[Preview]:
 
 
 def preview(
-    part: str, source: Source, *, several: bool = False, max_pixels: int = 100_000_000, read: Reader = read_source
-) -> Preview:
+    part: str, source: Source, *, several: bool = False, max_pixels: int = 100_000_000, read: Reader = read_source,
+    refuse_size: RefuseSize | None = None,
+) -> Preview:  # fmt: skip
     """The first ten rows of ``source`` as models will be asked them, or why they are bad.
 
     Of an image only the head is read: a file that is damaged further on is found by the questions phase.
@@ -65,17 +70,17 @@ def preview(
         return Preview(f"{title}: {reason}", (), refused=reason)
     if several:
         rows = [row if row.id == f"{name}-{row.number}" else replace(row, id=f"{name}-{row.id}") for row in rows]
-    described = [_described(row, max_pixels) for row in rows]
+    described = [_described(row, max_pixels, refuse_size) for row in rows]
     bad = sum(not good for good, _ in described)
     count = f"the first {len(rows)} rows" if len(rows) == ROWS else f"all {len(rows)} rows"
     return Preview(f"{title}: {count}, {bad} of them bad", tuple(line for _, line in described), bad)
 
 
-def _described(row: Row, max_pixels: int) -> tuple[bool, str]:
+def _described(row: Row, max_pixels: int, refuse_size: RefuseSize | None) -> tuple[bool, str]:
     """Whether the row is good, and its line."""
     problems, sizes = list(row.problems), []
     for image in row.images:
-        size, problem = _size(image, max_pixels)
+        size, problem = _size(image, max_pixels, refuse_size)
         sizes.append(size)
         problems += [problem] if problem else []
     if problems:
@@ -85,9 +90,11 @@ def _described(row: Row, max_pixels: int) -> tuple[bool, str]:
     return True, f"{shown(row.id)}: [{', '.join(sizes)}] {question} -> {_one_line(row.answer, 80)}{kind}"
 
 
-def _size(image: bytes | Path, max_pixels: int) -> tuple[str, str]:
+def _size(image: bytes | Path, max_pixels: int, refuse_size: RefuseSize | None) -> tuple[str, str]:
     try:
         width, height = size_of(image, max_pixels)
+        if refuse_size is not None:
+            refuse_size(width, height)
     except SophiaError as error:
         return "", f"{error} [{shown_path(image)}]" if isinstance(image, Path) else str(error)
     return f"{width} x {height}", ""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.inputs import first_rows, inputs_of
+from sophia_mcore.launch.inputs import first_rows, inputs_of, policy_images
 from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
@@ -44,11 +45,12 @@ def _check_row(name: str, work: Callable[[], str], remedy: str) -> Row:
 
 
 def models(config: Config) -> list[Row]:
-    """Rows about the model folders (are all weights there?) and the layout (does it fit the policy's shapes?)."""
+    """Rows about the model folders (a known family, all weights?) and the layout (does it fit the policy's shapes?)."""
     from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.hub import local_folder
     from sophia_mcore.pretrained.released import spec_of
+    from sophia_mcore.pretrained.spec import ModelSpec
 
     if config.evaluate.only and config.evaluate.engine.kind == "openai":
         return []  # an endpoint answers: no folder is read
@@ -58,19 +60,23 @@ def models(config: Config) -> list[Row]:
         check_model_dir(here)
         return f"{here}, {_size(_weights(here))}"
 
-    def layout() -> str:
-        spec = spec_of(config.models.policy)
-        assert spec is not None
+    def policy() -> str:
+        policy_images(config, local_folder(config.models.policy))
+        return folder(config.models.policy)
+
+    def layout(spec: ModelSpec) -> str:
         check_layout(spec, config.parallel, config.batch.sequence_length_tokens)
         return "the policy's shapes allow it"
 
     where = "download the model, or correct the path; relative paths start at the working directory"
-    rows = [_check_row("models.policy", lambda: folder(config.models.policy), where)]
+    rows = [_check_row("models.policy", policy, where)]
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner
         rows.append(_check_row("models.reasoner", lambda: folder(reasoner), where))
-    if spec_of(config.models.policy) is not None:
-        rows.append(_check_row("layout", layout, "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"))
+    with suppress(SophiaError):  # a model without a spec is the matter of its own row
+        spec = spec_of(config.models.policy)
+        remedy = "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"
+        rows += [_check_row("layout", partial(layout, spec), remedy)] if spec is not None else []
     return rows
 
 

@@ -13,6 +13,8 @@ from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Mixture, Source
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.families import size_check
+from sophia_mcore.pretrained.spec import ModelSpec
 
 _ROWS = 20  # rows that are read to check a source of held-out questions
 
@@ -32,6 +34,20 @@ class Input:
 def inputs_of(config: Config) -> list[Input]:
     """All inputs of the user, except models, training questions and user functions, which are checked elsewhere."""
     return [*_prompts(config), *_judge(config), *_pairs(config), *_held_out(config), *_tokenizers(config)]
+
+
+def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, int], object] | None:
+    """A function that raises SophiaError for images of a width and height that the policy cannot take.
+
+    ``folder``: where the policy is, if its setting is a name on the hub. None: nothing is trained, or the policy's
+    folder is not here yet. Raises SophiaError for a model that cannot be
+    trained, and for image settings that contradict each other: this costs nothing, while questions may take long.
+    """
+    policy = folder or config.models.policy
+    if config.evaluate.only or not (policy / "config.json").is_file():
+        return None
+    ModelSpec.from_model_dir(policy)
+    return size_check(policy, config.batch)
 
 
 def _prompts(config: Config) -> list[Input]:

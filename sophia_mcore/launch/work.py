@@ -19,7 +19,7 @@ def questions(round: Round, progress: Progress) -> None:
     """Check every question and image before any model starts, and write them into the store."""
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.prepare import prepare_questions
-    from sophia_mcore.pretrained.families import size_check
+    from sophia_mcore.launch.inputs import policy_images
     from sophia_mcore.store.images import ImageStore
 
     config, run = round.config, round.run
@@ -32,7 +32,7 @@ def questions(round: Round, progress: Progress) -> None:
         sets.append(("questions of the stage checked", config.rl.questions, run.rl.own_questions_file))
     if config.rl is not None and config.rl.validation:
         sets.append(("validation questions checked", config.rl.validation, run.rl.validation_questions_file))
-    refuse_size = None if config.evaluate.only else size_check(config.models.policy, config.batch)
+    refuse_size = policy_images(config)
     for task, sources, file in sets:
         prepare_questions(
             sources,

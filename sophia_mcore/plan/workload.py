@@ -11,6 +11,7 @@ from statistics import NormalDist
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.plan.memory import Row, picture_of
+from sophia_mcore.plan.pictures import Pictures
 from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.score.early_stop import Rule, waves_of
@@ -107,6 +108,7 @@ class Assumptions:
     image_tokens: float | None = None
     kept: float | None = None
     accuracy: float | None = None
+    pictures: Pictures | None = None  # what the data shows; `image_tokens` and `tiles` come before it
 
 
 def sampled_share(accuracy: float, rule: Rule, waves: Sequence[range]) -> float:
@@ -160,8 +162,8 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     caption_limit = config.captions.sampling.max_tokens
     caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
     vary = spec.family is not None and spec.family.tokens_vary
-    picture, about = _picture(config, spec, given.image_tokens) if vary else (picture_of(spec), "")
-    tiles = given.tiles if given.tiles is not None else 1.0 if vary else 0.5 * (config.batch.max_tiles + 1)
+    picture, about = _picture(config, spec, given) if vary else (picture_of(spec), "")
+    tiles, about_tiles = _tiles(config, vary, given)
     kept = given.kept or 0.5
     questions = known or PAPER_QUESTIONS
     accuracy = 0.5 if given.accuracy is None else given.accuracy
@@ -175,8 +177,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
             else [f"trajectories of {response.mean:,.0f} tokens on average (--response-tokens)"]
         ),
         *([] if given.caption_tokens else [f"captions of {caption:,.0f} tokens (--caption-tokens)"]),
-        *([] if given.tiles is not None else [f"{tiles:g} {'images' if vary else 'tiles'} per question (--tiles)"]),
-        *([about] if about else []),
+        *(text for text in (about_tiles, about) if text),
         *([] if given.kept else [f"{kept:.0%} of the questions keep a trajectory (--kept)"]),
         *([f"{accuracy:.0%} of the trajectories are right (--accuracy)"] if waves and given.accuracy is None else []),
     ]
@@ -204,16 +205,33 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     return made
 
 
-def _picture(config: Config, spec: ModelSpec, given: float | None) -> tuple[Picture, str]:
-    """The mean picture of lognormal sizes, and what was assumed about them.
+def _tiles(config: Config, vary: bool, given: Assumptions) -> tuple[float, str]:
+    """Pictures per question, and what was assumed about them."""
+    if given.tiles is not None:
+        return given.tiles, ""
+    if not vary:
+        tiles = 0.5 * (config.batch.max_tiles + 1)
+        return tiles, f"{tiles:g} tiles per question (--tiles)"
+    if given.pictures is None:
+        return 1.0, "1 images per question (--tiles)"
+    images = len(given.pictures.tokens) / given.pictures.rows
+    return images, f"{images:.3g} images per question (the first {given.pictures.rows} rows of the data; --tiles)"
+
+
+def _picture(config: Config, spec: ModelSpec, given: Assumptions) -> tuple[Picture, str]:
+    """The mean picture of the data's sizes, or of lognormal ones, and what was assumed about them.
 
     Attention grows with the square of a picture's tokens, so the mean is taken over sizes and not of one mean size.
     """
     one = picture_of(spec, 1.0)
     area = one.pixels / 6  # a token's pixels: 3 colours, two frames
     limit = int(config.batch.max_pixels / area) if config.batch.max_pixels else 16_384
-    mean = given or min(1000.0, 0.5 * limit)
-    parts = [picture_of(spec, tokens) for tokens in Lengths(mean=mean, spread=0.6, limit=max(1, limit)).values(50)]
+    sizes: Sequence[float] = given.pictures.tokens if given.pictures and not given.image_tokens else ()
+    about = f"the first {len(sizes)} images of the data" if sizes else f"at most {limit:,}"
+    if not sizes:
+        mean = given.image_tokens or min(1000.0, 0.5 * limit)
+        sizes = Lengths(mean=mean, spread=0.6, limit=max(1, limit)).values(50)
+    parts = [picture_of(spec, tokens) for tokens in sizes]
 
     def average(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -225,4 +243,5 @@ def _picture(config: Config, spec: ModelSpec, given: float | None) -> tuple[Pict
         seen=average([part.patches * part.seen for part in parts]) / patches,
         tokens=average([part.tokens for part in parts]),
     )
-    return found, "" if given else f"images of {found.tokens:,.0f} tokens, at most {limit:,} (--image-tokens)"
+    told = f"images of {found.tokens:,.0f} tokens, {about} (--image-tokens)"
+    return found, "" if given.image_tokens else told

@@ -9,7 +9,7 @@ from typing import Any
 from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained import internvl, qwen_vl
-from sophia_mcore.pretrained.family import Family, ImageLimits, ImageProcessor, Layout
+from sophia_mcore.pretrained.family import Family, ImageLimits, ImageProcessor, ImageSize, Layout
 from sophia_mcore.store.json_files import read_json
 
 FAMILIES: tuple[Family, ...] = (internvl.FAMILY, *qwen_vl.FAMILIES)
@@ -62,8 +62,8 @@ def check_images(model_dir: Path, batch: Batch) -> None:
         image_processor(model_dir, image_limits(batch))
 
 
-def size_check(model_dir: Path, batch: Batch) -> Callable[[int, int], object] | None:
-    """A function that raises SophiaError for images of a width and height that a model cannot take.
+def size_check(model_dir: Path, batch: Batch) -> Callable[[int, int], ImageSize] | None:
+    """What a model makes of an image of a width and height; the function raises SophiaError if it cannot take it.
 
     None for a folder that is not there (the model of an endpoint), and for a text model. Raises as `image_processor`.
     """

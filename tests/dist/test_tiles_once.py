@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from sophia_mcore.train import loop
 from tests.support import train_world
 from tests.support.harness import run
 from tests.support.layouts import together
+from tests.support.tiny_qwen import save_qwen_vl
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp2": (2, {"tensor": 2, "sequence_parallel": True}, {}),
@@ -20,15 +23,17 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2": (2, {}, {}),
     "cp2 projector trained": (2, {"context": 2}, {"train_projector": True}),
 }
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    return train_world.make_policy(tmp_path_factory.mktemp("models") / "policy")
+POLICIES: dict[str, Callable[[Path], Path]] = {
+    "InternVL": train_world.make_policy,
+    "Qwen2.5-VL": save_qwen_vl,
+    "Qwen3-VL": lambda folder: save_qwen_vl(folder, deep=True),
+}
+CASES = [("InternVL", layout) for layout in LAYOUTS]
+CASES += [("Qwen2.5-VL", "dp2"), ("Qwen3-VL", "tp2"), ("Qwen3-VL", "cp2 projector trained")]
 
 
 def one_step(config: Any, folder: Any, shared: bool) -> tuple[int, list[str], list[Any]]:
-    """(tiles through this rank's tower, tiles shown by its rows, gradients) of the first update."""
+    """(pictures through this rank's tower, pictures shown by its rows, gradients) of the first update."""
     seen: list[int] = []
     shown: list[str] = []
     gradients: list[Any] = []
@@ -37,7 +42,7 @@ def one_step(config: Any, folder: Any, shared: bool) -> tuple[int, list[str], li
     def step(job: Any, batches: Any, index: int, stop: bool) -> Any:
         for chunk in job.chunks:
             if chunk.module.pre_process:
-                chunk.module.vision.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+                chunk.module.vision.register_forward_hook(lambda module, given, out: seen.append(len(given[1])))
         shown.extend(key for batch in batches for key in batch.picture_keys)
         if not shared:
             batches = [replace(batch, picture_keys=()) for batch in batches]
@@ -59,8 +64,9 @@ def one_step(config: Any, folder: Any, shared: bool) -> tuple[int, list[str], li
     return -min(seen, default=0), shown, gradients
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_image_is_encoded_once_per_step(tmp_path, policy, layout):
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_each_image_is_encoded_once_per_step(tmp_path: Path, family: str, layout: str) -> None:
+    policy = POLICIES[family](tmp_path / "policy")
     world, parallel, train = LAYOUTS[layout]
     settings = {"steps": 1, "global_batch_samples": 24, "distributed_optimizer": False, **train}
     found = {}

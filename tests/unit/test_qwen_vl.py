@@ -244,3 +244,25 @@ def test_the_planner_counts_pictures_of_any_size() -> None:
         assert work.row().picture == work.picture
         assert any("--image-tokens" in line for line in work.assumed) == (given is None)
     assert work.picture.seen > picture_of(seven, work.picture.tokens).seen, "large pictures weigh more"
+
+
+def test_the_planner_reads_the_pictures_of_the_data(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "policy", config_of(SEVEN), processor(14, 3136, 12845056))
+    for name, size in (("small", (280, 280)), ("large", (1120, 1120)), ("line", (402, 2))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    shown = [["small.png"], ["small.png"], ["large.png", "small.png"], ["line.png"], ["none.png"]]
+    rows = [{"id": str(i), "question": "?", "answer": "1", "images": images} for i, images in enumerate(shown)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "jsonl", "path": str(tmp_path / "q.jsonl")}
+    config = make_config(tmp_path / "run", folder, data={"questions": [source]})
+    work = make_plan(config, "h100", 8, Assumptions()).work
+    assert work.picture.tokens == (3 * 100 + 1600) / 4 and work.tiles == 4 / 3
+    spec = ModelSpec.from_model_dir(folder)
+    assert work.picture.seen > picture_of(spec, work.picture.tokens).seen, "large pictures weigh more"
+    assert any("images of 475 tokens, the first 4 images of the data" in line for line in work.assumed)
+    small = config.model_copy(update={"batch": Batch(max_pixels=100 * 28 * 28)})
+    assert make_plan(small, "h100", 8, Assumptions()).work.picture.tokens == 100, "as the policy sees them"
+    given = make_plan(config, "h100", 8, Assumptions(image_tokens=300.0, tiles=2.0)).work
+    assert given.picture.tokens == pytest.approx(300, rel=0.1) and given.tiles == 2
+    (folder / "preprocessor_config.json").unlink()
+    assert make_plan(config, "h100", 8, Assumptions()).work.tiles == 1, "the release's sizes alone"

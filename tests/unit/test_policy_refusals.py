@@ -1,0 +1,107 @@
+"""A policy that cannot be trained is refused by the first command that sees its folder, not after hours of sampling."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sophia_mcore.cli import app
+from sophia_mcore.config import load_config
+from sophia_mcore.doctor.command import doctor
+from sophia_mcore.errors import SophiaError, UsageError
+from tests.support.qwen_models import config_of, folder_of, processor
+
+SEVEN, EIGHT = "Qwen2.5-VL-7B", "Qwen3-VL-8B"
+GOOD = {SEVEN: processor(14, 3136, 12845056), EIGHT: processor(16, 65536, 16777216)}
+RUN = """
+[run]
+name = "x"
+folder = "run"
+[models]
+policy = "policy"
+reasoner = "policy"
+[track]
+enabled = false
+[[data.questions]]
+kind = "jsonl"
+path = "q.jsonl"
+"""
+# the release, what differs in its config.json and preprocessor_config.json, further settings, the error
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
+    "experts": (
+        EIGHT, {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}, {}, "",
+        "policy/config.json: Qwen3-VL: mixture-of-experts models are not supported, only the dense ones",
+    ),
+    "Qwen2-VL": (
+        SEVEN, {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}, {}, "",
+        "policy/config.json: Qwen2-VL is not supported (another vision tower); Qwen2.5-VL and Qwen3-VL are",
+    ),
+    "sliding window": (
+        SEVEN, {"use_sliding_window": True}, {}, "",
+        "policy/config.json: use_sliding_window = True is not supported, only False",
+    ),
+    "patch size": (
+        SEVEN, {}, {"patch_size": 16}, "",
+        "policy/preprocessor_config.json: patch_size = 16, but the model's is 14",
+    ),
+    "limits": (
+        EIGHT, {}, {"size": {"shortest_edge": 99999, "longest_edge": 5000}}, "",
+        "policy/preprocessor_config.json: min_pixels = 99999 is above max_pixels = 5000, with the run's limits",
+    ),
+    "limits with the run's": (
+        EIGHT, {}, {}, "[batch]\nmax_pixels = 5000\n",
+        "policy/preprocessor_config.json: min_pixels = 65536 is above max_pixels = 5000, with the run's limits",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("square", (40, 40)), ("line", (402, 2))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def write(name: str, images: list[str], config: dict[str, Any], image: dict[str, Any], more: str = "") -> None:
+    """run.toml, its questions, and the policy's folder, without weights."""
+    folder_of(Path("policy"), config_of(name) | config, GOOD[name] | image)
+    rows = [{"id": image, "question": "What?", "answer": "1", "image": f"{image}.png"} for image in images]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("run.toml").write_text(RUN + more)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_the_first_commands_refuse_it_in_one_line(case: str) -> None:
+    name, config, image, more, line = REFUSED[case]
+    write(name, ["square"], config, image, more)
+    for arguments in (["check"], ["run", "--only", "questions"], ["run"], ["plan", "--gpus", "8"]):
+        done = CliRunner().invoke(app, [arguments[0], "run.toml", *arguments[1:]])
+        assert isinstance(done.exception, UsageError) and str(done.exception) == line, arguments
+        assert not done.output and not Path("run/questions.parquet").exists()
+    with pytest.raises(SophiaError) as found:
+        doctor(load_config(Path("run.toml")), Console(file=io.StringIO(), width=160))
+    assert f"models.policy: {line}; " in str(found.value)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_check_shows_which_image_is_too_narrow(name: str) -> None:
+    write(name, ["square", "line"], {}, {})
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert done.exit_code == 0 and "all 2 rows, 1 of them bad" in done.output
+    assert "#   row 1 (line) is bad: image too narrow: 402 x 2 pixels" in done.output
+
+
+def test_what_is_only_evaluated_is_not_refused() -> None:
+    write(SEVEN, ["square"], {"use_sliding_window": True}, {})
+    text = Path("run.toml").read_text().replace("[[data.questions]]", "[[evaluate.questions]]")
+    Path("run.toml").write_text(text.replace('reasoner = "policy"\n', ""))
+    done = CliRunner().invoke(app, ["check", "run.toml", "--set", "evaluate.only=true"])
+    assert done.exit_code == 0, done.exception
