@@ -108,6 +108,7 @@ def _numbered(text: str) -> list[tuple[int, str]]:
 _CHOICE = frozenset({"choice"})
 _ONE = r"[(（\[]?[A-J][)）\]]?(?![A-Za-z'’])"
 _LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
+_LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
 RULES: tuple[Rule, ...] = (
     Rule(
         "boxed",
@@ -178,8 +179,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Chinese choice",
-        _pattern(rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTER}", 0),
-        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("正确选项为B", "B"), ("选A、C", "A、C")),
+        _pattern(
+            rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTERS}",
+            0,
+        ),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("选A、C", "A、C"), ("故选ACD", "ACD")),
         ("选",),
     ),
     Rule(

@@ -64,6 +64,7 @@ def ranges_marked(text: str) -> str:
 
 
 _PROGRAM = re.compile(r"(?<![\\A-Za-z])(?:(pi)(?![A-Za-z])|(sqrt)\s*(?=[({])|sqrt\s*(\d+(?:\.\d+)?))")
+_ARROW = re.compile(r"(?<![<=-])-{1,2}>")
 _COMPARISON = re.compile(r"[<>]=(?![=>])")
 _COMPARISONS = {"<=": r"\le ", ">=": r"\ge "}
 
@@ -76,6 +77,8 @@ def program_names(text: str) -> str:
     """
     if "pi" in text or "sqrt" in text:
         text = _PROGRAM.sub(lambda m: r"\pi " if m[1] else r"\sqrt" if m[2] else rf"\sqrt{{{m[3]}}}", text)
+    if "->" in text:
+        text = _ARROW.sub(r" \\to ", text)
     if "=" in text:
         text = _COMPARISON.sub(lambda match: _COMPARISONS[match[0]], text)
     return text

@@ -31,7 +31,9 @@ _WRAP = re.compile(
 )
 _CLAUSE = re.compile(
     r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as (?:we|required|desired|stated)|which|where we|so that"
-    r"|given that|I (?:hope|think|believe|guess))\b|,\s(?:not|rather than|instead of)\b|\s\(not\b|[，。；]).*$",
+    r"|given that|I (?:hope|think|believe|guess))\b"
+    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b|\s\(not\b"
+    r"|[，。；]).*$",
     re.DOTALL,
 )
 
@@ -79,7 +81,7 @@ def _apply(rule: Rule, text: str, lower: str) -> tuple[str, int] | None:
     if rule.words and not any(word in lower for word in rule.words):
         return None
     for position, candidate in reversed(rule.find(text)):
-        answer = candidate if rule.name == "boxed" else tidy(_innermost(candidate))
+        answer = candidate if rule.name in ("boxed", "parts") else tidy(_innermost(candidate))
         if answer:
             return answer, position
     return None

@@ -47,6 +47,10 @@ class Amount:
         """Whether it is in dollars or cents."""
         return self.currency in ("dollar", "cent")
 
+    def same_currency(self, other: Amount) -> bool:
+        """Whether the currencies may be the same: the sign of the yen is that of the yuan too."""
+        return self.currency == other.currency or {self.currency, other.currency} in ({"¥", "yen"}, {"¥", "yuan"})
+
     @property
     def in_cents(self) -> Number:
         """The number of cents of an amount in dollars or cents."""

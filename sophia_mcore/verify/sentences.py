@@ -26,6 +26,8 @@ def core(plain: str) -> str:
     ('prism', 'not a dog', 'may')
     """
     match = _LEAD.match(plain)
+    if match and OF_ANOTHER.search(match[0]):
+        return plain
     rest = plain[match.end() :] if match else plain
     return rest if len(rest) > 1 or not rest.isascii() or rest.isdigit() else plain
 
@@ -48,6 +50,7 @@ _SAID = re.compile(
     r"|equals)\s+(?=\S)",
     re.I,
 )
+_YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
 
@@ -57,6 +60,9 @@ def said(text: str) -> str:
     >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
     ('40', 'the angle is not 40')
     """
+    year = _YEAR.fullmatch(text)
+    if year:
+        return year[1]
     if " is " not in text and " are " not in text and " equals " not in text and " was " not in text:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)

@@ -34,6 +34,7 @@ class Structure:
 
 _IN = re.compile(r"[A-Za-z]\s*\\in(?![a-zA-Z])\s*")
 _AND = re.compile(r"(?:,\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or|&)\s|\s*(?:和|或|以及)\s*)")
+_DIGIT = re.compile(r"\d")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
@@ -56,7 +57,7 @@ def parse_structure(text: str) -> Structure | None:
 
 
 def _parse(text: str) -> Structure | None:
-    if parse_number(text) is not None or text.isalnum():
+    if parse_number(text) is not None or (text.isalnum() and (text.isascii() or not _DIGIT.search(text))):
         return Structure("atom", text)
     if "\\in" in text:
         text = _IN.sub("", text, count=1) if _IN.match(text) else text
@@ -75,6 +76,11 @@ def _parse(text: str) -> Structure | None:
     if len(parts) > 1:
         return _of_parts("bare", text, parts)
     return _single(text)
+
+
+def atom(text: str) -> Structure:
+    """One part of an answer, by its form."""
+    return parse_structure(text) or Structure("atom", text)
 
 
 def _of_parts(kind: str, text: str, parts: list[str], brackets: str = "") -> Structure | None:
@@ -106,6 +112,8 @@ def _single(text: str) -> Structure | None:
             last = ")" if infinity(parts[1]) else last
         kind = "half" if _CLOSES[first] != last else "round" if first == "(" else "square"
         return _of_parts(kind, text, parts, first + last)
+    if r"\mp" in text and r"\pm" not in text:
+        text = text.replace(r"\mp", r"\pm")
     if len(_PM.findall(text)) == 1:
         return _of_parts("bare", text, [_PM.sub("+", text), _PM.sub("-", text)])
     return Structure("atom", text)
