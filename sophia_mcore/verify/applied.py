@@ -14,6 +14,7 @@ from sophia_mcore.verify.named import named_value
 _APPLIED = re.compile(
     r"(?<![A-Za-z\\])([A-Za-z])\s*\(\s*-?(?:[A-Za-z]|\d+)\s*(?:[|,][^()]*)?\)"
 )  # f(x), P(A|B), N(0, 1)
+_POINT = re.compile(r"[A-Z]'?\s*\([^()]*,[^()]*\)")
 _CALL = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*\(")
 _VECTOR = re.compile(r"\\(?:vec|nabla|mathbf|boldsymbol|bm|overrightarrow|hat)(?![A-Za-z])")
 _MATRIX = re.compile(r"[A-Z]\s*\^\s*\{?\s*(?:-\s*1|T)(?![\w])")
@@ -37,6 +38,8 @@ def applied_otherwise(gold: str, text: str, raw_gold: str, raw_text: str) -> boo
     if "(" not in gold + text and "\\" not in gold + text and "^" not in gold + text:
         return False
     gold, text = named_value(gold)[1], named_value(text)[1]
+    if (_POINT.fullmatch(gold) is None) != (_POINT.fullmatch(text) is None) and "(" in (gold[:1], text[:1]):
+        return False  # A(2, 3) is the point (2, 3)
     letters = set(_APPLIED.findall(gold)) | set(_APPLIED.findall(text))
     if letters and _calls(gold, letters) != _calls(text, letters):
         return True

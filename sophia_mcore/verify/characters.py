@@ -37,6 +37,7 @@ _RADICAND = re.compile(r"√\s*(?:\{\s*(\d+)\s*\}|(\d+(?:\.\d+)?))")
 _SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789n+-0123456789")
+_TO_ONE = re.compile(r"(?<=\d)\s*比\s*(?=\d)")  # 2比1
 _TILDE = re.compile(r"(?<=\d)\s*[~～〜∼]\s*(?=\d)")
 
 
@@ -59,8 +60,8 @@ def _small(sign: str, characters: str) -> str:
 
 
 def ranges_marked(text: str) -> str:
-    """With a hyphen for the tilde of a range such as 10~20; elsewhere a tilde is LaTeX's space."""
-    return _TILDE.sub("-", text)
+    """With a hyphen for the tilde of a range such as 10~20, and a colon for 比; elsewhere a tilde is LaTeX's space."""
+    return _TO_ONE.sub(":", _TILDE.sub("-", text))
 
 
 _PROGRAM = re.compile(r"(?<![\\A-Za-z])(?:(pi)(?![A-Za-z])|(sqrt)\s*(?=[({])|sqrt\s*(\d+(?:\.\d+)?))")

@@ -308,6 +308,7 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
         found == wanted
         or spelled(core(found)) == spelled(wanted)
         or _same_hour(wanted, found)
+        or core(found) in (f"{wanted} triangle", f"{wanted} angle")
         or (core(found) == core(wanted) and same_place(found, wanted))
         or (text[:4].casefold() == "the " and core(f"the {found}") == wanted)
         or (name and plain_text(value) == wanted)

@@ -135,10 +135,8 @@ def names_agree(a: str, b: str) -> bool:
     first, second = (
         re.sub(r"[\s{}$]|\\(?:text|mathrm|overline|angle|left|right)|^m(?=[A-Z])", "", name) for name in (a, b)
     )
-    if first == second or (len(first) > 1 and first[::-1] == second):
+    if first.casefold() == second.casefold() or (first[::-1] == second and len(first) > 1):
         return True
-    if len(first) > 2 and first.casefold() == second.casefold():
-        return True  # words, not r and R
     if {first, second} == {first[:1], f"{first[:1]}_{first[2:] or second[2:]}"}:
         return True  # x and x_1
     if any(re.fullmatch(r"[a-z]\(x\)", x) and y == "y" for x, y in ((first, second), (second, first))):

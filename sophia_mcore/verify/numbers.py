@@ -97,7 +97,7 @@ def _plain(digits: str, exponent: int, scientific: bool, sign: int, percent: boo
 
 _SPOKEN = re.compile(
     r"(?:(?P<minus>minus|negative)\s+(?P<size>[\w .-]+)|(?P<share>[A-Za-z -]+?)\s+percent"
-    r"|(?P<top>\d{1,9}) out of (?P<bottom>\d{1,9}))",
+    r"|(?P<top>\d{1,9}) (?:out of|in) (?P<bottom>\d{1,9}))",
     re.IGNORECASE,
 )
 

@@ -76,6 +76,8 @@ def parse_range(text: str) -> Range | None:
 def _is_unit(written: str) -> bool:
     """Not the x of 3-5x: a unit is known, in \\text{}, or words of three letters and more."""
     text = written.strip()
+    if text in ("或", "和", "且", "与", "or", "and"):
+        return False
     if text.startswith(("\\text", "\\mathrm", "^")):
         return True
     if text.rstrip("^{} 23") in tables().units:

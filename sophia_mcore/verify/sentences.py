@@ -71,6 +71,7 @@ def said(text: str) -> str:
     return text if match is None or denied else flat[match.end() :].strip()
 
 
+_ALL_BUT = re.compile(r"all (?:real numbers|reals)(?: x)? (?:except|other than)(?: for)?\s+(?:x\s*=\s*)?(-?\d+)")
 _ALL_REALS = frozenset(
     {"all real numbers", "all reals", "all real x", "全体实数", r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}"}
 )
@@ -78,7 +79,10 @@ _ALL_REALS = frozenset(
 
 def all_reals(text: str) -> str:
     """The interval of all real numbers where a cleaned answer names them in words or by their sign."""
-    return r"(-\infty, \infty)" if text in _ALL_REALS else text
+    if text in _ALL_REALS:
+        return r"(-\infty, \infty)"
+    hole = _ALL_BUT.fullmatch(TEXT_COMMAND.sub(r"\1", text)) if "except" in text or "other than" in text else None
+    return rf"(-\infty, {hole[1]}) \cup ({hole[1]}, \infty)" if hole else text
 
 
 _STATED = re.compile(r"[A-Z][^\d=.]{2,100}? (?:is|are|equals)\s*(?=[\d\\$(-])")

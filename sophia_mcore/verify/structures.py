@@ -42,7 +42,17 @@ _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _CLOSES = {"(": ")", "[": "]"}
 
 
-_INFINITY = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1, "oo": 1, "-oo": -1, r"+ \infty": 1, r"- \infty": -1}
+_INFINITY = {
+    r"\infty": 1,
+    r"+\infty": 1,
+    r"-\infty": -1,
+    "oo": 1,
+    "-oo": -1,
+    "infinity": 1,
+    "-infinity": -1,
+    r"+ \infty": 1,
+    r"- \infty": -1,
+}
 
 
 def infinity(text: str) -> int | None:

@@ -39,7 +39,7 @@ def nothing_unread(gold: str, text: str) -> bool:
     >>> nothing_unread(r"\vec{a}+\vec{b}", r"\vec{b}+\vec{a}"), nothing_unread(r"\vec{a}", "a")
     (True, False)
     """
-    if bool(named_value(gold)[0]) != bool(named_value(text)[0]):
+    if bool(named_value(gold)[0]) != bool(named_value(text)[0]) and ("=" in gold) != ("=" in text):
         gold, text = named_value(gold)[1], named_value(text)[1]
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
     if _signs(gold) != _signs(text):
