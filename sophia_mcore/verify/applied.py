@@ -15,7 +15,8 @@ _APPLIED = re.compile(
     r"(?<![A-Za-z\\])([A-Za-z])\s*\(\s*-?(?:[A-Za-z]|\d+)\s*(?:[|,][^()]*)?\)"
 )  # f(x), P(A|B), N(0, 1)
 _POINT = re.compile(r"[A-Z]'?\s*\([^()]*,[^()]*\)")
-_CALL = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*\(")
+_CALL = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*[(\[]")
+_EXPECTED = re.compile(r"(?<![A-Za-z\\])([A-Z])\s*\[")  # E[X]
 _VECTOR = re.compile(r"\\(?:vec|nabla|mathbf|boldsymbol|bm|overrightarrow|hat)(?![A-Za-z])")
 _MATRIX = re.compile(r"[A-Z]\s*\^\s*\{?\s*(?:-\s*1|T)(?![\w])")
 _MEAN = re.compile(r"\\langle[^,]*?\\rangle|⟨[^,]*?⟩")
@@ -35,12 +36,12 @@ def applied_otherwise(gold: str, text: str, raw_gold: str, raw_text: str) -> boo
     for sign in (_MEAN, _NORM):
         if (sign.search(raw_gold) is None) != (sign.search(raw_text) is None):
             return True
-    if "(" not in gold + text and "\\" not in gold + text and "^" not in gold + text:
+    if "(" not in gold + text and "[" not in gold + text and "\\" not in gold + text and "^" not in gold + text:
         return False
     gold, text = named_value(gold)[1], named_value(text)[1]
     if (_POINT.fullmatch(gold) is None) != (_POINT.fullmatch(text) is None) and "(" in (gold[:1], text[:1]):
         return False  # A(2, 3) is the point (2, 3)
-    letters = set(_APPLIED.findall(gold)) | set(_APPLIED.findall(text))
+    letters = {letter for sign in (_APPLIED, _EXPECTED) for one in (gold, text) for letter in sign.findall(one)}
     if letters and _calls(gold, letters) != _calls(text, letters):
         return True
     if r"\times" in gold + text and _VECTOR.search(gold + text):
@@ -62,7 +63,7 @@ def _calls(text: str, letters: set[str]) -> Counter[str]:
             continue
         depth = 0
         for end in range(match.end() - 1, len(text)):
-            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(text[end], 0)
             if depth == 0:
                 found[_dense(match[1] + text[match.end() - 1 : end + 1])] += 1
                 break

@@ -10,9 +10,7 @@ BOX_CHARACTERS = 20_000  # a box longer than this is not an answer
 
 _BRACE = re.compile(r"\\.|\{+|\}+", re.DOTALL)
 _UNBRACED = re.compile(r"\s*([^\s$.,;{}\\]+)")
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*"
-)
+BETWEEN = re.compile(r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*")
 
 
 def _closing_brace(text: str, start: int) -> int:
@@ -65,7 +63,7 @@ def boxed(text: str) -> list[tuple[int, str]]:
     parts: list[str] = []
     next_start = 0
     for start, end, content in _boxes(text):
-        if parts and not _BETWEEN_BOXES.fullmatch(text, end, next_start):
+        if parts and not BETWEEN.fullmatch(text, end, next_start):
             break
         parts.append(content)
         next_start = start

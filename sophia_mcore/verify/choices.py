@@ -31,6 +31,7 @@ _ANOTHER_LETTER = re.compile(
     r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
+_BRACKETED = re.compile(r"[(\[]([A-J])[)\]]|(?:and|or|,|;)\s+([A-J])[.:)]\s")
 _JOINED = re.compile(r"\s*(?:\b(?:and|or)\b|[和或])\s*\S")
 _ONE_MORE = re.compile(r"\S\s*,\s*[(\[]?[A-J][)\]]?$")  # "green, D"
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
@@ -147,6 +148,8 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     words = plain_text(both[2])
     if _MARKED.match(both[0]) or _VERDICT.fullmatch(words):
         return False
+    if _TURNS.search(words) and not _own(both, words, options):
+        return True  # "B seems right at first, but C is better"
     if not is_words(words):  # "A circle is shown, so it's B"
         return both[1] in "AI" and _SENTENCE_START.match(both[2]) is not None and not _own(both, words, options)
     index = ascii_uppercase.index(both[1])
@@ -158,6 +161,7 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     return not set(words.split()) & set(own.split()) - _COMMON_WORDS
 
 
+_TURNS = re.compile(r"\b(?:but|however|though|although|yet|seems?|looks?|first|not)\b|n['’]t\b")
 _SENTENCE_START = re.compile(r"[a-z]{2,}[\s;,:]")
 
 
@@ -195,6 +199,8 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
         return True
     if _ONE_MORE.search(answer):
+        return True
+    if first and any((mark[1] or mark[2]) not in first[0].upper() for mark in _BRACKETED.finditer(answer, first.end())):
         return True
     if not own:
         return False

@@ -131,6 +131,7 @@ def _infer_form(text: str) -> str:
 
 _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
+_ASKED = ("?", "？")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
 _KILO = re.compile(r"\d+(?:\.\d+)?k")
 
@@ -149,6 +150,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
     if gold.all_of:
         return _decide_parts(gold, prediction, oracle)
+    if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
+        return False
     text = all_reals(clean(prediction))
     paid, wanted = amount(prediction), amount(gold.raw)
     if paid is not None and wanted is not None and not paid.same_currency(wanted):
@@ -301,7 +304,11 @@ def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     return plain_text(gold.text) == plain_text(text) if wanted is None else choices.yes_no(text, letters) == wanted
 
 
+_FIGURE_IS = re.compile(r"^(?:(?:[Qq]uadrilateral|[Tt]riangle|\\triangle|[Ff]igure)\s+)?[A-Z]{3,6} is (?=an? )")
+
+
 def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
+    text = _FIGURE_IS.sub("it is ", text)
     wanted, found = (plain_text(one.replace("\\triangle", "triangle ")).replace("-", " ") for one in (gold.text, text))
     name, value = named_value(text)
     if (

@@ -76,12 +76,18 @@ def _parts(text: str) -> tuple[list[str], bool]:
     return [after, thought] if mark else [after], False
 
 
+_WEAK = ("short", "line")  # rules that take what stands there, announced by nothing
+_DIGITS = re.compile(r"\d+")
+
+
 def _apply(rule: Rule, text: str, lower: str) -> tuple[str, int] | None:
     """The last answer that a rule finds, and where it begins."""
     if rule.words and not any(word in lower for word in rule.words):
         return None
     for position, candidate in reversed(rule.find(text)):
         answer = candidate if rule.name in ("boxed", "parts") else tidy(_innermost(candidate))
+        if rule.name in _WEAK and not set(_DIGITS.findall(candidate)) <= set(_DIGITS.findall(answer)):
+            continue  # the sentence goes on with another number
         if answer:
             return answer, position
     return None

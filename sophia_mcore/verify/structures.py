@@ -38,6 +38,7 @@ _DIGIT = re.compile(r"\d")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
+_CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _CLOSES = {"(": ")", "[": "]"}
 
@@ -71,6 +72,10 @@ def _parse(text: str) -> Structure | None:
         return Structure("atom", text)
     if "\\in" in text:
         text = _IN.sub("", text, count=1) if _IN.match(text) else text
+    system = _CASES.fullmatch(text) if "\\begin{cases}" in text else None
+    if system and "&" not in text:  # equations that all hold
+        rows = [row.strip(" ,;") for row in _ROW_END.split(system[1]) if row.strip()]
+        return _of_parts("bare", ", ".join(rows), rows)
     if "\\begin" in text:
         return _matrix(text)
     unions = split_top(_CUP.sub("\x01", text), "\x01") if "\\cup" in text else [text]
