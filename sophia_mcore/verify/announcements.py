@@ -113,7 +113,7 @@ def _numbered(text: str) -> list[tuple[int, str]]:
 
 
 _CHOICE = frozenset({"choice"})
-_ONE = r"[(（\[]?[A-J][)）\]]?(?![A-Za-z'’])"
+_ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
 _LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
 _LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
 RULES: tuple[Rule, ...] = (

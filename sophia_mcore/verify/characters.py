@@ -65,6 +65,9 @@ def ranges_marked(text: str) -> str:
 
 
 _PROGRAM = re.compile(r"(?<![\\A-Za-z])(?:(pi)(?![A-Za-z])|(sqrt)\s*(?=[({])|sqrt\s*(\d+(?:\.\d+)?))")
+_FUNCTION = re.compile(
+    r"(?<![\\A-Za-z])(sin|cos|tan|arcsin|arccos|arctan|ln|log|exp)(?=\s*\(|\s*\d|\s+\\|\s+[a-z](?![A-Za-z]))"
+)
 _ARROW = re.compile(r"(?<![<=-])-{1,2}>")
 _COMPARISON = re.compile(r"[<>]=(?![=>])")
 _COMPARISONS = {"<=": r"\le ", ">=": r"\ge "}
@@ -78,6 +81,8 @@ def program_names(text: str) -> str:
     """
     if "pi" in text or "sqrt" in text:
         text = _PROGRAM.sub(lambda m: r"\pi " if m[1] else r"\sqrt" if m[2] else rf"\sqrt{{{m[3]}}}", text)
+    if "(" in text or " " in text:
+        text = _FUNCTION.sub(r"\\\1", text)
     if "->" in text:
         text = _ARROW.sub(r" \\to ", text)
     if "=" in text:

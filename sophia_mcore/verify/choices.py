@@ -28,7 +28,7 @@ _SEVERAL_LETTERS = re.compile(
 )
 _FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(
-    r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
+    r"(?:\s*(?:[,;/&、和或|<>=]|\\to\b|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
 _BRACKETED = re.compile(r"[(\[]([A-J])[)\]]|(?:and|or|,|;)\s+([A-J])[.:)]\s")
@@ -123,6 +123,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
 
 _INFLECTED = re.compile(r"(?:es|s|ed|d|ing|e)$")
 _TAKEN_BACK = re.compile(r"\b(?:maybe|perhaps|possibly|probably|guess|unsure|but|other|rather|instead)\b|\?")
+_OPPOSITE_OF = re.compile(r"(?:un|in|im|ir|il|dis|non|anti|de|mis|counter|a)-?")  # unstable, irrational
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -132,7 +133,12 @@ def _stem(word: str) -> str:
 
 def _says_the_same(text: str, option: str) -> bool:
     """Whether an answer that is like an option holds the same numbers and the same "not", "more" and "less"."""
-    return qualifiers(text) == qualifiers(option) and _NUMBERS.findall(text) == _NUMBERS.findall(option)
+    if qualifiers(text) != qualifiers(option) or _NUMBERS.findall(text) != _NUMBERS.findall(option):
+        return False
+    pairs = ((a, b) for a in text.split() for b in option.split() if a != b)
+    return not any(
+        _OPPOSITE_OF.fullmatch(longer.removesuffix(word)) for a, b in pairs for longer, word in ((a, b), (b, a))
+    )
 
 
 def _same(text: str, own: str) -> bool:

@@ -21,7 +21,9 @@ _DENIED = (
     r"|i (?:was|am) (?:wrong|mistaken)|i(?:['’]m)? (?:stand corrected|mistaken)"
     r"|(?:i(?:['’]ve| have)? (?:made|see) |there (?:is|was) |that was )(?:a|an|my)\s+(?:\w+\s+)?(?:mistake|error)"
     r"|i (?:misread|miscounted|miscalculated|misjudged|forgot|overlooked|mixed)|my (?:mistake|bad|apologies|error)"
-    r"|我?(?:算错了?|看错了?|错了)|有误|不对"
+    r"|(?:this|that|it|which) (?:contradicts|violates|(?:cannot|can['’]t) be(?! (?:simplified|reduced|determined))"
+    r"|(?:does not|doesn['’]t) (?:fit|satisfy|match|work|make sense|hold))"
+    r"|(?:but|however),? (?:the )?(?:question|problem) (?:asks|is asking|wants)|我?(?:算错了?|看错了?|错了)|有误|不对"
 )
 _AGAIN = r"(?:correct|change|double[- ]check|re-?(?:check|consider|calculate|do|count|think|read))"
 _DOUBTED = (

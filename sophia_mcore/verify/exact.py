@@ -294,6 +294,11 @@ def _option_equal(option: str, text: str, rule: Rule, oracle: Oracle | None) -> 
     if not option.strip() or other_angle(option, text):
         return False
     cleaned = clean(option)
+    if price_of_percent(option, cleaned, text, text):
+        return False
+    price, paid = amount(option), amount(text)
+    if price is not None and paid is not None and price.dollars and paid.dollars:
+        return numbers_equal(price.in_cents, paid.in_cents, rule)
     turned = turned_equal(option, cleaned, "", text)
     return compare(cleaned, text, rule, "", oracle) if turned is None else turned
 

@@ -40,7 +40,9 @@ _WRAPPING_COMMAND = re.compile(
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(
-    r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely|大?约|恰好?)\s*(?=[-+]?[\d.])", re.IGNORECASE
+    r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely"
+    r"|just|only|still|simply|clearly|indeed|(?:the )?number|大?约|恰好?)\s*(?=[-+]?[\d.])",
+    re.IGNORECASE,
 )
 _TWO_UNITS = re.compile(  # "2 hours and 15 minutes"
     r"^(\d+\s*(?:years?|weeks?|days?|hours?|hrs?|h|minutes?|min|feet|ft|pounds?|lbs?)),? and (\d[\d.]*\s*[a-z]+)$"
