@@ -297,8 +297,8 @@ def _option_equal(option: str, text: str, rule: Rule, oracle: Oracle | None) -> 
     if price_of_percent(option, cleaned, text, text):
         return False
     price, paid = amount(option), amount(text)
-    if price is not None and paid is not None and price.dollars and paid.dollars:
-        return numbers_equal(price.in_cents, paid.in_cents, rule)
+    if price is not None and paid is not None and not price.same_currency(paid):
+        return price.dollars and paid.dollars and numbers_equal(price.in_cents, paid.in_cents, rule)
     turned = turned_equal(option, cleaned, "", text)
     return compare(cleaned, text, rule, "", oracle) if turned is None else turned
 
@@ -347,7 +347,9 @@ def _decide_date(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
 
 
 def _decide_time(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted, found = (dates.parse_time(_flat(one)) or dates.spoken_time(_flat(one)) for one in (gold.text, text))
+    wanted, found = dates.parse_time(_flat(gold.text)), dates.parse_time(_flat(text))
+    if found is None and " in the " in text:  # "half past three in the afternoon"
+        found = dates.spoken_time(_flat(text))
     return plain_text(gold.text) == plain_text(text) if wanted is None else found == wanted
 
 

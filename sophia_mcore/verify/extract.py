@@ -39,6 +39,11 @@ _CLAUSE = re.compile(
 
 
 _DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
+_ADVERB = re.compile(
+    r"^\s*(?:clearly|simply|obviously|definitely|certainly|indeed|still|therefore|thus|just)\s+"
+    r"(?=[(\[*$\\\d]|[A-J](?![A-Za-z]))",
+    re.IGNORECASE,
+)
 _YES_AND_NO = re.compile(
     r"\W*(?:(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b|[对错是否不].*[对错否不])",
     re.IGNORECASE | re.DOTALL,
@@ -48,7 +53,7 @@ _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the
 
 def tidy(answer: str) -> str:
     """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
-    answer = _DENIED_FIRST.sub("", answer)
+    answer = _ADVERB.sub("", _DENIED_FIRST.sub("", answer))
     if len(answer) > 1:
         answer = answer.strip()[:ANSWER_CHARACTERS]
         answer = answer if _YES_AND_NO.match(answer) else _CLAUSE.sub("", answer)
