@@ -34,6 +34,7 @@ _SPAN = re.compile(
 )
 _RATIO = re.compile(r"(?P<first>\d+(?:\.\d+)?)\s*(?::|\bto\b)\s*(?P<second>\d+(?:\.\d+)?)")
 _FUNCTIONS = frozenset({"sin", "cos", "tan", "log", "ln", "exp", "sqrt"})
+_SHARE = re.compile(r"out of| in |percent|%")  # 2:5 is two of seven
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 
 
@@ -158,7 +159,7 @@ def ratios_equal(gold: str, text: str, equal: Callable[[str, str], bool | None])
     written, other = (gold, text) if a is not None else (text, gold)
     match = a or b
     assert match is not None
-    if _CLOCK.fullmatch(written) or ":" not in written or parse_number(other) is None:
+    if _CLOCK.fullmatch(written) or ":" not in written or parse_number(other) is None or _SHARE.search(other):
         return False
     quotient = _quotient(match)
     if float(match["first"]) % (float(match["second"]) or 1) == 0:

@@ -50,6 +50,11 @@ _SAID = re.compile(
     r"|equals)\s+(?=\S)",
     re.I,
 )
+_NAMED = re.compile(  # "the point (1, 2)"
+    r"^(?:the )?(?:points?|pair|vector|interval|set|coordinates|line|equation|function|ratio)\s+"
+    r"(?=[(\[{\\]|[a-z]\s*=|\d+\s*:)",
+    re.I,
+)
 _YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
@@ -60,6 +65,9 @@ def said(text: str) -> str:
     >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
     ('40', 'the angle is not 40')
     """
+    text = _NAMED.sub("", text)
+    if text.endswith("years old"):
+        text = text.removesuffix(" old")
     year = _YEAR.fullmatch(text)
     if year:
         return year[1]
