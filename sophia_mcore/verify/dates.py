@@ -69,7 +69,8 @@ def has_meridiem(text: str) -> bool:
 
 _MINUTES = {"five": 5, "ten": 10, "quarter": 15, "a quarter": 15, "twenty": 20, "twenty-five": 25, "half": 30}
 _SPOKEN = re.compile(
-    r"(?:(?P<minutes>a quarter|[a-z-]+|\d{1,2}(?= minutes))(?: minutes)? (?P<way>past|after|to|before) )?(?P<hour>[a-z]+|\d{1,2})"
+    r"(?:(?P<minutes>a quarter|[a-z-]+|\d{1,2}(?= minutes))(?: minutes)? (?P<way>past|after|to|before) )?"
+    r"(?P<hour>[a-z]+|\d{1,2})"
     r"(?P<sharp> o'? ?clock)?(?P<late> in the (?:afternoon|evening))?(?: in the morning)?"
 )
 

@@ -40,7 +40,7 @@ _CLAUSE = re.compile(
 
 _DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
 _ADVERB = re.compile(
-    r"^\s*(?:clearly|simply|obviously|definitely|certainly|indeed|still|therefore|thus|just)\s+"
+    r"^\s*(?:clearly|simply|obviously|definitely|certainly|indeed|still|therefore|thus|just|so|hence)\s+"
     r"(?=[(\[*$\\\d]|[A-J](?![A-Za-z]))",
     re.IGNORECASE,
 )

@@ -77,7 +77,7 @@ def parse_range(text: str) -> Range | None:
 def _is_unit(written: str) -> bool:
     """Not the x of 3-5x: a unit is known, in \\text{}, or words of three letters and more."""
     text = written.strip()
-    if text in ("或", "和", "且", "与", "or", "and"):
+    if re.sub(r"\\(?:text|mathrm)|[{}\s]", "", text) in ("或", "和", "且", "与", "or", "and"):
         return False
     if text.startswith(("\\text", "\\mathrm", "^")):
         return True
