@@ -63,7 +63,7 @@ def said(text: str) -> str:
     r"""A cleaned answer without the beginning of the sentence that states it.
 
     >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
-    ('40', 'the angle is not 40')
+    ('40', 'not 40')
     """
     text = _NAMED.sub("", text)
     if text.endswith("years old"):
