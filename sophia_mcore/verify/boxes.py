@@ -82,7 +82,7 @@ _WITHIN = re.compile(  # the argument of a root, fraction or power, or a digit b
 )
 _OPENED = r"(?:[\s$*]|\\[(\[]|\\[,;:! ])*$"
 _SIGN_BEFORE = re.compile(
-    rf"(?:(?:^|[=\n$(:]|\bis|\bbe|[\[(])\s*(?P<minus>[-−–])\s*\$?|(?P<relation>(?<![<\/\w])(?:\\?[A-Za-z]\w{{0,8}}\s*)?"
+    rf"(?:(?:^|[=\n$(:]|\bis|\bbe|[\[(])\s*(?P<minus>[-−–])\s*\$?|(?P<relation>(?<![<\/\w=-])(?:\\?[A-Za-z]\w{{0,8}}\s*)?"
     rf"(?:[<>≤≥≠]|\\(?:le|ge|ne)(?:q|qslant)?(?![a-z])|\\[lg]t(?![a-z])|\\pm(?![a-z])|±)\s*)){_OPENED}"
 )
 _WORDS_BEFORE = re.compile(
