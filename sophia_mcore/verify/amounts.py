@@ -52,7 +52,7 @@ OF_ANOTHER = re.compile(
     re.IGNORECASE,
 )
 _VERBS = (
-    "is|are|was|were|be|been|equals?|equal|has|have|had|contains?|shows?|sees?|saw|counts?|counted|gets?|got|gives?|gave|makes?"
+    "is|are|was|were|be|been|say|equals?|equal|has|have|had|contains?|shows?|sees?|saw|counts?|counted|gets?|got|gives?|gave|makes?"
     "|made|earn(?:s|ed)|costs?|weigh(?:s|ed)?|measures?|measured|total(?:s|ed)?|scored?|scores|sold|sells|bought|buys|takes?|took"
     "|lasts?|lasted|walk(?:s|ed)|runs?|drove|drives|travel(?:s|led|ed)?|holds?|uses?|used|pays?|paid|spends?|spent|saves?|saved"
     "|remains?|leaves|reads?|becomes?|reach(?:es)?|worth|charges?|received?|receives|produces?|produced|requires?|needs?|needed|find|found|obtain"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sophia_mcore.verify.boxes import boxed
+from sophia_mcore.verify.boxes import BETWEEN, boxed
 from sophia_mcore.verify.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.rules import NUMBER_TYPES
 from sophia_mcore.verify.several import numbered_parts
@@ -77,9 +77,16 @@ def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
 
 
 def _tagged(text: str) -> list[tuple[int, str]]:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end)
-    return [(start, text[start + len("<answer>") : end])] if 0 <= start < end else []
+    """The last tagged answer; tags joined by nothing but "and", "or" or commas are one answer."""
+    parts: list[str] = []
+    first = end = len(text)
+    while (close := text.rfind("</answer>", 0, end)) >= 0:
+        start = text.rfind("<answer>", 0, close)
+        if start < 0 or (parts and not BETWEEN.fullmatch(text, close + len("</answer>"), first)):
+            break
+        parts.append(text[start + len("<answer>") : close].strip())
+        first = end = start
+    return [(first, ", ".join(reversed(parts)) if len(parts) > 1 else parts[0])] if parts else []
 
 
 _JSON = re.compile(
@@ -106,8 +113,9 @@ def _numbered(text: str) -> list[tuple[int, str]]:
 
 
 _CHOICE = frozenset({"choice"})
-_ONE = r"[(（\[]?[A-J][)）\]]?(?![A-Za-z'’])"
+_ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
 _LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
+_LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
 RULES: tuple[Rule, ...] = (
     Rule(
         "boxed",
@@ -178,8 +186,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Chinese choice",
-        _pattern(rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTER}", 0),
-        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("正确选项为B", "B"), ("选A、C", "A、C")),
+        _pattern(
+            rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTERS}",
+            0,
+        ),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("选A、C", "A、C"), ("故选ACD", "ACD")),
         ("选",),
     ),
     Rule(

@@ -10,9 +10,7 @@ BOX_CHARACTERS = 20_000  # a box longer than this is not an answer
 
 _BRACE = re.compile(r"\\.|\{+|\}+", re.DOTALL)
 _UNBRACED = re.compile(r"\s*([^\s$.,;{}\\]+)")
-_BETWEEN_BOXES = re.compile(
-    r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*"
-)
+BETWEEN = re.compile(r"(?:[\s,;$、，和或及]|\\[()\[\]]|\band\b|\bor\b|\\(?:text|quad)\s*(?:\{\s*(?:and|or)\s*\})?)*")
 
 
 def _closing_brace(text: str, start: int) -> int:
@@ -63,10 +61,71 @@ def cut_off(text: str) -> bool:
 def boxed(text: str) -> list[tuple[int, str]]:
     """The last boxed answer; boxes joined by nothing but "and", "or" or commas are one answer."""
     parts: list[str] = []
-    next_start = 0
+    next_start = last = 0
     for start, end, content in _boxes(text):
-        if parts and not _BETWEEN_BOXES.fullmatch(text, end, next_start):
+        if parts and not BETWEEN.fullmatch(text, end, next_start):
             break
+        last = last if parts else end
         parts.append(content)
         next_start = start
-    return [(next_start, ", ".join(reversed(parts)))] if parts else []
+    if not parts or _WITHIN.search(text, max(0, next_start - _AROUND), next_start):
+        return []
+    answer = ", ".join(reversed(parts))
+    return [(next_start, f"{_before(text, next_start)}{answer}{_behind(text, last)}")]
+
+
+# ---- what stands right before and behind a box and makes another answer of it
+
+_AROUND = 60
+_WITHIN = re.compile(  # the argument of a root, fraction or power, or a digit before the box
+    r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d$"
+)
+_OPENED = r"(?:[\s$*]|\\[(\[]|\\[,;:! ])*$"
+_SIGN_BEFORE = re.compile(
+    rf"(?:(?:^|[=\n$(:]|\bis|\bbe|[\[(])\s*(?P<minus>[-−–])\s*\$?|(?P<relation>(?<![<\/\w=-])(?:\\?[A-Za-z]\w{{0,8}}\s*)?"
+    rf"(?:[<>≤≥≠]|\\(?:le|ge|ne)(?:q|qslant)?(?![a-z])|\\[lg]t(?![a-z])|\\pm(?![a-z])|±)\s*)){_OPENED}"
+)
+_WORDS_BEFORE = re.compile(
+    rf"(?<![A-Za-z])(?P<words>not|never|(?:no |not )?(?:less|more|greater|fewer|larger|smaller|higher|lower|other) than"
+    r"|at least|at most|up to|over|under|above|below|nearly|almost|twice|half(?: of)?|exceeds|except|besides|minus"
+    rf"|negative|(?:multiple|square|cube|root|power|factor) of)(?:\s*[:：])?\s*{_OPENED}|(?P<denied>n['’]t){_OPENED}",
+    re.IGNORECASE,
+)
+_CLOSED = r"(?:[\s$*]|\\[)\]]|\\[,;:! ]|~)*"
+_SYMBOLS = "pi|sqrt|frac|cdot|times|theta|alpha|beta|lambda|mu|omega|hbar|ln|log|sin|cos|tan"
+_FORMULA_BEHIND = re.compile(
+    rf"(?:\\[,;:! ]|\s)*(?P<more>(?:\^|_\{{?\d|\\(?:{_SYMBOLS})(?![a-z])|(?<!\s)[A-Za-z](?![A-Za-z])"
+    r"|[-+]\s*(?:\d|\\|[A-Za-z](?![A-Za-z])))"
+    r"[^$\n=<>≤≥,。，]{0,40}?)(?=\$|\\[)\]]|[.,;。，；]|\s*$|\n)"
+)
+_WORDS_BEHIND = re.compile(
+    rf"{_CLOSED}(?:\\text\s*\{{\s*)?(?P<words>or (?:more|less|fewer|above|below|greater)"
+    r"|(?:hundred|thousand|million|billion|trillion|dozen)s?|(?:more|less|fewer|greater|larger|smaller) (?:than|as)"
+    r"|times (?:as|more|larger|greater|the)|squared|cubed|[万亿千])(?![A-Za-z])",
+    re.IGNORECASE,
+)
+
+
+def _before(text: str, start: int) -> str:
+    """The sign or words right before a box: "-", "x > ", "at least "; "" if there are none."""
+    line = text[max(text.rfind("\n", 0, start) + 1, start - _AROUND) : start]
+    sign = _SIGN_BEFORE.search(line)
+    if sign is not None:
+        bullet = (
+            sign["minus"] is not None
+            and line[sign.start("minus") + 1 :].startswith(" ")
+            and not line[: sign.start("minus")].strip()
+        )
+        return "" if bullet else "-" if sign["minus"] else str(sign["relation"])
+    words = _WORDS_BEFORE.search(line)
+    return "" if words is None else f"{words['words'] or 'not'} "
+
+
+def _behind(text: str, end: int) -> str:
+    """What goes on right behind a box: "^2", "x", " million", " or more"; "" where a sentence or a unit follows."""
+    rest = text[end : end + _AROUND]
+    formula = _FORMULA_BEHIND.match(rest)
+    if formula is not None:
+        return formula["more"]
+    words = _WORDS_BEHIND.match(rest)
+    return "" if words is None else f" {words['words']}"

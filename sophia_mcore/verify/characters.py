@@ -37,6 +37,7 @@ _RADICAND = re.compile(r"√\s*(?:\{\s*(\d+)\s*\}|(\d+(?:\.\d+)?))")
 _SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789n+-0123456789")
+_TO_ONE = re.compile(r"(?<=\d)\s*比\s*(?=\d)")  # 2比1
 _TILDE = re.compile(r"(?<=\d)\s*[~～〜∼]\s*(?=\d)")
 
 
@@ -59,11 +60,15 @@ def _small(sign: str, characters: str) -> str:
 
 
 def ranges_marked(text: str) -> str:
-    """With a hyphen for the tilde of a range such as 10~20; elsewhere a tilde is LaTeX's space."""
-    return _TILDE.sub("-", text)
+    """With a hyphen for the tilde of a range such as 10~20, and a colon for 比; elsewhere a tilde is LaTeX's space."""
+    return _TO_ONE.sub(":", _TILDE.sub("-", text))
 
 
 _PROGRAM = re.compile(r"(?<![\\A-Za-z])(?:(pi)(?![A-Za-z])|(sqrt)\s*(?=[({])|sqrt\s*(\d+(?:\.\d+)?))")
+_FUNCTION = re.compile(
+    r"(?<![\\A-Za-z])(sin|cos|tan|arcsin|arccos|arctan|ln|log|exp)(?=\s*\(|\s*\d|\s+\\|\s+[a-z](?![A-Za-z]))"
+)
+_ARROW = re.compile(r"(?<![<=-])-{1,2}>")
 _COMPARISON = re.compile(r"[<>]=(?![=>])")
 _COMPARISONS = {"<=": r"\le ", ">=": r"\ge "}
 
@@ -76,6 +81,10 @@ def program_names(text: str) -> str:
     """
     if "pi" in text or "sqrt" in text:
         text = _PROGRAM.sub(lambda m: r"\pi " if m[1] else r"\sqrt" if m[2] else rf"\sqrt{{{m[3]}}}", text)
+    if "(" in text or " " in text:
+        text = _FUNCTION.sub(r"\\\1", text)
+    if "->" in text:
+        text = _ARROW.sub(r" \\to ", text)
     if "=" in text:
         text = _COMPARISON.sub(lambda match: _COMPARISONS[match[0]], text)
     return text

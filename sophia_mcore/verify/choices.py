@@ -9,9 +9,11 @@ from string import ascii_uppercase
 
 from sophia_mcore.verify.compare import is_words
 from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
-from sophia_mcore.verify.numbers import numbers_equal, parse_number
+from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number
+from sophia_mcore.verify.quantities import parse_quantity
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.sentences import core
+from sophia_mcore.verify.words import qualifiers
 
 SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
 MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
@@ -26,9 +28,10 @@ _SEVERAL_LETTERS = re.compile(
 )
 _FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(
-    r"(?:\s*(?:[,;/&、和或]|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
+    r"(?:\s*(?:[,;/&、和或|<>=]|\\to\b|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
     r"|\s*[(\[]\s*[A-J]\s*[)\]]|\s+[A-J]$)(?![A-Za-z'’])"
 )
+_BRACKETED = re.compile(r"[(\[]([A-J])[)\]]|(?:and|or|,|;)\s+([A-J])[.:)]\s")
 _JOINED = re.compile(r"\s*(?:\b(?:and|or)\b|[和或])\s*\S")
 _ONE_MORE = re.compile(r"\S\s*,\s*[(\[]?[A-J][)\]]?$")  # "green, D"
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
@@ -98,7 +101,11 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         return short.index(core(text))
     first, comma, rest = text.partition(",")
     if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
-        return plain.index(first)  # "Rome, Italy"
+        taken = first not in YES_NO and (qualifiers(rest) or _TAKEN_BACK.search(rest))
+        return None if taken else plain.index(first)  # "Rome, Italy"
+    inflected = [option for option in plain if option.isalpha() and _stem(core(text)) == _stem(option)]
+    if len(inflected) == 1 and len(plain) > 1:
+        return plain.index(inflected[0])  # "it increases" for "increase"
     glued = _GLUED.fullmatch(answer) or _SMALL_LETTER.fullmatch(answer)
     if glued and ascii_uppercase.index(glued[1].upper()) < len(options):
         index = ascii_uppercase.index(glued[1].upper())
@@ -109,8 +116,29 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         return dense.index(squeezed)
     if similar and options and text:
         scores = [SequenceMatcher(None, text[:500], option[:500]).ratio() for option in plain]
-        return scores.index(max(scores)) if max(scores) >= SIMILAR else None
+        best = scores.index(max(scores))
+        return best if scores[best] >= SIMILAR and _says_the_same(text, plain[best]) else None
     return None
+
+
+_INFLECTED = re.compile(r"(?:es|s|ed|d|ing|e)$")
+_TAKEN_BACK = re.compile(r"\b(?:maybe|perhaps|possibly|probably|guess|unsure|but|other|rather|instead)\b|\?")
+_OPPOSITE_OF = re.compile(r"(?:un|in|im|ir|il|dis|non|anti|de|mis|counter|a)-?")  # unstable, irrational
+_NUMBERS = re.compile(r"\d+(?:\.\d+)?")
+
+
+def _stem(word: str) -> str:
+    return _INFLECTED.sub("", word) if len(word) > 4 and word.isascii() and word.isalpha() else word
+
+
+def _says_the_same(text: str, option: str) -> bool:
+    """Whether an answer that is like an option holds the same numbers and the same "not", "more" and "less"."""
+    if qualifiers(text) != qualifiers(option) or _NUMBERS.findall(text) != _NUMBERS.findall(option):
+        return False
+    pairs = ((a, b) for a in text.split() for b in option.split() if a != b)
+    return not any(
+        _OPPOSITE_OF.fullmatch(longer.removesuffix(word)) for a, b in pairs for longer, word in ((a, b), (b, a))
+    )
 
 
 def _same(text: str, own: str) -> bool:
@@ -126,6 +154,8 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     words = plain_text(both[2])
     if _MARKED.match(both[0]) or _VERDICT.fullmatch(words):
         return False
+    if _TURNS.search(words) and not _own(both, words, options):
+        return True  # "B seems right at first, but C is better"
     if not is_words(words):  # "A circle is shown, so it's B"
         return both[1] in "AI" and _SENTENCE_START.match(both[2]) is not None and not _own(both, words, options)
     index = ascii_uppercase.index(both[1])
@@ -137,6 +167,7 @@ def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     return not set(words.split()) & set(own.split()) - _COMMON_WORDS
 
 
+_TURNS = re.compile(r"\b(?:but|however|though|although|yet|seems?|looks?|first|not)\b|n['’]t\b")
 _SENTENCE_START = re.compile(r"[a-z]{2,}[\s;,:]")
 
 
@@ -175,14 +206,22 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
         return True
     if _ONE_MORE.search(answer):
         return True
+    if first and any((mark[1] or mark[2]) not in first[0].upper() for mark in _BRACKETED.finditer(answer, first.end())):
+        return True
     if not own:
         return False
     if text in plain:
         return True
     if is_words(text) and is_words(own) and _MARKED.match(answer):
         return len(text.split()) <= MAX_WORDS and not set(text.split()) & set(own.split())
-    a, b = parse_number(own), parse_number(text)
+    a, b = (_number_of(part) for part in (own, text))
     return a is not None and b is not None and not numbers_equal(a, b, Rule())
+
+
+def _number_of(text: str) -> Number | None:
+    """The number of a text, its unit left out."""
+    measured = parse_quantity(text)
+    return parse_number(measured.number if measured is not None else text.strip("° "))
 
 
 def option_letters(answer: str) -> frozenset[str] | None:

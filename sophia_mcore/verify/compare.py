@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sophia_mcore.verify import structures
 from sophia_mcore.verify.algebra import Expression, equal, evaluate
-from sophia_mcore.verify.inequalities import bound, inequalities_equal, relations_equal
+from sophia_mcore.verify.inequalities import bound, chains_equal, inequalities_equal, relations_equal
 from sophia_mcore.verify.labels import letters_equal, names_equal, statements_equal
 from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
@@ -17,6 +17,7 @@ from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, val
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, parse_quantity
 from sophia_mcore.verify.ranges import ranges_equal, ratios_equal, spans_equal
 from sophia_mcore.verify.rules import Rule
+from sophia_mcore.verify.spellings import bearings_equal, configurations_equal, exchanged, reactions_equal
 
 Oracle = Callable[[str, str, Rule], bool]
 
@@ -38,6 +39,11 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         ranges_equal(gold, text, rule),
         statements_equal(gold, text),
         letters_equal(gold, text),
+        reactions_equal(gold, text),
+        bearings_equal(gold, text),
+        configurations_equal(gold, text),
+        exchanged(gold, text) or None,
+        chains_equal(gold, text),
     ):
         if special is not None:
             return special
@@ -66,11 +72,57 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     found = inequalities_equal(gold, text)
     if found is not None:
         return found
-    ordered = answer_type in ("tuple", "list")
-    if a.kind == "bare" == b.kind and len(_names(a)) > 1 and not _names(b):  # "1, 2" for x = 1, y = 2
+    if a.kind == "bare" == b.kind and _joined_otherwise(a, b):
+        return False
+    ordered = answer_type in ("tuple", "list") or (a.kind == "bare" and _ranked(a))
+    if len(_names(a)) > 1 and not _names(b) and a.kind == "bare":  # "1, 2" for x = 1, y = 2
         ordered = True
-        a = replace(a, parts=tuple(replace(part, text=named_value(part.text)[1]) for part in a.parts))
+        a = _values_by_name(a)
+    elif len(_names(b)) > 1 and not _names(a) and b.kind == "bare":  # "y = 2, x = 1" for (1, 2)
+        b = _values_by_name(b)
+    if a.kind == "bare" == b.kind and len(a.parts) != len(b.parts) and _PM not in a.text + b.text:
+        return False  # "2, 3" is not "2, 2, 3"
     return structures.compare(a, b, parts_equal, ordered_pairs=ordered)
+
+
+_PM = r"\pm"
+_CONNECTIVE = re.compile(r"\b(?:and|or)\b|[和且或]")
+_SAME_WORD = {"和": "and", "且": "and", "或": "or"}
+
+
+def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
+    """Whether statements or names are joined by "and" in one list and by "or" in the other; values may be."""
+    first, second = ({_SAME_WORD.get(word, word) for word in _CONNECTIVE.findall(one.text)} for one in (a, b))
+    if not first or not second or first == second:
+        return False
+    return not all(_is_value(part) for part in a.parts)
+
+
+def _is_value(part: structures.Structure) -> bool:
+    if part.kind != "atom" or related(part.text):
+        return True
+    value = evaluate(part.text)
+    return (value is not None and value.is_number) or parse_quantity(part.text) is not None
+
+
+def _ranked(several: structures.Structure) -> bool:
+    """Whether three and more letters are out of order, as those of a ranking are."""
+    letters = [part.text for part in several.parts]
+    return len(letters) > 2 and letters != sorted(letters) and all(re.fullmatch("[A-Z]", one) for one in letters)
+
+
+_RUNS = ("abcd", "hk", "ijk", "mn", "pqrs", "uvw", "xyz")  # variables whose order everybody knows
+_BARE_NAME = re.compile(r"([a-z])(?:_\{?(\d)\}?)?")
+
+
+def _values_by_name(structure: structures.Structure) -> structures.Structure:
+    """The values of named parts, in the order of their names where that is known: x before y, x_1 before x_2."""
+    named = [named_value(part.text) for part in structure.parts]
+    names = [_BARE_NAME.fullmatch(name) for name, _ in named]
+    keys = [(name[1], name[2] or "") for name in names if name is not None]
+    if len(set(keys)) == len(named) and any({letter for letter, _ in keys} <= set(run) for run in _RUNS):
+        named = [value for _, value in sorted(zip(keys, named, strict=True))]
+    return replace(structure, parts=tuple(structures.atom(value) for _, value in named))
 
 
 def _names(structure: structures.Structure) -> set[str]:

@@ -21,7 +21,11 @@ _DENIED = (
     r"|i (?:was|am) (?:wrong|mistaken)|i(?:['’]m)? (?:stand corrected|mistaken)"
     r"|(?:i(?:['’]ve| have)? (?:made|see) |there (?:is|was) |that was )(?:a|an|my)\s+(?:\w+\s+)?(?:mistake|error)"
     r"|i (?:misread|miscounted|miscalculated|misjudged|forgot|overlooked|mixed)|my (?:mistake|bad|apologies|error)"
-    r"|我?(?:算错了?|看错了?|错了)|有误|不对"
+    r"|(?:this|that|it|which) (?:contradicts|violates|(?:cannot|can['’]t) be(?! (?:simplified|reduced|determined))"
+    r"|(?:does not|doesn['’]t) (?:fit|satisfy|match|work|make sense|hold))"
+    r"|(?:but )?(?:the |none of the )?options (?:do not|don['’]t) (?:contain|include|have|list|show)"
+    r"|(?:it|this|that|which) is(?: not|n['’]t) (?:an option|among|one of|possible|allowed|valid|listed)"
+    r"|(?:but|however),? (?:the )?(?:question|problem) (?:asks|is asking|wants)|我?(?:算错了?|看错了?|错了)|有误|不对"
 )
 _AGAIN = r"(?:correct|change|double[- ]check|re-?(?:check|consider|calculate|do|count|think|read))"
 _DOUBTED = (
@@ -83,6 +87,7 @@ def taken_back(text: str, position: int, yes_no: bool) -> str | None:
 
 _DENIED_BEHIND = re.compile(  # right behind a box
     r"\}[\s$*)\]]*\s(?:is|was|must be|seems)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|impossible"
+    r"|too (?:large|small|big|high|low|long|short|much|many)|not (?:possible|allowed|valid|an option|among)"
     r"|a mistake|not (?:right|correct|it|the answer))"
 )
 _OF_IT = re.compile(r"(?:that|this|it|which|the)\b", re.IGNORECASE)  # "No, it is wrong" takes nothing back

@@ -6,6 +6,8 @@ import re
 from datetime import datetime
 from functools import lru_cache
 
+from sophia_mcore.verify.numbers import parse_number
+
 DATE_FORMATS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%B %d %Y", "%b %d %Y", "%d %B %Y", "%d %b %Y", "%m/%d/%Y",
     "%B %Y", "%b %Y", "%B %d", "%b %d", "%d %B", "%d %b",
@@ -63,3 +65,34 @@ def parse_time(text: str) -> tuple[int, int, int] | None:
 def has_meridiem(text: str) -> bool:
     """Whether a time says am or pm; without it "3:45" may also be a ratio."""
     return _MERIDIEM.search(text) is not None
+
+
+_MINUTES = {"five": 5, "ten": 10, "quarter": 15, "a quarter": 15, "twenty": 20, "twenty-five": 25, "half": 30}
+_SPOKEN = re.compile(
+    r"(?:(?P<minutes>a quarter|[a-z-]+|\d{1,2}(?= minutes))(?: minutes)? (?P<way>past|after|to|before) )?"
+    r"(?P<hour>[a-z]+|\d{1,2})"
+    r"(?P<sharp> o'? ?clock)?(?P<late> in the (?:afternoon|evening))?(?: in the morning)?"
+)
+
+
+def spoken_time(text: str) -> tuple[int, int, int] | None:
+    """(hour, minute, second) of "quarter to seven", "half past 6" or "6 o'clock"; None for anything else.
+
+    >>> spoken_time("quarter to seven"), spoken_time("half past six"), spoken_time("seven")
+    ((6, 45, 0), (6, 30, 0), None)
+    """
+    if len(text) > 40:
+        return None
+    match = _SPOKEN.fullmatch(text.casefold().replace("’", "'"))
+    if match is None or not (match["way"] or match["sharp"]):
+        return None
+    number, said = parse_number(match["hour"]), match["minutes"] or "0"
+    minutes = int(said) if said.isdigit() else _MINUTES.get(said)
+    if number is None or number.value not in range(1, 13) or minutes is None or minutes >= 60:
+        return None
+    hour = int(number.value)
+    if match["way"] in ("to", "before"):
+        if not minutes:
+            return None
+        hour, minutes = (hour - 2) % 12 + 1, 60 - minutes
+    return hour % 12 + 12 if match["late"] else hour, minutes, 0

@@ -12,6 +12,7 @@ from sophia_mcore.verify.numbers import parse_number
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, compound, parse_quantity
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.structures import endpoint, parse_structure
+from sophia_mcore.verify.unread import nothing_unread
 
 CONVERSION_TOLERANCE = 1e-6  # relative; conversion factors are rounded
 
@@ -92,7 +93,9 @@ def warm_up() -> None:
 
 def _oracle(gold: str, prediction: str, interval: bool = False) -> bool:
     converted = converted_equal(gold, prediction)
-    return algebra_equal(gold, prediction, interval) if converted is None else converted
+    if converted is not None:
+        return converted
+    return nothing_unread(gold, prediction) and algebra_equal(gold, prediction, interval)
 
 
 def equivalent(task: dict[str, Any]) -> bool:

@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from sophia_mcore.verify import choices, dates, structures
 from sophia_mcore.verify.algebra import evaluate, immense
 from sophia_mcore.verify.amounts import number_in_sentence
+from sophia_mcore.verify.applied import applied_otherwise
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
 from sophia_mcore.verify.hopeless import cannot_equal
 from sophia_mcore.verify.inequalities import bound
 from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, ordinals_equal
 from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
+from sophia_mcore.verify.measures import other_angle, other_currency, other_measure, price_of_percent, turned_equal
 from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
-from sophia_mcore.verify.quantities import Amount, amount, parse_quantity
+from sophia_mcore.verify.quantities import amount, parse_quantity
 from sophia_mcore.verify.ranges import parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
 from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_place, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
+from sophia_mcore.verify.spellings import spelled
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -128,8 +131,7 @@ def _infer_form(text: str) -> str:
 
 _PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
-_PERCENT, _DEGREES = re.compile(r"%$|\bpercent$"), re.compile(r"(?:\\circ|°|º|\\degree|degrees?)\s*\}?\s*\$?$")
-_ANGLES = frozenset({"degree", "degree_Celsius", "degree_Fahrenheit"})
+_ASKED = ("?", "？")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
 _KILO = re.compile(r"\d+(?:\.\d+)?k")
 
@@ -148,22 +150,26 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
     if gold.all_of:
         return _decide_parts(gold, prediction, oracle)
+    if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
+        return False
     text = all_reals(clean(prediction))
     paid, wanted = amount(prediction), amount(gold.raw)
-    if paid is not None and wanted is not None and paid.currency != wanted.currency:
+    if paid is not None and wanted is not None and not paid.same_currency(wanted):
         return numbers_equal(wanted.in_cents, paid.in_cents, gold.rule) if wanted.dollars and paid.dollars else False
     if paid is not None and wanted is not None:
         return numbers_equal(wanted.number, paid.number, gold.rule)
     if not text or (len(text) > MAX_CHARACTERS and len(text) > MAX_FACTOR * len(gold.text)):
         return False
-    if (
-        _other_currency(gold.raw, prediction)
-        or _other_measure(gold, prediction, text)
-        or _price_of_percent(gold, paid, wanted, text)
-    ):
+    written = gold.raw, gold.text, prediction, text
+    turned = turned_equal(*written) if "pi" in gold.text + text and gold.type != "choice" else None
+    if turned is not None:
+        return turned
+    if other_currency(gold.raw, prediction) or other_measure(*written) or price_of_percent(*written):
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, oracle)
+    if gold.text.endswith("C"):
+        text = _constant_named(gold.text, text)
     if gold.type in ("text", "expression") and case_differs(gold.text, text):
         return False
     ranked = ordinals_equal(gold.text, text)
@@ -172,6 +178,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     special = SPECIAL_TYPES.get(gold.type)
     if special is not None:
         return special(gold, text, oracle)
+    if _CLOCK.fullmatch(gold.text) and (dates.has_meridiem(_flat(text)) or dates.spoken_time(_flat(text))):
+        return dates.parse_time(_flat(gold.text)) == (dates.parse_time(_flat(text)) or dates.spoken_time(_flat(text)))
     if gold.text != text:
         listed = gold.given and is_list_type(gold.type)
         found = lookalikes_equal(gold.text, text, gold.raw, prediction, listed)
@@ -179,8 +187,6 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
             return found
     if gold.text == text or _dense(gold.text) == _dense(text):
         return True
-    if _CLOCK.fullmatch(gold.text) and dates.has_meridiem(_flat(text)):
-        return dates.parse_time(_flat(gold.text)) == dates.parse_time(_flat(text))
     text = said(text)
     number, gold_number = parse_number(text), parse_number(gold.text)
     if number is None and gold_number is not None and text[:1].isalpha() and " " in text:
@@ -191,6 +197,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         gold_number = parse_number(f"{gold.text[:-1]}e3")
     if number is not None and gold_number is not None:
         return numbers_equal(gold_number, number, gold.rule)
+    if applied_otherwise(gold.text, text, gold.raw, prediction):
+        return False
     if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
     return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)
@@ -202,6 +210,17 @@ def endless(prediction: str) -> bool:
         return False
     expression = evaluate(clean(prediction))
     return expression is not None and expression.huge and immense(expression.node)
+
+
+_CONSTANT = re.compile(r"\+\s*(?:[CcKk](?:_\{?\d\}?)?|\\text\s*\{\s*(?:[Cc]|[Cc]onst(?:ant|\.)?)\s*\})$")
+
+
+def _constant_named(gold: str, text: str) -> str:
+    """A constant of integration at the end, called C as in the gold answer."""
+    match = _CONSTANT.search(text) if _CONSTANT.search(gold) else None
+    letter = match[0].lstrip("+ ")[:1] if match else ""
+    free = match is not None and (letter == "\\" or letter not in re.sub(r"\\[a-z]+", "", text[: match.start()]))
+    return f"{text[: match.start()]}+ C" if match is not None and free else text
 
 
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
@@ -217,51 +236,6 @@ def _dense(text: str) -> str:
 
 def _any(results: list[bool | None]) -> bool | None:
     return True if True in results else None if None in results else False
-
-
-def _other_measure(gold: Gold, prediction: str, text: str) -> bool:
-    """Whether one answer is an angle in degrees and the other a percentage or a quantity of another kind."""
-    for degrees, other in ((gold.raw, text), (prediction, gold.text)):
-        if "deg" in degrees or "circ" in degrees or not degrees.isascii():
-            if not _DEGREES.search(degrees):
-                continue
-            measured = parse_quantity(other)
-            if _PERCENT.search(other) or (
-                measured is not None and _is_counted(measured.unit) and measured.unit not in _ANGLES
-            ):
-                return True
-    return False
-
-
-_CURRENCY = re.compile(r"\b(?:dollars?|bucks?|cents?|euros?|pounds?|yuan|yen|rupees?|[A-Z]{3})\b|[元圆块]")
-_UNCOUNTED = frozenset({"unit", "square unit", "cubic unit", "times"})
-
-
-def _is_counted(unit: str) -> bool:
-    """Whether a unit or noun says what is counted or measured, as "units" does not."""
-    return unit not in _UNCOUNTED
-
-
-def _price_of_percent(gold: Gold, paid: Amount | None, wanted: Amount | None, text: str) -> bool:
-    """Whether one answer is a price and the other a percentage, an angle in degrees or a number of something else."""
-    for price, priced, other in ((paid, wanted, gold.text), (wanted, paid, text)):
-        measured = parse_quantity(other) if price is not None and priced is None else None
-        if measured is not None and _is_counted(measured.unit) and not _CURRENCY.search(other):
-            return True
-    if paid is not None and (_PERCENT.search(gold.text) or (_DEGREES.search(gold.raw) and not gold.raw.isalnum())):
-        return True
-    return wanted is not None and _PERCENT.search(text) is not None
-
-
-_SIGNS = re.compile(r"[€£¥₹]|\\\$|\$(?=\d[^$]*\$\d)")
-
-
-def _other_currency(gold: str, prediction: str) -> bool:
-    """Whether both name currencies by their signs, as in "$10-$20", and not the same."""
-    if gold.isascii() and prediction.isascii():
-        return False
-    wanted, paid = ({sign.lstrip("\\") for sign in _SIGNS.findall(text)} for text in (gold, prediction))
-    return bool(wanted and paid and wanted != paid)
 
 
 def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:
@@ -305,12 +279,7 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
         return named in wanted
     if not gold.options:
         return False
-    equal = [
-        compare(clean(option), text, gold.rule, "", oracle)
-        if option.strip() and not _other_angle(option, text)
-        else False
-        for option in gold.options
-    ]
+    equal = [_option_equal(option, text, gold.rule, oracle) for option in gold.options]
     right = [equal[index] for index in wanted]
     if True in right and all(index in wanted for index, same in enumerate(equal) if same is True):
         return True
@@ -321,11 +290,17 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     return False
 
 
-def _other_angle(option: str, text: str) -> bool:
-    """Whether an option is an angle in degrees and the answer a percentage or in another unit."""
-    measured = parse_quantity(text)
-    other = _PERCENT.search(text) is not None or (measured is not None and measured.known and measured.unit != "degree")
-    return other and _DEGREES.search(option) is not None
+def _option_equal(option: str, text: str, rule: Rule, oracle: Oracle | None) -> bool | None:
+    if not option.strip() or other_angle(option, text):
+        return False
+    cleaned = clean(option)
+    if price_of_percent(option, cleaned, text, text):
+        return False
+    price, paid = amount(option), amount(text)
+    if price is not None and paid is not None and not price.same_currency(paid):
+        return price.dollars and paid.dollars and numbers_equal(price.in_cents, paid.in_cents, rule)
+    turned = turned_equal(option, cleaned, "", text)
+    return compare(cleaned, text, rule, "", oracle) if turned is None else turned
 
 
 def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
@@ -334,17 +309,32 @@ def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     return plain_text(gold.text) == plain_text(text) if wanted is None else choices.yes_no(text, letters) == wanted
 
 
+_FIGURE_IS = re.compile(r"^(?:(?:[Qq]uadrilateral|[Tt]riangle|\\triangle|[Ff]igure)\s+)?[A-Z]{3,6} is (?=an? )")
+
+
 def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
+    text = _FIGURE_IS.sub("it is ", text)
     wanted, found = (plain_text(one.replace("\\triangle", "triangle ")).replace("-", " ") for one in (gold.text, text))
     name, value = named_value(text)
     if (
         found == wanted
+        or spelled(core(found)) == spelled(wanted)
+        or _same_hour(wanted, found)
+        or core(found) in (f"{wanted} triangle", f"{wanted} angle")
         or (core(found) == core(wanted) and same_place(found, wanted))
+        or (text[:4].casefold() == "the " and core(f"the {found}") == wanted)
         or (name and plain_text(value) == wanted)
     ):
         return True
     listed = letters_equal(gold.text, text)
     return listed if listed is not None else gold.rule.contained and harmless(core(found), core(wanted))
+
+
+def _same_hour(wanted: str, found: str) -> bool:
+    """Whether one is a time of day in words and the other the same time."""
+    spoken = dates.spoken_time(wanted), dates.spoken_time(found)
+    times = [one or dates.parse_time(text) for one, text in zip(spoken, (wanted, found), strict=True)]
+    return spoken != (None, None) and times[0] == times[1]
 
 
 def _flat(text: str) -> str:
@@ -357,8 +347,10 @@ def _decide_date(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
 
 
 def _decide_time(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted = dates.parse_time(_flat(gold.text))
-    return plain_text(gold.text) == plain_text(text) if wanted is None else dates.parse_time(_flat(text)) == wanted
+    wanted, found = dates.parse_time(_flat(gold.text)), dates.parse_time(_flat(text))
+    if found is None and " in the " in text:  # "half past three in the afternoon"
+        found = dates.spoken_time(_flat(text))
+    return plain_text(gold.text) == plain_text(text) if wanted is None else found == wanted
 
 
 def _decide_list(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:

@@ -31,12 +31,19 @@ _WRAP = re.compile(
 )
 _CLAUSE = re.compile(
     r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as (?:we|required|desired|stated)|which|where we|so that"
-    r"|given that|I (?:hope|think|believe|guess))\b|,\s(?:not|rather than|instead of)\b|\s\(not\b|[，。；]).*$",
+    r"|given that|I (?:hope|think|believe|guess))\b"
+    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b|\s\(not\b"
+    r"|[，。；]).*$",
     re.DOTALL,
 )
 
 
 _DENIED_FIRST = re.compile(r"^\s*not\s[^,.;\n]{1,40}?,?\sbut\s+")  # "not 9 but 10"
+_ADVERB = re.compile(
+    r"^\s*(?:clearly|simply|obviously|definitely|certainly|indeed|still|therefore|thus|just|so|hence)\s+"
+    r"(?=[(\[*$\\\d]|[A-J](?![A-Za-z]))",
+    re.IGNORECASE,
+)
 _YES_AND_NO = re.compile(
     r"\W*(?:(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b|[对错是否不].*[对错否不])",
     re.IGNORECASE | re.DOTALL,
@@ -46,7 +53,7 @@ _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the
 
 def tidy(answer: str) -> str:
     """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
-    answer = _DENIED_FIRST.sub("", answer)
+    answer = _ADVERB.sub("", _DENIED_FIRST.sub("", answer))
     if len(answer) > 1:
         answer = answer.strip()[:ANSWER_CHARACTERS]
         answer = answer if _YES_AND_NO.match(answer) else _CLAUSE.sub("", answer)
@@ -74,12 +81,18 @@ def _parts(text: str) -> tuple[list[str], bool]:
     return [after, thought] if mark else [after], False
 
 
+_WEAK = ("short", "line")  # rules that take what stands there, announced by nothing
+_DIGITS = re.compile(r"\d+")
+
+
 def _apply(rule: Rule, text: str, lower: str) -> tuple[str, int] | None:
     """The last answer that a rule finds, and where it begins."""
     if rule.words and not any(word in lower for word in rule.words):
         return None
     for position, candidate in reversed(rule.find(text)):
-        answer = candidate if rule.name == "boxed" else tidy(_innermost(candidate))
+        answer = candidate if rule.name in ("boxed", "parts") else tidy(_innermost(candidate))
+        if rule.name in _WEAK and not set(_DIGITS.findall(candidate)) <= set(_DIGITS.findall(answer)):
+            continue  # the sentence goes on with another number
         if answer:
             return answer, position
     return None

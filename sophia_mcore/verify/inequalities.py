@@ -10,7 +10,7 @@ from sophia_mcore.verify.structures import Interval, endpoint, intersection, int
 _SIGN = re.compile(r"(\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<|>|=)")
 _UNEQUAL = re.compile(r"[<>|]|\\(?:le|ge|ne)(?![a-zA-Z])")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\{[^{}]*\}|\w))?")
-_SIZE = re.compile(r"\|\s*([a-z])\s*\|")
+_SIZE = re.compile(r"\|\s*([a-z])\s*(?:([+-])\s*([^|+-]+))?\|")
 _OR = re.compile(r"\s+or\s+|\\text\s*\{\s*or\s*\}|\\lor(?![a-zA-Z])|\s*或者?\s*")
 _AND = re.compile(r",?\s+and\s+|,?\s*\\text\s*\{\s*and\s*\}|\s*[且,;]\s*")
 _BUILDER = re.compile(
@@ -68,8 +68,13 @@ def _single(text: str) -> tuple[str, list[Interval]] | None:
         value = endpoint(right)
         size = _SIZE.fullmatch(left)
         if size and value is not None and value >= 0:
-            inside: Interval = ((-value, sign == r"\le"), (value, sign == r"\le"))
-            outside = [((-_INF, False), (-value, sign == r"\ge")), ((value, sign == r"\ge"), (_INF, False))]
+            middle = endpoint(size[3].strip()) if size[3] else 0
+            if middle is None:
+                return None
+            middle = -middle if size[2] == "+" else middle
+            low, high = middle - value, middle + value
+            inside: Interval = ((low, sign == r"\le"), (high, sign == r"\le"))
+            outside = [((-_INF, False), (low, sign == r"\ge")), ((high, sign == r"\ge"), (_INF, False))]
             return (size[1], [inside] if sign in ("<", r"\le") else outside) if sign not in ("=", r"\ne") else None
         if value is None or not _NAME.fullmatch(left) or endpoint(left) is not None:
             return None
@@ -144,6 +149,27 @@ def bound(text: str) -> tuple[str, str] | None:
         return _SIGN_OF[before.lastgroup], text[before.end() :].strip()
     behind = _BEHIND.fullmatch(text)
     return (_SIGN_OF[behind.lastgroup], behind["value"]) if behind and behind.lastgroup else None
+
+
+def chains_equal(gold: str, text: str) -> bool | None:
+    r"""Equality of two chains of names, "x > y > z" and "z < y < x"; None if not both are.
+
+    >>> chains_equal("x > y > z", "z < y < x"), chains_equal("x > y > z", "x > z > y"), chains_equal("1 < x < 2", "x")
+    (True, False, None)
+    """
+    first, second = _chain(gold), _chain(text)
+    return None if first is None or second is None else first == second
+
+
+def _chain(text: str) -> list[str] | None:
+    """The sides and signs of a chain of at least three names, the smaller ones first; None if it is none."""
+    pieces = ["".join(piece.split()) for piece in _SIGN.split(text)]
+    if len(pieces) < 5 or not all(_NAME.fullmatch(side) for side in pieces[::2]):
+        return None
+    signs = [sign for sign in pieces[1::2] if sign != "="]
+    if not signs or signs[0] in ("<", r"\le"):
+        return pieces
+    return [_TURNED.get(piece, piece) for piece in reversed(pieces)]
 
 
 def relations_equal(gold: str, text: str) -> bool | None:

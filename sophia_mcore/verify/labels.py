@@ -147,6 +147,6 @@ def statements_equal(gold: str, text: str) -> bool | None:
 
 def _statements(text: str) -> frozenset[str] | None:
     if not text.isascii():
-        text = re.sub("(?:是|都)?正确的?$", "", text)
+        text = re.sub("^(?:其中)?正确的?(?:结论|说法|命题)?(?:是|有|为)[:：]?|(?:是|都)?正确的?$", "", text)
         text = "".join(_CIRCLED.get(character, character) for character in text)
     return frozenset(_ONE_STATEMENT.findall(text)) if _STATEMENTS.fullmatch(text + " ") else None

@@ -11,6 +11,7 @@ from sophia_mcore.verify.quantities import parse_quantity
 
 _PLAIN = r"\d+(?:\.\d+)?"
 _IN_A_ROW = re.compile(rf"{_PLAIN}(?:\s*([-:/])\s*{_PLAIN})(?:\s*\1\s*{_PLAIN})+")
+_SIZES = re.compile(rf"{_PLAIN}(?:\s*(?:\\times|x)\s*{_PLAIN})+")
 _SPACED_COMMA = re.compile(r"\d{1,3}(?:,\s+\d{3})+")
 _PRIME = re.compile(
     r"^[^'\"]*\d\s*(?:(''|\"|″|’’|”|\^\s*\{?\s*\\prime\s*\\prime\s*\}?)|('|′|’|\^\s*\{?\s*\\prime\s*\}?))$"
@@ -36,7 +37,7 @@ def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed:
     >>> lookalikes_equal("3:4:5", "6:8:10", "3:4:5", "6:8:10", False)
     True
     """
-    for rule in (_rows_equal, _bases_equal):
+    for rule in (_rows_equal, _bases_equal, _sizes_equal):
         found = rule(named_value(gold)[1], named_value(text)[1])
         if found is not None:
             return found
@@ -65,6 +66,13 @@ def _rows_equal(gold: str, text: str) -> bool | None:
     if first == second or a[1] != ":" or len(first) != len(second):
         return first == second
     return all(x * second[0] == y * first[0] for x, y in zip(first, second, strict=True)) and bool(first[0])
+
+
+def _sizes_equal(gold: str, text: str) -> bool | None:
+    r"""A size such as "3 \times 4" equals the same numbers in the same order; None if the gold answer is none."""
+    if _SIZES.fullmatch(gold) is None:
+        return None
+    return _SIZES.fullmatch(text) is not None and re.findall(_PLAIN, gold) == re.findall(_PLAIN, text)
 
 
 def _letter_primes_differ(gold: str, text: str) -> bool:

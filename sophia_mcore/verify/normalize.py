@@ -17,14 +17,15 @@ _DECORATION = re.compile(
 )
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(
-    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|varepsilon|varphi|vartheta)"
+    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta)"
     r"(?![a-zA-Z])"
 )
 _ALIAS_OF = {
     "leq": r"\le", "leqslant": r"\le", "geq": r"\ge", "geqslant": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
     "lbrace": r"\{", "rbrace": r"\}", "degree": r"^\circ", "mid": "|", "colon": ":", "vert": "|",
     "lt": "<", "gt": ">", "land": r"\text{ and }", "lor": r"\text{ or }", "langle": "(", "rangle": ")",
-    "dots": r"\ldots", "cdots": r"\ldots", "dotsc": r"\ldots", "lg": r"\log", "varepsilon": r"\epsilon",
+    "dots": r"\ldots", "cdots": r"\ldots", "dotsc": r"\ldots", "lg": r"\log", "rightarrow": r"\to",
+    "longrightarrow": r"\to", "varepsilon": r"\epsilon",
     "varphi": r"\phi",    "vartheta": r"\theta",
 }  # fmt: skip
 TEXT_COMMAND = re.compile(
@@ -39,7 +40,9 @@ _WRAPPING_COMMAND = re.compile(
 )
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(
-    r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely|大?约|恰好?)\s*(?=[-+]?[\d.])", re.IGNORECASE
+    r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely"
+    r"|just|only|still|simply|clearly|indeed|(?:the )?number|大?约|恰好?)\s*(?=[-+]?[\d.])",
+    re.IGNORECASE,
 )
 _TWO_UNITS = re.compile(  # "2 hours and 15 minutes"
     r"^(\d+\s*(?:years?|weeks?|days?|hours?|hrs?|h|minutes?|min|feet|ft|pounds?|lbs?)),? and (\d[\d.]*\s*[a-z]+)$"

@@ -97,7 +97,7 @@ def _plain(digits: str, exponent: int, scientific: bool, sign: int, percent: boo
 
 _SPOKEN = re.compile(
     r"(?:(?P<minus>minus|negative)\s+(?P<size>[\w .-]+)|(?P<share>[A-Za-z -]+?)\s+percent"
-    r"|(?P<top>\d{1,9}) out of (?P<bottom>\d{1,9}))",
+    r"|(?P<top>\d{1,9}) (?:out of|in) (?P<bottom>\d{1,9}))",
     re.IGNORECASE,
 )
 
@@ -169,8 +169,8 @@ def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: in
         return True
     if rule.truncate_integers and gold.denominator == 1 and gold_places == 0 and int(value) == gold:
         return True
-    if rule.gold_places and gold_places and round(value, gold_places) == round(gold, gold_places):
-        return True
+    if rule.gold_places and gold_places and difference * 2 < Fraction(1, 10**gold_places):
+        return True  # rounds to it; what lies in the middle rounds to either
     if inexact and difference <= SAME_RELATIVE * abs(gold):
         return True
     if not inexact or rule.places is None or difference > 1:

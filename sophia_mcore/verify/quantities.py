@@ -47,6 +47,10 @@ class Amount:
         """Whether it is in dollars or cents."""
         return self.currency in ("dollar", "cent")
 
+    def same_currency(self, other: Amount) -> bool:
+        """Whether the currencies may be the same: the sign of the yen is that of the yuan too."""
+        return self.currency == other.currency or {self.currency, other.currency} in ({"¥", "yen"}, {"¥", "yuan"})
+
     @property
     def in_cents(self) -> Number:
         """The number of cents of an amount in dollars or cents."""
@@ -108,6 +112,7 @@ def compound(text: str) -> tuple[tuple[str, str], ...] | None:
 _NOUN = re.compile(
     r"(?P<number>[+-]?[\d.,]+(?:/\d+)?|[+-]?\\frac\{\d+\}\{\d+\})\s+(?P<unit>[^\W\d_]{2,}(?:[ -][^\W\d_]+){0,3})"
 )
+_ANY_UNITS = re.compile(r"(?P<number>.*[\d}\)i])\s+(?P<unit>(?:(?:square|cubic|sq\.?) )?units?)")
 _MICRO = re.compile(r"\\mu(?![a-zA-Z])\s*")
 _DEGREE_UNITS = ((r"^\circ C", "°C"), (r"^\circ F", "°F"), (r"^{\circ}C", "°C"), (r"^{\circ}F", "°F"))
 
@@ -139,6 +144,9 @@ def parse_quantity(text: str) -> Quantity | None:
     match = whole.fullmatch(flat)
     if match and (spaced or len(match["unit"].rstrip("^{}-0123456789 ")) > 1) and not _SPOKEN.search(match["number"]):
         return Quantity(match["number"].strip(), _in_pint(match["unit"], part), True)
+    anything = _ANY_UNITS.fullmatch(flat)
+    if anything and not _SPOKEN.search(anything["number"]):
+        return Quantity(anything["number"].strip(), anything["unit"].removesuffix("s"), False)
     noun = _NOUN.fullmatch(digits_first(flat))
     if noun and (noun["unit"] == "times" or is_noun(noun["unit"], noun["number"] == "1")):
         unit = noun["unit"] if len(noun["unit"]) < 3 else noun["unit"].casefold()  # the case of "mM" counts

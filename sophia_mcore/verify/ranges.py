@@ -34,6 +34,7 @@ _SPAN = re.compile(
 )
 _RATIO = re.compile(r"(?P<first>\d+(?:\.\d+)?)\s*(?::|\bto\b)\s*(?P<second>\d+(?:\.\d+)?)")
 _FUNCTIONS = frozenset({"sin", "cos", "tan", "log", "ln", "exp", "sqrt"})
+_SHARE = re.compile(r"out of| in |percent|%")  # 2:5 is two of seven
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d")
 
 
@@ -76,6 +77,8 @@ def parse_range(text: str) -> Range | None:
 def _is_unit(written: str) -> bool:
     """Not the x of 3-5x: a unit is known, in \\text{}, or words of three letters and more."""
     text = written.strip()
+    if re.sub(r"\\(?:text|mathrm)|[{}\s]", "", text) in ("或", "和", "且", "与", "or", "and"):
+        return False
     if text.startswith(("\\text", "\\mathrm", "^")):
         return True
     if text.rstrip("^{} 23") in tables().units:
@@ -156,7 +159,7 @@ def ratios_equal(gold: str, text: str, equal: Callable[[str, str], bool | None])
     written, other = (gold, text) if a is not None else (text, gold)
     match = a or b
     assert match is not None
-    if _CLOCK.fullmatch(written) or ":" not in written or parse_number(other) is None:
+    if _CLOCK.fullmatch(written) or ":" not in written or parse_number(other) is None or _SHARE.search(other):
         return False
     quotient = _quotient(match)
     if float(match["first"]) % (float(match["second"]) or 1) == 0:

@@ -26,6 +26,8 @@ def core(plain: str) -> str:
     ('prism', 'not a dog', 'may')
     """
     match = _LEAD.match(plain)
+    if match and OF_ANOTHER.search(match[0]):
+        return plain
     rest = plain[match.end() :] if match else plain
     return rest if len(rest) > 1 or not rest.isascii() or rest.isdigit() else plain
 
@@ -48,6 +50,12 @@ _SAID = re.compile(
     r"|equals)\s+(?=\S)",
     re.I,
 )
+_NAMED = re.compile(  # "the point (1, 2)"
+    r"^(?:the )?(?:points?|pair|vector|interval|set|coordinates|line|equation|function|ratio)\s+"
+    r"(?=[(\[{\\]|[a-z]\s*=|\d+\s*:)",
+    re.I,
+)
+_YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
 
@@ -55,8 +63,14 @@ def said(text: str) -> str:
     r"""A cleaned answer without the beginning of the sentence that states it.
 
     >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
-    ('40', 'the angle is not 40')
+    ('40', 'not 40')
     """
+    text = _NAMED.sub("", text)
+    if text.endswith("years old"):
+        text = text.removesuffix(" old")
+    year = _YEAR.fullmatch(text)
+    if year:
+        return year[1]
     if " is " not in text and " are " not in text and " equals " not in text and " was " not in text:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)
@@ -65,6 +79,7 @@ def said(text: str) -> str:
     return text if match is None or denied else flat[match.end() :].strip()
 
 
+_ALL_BUT = re.compile(r"all (?:real numbers|reals)(?: x)? (?:except|other than)(?: for)?\s+(?:x\s*=\s*)?(-?\d+)")
 _ALL_REALS = frozenset(
     {"all real numbers", "all reals", "all real x", "全体实数", r"\mathbb{R}", r"\mathbb R", r"\mathbf{R}"}
 )
@@ -72,7 +87,10 @@ _ALL_REALS = frozenset(
 
 def all_reals(text: str) -> str:
     """The interval of all real numbers where a cleaned answer names them in words or by their sign."""
-    return r"(-\infty, \infty)" if text in _ALL_REALS else text
+    if text in _ALL_REALS:
+        return r"(-\infty, \infty)"
+    hole = _ALL_BUT.fullmatch(TEXT_COMMAND.sub(r"\1", text)) if "except" in text or "other than" in text else None
+    return rf"(-\infty, {hole[1]}) \cup ({hole[1]}, \infty)" if hole else text
 
 
 _STATED = re.compile(r"[A-Z][^\d=.]{2,100}? (?:is|are|equals)\s*(?=[\d\\$(-])")

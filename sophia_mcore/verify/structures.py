@@ -34,14 +34,26 @@ class Structure:
 
 _IN = re.compile(r"[A-Za-z]\s*\\in(?![a-zA-Z])\s*")
 _AND = re.compile(r"(?:,\s*)?(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s(?:and|or|&)\s|\s*(?:和|或|以及)\s*)")
+_DIGIT = re.compile(r"\d")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
+_CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _CLOSES = {"(": ")", "[": "]"}
 
 
-_INFINITY = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1, "oo": 1, "-oo": -1, r"+ \infty": 1, r"- \infty": -1}
+_INFINITY = {
+    r"\infty": 1,
+    r"+\infty": 1,
+    r"-\infty": -1,
+    "oo": 1,
+    "-oo": -1,
+    "infinity": 1,
+    "-infinity": -1,
+    r"+ \infty": 1,
+    r"- \infty": -1,
+}
 
 
 def infinity(text: str) -> int | None:
@@ -56,10 +68,14 @@ def parse_structure(text: str) -> Structure | None:
 
 
 def _parse(text: str) -> Structure | None:
-    if parse_number(text) is not None or text.isalnum():
+    if parse_number(text) is not None or (text.isalnum() and (text.isascii() or not _DIGIT.search(text))):
         return Structure("atom", text)
     if "\\in" in text:
         text = _IN.sub("", text, count=1) if _IN.match(text) else text
+    system = _CASES.fullmatch(text) if "\\begin{cases}" in text else None
+    if system and "&" not in text:  # equations that all hold
+        rows = [row.strip(" ,;") for row in _ROW_END.split(system[1]) if row.strip()]
+        return _of_parts("bare", ", ".join(rows), rows)
     if "\\begin" in text:
         return _matrix(text)
     unions = split_top(_CUP.sub("\x01", text), "\x01") if "\\cup" in text else [text]
@@ -75,6 +91,11 @@ def _parse(text: str) -> Structure | None:
     if len(parts) > 1:
         return _of_parts("bare", text, parts)
     return _single(text)
+
+
+def atom(text: str) -> Structure:
+    """One part of an answer, by its form."""
+    return parse_structure(text) or Structure("atom", text)
 
 
 def _of_parts(kind: str, text: str, parts: list[str], brackets: str = "") -> Structure | None:
@@ -106,6 +127,8 @@ def _single(text: str) -> Structure | None:
             last = ")" if infinity(parts[1]) else last
         kind = "half" if _CLOSES[first] != last else "round" if first == "(" else "square"
         return _of_parts(kind, text, parts, first + last)
+    if r"\mp" in text and r"\pm" not in text:
+        text = text.replace(r"\mp", r"\pm")
     if len(_PM.findall(text)) == 1:
         return _of_parts("bare", text, [_PM.sub("+", text), _PM.sub("-", text)])
     return Structure("atom", text)
