@@ -54,7 +54,7 @@ def _option_texts(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
 def gold_options(answer: str, options: tuple[str, ...]) -> frozenset[int]:
     """The options that a gold answer stands for: those of its text, as written before cleaned, else its letter's.
 
-    Several when options are equal; empty when it is none of them.
+    Several when options are equal; empty when it names none of them.
     """
     written = [plain_text(_without_own_letter(option, index)) for index, option in enumerate(options)]
     cleaned = _option_texts(options)[0]

@@ -72,9 +72,9 @@ def _single(text: str) -> tuple[str, list[Interval]] | None:
             if middle is None:
                 return None
             middle = -middle if size[2] == "+" else middle
-            low, high = middle - value, middle + value
-            inside: Interval = ((low, sign == r"\le"), (high, sign == r"\le"))
-            outside = [((-_INF, False), (low, sign == r"\ge")), ((high, sign == r"\ge"), (_INF, False))]
+            start, end = middle - value, middle + value
+            inside: Interval = ((start, sign == r"\le"), (end, sign == r"\le"))
+            outside = [((-_INF, False), (start, sign == r"\ge")), ((end, sign == r"\ge"), (_INF, False))]
             return (size[1], [inside] if sign in ("<", r"\le") else outside) if sign not in ("=", r"\ne") else None
         if value is None or not _NAME.fullmatch(left) or endpoint(left) is not None:
             return None
@@ -87,11 +87,11 @@ def _single(text: str) -> tuple[str, list[Interval]] | None:
         low, first, name, second, high = pieces
         if first in (">", r"\ge") and second in (">", r"\ge"):
             low, first, second, high = high, _TURNED[second], _TURNED[first], low
-        start, end = endpoint(low), endpoint(high)
+        lower, upper = endpoint(low), endpoint(high)
         rising = first in ("<", r"\le") and second in ("<", r"\le")
-        if rising and start is not None and end is not None and _NAME.fullmatch(name):
-            closed = first == r"\le" and abs(start) != _INF, second == r"\le" and abs(end) != _INF
-            return name, [((start, closed[0]), (end, closed[1]))]
+        if rising and lower is not None and upper is not None and _NAME.fullmatch(name):
+            closed = first == r"\le" and abs(lower) != _INF, second == r"\le" and abs(upper) != _INF
+            return name, [((lower, closed[0]), (upper, closed[1]))]
     return None
 
 
@@ -134,7 +134,7 @@ _SIGN_OF = {"ge": r"\ge", "le": r"\le", "gt": ">", "lt": "<"}
 
 
 def bound(text: str) -> tuple[str, str] | None:
-    r"""(sign, what follows) of an answer that is a bound without a variable; None if it is none.
+    r"""(sign, what follows) of an answer that is a bound without a variable; None for any other answer.
 
     >>> bound(r"\le 5"), bound("at least 3"), bound(">"), bound("x > 3")
     (('\\le', '5'), ('\\ge', '3'), ('>', ''), None)
@@ -162,7 +162,7 @@ def chains_equal(gold: str, text: str) -> bool | None:
 
 
 def _chain(text: str) -> list[str] | None:
-    """The sides and signs of a chain of at least three names, the smaller ones first; None if it is none."""
+    """The sides and signs of a chain of at least three names, the smaller ones first; None for any other answer."""
     pieces = ["".join(piece.split()) for piece in _SIGN.split(text)]
     if len(pieces) < 5 or not all(_NAME.fullmatch(side) for side in pieces[::2]):
         return None

@@ -25,7 +25,7 @@ def _dense(text: str) -> str:
 
 
 def _elements(dense: str) -> list[str] | None:
-    """The element symbols of a chemical formula of at least two elements or with counts; None if it is none."""
+    """The element symbols of a chemical formula of at least two elements or with counts; None for any other answer."""
     if _FORMULA.fullmatch(dense) is None:
         return None
     found = re.findall(r"[A-Z][a-z]?", dense)

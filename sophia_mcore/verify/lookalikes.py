@@ -69,7 +69,7 @@ def _rows_equal(gold: str, text: str) -> bool | None:
 
 
 def _sizes_equal(gold: str, text: str) -> bool | None:
-    r"""A size such as "3 \times 4" equals the same numbers in the same order; None if the gold answer is none."""
+    r"""A size such as "3 \times 4" equals the same numbers in the same order; None if the gold answer is not a size."""
     if _SIZES.fullmatch(gold) is None:
         return None
     return _SIZES.fullmatch(text) is not None and re.findall(_PLAIN, gold) == re.findall(_PLAIN, text)

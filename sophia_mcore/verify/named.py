@@ -58,7 +58,7 @@ _LETTER_OF = {"area": "as", "perimeter": "pcl", "circumference": "cpl", "surface
 
 @lru_cache(maxsize=1 << 13)
 def named_value(text: str) -> tuple[str, str]:
-    r"""(name, value) of a cleaned answer that says what something equals; ("", text) if it is none.
+    r"""(name, value) of a cleaned answer that says what something equals; ("", text) for any other answer.
 
     A chain counts by its last side when every other side is a name or equals it as a number. "5 = x" is read backwards.
 

@@ -51,7 +51,7 @@ class Range:
 
 @lru_cache(maxsize=1 << 13)
 def parse_range(text: str) -> Range | None:
-    """A cleaned answer as a range; None if it is none.
+    """A cleaned answer as a range; None for any other answer.
 
     >>> parse_range("10 to 20 kg").unit, parse_range("20-10").rising, parse_range("a-b")
     ('kg', False, None)
@@ -127,7 +127,7 @@ def _span(text: str) -> tuple[object, object] | None:
 
 
 def _end(text: str) -> object | None:
-    """A time, date or fraction as a value; None if it is none."""
+    """A time, date or fraction as a value; None for any other answer."""
     number = parse_number(text)
     return number.value if number is not None else parse_time(text) or parse_date(text)
 

@@ -94,7 +94,7 @@ def known_benchmark(name: str) -> str:
 
 
 def known_type(name: str) -> str:
-    """Our name of an answer type as a data set calls it; "" if it is none that we know.
+    """Our name of an answer type as a data set calls it; "" for an unknown name.
 
     >>> known_type("multi_choice")
     'choice'

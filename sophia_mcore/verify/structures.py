@@ -337,7 +337,7 @@ def _intervals(piece: Structure) -> list[Interval] | None:
 
 
 def endpoint(text: str) -> float | Fraction | None:
-    """The number that a text stands for, +-inf included; None if it is none."""
+    """The number that a text stands for, +-inf included; None for any other answer."""
     sign = infinity(text)
     if sign is not None:
         return sign * float("inf")

@@ -103,7 +103,7 @@ def test_what_others_have_left_is_not_removed(tmp_path):
     grade_jsonl(source, out, ONE)
     assert len(read(out)) == 20 and [path.name for path in parts.iterdir()] == ["mine.txt"]
     out.write_text("my notes")
-    with pytest.raises(UsageError, match="is no output of `sophia grade`"):
+    with pytest.raises(UsageError, match="is not an output of `sophia grade`"):
         grade_jsonl(source, out, ONE)
     assert out.read_text() == "my notes"
 
