@@ -19,7 +19,7 @@ from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.score.left_out import counted
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
+from sophia_mcore.store.layout import CONVERSION, Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
 from sophia_mcore.track.metrics import read_metrics
@@ -167,7 +167,7 @@ def train_state(round: Round, phase: str) -> PhaseState:
 
 def export_state(round: Round, phase: str) -> PhaseState:
     """Finished if the export was made from the last checkpoint."""
-    proof = round.folder.model / "conversion.json"  # the folder appears at once, with this file, when it is complete
+    proof = round.folder.model / CONVERSION  # the folder appears at once, with this file, when it is complete
     source = (json_or_empty(proof).get("source") or {}).get("folder")
     checkpoints = list(checkpoint_steps(round.folder.checkpoints).values())
     finished = source is not None and (not checkpoints or source == checkpoints[-1].name)

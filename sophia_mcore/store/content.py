@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.layout import checkpoint_steps
+from sophia_mcore.store.layout import CHECKPOINT, CONVERSION, checkpoint_steps
 from sophia_mcore.store.lineage import model_files
 from sophia_mcore.store.shards import read_metadata, shard_files
 
-_MANIFESTS = ("conversion.json", "checkpoint.json")  # list the digest of every tensor, or of every file
+_MANIFESTS = (CONVERSION, CHECKPOINT)
 _WHOLE_BYTES = 8 << 20  # a file up to this size is read whole
 _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"  # the phase has ended
 STOPPED = "stopped.json"  # a signal asked the phase to stop, and its state is saved
 FAILED = "failed.json"  # a rank failed by its own error, not because it lost another rank
+CONVERSION = "conversion.json"  # in a converted or exported model: where it comes from, and the digest of every tensor
+CHECKPOINT = "checkpoint.json"  # in a trainer's checkpoint: the digest of every file
 SYSTEM_METRICS = "system.jsonl"  # load of the first node
 _STEP = re.compile(r"step-(\d{8,})")
 

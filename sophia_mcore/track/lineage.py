@@ -14,7 +14,7 @@ from typing import Any
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import RunFolder, checkpoint_steps
+from sophia_mcore.store.layout import CONVERSION, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_metadata, shard_files
 
 _SAID = ("model_digest", "prompt_template", "verifier_version", "fingerprint")  # of a shard's own metadata
@@ -47,7 +47,7 @@ def _link(path: Path) -> dict[str, Any]:
         return shards_link([path])
     if not path.is_dir():
         return {}
-    return export_link(path / "conversion.json") or _checkpoint(path) or shards_link(shard_files(path))
+    return export_link(path / CONVERSION) or _checkpoint(path) or shards_link(shard_files(path))
 
 
 def tags_of(lineage: dict[str, Any]) -> dict[str, str]:

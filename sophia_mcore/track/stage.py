@@ -21,7 +21,7 @@ from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import newest_version, read_version
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.json_lines import read_json_lines
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import CONVERSION, RunFolder
 from sophia_mcore.store.lineage import UID_FILE
 from sophia_mcore.track.lineage import export_link, shards_link, tags_of
 from sophia_mcore.track.metrics import RESERVED, read_metrics
@@ -171,4 +171,4 @@ def _start(run: RunFolder, config: Config) -> dict[str, Any]:
     folder = start_folder(config, run)
     first = read_version(run.rl.versions, 0)
     found = {"name": rl.start, **({"digest": first.digest} if first else {})}
-    return {**found, **export_link(folder / "conversion.json")}
+    return {**found, **export_link(folder / CONVERSION)}

@@ -17,9 +17,8 @@ from pathlib import Path
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest, file_digest
-from sophia_mcore.store.layout import checkpoint_steps, step_name
+from sophia_mcore.store.layout import CHECKPOINT, checkpoint_steps, step_name
 
-MANIFEST = "checkpoint.json"
 FORMAT = 1
 _OF_RANK = re.compile(r"__(\d+)_")  # torch names a file after the rank that writes it
 _TEMPORARY, _DELETED = ".tmp-", ".old-"
@@ -61,10 +60,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises SophiaError naming the first file that is missing or has another size.
     """
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
+        content = json.loads((path / CHECKPOINT).read_bytes())
         manifest = Manifest(**content)
     except (OSError, ValueError, TypeError) as error:
-        raise SophiaError(f"{path}: broken checkpoint ({MANIFEST}: {error})") from None
+        raise SophiaError(f"{path}: broken checkpoint ({CHECKPOINT}: {error})") from None
     if manifest.format != FORMAT:
         raise SophiaError(f"{path}: checkpoint format {manifest.format}, this version reads {FORMAT}")
     for name, size in manifest.files.items():
@@ -90,7 +89,7 @@ def digests(folder: Path, rank: int, ranks: int, digest: Digest = "xxh3-128") ->
     found = {}
     for path in sorted(folder.iterdir()):
         match = _OF_RANK.match(path.name)
-        if path.name != MANIFEST and int(match[1] if match else 0) % ranks == rank:
+        if path.name != CHECKPOINT and int(match[1] if match else 0) % ranks == rank:
             found[path.name] = file_digest(path, digest)
     return found
 
@@ -111,7 +110,7 @@ def commit(temporary: Path, step: int, layout: Mapping[str, int], keep: int, dig
     """Make a written checkpoint visible, then delete all but the ``keep`` newest. Returns its final path."""
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     manifest = Manifest(step=step, layout=dict(layout), files=files, digests=dict(digests))
-    write_json(temporary / MANIFEST, asdict(manifest))
+    write_json(temporary / CHECKPOINT, asdict(manifest))
     final = temporary.parent / step_name(step)
     if final.exists():  # a broken one of the same step: it was refused at loading
         _delete(final)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sophia_mcore.errors import UsageError
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.layout import CONVERSION
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.formats.copying import write_target
@@ -70,7 +71,7 @@ def convert(conversion: Conversion, progress: Progress | None = None) -> Summary
         if conversion.verify:
             require_equal(compare(opened, open_checkpoint(folder), progress))
         kept = digests[conversion.digest] if conversion.digest else None
-        write_json(folder / proof.NAME, proof.proof(opened, target, kept, conversion.verify))
+        write_json(folder / CONVERSION, proof.proof(opened, target, kept, conversion.verify))
         warnings = dtype_warnings(folder, dtypes)
     return replace(_summary(opened, target, conversion.verify), source_checked=bool(recorded), warnings=warnings)
 

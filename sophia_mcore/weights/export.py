@@ -10,7 +10,7 @@ from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import Round, checkpoint_steps, step_name
+from sophia_mcore.store.layout import CONVERSION, Round, checkpoint_steps, step_name
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB
 from sophia_mcore.weights.formats.copying import write_target
@@ -55,7 +55,7 @@ def export_hf(
         digests = write_target(source, target, (digest,) if digest else (), advance=progress.advance)
         write_settings(base.spec, base.folder, folder, base.layout, dtype, skip=(MODEL_CARD,))
         write_json(
-            folder / proof.NAME, proof.proof(source, target, digests[digest] if digest else None, verified=False)
+            folder / CONVERSION, proof.proof(source, target, digests[digest] if digest else None, verified=False)
         )
 
 
@@ -92,7 +92,7 @@ def _require_finished(summary_file: Path, checkpoint: Path) -> None:
 def _made_from(model: Path) -> str | None:
     """Name of the checkpoint that an export was made from; None if there is no finished export."""
     try:
-        return str(json_or_empty(model / proof.NAME)["source"]["folder"])
+        return str(json_or_empty(model / CONVERSION)["source"]["folder"])
     except (KeyError, TypeError):
         return None
 

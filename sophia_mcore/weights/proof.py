@@ -13,12 +13,12 @@ import sophia_mcore
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.store.digests import Digest
 from sophia_mcore.store.json_files import read_json
+from sophia_mcore.store.layout import CONVERSION
 from sophia_mcore.weights.formats.copying import Digests
 from sophia_mcore.weights.formats.opening import Checkpoint
 from sophia_mcore.weights.formats.targets import Target
 from sophia_mcore.weights.formats.tiles import Tiled, raise_problems
 
-NAME = "conversion.json"
 FORMAT = 2  # format 1 had only the sha256 of stored tensors, under "sha256"
 _PACKAGES = ("torch", "megatron-core", "safetensors", "transformers")
 
@@ -50,7 +50,7 @@ def recorded(folder: Path) -> Digests | None:
 
     Raises SophiaError when the content of conversion.json is not valid.
     """
-    file = folder / NAME
+    file = folder / CONVERSION
     try:
         found = read_json(file)
         if found is None:
@@ -71,7 +71,7 @@ def require_recorded(folder: Path, found: Mapping[str, str], expected: Mapping[s
     """Raise SophiaError that names every tensor whose digest is not the recorded one."""
     problems = {"changed since": [key for key in found if found[key] != expected.get(key)],
                 "no longer there": [key for key in expected if key not in found]}  # fmt: skip
-    raise_problems(f"{folder} is not as its own {NAME} describes it", problems)
+    raise_problems(f"{folder} is not as its own {CONVERSION} describes it", problems)
 
 
 def _entry(old: Tiled, new: Tiled) -> dict[str, Any]:

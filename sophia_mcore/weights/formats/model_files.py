@@ -12,14 +12,14 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.json_files import read_json
-from sophia_mcore.weights import proof
+from sophia_mcore.store.layout import CHECKPOINT, CONVERSION
 from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
 
 # Files that are not copied: weights of any format, and files about a conversion or a training run.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
 _SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # these differ between layouts
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-NOT_COPIED = (proof.NAME, "checkpoint.json", "metadata.json", METADATA_NAME)
+NOT_COPIED = (CONVERSION, CHECKPOINT, "metadata.json", METADATA_NAME)
 MODEL_CARD = "README.md"  # says nothing of other weights
 
 

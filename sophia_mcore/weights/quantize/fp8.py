@@ -23,7 +23,7 @@ from sophia_mcore.records import Caption, Trajectory
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest, new_digest
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import CONVERSION, RunFolder
 from sophia_mcore.store.shards import read_folder
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import Conversion
@@ -80,7 +80,7 @@ def quantize_fp8(conversion: Conversion, progress: Progress) -> Fp8Check:
             file.chmod(0o644)  # modelopt makes files that only the owner may read
         copy_model_files(source, folder, skip=("config.json",))  # keep modelopt's config.json: it names the FP8 format
         found = check_fp8(source, folder, progress, conversion.digest)
-        write_json(folder / proof.NAME, _proof(source, folder, found, calibration, len(texts)))
+        write_json(folder / CONVERSION, _proof(source, folder, found, calibration, len(texts)))
     return found
 
 
