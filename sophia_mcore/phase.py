@@ -86,6 +86,11 @@ def whole_rounds(config: Config) -> bool:
     return not config.evaluate.only
 
 
+def sampled_rounds(config: Config) -> bool:
+    """A value of ``Phase.wanted``: the phase is part of rounds that train on trajectories, not on given pairs."""
+    return whole_rounds(config) and config.train.data is None
+
+
 def nothing_stored(run: RunFolder, index: int) -> dict[str, Path]:
     """A value of ``Phase.outputs``: the lineage does not show the phase's results."""
     return {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sophia_mcore.cli.options import Overlays, Sets, load
+from sophia_mcore.cli.options import Overlays, Sets, each_stage, load
 from sophia_mcore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,37 +48,57 @@ def check(
         return
     if config is None:
         raise UsageError("name a CONFIG to check, or --explain KEY, or --schema")
-    loaded = load(config, overlay, set_)
+    loaded = load(config, overlay, set_, stages=True)
     if against:
         from sophia_mcore.launch.contamination import check_against
 
-        for line in check_against(loaded, [one for text in against for one in text.split(",") if one], drop):
-            typer.echo(line)
+        if drop is not None and loaded.stages is not None:
+            raise UsageError("--drop writes the questions of one run, and this is a run of several stages")
+        names = [one for text in against for one in text.split(",") if one]
+        for name, one in each_stage(loaded):
+            for line in (*([name] if name else ()), *check_against(one, names, drop)):
+                typer.echo(line)
         return
     _show(config, loaded)
     if try_:
         from sophia_mcore.launch.trial import try_functions
 
-        for line in try_functions(loaded, try_):
-            typer.echo(f"# {line}")
+        for name, one in each_stage(loaded):
+            for line in (*([name] if name else ()), *try_functions(one, try_)):
+                typer.echo(f"# {line}")
 
 
 def _show(file: Path, config: Config) -> None:
-    from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.config import dump_toml
-    from sophia_mcore.data.preview import previews
-    from sophia_mcore.launch.inputs import inputs_of, policy_images
+    from sophia_mcore.config.load import dump_given
+    from sophia_mcore.launch.inputs import policy_images
     from sophia_mcore.store.user_files import check_user_files
 
-    check_user_files(config)
-    refuse_size = policy_images(config)
-    typer.echo(dump_toml(config), nl=False)
-    for preview in previews(config, read_any, refuse_size):
-        typer.echo("\n" + "\n".join(f"# {line}" for line in str(preview).split("\n")))
+    stages = each_stage(config)
+    for _, one in stages:
+        check_user_files(one)
+    refusals = [policy_images(one) for _, one in stages]
+    typer.echo(dump_toml(config) if config.stages is None else dump_given(config), nl=False)
+    shown: set[str] = set()  # stages read the same questions again and again
+    for (name, one), refuse_size in zip(stages, refusals, strict=True):
+        if name:
+            typer.echo(f"\n# {name} in {one.run.folder}")
+        _show_inputs(one, refuse_size, shown)
+    typer.echo(f"# ok: {file}")
+
+
+def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | None, shown: set[str]) -> None:
+    from sophia_mcore.benchmarks.rows import read_any
+    from sophia_mcore.data.preview import previews
+    from sophia_mcore.launch.inputs import inputs_of
+
+    for text in map(str, previews(config, read_any, refuse_size)):
+        if text not in shown:
+            shown.add(text)
+            typer.echo("\n" + "\n".join(f"# {line}" for line in text.split("\n")))
     for found in inputs_of(config):
         if not found.key.startswith("evaluate.questions"):  # shown above
             found.look()
-    typer.echo(f"# ok: {file}")
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ import typer
 from sophia_mcore.cli import check as _check_command
 from sophia_mcore.cli import runs as _run_commands
 from sophia_mcore.cli.benchmark import benchmark
-from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
+from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, each_stage, load
 from sophia_mcore.errors import run_command
 
 app = typer.Typer(
@@ -77,15 +77,22 @@ def run(
     set_: Sets = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """The whole round on this machine. Run again to resume: finished work is not redone."""
+    """The whole round, or all [[stages]], on this machine. Run again to resume: finished work is not redone."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import run_phases
     from sophia_mcore.launch.phases import PHASES, all_names, expand, starting_at
 
     if first and only:
         raise UsageError("--from and --only cannot be combined")
+    loaded = load(config, overlay, set_, stages=True)
+    if loaded.stages is not None:
+        from sophia_mcore.cli.stages import run_all
+
+        if rounds or first or only:
+            raise UsageError(f"{config} is a run of several stages: --rounds, --from and --only belong to one of them")
+        run_all(loaded, new_settings=new_settings)
+        return
     names = expand([only]) if only else starting_at(first) if first else all_names()
-    loaded = load(config, overlay, set_)
     again = names[0] if first else None
     folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings, again=again)
     if any(phase.uploads for phase in PHASES if phase.name in names):
@@ -256,11 +263,14 @@ def plan(
         image_tokens=image_tokens,
         accuracy=accuracy,
     )
-    loaded = load(config, overlay, set_)
+    loaded = load(config, overlay, set_, stages=write is None)
     if write is not None:
         check_target(write, (config, *(overlay or ())))  # before the work
-    made = make_plan(loaded, gpu, gpus, given, fp8, measured)
-    show(made, Console(), top)
+    for name, one in each_stage(loaded):
+        if name:
+            typer.echo(name)
+        made = make_plan(one, gpu, gpus, given, fp8, measured)
+        show(made, Console(), top)
     if write is not None:
         typer.echo(f"wrote {write}: {write_overlay(write, made.best, config, overlay or (), set_ or ())}")
 
@@ -312,7 +322,13 @@ def doctor(
 
     if config is None and (overlay or set_):
         raise UsageError("--overlay and --set change a CONFIG: name it too")
-    examine(None if config is None else load(config, overlay, set_), Console())
+    if config is None:
+        examine(None, Console())
+        return
+    for name, one in each_stage(load(config, overlay, set_, stages=True)):
+        if name:
+            typer.echo(name)
+        examine(one, Console())
 
 
 _check_command.register(app)

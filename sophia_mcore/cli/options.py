@@ -20,8 +20,31 @@ NewSettings = Annotated[
 ]
 
 
-def load(config: Path, overlays: list[Path] | None, sets: list[str] | None) -> Config:
-    """Load the configuration with overlays and `--set`."""
-    from sophia_mcore.config import load_config
+def load(config: Path, overlays: list[Path] | None, sets: list[str] | None, *, stages: bool = False) -> Config:
+    """Load the configuration with overlays and `--set`.
 
-    return load_config(config, overlays or (), sets or ())
+    Raises UsageError for a run of several stages, unless the command takes one (``stages``).
+    """
+    from sophia_mcore.config import load_config
+    from sophia_mcore.errors import UsageError
+
+    loaded = load_config(config, overlays or (), sets or ())
+    if loaded.stages is not None and not stages:
+        folder = loaded.run.folder / "stages" / f"00-{loaded.stages[0].name}"
+        raise UsageError(
+            f"{config} is a run of several stages, and this command works on one: name its configuration, such as "
+            f"{folder}/config.toml, which `sophia run` writes"
+        )
+    return loaded
+
+
+def each_stage(config: Config) -> list[tuple[str, Config]]:
+    """(name, configuration) of each stage; of a run without stages the configuration alone, with the name ""."""
+    if config.stages is None:
+        return [("", config)]
+    from sophia_mcore.launch.stage_configs import stage_runs
+
+    return [
+        (f"stage {one.label} ({one.stage.kind}, promote {one.stage.promote!r})", one.config)
+        for one in stage_runs(config)
+    ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
+
+if TYPE_CHECKING:
+    from sophia_mcore.config.schema import Config
+    from sophia_mcore.launch.slurm.submit import Submission
 
 
 def register(app: typer.Typer) -> None:
@@ -104,14 +108,18 @@ def submit(
     """Submit the jobs that the run still needs to Slurm. Run again later: submits only what is missing."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.phases import all_names, expand
-    from sophia_mcore.launch.slurm import jobs, submit
-    from sophia_mcore.launch.slurm.status import submission_table
+    from sophia_mcore.launch.slurm import submit
 
     if stage and (only or rounds):
         raise UsageError("--rl submits the on-policy stage whole; --only and --rounds belong to rounds")
     if engines and (dry_run or not stage):
         raise UsageError("--engines adds engines to an on-policy stage that runs: give it with --rl and nothing else")
-    loaded = load(config, overlay, set_)
+    loaded = load(config, overlay, set_, stages=not (engines or stage or only or rounds))
+    if loaded.stages is not None:
+        from sophia_mcore.cli.stages import submit_next
+
+        submit_next(loaded, new_settings=new_settings, dry_run=dry_run)
+        return
     if engines:
         from sophia_mcore.launch.slurm.engines import submit_engines
 
@@ -119,27 +127,44 @@ def submit(
         return
     names = expand([only]) if only else all_names()
     if dry_run:
-        found = submit.dry_run(loaded, rounds, names, stage=stage)
-        typer.echo(jobs.shell_lines(found.commands))
+        show_dry_run(loaded, rounds, names, stage=stage)
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
+        show_submission(found, dry_run=False)
+
+
+def show_submission(found: Submission, *, dry_run: bool) -> None:
+    """The table of the jobs, and what is to be said about them."""
+    from sophia_mcore.launch.slurm.status import submission_table
+
     typer.echo(submission_table(found, dry_run=dry_run))
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
-    refused = [key[0] for key, answer in found.answers.items() if dry_run and answer.startswith("refused")]
+
+
+def show_dry_run(config: Config, rounds: int | None, names: list[str], *, stage: bool) -> None:
+    """What would be submitted, with Slurm's answers. Raises UsageError if Slurm would refuse a job."""
+    from sophia_mcore.errors import UsageError
+    from sophia_mcore.launch.slurm import jobs, submit
+
+    found = submit.dry_run(config, rounds, names, stage=stage)
+    typer.echo(jobs.shell_lines(found.commands))
+    show_submission(found, dry_run=True)
+    refused = [key[0] for key, answer in found.answers.items() if answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm would refuse {', '.join(refused)}")
-    if dry_run and (complaint := submit.would_refuse(loaded, stage=stage)):
+    if complaint := submit.would_refuse(config, stage=stage):
         typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 
 
 def status(run_folder: RunArgument) -> None:
-    """Phases, work units, jobs, last loss, time left, and what went wrong."""
-    from sophia_mcore.launch.local import open_run
+    """Phases, work units, jobs, last loss, time left, and what went wrong; of [[stages]] where they are."""
+    from sophia_mcore.launch.local import open_any_run
     from sophia_mcore.launch.slurm.status import status_text
+    from sophia_mcore.launch.stages_table import stages_text
 
-    folder, config = open_run(run_folder)
-    typer.echo(status_text(config, folder))
+    folder, config = open_any_run(run_folder)
+    typer.echo(status_text(config, folder) if config.stages is None else stages_text(config, folder))
 
 
 def watch(
@@ -183,9 +208,11 @@ def track(
 
 def cancel(run_folder: RunArgument) -> None:
     """End the run's jobs; `sophia submit` goes on from there."""
-    from sophia_mcore.launch.local import open_run
+    from sophia_mcore.launch.local import open_any_run
     from sophia_mcore.launch.slurm import submit
+    from sophia_mcore.store.layout import RunFolder
 
-    folder, _ = open_run(run_folder)
-    ids = submit.cancel(folder)
+    folder, config = open_any_run(run_folder)
+    folders = [folder] if config.stages is None else [RunFolder(one) for one in sorted(folder.stages.glob("*"))]
+    ids = [number for one in folders for number in submit.cancel(one)]
     typer.echo(f"cancelled {len(ids)} jobs: {' '.join(ids)}" if ids else "no jobs of this run are waiting or running")

@@ -34,7 +34,7 @@ def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] =
     """
     tree = read_with_bases(path)
     for overlay in overlays:
-        _merge(tree, read_with_bases(overlay))
+        merge(tree, read_with_bases(overlay))
     for assignment in sets:
         assign(tree, assignment)
     try:
@@ -47,6 +47,11 @@ def load_config(path: Path, overlays: Sequence[Path] = (), sets: Sequence[str] =
 def dump_toml(config: BaseModel) -> str:
     """The resolved configuration as TOML, without optional values that are None. Loading it gives an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def dump_given(config: BaseModel) -> str:
+    """The configuration as TOML without what has its default, as `[[stages]]` are changed and read again."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude_unset=True))
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -90,7 +95,7 @@ def read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not below.is_file():
         raise UsageError(f"{path}: base: {below}: no such configuration file")
     values = read_with_bases(below, (*above, path.resolve()))
-    _merge(values, tree)
+    merge(values, tree)
     return values
 
 
@@ -122,11 +127,12 @@ def _warn(where: str, moved: dict[str, str]) -> None:
     print(f"warning: {where}: {told}", file=sys.stderr, flush=True)
 
 
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
+def merge(base: dict[str, Any], overlay: dict[str, Any]) -> None:
+    """Put the values of ``overlay`` in the places of those of ``base``, key by key, in place."""
     for key, value in overlay.items():
         below = base.get(key)
         if isinstance(value, dict) and isinstance(below, dict) and value.get("kind") in (None, below.get("kind")):
-            _merge(below, value)  # an engine of another kind is replaced as a whole, since it has other keys
+            merge(below, value)  # an engine of another kind is replaced as a whole, since it has other keys
         else:
             base[key] = value
 

@@ -90,7 +90,10 @@ def _models(annotation: Any) -> tuple[list[type[BaseModel]], bool]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation], False
     many = get_origin(annotation) is tuple
-    found = [model for argument in get_args(annotation) for model in _models(argument)[0]]
+    found: list[type[BaseModel]] = []
+    for argument in get_args(annotation):
+        models, list_inside = _models(argument)
+        found, many = found + models, many or list_inside
     return found, many and bool(found)
 
 

@@ -20,6 +20,7 @@ from sophia_mcore.config.objective import Objective
 from sophia_mcore.config.precision import Fp8, Fp8Check
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.sources import Columns, Source
+from sophia_mcore.config.stages import Stage, check_stages
 from sophia_mcore.errors import UsageError
 
 __all__ = [  # sections of other files that are found here too
@@ -210,7 +211,7 @@ class Train(Section):
 
     steps: PositiveInt | None = None
     epochs: Positive = 1.0  # used when steps is not given
-    data: Path | None = None  # JSONL of question-answer pairs instead of the kept trajectories (plain warm-up)
+    data: Path | None = None  # JSONL of question-answer pairs in place of trajectories, which are then not sampled
     global_batch_samples: PositiveInt = 512  # [P]
     learning_rate: Positive = 2e-5  # [P]
     final_learning_rate_fraction: Fraction = 0.25  # [P] cosine to 1/4
@@ -308,9 +309,11 @@ class Config(Section):
     track: Track = Track()
     cluster: Cluster = Cluster()
     rl: Rl | None = None  # the on-policy stage (`sophia rl`)
+    stages: tuple[Stage, ...] | None = None  # several stages, one after another (docs/stages.md)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        check_stages(self.stages)
         if not self.data.questions and not self.evaluate.only:
             raise ValueError("data.questions: required key is missing")
         if self.evaluate.only and not self.evaluate.questions:

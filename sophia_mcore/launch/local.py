@@ -145,6 +145,8 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
     accept changes for this phase and later ones, because they are done again anyway.
     """
     before = _settings_so_far(folder)
+    if before is not None and before.stages is not None:
+        raise UsageError(f"{folder.path} holds a run of several stages: choose another run.folder")
     if before is not None:
         old = adopt(Provenance(before, folder, phases.rows()))
         if old:
@@ -197,8 +199,18 @@ def _print_accepted(before: Config, now: Config, known: set[str]) -> None:
 def open_run(path: Path) -> tuple[RunFolder, Config]:
     """Open a run by its folder, which may have been moved, or by its config file; returns (folder, configuration).
 
-    Raises UsageError when ``path`` is neither, or when the run of the config file has not begun.
+    Raises UsageError when ``path`` is neither, when the run of the config file has not begun, or when it is a run of
+    several stages, each of which is a run.
     """
+    folder, config = open_any_run(path)
+    if config.stages is not None:
+        there = sorted(one.name for one in folder.stages.glob("*") if one.is_dir())
+        raise UsageError(f"{folder.path} is a run of several stages; name one of {folder.stages}: {', '.join(there)}")
+    return folder, config
+
+
+def open_any_run(path: Path) -> tuple[RunFolder, Config]:
+    """As ``open_run``, but the run may be one of several stages."""
     if path.is_dir():
         folder = RunFolder(path)
         if not folder.config_file.is_file():

@@ -8,10 +8,19 @@ from typing import Any
 from sophia_mcore.config.schema import Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
+from sophia_mcore.provenance.settings import covers, flat, model_folder
 from sophia_mcore.rl.start import start_folder
+from sophia_mcore.rl.versions import pointer_file
 from sophia_mcore.store.layout import SUMMARY, Round
 from sophia_mcore.store.user_files import user_functions
 
+# Settings of the on-policy stage that may change between two starts: they change where, how long and how fast work is
+# done.
+RL_CHANGEABLE = (
+    "rl.batches", "rl.engine", "rl.engines", "rl.rollout_nodes", "rl.stall_seconds", "rl.patience_seconds",
+    "rl.max_lost_share", "rl.stop_rollout_gap", "rl.max_resamples", "rl.train.save_every_batches",
+    "rl.train.keep_checkpoints",
+)  # fmt: skip
 _ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
 
 
@@ -239,6 +248,37 @@ def rl(round: Round) -> list[Part]:
     return [Part(name="rl", results={"rl": round.run.rl.summary_file})]
 
 
+def whole_rl(round: Round) -> list[Part]:
+    """One part: all of RUN/rl. It is there as soon as an answer of the selection, or the first version, is.
+
+    It is for stages of [[stages]], which begin anew when it changes; `sophia rl` goes on with other settings if asked.
+    """
+    config, folder = round.config, round.run.rl
+    stage = config.on_policy
+    free = tuple(key.removeprefix("rl.") for key in RL_CHANGEABLE)
+    return [
+        Part(
+            name="stage",
+            results={
+                "rl": folder.summary_file,
+                "rl_start": pointer_file(folder.versions, 0),
+                "rl_select": folder.select,
+            },
+            beside=(folder.path,),
+            settings=(
+                *("run.seed", "models.policy", "batch", "score", "rewards", "helpers", "rl", "fp8"),
+                *("train.dtype", "train.train_vision_tower", "train.train_projector"),
+                *(("data.questions",) if not stage.questions else ()),
+            ),
+            values={
+                **{f"rl.{key}": value for key, value in flat(stage).items() if not covers(free, key)},
+                "rl.start": model_folder(start_folder(config, round.run)),
+                **_files((*(stage.questions or config.data.questions), *stage.validation)),
+            },
+        )
+    ]
+
+
 def rl_evaluate(round: Round) -> list[Part]:
     """One part per model and protocol: the answers of the stage's starting model and of its model."""
     stage = round.config.on_policy
@@ -252,7 +292,9 @@ def rl_evaluate(round: Round) -> list[Part]:
     if stage.start in exports:
         before = _answers(round, "rl-start", settings, asked, (("export", exports.index(stage.start)),))
     else:
-        before = _answers(round, "rl-start", settings, asked | {"rl.start": start_folder(round.config, round.run)}, ())
+        before = _answers(
+            round, "rl-start", settings, asked | {"rl.start": model_folder(start_folder(round.config, round.run))}, ()
+        )
     return [
         *before,
         *_answers(round, "rl", settings, asked, (("rl", 0),)),

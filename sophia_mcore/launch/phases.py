@@ -12,7 +12,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import stage_shape, training_shape
-from sophia_mcore.phase import Phase, Ranks, whole_rounds
+from sophia_mcore.phase import Phase, Ranks, sampled_rounds, whole_rounds
 from sophia_mcore.rl.start import rl_start
 
 QUESTIONS = Phase(
@@ -31,7 +31,7 @@ CAPTIONS = Phase(
     group="generate",
     environment="rollout",
     work=work.captions,
-    wanted=whole_rounds,
+    wanted=sampled_rounds,
     needs=("questions",),
     needs_before=("export",),
     models=lambda round: [round.policy],
@@ -52,7 +52,7 @@ REASONING = Phase(
     group="generate",
     environment="rollout",
     work=work.reasoning,
-    wanted=whole_rounds,
+    wanted=sampled_rounds,
     needs=("captions",),
     preflight=True,
     units=readers.reasoning_units,
@@ -67,7 +67,7 @@ SCORE = Phase(
     name="score",
     environment="here",
     work=work.score,
-    wanted=whole_rounds,
+    wanted=sampled_rounds,
     needs=("reasoning",),
     units=readers.score_units,
     state=readers.score_state,

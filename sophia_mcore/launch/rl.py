@@ -13,6 +13,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import stage
 from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
+from sophia_mcore.launch.parts import RL_CHANGEABLE
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT, rows
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
@@ -32,11 +33,8 @@ from sophia_mcore.track.metrics import MetricsLog
 STEPS = ("select", "loop", "evaluate")  # values of --from; the questions phase runs before them, the report after them
 
 _STAGE_SECTIONS = {"rl", "batch", "models", "score", "rewards", "helpers"}
-# Settings that may change between two starts of a stage: they change where, how long and how fast work is done.
 _CHANGEABLE = {
-    ("rl", "batches"), ("rl", "engine"), ("rl", "engines"), ("rl", "rollout_nodes"), ("rl", "stall_seconds"),
-    ("rl", "patience_seconds"), ("rl", "max_lost_share"), ("rl", "stop_rollout_gap"), ("rl", "max_resamples"),
-    ("rl", "train", "save_every_batches"), ("rl", "train", "keep_checkpoints"), ("models", "reasoner"),
+    *(tuple(key.split(".")) for key in RL_CHANGEABLE), ("models", "reasoner"),
     ("score", "workers"), ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
 }  # fmt: skip
 

@@ -84,11 +84,11 @@ def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.std
 
 
 def _run_folder(path: Path) -> RunFolder:
-    if path.is_dir():
-        return RunFolder(path)
     if not path.exists():
         raise UsageError(f"{path}: no such run folder or configuration file")
-    return RunFolder(load_config(path).run.folder)
+    run = RunFolder(path if path.is_dir() else load_config(path).run.folder)
+    begun = sorted(file.parent for file in run.stages.glob("*/config.toml"))
+    return RunFolder(begun[-1]) if begun else run  # of several stages the newest
 
 
 def look(run: RunFolder) -> Seen:

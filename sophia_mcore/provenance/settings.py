@@ -36,6 +36,7 @@ CHANGE_NO_RESULT = (
     "evaluate.evaluate_base", "evaluate.only", "fp8.check.skip",
     "functions",  # limits of processes
     "rl",  # changes no result of a round; launch.rl compares the settings of the on-policy stage
+    "stages",  # each has a folder with its own settings
 )  # fmt: skip
 
 
@@ -77,11 +78,11 @@ def relevant(settings: Mapping[str, Any], prefixes: Sequence[str], contents: Con
         if covers(prefixes, key) and not covers(CHANGE_NO_RESULT, key)
     }
     for key in [key for key in found if covers(("models",), key) and isinstance(settings[key], Path)]:
-        found[key]["content"] = contents.given(_model_folder(settings[key]))
+        found[key]["content"] = contents.given(model_folder(settings[key]))
     return found
 
 
-def _model_folder(path: Path) -> Path:
+def model_folder(path: Path) -> Path:
     """The cached folder of a model that is named by its name on the hub; ``path`` itself if it is not in the cache."""
     from sophia_mcore.pretrained.hub import local_folder
 

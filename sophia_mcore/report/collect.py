@@ -8,7 +8,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.evaluate.results import results
-from sophia_mcore.phase import Phase
+from sophia_mcore.phase import Phase, sampled_rounds
 from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
@@ -55,7 +55,7 @@ def collect(
         missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
     for index in range(max(config.run.rounds, _rounds_begun(run))):
-        entry = _round(run, index, missing, problems)
+        entry = _round(run, index, missing, problems, sampled=sampled_rounds(config))
         if seconds.get(index):
             entry["seconds"] = seconds[index]
         if len(entry) > 1 or index == 0:
@@ -108,21 +108,24 @@ def _seconds(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
     return dict(spent)
 
 
-def _round(run: RunFolder, index: int, missing: list[str], problems: Problems) -> dict[str, Any]:
+def _round(
+    run: RunFolder, index: int, missing: list[str], problems: Problems, *, sampled: bool = True
+) -> dict[str, Any]:
+    """The entry of a round. ``sampled`` False: it trains on given pairs, and no captions or trajectories are missed."""
     folder = run.round(index)
     entry: dict[str, Any] = {"round": index}
     captions = columns(folder.captions, Caption, ["tokens"], problems)["tokens"]
     trajectories = columns(folder.trajectories, Trajectory, ["tokens"], problems)["tokens"]
     verdicts = columns(folder.verdicts, Verdict, ["answer_type", "verdict"], problems)
     kept = read_json(folder.kept_summary_file, problems, _KEPT)
-    if kept is None:
+    if kept is None and sampled:
         so_far = {"captions": len(captions), "trajectories": len(trajectories)}
         entry.update({name: count for name, count in so_far.items() if count})
         judged, left = len(verdicts["verdict"]), len(trajectories) - len(verdicts["verdict"])
         some = f"{left:,} of {len(trajectories):,} verdicts and " if left > 0 else ""
         missing.append(f"round {index}: {some if judged else 'verdicts and '}kept trajectories")
         missing += [f"round {index}: {name}" for name, count in so_far.items() if not count]
-    else:
+    elif kept is not None:
         entry.update({name: kept[name] for name in _KEPT if name in kept})
         stored = {"captions": len(captions), "trajectories": len(trajectories)}
         stored |= {"verdicts": len(verdicts["verdict"]), "kept": len(records(folder.kept_file, Kept, problems))}

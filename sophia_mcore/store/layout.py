@@ -203,6 +203,18 @@ class RunFolder:
         return self.path / "fork.json"
 
     @property
+    def stages(self) -> Path:
+        """Runs of the stages of [[stages]], named by place (from 0) and name."""
+        return self.path / "stages"
+
+    def stage(self, index: int, name: str) -> RunFolder:
+        return RunFolder(self.stages / f"{index:02d}-{name}")
+
+    @property
+    def promoted_file(self) -> Path:
+        return self.path / "promoted.json"
+
+    @property
     def logs(self) -> Path:
         """Output of the workers of a local run."""
         return self.path / "logs"
@@ -259,7 +271,6 @@ class RunFolder:
 
     @property
     def rl(self) -> RlFolder:
-        """Folder of the on-policy stage."""
         return RlFolder(self.path / "rl")
 
     def round(self, index: int) -> RoundFolder:

@@ -41,7 +41,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
         after = ", ".join(f"{phase} of round {index}" for phase, index in job.after)
         answer = submission.answers.get(job.key, "")
         table.add_row(job.phase, str(job.round), str(job.tasks or 1), after, escape(answer))
-    return _text(table)
+    return as_text(table)
 
 
 def status_text(config: Config, run: RunFolder) -> str:
@@ -62,7 +62,7 @@ def status_text(config: Config, run: RunFolder) -> str:
         mine = [job for job in jobs if job.key == (state.phase, state.round) and job.is_active]
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
-    return "\n".join([_text(table), *remarks, *_stale_lines(run, found), *problems(run, found, jobs, attempts)])
+    return "\n".join([as_text(table), *remarks, *_stale_lines(run, found), *problems(run, found, jobs, attempts)])
 
 
 def _stale_lines(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:
@@ -182,7 +182,8 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
 
 
-def _text(table: Table) -> str:
+def as_text(table: Table) -> str:
+    """The lines of a table as they are printed, without colours."""
     console = Console(file=StringIO(), width=_WIDTH, force_terminal=False)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
