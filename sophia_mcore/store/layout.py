@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sophia_mcore.store.slurm_folder import SlurmFolder
+
 if TYPE_CHECKING:
     from sophia_mcore.config.schema import Config
 
@@ -108,48 +110,6 @@ class RoundFolder:
     @property
     def model(self) -> Path:
         return self.path / "model"
-
-
-@dataclass(frozen=True, slots=True)
-class SlurmFolder:
-    """Files that `sophia submit` and the tasks of its jobs write into a run."""
-
-    path: Path
-
-    @property
-    def lock_file(self) -> Path:
-        """Held by `sophia submit` while it submits."""
-        return self.path / "lock"
-
-    @property
-    def submission_file(self) -> Path:
-        return self.path / "submission.json"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def attempts(self) -> Path:
-        """One file per attempt of a task."""
-        return self.path / "attempts"
-
-    def failed_file(self, job: str, restart: int) -> Path:
-        """Tells job.sh that a task failed by its own error, so that the job is not requeued."""
-        return self.path / "failed" / f"{job}-{restart}"
-
-    @property
-    def unhealthy(self) -> Path:
-        """One file per job and node: job.sh requeues the job without these nodes."""
-        return self.path / "unhealthy"
-
-    def canary(self, name: str) -> Path:
-        """A small file that is written and read back to test the filesystem."""
-        return self.path / f".canary-{name}"
-
-    def code(self, digest: str) -> Path:
-        """Folder of a snapshot of package and scripts."""
-        return self.path / f"code-{digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
