@@ -28,7 +28,7 @@ from sophia_mcore.model.names import Shard
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, pieces
-from sophia_mcore.weights.load import _boxes, load_parameter
+from sophia_mcore.weights.load import load_parameter, shard_boxes
 from sophia_mcore.weights.ops import matrix_shape
 from sophia_mcore.weights.tables import resolve
 from tests.bench.bench_conversion import make_source
@@ -80,7 +80,7 @@ def ranges(source: Path, target: Parameters) -> list[tuple[Path, int, memoryview
     for name, (tensor, shard) in target.items():
         tiled = opened.tensors[name]
         view, done = memoryview(tensor.view(torch.uint8).view(-1).numpy().data), 0
-        for box in _boxes(*matrix_shape(tiled.shape), shard):
+        for box in shard_boxes(*matrix_shape(tiled.shape), shard):
             for piece in pieces(tiled, box):
                 rows, width = (1, piece.rows * piece.width) if piece.in_one_run else (piece.rows, piece.width)
                 for row in range(rows):

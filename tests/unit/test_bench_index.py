@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -66,3 +67,9 @@ def test_unknown_benchmarks_are_named() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing-of-the-kind: not written yet" in done.stderr and "# | what" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "bench").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_follows_the_code(path: Path) -> None:
+    """A name that has moved is found here and not when somebody measures."""
+    assert importlib.import_module(f"tests.bench.{path.stem}").__doc__
