@@ -1,10 +1,12 @@
 """An engine that is kept full across work units, against one unit after the other; real vLLM, long-tailed lengths.
 
-python -m tests.bench.bench_filling [--units 3] [--texts 32] [--places 8] [--mean 20]
+python -m tests.bench.bench_filling [--units 8] [--texts 32] [--places 8] [--mean 20] [--hidden 512]
 
-The weights are random: each token ends the text with the same chance, so that lengths are geometric, cut off at five
-times the mean. A unit has four texts for each place of the engine. The same units are sampled twice in the same
-process; ratio = tokens per CPU-second, together / one unit after the other. ``equal``: the shards' bytes are the same.
+A step reads the weights of a model of 35M parameters (`--hidden`, 8 layers), as a step of a large model does; with a
+toy's weights the time goes into what is done for every text. The weights are random: each token ends the text with the
+same chance, so that lengths are geometric, cut off at five times the mean. A unit has four texts for each place of the
+engine. The same units are sampled twice in the same process; ratio = tokens per CPU-second, together / one unit after
+the other. ``equal``: the shards' bytes are the same (with a toy's weights: larger products round by what runs beside).
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ from tests.bench.rollout_python import Counted, inside
 LONGEST = 5  # times the mean
 
 
-def make_model(folder: Path, mean: int) -> None:
-    """A tiny text model of which each token in ``mean`` is an end token."""
+def make_model(folder: Path, mean: int, hidden: int) -> None:
+    """A small text model of which each token in ``mean`` is an end token."""
     from tests.support.tiny_models import save_qwen2
 
-    save_qwen2(folder, seed=3)
+    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": 8}
+    save_qwen2(folder, seed=3, **sizes, num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text()) if path.exists() else {}
@@ -78,7 +81,7 @@ def sample_both(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure both, print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("units", 3), ("texts", 32), ("places", 8), ("mean", 20)):
+    for name, default in (("units", 8), ("texts", 32), ("places", 8), ("mean", 20), ("hidden", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -86,7 +89,7 @@ def main() -> None:
         print(json.dumps(sample_both(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder) / "model", options.mean)
+        make_model(Path(folder) / "model", options.mean, options.hidden)
         given = [f"--{name}={getattr(options, name)}" for name in ("units", "texts", "places", "mean")]
         found = inside("tests.bench.bench_filling", *given, f"--inside={folder}")
     ours, peer = found["together"], found["in_turn"]

@@ -101,10 +101,10 @@ def our_step(groups: Any, backend: Any, folder: Path, options: argparse.Namespac
     slopes = -(targets >= 0).float() / int((targets >= 0).sum())
 
     def forward_step(_: Any, module: Any) -> Any:
-        output = module(ids, None, None, pixels, torch.arange(len(pixels)), targets, slopes)
+        output = module(ids, None, None, pixels, torch.arange(len(pixels) * TOKENS_PER_TILE), targets, slopes)
 
-        def loss(logprobs: Any) -> Any:
-            mean = (logprobs * slopes).sum()
+        def loss(scores: Any) -> Any:
+            mean = (scores.logprobs * slopes).sum()
             return mean, torch.zeros((), dtype=torch.int), float(mean.detach())
 
         return output, loss

@@ -57,15 +57,15 @@ def language_settings(vocabulary: int) -> dict[str, object]:
     }  # fmt: skip
 
 
-def save_qwen2(folder: Path, seed: int = 0) -> Path:
-    """A text-only model."""
+def save_qwen2(folder: Path, seed: int = 0, **sizes: int) -> Path:
+    """A text-only model. ``sizes`` replace settings of its configuration."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     folder.mkdir(parents=True)
     vocabulary = save_tokenizer(folder)
     torch.manual_seed(seed)
-    _save(Qwen2ForCausalLM(Qwen2Config(**language_settings(vocabulary))), folder)
+    _save(Qwen2ForCausalLM(Qwen2Config(**(language_settings(vocabulary) | sizes))), folder)
     return folder
 
 
