@@ -1,12 +1,12 @@
 """What an on-policy run of a recipe was worth: its first batches and its last, from the answers that it has stored.
 
-    python -m examples.recipes.figures NAME=RUN[,RUN] ... [--batches 8] [--questions FILE.jsonl]
+    python -m examples.recipes.figures NAME=RUN[,RUN] ... [--first 2] [--last 8] [--attempts] [--questions FILE.jsonl]
 
 Each group is a name and the run folders of its seeds. Each question is asked once, so the answers of a batch are to
 questions that the policy has not been trained on before. Printed is a Markdown row per measure: the mean of the first
 and of the last batches, and their difference, each with its 95% interval, by resampling the questions. Right answers
-and shares are in percent; terms and tokens are as they are. ``--questions``: right answers by the field "kind" of these
-rows, too.
+and shares are in percent; terms and tokens are as they are. ``--attempts``: also how two attempts differ.
+``--questions``: right answers by the field "kind" of these rows, too.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ DRAWS = 2000
 Values = dict[str, dict[str, list[float]]]  # measure -> question -> a value for each episode
 
 
-def measures(turns: Sequence[Rollout]) -> Iterator[tuple[str, float]]:
-    """What one episode says: its turns of the policy in order."""
+def measures(turns: Sequence[Rollout], attempts: bool) -> Iterator[tuple[str, float]]:
+    """What one episode says: its turns of the policy in order. ``attempts``: the first of two is an answer, too."""
     right = [100.0 * (one.verdict == "correct") for one in turns]
     yield "right", right[-1]
     yield "tokens", sum(len(one.token_ids) for one in turns)
@@ -37,7 +37,7 @@ def measures(turns: Sequence[Rollout]) -> Iterator[tuple[str, float]]:
         for name, value in json.loads(one.scores or "{}").items():
             terms[name] += value or 0.0
     yield from ((f"term {name}", value) for name, value in terms.items() if name != "correct")
-    if len(turns) == 2:
+    if attempts and len(turns) == 2:
         yield "first attempt right", right[0]
         yield "second less first", right[1] - right[0]
         yield "wrong to right", 100.0 * (right[0] < right[1])
@@ -45,18 +45,18 @@ def measures(turns: Sequence[Rollout]) -> Iterator[tuple[str, float]]:
         yield "same answer twice", 100.0 * (turns[0].extracted == turns[1].extracted)
 
 
-def collect(runs: Sequence[RunFolder], batches: int, last: bool, kinds: Mapping[str, str]) -> Values:
-    """The values of the first or the last batches of all runs."""
+def collect(runs: Sequence[RunFolder], chosen: slice, attempts: bool, kinds: Mapping[str, str]) -> Values:
+    """The values of the ``chosen`` batches of all runs."""
     found: Values = defaultdict(lambda: defaultdict(list))
     for run in runs:
         folders = sorted(path for path in (run.rl.path / "rollouts").iterdir() if path.name.isdigit())
-        for folder in folders[-batches:] if last else folders[:batches]:
+        for folder in folders[chosen]:
             episodes: dict[tuple[str, int], list[Rollout]] = defaultdict(list)
             for row in read_folder(folder, Rollout):
                 if row.asked == "policy" and not row.parent and row.status != "broken":
                     episodes[row.question_id, row.index].append(row)
             for (question, _), turns in sorted(episodes.items()):
-                for name, value in measures(sorted(turns, key=lambda one: one.turn)):
+                for name, value in measures(sorted(turns, key=lambda one: one.turn), attempts):
                     found[name][question].append(value)
                     if name == "right" and question in kinds:
                         found[f"right: {kinds[question]}"][question].append(value)
@@ -83,7 +83,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="+", metavar="NAME=RUN,RUN")
-    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--first", type=int, default=2)
+    parser.add_argument("--last", type=int, default=8)
+    parser.add_argument("--attempts", action="store_true")
     parser.add_argument("--questions", type=Path)
     options = parser.parse_args()
     rows = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else []
@@ -94,7 +96,8 @@ def main() -> None:
         if not equals:
             parser.error(f"{text}: expected NAME=RUN,RUN")
         runs = [RunFolder(Path(folder)) for folder in folders.split(",")]
-        first, last = (collect(runs, options.batches, late, kinds) for late in (False, True))
+        ends = slice(options.first), slice(-options.last, None)
+        first, last = (collect(runs, end, options.attempts, kinds) for end in ends)
         for measure in sorted(first.keys() & last.keys()):
             before, after = draws(first[measure]), draws(last[measure])
             print(f"| {name} | {measure} | {shown(before)} | {shown(after)} | {shown(after - before, '+')} |")
