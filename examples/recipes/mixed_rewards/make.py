@@ -2,7 +2,8 @@
 
     python -m examples.recipes.mixed_rewards.make [--out runs/mixed_rewards/data]
 
-Writes train.jsonl: the digit of a cell, a product, or where a digit is (answer type box: [left, top, right, bottom]).
+Writes train.jsonl: the digit of a cell, a product, or where the only digit is (answer type box: [left, top, right,
+bottom]).
 Writes demonstrations.jsonl: 400 pairs that show every way to answer, so that the stage has something to choose from.
 Answers are a chain in one of three lengths, a direct answer, or the bare answer. The boxes are off by up to 3 pixels.
 """
@@ -44,10 +45,7 @@ def question(kind: str, rng: random.Random) -> tuple[Board, dict[str, str], str]
         task = Task("product", tuple(rng.sample(range(4), 3)))
         seen, row = task.working(board.digits), {"question": task.question(), "answer": task.answer(board.digits)}
     else:
-        once = [cell for cell, digit in enumerate(board.digits) if board.digits.count(digit) == 1]
-        if not once:
-            return question(kind, rng)
-        cell = rng.choice(once)
+        cell = rng.randrange(4)
         seen = f"{NAMES[cell]} {board.digits[cell]}"
         row = {"question": f"Where is {board.digits[cell]}?", "answer": place(cell), "answer_type": "box"}
     return board, {**row, "kind": kind}, seen
@@ -70,6 +68,17 @@ def _cell(box: str) -> int:
     return int(2 * (top > 0) + (left > 0))
 
 
+def picture(board: Board, row: dict[str, str], rng: random.Random) -> Image.Image:
+    """The board; where a digit is asked for, it alone."""
+    shown = Image.fromarray(draw(board, rng))
+    if row["kind"] != "box":
+        return shown
+    box = json.loads(row["answer"])
+    alone = Image.new("RGB", shown.size)
+    alone.paste(shown.crop(box), box)
+    return alone
+
+
 def write(part: str, count: int, out: Path) -> None:
     """OUT/PART.jsonl and its boards."""
     rng, rows = random.Random(f"mixed {part}"), []
@@ -77,7 +86,7 @@ def write(part: str, count: int, out: Path) -> None:
     for index in range(count):
         board, row, seen = question(rng.choices(tuple(KINDS), tuple(KINDS.values()))[0], rng)
         image = f"images/{part}-{index}.png"
-        Image.fromarray(draw(board, rng)).save(out / image)
+        picture(board, row, rng).save(out / image)
         if part == "demonstrations":
             shown = {"images": [image], "question": row["question"], "response": reply(row, seen, rng)}
             rows.append({"id": f"{part}-{index}", **shown, "system": SYSTEM})
