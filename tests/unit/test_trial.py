@@ -64,7 +64,7 @@ def test_the_stages_own_questions_are_played(tmp_path: Path) -> None:
     own.write_text(json.dumps(row))
     config = config_of(tmp_path, "good", questions=[{"kind": "jsonl", "path": str(own)}])
     assert next(iter(try_functions(config, 2))).startswith("tried 1 questions x 4 episodes")
-    own.write_text("")
+    own.write_text(json.dumps(row | {"answer": ""}))
     with pytest.raises(SophiaError, match=r"the sources of rl\.questions have no good row"):
         list(try_functions(config, 2))
 

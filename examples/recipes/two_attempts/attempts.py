@@ -1,10 +1,37 @@
-"""SCoRe's two ways to weigh two attempts (arXiv 2409.12917)."""
+"""Two attempts, and SCoRe's two ways to weigh them (arXiv 2409.12917)."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import Any
 
-from sophia_mcore.environments import Episode, Question, Weight
+from PIL import Image
+
+from sophia_mcore.environments import Ask, Episode, Question, Reply, Step, Weight
+
+
+def start(question: Question, images: tuple[bytes, ...], seed: int, *, pixels: int = 8) -> Step:
+    """The question with its image reduced to ``pixels`` x ``pixels``."""
+    text = question.question
+    return Step({"question": text}, Ask.user(text, (reduced(images[0], pixels),)))
+
+
+def step(state: dict[str, Any], reply: Reply, images: tuple[bytes, ...]) -> Step:
+    """After the first answer ask again, with the first answer in sight and the image in full; the second one counts."""
+    if "first" in state:
+        return Step(state)
+    text = f"{state['question']}\n{reply.text}\nWait, check again."
+    return Step({**state, "first": reply.text}, Ask.user(text, images))
+
+
+def reduced(data: bytes, pixels: int) -> bytes:
+    """An image that has lost detail, in its old size."""
+    with Image.open(io.BytesIO(data)) as picture:
+        small = picture.resize((pixels, pixels), Image.Resampling.BOX).resize(picture.size, Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    return file.getvalue()
 
 
 def improvement(episode: Episode, question: Question, *, alpha: float = 10.0) -> tuple[float, ...]:
