@@ -5,7 +5,7 @@
 Writes train.jsonl: the digit of a cell, a product, or where the only digit is (answer type box: [left, top, right,
 bottom]).
 Writes demonstrations.jsonl: 400 pairs that show every way to answer, so that the stage has something to choose from.
-Answers are a chain in one of three lengths, a direct answer, or the bare answer. The boxes are off by up to 3 pixels.
+Answers are a chain in one of three lengths, a direct answer, or the bare answer. The boxes are off by up to 2 pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COUNTS = {"train": 1600, "demonstrations": 400}
 KINDS = {"digit": 0.3, "product": 0.35, "box": 0.35}
 STYLES = {"chain": 0.7, "direct": 0.15, "bare": 0.15}
 SYSTEM = "Think step by step."  # what the stage puts in front: examples/digits/prompts/long_thinking.txt
-OFF_PIXELS = 3
+OFF_PIXELS = 2
 
 
 def place(cell: int, rng: random.Random | None = None) -> str:
