@@ -21,8 +21,12 @@ def step(state: dict[str, Any], reply: Reply, images: tuple[bytes, ...]) -> Step
     """After the first answer ask again, with the first answer in sight and the image in full; the second one counts."""
     if "first" in state:
         return Step(state)
-    text = f"{state['question']}\n{reply.text}\nWait, check again."
-    return Step({**state, "first": reply.text}, Ask.user(text, images))
+    return Step({**state, "first": reply.text}, Ask.user(second_prompt(state["question"], reply.text), images))
+
+
+def second_prompt(question: str, first: str) -> str:
+    """What is asked after a first answer."""
+    return f"{question}\n{first}\nWait, check again. {question}"
 
 
 def reduced(data: bytes, pixels: int) -> bytes:
