@@ -15,6 +15,7 @@ from typing import Any
 
 from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.schema import Config
+from sophia_mcore.config.sources import Source
 from sophia_mcore.data.columns import with_options
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.environments import terms
@@ -41,7 +42,7 @@ def try_functions(config: Config, count: int) -> Iterator[str]:
     asked = list(_questions(config, count))
     questions = [question for question, _ in asked]
     if not questions:
-        raise SophiaError("--try: the sources of data.questions have no good row to play")
+        raise SophiaError(f"--try: the sources of {_sources(config)[0]} have no good row to play")
     with tempfile.TemporaryDirectory(prefix="sophia-try-") as folder:
         run = RunFolder(Path(folder))
         keep_user_files(config, run)
@@ -81,8 +82,15 @@ def _summary(
         yield f"  {cut} of {len(episodes)} episodes were cut off (rl.max_turns, or a prompt that does not fit)"
 
 
+def _sources(config: Config) -> tuple[str, Sequence[Source]]:
+    """What the functions are for: the stage's own questions where it has some; and the name of the setting."""
+    if config.rl is not None and config.rl.questions:
+        return "rl.questions", config.rl.questions
+    return "data.questions", config.data.questions
+
+
 def _questions(config: Config, count: int) -> Iterator[_Asked]:
-    rows = (row for source in config.data.questions for row in read_any(source) if not row.problems)
+    rows = (row for source in _sources(config)[1] for row in read_any(source) if not row.problems)
     for row in islice(rows, count):
         images = tuple(_bytes(image) for image in row.images)
         yield (

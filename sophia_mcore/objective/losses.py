@@ -178,12 +178,16 @@ def _has_kl(tokens: Tokens, config: Objective) -> bool:
 def k3(logprobs_T: Tensor, tokens: Tokens) -> Tensor:
     """Estimate of KL(pi | pi_ref) at each token: exp(d) - d - 1 with d = log pi_ref - log pi (arXiv 2402.03300, eq. 4).
 
-    It is 0 at d = 0 and never negative. d is clamped at 60. Raises SophiaError without reference log-probs.
+    It is 0 at d = 0 and never negative. d is clamped at 60. The gradient -expm1(d) is written down: autograd would take
+    exp(d) from 1, which leaves nothing but rounding where pi is still close to pi_ref. Raises SophiaError without
+    reference log-probs.
     """
     if tokens.reference_T is None:
         raise SophiaError("objective.kl: the batch has no log-probs of the starting model")
-    gap_T = (tokens.reference_T - logprobs_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    return gap_T.exp() - gap_T - 1.0
+    fixed_T = logprobs_T.detach()
+    gap_T = (tokens.reference_T - fixed_T).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    slope_T = torch.where(gap_T.abs() < _MAX_LOG_RATIO, -gap_T.expm1(), torch.zeros_like(gap_T))
+    return gap_T.expm1() - gap_T + slope_T * (logprobs_T - fixed_T)
 
 
 def _own_terms(logprobs_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, config: OwnLoss, own: OwnTerm | None) -> Terms:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.batch.samples import AUXILIARY, FRESH
 from sophia_mcore.config.rl import RlObjective
-from sophia_mcore.objective.losses import Tokens, coefficients, objective_loss, term_mask
+from sophia_mcore.objective.losses import Tokens, coefficients, k3, objective_loss, term_mask
 from sophia_mcore.objective.metrics import finish
 from sophia_mcore.objective.reduce import global_denominators
 
@@ -237,3 +237,17 @@ def test_the_kl_estimate_is_never_negative_and_zero_at_the_start() -> None:
     value, gradients, metrics = ours([replace(s, ref=s.lp) for s in flat], [], config, "trainer")
     assert float(value) == metrics["kl"] == 0.0
     assert all(not gradient.any() for gradient in gradients)
+
+
+def test_the_gradient_of_the_kl_estimate_is_exact_right_beside_the_starting_model() -> None:
+    """There exp(d) - 1 is rounding alone, and a stage whose samples have no weight but this one could not begin."""
+    rng = torch.Generator().manual_seed(0)
+    lp = (-3.0 * torch.rand(256, generator=rng)).requires_grad_()
+    ref = lp.detach() + torch.randint(-4, 5, (256,), generator=rng) * 2.0**-22
+    flat = {"mask_T": torch.ones(256, dtype=torch.bool), "kind_T": torch.full((256,), FRESH)}
+    zero = torch.zeros(256)
+    tokens = Tokens(weights_T=zero, scale_T=zero, sequence_ids_T=zero.long(), sequences=1, reference_T=ref, **flat)
+    (gradient,) = torch.autograd.grad(0.37 * k3(lp, tokens).sum(), lp)
+    exact = -0.37 * torch.expm1(ref.double() - lp.detach().double())
+    assert exact.count_nonzero() > 200
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-6, atol=0.0)

@@ -20,18 +20,19 @@ RECIPES = sorted((ROOT / "examples" / "recipes").glob("*/*.toml"))
 def test_the_functions_of_a_recipe(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    answers = enumerate(("yes", "crop third"))
-    rows = [{"id": f"q{i}", "question": "Is first even?", "answer": answer, "image": "a.png"} for i, answer in answers]
+    answers = enumerate(("7", "crop third"))
+    rows = [{"id": f"q{i}", "question": "What is it?", "answer": answer, "image": "a.png"} for i, answer in answers]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = load_config(path)
     check_user_files(config)
     source = config.data.questions[0].model_copy(update={"path": str(tmp_path / "q.jsonl"), "limit": None})
     data = config.data.model_copy(update={"questions": (source,)})
     functions = config.functions.model_copy(update={"timeout_seconds": 30.0})
-    lines = list(try_functions(config.model_copy(update={"data": data, "functions": functions}), 2))
+    rl = config.rl and config.rl.model_copy(update={"questions": ()})
+    lines = list(try_functions(config.model_copy(update={"data": data, "functions": functions, "rl": rl}), 2))
     assert lines[0].startswith("tried 2 questions x 4 episodes twice")
     assert (path.parent / "README.md").is_file()
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 5
+    assert len(RECIPES) >= 11

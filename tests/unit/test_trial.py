@@ -58,6 +58,17 @@ def test_what_came_out(tmp_path: Path) -> None:
     assert lines[2].startswith("  good (weight 0.5): mean ") and not (tmp_path / "run").exists()
 
 
+def test_the_stages_own_questions_are_played(tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    row = {"id": "o", "question": "a longer one?", "answer": "12345", "image": "a.png"}
+    own.write_text(json.dumps(row))
+    config = config_of(tmp_path, "good", questions=[{"kind": "jsonl", "path": str(own)}])
+    assert next(iter(try_functions(config, 2))).startswith("tried 1 questions x 4 episodes")
+    own.write_text(json.dumps(row | {"answer": ""}))
+    with pytest.raises(SophiaError, match=r"the sources of rl\.questions have no good row"):
+        list(try_functions(config, 2))
+
+
 @pytest.mark.parametrize(
     ("reward", "rl", "message"),
     [

@@ -1,4 +1,4 @@
-"""A composite whose second part counts only behind the first (the form of TimeMaster's reward, arXiv 2506.13705)."""
+"""A composite whose last term counts only behind the others (the form of TimeMaster's reward, arXiv 2506.13705)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def well_formed(episode: Episode) -> bool:
     return text.startswith("<think>") and text.count("</think>") == 1 and episode.last.finish_reason == "stop"
 
 
-def gated_brevity(episode: Episode, question: Question, *, most: int = 60, gated: bool = True) -> float:
+def gated_brevity(episode: Episode, question: Question, *, most: int = 40, gated: bool = True) -> float:
     """1 for no token, 0 for ``most`` or more. A rule stands for the judge of the paper, which no toy has.
 
     ``gated``: 0 unless the answer is right and well formed; without the gate, the control, saying little is enough.
