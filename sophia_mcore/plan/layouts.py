@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.errors import SophiaError, UsageError
@@ -202,8 +203,19 @@ def _balanced(setting: Setting, device: Device, layers: int, chunks: int) -> Par
     one = replace(setting, parallel=setting.parallel.model_copy(update={"pipeline": 1, "virtual_pipeline": None}))
     forward, backward = chunk_seconds(one, device, 0, 0)
     layer = (forward.total + backward.total - forward.tower - backward.tower - forward.logits) / layers
-    tower, logits = forward.tower + backward.tower, forward.logits
-    best: tuple[float, int, int, int] | None = None
+    ends = _ends(layers, stages, chunks, layer, forward.tower + backward.tower, forward.logits)
+    if ends is None:
+        return None
+    first, last = ends
+    split = setting.parallel.model_copy(update={"layers_on_first_stage": first, "layers_on_last_stage": last})
+    layers_per_stage(layers, split)
+    return split
+
+
+@cache
+def _ends(layers: int, stages: int, chunks: int, layer: float, tower: float, logits: float) -> tuple[int, int] | None:
+    """Layers of the first and the last stage; a layer, the tower and the logits take the given seconds."""
+    best: tuple[float, int, int] | None = None
     middles = range(chunks, layers + 1, chunks) if stages > 2 else (0,)
     for middle in middles:
         rest = layers - middle * (stages - 2)
@@ -213,13 +225,8 @@ def _balanced(setting: Setting, device: Device, layers: int, chunks: int) -> Par
                 continue
             slowest = max(first * layer + tower, middle * layer, last * layer + logits)
             if best is None or slowest < best[0] * 0.999:
-                best = (slowest, first, middle, last)
-    if best is None:
-        return None
-    _, first, _, last = best
-    split = setting.parallel.model_copy(update={"layers_on_first_stage": first, "layers_on_last_stage": last})
-    layers_per_stage(layers, split)
-    return split
+                best = (slowest, first, last)
+    return None if best is None else best[1:]
 
 
 def _rough(setting: Setting, device: Device) -> float:

@@ -32,12 +32,12 @@ class Sampler:
     tensor: int
     places: int
     context: float  # tokens in the cache per sequence, on average
+    parameters: int  # of the model
 
     def step(self, running: int) -> float:
         """Seconds of one decoding step of `running` sequences."""
-        parameters = model_parameters(self.spec)
-        read = 2.0 * parameters + running * self.context * cache_bytes(self.spec)
-        products = 2.0 * parameters * running / self.device.bf16
+        read = 2.0 * self.parameters + running * self.context * cache_bytes(self.spec)
+        products = 2.0 * self.parameters * running / self.device.bf16
         exchange = 2 * self.spec.language.num_layers * self.device.message_seconds if self.tensor > 1 else 0.0
         return max(read / self.device.bandwidth, products) / self.tensor + exchange + _STEP_SECONDS
 
@@ -54,13 +54,16 @@ def sampler(spec: ModelSpec, device: Device, tensor: int, slots: int, prompt: fl
     Raises:
         SophiaError: a whole node is too small.
     """
-    values = lengths.values()
+    values, parameters = lengths.values(), model_parameters(spec)
     context = prompt + sum(values) / len(values) / 2
     while tensor <= device.per_node:
-        room = tensor * device.memory * _CACHE_SHARE - 2.0 * model_parameters(spec)
+        room = tensor * device.memory * _CACHE_SHARE - 2.0 * parameters
         places = int(room / (cache_bytes(spec) * 2 * context))  # the long ones stay longest
         if places >= 8:
-            return Sampler(spec=spec, device=device, tensor=tensor, places=min(slots, places), context=context)
+            places = min(slots, places)
+            return Sampler(
+                spec=spec, device=device, tensor=tensor, places=places, context=context, parameters=parameters
+            )
         tensor *= 2
     raise SophiaError(f"a node of {device.per_node} x {device.name} is too small for a {spec.language.family} sampler")
 
