@@ -97,11 +97,14 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
         raise UsageError("backend 'cuda' was asked for, but torch sees no CUDA device")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
+    transformer_engine = _usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY)
+    if not transformer_engine:
+        _usable("apex", "amp_C", _APEX_REMEDY)  # megatron-core takes apex's optimizer then, which needs its kernels
     return Backend(
         kind="cuda",
         device=device,
         distributed="nccl",
-        transformer_engine=_usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY),
+        transformer_engine=transformer_engine,
         fused_weight_gradient=_usable("fused_weight_gradient_mlp_cuda", "fused_weight_gradient_mlp_cuda", _APEX_REMEDY),
         fused_kernels=True,
         ordered_sends=True,
@@ -109,13 +112,14 @@ def select(local_rank: int = 0, kind: Literal["auto", "cpu", "cuda"] = "auto") -
 
 
 def check_parts() -> None:
-    """Import Transformer Engine if it is installed. Call this before megatron-core is imported.
+    """Import Transformer Engine and apex if they are installed. Call this before megatron-core is imported.
 
-    megatron-core imports it too, but fails with a traceback. This raises UsageError in one line if the import fails.
+    megatron-core imports them too, but fails with a traceback. This raises UsageError in one line if the import fails.
     Without CUDA this imports megatron-core without torch's compiler. Its fused functions are not used then
     (`Backend.fused_kernels`), and decorating them would take a third of the time of all imports.
     """
     _usable("transformer_engine", "transformer_engine.pytorch", _TE_REMEDY)
+    _usable("apex", "apex", _APEX_REMEDY)
     if not torch.cuda.is_available():
         with mock.patch.object(torch, "compile", _not_compiled):
             importlib.import_module("megatron.core.jit")  # keeps the compiler as `jit_fuser`

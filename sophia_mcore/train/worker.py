@@ -94,8 +94,13 @@ def on_rank(folder: Path, progress_fd: int | None, work: Callable[[Progress], bo
 
 
 def lost_peer(error: RuntimeError) -> bool:
-    """Whether the error says that another rank is gone, over gloo or NCCL: then this one has not failed by itself."""
-    return any(sign in str(error) for sign in _LOST_PEER)
+    """Whether the error says that another rank is gone, over gloo or NCCL: then this one has not failed by itself.
+
+    A DistNetworkError is the store's: the host that keeps it is gone.
+    """
+    from torch.distributed import DistNetworkError
+
+    return isinstance(error, DistNetworkError) or any(sign in str(error) for sign in _LOST_PEER)
 
 
 def note_failure(folder: Path, rank: int, error: Exception) -> None:

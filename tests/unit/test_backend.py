@@ -15,6 +15,7 @@ from sophia_mcore.train.worker import lost_peer
 from tests.support import pretended_cuda
 
 TE, APEX = "transformer_engine/pytorch/__init__.py", "fused_weight_gradient_mlp_cuda.py"
+PLAIN_APEX = "apex/__init__.py"
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
@@ -25,7 +26,9 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
         if "/" in name:
             (folder / name.partition("/")[0] / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(folder))
-    for name in [n for n in sys.modules if n.partition(".")[0] in ("transformer_engine", Path(APEX).stem)]:
+    for name in [
+        n for n in sys.modules if n.partition(".")[0] in ("transformer_engine", "apex", "amp_C", Path(APEX).stem)
+    ]:
         monkeypatch.delitem(sys.modules, name)
     importlib.invalidate_caches()
 
@@ -37,8 +40,15 @@ def selected() -> backends.Backend:
 
 @pytest.mark.parametrize(
     ("files", "found"),
-    [({}, (False, False)), ({TE: ""}, (True, False)), ({TE: "", APEX: ""}, (True, True)), ({APEX: ""}, (False, True))],
-    ids=["neither", "Transformer Engine", "both", "apex"],
+    [
+        ({}, (False, False)),
+        ({TE: ""}, (True, False)),
+        ({TE: "", APEX: ""}, (True, True)),
+        ({APEX: ""}, (False, True)),
+        ({PLAIN_APEX: "", "amp_C.py": ""}, (False, False)),
+        ({TE: "", PLAIN_APEX: ""}, (True, False)),
+    ],
+    ids=["neither", "Transformer Engine", "both", "gradients' kernel", "apex", "apex without kernels is not used"],
 )
 def test_what_is_there_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], found: tuple[bool, bool]
@@ -59,8 +69,10 @@ def test_what_is_there_is_used(
         ({TE: "raise OSError('libnccl.so.2: cannot open')"}, r"\(libnccl.so.2: cannot open\): install what it needs"),
         ({"transformer_engine/jax.py": ""}, r"No module named 'transformer_engine.pytorch'.* docs/gpu.md"),
         ({APEX: "raise ImportError('undefined symbol: _ZN3c10')"}, r"undefined symbol: _ZN3c10\): build apex for"),
+        ({PLAIN_APEX: ""}, r"apex is installed, .*No module named 'amp_C'\): build apex"),
+        ({PLAIN_APEX: "raise OSError('libcudart.so.12')"}, r"apex is installed, .*\(.*\): build apex"),
     ],
-    ids=["onnxscript", "nccl", "without torch", "apex of another torch"],
+    ids=["onnxscript", "nccl", "without torch", "apex of another torch", "apex without kernels", "apex, other CUDA"],
 )
 def test_half_an_installation_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], message: str
@@ -69,7 +81,9 @@ def test_half_an_installation_is_one_line(
     with pytest.raises(UsageError, match=message) as raised:
         selected()
     assert len(str(raised.value).splitlines()) == 1
-    if APEX not in files:  # before megatron-core is imported, whose traceback the user would see
+    if APEX not in files and files != {
+        PLAIN_APEX: ""
+    }:  # before megatron-core is imported, whose traceback the user would see
         with pytest.raises(UsageError, match=message):
             backends.check_parts()
 
@@ -102,3 +116,8 @@ def test_attention_that_transformer_engine_does_not_have() -> None:
 def test_a_lost_rank_is_not_this_rank_s_failure(text: str, lost: bool) -> None:
     """So that Slurm starts the job again instead of giving up."""
     assert lost_peer(torch.distributed.DistBackendError(text)) is lost
+
+
+def test_a_lost_store_is_a_lost_rank() -> None:
+    for text in ("Failed to recv, got 0 bytes. Connection was likely closed.", "The client socket has timed out"):
+        assert lost_peer(torch.distributed.DistNetworkError(text))
