@@ -28,7 +28,8 @@ def gpu_engines(config: Config) -> list[Row]:
             continue
         folder = _here(model)
         try:
-            options = _image_options(config, folder) if folder else _UNREAD
+            unread = None if name == "reasoning" else _UNREAD  # the reasoner reads captions, no images
+            options = _image_options(config, folder) if folder else unread
         except SophiaError:  # the row about the model says why
             continue
         given = engine_arguments(engine, folder or model, options, on_cpu=False)
