@@ -7,6 +7,7 @@ original release's parameter names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -45,6 +42,7 @@ from sophia_mcore.weights.tables import HfLayout, resolve, spelled
 
 Part = tuple[str, Shard, Tensor]
 Answer = tuple[dict[str, Tensor], dict[int, Tensor], list[Part]]  # outputs, {data rank: loss}, gradients of one rank
+INPUTS = {"pixel_values", "image_grid_thw", "input_ids", "labels", "attention_mask", "position_ids", "cu_seqlens"}
 FROZEN = ("vision.", "projector.")  # parameters that `Setup.frozen` leaves as they are
 
 
@@ -69,11 +67,10 @@ class Sample:
 
 
 def check(model_dir: Path, reference_file: Path, parallel: Parallel, setup: Setup = Setup()) -> dict[str, Any]:
-    """{"outputs": {name: relative error}, "gradients": {...}, "max"} of every tensor that the reference file holds.
+    """{"outputs": {name: relative error}, "gradients": {...}, "max", "not_compared"} of a reference file's tensors.
 
-    Raises:
-        UsageError: a file is missing or the layout does not fit the model.
-        SophiaError: the reference does not belong to the model.
+    "not_compared": names that are neither compared nor inputs. The file's positions are inputs. Raises UsageError when
+    a file is missing or the layout does not fit the model, SophiaError when the reference does not belong to it.
     """
     tensors = read(reference_file)
     spec = ModelSpec.from_model_dir(model_dir)
@@ -97,16 +94,19 @@ def check(model_dir: Path, reference_file: Path, parallel: Parallel, setup: Setu
     outputs = {n: relative(found[n], v) for n, v in tensors.items() if n in found}
     if not outputs:
         raise SophiaError(f"{reference_file}: holds nothing that could be compared")
-    return {"outputs": outputs, "gradients": slopes, "max": max([*outputs.values(), *slopes.values()])}
+    rest = sorted(n for n in tensors if n not in found and n.rpartition(".")[2] not in INPUTS and n[:4] != "grad")
+    largest = max([*outputs.values(), *slopes.values()])
+    return {"outputs": outputs, "gradients": slopes, "max": largest, "not_compared": rest}
 
 
 def relative(value: Tensor, wanted: Tensor) -> float:
-    """|value - wanted| / |wanted| (Frobenius norms, in float64); where wanted is 0, |value|."""
+    """|value - wanted| / |wanted| (Frobenius norms, in float64); where wanted is 0, |value|. inf if not finite."""
     if value.numel() != wanted.numel():
-        return float("inf")
+        return math.inf
     value, wanted = value.double().flatten(), wanted.double().flatten()
     scale = wanted.norm()
-    return float((value - wanted).norm() / scale) if scale > 0 else float(value.norm())
+    error = float((value - wanted).norm() / scale) if scale > 0 else float(value.norm())
+    return error if math.isfinite(error) else math.inf  # nothing is larger than not a number
 
 
 def read(file: Path) -> dict[str, Tensor]:

@@ -58,7 +58,8 @@ def reserved_in(text: str) -> str:
     >>> reserved_in("Why does <video> end?")
     'contains <video>: videos are not supported'
     """
-    mark = next((mark for mark in (*_RESERVED, *_VIDEO) if mark in text), None)
+    lower = text.lower()
+    mark = next((mark for mark in (*_RESERVED, *_VIDEO) if mark.lower() in lower), None)
     if mark is None:
         return ""
     return (
@@ -239,6 +240,8 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
             problems.append(f"the options: ({letter}) is {item}")
         elif isinstance(item, (list, tuple, Mapping)):
             problems.append(f"the options: ({letter}) is a {type(item).__name__}, not a text")
+        elif reserved := reserved_in(text_of(item)):
+            problems.append(f"the options: ({letter}) {reserved}")
     return tuple(text_of(item) for item in items)
 
 

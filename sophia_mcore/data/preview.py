@@ -76,13 +76,15 @@ def preview(
     return Preview(f"{title}: {count}, {bad} of them bad", tuple(line for _, line in described), bad)
 
 
+def looked_at(row: Row, max_pixels: int, refuse_size: RefuseSize | None) -> tuple[list[str], list[str]]:
+    """(sizes of the row's images, what is wrong with the row)."""
+    seen = [_size(image, max_pixels, refuse_size) for image in row.images]
+    return [size for size, _ in seen], [*row.problems, *(problem for _, problem in seen if problem)]
+
+
 def _described(row: Row, max_pixels: int, refuse_size: RefuseSize | None) -> tuple[bool, str]:
     """Whether the row is good, and its line."""
-    problems, sizes = list(row.problems), []
-    for image in row.images:
-        size, problem = _size(image, max_pixels, refuse_size)
-        sizes.append(size)
-        problems += [problem] if problem else []
+    sizes, problems = looked_at(row, max_pixels, refuse_size)
     if problems:
         return False, f"row {row.number} ({shown(row.id)}) is bad: {_one_line('; '.join(problems), 300)}"
     kind = f" ({row.answer_type})" if row.answer_type else ""

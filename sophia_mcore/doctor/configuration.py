@@ -98,11 +98,11 @@ def sources(config: Config) -> list[Row]:
         ("evaluate.questions", config.evaluate.questions),
     ):
         for source in given:
-            rows.append(_source(f"{part} {source.name or source.path}", source, config.data.max_bad_rows))
+            rows.append(_source(f"{part} {source.name or source.path}", source, config))
     return rows
 
 
-def _source(name: str, source: Source, max_bad_rows: int) -> Row:
+def _source(name: str, source: Source, config: Config) -> Row:
     path = Path(source.path)
     if source.benchmark and on_the_hub(source):
         return Row(
@@ -113,7 +113,7 @@ def _source(name: str, source: Source, max_bad_rows: int) -> Row:
             remedy="download it beforehand and give its folder as path",
         )
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
-        return _check_row(name, lambda: first_rows(source, max_bad_rows), "correct the file, or `kind` and `columns`")
+        return _check_row(name, lambda: first_rows(source, config), "correct the file, or `kind` and `columns`")
     if source.kind == "datasets" and path.exists():
         return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
     if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Mixture, Source
+from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import size_check
@@ -113,18 +114,20 @@ def _held_out(config: Config) -> list[Input]:
         Input(
             key=f"evaluate.questions {source.name or source.path}",
             phases=("questions",),
-            look=partial(first_rows, source, config.data.max_bad_rows),
+            look=partial(first_rows, source, config),
         )
         for source in config.evaluate.questions
         if not on_the_hub(source)  # a data set on the hub is not checked here
     ]
 
 
-def first_rows(source: Source, max_bad_rows: int) -> str:
+def first_rows(source: Source, config: Config) -> str:
     """Read the first rows as the questions phase does; returns the path. Raises SophiaError if too many are bad."""
-    bad = [row for row in islice(read_any(source), _ROWS) if row.problems]
-    if len(bad) > max_bad_rows:
-        raise SophiaError(f"{source.path}: row {bad[0].number}: {bad[0].problems[0]}")
+    refuse_size, limit = policy_images(config), config.data.max_image_pixels
+    found = [(row.number, looked_at(row, limit, refuse_size)[1]) for row in islice(read_any(source), _ROWS)]
+    bad = [(number, problems[0]) for number, problems in found if problems]
+    if len(bad) > config.data.max_bad_rows:
+        raise SophiaError(f"{source.path}: row {bad[0][0]}: {bad[0][1]}")
     return source.path
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.families import check_processor
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import CONVERSION
@@ -50,6 +51,7 @@ def convert(conversion: Conversion, progress: Progress | None = None) -> Summary
     if conversion.to == "fp8":
         return _convert_fp8(conversion, progress)
     opened = open_checkpoint(conversion.source, conversion.base)
+    check_processor(conversion.base or conversion.source)
     if opened.spec.vision is None and conversion.to not in ("megatron", opened.spec.layout):
         raise UsageError(f"{conversion.source}: a plain text model has only one layout, {opened.spec.layout}")
     dtypes = {name: conversion.dtype or tensor.dtype for name, tensor in opened.tensors.items()}

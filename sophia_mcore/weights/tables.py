@@ -93,7 +93,7 @@ def table_name(name: str, spelling: Spelling) -> str:
 
 def _entry(row: Row, cell: Join | None, sizes: Mapping[str, int], i: int, prefix: str) -> Entry:
     if cell is None:
-        raise SophiaError(f"{row.name} does not exist in this layout")
+        raise SophiaError(f"this model has no such layout: it holds no {row.name}")
     shape = tuple(value(size, sizes) for size in row.shape)
     names = [prefix + name.format(i=i) for name in cell.names]
     if cell.parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints_tools.parity import check
+from checkpoints_tools.parity import check, relative
 from sophia_mcore.config.schema import Parallel
 from sophia_mcore.errors import SophiaError, UsageError
 
@@ -95,9 +96,20 @@ def test_the_tool_prints_one_json_line_and_its_exit_code_says_whether_it_holds()
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
-    assert set(result) == {"outputs", "gradients", "max"} and result["max"] < TOLERANCE
+    assert set(result) == {"outputs", "gradients", "max", "not_compared"} and result["max"] < TOLERANCE
     failed = run_tool(model, reference, "--tolerance", "1e-9")
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("error: the largest relative error is")
+
+
+def test_what_is_not_a_number_is_the_largest_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a name that nothing is compared with is told."""
+    assert relative(torch.tensor([1.0, math.nan]), torch.ones(2)) == math.inf
+    assert relative(torch.full((2,), math.inf), torch.ones(2)) == math.inf
+    tensors = load_file(reference_of("internvl3-8b"))
+    save_file(tensors | {"sample0.logitz": tensors["sample0.logits"].clone()}, tmp_path / "more.safetensors")
+    result = check(FIXTURES / "internvl3-8b", tmp_path / "more.safetensors", Parallel())
+    assert "sample0.logitz" in result["not_compared"] and "sample0.input_ids" not in result["not_compared"]
+    print(result["not_compared"])
 
 
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def test_options_keep_their_letters(options: Any, answer: str, expected: tuple[s
         (OPTIONS, "E", "the answer 'E' is none of the 3 options"),
         (OPTIONS, "up", "the answer 'up' is none of the 3 options"),
         (OPTIONS, "1", "the answer '1' is none of the 3 options; is it an index?"),
+        (["red", "<|image_pad|>"], "A", "the options: (B) contains <|image_pad|>, which is reserved for prompts"),
+        (["red", "<|VIDEO_PAD|>"], "A", "the options: (B) contains <|video_pad|>: videos are not supported"),
         (OPTIONS, "A, E", "the answer 'A, E' is none of the 3 options"),
         ({"A": "red", "B": None, "C": "blue"}, "B", "the answer 'B' names option (B), which has no text"),
         (["red", float("nan")], "A", "the options: (B) is nan"),
@@ -248,8 +251,9 @@ def test_options_that_are_no_texts_are_refused(options: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("mark", ["<video>", "<|video_pad|>"])
-def test_a_question_about_a_video_is_refused(mark: str) -> None:
-    assert read({"question": f"{mark}\nWho falls?"}).problems == (
+@pytest.mark.parametrize("spelled", [str.lower, str.upper])
+def test_a_question_about_a_video_is_refused(mark: str, spelled: Callable[[str], str]) -> None:
+    assert read({"question": f"{spelled(mark)}\nWho falls?"}).problems == (
         f"the question contains {mark}: videos are not supported",
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from sophia_mcore.config import load_config
@@ -138,6 +139,7 @@ def test_a_file_in_the_place_of_the_run_folder_is_refused(config: Config, tmp_pa
 )
 def test_a_question_source_is_read(tmp_path: Path, kind: str, text: str, words: str | None) -> None:
     (tmp_path / "questions.txt").write_text(text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     config = load_config(plan_models.write_config(tmp_path, "internvl3-8b"))
     source = config.data.questions[0].model_copy(update={"kind": kind, "path": str(tmp_path / "questions.txt")})
     data = config.data.model_copy(update={"questions": [source]})

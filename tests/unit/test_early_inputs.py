@@ -68,6 +68,8 @@ BROKEN = {
     "captions' prompt": ('[captions]\nprompt_file = "none.txt"\n', "none.txt: the describe prompt"),
     "reasoning's prompt": ('[reasoning]\nprompt_file = "empty.txt"\n', "prompt is empty"),
     "a placeholder": ('[reasoning]\nprompt_file = "bare.txt"\n', "lacks {caption}"),
+    "an image in a prompt": ('[batch]\nlong_thinking_prompt_file = "image.txt"\n', "prompt contains <|image_pad|>"),
+    "a video in a prompt": ('[captions]\nprompt_file = "video.txt"\n', "contains <|video_pad|>: videos are not"),
     "the long prompt": ('[batch]\nlong_thinking_prompt_file = "none.txt"\n', "the long_thinking prompt"),
     "the judge's prompt": ('[score.judge]\nmodel_name = "m"\njudge_prompt_file = "bare.txt"\n', "lacks {response}"),
     "the judge's other": ('[score.judge]\nmodel_name = "m"\nextract_prompt_file = "none.txt"\n', "extract_answer"),
@@ -83,6 +85,8 @@ def broken_files(folder: Path) -> None:
     write(folder / "half.jsonl", ['{"id": "1", "question": "q", "response": "\\ud83d"}\n'])
     (folder / "empty.txt").write_text(" \n")
     (folder / "bare.txt").write_text("Say something.")
+    (folder / "image.txt").write_text("Think about <|image_pad|>.")
+    (folder / "video.txt").write_text("Watch <|video_pad|>.")
 
 
 @pytest.mark.usefixtures("broken_files")

@@ -16,6 +16,7 @@ from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
 from sophia_mcore.doctor.command import doctor
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.families import check_processor
 from tests.support.qwen_models import config_of, folder_of, processor
 
 SEVEN, EIGHT = "Qwen2.5-VL-7B", "Qwen3-VL-8B"
@@ -105,3 +106,11 @@ def test_what_is_only_evaluated_is_not_refused() -> None:
     Path("run.toml").write_text(text.replace('reasoner = "policy"\n', ""))
     done = CliRunner().invoke(app, ["check", "run.toml", "--set", "evaluate.only=true"])
     assert done.exit_code == 0, done.exception
+
+
+def test_a_conversion_looks_at_the_processor_that_goes_along(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "policy", config_of(SEVEN), GOOD[SEVEN] | {"patch_size": 16})
+    with pytest.raises(SophiaError, match="patch_size = 16, but the model's is 14"):
+        check_processor(folder)
+    (folder / "preprocessor_config.json").unlink()
+    check_processor(folder)  # there is nothing to contradict

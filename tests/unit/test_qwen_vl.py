@@ -191,6 +191,9 @@ def test_variants_are_refused_with_one_line(case: str) -> None:
         ({"min_pixels": 99999, "max_pixels": 5000}, "min_pixels = 99999 is above max_pixels = 5000"),
         ({"size": {"height": 3}}, "size.shortest_edge and size.longest_edge"),
         ({"do_resize": False}, "do_resize = false is not supported"),
+        ({"rescale_factor": 1.0}, "rescale_factor = 1.0 is not supported, only 0.00392157"),
+        ({"resample": 0}, "resample = 0 is not supported, only 3"),
+        ({"image_mean": [0.5]}, "image_mean has 1 values, not one for each of 3 colours"),
     ],
 )
 def test_processors_that_do_not_fit_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

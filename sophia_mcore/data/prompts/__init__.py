@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from sophia_mcore.data.cells import reserved_in
 from sophia_mcore.errors import UsageError
 
 NAMES = ("describe", "simulate_seeing", "long_thinking", "boxed", "rethink", "judge", "extract_answer")
@@ -16,8 +17,8 @@ def load_prompt(
 ) -> str:
     """Template ``name``.txt of ``package``, or the text of ``override``; outer blank lines are dropped.
 
-    ``needs`` are the placeholders that must occur in it. Raises UsageError when the file is missing, empty, not UTF-8
-    or lacks a placeholder.
+    ``needs`` are the placeholders that must occur in it. Raises UsageError when the file is missing, empty, not UTF-8,
+    lacks a placeholder, or contains what a chat template reads as structure.
     """
     source = override or resources.files(package) / f"{name}.txt"
     if override is not None and override.exists() and not override.is_file() and not override.is_dir():
@@ -28,6 +29,8 @@ def load_prompt(
         raise UsageError(f"{source}: the {name} prompt cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UsageError(f"{source}: the {name} prompt is not UTF-8 text") from None
+    if reserved := reserved_in(text):
+        raise UsageError(f"{source}: the {name} prompt {reserved}")
     if not text:
         raise UsageError(f"{source}: the {name} prompt is empty")
     missing = [f"{{{placeholder}}}" for placeholder in needs if f"{{{placeholder}}}" not in text]

@@ -22,6 +22,7 @@ from sophia_mcore.pretrained.qwen_vl.spec import FRAMES
 from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 from sophia_mcore.store.json_files import read_json
 
+BICUBIC = 3  # Pillow's number of the filter
 LONGEST_RATIO = 200  # of an image's sides
 
 
@@ -143,6 +144,12 @@ def read(folder: Path, config: Mapping[str, Any], limits: ImageLimits) -> PatchG
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not image.get(key, True):
             raise UsageError(f"{file}: {key} = false is not supported")
+    for key, only in (("rescale_factor", 1 / 255), ("resample", BICUBIC)):
+        if image.get(key) is not None and not math.isclose(image[key], only):
+            raise UsageError(f"{file}: {key} = {image[key]} is not supported, only {only:.6g}")
+    for key in ("image_mean", "image_std"):
+        if len(image[key]) != 3:
+            raise UsageError(f"{file}: {key} has {len(image[key])} values, not one for each of 3 colours")
     smallest, largest = _limits(image)
     smallest = max(smallest, limits.min_pixels or 0)
     largest = min(largest, limits.max_pixels or largest)
