@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PIN = ROOT / "constraints" / "cuda-path.txt"
 SITE = ROOT / "build" / "cuda_path" / "site"
-RECORD = ROOT / "build" / "status" / "cuda_path.json"  # how it ended: tools/write_status.py reads it
+STATUS = ROOT / "build" / "status"  # how it ended, a record for each environment: tools/write_status.py reads them
 NEXT = ROOT / ".venv-next" / "bin" / "python"
 
 
@@ -51,10 +51,10 @@ def unpack(wheel: Path, folder: Path) -> None:
     (folder / "libtransformer_engine.so").touch()
 
 
-def command(python: Path | str, arguments: list[str]) -> list[str]:
-    """pytest on tests/cuda_path, with Transformer Engine where it could be fetched."""
+def command(python: Path | str, arguments: list[str], record: str = "cuda_path") -> list[str]:
+    """pytest on tests/cuda_path, with Transformer Engine where it could be fetched; leaves `record`.json."""
     loaded = ["-p", "tests.cuda_path.stand_in"] if SITE.is_dir() else []
-    recorded = ["-p", "tests.support.record", "--record", str(RECORD)]
+    recorded = ["-p", "tests.support.record", "--record", str(STATUS / f"{record}.json")]
     return [str(python), "-m", "pytest", *loaded, *recorded, *arguments, "tests/cuda_path"]
 
 
@@ -65,12 +65,13 @@ def environment() -> dict[str, str]:
 
 def main() -> int:
     """0 if all that could run passed: with this environment's megatron-core, and with the newest in .venv-next."""
-    problem = fetch()
-    codes = [subprocess.run(command(sys.executable, sys.argv[1:]), cwd=ROOT, env=environment()).returncode]
+    problem, arguments = fetch(), sys.argv[1:]
+    lanes = [command(sys.executable, arguments)]
     if NEXT.is_file():
-        codes.append(subprocess.run(command(NEXT, sys.argv[1:]), cwd=ROOT, env=environment()).returncode)
+        lanes.append(command(NEXT, arguments, "cuda_path_next"))
     else:
         print("CUDA path: SKIPPED with the newest megatron-core: no .venv-next (`make test-next` makes it)")
+    codes = [subprocess.run(lane, cwd=ROOT, env=environment()).returncode for lane in lanes]
     if problem:
         print(f"CUDA path: SKIPPED, Transformer Engine's Python files cannot be fetched: {problem}")
     return int(any(codes))

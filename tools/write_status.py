@@ -1,6 +1,6 @@
 """Write docs/status.md from docs/status.toml and the records of the lanes: `python tools/write_status.py [--take]`.
 
-`make test`, `make test-slow` and `make test-cuda-path` leave build/status/LANE.json: how the tests of each file ended.
+`make test`, `make test-slow` and `make test-cuda-path` leave records in build/status: how the tests of each file ended.
 --take copies these records to docs/status/, which are part of the project, before the page is written. `make gpu-check`
 writes docs/bench/gpu.md. A test says when the page is not what its sources say.
 """
@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LANES = {"cpu": "CPU", "cuda_path": "CUDA path on a CPU", "gpu": "GPU"}
+# a lane that runs in two environments has a record of each, so that neither hides a failure of the other
+RECORDS = {"cpu": ("cpu",), "cuda_path": ("cuda_path", "cuda_path_next")}
 HEAD = """# Status: what has been seen
 
 This page lists what has been seen, not what should work. It is generated: `python tools/write_status.py`.
@@ -35,7 +37,7 @@ example. "-" means that the feature needs no GPU.
 def page(docs: Path = DOCS) -> str:
     """The text of docs/status.md."""
     rows = tomllib.loads((docs / "status.toml").read_text())
-    records = {lane: _read(docs / "status" / f"{lane}.json") for lane in ("cpu", "cuda_path")}
+    records = {lane: together([_read(docs / "status" / f"{n}.json") for n in names]) for lane, names in RECORDS.items()}
     dates = [f"{LANES[lane]}: {max(r['date'] for r in found.values())}" for lane, found in records.items() if found]
     gpu = (docs / "bench" / "gpu.md").is_file()
     said = "[What was seen](bench/gpu.md)" if gpu else "**Nothing has been run on a GPU yet**"
@@ -47,6 +49,16 @@ def page(docs: Path = DOCS) -> str:
             parts.append(f"| {row['feature']} | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def together(records: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The outcomes of all records by test file, added up; the date is the newest."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, result in (item for record in records for item in record.items()):
+        other = found.get(name, {"passed": 0, "skipped": 0, "failed": 0, "date": ""})
+        counts = {kind: other[kind] + result[kind] for kind in ("passed", "skipped", "failed")}
+        found[name] = counts | {"date": max(other["date"], result["date"])}
+    return found
 
 
 def cell(claim: dict[str, Any] | None, record: dict[str, dict[str, Any]]) -> str:
@@ -81,11 +93,11 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 def take(build: Path = ROOT / "build" / "status", docs: Path = DOCS) -> None:
     """Merge the lanes' records into docs/status/; files whose tests are gone are dropped."""
     (docs / "status").mkdir(exist_ok=True)
-    for lane in ("cpu", "cuda_path"):
-        merged = _read(docs / "status" / f"{lane}.json") | _read(build / f"{lane}.json")
+    for record in (name for names in RECORDS.values() for name in names):
+        merged = _read(docs / "status" / f"{record}.json") | _read(build / f"{record}.json")
         known = {name: result for name, result in sorted(merged.items()) if (docs.parent / name).is_file()}
         if known:
-            (docs / "status" / f"{lane}.json").write_text(json.dumps(known, indent=1) + "\n")
+            (docs / "status" / f"{record}.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

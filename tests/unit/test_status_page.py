@@ -86,3 +86,27 @@ def test_taking_a_record_drops_what_is_gone(tool: ModuleType, tmp_path: Path) ->
     (build / "cpu.json").write_text(json.dumps({"here.py": result}))
     tool.take(build, docs)
     assert json.loads((docs / "status" / "cpu.json").read_text()) == {"here.py": result}
+
+
+@pytest.mark.parametrize("failing", ["cuda_path", "cuda_path_next"])
+def test_a_failure_in_either_environment_of_the_cuda_path_stays(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Both environments run as tools/cuda_path.py runs them; the test fails in one of them."""
+    lane = load_tool("cuda_path")
+    docs, test = tmp_path / "docs", "tests/cuda_path/test_x.py"
+    (tmp_path / "tests" / "cuda_path").mkdir(parents=True)
+    (tmp_path / test).write_text(f"def test_x(pytestconfig): assert pytestconfig.option.record.stem != {failing!r}\n")
+    for name, value in {"ROOT": tmp_path, "SITE": tmp_path / "none", "STATUS": tmp_path / "build" / "status"}.items():
+        monkeypatch.setattr(lane, name, value)
+    monkeypatch.setattr(lane, "NEXT", Path(sys.executable))
+    monkeypatch.setattr(lane, "fetch", lambda: "")
+    monkeypatch.setattr(sys, "argv", ["cuda_path.py", "-q", "-c", "/dev/null", f"--rootdir={tmp_path}"])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert lane.main() == 1
+    docs.mkdir()
+    (docs / "status.toml").write_text(
+        f'[[section]]\ntitle = "T"\n[[section.row]]\nfeature = "x"\ncuda_path = {{ tests = ["{test}"] }}\n'
+    )
+    tool.take(tmp_path / "build" / "status", docs)
+    assert "**1 of 2 tests failed**" in tool.page(docs)
