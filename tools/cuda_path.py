@@ -2,7 +2,7 @@
 
 Fetches the wheel `transformer_engine` by its pinned hash (1.2 MB, pure Python), unpacks it under build/ and runs
 tests/cuda_path in a process that finds it there. Nothing of it is installed. Where it cannot be had, the tests are
-skipped, and the last line says so.
+skipped, and the last line says so. A wheel with another hash is an error.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ NEXT = ROOT / ".venv-next" / "bin" / "python"
 
 
 def fetch() -> str:
-    """Make `SITE`; returns what is wrong, or ""."""
+    """Make `SITE`; returns why it could not be fetched, or "". Exits with 1 if the wheel has not the pinned hash."""
     stamp = SITE / "pin.txt"
     if stamp.is_file() and stamp.read_text() == PIN.read_text():
         return ""
+    shutil.rmtree(SITE, ignore_errors=True)  # files of another pin, which nobody may take for those of this one
     SITE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=SITE.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--require-hashes", "--dest", folder, "--requirement", str(PIN)]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode and "hash" in done.stderr.lower():
+            said = " ".join(done.stderr.split())
+            raise SystemExit(f"error: {PIN.name}: pip has found no wheel with the pinned hash: {said}")
         if done.returncode or len(wheels) != 1:
             return (done.stderr.strip().splitlines() or ["pip has fetched no wheel"])[-1]
         unpack(wheels[0], Path(folder) / "site")
         (Path(folder) / "site" / stamp.name).write_text(PIN.read_text())
-        shutil.rmtree(SITE, ignore_errors=True)
         (Path(folder) / "site").rename(SITE)
     return ""
 
