@@ -40,6 +40,10 @@ def cuda(config: Config, folder: RunFolder) -> Counter[str]:
         return Counter(call.kind for call in calls)
 
 
+def assert_production_path(calls: Counter[str], updates: int) -> None:
+    assert calls["attention"] > 0 and calls["adam"] == updates, calls
+
+
 def newest(folder: RunFolder) -> dict[str, torch.Tensor]:
     return train_world.tensors(list_checkpoints(folder.round(0).checkpoints)[0])
 
@@ -70,7 +74,7 @@ def test_a_session_is_that_of_the_cpu(tmp_path: Path, policy: Path, name: str) -
         ranks = config.parallel.world_size
         if path == "cuda":
             for calls in run(cuda, ranks, config, folder):
-                assert calls["attention"] > 0 and calls["adam"] == 6, calls
+                assert_production_path(calls, updates=6)
         else:
             assert run(train_world.train, ranks, config, folder) == [True] * ranks
         folders.append(folder)
@@ -88,7 +92,11 @@ def test_a_session_goes_on_from_the_checkpoint_of_either_path(
     _, folder = train_world.make_run(tmp_path / "parts", policy, **steady)
     for path, steps in ((first, 4), (second, 6)):
         config = train_world.make_config(folder.path, policy, train={**steady["train"], "steps": steps})
-        run(cuda if path == "cuda" else train_world.train, 1, config, folder)
+        if path == "cuda":
+            (calls,) = run(cuda, 1, config, folder)
+            assert_production_path(calls, updates=4 if steps == 4 else 2)
+        else:
+            assert run(train_world.train, 1, config, folder) == [True]
         if steps == 4:
             (folder.round(0).train / "summary.json").unlink()
     assert len(train_world.losses(folder)) == 6
