@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config, Fp8, Parallel
+from sophia_mcore.errors import UsageError
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.model.sizes import rank_parameters
@@ -59,6 +60,17 @@ def test_every_example_builds_at_its_real_size(name: str, recipe: str) -> None:
                 seen.add(own)
             assert held == rank_parameters(spec, parallel)[stage], f"stage {stage}"
     assert seen == set(wanted) and parameters(spec)
+
+
+def test_attention_without_a_kernel_is_refused_before_anything_is_built() -> None:
+    """fp32 under context parallelism: Transformer Engine would say so at the first step."""
+    parallel = Parallel(context=2)
+    with pretended_cuda.fake_world(0, 2), shimmed():
+        chosen = pretended_cuda.backend()
+        groups = groups_module.initialize(parallel, chosen, gloo_copies=False)
+        with pytest.raises(UsageError, match=r"'float32' with parallel.context = 2"):
+            lvlm.build(layouts.tiny_spec(), layouts.tiny_config(parallel, dtype="float32"), groups, chosen)
+        assert lvlm.build(layouts.tiny_spec(), layouts.tiny_config(parallel, dtype="bfloat16"), groups, chosen)
 
 
 LAYOUTS = {

@@ -19,6 +19,7 @@ from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.pretrained.spec import ModelSpec
 from tests.cuda_path import stand_in
 from tests.cuda_path.shim import Call, shimmed
+from tests.gpu.test_te_spec import outcome
 from tests.support import layouts, pretended_cuda
 from tests.support.harness import run
 
@@ -126,3 +127,14 @@ def assert_production_path(calls: Counter[Call], spec: ModelSpec, fp8: Fp8, pack
     assert share == pytest.approx(wanted) and found <= {"", recipe}
     if recipe:
         assert any(call.first for call in linear) and any(call.first is False for call in linear), "one renewal a step"
+
+
+def test_the_comparison_for_a_gpu_runs_where_apex_is_installed() -> None:
+    """apex adds weight gradients to buffers of DistributedDataParallel, which test_te_spec.py does not use."""
+    apex = pretended_cuda.backend(fused_weight_gradient=True)
+    with shimmed() as calls, mock.patch.object(backends, "select", lambda **_: apex):
+        plain = outcome(False, "float32", True, "qwen2")
+        assert not calls
+        fused = outcome(True, "float32", True, "qwen2")
+    error, where = worst(fused, plain)
+    assert calls and error < 1e-4 and len(fused) > 40, where

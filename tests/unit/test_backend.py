@@ -11,7 +11,7 @@ import torch
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel import backend as backends
-from sophia_mcore.train.worker import lost_peer
+from sophia_mcore.train.worker import lost_peer, on_rank
 from tests.support import pretended_cuda
 
 TE, APEX = "transformer_engine/pytorch/__init__.py", "fused_weight_gradient_mlp_cuda.py"
@@ -86,6 +86,12 @@ def test_half_an_installation_is_one_line(
     }:  # before megatron-core is imported, whose traceback the user would see
         with pytest.raises(UsageError, match=message):
             backends.check_parts()
+
+
+def test_a_rank_ends_with_that_line_before_its_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, {TE: "import onnxscript_that_is_missing"})
+    with pytest.raises(UsageError, match=r"\(No module named 'onnxscr"):
+        on_rank(tmp_path / "train", None, lambda _: pytest.fail("the rank's work begins"))
 
 
 def test_attention_that_transformer_engine_does_not_have() -> None:
