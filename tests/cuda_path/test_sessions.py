@@ -21,9 +21,9 @@ from tests.cuda_path.shim import shimmed
 from tests.support import pretended_cuda, train_world
 from tests.support.harness import run
 
-BF16 = {"train": {"dtype": "bfloat16"}}
 CASES: dict[str, dict[str, Any]] = {
     "one rank": {},
+    "bf16, tp2 sp": {"train": {"dtype": "bfloat16"}, "parallel": {"tensor": 2, "sequence_parallel": True}},
     "dp2": {"parallel": {"processes": 2}},
     "tp2 sp": {"parallel": {"tensor": 2, "sequence_parallel": True}},
     "trained tower, asynchronous saves": {
@@ -56,8 +56,30 @@ def assert_same(folder: RunFolder, other: RunFolder) -> None:
     for name, value in mine.items():
         near = torch.allclose(value, theirs[name], rtol=1e-4, atol=5e-4)
         assert near or (value - theirs[name]).norm() < 4e-3 * theirs[name].norm(), name
-    after = [json.loads((f.round(0).train / "summary.json").read_text())["logprob_after"] for f in (folder, other)]
-    assert after[0] == pytest.approx(after[1], abs=1e-3)
+    assert after(folder) == pytest.approx(after(other), abs=1e-3)
+
+
+def assert_near(folder: RunFolder, other: RunFolder) -> None:
+    """The same session in bf16, whose numbers have 8 bits: neighbours are up to 2**-7 of their value apart.
+
+    Log-probs and weights may be neighbours. A gradient has gone through every product of both layers, forward and
+    backward, each rounded, and six updates: 7% of the norm of a moment was seen, 12.5% is the bound.
+    """
+    assert train_world.losses(folder) == pytest.approx(train_world.losses(other), rel=2**-7)
+    assert after(folder) == pytest.approx(after(other), rel=2**-7)
+    mine, theirs = newest(folder), newest(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        moment = ".exp_avg" in name
+        if name.endswith("linear_qkv.bias") and not moment:
+            continue  # softmax does not see the keys' biases: AdamW makes steps of gradients that are mere rounding
+        error, norm = (value.float() - theirs[name].float()).norm(), theirs[name].float().norm()
+        assert error <= (2**-3 if moment else 2**-7) * norm, (name, error / norm)
+
+
+def after(folder: RunFolder) -> float:
+    """The mean log-prob of the measured samples under the trained weights."""
+    return json.loads((folder.round(0).train / "summary.json").read_text())["logprob_after"]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +100,7 @@ def test_a_session_is_that_of_the_cpu(tmp_path: Path, policy: Path, name: str) -
         else:
             assert run(train_world.train, ranks, config, folder) == [True] * ranks
         folders.append(folder)
-    assert_same(folders[1], folders[0])
+    (assert_near if name.startswith("bf16") else assert_same)(folders[1], folders[0])
 
 
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
