@@ -73,7 +73,7 @@ test-cuda-path: env
 	@$(PY) tools/cuda_path.py
 
 gpu-check:
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.check
+	@$(if $(filter command,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(PY)),$(PY),$(PYTHON))) -m tests.gpu.check
 
 test-next: .venv-next/ready
 	.venv-next/bin/python -m pytest tests/dist tests/parity/test_internvl_reference.py tests/unit/test_model*.py

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.gpu.gpu_world import CUDA, one_rank, packed, step_flops, text_only, update, with_train
+from tests.gpu.gpu_world import one_rank, packed, require_gpu, step_flops, text_only, update, with_train
 
 VOCABULARY, SEQUENCE = 8192, 4096  # a packed row is made of sequences of 4,096 tokens
 
@@ -131,8 +131,7 @@ def main() -> None:
     parser.add_argument("--tower-tiles", type=int, nargs="*", default=[])
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16, datasheet of H100 SXM and H200")
     options = parser.parse_args()
-    if not CUDA:
-        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script measures and where")
+    require_gpu()
     import megatron.core
 
     result: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 python -m tests.gpu.digits OUT.json [--engine transformers|vllm]
 
+Begins from an empty run folder: `sophia run` would go on with what an earlier call left in runs/digits-gpu.
 Needs the example's models (made here if missing; minutes on the CPU). `transformers` samples where vLLM for CUDA is not
 installed. Not yet run on a GPU.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from typing import Any
 import tomli_w
 
 from sophia_mcore.config import dump_toml, load_config
-from tests.gpu.gpu_world import CUDA
+from tests.gpu.gpu_world import require_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,26 +42,39 @@ def configuration(engine: str, folder: Path) -> dict[str, Any]:
     return values
 
 
+def empty(folder: Path) -> None:
+    """Remove what an earlier call left."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(exist_ok=True)
+
+
+def results(folder: Path, start: float) -> dict[str, Any]:
+    """What the run wrote; ends in one line if a file is older than ``start`` (seconds since 1970): an earlier run's."""
+    files = {"report": folder / "report.json", "train": folder / "round-0" / "train" / "summary.json"}
+    for file in files.values():
+        if file.stat().st_mtime < start:
+            raise SystemExit(f"error: {file} is older than this run: remove {folder} and run again")
+    report, summary = (json.loads(file.read_text()) for file in files.values())
+    return {"seconds": round(time.time() - start, 1), "evaluation": report["evaluation"], "train": summary}
+
+
 def main() -> None:
     """Prepare, run, collect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     options = parser.parse_args()
-    if not CUDA:
-        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script does and where")
+    require_gpu()
     if not (ROOT / "runs" / "digits" / "data").is_dir():
         subprocess.run([sys.executable, "examples/digits/world.py"], check=True, cwd=ROOT)
     folder = ROOT / "runs" / "digits-gpu"
-    folder.parent.mkdir(exist_ok=True)
+    empty(folder)
     config = folder.with_suffix(".toml")
     config.write_text(tomli_w.dumps(configuration(options.engine, folder)))
-    start = time.perf_counter()
+    start = time.time()
     subprocess.run([sys.executable, "-m", "sophia_mcore.cli", "run", str(config)], check=True, cwd=ROOT)
-    report = json.loads((folder / "report.json").read_text())
-    summary = json.loads((folder / "round-0" / "train" / "summary.json").read_text())
-    seconds = round(time.perf_counter() - start, 1)
-    result = {"seconds": seconds, "evaluation": report["evaluation"], "train": summary}
+    result = results(folder, start)
     options.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
 

@@ -1,4 +1,7 @@
-"""One CUDA rank: process group, backend with or without Transformer Engine, rows on the device, and arithmetic."""
+"""One CUDA rank: process group, backend with or without Transformer Engine, rows on the device, and arithmetic.
+
+megatron-core is imported inside functions only: `require_gpu` must look at Transformer Engine before.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from sophia_mcore.config.schema import Config, Parallel
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.parallel import backend as backends
-from sophia_mcore.parallel import groups as layouts
 from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
 
 CUDA = torch.cuda.is_available()
 TRANSFORMER_ENGINE = CUDA and importlib.util.find_spec("transformer_engine") is not None
@@ -26,9 +31,21 @@ needs_te = pytest.mark.skipif(
 )
 
 
+def require_gpu() -> None:
+    """For scripts: ends in one line without a CUDA device, or where Transformer Engine or apex is half installed."""
+    if not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script does and where")
+    try:
+        backends.check_parts()
+    except SophiaError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 @contextmanager
 def one_rank(transformer_engine: bool = True, **changes: Any) -> Iterator[tuple[Any, Any]]:
     """(groups, backend) of a layout of one rank over NCCL; everything is left again. ``changes``: of the backend."""
+    from sophia_mcore.parallel import groups as layouts
+
     backend = replace(backends.select(kind="cuda"), transformer_engine=transformer_engine, **changes)
     dist.init_process_group(backend.distributed, store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -55,6 +72,8 @@ def update(chunk: Any, optimizer: Any, loss_of: Callable[[Any], torch.Tensor]) -
 
 def packed(lengths: list[int]) -> PackedSeqParams:
     """Sequences of these lengths in one row."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
     ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device="cuda")
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.gpu.gpu_world import require_gpu
+
 Loss = Callable[[Tensor, Tensor], Tensor]  # (hidden, weight) -> summed loss
 REPEATS = 5
 
@@ -167,8 +169,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[3584, 5120])
     parser.add_argument("--chunks", type=int, nargs="+", default=[512, 1024, 4096])
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script measures and where")
+    require_gpu()
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "hidden": {}}
     for hidden_size in options.hidden:
         result["hidden"][str(hidden_size)] = width(hidden_size, options, "cuda")

@@ -36,4 +36,6 @@ def test_training_goes_on_under_cuda_from_a_checkpoint_of_the_cpu(tmp_path: Path
     train(tmp_path / "cuda", 6, cuda=True)
     wanted, found = losses(tmp_path / "cpu"), losses(tmp_path / "cuda")
     assert len(found) == 6 and found[:4] == wanted[:4]
+    worst = max(abs(f / w - 1.0) for f, w in zip(found[4:], wanted[4:], strict=True))
+    print(f"worst error, losses: {worst:.1e} (at most 3e-02)")  # check.py shows it
     assert found[4:] == pytest.approx(wanted[4:], rel=0.03)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,10 @@ import pytest
 import torch
 
 from sophia_mcore.errors import UsageError
-from tests.gpu import blocks, check, gpu_world
+from tests.gpu import blocks, check, digits, gpu_world, logprob_peers
 from tests.gpu.gpu_world import CUDA, needs_te
 from tests.support import pretended_cuda
+from tests.support.tools import load_tool
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}"}
@@ -43,32 +46,104 @@ def test_blocks_measure_something(tmp_path: Path) -> None:
     assert found["tower"]["2"]["tiles_per_second"] > 0
 
 
-STEPS = {"none 16384": {"tflops": 500.0, "tokens_per_second_and_layer": 9e4}, "tensorwise 16384": {"tflops": 800.0}}
-FP8 = {"steps": STEPS, "losses": {"none": {}, "tensorwise": {"loss_gap": 0.001}}}
+STEPS = {
+    "none 16384": {
+        "tflops": 500.0,
+        "tokens_per_second_and_layer": 9e4,
+        "mfu_of_bf16_peak": 0.51,
+        "peak_memory_gb": 30.0,
+    },
+    "tensorwise 16384": {"tflops": 800.0, "losses": [2.0, 1.0]},
+}
+BF16 = {"losses": [2.0, 1.0]}
+FP8 = {"steps": STEPS, "losses": {"none": BF16, "tensorwise": BF16 | {"loss_gap": 0.001}}}
 SLICE = {"steps": {"none 16384": STEPS["none 16384"]}, "losses": {}, "tower": {"8": {"tiles_per_second": 40.0}}}
-KERNELS = {"hidden": {"3584": {"floor": {}, "nll 1024": {"gradient_error": 4e-3}, "liger": {"error": "not installed"}}}}
+WIDTH = {
+    "floor": {"seconds": 0.01},
+    "nll 1024": {"gradient_error": 4e-3, "seconds": 0.02},
+    "ratio 1024": {"seconds": 0.02},
+}
+KERNELS = {"hidden": {"3584": WIDTH}}
 BROKEN = {"error": "OutOfMemoryError: CUDA out of memory"}
+
+
+def apart(part: dict[str, Any]) -> dict[str, Any]:
+    """Results of FP8 with another part for its losses."""
+    return {**FP8, "losses": {"none": BF16, "tensorwise": BF16 | part}}
+
+
+def speed(**changes: float | None) -> dict[str, Any]:
+    """Figures of bf16's step with changes; None takes one away."""
+    part = {**STEPS["none 16384"], **changes}
+    return {"none 16384": {name: value for name, value in part.items() if value is not None}}
+
+
+def gradient(error: float) -> dict[str, Any]:
+    """Results of the kernels with this error of the gradient."""
+    return {"hidden": {"1": {"nll 1024": {"gradient_error": error, "seconds": 1.0}}}}
+
+
+def learned(before: float, after: float, base: float = 0.2, tuned: float = 0.8) -> dict[str, Any]:
+    """Results of the digits example."""
+    evaluation = {"base": {"pass_at_1": base}, "round-0": {"pass_at_1": tuned}}
+    return {"train": {"logprob_before": before, "logprob_after": after}, "evaluation": evaluation}
+
+
 RESULTS: dict[str, tuple[Any, Any, bool, str]] = {  # judge, results, good, what the row says
     "fp8": (check.blocks, FP8, True, "tensorwise: loss +0.10%"),
-    "fp8 apart": (check.blocks, {**FP8, "losses": {"none": {}, "tensorwise": {"loss_gap": 0.02}}}, False, "+2.00%"),
-    "fp8 is nan": (check.blocks, {**FP8, "losses": {"none": {}, "delayed": {"loss_gap": math.nan}}}, False, "nan"),
-    "fp8 not compared": (check.blocks, {**FP8, "losses": {"none": {}, "tensorwise": {}}}, False, "500 TFLOP/s"),
-    "fp8 broken": (check.blocks, {**FP8, "losses": {"none": {}, "tensorwise": BROKEN}}, False, "out of memory"),
+    "fp8 apart": (check.blocks, apart({"loss_gap": 0.02}), False, "+2.00%"),
+    "fp8 is nan": (check.blocks, apart({"loss_gap": math.nan}), False, "nan"),
+    "fp8 not compared": (check.blocks, apart({}), False, "tensorwise: not compared with bf16"),
+    "fp8 broken": (check.blocks, {**FP8, "losses": {"none": BF16, "tensorwise": BROKEN}}, False, "out of memory"),
+    "fp8 without speed": (check.blocks, {**FP8, "steps": speed()}, False, "tensorwise: no speed"),
+    "fp8 shows": (check.blocks, FP8, True, "none 16384: 500 TFLOP/s (51% of bf16's peak), 30.0 GB"),
+    "bf16 loss is nan": (
+        check.blocks, {**FP8, "losses": {**FP8["losses"], "none": {"losses": [2.0, math.nan]}}}, False,
+        "none: a loss is not a number",
+    ),
+    "step's loss is inf": (
+        check.blocks, {**FP8, "steps": {**STEPS, "none 16384": STEPS["none 16384"] | {"losses": [math.inf]}}}, False,
+        "none 16384: a loss is not a number",
+    ),
+    "no losses": (check.blocks, apart({"losses": [], "loss_gap": 0.0}), False, "tensorwise: no losses"),
+    "tflops 0": (check.blocks, {**FP8, "steps": {**STEPS, **speed(tflops=0.0)}}, False, "none 16384: no tflops"),
+    "tflops missing": (check.blocks, {**FP8, "steps": {**STEPS, **speed(tflops=None)}}, False, "none 16384: no tflops"),
+    "slice tflops < 0": (
+        check.slice_of_38b, {**SLICE, "steps": {**speed(tflops=-1.0), "x": STEPS["none 16384"]}}, False,
+        "none 16384: no tflops",
+    ),
+    "peer broken": (check.kernels, {"hidden": {"1": {**WIDTH, "te": BROKEN}}}, False, "te: OutOfMemoryError"),
+    "ratio broken": (check.kernels, {"hidden": {"1": {**WIDTH, "ratio 1024": BROKEN}}}, False, "ratio 1024: OutOf"),
+    "kernel without time": (check.kernels, {"hidden": {"1": {**WIDTH, "floor": {}}}}, False, "floor: no seconds"),
+    "kernels show time": (check.kernels, KERNELS, True, "nll 1024: 20.0 ms"),
     "no speed": (check.blocks, {**FP8, "steps": {"none 16384": BROKEN}}, False, "out of memory"),
     "kernels": (check.kernels, KERNELS, True, "gradient error 4.0e-03"),
-    "wrong gradient": (check.kernels, {"hidden": {"1": {"nll 1024": {"gradient_error": 0.3}}}}, False, "3.0e-01"),
+    "wrong gradient": (check.kernels, gradient(0.3), False, "3.0e-01"),
     "no gradient": (check.kernels, {"hidden": {"1": {"nll 1024": BROKEN}}}, False, "out of memory"),
-    "gradient nan": (check.kernels, {"hidden": {"1": {"nll 1": {"gradient_error": math.nan}}}}, False, "nan"),
+    "gradient nan": (check.kernels, gradient(math.nan), False, "nan"),
     "slice": (check.slice_of_38b, SLICE, True, "90,000 tokens/s and layer; 8 tiles: 40 tiles/s"),
     "slice without tower": (check.slice_of_38b, {**SLICE, "tower": {"8": BROKEN}}, False, "out of memory"),
-    "digits": (check.digits, {"train": {"logprob_before": -6.0, "logprob_after": -0.5}}, True, "-6.000 -> -0.500"),
-    "digits worse": (check.digits, {"train": {"logprob_before": -1.0, "logprob_after": -2.0}}, False, "-2.000"),
+    "digits": (check.digits, learned(-6.0, -0.5), True, "-6.000 -> -0.500"),
+    "digits worse": (check.digits, learned(-1.0, -2.0), False, "-2.000"),
+    "accuracy fell": (check.digits, learned(-6.0, -0.5, 0.3, 0.2), False, "accuracy 30.0% -> 20.0%"),
     "tests": (check.pytest_passed, {"lines": ["....", "9 passed in 3.00s"]}, True, "9 passed"),
     "tests failed": (check.pytest_passed, {"lines": ["FAILED a.py::t - x", "1 failed, 8 passed"]}, False, "a.py::t"),
     "tests skipped": (
         check.pytest_passed, {"lines": ["SKIPPED [8] a.py:1: no CUDA device with Transf", "1 passed, 8 skipped"]},
         False, "SKIPPED [8]",
     ),
+    "any skip": (
+        check.pytest_passed, {"lines": ["SKIPPED [1] a.py:1: no packed attention in fp32", "8 passed, 1 skipped"]},
+        False, "SKIPPED [1]",
+    ),
+    "a skip that is only counted": (check.pytest_passed, {"lines": ["8 passed, 1 skipped in 2s"]}, False, "1 skipped"),
+    "a worst error": (
+        check.pytest_passed,
+        {"lines": ["worst error, bfloat16: 3.0e-03 (at most 4e-02)", "ERROR    a log's line",
+                   "=== short test summary info ===", "PASSED a.py::t", "9 passed in 3.00s"]},
+        True, "worst error, bfloat16: 3.0e-03",
+    ),
+    "no error printed": (check.pytest_passed, {"lines": ["9 passed in 3.00s"]}, True, "run it with -rA"),
     "no tests": (check.pytest_passed, {"lines": ["no tests ran in 0.01s"]}, False, "no tests ran"),
 }  # fmt: skip
 
@@ -94,7 +169,7 @@ def part(code: str, seconds: int = 60, judge: check.Judge = check.digits) -> che
     return check.Part("x. " + code[:8], "y", ("-c", code, "OUT"), seconds, judge, "mend it")
 
 
-WRITE = "import sys, json; json.dump({'train': {'logprob_before': -2, 'logprob_after': -1}}, open(sys.argv[1], 'w'))"
+WRITE = f"import sys, json; json.dump({learned(-2, -1)}, open(sys.argv[1], 'w'))"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +178,7 @@ WRITE = "import sys, json; json.dump({'train': {'logprob_before': -2, 'logprob_a
         (WRITE, 60, True, "-2.000 -> -1.000"),
         (WRITE + "; raise SystemExit('it broke')", 60, False, "it broke; log-prob"),
         ("raise SystemExit('it broke')", 60, False, "it broke; results are incomplete ('train')"),
+        ("import os; os.kill(os.getpid(), 11)", 60, False, "ended by signal 11"),
         ("import time; time.sleep(99)", 1, False, "not finished in 1 s"),
         ("import subprocess; subprocess.run(['sleep', '99'])", 1, False, "not finished in 1 s"),
         ("import sys; open(sys.argv[1], 'w').write('{')", 60, False, "results are incomplete"),
@@ -127,11 +203,16 @@ def test_the_page_has_a_row_for_each_part_and_what_to_do(
     text = page.read_text()
     assert (
         "H100" in text
-        and torch.__version__ in text
-        and "| x. import s | y | good | log-prob -2.000 -> -1.000 |" in text
+        and f"torch {torch.__version__.split('+')[0]}" in text
+        and "| x. import s | y | good | log-prob -2.000 -> -1.000; accuracy 20.0% -> 80.0% |" in text
     )
     assert ("| x. raise Sy | y | **red** | a / b; results are incomplete" in text) is red
-    assert ("- x. raise Sy: mend it" in text) is red
+    assert ("- x. raise Sy: mend it. Alone: `PYTHONPATH=. python -c raise" in text) is red
+    assert re.search(r"transformer-engine [\dm].*, megatron-core \d.*, driver \w", text)
+    seen = load_tool("write_status")._seen_on_gpu
+    assert seen(page) and not seen(tmp_path / "none.md")
+    page.write_text(text.replace("| good |", "| **red** |"))
+    assert not seen(page), "a page of red rows shows nothing that works"
 
 
 def test_half_an_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,3 +224,68 @@ def test_half_an_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pretended_cuda.pretended(), pytest.raises(SystemExit, match="error: transformer_engine is installed"):
         check.main()
     assert not (tmp_path / "gpu.md").exists()
+
+
+@pytest.mark.parametrize("script", [blocks, digits, logprob_peers])
+def test_half_an_installation_is_one_line_for_each_script(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any
+) -> None:
+    def broken() -> None:
+        raise UsageError("transformer_engine is installed, but cannot be imported (no onnxscript): install it")
+
+    monkeypatch.setattr(gpu_world.backends, "check_parts", broken)
+    monkeypatch.setattr(sys, "argv", ["script.py", str(tmp_path / "out.json")])
+    with pretended_cuda.pretended(), pytest.raises(SystemExit, match=r"^error: transformer_engine is installed"):
+        script.main()
+
+
+def test_the_scripts_do_not_import_megatron_before_they_look() -> None:
+    code = "import sys, tests.gpu.blocks, tests.gpu.digits, tests.gpu.logprob_peers, tests.gpu.check\n"
+    code += "raise SystemExit(' '.join(m for m in sys.modules if m.startswith(('megatron', 'transformer_engine'))))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.stderr.strip() == ""
+
+
+def test_digits_begins_from_an_empty_folder_and_refuses_older_results(tmp_path: Path) -> None:
+    """`sophia run` goes on with a finished run: its figures would be those of an earlier call."""
+    folder = tmp_path / "runs" / "digits-gpu"
+    for file, content in (("report.json", '{"evaluation": {"base": 1}}'), ("round-0/train/summary.json", "{}")):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(content)
+    written = (folder / "report.json").stat().st_mtime
+    assert digits.results(folder, written - 9)["evaluation"] == {"base": 1}
+    with pytest.raises(SystemExit, match=r"report\.json is older than this run"):
+        digits.results(folder, written + 9)
+    os.utime(folder / "report.json", (written + 99, written + 99))
+    with pytest.raises(SystemExit, match=r"summary\.json is older than this run"):
+        digits.results(folder, written + 9)
+    digits.empty(folder)
+    assert folder.parent.is_dir() and not folder.exists()
+
+
+def test_digits_empties_the_folder_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    left = tmp_path / "runs" / "digits-gpu" / "report.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    (tmp_path / "runs" / "digits" / "data").mkdir(parents=True)
+    shutil.copytree(HERE.parents[1] / "examples" / "digits", tmp_path / "examples" / "digits")
+    monkeypatch.setattr(digits, "ROOT", tmp_path)
+    monkeypatch.setattr(digits, "require_gpu", lambda: None)
+    monkeypatch.setattr(digits.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["digits.py", str(tmp_path / "out.json")])
+    with pytest.raises(FileNotFoundError):
+        digits.main()
+    assert not left.exists() and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+@pytest.mark.parametrize("fault", ["Transformer Engine missing", "not finished in time", "a crash"])
+def test_measuring_parts_say_what_to_do(place: int, fault: str) -> None:
+    assert fault in check.PARTS[place].remedy
+
+
+def test_a_python_that_is_named_is_used() -> None:
+    """In a container torch is in its own Python, whatever lies in .venv."""
+    command = ["make", "-n", "gpu-check", "PYTHON=python9"]
+    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "python9 -m tests.gpu.check"
