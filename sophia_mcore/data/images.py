@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from sophia_mcore.errors import SophiaError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+RefuseSize = Callable[[int, int], object]  # raises SophiaError for a width and height that a model cannot take
 
 # Pillow would run an external program for some others (EPS); these are decoded in this process.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")

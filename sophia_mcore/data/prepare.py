@@ -17,6 +17,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.data import images as image_files
 from sophia_mcore.data.cells import shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
+from sophia_mcore.data.images import RefuseSize
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
@@ -48,7 +49,6 @@ _KINDS = (
 )
 
 Reader = Callable[[Source], Iterator[Row]]
-RefuseSize = Callable[[int, int], object]
 Progress = Callable[[int], None]  # gets the number of rows checked so far
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.cells import shown, shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
-from sophia_mcore.data.images import size_of
-from sophia_mcore.data.prepare import RefuseSize
+from sophia_mcore.data.images import RefuseSize, size_of
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
 

@@ -14,8 +14,6 @@ from sophia_mcore.config.schema import Config, Mixture, Source
 from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.families import size_check
-from sophia_mcore.pretrained.spec import ModelSpec
 
 _ROWS = 20  # rows that are read to check a source of held-out questions
 
@@ -47,6 +45,9 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
     policy = folder or config.models.policy
     if config.evaluate.only or not (policy / "config.json").is_file():
         return None
+    from sophia_mcore.pretrained.families import size_check  # here: numpy is slow to import
+    from sophia_mcore.pretrained.spec import ModelSpec
+
     ModelSpec.from_model_dir(policy)
     return size_check(policy, config.batch)
 

@@ -62,13 +62,14 @@ class Rates:
         return (state.total - state.done) * (now - began) / done
 
 
-def watch(path: Path, every: float, *, once: bool = False, out: TextIO = sys.stdout) -> None:
+def watch(path: Path, every: float, *, once: bool = False, out: TextIO | None = None) -> None:
     """Show the run until it has finished, or until Ctrl-C.
 
-    ``every``: seconds between two reads. ``once``: read and show the run only once. If ``out`` is not a terminal, one
-    line is printed for each change. Raises UsageError if ``path`` is neither a folder nor a configuration.
+    ``every``: seconds between two reads. ``once``: read and show the run only once. ``out``: stdout by default; if it
+    is not a terminal, one line is printed for each change. Raises UsageError if ``path`` is neither a folder nor a
+    configuration.
     """
-    run = _run_folder(path)
+    run, out = _run_folder(path), out or sys.stdout
     console = Console(file=out)
     try:
         if once:
