@@ -51,7 +51,7 @@ class OpenAIEngine(Section):
 
     @property
     def gpus(self) -> int:
-        """None: its model is elsewhere."""
+        """0, as its model is elsewhere."""
         return 0
 
 
@@ -64,7 +64,7 @@ class TransformersEngine(Section):
 
     @property
     def gpus(self) -> int:
-        """One."""
+        """1, as it has no tensor parallelism."""
         return 1
 
 
