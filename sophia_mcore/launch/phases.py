@@ -190,6 +190,7 @@ RL_EVALUATE = Phase(
     wanted=lambda config: config.rl is not None and bool(config.evaluate.questions),
     once=True,
     units=readers.rl_evaluation_units,
+    state=readers.rl_evaluation_state,
     engine=lambda config: config.evaluate.engine,
     settings=(
         *("run.seed", "evaluate", "score", "rl.prompt", "rl.environment", "rl.max_turns", "helpers"),

@@ -234,6 +234,12 @@ def rl_evaluation_units(round: Round) -> list[UnitQueue]:
     return [evaluation_queue(round, label, one, ids) for label in ("rl-start", "rl") for one in protocols]
 
 
+def rl_evaluation_state(round: Round, phase: str) -> PhaseState:
+    """Finished only if the stage has ended: one that is to have more batches gets another model."""
+    found = state_of_units(phase, round.index, rl_evaluation_units(round))
+    return replace(found, finished=found.finished and stage_has_ended(round.config, round.run))
+
+
 def requires_nothing(round: Round) -> None:
     """A value of ``Phase.inputs`` that requires nothing: the report also covers a run that is not finished."""
 

@@ -47,7 +47,7 @@ def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path
     """What the environment has the policy begin its last turn with belongs to the answer, as it does in training."""
     (tmp_path / "mine.py").write_text(MINE)
     environment = {"function": f"{tmp_path}/mine.py"}
-    config, run = make_rl_run(tmp_path / "run", models[0], questions=5, environment=environment, max_turns=2)
+    config, run = make_rl_run(tmp_path / "run", models[0], questions=5, environment=environment, max_turns=2, batches=1)
     engine = {"kind": "transformers", "dtype": "float32"}
     asked = [{"kind": "jsonl", "path": f"{tmp_path}/q.jsonl"}]
     evaluate = config.evaluate.model_dump() | {"engine": engine, "questions": asked}
@@ -80,6 +80,8 @@ def test_both_models_answer_in_the_environment(tmp_path: Path, models: list[Path
     work.rl_evaluate(round, NoProgress())  # again: nothing is asked
     assert sorted(path.stat().st_mtime_ns for path in run.path.glob("evaluation/rl*/greedy/*.parquet")) == before
     assert state_of(RL_EVALUATE, round).finished
+    more = config.model_copy(update={"rl": config.on_policy.model_copy(update={"batches": 2})})
+    assert not state_of(RL_EVALUATE, Round(more, run, 0)).finished  # another model is still to come
     answers_are_of_the_models_that_are_there(round)
 
 
