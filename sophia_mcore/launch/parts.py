@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import Source
+from sophia_mcore.config.schema import Protocol, Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
 from sophia_mcore.provenance.settings import covers, flat, model_folder
@@ -230,17 +230,20 @@ def _answers(
     pictures = ("batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
     found = []
     for protocol in round.config.evaluate.protocols:
-        sampled = {f"evaluate.protocols ({protocol.name})": protocol.model_dump(mode="json", exclude={"name"})}
         found.append(
             Part(
                 name=f"{label}/{protocol.name}",
                 results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
                 settings=(*common, *pictures, *settings),
-                values=sampled | values,
+                values=_sampled(protocol) | values,
                 reads=(("evaluation_questions", 0), *reads),
             )
         )
     return found
+
+
+def _sampled(protocol: Protocol) -> dict[str, Any]:
+    return {f"evaluate.protocols ({protocol.name})": protocol.model_dump(mode="json", exclude={"name"})}
 
 
 def rl(round: Round) -> list[Part]:
@@ -267,10 +270,12 @@ def whole_rl(round: Round) -> list[Part]:
             beside=(folder.path,),
             settings=(
                 *("run.seed", "models.policy", "batch", "score", "rewards", "helpers", "rl", "fp8"),
-                *("train.dtype", "train.train_vision_tower", "train.train_projector"),
+                *("train.dtype", "train.train_vision_tower", "train.train_projector", "data.max_image_pixels"),
                 *(("data.questions",) if not stage.questions else ()),
+                *(("evaluate.questions_per_unit",) if stage.validation else ()),
             ),
             values={
+                **(_sampled(config.evaluate.protocols[0]) if stage.validation else {}),  # that versions are chosen by
                 **{f"rl.{key}": value for key, value in flat(stage).items() if not covers(free, key)},
                 "rl.start": model_folder(start_folder(config, round.run)),
                 **_files((*(stage.questions or config.data.questions), *stage.validation)),
