@@ -39,8 +39,8 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
     """A function that raises SophiaError for images of a width and height that the policy cannot take.
 
     ``folder``: where the policy is, if its setting is a name on the hub. None: nothing is trained, or the policy's
-    folder is not here yet. Raises SophiaError for a model that cannot be
-    trained, and for image settings that contradict each other: this costs nothing, while questions may take long.
+    folder is not here yet. Raises SophiaError for a model that cannot be trained, and for image settings that
+    contradict each other: this costs nothing, while questions may take long.
     """
     policy = folder or config.models.policy
     if config.evaluate.only or not (policy / "config.json").is_file():

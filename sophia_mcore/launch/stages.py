@@ -8,6 +8,7 @@ with another model than the one that goes on now is done again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from sophia_mcore.config import load_config
@@ -28,7 +29,7 @@ from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.atomic import write_text
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lock import folder_lock
 
 _RL = replace(RL, parts=whole_rl)  # a stage that no longer holds begins anew
@@ -42,18 +43,16 @@ def run_stages(
 ) -> Promotion:
     """Run all stages that are not finished, holding the lock of the run's folder; returns the last stage's choice.
 
-    ``ended`` is called after a stage was run. Raises UsageError before any work for a stage that cannot be used, and
-    when finished work of a stage depends on settings that have changed (unless ``new_settings``). Raises SophiaError
-    when a stage fails. Errors name the stage.
+    ``ended`` is called after a stage was run, before its choice is recorded: a call that is killed in between is made
+    up for. Raises UsageError before any work for a stage that cannot be used, and when finished work of a stage depends
+    on settings that have changed (unless ``new_settings``). Raises SophiaError when a stage fails. Errors name the
+    stage.
     """
     number = len(stage_runs(config))  # all are checked before any begins
-    config = with_local_models(config, all_names(), download=True)
-    folder = make_folder(config)
-    with folder_lock(folder.lock_file):
-        _claim(config, folder)
-        before: Promotion | None = None
+    before: Promotion | None = None
+    with _claimed(config) as local:
         for index in range(number):
-            one = next_stage(config, index, before)
+            one = next_stage(local, index, before)
             before = _advance(one, before, say, new_settings=new_settings, ended=ended)
     assert before is not None, "a list of stages has one at least"
     return before
@@ -64,11 +63,19 @@ def next_stage(config: Config, index: int, before: Promotion | None) -> StageRun
     return stage_run(config, index, before.chosen.model if before is not None else None)
 
 
-def _claim(config: Config, folder: RunFolder) -> None:
-    """Write the list into the run's folder. Raises UsageError if the folder holds a run without stages."""
-    if folder.config_file.is_file() and load_config(folder.config_file).stages is None:
-        raise UsageError(f"{folder.path} holds a run without stages: choose another run.folder")
-    write_text(folder.config_file, dump_given(config))
+@contextmanager
+def _claimed(config: Config) -> Iterator[Config]:
+    """Write the list into the run's folder and hold its lock; yields the configuration, with models on this machine.
+
+    Raises UsageError if the folder holds a run without stages.
+    """
+    config = with_local_models(config, all_names(), download=True)
+    folder = make_folder(config)
+    with folder_lock(folder.lock_file):
+        if folder.config_file.is_file() and load_config(folder.config_file).stages is None:
+            raise UsageError(f"{folder.path} holds a run without stages: choose another run.folder")
+        write_text(folder.config_file, dump_given(config))
+        yield config
 
 
 def _advance(
@@ -79,12 +86,12 @@ def _advance(
         if work:
             say(f"stage {one.label} ({one.stage.kind}) in {one.run.path}")
             _run(one, accept_settings(one, before, say, new_settings=new_settings))
-        made = settle(one, before, say)
+        made = choose(one)
+        if work or not is_recorded(one, made):
+            ended(one)
+        return settle(one, made, before, say)
     except SophiaError as error:
         raise type(error)(f"stage {one.label}: {str(error).removeprefix(f'stage {one.label}: ')}") from error
-    if work:
-        ended(one)
-    return made
 
 
 def unfinished(config: Config, say: Say, *, keep: bool) -> tuple[StageRun | None, Promotion | None]:
@@ -93,17 +100,14 @@ def unfinished(config: Config, say: Say, *, keep: bool) -> tuple[StageRun | None
     ``keep``: write the list and the choices of finished stages, else write nothing. Raises like ``run_stages``.
     """
     number = len(stage_runs(config))
-    if keep:
-        config = with_local_models(config, all_names(), download=True)
-        folder = make_folder(config)
-        with folder_lock(folder.lock_file):
-            _claim(config, folder)
     before: Promotion | None = None
-    for index in range(number):
-        one = next_stage(config, index, before)
-        if not is_finished(one):
-            return one, before
-        before = settle(one, before, say) if keep else choose(one)
+    with _claimed(config) if keep else nullcontext(config) as local:
+        for index in range(number):
+            one = next_stage(local, index, before)
+            if not is_finished(one):
+                return one, before
+            made = choose(one)
+            before = settle(one, made, before, say) if keep else made
     return None, before
 
 
@@ -120,9 +124,8 @@ def accept_settings(one: StageRun, before: Promotion | None, say: Say, *, new_se
     return True
 
 
-def settle(one: StageRun, before: Promotion | None, say: Say) -> Promotion:
-    """The choice of a stage whose phases are finished; it is recorded unless it is already. Says it in one line."""
-    made = choose(one)
+def settle(one: StageRun, made: Promotion, before: Promotion | None, say: Say) -> Promotion:
+    """Record the choice of a stage whose phases are finished, unless it is already. Says it in one line."""
     if not is_recorded(one, made):
         record(one, made, before)
     say(str(made))

@@ -271,7 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         promotion.record(one, *others)
 
     def work() -> None:
-        stages.run_stages(load_config(options.config), print, new_settings=options.new_settings)
+        config = load_config(options.config)
+        stages.run_stages(config, print, new_settings=options.new_settings, ended=lambda one: print("ended", one.label))
 
     with patch.multiple(stages, run_phases=world.run_phases, run_rl=world.run_rl, record=record):
         return run_command("stages", work)

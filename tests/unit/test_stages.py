@@ -191,6 +191,10 @@ def test_validated_versions_choose(tmp_path: Path, quality: float, chosen: str) 
     run(tmp_path)
     made = promoted(tmp_path, "01-rl")
     assert made["chosen"] == chosen and [one["score"] for one in made["candidates"]] == [0.5, quality]
+    before = done_since(tmp_path)
+    change(tmp_path, "sampling = {}", "sampling = { top_p = 0.9 }")  # versions are chosen by answers under it
+    run(tmp_path, "--new-settings")
+    assert done_since(tmp_path, before) == [FIRST[3], *SECOND[:-1], THIRD[3]]
 
 
 def test_a_round_of_sophia_begins_a_list(tmp_path: Path) -> None:
@@ -211,7 +215,8 @@ def test_killed_anywhere_the_same_command_goes_on(whole: Path, tmp_path: Path, p
     assert before == [*FIRST, *SECOND, *THIRD][: [*FIRST, *SECOND, *THIRD].index(point)]
     state = sophia(tmp_path, "status", "run.toml").stdout
     assert state.splitlines()[-1].startswith("details of") and state.count("after 0") == 2 - int(point[:2])
-    run(tmp_path)
+    ended = [line for line in run(tmp_path).stdout.splitlines() if line.startswith("ended ")]
+    assert ended == [f"ended {label}" for label in ("00-warm-up", "01-rl", "02-again")[int(point[:2]) :]]
     assert done_since(tmp_path, before) == [*FIRST, *SECOND, *THIRD][len(before) :]  # nothing twice
     assert files(tmp_path / "run" / "stages").keys() == files(whole / "run" / "stages").keys()
     for label in ("00-warm-up", "01-rl", "02-again"):
@@ -227,10 +232,12 @@ def test_killed_anywhere_the_same_command_goes_on(whole: Path, tmp_path: Path, p
          [*SECOND, *THIRD[1:]]),
         ('name = "rl"\n', 'name = "rl"\nset = { train.dtype = "float32" }\n',
          "stage 01-rl: .*train.dtype bfloat16 -> float32", [*SECOND, *THIRD[1:]]),
+        ('name = "rl"\n', 'name = "rl"\nset = { data.max_image_pixels = 9000 }\n',
+         "stage 01-rl: .*data.max_image_pixels .* -> 9000", [*SECOND, *THIRD[1:]]),
         ("temperature = 0.0", "temperature = 0.1", "stage 00-warm-up: .*evaluate depends",
          [FIRST[3], SECOND[3], THIRD[3]]),
     ],
-    ids=["training", "stage", "overlay", "evaluation"],
+    ids=["training", "stage", "overlay", "images", "evaluation"],
 )  # fmt: skip
 def test_a_changed_setting_is_refused_and_then_done_again(
     world: Path, old: str, new: str, told: str, again: list[str]
