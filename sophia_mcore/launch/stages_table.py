@@ -52,7 +52,8 @@ def _state(one: StageRun) -> tuple[str, Promotion | None, list[str]]:
             if is_recorded(one, made):
                 return "finished", made, [str(made)]
             return "finished; the choice is not recorded", None, []
-        return _progress(states_of(one)), None, _stale(one)
+        found = states_of(one)
+        return _progress(found), None, _stale(one, found)
     except SophiaError as error:
         return "not known", None, [f"stage {one.label}: {str(error).removeprefix(f'stage {one.label}: ')}"]
 
@@ -63,9 +64,9 @@ def _progress(states: Sequence[PhaseState]) -> str:
     return f"{'stale' if left.stale else 'at'} {left.phase} of round {left.round}{'' if left.stale else done}"
 
 
-def _stale(one: StageRun) -> list[str]:
+def _stale(one: StageRun, states: Sequence[PhaseState]) -> list[str]:
     return [
         f"stage {one.label}: {state.phase} of round {state.round} is stale: {state.stale}"
-        for state in states_of(one)
+        for state in states
         if state.stale
     ]
