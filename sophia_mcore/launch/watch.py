@@ -88,8 +88,9 @@ def _run_folder(path: Path) -> RunFolder:
     if not path.exists():
         raise UsageError(f"{path}: no such run folder or configuration file")
     run = RunFolder(path if path.is_dir() else load_config(path).run.folder)
-    begun = sorted(file.parent for file in run.stages.glob("*/config.toml"))
-    return RunFolder(begun[-1]) if begun else run  # of several stages the newest
+    # Of several stages the one that was begun last, which may be an earlier one that is done again.
+    begun = max(run.stages.glob("*/config.toml"), key=lambda file: (file.stat().st_mtime_ns, file), default=None)
+    return run if begun is None else RunFolder(begun.parent)
 
 
 def look(run: RunFolder) -> Seen:

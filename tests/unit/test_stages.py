@@ -143,6 +143,8 @@ def test_other_commands_see_a_stage_as_a_run(world: Path) -> None:
     page = sophia(world, "report", stage).stdout.splitlines()[-1]
     assert (world / page).is_file() and json.loads((world / stage / "report.json").read_text())["evaluation"]["base"]
     assert "run/stages/02-again" in sophia(world, "watch", "run", "--once").stdout  # the newest
+    (world / stage / "config.toml").touch()  # as it is when the stage is done again
+    assert stage in sophia(world, "watch", "run", "--once").stdout
     for command in (("report", "run"), ("track", "run"), ("fork", "run", "new")):
         refused = sophia(world, *command, code=2).stderr
         assert "run is a run of several stages; name one of run/stages: 00-warm-up, 01-rl, 02-again" in refused
