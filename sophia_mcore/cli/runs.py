@@ -127,7 +127,7 @@ def submit(
         return
     names = expand([only]) if only else all_names()
     if dry_run:
-        show_dry_run(loaded, rounds, names, stage=stage)
+        show_dry_run(loaded, rounds, names, new_settings=new_settings, stage=stage)
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
         show_submission(found, dry_run=False)
@@ -142,7 +142,7 @@ def show_submission(found: Submission, *, dry_run: bool) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def show_dry_run(config: Config, rounds: int | None, names: list[str], *, stage: bool) -> None:
+def show_dry_run(config: Config, rounds: int | None, names: list[str], *, new_settings: bool, stage: bool) -> None:
     """What would be submitted, with Slurm's answers. Raises UsageError if Slurm would refuse a job."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.slurm import jobs, submit
@@ -153,7 +153,7 @@ def show_dry_run(config: Config, rounds: int | None, names: list[str], *, stage:
     refused = [key[0] for key, answer in found.answers.items() if answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm would refuse {', '.join(refused)}")
-    if complaint := submit.would_refuse(config, stage=stage):
+    if complaint := submit.would_refuse(config, new_settings=new_settings, stage=stage):
         typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 
 

@@ -21,7 +21,7 @@ def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
     from sophia_mcore.cli.runs import show_dry_run, show_submission
     from sophia_mcore.launch.phases import all_names
     from sophia_mcore.launch.slurm.submit import submit
-    from sophia_mcore.launch.stages import accept_settings, unfinished
+    from sophia_mcore.launch.stages import accept_settings, accepts, unfinished
 
     one, before = unfinished(config, _say, keep=not dry_run)
     if one is None:
@@ -30,7 +30,8 @@ def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
     on_policy = one.stage.kind == "rl"
     typer.echo(f"stage {one.label} ({one.stage.kind}) in {one.run.path}")
     if dry_run:
-        show_dry_run(one.config, None, all_names(), stage=on_policy)
+        accepted = accepts(one, before, _say, new_settings=new_settings)
+        show_dry_run(one.config, None, all_names(), new_settings=accepted, stage=on_policy)
     else:
         accepted = accept_settings(one, before, _say, new_settings=new_settings)
         found = submit(one.config, new_settings=accepted, stage=on_policy)

@@ -114,14 +114,18 @@ def unfinished(config: Config, say: Say, *, keep: bool) -> tuple[StageRun | None
 def accept_settings(one: StageRun, before: Promotion | None, say: Say, *, new_settings: bool) -> bool:
     """Make a stage ready to begin or to go on; returns whether changed settings are accepted.
 
-    They are with ``new_settings``, and where the stage began with another model than the one that goes on now. Raises
-    UsageError if settings of an on-policy stage have changed and are not accepted.
+    Raises UsageError if settings of an on-policy stage have changed and are not accepted.
     """
-    accepted = new_settings or (before is not None and _began_with_another_model(one, say))
+    accepted = accepts(one, before, say, new_settings=new_settings)
     if one.stage.kind != "rl":
         return accepted
     _prepare_on_policy(one, say, new_settings=accepted)
     return True
+
+
+def accepts(one: StageRun, before: Promotion | None, say: Say, *, new_settings: bool) -> bool:
+    """Whether changed settings are accepted: because the user says so, or since the stage began with another model."""
+    return new_settings or (before is not None and _began_with_another_model(one, say))
 
 
 def settle(one: StageRun, made: Promotion, before: Promotion | None, say: Say) -> Promotion:

@@ -21,6 +21,7 @@ from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.stage import node_of
+from sophia_mcore.launch.slurm.submit import would_refuse
 from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.records import Question
@@ -139,6 +140,7 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
     refuse_changed_settings(config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0), run)  # where and how long
     with pytest.raises(UsageError, match=r"started with other settings \(rl\.group\)"):
         refuse_changed_settings(config_of(tmp_path, group=4), run)
+    assert "started with other settings (rl.group)" in would_refuse(config_of(tmp_path, group=4), stage=True)
     refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
     run.rl.train.mkdir()
     run.rl.summary_file.write_text(json.dumps({"batches": with_stage.on_policy.batches}))

@@ -137,14 +137,19 @@ def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[Phase
     return [state for state in found if only is None or state.phase in only]
 
 
-def would_refuse(config: Config, *, stage: bool = False) -> str:
-    """The error about settings, models or inputs with which `submit` would stop; "" if none."""
+def would_refuse(config: Config, *, new_settings: bool = False, stage: bool = False) -> str:
+    """The error about settings, models or inputs with which `submit` would stop; "" if none.
+
+    ``new_settings``: changed settings are accepted, and not looked at.
+    """
     run = RunFolder(config.run.folder)
-    changed = would_refuse_settings(config, run)
+    changed = "" if new_settings else would_refuse_settings(config, run)
     if changed:
         return changed
     try:
         if stage:
+            if not new_settings:
+                refuse_changed_settings(config, run)
             stage_preflight(Round(config, run, 0))
         else:
             check_unfinished(config, run, all_names(), range(config.run.rounds))
