@@ -62,11 +62,7 @@ def reserved_in(text: str) -> str:
     mark = next((mark for mark in (*_RESERVED, *_VIDEO) if mark.lower() in lower), None)
     if mark is None:
         return ""
-    return (
-        f"contains {mark}: videos are not supported"
-        if mark in _VIDEO
-        else (f"contains {mark}, which is reserved for prompts")
-    )
+    return f"contains {mark}" + (": videos are not supported" if mark in _VIDEO else ", which is reserved for prompts")
 
 
 def is_missing(value: Any) -> bool:

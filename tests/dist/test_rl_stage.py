@@ -75,7 +75,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
         assert found[name] == wanted, name
 
 
-@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm that can be written")
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm that can be written (a tmpfs)")
 def test_versions_in_memory_are_the_same_and_leave_it(
     tmp_path: Path, policy: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.errors import SophiaError
-
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "bench" / "gpu.md"
 Judge = Callable[[dict[str, Any]], tuple[bool, str]]
@@ -258,13 +256,6 @@ def versions() -> str:
     return ", ".join([*found, f"driver {driver}"])
 
 
-def check_parts() -> None:
-    """Raises SophiaError in one line where Transformer Engine is installed by halves."""
-    from sophia_mcore.parallel import backend
-
-    backend.check_parts()
-
-
 def main() -> None:
     """Run every part, write the page, print it; exit code 1 if a row is red."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,12 +265,9 @@ def main() -> None:
         import torch
     except ImportError:
         raise SystemExit("error: torch cannot be imported here; docs/gpu.md lists what a GPU machine needs") from None
-    if not torch.cuda.is_available():
-        raise SystemExit("error: no CUDA device; docs/gpu.md says what this script checks and where")
-    try:
-        check_parts()
-    except SophiaError as error:
-        raise SystemExit(f"error: {error}") from None
+    from tests.gpu.gpu_world import require_gpu
+
+    require_gpu()
     rows, known = [], versions()
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS:

@@ -195,7 +195,7 @@ def test_the_page_has_a_row_for_each_part_and_what_to_do(
 ) -> None:
     page = tmp_path / "docs" / "gpu.md"
     monkeypatch.setattr(check, "PARTS", (part(WRITE), *([part("raise SystemExit('a | b')")] if red else [])))
-    monkeypatch.setattr(check, "check_parts", lambda: None)
+    monkeypatch.setattr(gpu_world.backends, "check_parts", lambda: None)
     monkeypatch.setattr(sys, "argv", ["check.py", str(page)])
     with pretended_cuda.pretended(), pytest.raises(SystemExit) as ended:
         check.main()
@@ -215,18 +215,7 @@ def test_the_page_has_a_row_for_each_part_and_what_to_do(
     assert not seen(page), "a page of red rows shows nothing that works"
 
 
-def test_half_an_installation_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken() -> None:
-        raise UsageError("transformer_engine is installed, but cannot be imported (no onnxscript): install it")
-
-    monkeypatch.setattr(check, "check_parts", broken)
-    monkeypatch.setattr(sys, "argv", ["check.py", str(tmp_path / "gpu.md")])
-    with pretended_cuda.pretended(), pytest.raises(SystemExit, match="error: transformer_engine is installed"):
-        check.main()
-    assert not (tmp_path / "gpu.md").exists()
-
-
-@pytest.mark.parametrize("script", [blocks, digits, logprob_peers])
+@pytest.mark.parametrize("script", [blocks, check, digits, logprob_peers])
 def test_half_an_installation_is_one_line_for_each_script(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Any
 ) -> None:
@@ -234,9 +223,11 @@ def test_half_an_installation_is_one_line_for_each_script(
         raise UsageError("transformer_engine is installed, but cannot be imported (no onnxscript): install it")
 
     monkeypatch.setattr(gpu_world.backends, "check_parts", broken)
+    monkeypatch.setattr(digits, "ROOT", tmp_path)  # a script that goes on finds no runs and no examples
     monkeypatch.setattr(sys, "argv", ["script.py", str(tmp_path / "out.json")])
     with pretended_cuda.pretended(), pytest.raises(SystemExit, match=r"^error: transformer_engine is installed"):
         script.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_scripts_do_not_import_megatron_before_they_look() -> None:
@@ -286,7 +277,7 @@ def test_measuring_parts_say_what_to_do(place: int, fault: str) -> None:
 
 def test_a_python_that_is_named_is_used() -> None:
     """In a container torch is in its own Python, whatever lies in .venv."""
-    command = ["make", "-n", "--no-print-directory", "gpu-check", "PYTHON=python9"]
+    command = ["make", "-n", "--no-print-directory", "gpu-check", "PY=Makefile", "PYTHON=python9"]  # .venv is there
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # make may run the tests
     done = subprocess.run(command, cwd=HERE.parents[1], env=plain, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python9 -m tests.gpu.check"

@@ -109,7 +109,6 @@ def test_what_is_not_a_number_is_the_largest_error(tmp_path: Path, monkeypatch: 
     save_file(tensors | {"sample0.logitz": tensors["sample0.logits"].clone()}, tmp_path / "more.safetensors")
     result = check(FIXTURES / "internvl3-8b", tmp_path / "more.safetensors", Parallel())
     assert "sample0.logitz" in result["not_compared"] and "sample0.input_ids" not in result["not_compared"]
-    print(result["not_compared"])
 
 
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def samples() -> list[tuple[Tensor, Tensor, Tensor]]:
     """One picture, two pictures, text only: ids, labels (unshifted), positions."""
     generator, made = torch.Generator().manual_seed(3), []
     for length, shown in zip((19, 27, 14), SHOWN, strict=True):
-        ids, labels, start = torch.randint(0, IMAGE, (length,), generator=generator), torch.tensor([]), 3
+        ids, start = torch.randint(0, IMAGE, (length,), generator=generator), 3
         sizes = [ImageSize(h * w, h * w // 4, (h, w)) for h, w in (GRIDS[picture] for picture in shown)]
         for size in sizes:
             ids[start : start + size.tokens] = IMAGE

@@ -216,7 +216,7 @@ def test_inputs_that_are_missing_are_named(tmp_path: Path) -> None:
             check_inputs(phase_named(phase), Round(config, run, 0))
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="NOT TESTED: needs bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="NOT TESTED: needs bash (apt-get install bash)")
 def test_scripts_are_valid_bash() -> None:
     scripts = sorted((ROOT / "slurm").glob("*.sbatch"))
     assert scripts

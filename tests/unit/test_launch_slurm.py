@@ -26,7 +26,7 @@ from tests.support.generate_world import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = (ROOT / "slurm" / "train.sbatch").read_text()
-needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="NOT TESTED: needs bash")
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="NOT TESTED: needs bash (apt-get install bash)")
 
 
 def run_job(

@@ -16,8 +16,10 @@ from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
 from sophia_mcore.doctor.command import doctor
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.pretrained.families import check_processor
+from sophia_mcore.weights.conversion import Conversion
+from sophia_mcore.weights.convert import convert
 from tests.support.qwen_models import config_of, folder_of, processor
+from tests.support.tiny_qwen import save_qwen_vl
 
 SEVEN, EIGHT = "Qwen2.5-VL-7B", "Qwen3-VL-8B"
 GOOD = {SEVEN: processor(14, 3136, 12845056), EIGHT: processor(16, 65536, 16777216)}
@@ -109,8 +111,12 @@ def test_what_is_only_evaluated_is_not_refused() -> None:
 
 
 def test_a_conversion_looks_at_the_processor_that_goes_along(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "policy", config_of(SEVEN), GOOD[SEVEN] | {"patch_size": 16})
+    folder, out = save_qwen_vl(tmp_path / "model"), tmp_path / "out"
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 16}))
     with pytest.raises(SophiaError, match="patch_size = 16, but the model's is 14"):
-        check_processor(folder)
-    (folder / "preprocessor_config.json").unlink()
-    check_processor(folder)  # there is nothing to contradict
+        convert(Conversion(folder, out, "megatron"))
+    assert not out.exists()
+    file.unlink()
+    convert(Conversion(folder, out, "megatron"))  # there is nothing to contradict
+    assert (out / "config.json").is_file()

@@ -192,11 +192,12 @@ def test_numbers_are_not_bent_into_shape(tmp_path: Path, field: str) -> None:
 
 def _mount_small(folder: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
+        pytest.skip("needs root to mount a small tmpfs: run the tests as root, in a container for example")
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+        why = mounted.stderr.decode().strip()
+        pytest.skip(f"cannot mount a tmpfs here (a container needs CAP_SYS_ADMIN): {why}")
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

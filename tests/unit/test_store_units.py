@@ -359,12 +359,13 @@ def test_operations_per_claim_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
 def test_full_disk_in_the_middle_of_a_phase(tmp_path: Path) -> None:
     """One line naming the shard, nothing half-written; with room again the same command does the rest."""
     if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
+        pytest.skip("needs root to mount a small tmpfs: run the tests as root, in a container for example")
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+        why = mounted.stderr.decode().strip()
+        pytest.skip(f"cannot mount a tmpfs here (a container needs CAP_SYS_ADMIN): {why}")
     code = f"""
 import os, sys
 from sophia_mcore.errors import SophiaError
