@@ -96,7 +96,8 @@ _CLOSED = r"(?:[\s$*]|\\[)\]]|\\[,;:! ]|~)*"
 _SYMBOLS = "pi|sqrt|frac|cdot|times|theta|alpha|beta|lambda|mu|omega|hbar|ln|log|sin|cos|tan"
 _FORMULA_BEHIND = re.compile(
     rf"(?:\\[,;:! ]|\s)*(?P<more>(?:\^|_\{{?\d|\\(?:{_SYMBOLS})(?![a-z])|(?<!\s)[A-Za-z](?![A-Za-z])"
-    r"|[-+]\s*(?:\d|\\|[A-Za-z](?![A-Za-z]))|(?<!\s)[/:](?=[\d\\])|(?<!\s)\(\s*\d*[A-Za-z]\s*[-+*/^])"
+    rf"|[-+]\s*(?:\d|\\|[A-Za-z](?![A-Za-z]))|(?<!\s)[/:](?=\d|\\(?:{_SYMBOLS})(?![a-z]))"
+    r"|(?<!\s)\(\s*\d*[A-Za-z]\s*[-+*/^])"
     r"[^$\n=<>≤≥,。，]{0,40}?)(?=\$|\\[)\]]|[.,;。，；]|\s*$|\n)"
 )
 _WORDS_BEHIND = re.compile(

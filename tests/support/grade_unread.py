@@ -15,7 +15,8 @@ def around_a_box(chance: random.Random) -> list[Pair]:
     box = rf"\boxed{{{n}}}"
     right = [
         f"So $x = {box}$ cm.", f"It is about {box} minutes.", f"There are {box} apples.", f"**{box}**", f"- {box}",
-        rf"Thus ${box}^\circ$.", rf"${box}\,\text{{m}}^2$", f"Its value is {box} - as we said.", f"So it is {box}!",
+        rf"Thus ${box}^\circ$.", rf"${box}\,\text{{m}}^2$", rf"${box}/\text{{min}}$",
+        f"It is {box}: that is all.", f"Its value is {box} - as we said.", f"So it is {box}!",
     ]  # fmt: skip
     wrong = [
         f"The value is $-{box}$.", f"So $x > {box}$.", rf"So $x \neq {box}$.", f"${box}^2$", f"${box}x$",
@@ -65,6 +66,8 @@ def applied_and_crossed(chance: random.Random) -> list[Pair]:
     return [
         *pairs(f"{f}({g}({a}))", [f"{f}({g}({a}))"], [f"{g}({f}({a}))", f"{f}({a})"]),
         *pairs(f"{f}({a}) + {f}({b})", [f"{f}({b}) + {f}({a})"], [f"{f}({a} + {b})"]),
+        *pairs(f"{a} ∘ {b}", [f"{a} ∘ {b}"], [f"{a} {b}"]),
+        *pairs(f"{a}{b}", [f"{a} {b}"], [rf"\cancel{{{c}}} {a}{b}", f'"{a}{b}"']),
         *pairs(f"P({m}|{k})", [rf"P({m} \mid {k})"], [f"P({k}|{m})"]),
         *pairs(rf"{vector} \times {second}", [], [rf"{second} \times {vector}", rf"{vector} \cdot {second}"]),
         *pairs(f"{vector} + {second}", [f"{second} + {vector}"], [f"{a} + {b}", f"{vector} + {third}"]),
