@@ -77,8 +77,9 @@ def boxed(text: str) -> list[tuple[int, str]]:
 # ---- what stands right before and behind a box and makes another answer of it
 
 _AROUND = 60
-_WITHIN = re.compile(  # the argument of a root, fraction or power, or a digit before the box
+_WITHIN = re.compile(  # the argument of a root, fraction, power or function, or a digit before the box
     r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d$"
+    r"|\\(?:log|ln|exp|sin|cos|tan)\s*(?:\\left)?\(?\s*$"
 )
 _OPENED = r"(?:[\s$*]|\\[(\[]|\\[,;:! ])*$"
 _SIGN_BEFORE = re.compile(
@@ -95,7 +96,8 @@ _CLOSED = r"(?:[\s$*]|\\[)\]]|\\[,;:! ]|~)*"
 _SYMBOLS = "pi|sqrt|frac|cdot|times|theta|alpha|beta|lambda|mu|omega|hbar|ln|log|sin|cos|tan"
 _FORMULA_BEHIND = re.compile(
     rf"(?:\\[,;:! ]|\s)*(?P<more>(?:\^|_\{{?\d|\\(?:{_SYMBOLS})(?![a-z])|(?<!\s)[A-Za-z](?![A-Za-z])"
-    r"|[-+]\s*(?:\d|\\|[A-Za-z](?![A-Za-z])))"
+    rf"|[-+]\s*(?:\d|\\|[A-Za-z](?![A-Za-z]))|(?<!\s)[/:](?=\d|\\(?:{_SYMBOLS})(?![a-z]))"
+    r"|(?<!\s)\(\s*\d*[A-Za-z]\s*[-+*/^])"
     r"[^$\n=<>≤≥,。，]{0,40}?)(?=\$|\\[)\]]|[.,;。，；]|\s*$|\n)"
 )
 _WORDS_BEHIND = re.compile(

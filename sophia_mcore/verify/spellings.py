@@ -97,9 +97,12 @@ def reactions_equal(gold: str, text: str) -> bool | None:
     return first == second
 
 
+_INDEX = re.compile(r"_\s*\{\s*(\w+)\s*\}|(?<=\^)\s*\{\s*(\w|\d*[-+])\s*\}|\{\s*\}|[_$]")
+
+
 def _terms(side: str) -> Counter[str]:
-    """The terms between signs of addition; a charge is no such sign."""
-    flat = re.sub(r"[_{}$]", "", TEXT_COMMAND.sub(r"\1", side))
+    """The terms between signs of addition; a charge is no such sign. Braces around one sign, charge or index go."""
+    flat = _INDEX.sub(lambda match: match[1] or match[2] or "", TEXT_COMMAND.sub(r"\1", side))
     return Counter(re.sub(r"\s", "", term) for term in re.split(r"\s\+\s|(?<=\w)\+(?=\s*\d*[A-Z(])", flat))
 
 
@@ -118,6 +121,7 @@ def configurations_equal(gold: str, text: str) -> bool | None:
 # ---- relations and operations whose sides may be exchanged
 
 _EXCHANGED = re.compile(r"\\(perp|parallel|cap|cup|sim|cong|iff|Leftrightarrow)(?![A-Za-z])")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|subset|subseteq)(?![A-Za-z])")
 
 
 def exchanged(gold: str, text: str) -> bool:
@@ -129,5 +133,7 @@ def exchanged(gold: str, text: str) -> bool:
     first, second = _EXCHANGED.split(gold), _EXCHANGED.split(text)
     if len(first) != 3 or len(second) != 3 or first[1] != second[1]:
         return False
+    if first[1] in ("cap", "cup") and _RELATION.search(gold):
+        return False  # A \cap B = C is not B = C \cap A
     sides = [["".join(side.split()) for side in (one[0], one[2])] for one in (first, second)]
     return sides[0] == sides[1][::-1]

@@ -15,13 +15,15 @@ def around_a_box(chance: random.Random) -> list[Pair]:
     box = rf"\boxed{{{n}}}"
     right = [
         f"So $x = {box}$ cm.", f"It is about {box} minutes.", f"There are {box} apples.", f"**{box}**", f"- {box}",
-        rf"Thus ${box}^\circ$.", rf"${box}\,\text{{m}}^2$", f"Its value is {box} - as we said.", f"So it is {box}!",
+        rf"Thus ${box}^\circ$.", rf"${box}\,\text{{m}}^2$", rf"${box}/\text{{min}}$",
+        f"It is {box}: that is all.", f"Its value is {box} - as we said.", f"So it is {box}!",
     ]  # fmt: skip
     wrong = [
         f"The value is $-{box}$.", f"So $x > {box}$.", rf"So $x \neq {box}$.", f"${box}^2$", f"${box}x$",
         rf"$\sqrt{{{box}}}$", rf"$\frac{{{box}}}{{2}}$", f"at least {box}", f"It is not {box}.", f"{box} or more",
         rf"{box}\text{{ million}}", f"It costs {box} thousand dollars.", f"It is {box} less than before.",
-        rf"${box}\pi$", f"{box} is too large, so there is none.", f"{box}. But this contradicts the figure.",
+        rf"${box}\pi$", f"${box}/2$", f"${box}:3$", f"${box}(x+1)$", rf"$\log {box}$", rf"$\ln({box})$",
+        f"{box} is too large, so there is none.", f"{box}. But this contradicts the figure.",
         f"{box}, but the options do not contain it.",
     ]  # fmt: skip
     return [Pair(str(n), text, is_right) for is_right, texts in ((True, right), (False, wrong)) for text in texts]
@@ -64,6 +66,8 @@ def applied_and_crossed(chance: random.Random) -> list[Pair]:
     return [
         *pairs(f"{f}({g}({a}))", [f"{f}({g}({a}))"], [f"{g}({f}({a}))", f"{f}({a})"]),
         *pairs(f"{f}({a}) + {f}({b})", [f"{f}({b}) + {f}({a})"], [f"{f}({a} + {b})"]),
+        *pairs(f"{a} ∘ {b}", [f"{a} ∘ {b}"], [f"{a} {b}"]),
+        *pairs(f"{a}{b}", [f"{a} {b}"], [rf"\cancel{{{c}}} {a}{b}", f'"{a}{b}"']),
         *pairs(f"P({m}|{k})", [rf"P({m} \mid {k})"], [f"P({k}|{m})"]),
         *pairs(rf"{vector} \times {second}", [], [rf"{second} \times {vector}", rf"{vector} \cdot {second}"]),
         *pairs(f"{vector} + {second}", [f"{second} + {vector}"], [f"{a} + {b}", f"{vector} + {third}"]),
@@ -97,6 +101,7 @@ def exchanged_sides(chance: random.Random) -> list[Pair]:
     sign, other = chance.sample([r"\cap", r"\cup"], 2)
     return [
         *pairs(rf"{a} {sign} {b}", [rf"{b} {sign} {a}"], [rf"{a} {other} {b}", rf"{a} {sign} {c}"]),
+        *pairs(rf"{a} {sign} {b} = {c}", [rf"{a} {sign} {b} = {c}"], [rf"{b} = {c} {sign} {a}"]),
         *pairs(rf"{a}{b} \perp {b}{c}", [rf"{b}{c} \perp {a}{b}"], [rf"{a}{b} \parallel {b}{c}"]),
         *pairs(f"{x} > {y} > {z}", [f"{z} < {y} < {x}"], [f"{x} > {z} > {y}", f"{x} < {y} < {z}"]),
         *pairs("|x - 2| < 3", ["-1 < x < 5", "(-1, 5)"], ["-5 < x < 1", r"-1 \le x \le 5"]),
@@ -117,6 +122,8 @@ def other_spellings(chance: random.Random) -> list[Pair]:
         *pairs(day, [day[:3]], [other[:3], other], boxed=False),
         *pairs("second quadrant", ["Quadrant II", "2nd quadrant"], ["Quadrant IV", "third quadrant"], boxed=False),
         *pairs("2H2 + O2 -> 2H2O", [r"O_2 + 2H_2 \rightarrow 2H_2O"], ["2H2O -> 2H2 + O2", "H2 + O2 -> H2O"]),
+        *pairs(r"x \to x^{2y}", [r"x \rightarrow x^{2y}"], [r"x \to x^2 y"]),
+        *pairs(r"Fe^{3+} + e^- \to Fe^{2+}", [r"Fe^{3+} + e^{-} \rightarrow Fe^{2+}", "e^- + Fe^3+ -> Fe^2+"], []),
         *pairs("1s2 2s2 2p4", ["1s^2 2s^2 2p^4"], ["1s^2 2s^2 2p^5"]),
         *pairs(rf"{n} \times {m}", [f"{n} × {m}"], [rf"{m} \times {n}", str(n * m)]),
         *pairs(f"{n}:{m + 60}", [f"{2 * n}:{2 * m + 120}"], [f"{n} out of {m + 60}", f"{m + 60}:{n}"], boxed=False),

@@ -18,11 +18,11 @@ from pathlib import Path
 from PIL import Image
 
 from examples.digits.world import NAMES, Board, Task, draw, final, random_board
+from examples.recipes.data import SYSTEM, write_rows
 
 COUNTS = {"train": 1600, "demonstrations": 400}
 KINDS = {"digit": 0.3, "product": 0.35, "box": 0.35}
 STYLES = {"chain": 0.7, "direct": 0.15, "bare": 0.15}
-SYSTEM = "Think step by step."  # what the stage puts in front: examples/digits/prompts/long_thinking.txt
 OFF_PIXELS = 2
 
 
@@ -92,7 +92,7 @@ def write(part: str, count: int, out: Path) -> None:
             rows.append({"id": f"{part}-{index}", **shown, "system": SYSTEM})
         else:
             rows.append({"id": f"{part}-{index}", "image": image, **row})
-    (out / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(out / f"{part}.jsonl", rows)
 
 
 def main() -> None:

@@ -11,18 +11,17 @@ answers.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 from PIL import Image
 
 from examples.digits.world import Task, caption, draw, final, random_board
+from examples.recipes.data import SYSTEM, write_rows
 from examples.recipes.perceiver.perceiver import prompt
 
 COUNTS = {"train": 1600, "demonstrations": 300}
 LOOSE = 2 / 3
-SYSTEM = "Think step by step."  # what the stage puts in front: examples/digits/prompts/long_thinking.txt
 
 
 def task(rng: random.Random) -> Task:
@@ -40,7 +39,7 @@ def questions(count: int, out: Path) -> None:
         Image.fromarray(draw(board, rng)).save(out / image)
         row = {"id": f"train-{index}", "image": image, "question": asked.question()}
         rows.append(row | {"answer": asked.answer(board.digits), "kind": asked.kind})
-    write(out / "train.jsonl", rows)
+    write_rows(out / "train.jsonl", rows)
 
 
 def demonstrations(count: int, out: Path) -> None:
@@ -52,12 +51,7 @@ def demonstrations(count: int, out: Path) -> None:
         text = prompt(caption(digits, rng, omit=0.0), asked.question())
         reply = f"<think>See {asked.working(thought)}.</think>{final(asked.answer(digits))}"
         rows.append({"id": str(index), "question": text, "response": reply, "system": SYSTEM})
-    write(out / "demonstrations.jsonl", rows)
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(out / "demonstrations.jsonl", rows)
 
 
 def main() -> None:

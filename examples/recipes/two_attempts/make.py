@@ -9,17 +9,16 @@ pairs the first answer may have misread a digit.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 from PIL import Image
 
 from examples.digits.world import draw, random_board, random_task
+from examples.recipes.data import SYSTEM, write_rows
 from examples.recipes.two_attempts.attempts import second_prompt
 
 DEMONSTRATIONS = 200
-SYSTEM = "Think step by step."  # what the stage puts in front: examples/digits/prompts/long_thinking.txt
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/two_attempts/data"))
     out = parser.parse_args().out
     (out / "images").mkdir(parents=True, exist_ok=True)
-    rng, lines = random.Random("two attempts"), []
+    rng, rows = random.Random("two attempts"), []
     for index in range(DEMONSTRATIONS):
         board, task = random_board("train", rng), random_task(rng)
         believed = list(board.digits)
@@ -38,8 +37,8 @@ def main() -> None:
         Image.fromarray(draw(board, rng)).save(out / image)
         first, second = task.chain(believed, rng), task.chain(board.digits, rng)
         row = {"id": str(index), "images": [image], "question": second_prompt(task.question(), first)}
-        lines.append(json.dumps(row | {"response": second, "system": SYSTEM}) + "\n")
-    (out / "demonstrations.jsonl").write_text("".join(lines), encoding="utf-8")
+        rows.append(row | {"response": second, "system": SYSTEM})
+    write_rows(out / "demonstrations.jsonl", rows)
     print(f"{out / 'demonstrations.jsonl'}: {DEMONSTRATIONS} pairs")
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 from pathlib import Path
 
 from PIL import Image
 
 from examples.digits.world import NAMES, draw, final, random_board
+from examples.recipes.data import SYSTEM, write_rows
 from examples.recipes.zoom.zoom import crop, prompt, small
 
 COUNTS = {"train": 1600, "test": 300}
 DEMONSTRATIONS = 100
-SYSTEM = "Think step by step."  # what the stage puts in front: examples/digits/prompts/long_thinking.txt
 
 
 def answer(cell: int, digit: int) -> str:
@@ -40,7 +39,7 @@ def questions(part: str, count: int, out: Path) -> None:
         Image.fromarray(draw(board, rng)).save(out / image)
         row = {"id": f"{part}-{index}", "image": image, "question": f"What is the {NAMES[cell]} digit?"}
         rows.append(row | {"answer": str(board.digits[cell])})
-    write(out / f"{part}.jsonl", rows)
+    write_rows(out / f"{part}.jsonl", rows)
 
 
 def demonstrations(count: int, out: Path) -> None:
@@ -60,12 +59,7 @@ def demonstrations(count: int, out: Path) -> None:
         for turn, (images, reply) in enumerate(((names[:1], first), (names, last))):
             row = {"id": f"{index}-{turn}", "images": images, "question": prompt(question, len(images))}
             rows.append(row | {"response": reply, "system": SYSTEM})
-    write(out / "demonstrations.jsonl", rows)
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(out / "demonstrations.jsonl", rows)
 
 
 def main() -> None:
