@@ -1,10 +1,11 @@
-"""The type of a phase of a round. The table of all phases is ``launch.phases.PHASES``.
+"""The type of a phase. The table of all phases is ``launch.phases.PHASES``.
 
 `sophia run`, submit, status, doctor, track and report use no phase names: they read the fields of ``Phase``.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sophia_mcore.config.schema import Config
 
 Environment = Literal["here", "trainer", "rollout"]
+Flow = Literal["round", "stage"]  # the rounds of a run (`sophia run`), or its on-policy stage (`sophia rl`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,47 @@ class Shape:
 
     gpus: int = 0
     nodes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmTask:
+    """Job, node and restart of this process, from Slurm's variables."""
+
+    job_id: str = "0"
+    array_job: str = ""
+    array_task: str = ""
+    restart: int = 0
+    nodes: str = ""
+    node: str = ""
+    node_count: int = 1
+    node_index: int = 0
+    head: str = "127.0.0.1"
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str]) -> SlurmTask:
+        """Read the variables of a Slurm task. Outside of Slurm: a job of one task on this host."""
+        get = environment.get
+        return SlurmTask(
+            job_id=get("SLURM_JOB_ID", "0"),
+            array_job=get("SLURM_ARRAY_JOB_ID", ""),
+            array_task=get("SLURM_ARRAY_TASK_ID", ""),
+            restart=int(get("SLURM_RESTART_COUNT", 0)),
+            nodes=get("SLURM_JOB_NODELIST", socket.gethostname()),
+            node=get("SLURMD_NODENAME", socket.gethostname()),
+            node_count=int(get("SLURM_STEP_NUM_NODES", get("SLURM_NNODES", 1))),
+            node_index=int(get("SLURM_NODEID", 0)),
+            head=get("SOPHIA_HEAD", "127.0.0.1"),
+        )
+
+    @property
+    def name(self) -> str:
+        """Number of the job, or of the element of an array, as squeue shows it."""
+        return f"{self.array_job}_{self.array_task}" if self.array_job else self.job_id
+
+    @property
+    def port(self) -> int:
+        """Rendezvous port, from job and restart, so that a restart does not meet processes of the attempt before."""
+        return 20_000 + (int(self.job_id) * 31 + self.restart) % 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +150,11 @@ class Phase:
     environment: Environment  # "here": in the calling process (under Slurm: a process of the trainer's environment)
     work: Callable[[Round, Progress], object] | None = None  # does the phase, or what is left of it
     ranks: Ranks | None = None  # or: the module that does it on every rank
+    on_node: Callable[[Round, SlurmTask], object] | None = None  # in a Slurm job in place of ``work``: a node's part
 
+    flows: tuple[Flow, ...] = ("round",)  # where it is done; the phases of a stage belong to round 0
+    renewed: bool = False  # `sophia rl` moves its results aside when they no longer hold; with others it goes on
+    step: str = ""  # its name in `sophia rl --from` and in the times that this command notes; "": its own
     needs: tuple[str, ...] = ()  # phases of the same round (if they are ``once``: of round 0) that must be done before
     needs_before: tuple[str, ...] = ()  # phases of the round before that must be done as well
     inputs: Callable[[Round], None] | None = None  # replaces the check of ``needs``; raises SophiaError

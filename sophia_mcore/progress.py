@@ -122,3 +122,19 @@ def counting(progress: Progress, task: str) -> Callable[[int, int], None]:
 def worker_progress(file_descriptor: int | None) -> Progress:
     """Progress of a worker process: sent to its parent's pipe, or without one printed as plain lines on stderr."""
     return LineProgress() if file_descriptor is None else PipeProgress(file_descriptor)
+
+
+def relay(progress: Progress, events: IO[str]) -> None:
+    """Show the events that a child process sends with ``PipeProgress``, until it closes its end of the pipe."""
+    for line in events:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # an incomplete line of a child that was killed
+        kind = event.pop("event", "")
+        if kind == "start":
+            progress.start(**event)
+        elif kind == "advance":
+            progress.advance(**event)
+        elif kind == "note":
+            progress.note(**event)

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-# the names in launch.phases.PHASES, which is slow to import
+# the names of the phases of a round (launch.phases), which is slow to import
 _PHASES = "questions, captions, reasoning, score, fp8-check, train, export, evaluate, report"
 
 
@@ -80,7 +80,7 @@ def run(
     """The whole round, or all [[stages]], on this machine. Run again to resume: finished work is not redone."""
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.local import run_phases
-    from sophia_mcore.launch.phases import PHASES, all_names, expand, starting_at
+    from sophia_mcore.launch.phases import PHASES, expand, names_in, starting_at
 
     if first and only:
         raise UsageError("--from and --only cannot be combined")
@@ -92,7 +92,7 @@ def run(
             raise UsageError(f"{config} is a run of several stages: --rounds, --from and --only belong to one of them")
         run_all(loaded, new_settings=new_settings)
         return
-    names = expand([only]) if only else starting_at(first) if first else all_names()
+    names = expand([only]) if only else starting_at(first) if first else names_in("round")
     again = names[0] if first else None
     folder = run_phases(loaded, names, range(rounds or loaded.run.rounds), new_settings=new_settings, again=again)
     if any(phase.uploads for phase in PHASES if phase.name in names):
@@ -284,7 +284,7 @@ def report(
     """Write report.json and report.html of a run, or one page that compares two runs."""
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.opening import open_for_report
-    from sophia_mcore.launch.phases import rows
+    from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.reading import Problems
 
@@ -292,7 +292,7 @@ def report(
         from sophia_mcore.report.compare import write_comparison
 
         opened, second = open_run(run_folder), open_run(other)
-        typer.echo(write_comparison(opened, second, rows(), output))
+        typer.echo(write_comparison(opened, second, PHASES, output))
     elif output is not None:
         from sophia_mcore.errors import UsageError
 
@@ -302,7 +302,7 @@ def report(
 
         problems = Problems()
         run, config = open_for_report(run_folder, problems)
-        page = write_report(config, run, rows(), problems)
+        page = write_report(config, run, PHASES, problems)
         print_stale(run)
         print_missing(run)
         typer.echo(page)

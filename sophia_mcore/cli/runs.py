@@ -12,6 +12,7 @@ from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Roun
 if TYPE_CHECKING:
     from sophia_mcore.config.schema import Config
     from sophia_mcore.launch.slurm.submit import Submission
+    from sophia_mcore.phase import PhaseState
 
 
 def register(app: typer.Typer) -> None:
@@ -107,7 +108,7 @@ def submit(
 ) -> None:
     """Submit the jobs that the run still needs to Slurm. Run again later: submits only what is missing."""
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.phases import all_names, expand
+    from sophia_mcore.launch.phases import expand
     from sophia_mcore.launch.slurm import submit
 
     if stage and (only or rounds):
@@ -125,7 +126,7 @@ def submit(
 
         typer.echo(f"submitted {engines} engines: job {submit_engines(loaded, engines)}")
         return
-    names = expand([only]) if only else all_names()
+    names = expand([only]) if only else None
     if dry_run:
         show_dry_run(loaded, rounds, names, new_settings=new_settings, stage=stage)
     else:
@@ -142,15 +143,26 @@ def show_submission(found: Submission, *, dry_run: bool) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def show_dry_run(config: Config, rounds: int | None, names: list[str], *, new_settings: bool, stage: bool) -> None:
-    """What would be submitted, with Slurm's answers. Raises UsageError if Slurm would refuse a job."""
+def show_dry_run(
+    config: Config,
+    rounds: int | None = None,
+    names: list[str] | None = None,
+    *,
+    new_settings: bool,
+    stage: bool,
+    found: list[PhaseState] | None = None,
+) -> None:
+    """What would be submitted, with Slurm's answers. Raises UsageError if Slurm would refuse a job.
+
+    ``found``: states of the phases; None: as they are now.
+    """
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.slurm import jobs, submit
 
-    found = submit.dry_run(config, rounds, names, stage=stage)
-    typer.echo(jobs.shell_lines(found.commands))
-    show_submission(found, dry_run=True)
-    refused = [key[0] for key, answer in found.answers.items() if answer.startswith("refused")]
+    made = submit.dry_run(config, rounds, names, stage=stage, found=found)
+    typer.echo(jobs.shell_lines(made.commands))
+    show_submission(made, dry_run=True)
+    refused = [key[0] for key, answer in made.answers.items() if answer.startswith("refused")]
     if refused:
         raise UsageError(f"Slurm would refuse {', '.join(refused)}")
     if complaint := submit.would_refuse(config, new_settings=new_settings, stage=stage):

@@ -19,22 +19,21 @@ def run_all(config: Config, *, new_settings: bool) -> None:
 def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
     """Submit the first stage that is not finished."""
     from sophia_mcore.cli.runs import show_dry_run, show_submission
-    from sophia_mcore.launch.phases import all_names
     from sophia_mcore.launch.slurm.submit import submit
-    from sophia_mcore.launch.stages import accept_settings, accepts, unfinished
+    from sophia_mcore.launch.stages import accept_settings, accepts, states_to_submit, unfinished
 
     one, before = unfinished(config, _say, keep=not dry_run)
     if one is None:
         typer.echo("all stages are finished: no job submitted")
         return
-    on_policy = one.stage.kind == "rl"
     typer.echo(f"stage {one.label} ({one.stage.kind}) in {one.run.path}")
     if dry_run:
         accepted = accepts(one, before, _say, new_settings=new_settings)
-        show_dry_run(one.config, None, all_names(), new_settings=accepted, stage=on_policy)
+        stage = one.stage.on_policy
+        show_dry_run(one.config, new_settings=accepted, stage=stage, found=states_to_submit(one))
     else:
         accepted = accept_settings(one, before, _say, new_settings=new_settings)
-        found = submit(one.config, new_settings=accepted, stage=on_policy)
+        found = submit(one.config, new_settings=accepted, stage=one.stage.on_policy)
         show_submission(found, dry_run=False)
     typer.echo("when its jobs have ended, the same command chooses its model and submits the next stage")
 
@@ -46,7 +45,7 @@ def _show(one: StageRun) -> None:
 
     if one.config.track.enabled:
         send(one.run, one.config, PHASES)
-    if one.stage.kind == "rl":
+    if one.stage.on_policy:
         print_stage_summary(one.run)
     else:
         print_summary(one.run)

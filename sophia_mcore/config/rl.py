@@ -222,6 +222,11 @@ class Rl(Section):
             )
 
     @property
+    def selects(self) -> bool:
+        """Whether questions are chosen by the starting model's accuracy."""
+        return self.select.samples > 0
+
+    @property
     def one_turn(self) -> bool:
         """Whether an episode is one answer to the question as it stands."""
         return self.environment.function == "single"

@@ -27,6 +27,11 @@ class Stage(Section):
     # evaluation questions; "validation" (rl). By score, the model that the stage began with is a candidate too.
     promote: str = LAST
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether it is an on-policy stage, and not one of rounds."""
+        return self.kind == "rl"
+
     @field_validator("promote")
     @classmethod
     def _known(cls, text: str) -> str:

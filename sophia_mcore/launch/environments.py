@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import run_worker
-from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
+from sophia_mcore.progress import Progress, relay
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
@@ -64,7 +65,7 @@ def preflight(round: Round) -> None:
     check_layout(ModelSpec.from_model_dir(round.policy), config.parallel, config.batch.sequence_length_tokens)
 
 
-def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
+def run_here(phase: Phase, round: Round, progress: Progress) -> None:
     """Run a phase on this machine: in this process, in a worker, or on ranks under torchrun. Raises SophiaError."""
     name = f"{phase.name}-round-{round.index}"
     arguments = [str(round.run.config_file), "--round", str(round.index)]
@@ -87,11 +88,11 @@ def run_here(phase: Phase, round: Round, progress: TerminalProgress) -> None:
             [interpreter(python), "-m", "sophia_mcore.launch.worker", phase.name, *arguments],
             log_file=round.run.logs / f"{name}.log",
             environment={},
-            follow=progress.follow,
+            follow=partial(relay, progress),
         )
 
 
-def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, arguments: list[str]) -> None:
+def run_ranks(round: Round, progress: Progress, name: str, module: str, arguments: list[str]) -> None:
     """Run a module on every rank with torchrun on this machine; it logs to logs/NAME.log. Raises SophiaError."""
     config = round.config
     _require_driver_for_fp8(config)
@@ -104,7 +105,7 @@ def run_ranks(round: Round, progress: TerminalProgress, name: str, module: str, 
         ],
         log_file=round.run.logs / f"{name}.log",
         environment={"OMP_NUM_THREADS": str(threads)} if threads else {},
-        follow=progress.follow,
+        follow=partial(relay, progress),
         patience_seconds=SAVE_SECONDS + 10,
     )
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.launch import phases
 from sophia_mcore.launch.local import open_run
-from sophia_mcore.launch.phases import starting_at
+from sophia_mcore.launch.phases import phases_in, starting_at
 from sophia_mcore.phase import Part, Phase
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.store.atomic import write_failed, write_json, write_text
@@ -71,7 +70,7 @@ def fork(
     config = _settings(run, target, overlays, sets)
     excluded = starting_at(first) if first else []
     with folder_lock(run.lock_file, shared=True):
-        new = Provenance(config, run, phases.PHASES, assumed=before)
+        new = Provenance(config, run, phases_in("round"), assumed=before)
         shared = _still_valid(new, excluded)
         temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
         try:
@@ -89,8 +88,8 @@ def fork(
     left = [p.name for p, index, part in new.all_parts() if (p.name, index, part.name) not in there]
     return Fork(
         run=RunFolder(target),
-        shared=[phase.name for phase in phases.PHASES if phase.name in names],
-        left=[phase.name for phase in phases.PHASES if phase.name in left or phase.again],
+        shared=[phase.name for phase in phases_in("round") if phase.name in names],
+        left=[phase.name for phase in phases_in("round") if phase.name in left or phase.again],
     )
 
 

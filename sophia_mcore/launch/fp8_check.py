@@ -38,7 +38,7 @@ def run_fp8_check(config: Config, round_index: int) -> str:
         raise SophiaError(f"{round.folder.kept_file}: no such file; run 'sophia score' first")
     with folder_lock(run.lock_file), TerminalProgress() as progress:
         write_text(run.fp8_check_config_file, dump_toml(config))
-        prepare(Provenance(config, run, phases.rows()), phases.FP8_CHECK, 0, progress.say, again=True)
+        prepare(Provenance(config, run, phases.PHASES), phases.FP8_CHECK, 0, progress.say, again=True)
         run.fp8_check_file.unlink(missing_ok=True)  # an old result must not remain when this check fails
         arguments = [str(run.fp8_check_config_file), "--round", str(round_index)]
         run_ranks(round, progress, "fp8-check", "sophia_mcore.train.fp8.worker", arguments)

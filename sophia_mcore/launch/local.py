@@ -79,7 +79,7 @@ def _run_rounds(
             began = time.monotonic()
             redo = index == indices[0] and phase.name in renewed
             require_valid_inputs(phase, current)
-            prepare(Provenance(config, folder, phases.rows()), phase, index, progress.say, again=redo)
+            prepare(Provenance(config, folder, phases.PHASES), phase, index, progress.say, again=redo)
             if redo:
                 _note_renewed(folder, phase.name)
             _run_phase(phase, current, progress)
@@ -93,7 +93,7 @@ def _report_anyway(config: Config, folder: RunFolder, progress: TerminalProgress
     if not any(folder.path.glob("round-*/verdicts/*.parquet")):
         return
     try:
-        progress.say(f"report of the results so far: {write_report(config, folder, phases.rows())}")
+        progress.say(f"report of the results so far: {write_report(config, folder, phases.PHASES)}")
     except Exception as error:  # the error of the phase is more important
         progress.say(f"no report: {type(error).__name__}: {error}")
 
@@ -148,7 +148,7 @@ def claim_folder(config: Config, folder: RunFolder, *, new_settings: bool = Fals
     if before is not None and before.stages is not None:
         raise UsageError(f"{folder.path} holds a run of several stages: choose another run.folder")
     if before is not None:
-        old = adopt(Provenance(before, folder, phases.rows()))
+        old = adopt(Provenance(before, folder, phases.PHASES))
         if old:
             print(f"note: {unchecked_line(folder, old)}", file=sys.stderr, flush=True)
     known, refusal = _changes(config, folder, before, starting_at(again) if again else [])
@@ -171,7 +171,7 @@ def _settings_so_far(folder: RunFolder) -> Config | None:
 
 def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: list[str]) -> tuple[set[str], str]:
     """Keys of changed settings on which finished work depends, and the text of the refusal ("" if not refused)."""
-    changes = Provenance(config, folder, phases.rows(), assumed=before).changed()
+    changes = Provenance(config, folder, phases.PHASES, assumed=before).changed()
     known = {key for changed in changes.values() for key in changed}
     refused = {phase: changed for phase, changed in changes.items() if phase not in renewed}
     if not refused:

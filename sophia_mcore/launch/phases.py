@@ -6,17 +6,18 @@ To add a phase, add a row and the functions that the row names. No other module 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import stage_shape, training_shape
-from sophia_mcore.phase import Phase, Ranks, sampled_rounds, whole_rounds
+from sophia_mcore.phase import Flow, Phase, Ranks, sampled_rounds, whole_rounds
 from sophia_mcore.rl.start import rl_start
 
 QUESTIONS = Phase(
     name="questions",
+    flows=("round", "stage"),
     group="generate",
     environment="here",
     work=work.questions,
@@ -133,23 +134,16 @@ EVALUATE = Phase(
     parts=parts.evaluate,
     outputs=readers.evaluations,
 )
-REPORT = Phase(
-    name="report",
-    environment="here",
-    work=work.report,
-    needs=("evaluate", "rl-evaluate"),
-    inputs=readers.requires_nothing,
-    state=readers.report_state,
-    again=True,
-    uploads=True,
-)
 RL_SELECT = Phase(
     name="rl-select",
+    flows=("stage",),
+    step="select",
     environment="rollout",
+    preflight=True,
     work=work.rl_select,
     needs=("questions",),
     models=lambda round: [rl_start(round.config, round.run)],
-    wanted=lambda config: config.rl is not None and config.rl.select.samples > 0,
+    wanted=lambda config: config.rl is not None and config.rl.selects,
     once=True,
     units=readers.rl_select_units,
     state=readers.rl_select_state,
@@ -170,8 +164,12 @@ RL_SELECT = Phase(
 )
 RL = Phase(
     name="rl",
-    environment="trainer",
+    flows=("stage",),
+    step="loop",
+    environment="here",  # it supervises processes of both environments
+    preflight=True,
     work=work.rl,
+    on_node=work.rl_on_node,
     needs=("rl-select",),
     models=lambda round: [rl_start(round.config, round.run)],
     wanted=lambda config: config.rl is not None,
@@ -183,7 +181,11 @@ RL = Phase(
 )
 RL_EVALUATE = Phase(
     name="rl-evaluate",
+    flows=("stage",),
+    step="evaluate",
+    renewed=True,
     environment="rollout",
+    preflight=True,
     work=work.rl_evaluate,
     needs=("rl",),
     models=lambda round: [model for _, model in readers.rl_evaluated_models(round)],
@@ -199,6 +201,17 @@ RL_EVALUATE = Phase(
     parts=parts.rl_evaluate,
     script="phase",
 )
+REPORT = Phase(
+    name="report",
+    flows=("round", "stage"),
+    environment="here",
+    work=work.report,
+    needs=("evaluate", "rl-evaluate"),
+    inputs=readers.requires_nothing,
+    state=readers.report_state,
+    again=True,
+    uploads=True,
+)
 
 PHASES: tuple[Phase, ...] = (
     QUESTIONS,
@@ -209,60 +222,75 @@ PHASES: tuple[Phase, ...] = (
     TRAIN,
     EXPORT,
     EVALUATE,
+    RL_SELECT,
+    RL,
+    RL_EVALUATE,
     REPORT,
-)  # in flow order
-STAGE_PHASES: tuple[Phase, ...] = (RL_SELECT, RL, RL_EVALUATE)  # of the on-policy stage, which is optional
+)  # in flow order; each row says whether it belongs to the rounds, to the on-policy stage, or to both
 
 
-def all_names() -> list[str]:
-    """Names of the phases of a round in flow order."""
-    return [phase.name for phase in PHASES]
+def phases_in(flow: Flow) -> list[Phase]:
+    """The phases of the rounds, or those of the on-policy stage, in flow order."""
+    return [phase for phase in PHASES if flow in phase.flows]
 
 
-def rows() -> tuple[Phase, ...]:
-    """All phases: those of a round, then those of the on-policy stage."""
-    return (*PHASES, *STAGE_PHASES)
+def names_in(flow: Flow) -> list[str]:
+    """Their names in flow order."""
+    return [phase.name for phase in phases_in(flow)]
 
 
-def stage_phases() -> list[Phase]:
-    """The phases that `sophia submit --rl` submits, in flow order: questions, those of the on-policy stage, report."""
-    return [QUESTIONS, *STAGE_PHASES, REPORT]
-
-
-def phase_named(name: str) -> Phase:
-    """The phase of that name. Raises UsageError with the nearest name if there is none."""
-    for phase in rows():
-        if phase.name == name:
-            return phase
-    raise UsageError(_unknown(name))
+def stage_alone() -> list[Phase]:
+    """The phases of the on-policy stage that are no part of a round, in flow order."""
+    return [phase for phase in phases_in("stage") if "round" not in phase.flows]
 
 
 def phases_of(index: int) -> list[Phase]:
     """The phases of round ``index`` in flow order. Phases that are done once belong to round 0."""
-    return [phase for phase in PHASES if not (phase.once and index > 0)]
+    return [phase for phase in phases_in("round") if not (phase.once and index > 0)]
+
+
+def wanted_phases(config: Config, flow: Flow = "round") -> list[Phase]:
+    """The phases that a run with this configuration has, in flow order."""
+    return [phase for phase in phases_in(flow) if phase.wanted(config)]
+
+
+def phase_named(name: str) -> Phase:
+    """The phase of that name. Raises UsageError with the nearest name if there is none."""
+    for phase in PHASES:
+        if phase.name == name:
+            return phase
+    raise UsageError(_unknown(name, PHASES))
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Replace groups by their phases; returns the names in flow order. Raises UsageError for an unknown name."""
+    """Replace groups by their phases; returns the names in flow order.
+
+    Raises UsageError for an unknown name, and for a phase of the on-policy stage, which other commands run.
+    """
+    known = phases_in("round")
     wanted: set[str] = set()
     for name in names:
-        found = {phase.name for phase in PHASES if name in (phase.name, phase.group)}
+        found = {phase.name for phase in known if name in (phase.name, phase.group)}
+        if not found and any(name == phase.name for phase in stage_alone()):
+            raise UsageError(
+                f"{name!r} is a phase of the on-policy stage: 'sophia rl' runs it, 'sophia submit --rl' submits it"
+            )
         if not found:
-            raise UsageError(_unknown(name))
+            raise UsageError(_unknown(name, known))
         wanted |= found
-    return [name for name in all_names() if name in wanted]
+    return [phase.name for phase in known if phase.name in wanted]
 
 
 def starting_at(name: str) -> list[str]:
-    """Names of the phase or group ``name`` and of all later phases. Raises UsageError for an unknown name."""
-    names = all_names()
+    """Names of the phase or group ``name`` and of all later phases of a round. Raises like ``expand``."""
+    names = names_in("round")
     return names[names.index(expand([name])[0]) :]
 
 
-def _unknown(name: str) -> str:
-    groups = dict.fromkeys(phase.group for phase in PHASES if phase.group)
-    nearest = difflib.get_close_matches(name, [*all_names(), *groups], n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"phases: {', '.join(all_names())}"
+def _unknown(name: str, known: Sequence[Phase]) -> str:
+    names, groups = [phase.name for phase in known], [phase.group for phase in known if phase.group]
+    nearest = difflib.get_close_matches(name, [*names, *dict.fromkeys(groups)], n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"phases: {', '.join(names)}"
     return f"unknown phase {name!r} ({hint})"
 
 
@@ -271,11 +299,6 @@ def needs_of(phase: Phase, index: int) -> list[tuple[Phase, int]]:
     needed = [phase_named(name) for name in phase.needs]
     before = [phase_named(name) for name in phase.needs_before] if index > 0 else []
     return [*((one, 0 if one.once else index) for one in needed), *((one, index - 1) for one in before)]
-
-
-def wanted_phases(config: Config) -> list[Phase]:
-    """The phases that a run with this configuration has, in flow order."""
-    return [phase for phase in PHASES if phase.wanted(config)]
 
 
 def wanted_needs(config: Config, phase: Phase, index: int) -> list[tuple[Phase, int]]:

@@ -92,7 +92,7 @@ def choose(one: StageRun) -> Promotion:
 
 def _models(one: StageRun) -> list[tuple[str, Path]]:
     start = (START[one.stage.kind], one.config.models.policy)
-    if one.stage.kind == "rl":
+    if one.stage.on_policy:
         return [start, ("rl", one.run.rl.model)]
     return [start, *((f"round-{index}", one.run.round(index).model) for index in range(one.config.run.rounds))]
 

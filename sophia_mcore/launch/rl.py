@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import difflib
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.environments.terms import require_terms
 from sophia_mcore.errors import UsageError
-from sophia_mcore.launch import stage
+from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.parts import RL_CHANGEABLE
-from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL_EVALUATE, RL_SELECT, rows
+from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
-from sophia_mcore.records import Question
-from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
-from sophia_mcore.store.shards import read_shard
 from sophia_mcore.store.user_files import user_functions
 from sophia_mcore.track.metrics import MetricsLog
 
-STEPS = ("select", "loop", "evaluate")  # values of --from; the questions phase runs before them, the report after them
+STEPS = tuple(phase.step for phase in stage_alone())  # values of --from; phases of the rounds as well always run
 
 _STAGE_SECTIONS = {"rl", "batch", "models", "score", "rewards", "helpers"}
 _CHANGEABLE = {
@@ -60,7 +58,7 @@ def run_rl(
     rl = config.on_policy
     if batches is not None:
         config = config.model_copy(update={"rl": rl.model_copy(update={"batches": batches})})
-    config = with_local_models(config, ["captions"], download=True)  # any phase that reads models
+    config = with_local_models(config, names_in("stage"), download=True)
     run = make_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
@@ -69,10 +67,16 @@ def run_rl(
         current = Round(config, run, 0)
         preflight(current)
         metrics = MetricsLog(run.metrics_file)
-        for step in ("questions", *chosen, "report"):
+        loop = replace(RL, work=partial(work.rl, replay=replay))
+        for phase in phases_in("stage"):
+            if phase.step and phase.step not in chosen:
+                continue
             began = time.monotonic()
-            _step(step, current, progress, replay=replay)
-            metrics.log(0, f"rl-{step}", {"seconds": round(time.monotonic() - began, 3)})
+            if phase.wanted(config):
+                if phase.renewed:
+                    prepare(Provenance(config, run, phases.PHASES), phase, 0, progress.say)
+                run_here(loop if phase is RL else phase, current, progress)
+            metrics.log(0, f"rl-{phase.step or phase.name}", {"seconds": round(time.monotonic() - began, 3)})
     return run
 
 
@@ -139,36 +143,3 @@ def preflight(round: Round) -> None:
         raise UsageError(
             f"rl.batches = {config.on_policy.batches}, but {newest.version} batches are trained already in {run.path}"
         )
-
-
-def _step(step: str, round: Round, progress: TerminalProgress, *, replay: bool) -> None:
-    config, run = round.config, round.run
-    if step == "questions":
-        run_here(QUESTIONS, round, progress)
-    elif step == "select" and RL_SELECT.wanted(config):
-        run_here(RL_SELECT, round, progress)
-    elif step == "select":
-        for path in (run.rl.select_file, run.rl.questions_file):  # made with other settings
-            path.unlink(missing_ok=True)
-    elif step == "loop":
-        check_questions(config, run)
-        stage.remove_summary_of_fewer_batches(config, run)
-        if not stage_has_ended(config, run):
-            node = stage.this_machine(config, replay=replay)
-            stage.supervise(config, run, node, replay=replay, follow=progress.follow)
-    elif step == "evaluate" and RL_EVALUATE.wanted(config):
-        prepare(Provenance(config, run, rows()), RL_EVALUATE, 0, progress.say)
-        run_here(RL_EVALUATE, round, progress)
-    elif step == "report":
-        run_here(REPORT, round, progress)
-
-
-def check_questions(config: Config, run: RunFolder) -> None:
-    """Raise UsageError if a batch would need more questions than there are, or the reward has no term for one."""
-    chosen = RL_SELECT.wanted(config) and run.rl.questions_file.is_file()
-    found = read_shard(run.rl.questions_file if chosen else checked_questions(config, run), Question)
-    require_terms(config.reward_terms, found)
-    number = len(found)
-    size = config.on_policy.questions_per_batch
-    if size > number:
-        raise UsageError(f"rl.questions_per_batch = {size} is more than the {number} questions there are to ask")

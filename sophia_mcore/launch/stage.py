@@ -15,13 +15,17 @@ from dataclasses import dataclass
 from typing import IO
 
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import require_terms
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.children import Child, end_all
 from sophia_mcore.launch.environments import SAVE_SECONDS, has_nvidia_driver, interpreter
 from sophia_mcore.launch.process import signals_interrupt
 from sophia_mcore.launch.readers import stage_has_ended
+from sophia_mcore.records import Question
+from sophia_mcore.rl.questions import asked_questions
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, RunFolder
+from sophia_mcore.store.shards import read_shard
 
 _LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 120.0  # time for engines to notice the end of the stage and leave
@@ -197,7 +201,19 @@ def _wait_for(children: Sequence[Child]) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def remove_summary_of_fewer_batches(config: Config, run: RunFolder) -> None:
-    """Remove the summary of a stage that ended with fewer batches than are configured now, so that it goes on."""
-    if run.rl.summary_file.is_file() and not stage_has_ended(config, run):
-        run.rl.summary_file.unlink()
+def make_ready(config: Config, run: RunFolder, *, first_node: bool = True) -> None:
+    """Check the questions, and remove what was made with other settings: a choice of questions, an earlier end.
+
+    A stage that ended with fewer batches than are configured now goes on without its summary. Raises UsageError if a
+    batch would need more questions than there are, or if the reward has no term for one.
+    """
+    found = read_shard(asked_questions(config, run), Question)
+    require_terms(config.reward_terms, found)
+    size = config.on_policy.questions_per_batch
+    if size > len(found):
+        raise UsageError(f"rl.questions_per_batch = {size} is more than the {len(found)} questions there are to ask")
+    if first_node and not config.on_policy.selects:
+        for path in (run.rl.select_file, run.rl.questions_file):
+            path.unlink(missing_ok=True)
+    if first_node and not stage_has_ended(config, run):
+        run.rl.summary_file.unlink(missing_ok=True)

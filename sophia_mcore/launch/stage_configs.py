@@ -73,7 +73,7 @@ def _config(config: Config, index: int, stage: Stage, policy: Path | None) -> Co
         raise UsageError(f"{where}: {explain(error, Config)}") from None
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
-    if stage.kind != "rl" or made.rl is None:
+    if not stage.on_policy or made.rl is None:
         return made.model_copy(update={"rl": None})
     start = {} if policy is None else {"rl": made.rl.model_copy(update={"start": str(policy)})}
     return made.model_copy(update=start)
@@ -119,16 +119,16 @@ def _check(stage: Stage, config: Config) -> None:
     """Raise ValueError if the stage lacks what its kind or its promotion needs."""
     if config.evaluate.only:
         raise ValueError("evaluate.only trains nothing, and a stage trains")
-    if stage.kind == "rl" and config.rl is None:
+    if stage.on_policy and config.rl is None:
         raise ValueError("kind = 'rl' needs the section [rl]: docs/on_policy.md shows one")
-    if stage.kind == "rl" and config.rl is not None and config.rl.start != "base":
+    if stage.on_policy and config.rl is not None and config.rl.start != "base":
         raise ValueError(f"rl.start = {config.rl.start!r}: {_GIVEN['rl.start']}; set it to 'base'")
     if stage.kind == "supervised" and config.train.data is None:
         raise ValueError("kind = 'supervised' needs train.data, a file of question-answer pairs")
     if stage.kind == "sophia" and config.train.data is not None:
         raise ValueError("kind = 'sophia' trains on kept trajectories, and train.data replaces them: use 'supervised'")
     if stage.promote == VALIDATION:
-        if stage.kind != "rl" or config.rl is None:
+        if not stage.on_policy or config.rl is None:
             raise ValueError("promote = 'validation' belongs to kind = 'rl': its versions are validated")
         if config.rl.keep != "best":
             raise ValueError("promote = 'validation' needs rl.keep = 'best' and [[rl.validation]]")

@@ -19,7 +19,7 @@ from sophia_mcore.launch import phases
 from sophia_mcore.launch.environments import with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder, run_phases
 from sophia_mcore.launch.parts import whole_rl
-from sophia_mcore.launch.phases import QUESTIONS, RL, RL_EVALUATE, all_names, stage_phases
+from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL, names_in, phases_in, phases_of, stage_alone
 from sophia_mcore.launch.promotion import Promotion, choose, is_recorded, record
 from sophia_mcore.launch.rl import run_rl
 from sophia_mcore.launch.stage_configs import StageRun, stage_run, stage_runs
@@ -69,7 +69,7 @@ def _claimed(config: Config) -> Iterator[Config]:
 
     Raises UsageError if the folder holds a run without stages.
     """
-    config = with_local_models(config, all_names(), download=True)
+    config = with_local_models(config, names_in("round"), download=True)
     folder = make_folder(config)
     with folder_lock(folder.lock_file):
         if folder.config_file.is_file() and load_config(folder.config_file).stages is None:
@@ -117,7 +117,7 @@ def accept_settings(one: StageRun, before: Promotion | None, say: Say, *, new_se
     Raises UsageError if settings of an on-policy stage have changed and are not accepted.
     """
     accepted = accepts(one, before, say, new_settings=new_settings)
-    if one.stage.kind != "rl":
+    if not one.stage.on_policy:
         return accepted
     _prepare_on_policy(one, say, new_settings=accepted)
     return True
@@ -137,10 +137,10 @@ def settle(one: StageRun, made: Promotion, before: Promotion | None, say: Say) -
 
 
 def _run(one: StageRun, accepted: bool) -> None:
-    if one.stage.kind == "rl":
+    if one.stage.on_policy:
         run_rl(one.config, new_settings=True)
     else:
-        run_phases(one.config, all_names(), range(one.config.run.rounds), new_settings=accepted)
+        run_phases(one.config, names_in("round"), range(one.config.run.rounds), new_settings=accepted)
 
 
 def _prepare_on_policy(one: StageRun, say: Say, *, new_settings: bool) -> None:
@@ -174,17 +174,19 @@ def _began_with_another_model(one: StageRun, say: Say) -> bool:
 
 
 def _provenance(one: StageRun) -> Provenance:
-    known = (QUESTIONS, _RL, RL_EVALUATE) if one.stage.kind == "rl" else phases.rows()
-    return Provenance(one.config, one.run, known)
+    return Provenance(one.config, one.run, _stage_rows() if one.stage.on_policy else phases.PHASES)
+
+
+def _stage_rows() -> list[Phase]:
+    return [_RL if phase is RL else phase for phase in phases_in("stage")]
 
 
 def _phases(one: StageRun) -> Iterator[tuple[Phase, int]]:
     """(phase, round) of everything that a stage has results of, in flow order."""
-    if one.stage.kind == "rl":
-        found = [(_RL if phase is RL else phase, 0) for phase in stage_phases()]
+    if one.stage.on_policy:
+        found = [(phase, 0) for phase in _stage_rows()]
     else:
-        rounds = range(one.config.run.rounds)
-        found = [(phase, index) for index in rounds for phase in phases.phases_of(index)]
+        found = [(phase, index) for index in range(one.config.run.rounds) for phase in phases_of(index)]
     yield from ((phase, index) for phase, index in found if phase.wanted(one.config) and not phase.again)
 
 
@@ -200,3 +202,19 @@ def states_of(one: StageRun) -> list[PhaseState]:
     """States of the stage's phases in flow order, without the report. Raises like ``state_of``."""
     provenance = _provenance(one)
     return [state_of(phase, Round(one.config, one.run, index), provenance) for phase, index in _phases(one)]
+
+
+def states_to_submit(one: StageRun) -> list[PhaseState] | None:
+    """States of an on-policy stage as `sophia submit` finds them once ``accept_settings`` has made the stage ready.
+
+    None: a stage of rounds, of which nothing is moved aside before its jobs begin.
+    """
+    if not one.stage.on_policy:
+        return None
+    provenance, alone = _provenance(one), {phase.name for phase in stage_alone()}
+    anew = bool(provenance.why_stale(_RL, 0))
+    found = [*states_of(one), state_of(REPORT, Round(one.config, one.run, 0), provenance)]
+    return [
+        replace(state, done=0, finished=False) if state.stale or (anew and state.phase in alone) else state
+        for state in found
+    ]

@@ -9,7 +9,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases
 from sophia_mcore.launch.inputs import inputs_of
-from sophia_mcore.launch.phases import phases_of, stage_phases, starting_at, wanted_needs
+from sophia_mcore.launch.phases import phases_of, starting_at, wanted_needs, wanted_phases
 from sophia_mcore.phase import Phase, PhaseState
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.store.layout import Round, RunFolder
@@ -17,7 +17,7 @@ from sophia_mcore.store.layout import Round, RunFolder
 
 def states(config: Config, run: RunFolder, rounds: Iterable[int]) -> list[PhaseState]:
     """States of all phases of the given rounds in flow order. Raises like ``state_of``."""
-    provenance = Provenance(config, run, phases.rows())
+    provenance = Provenance(config, run, phases.PHASES)
     return [state_of(phase, Round(config, run, index), provenance) for index in rounds for phase in phases_of(index)]
 
 
@@ -26,7 +26,7 @@ def state_of(phase: Phase, round: Round, provenance: Provenance | None = None) -
 
     Raises SophiaError when its folder holds work units of other settings and there is no record of these settings.
     """
-    provenance = provenance or Provenance(round.config, round.run, phases.rows())
+    provenance = provenance or Provenance(round.config, round.run, phases.PHASES)
     verdicts = provenance.check_phase(phase, round.index)
     why = provenance.why_stale(phase, round.index)
     try:
@@ -44,7 +44,7 @@ def require_valid_inputs(phase: Phase, round: Round) -> None:
     """Raise SophiaError, naming phase and setting, if results that the phase needs are no longer valid."""
     if phase.again:
         return
-    provenance = Provenance(round.config, round.run, phases.rows())
+    provenance = Provenance(round.config, round.run, phases.PHASES)
     for needed, index in wanted_needs(round.config, phase, round.index):
         why = provenance.why_stale(needed, index)
         if why:
@@ -61,7 +61,9 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
     finished phases are not checked. Raises the SophiaError of the first input that cannot be used.
     """
     wanted = set(names)
-    sampling = next((phase.name for phase in phases.PHASES if phase.name in wanted and phase.engine is not None), None)
+    sampling = next(
+        (phase.name for phase in phases.phases_in("round") if phase.name in wanted and phase.engine is not None), None
+    )
     if sampling is not None:
         wanted |= set(starting_at(sampling))
     left = {state.phase for state in states(config, run, rounds) if not state.finished} & wanted
@@ -77,8 +79,8 @@ def stage_states(config: Config, run: RunFolder) -> list[PhaseState]:
     """
     if config.rl is None:
         raise UsageError("the configuration has no [rl] section: docs/on_policy.md shows one")
-    provenance = Provenance(config, run, phases.rows())
-    return [state_of(phase, Round(config, run, 0), provenance) for phase in stage_phases() if phase.wanted(config)]
+    provenance = Provenance(config, run, phases.PHASES)
+    return [state_of(phase, Round(config, run, 0), provenance) for phase in wanted_phases(config, "stage")]
 
 
 def check_inputs(phase: Phase, round: Round) -> None:

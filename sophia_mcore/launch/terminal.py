@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from types import TracebackType
-from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
@@ -74,18 +72,3 @@ class TerminalProgress:
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def follow(self, events: IO[str]) -> None:
-        """Show the events of a child process until it closes its end of the pipe."""
-        for line in events:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # an incomplete line of a child that was killed
-            kind = event.pop("event", "")
-            if kind == "start":
-                self.start(**event)
-            elif kind == "advance":
-                self.advance(**event)
-            elif kind == "note":
-                self.note(**event)

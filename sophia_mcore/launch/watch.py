@@ -20,7 +20,7 @@ from rich.text import Text as Plain
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import STAGE_PHASES, phases_of
+from sophia_mcore.launch.phases import phases_of, stage_alone
 from sophia_mcore.launch.slurm.status import duration
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.report.newest import Curve, Text, curves, newest_texts, verdict_counts
@@ -117,7 +117,7 @@ def _states(config: Config, run: RunFolder, rounds: Sequence[int]) -> tuple[list
     """(states of the phases of the run, one line for each phase whose state cannot be read)."""
     phases = [(phase, index) for index in rounds for phase in phases_of(index)]
     if config.rl is not None and (run.rl.rollouts.is_dir() or run.rl.train.is_dir()):
-        phases += [(phase, 0) for phase in STAGE_PHASES]
+        phases += [(phase, 0) for phase in stage_alone()]
     states, notes = [], []
     for phase, index in phases:
         if not phase.wanted(config):

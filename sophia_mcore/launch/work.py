@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models
-from sophia_mcore.progress import Progress, counting
+from sophia_mcore.phase import SlurmTask
+from sophia_mcore.progress import Progress, counting, relay
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round
 
@@ -125,11 +126,23 @@ def rl_select(round: Round, progress: Progress) -> None:
     engine.close()
 
 
-def rl(round: Round, progress: Progress) -> None:
-    """This node's part of the on-policy stage, as a task of a Slurm job."""
+def rl(round: Round, progress: Progress, *, replay: bool = False) -> None:
+    """The batches of the on-policy stage, with this machine as the only node. ``replay``: of stored rollouts alone."""
+    from sophia_mcore.launch.readers import stage_has_ended
+    from sophia_mcore.launch.stage import make_ready, supervise, this_machine
+
+    config, run = round.config, round.run
+    make_ready(config, run)
+    if not stage_has_ended(config, run):
+        node = this_machine(config, replay=replay)
+        supervise(config, run, node, replay=replay, follow=partial(relay, progress))
+
+
+def rl_on_node(round: Round, task: SlurmTask) -> None:
+    """The same as a Slurm job: the part of the task's node."""
     from sophia_mcore.launch.slurm.stage import run_on_node
 
-    run_on_node(round)
+    run_on_node(round, task)
 
 
 def rl_evaluate(round: Round, progress: Progress) -> None:
@@ -156,9 +169,9 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
 
 def report(round: Round, progress: Progress) -> None:
     """Write report.json and report.html."""
-    from sophia_mcore.launch.phases import PHASES, rows
+    from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.model_card import write_cards
 
-    write_report(round.config, round.run, rows())
+    write_report(round.config, round.run, PHASES)
     write_cards(round.config, round.run, PHASES)  # with the scores that are there now

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import UsageError, run_command
-from sophia_mcore.launch.phases import phase_named, rows
+from sophia_mcore.launch import phases
+from sophia_mcore.launch.phases import phase_named
 from sophia_mcore.phase import Phase
 from sophia_mcore.progress import Progress, worker_progress
 from sophia_mcore.store.layout import Round, RunFolder
@@ -24,7 +25,7 @@ from sophia_mcore.store.layout import Round, RunFolder
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code of ``errors.run_command``, or with ``--slurm`` of ``launch.slurm.task``."""
     parser = argparse.ArgumentParser(prog="sophia_mcore.launch.worker", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("phase", choices=[phase.name for phase in rows()])
+    parser.add_argument("phase", choices=[phase.name for phase in phases.PHASES])
     parser.add_argument("config", type=Path, help="RUN/config.toml")
     parser.add_argument("--round", type=int, required=True, dest="round_index")
     parser.add_argument("--slurm", action="store_true", help="this is a task of a Slurm job")

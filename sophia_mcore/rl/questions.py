@@ -15,9 +15,12 @@ def checked_questions(config: Config, run: RunFolder) -> Path:
 
 
 def asked_questions(config: Config, run: RunFolder) -> Path:
-    """The questions that batches ask: the chosen ones, where there was a choice. Raises SophiaError without any."""
+    """The questions that batches ask: with rl.select the chosen ones, once they are there, else the checked ones.
+
+    Raises SophiaError if there are none.
+    """
     found = checked_questions(config, run)
-    for path in (run.rl.questions_file, found):
+    for path in (run.rl.questions_file, found) if config.on_policy.selects else (found,):
         if path.is_file():
             return path
     raise SophiaError(f"{found}: no such file; `sophia rl` prepares the questions")

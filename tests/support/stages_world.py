@@ -147,7 +147,7 @@ class World:
         return run
 
     def phase(self, phase: Phase, round: Round) -> None:
-        prepare(Provenance(round.config, round.run, phases.rows()), phase, round.index, lambda text: None)
+        prepare(Provenance(round.config, round.run, phases.PHASES), phase, round.index, lambda text: None)
         if state_of(phase, round).finished:
             return
         self.did(round.config, phase.name)
@@ -177,7 +177,7 @@ class World:
             if not phases.RL.state_of(round).finished:
                 self.train_on_policy(round)
             if phases.RL_EVALUATE.wanted(config):
-                prepare(Provenance(config, run, phases.rows()), phases.RL_EVALUATE, 0, lambda text: None)
+                prepare(Provenance(config, run, phases.PHASES), phases.RL_EVALUATE, 0, lambda text: None)
                 assert phases.RL_EVALUATE.units is not None
                 queues = phases.RL_EVALUATE.units(round)
                 if any(not queue.done() for queue in queues):

@@ -14,7 +14,7 @@ from sophia_mcore.cli import commands as cli
 from sophia_mcore.config.reference import as_markdown, explain_setting, json_schema, reference
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
-from sophia_mcore.launch.phases import all_names
+from sophia_mcore.launch.phases import names_in
 from tests.unit.test_provenance_settings import keys_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,4 +61,4 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert done.returncode in (0, 1 if "completion" in arguments[0] else 0) and word in done.stdout, done
     cli.app(["check", "--schema"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["title"] == "sophia_mcore run"
-    assert cli._PHASES.split(", ") == all_names()
+    assert cli._PHASES.split(", ") == names_in("round")

@@ -15,7 +15,7 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.launch.phases import stage_phases
+from sophia_mcore.launch.phases import phases_in
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.plan.command import make_plan
@@ -95,7 +95,7 @@ def test_it_is_planned(name: str, models: dict[str, Path]) -> None:
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if not name.startswith("digits")])
 def test_it_becomes_jobs(name: str) -> None:
     config = example(name)
-    states = [PhaseState(phase=phase.name, round=0) for phase in stage_phases()]
+    states = [PhaseState(phase=phase.name, round=0) for phase in phases_in("stage")]
     jobs = {job.phase: job for job in plan_jobs(config, Site({"TASKS_RL_SELECT": "4"}), states)}
     nodes = 8 if "38b" in name else 1
     assert list(jobs) == ["questions", "rl-select", "rl", "rl-evaluate", "report"]

@@ -12,14 +12,14 @@ import pytest
 
 from sophia_mcore.config import load_config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.phases import PHASES, all_names, phase_named, phases_of
+from sophia_mcore.launch.phases import names_in, phase_named, phases_in, phases_of
 from sophia_mcore.launch.slurm import health
-from sophia_mcore.launch.slurm.attempts import Attempt, SlurmTask, begin_attempt, end_attempt, read_attempts
+from sophia_mcore.launch.slurm.attempts import Attempt, begin_attempt, end_attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.jobs import Site, comment, parse_comment, plan_jobs, read_site, sbatch_command
 from sophia_mcore.launch.slurm.status import seconds_left
 from sophia_mcore.launch.state import check_inputs, states
-from sophia_mcore.phase import PhaseState
+from sophia_mcore.phase import PhaseState, SlurmTask
 from sophia_mcore.store.layout import Round, RunFolder
 from tests.support.generate_world import make_config
 
@@ -69,7 +69,7 @@ def test_the_chain_of_every_example_is_whole(tmp_path: Path, file: Path) -> None
     """Whatever the training depends on has a job, and every job a script: nothing is left to be done by hand."""
     config = load_config(file, sets=[f"run.folder={tmp_path}"])
     jobs = {job.phase: job for job in plan_jobs(config, SITE, states(config, RunFolder(tmp_path), [0]))}
-    assert [*jobs] == [phase.name for phase in PHASES if phase.wanted(config)]
+    assert [*jobs] == [phase.name for phase in phases_in("round") if phase.wanted(config)]
     assert ("fp8-check" in jobs) == (config.fp8.used and not config.fp8.check.skip)
     if "fp8-check" in jobs:
         assert jobs["train"].after == (("fp8-check", 0),)
@@ -89,7 +89,7 @@ def test_only_what_is_missing_is_planned(tmp_path: Path) -> None:
     assert jobs["captions"].tasks == 3 and jobs["captions"].after == ()  # no more tasks than units
     assert jobs["train"].after == ()  # what lies before it is finished
     assert jobs["report"].after == (("train", 0),)
-    assert plan_jobs(make_config(tmp_path), SITE, phases(**dict.fromkeys(all_names(), 0))) == []
+    assert plan_jobs(make_config(tmp_path), SITE, phases(**dict.fromkeys(names_in("round"), 0))) == []
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_every_example_can_be_read_and_every_script_is_short() -> None:
     for example in examples:
         site = read_site(example)
         assert site.options("all") and site.options("gpu") and site.tasks("captions") > 1
-    for phase in PHASES:
+    for phase in phases_in("round"):
         assert (ROOT / "slurm" / phase.script_name).read_text().count("\n") <= 60
 
 

@@ -130,13 +130,12 @@ def test_a_chain_goes_around_a_phase_that_is_no_part_of_the_run(
     world: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = world
-    optional = replace(ROW, name="rl", needs=("train",), wanted=lambda config: config.run.seed == 1)
-    table = [replace(phase, needs=("rl",)) if phase.name == "export" else phase for phase in phases.PHASES]
+    optional = replace(ROW, name="optional", needs=("train",), wanted=lambda config: config.run.seed == 1)
+    table = [replace(phase, needs=("optional",)) if phase.name == "export" else phase for phase in phases.PHASES]
     monkeypatch.setattr(phases, "PHASES", (*table[:6], optional, *table[6:]))
-    for seed, before in ((0, "train"), (1, "rl")):
+    for seed, before in ((0, "train"), (1, "optional")):
         chosen = Config.model_validate(config.model_dump() | {"run": config.run.model_dump() | {"seed": seed}})
-        wanted = [phase for phase in phases.PHASES if phase.wanted(chosen)]
-        open_ = [PhaseState(phase=phase.name, round=0) for phase in wanted]
+        open_ = [PhaseState(phase=phase.name, round=0) for phase in phases.wanted_phases(chosen)]
         jobs = {job.phase: job for job in plan_jobs(chosen, Site({}), open_)}
         assert jobs["export"].after == ((before, 0),)
         ids = {job.key: job.phase for job in jobs.values()}
@@ -144,12 +143,13 @@ def test_a_chain_goes_around_a_phase_that_is_no_part_of_the_run(
 
 
 def test_the_table_is_whole() -> None:
-    ordered = [*(row for row in phases.PHASES if not row.again), *phases.STAGE_PHASES]
-    ordered += [row for row in phases.PHASES if row.again]
-    assert sorted(row.name for row in ordered) == sorted(row.name for row in phases.rows())
-    names = [row.name for row in ordered]
+    names = [row.name for row in phases.PHASES]
+    assert len(set(names)) == len(names)
+    assert phases.names_in("round") == [name for name in names if not name.startswith("rl")]
+    assert phases.names_in("stage") == ["questions", "rl-select", "rl", "rl-evaluate", "report"]
     config = Config.model_json_schema()
-    for position, phase in enumerate(ordered):
+    for position, phase in enumerate(phases.PHASES):
+        assert phase.flows, phase.name
         assert (phase.work is None) != (phase.ranks is None), phase.name
         assert phase.units is not None or phase.state is not None, phase.name
         assert set(phase.needs) <= set(names[:position]) and set(phase.needs_before) <= set(names), phase.name

@@ -10,7 +10,7 @@ import pytest
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import work
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.launch.phases import RL_EVALUATE, rows
+from sophia_mcore.launch.phases import PHASES, RL_EVALUATE
 from sophia_mcore.launch.readers import rl_evaluation_units
 from sophia_mcore.launch.state import state_of
 from sophia_mcore.progress import NoProgress
@@ -90,7 +90,7 @@ def answers_are_of_the_models_that_are_there(round: Round) -> None:
     run = round.run
     run.rl.summary_file.write_text('{"batches": 2}')
     assert "rl of round 0" in state_of(RL_EVALUATE, round).stale and not state_of(RL_EVALUATE, round).finished
-    (line,) = Provenance(round.config, run, rows()).stale_lines()
+    (line,) = Provenance(round.config, run, PHASES).stale_lines()
     assert line.startswith("rl-evaluate of round 0: made from other rl of round 0")
     start = sorted(run.evaluation("rl-start", "greedy").glob("*.parquet"))
     (told,) = begin(round)
@@ -111,5 +111,5 @@ def answers_are_of_the_models_that_are_there(round: Round) -> None:
 def begin(round: Round) -> list[str]:
     """What is done before the phase; returns what is told."""
     told: list[str] = []
-    prepare(Provenance(round.config, round.run, rows()), RL_EVALUATE, 0, told.append)
+    prepare(Provenance(round.config, round.run, PHASES), RL_EVALUATE, 0, told.append)
     return told

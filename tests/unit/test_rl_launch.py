@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,21 @@ from typing import Any
 
 import pytest
 
+from sophia_mcore.cli import main
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import stage, worker
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.launch.phases import RL, RL_SELECT, stage_phases
+from sophia_mcore.launch.phases import RL, RL_SELECT, phases_in, wanted_phases
 from sophia_mcore.launch.rl import refuse_changed_settings, run_rl
-from sophia_mcore.launch.slurm.attempts import SlurmTask
+from sophia_mcore.launch.slurm import stage as slurm_stage
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.stage import node_of
 from sophia_mcore.launch.slurm.submit import would_refuse
 from sophia_mcore.launch.state import stage_states
-from sophia_mcore.phase import PhaseState
+from sophia_mcore.phase import PhaseState, SlurmTask
 from sophia_mcore.records import Question
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round, RunFolder
@@ -173,7 +176,7 @@ def stage_config(folder: Path, **rl: Any) -> Config:
 
 def test_the_chain_of_jobs(tmp_path: Path) -> None:
     config = stage_config(tmp_path)
-    states = [PhaseState(phase=phase.name, round=0) for phase in stage_phases()]
+    states = [PhaseState(phase=phase.name, round=0) for phase in phases_in("stage")]
     jobs = {job.phase: job for job in plan_jobs(config, SITE, states)}
     assert {name: job.after for name, job in jobs.items()} == {
         "questions": (),
@@ -197,7 +200,7 @@ def test_the_chain_of_jobs(tmp_path: Path) -> None:
 
 def test_without_selection_the_stage_waits_for_its_questions(tmp_path: Path) -> None:
     config = stage_config(tmp_path, select={"samples": 0})
-    states = [PhaseState(phase=p.name, round=0) for p in stage_phases() if p.wanted(config)]
+    states = [PhaseState(phase=p.name, round=0) for p in wanted_phases(config, "stage")]
     jobs = {job.phase: job for job in plan_jobs(config, SITE, states)}
     assert "rl-select" not in jobs and jobs["rl"].after == (("questions", 0),)
 
@@ -243,3 +246,43 @@ def test_how_far_a_stage_is(model: Path, tmp_path: Path) -> None:
     assert RL_SELECT.state_of(Round(config, run, 0)).finished  # no part of this run
     with pytest.raises(UsageError, match=r"no \[rl\] section"):
         stage_states(configs.make_config(tmp_path), run)
+
+
+def test_one_entry_serves_this_machine_and_a_node_of_a_job(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command starts the supervisor: of the only node, which may restart its trainer, or of a job's node."""
+    _, run = make_rl_run(tmp_path, model)
+    begun: list[stage.Node] = []
+
+    def supervise(config: Config, run: RunFolder, node: stage.Node, **options: Any) -> None:
+        begun.append(node)
+
+    monkeypatch.setattr(stage, "supervise", supervise)
+    monkeypatch.setattr(slurm_stage, "supervise", supervise)
+    run.rl.questions_file.parent.mkdir(parents=True)
+    run.rl.select_file.write_text("{}")  # of a selection that the settings no longer ask for
+    arguments = ["rl", str(run.config_file), "--round", "0"]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        assert worker.main(arguments) == 0 and worker.main([*arguments, "--slurm"]) == 0
+    finally:
+        for number, handler in handlers.items():  # a task of a job sets its own
+            signal.signal(number, handler)
+    here, node = begun
+    assert here.restarts_trainer and here.engines == 1 and "--standalone" in (here.torchrun or ())
+    assert not node.restarts_trainer and node.engines == 1 and "--nnodes=1" in (node.torchrun or ())
+    assert not run.rl.select_file.exists()
+
+
+@pytest.mark.parametrize("arguments", [["run", "--only"], ["run", "--from"], ["submit", "--only"]])
+@pytest.mark.parametrize("phase", ["rl-select", "rl", "rl-evaluate"])
+def test_a_phase_of_the_stage_is_named_and_its_command_too(
+    world: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], phase: str
+) -> None:
+    command, option = arguments
+    with pytest.raises(SystemExit) as end, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sophia", command, str(world), option, phase])
+        main()
+    told = f"error: '{phase}' is a phase of the on-policy stage: 'sophia rl' runs it, 'sophia submit --rl' submits it\n"
+    assert end.value.code == 2 and capsys.readouterr().err == told

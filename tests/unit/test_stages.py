@@ -350,3 +350,14 @@ def test_submit_goes_from_stage_to_stage(
     change(tmp_path, "max_tokens = 64", "max_tokens = 65")
     with pytest.raises(UsageError, match=r"rl\.max_tokens 64 -> 65"):
         submit_next(load_config(tmp_path / "run.toml"), new_settings=False, dry_run=False)
+
+
+def test_a_dry_run_shows_the_jobs_of_a_stage_that_begins_anew(world: Path) -> None:
+    """As `sophia submit` would find it with its results moved aside; nothing is moved."""
+    cluster = f'[cluster]\nenv_file = "{ROOT}/slurm/env/venv.env.example"\nscripts = "{ROOT}/slurm"\n'
+    (world / "run.toml").write_text((world / "run.toml").read_text() + cluster)
+    change(world, "max_tokens = 64", "max_tokens = 65")
+    kept = files(world / "run" / "stages")
+    shown = sophia(world, "submit", "run.toml", "--dry-run", "--new-settings").stdout
+    assert re.findall(r"--job-name=(\S+)", shown) == ["rl-r0", "rl-evaluate-r0", "report-r0"], shown
+    assert "--dependency=afterok:<rl-r0>" in shown.replace("'", "") and files(world / "run" / "stages") == kept

@@ -6,13 +6,12 @@ Each file has one writer. A task that is killed leaves a record without an end.
 from __future__ import annotations
 
 import json
-import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from sophia_mcore.errors import EXIT_LOST, EXIT_STOPPED, EXIT_UNHEALTHY, SophiaError
+from sophia_mcore.phase import SlurmTask
 from sophia_mcore.store import atomic
 from sophia_mcore.store.layout import RunFolder
 
@@ -37,47 +36,6 @@ class Attempt:
         names = {None: "no end seen", 0: "done", EXIT_STOPPED: "stopped by a signal"}
         names |= {EXIT_UNHEALTHY: "unhealthy node", EXIT_LOST: "lost process"}
         return names.get(self.code, "failed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmTask:
-    """Job, node and restart of this process, from Slurm's variables."""
-
-    job_id: str = "0"
-    array_job: str = ""
-    array_task: str = ""
-    restart: int = 0
-    nodes: str = ""
-    node: str = ""
-    node_count: int = 1
-    node_index: int = 0
-    head: str = "127.0.0.1"
-
-    @staticmethod
-    def from_environment(environment: Mapping[str, str]) -> SlurmTask:
-        """Read the variables of a Slurm task. Outside of Slurm: a job of one task on this host."""
-        get = environment.get
-        return SlurmTask(
-            job_id=get("SLURM_JOB_ID", "0"),
-            array_job=get("SLURM_ARRAY_JOB_ID", ""),
-            array_task=get("SLURM_ARRAY_TASK_ID", ""),
-            restart=int(get("SLURM_RESTART_COUNT", 0)),
-            nodes=get("SLURM_JOB_NODELIST", socket.gethostname()),
-            node=get("SLURMD_NODENAME", socket.gethostname()),
-            node_count=int(get("SLURM_STEP_NUM_NODES", get("SLURM_NNODES", 1))),
-            node_index=int(get("SLURM_NODEID", 0)),
-            head=get("SOPHIA_HEAD", "127.0.0.1"),
-        )
-
-    @property
-    def name(self) -> str:
-        """Number of the job, or of the element of an array, as squeue shows it."""
-        return f"{self.array_job}_{self.array_task}" if self.array_job else self.job_id
-
-    @property
-    def port(self) -> int:
-        """Rendezvous port, from job and restart, so that a restart does not meet processes of the attempt before."""
-        return 20_000 + (int(self.job_id) * 31 + self.restart) % 20_000
 
 
 def begin_attempt(run: RunFolder, phase: str, round_index: int, task: SlurmTask) -> Attempt:

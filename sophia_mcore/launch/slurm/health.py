@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sophia_mcore.errors import EXIT_LOST, EXIT_UNHEALTHY, SophiaError
-from sophia_mcore.launch.slurm.attempts import SlurmTask
+from sophia_mcore.phase import SlurmTask
 from sophia_mcore.store import atomic
 from sophia_mcore.store.layout import RunFolder
 

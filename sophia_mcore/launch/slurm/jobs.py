@@ -70,8 +70,8 @@ def read_site(path: Path) -> Site:
 
 def variables() -> list[str]:
     """Names of the variables of an env file that `sophia submit` reads."""
-    names = ["ALL", "GPU", "CPU", "RL_ENGINES", *(phase.variable for phase in phases.rows())]
-    arrays = [phase.variable for phase in phases.rows() if phase.units is not None]
+    names = ["ALL", "GPU", "CPU", "RL_ENGINES", *(phase.variable for phase in phases.PHASES)]
+    arrays = [phase.variable for phase in phases.PHASES if phase.units is not None]
     return ["GPUS_BY", *(f"OPTIONS_{name}" for name in names), *(f"TASKS_{name}" for name in arrays)]
 
 

@@ -14,22 +14,19 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch.environments import interpreter
 from sophia_mcore.launch.resources import processes_per_node, stage_shape, training_shape
-from sophia_mcore.launch.rl import check_questions
-from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.health import LostProcess
-from sophia_mcore.launch.stage import LostTrainerError, Node, remove_summary_of_fewer_batches, supervise
+from sophia_mcore.launch.stage import LostTrainerError, Node, make_ready, supervise
+from sophia_mcore.phase import SlurmTask
 from sophia_mcore.store.layout import Round
 
 
-def run_on_node(round: Round) -> None:
+def run_on_node(round: Round, task: SlurmTask) -> None:
     """Run this node's part of the stage. Raises LostProcess when the trainer was lost, so that the job is requeued."""
-    config, task = round.config, SlurmTask.from_environment(os.environ)
+    config = round.config
     wanted = stage_shape(config).nodes
     if task.node_count != wanted:
         raise UsageError(f"{task.node_count} nodes allocated, but [parallel] and rl.rollout_nodes need {wanted}")
-    check_questions(config, round.run)
-    if task.node_index == 0:
-        remove_summary_of_fewer_batches(config, round.run)
+    make_ready(config, round.run, first_node=task.node_index == 0)
     try:
         supervise(config, round.run, node_of(config, task, os.environ.get("PYTHON_ROLLOUT", "")), signals=False)
     except LostTrainerError as error:

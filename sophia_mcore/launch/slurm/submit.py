@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight, with_local_models
 from sophia_mcore.launch.local import claim_folder, would_refuse_settings
-from sophia_mcore.launch.phases import all_names, stage_phases, wanted_phases
+from sophia_mcore.launch.phases import names_in, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
 from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
@@ -70,9 +70,10 @@ def submit(
     site = read_site(config.cluster.env_file)
     check_scripts(config, stage=stage)
     number = rounds or config.run.rounds
-    config = with_local_models(config, only or all_names(), download=True)
+    names = only or names_in("stage" if stage else "round")
+    config = with_local_models(config, names, download=True)
     if not stage:
-        check_unfinished(config, run, only or all_names(), range(number))
+        check_unfinished(config, run, names, range(number))
     run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         locks.enter_context(folder_lock(run.slurm.lock_file))
@@ -86,8 +87,7 @@ def submit(
         for pattern in _FAILURES:
             for failures in run.path.glob(pattern):
                 forget_failures(failures.parent)
-        found = stage_states(config, run) if stage else _chosen(states(config, run, range(number)), only)
-        jobs = plan_jobs(config, site, found)
+        jobs = plan_jobs(config, site, _states(config, run, number, only, stage=stage))
         code = snapshot(config, run)
         run.slurm.logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
@@ -96,17 +96,23 @@ def submit(
 
 
 def dry_run(
-    config: Config, rounds: int | None = None, only: Collection[str] | None = None, *, stage: bool = False
+    config: Config,
+    rounds: int | None = None,
+    only: Collection[str] | None = None,
+    *,
+    stage: bool = False,
+    found: Sequence[PhaseState] | None = None,
 ) -> Submission:
     """The submission that `submit` would make, with Slurm's answer to each job (--test-only). Writes nothing.
 
-    Before there is an env file, an example is read in its place. Where Slurm gives no answer, a note says so.
+    ``found``: the states that `submit` would find; None: as they are now. Before there is an env file, an example is
+    read in its place. Where Slurm gives no answer, a note says so.
     """
     run = RunFolder(config.run.folder)
     site, notes = _site_or_example(config)
     check_scripts(config, stage=stage)
-    number = rounds or config.run.rounds
-    found = stage_states(config, run) if stage else _chosen(states(config, run, range(number)), only)
+    if found is None:
+        found = _states(config, run, rounds or config.run.rounds, only, stage=stage)
     jobs = plan_jobs(config, site, found)
     scripts = config.cluster.scripts
     answers: dict[Key, str] = {}
@@ -133,7 +139,10 @@ def _site_or_example(config: Config) -> tuple[Site, tuple[str, ...]]:
     return read_site(example), (f"{path} is not there yet: options of {example}; copy it there and edit it",)
 
 
-def _chosen(found: list[PhaseState], only: Collection[str] | None) -> list[PhaseState]:
+def _states(
+    config: Config, run: RunFolder, rounds: int, only: Collection[str] | None, *, stage: bool
+) -> list[PhaseState]:
+    found = stage_states(config, run) if stage else states(config, run, range(rounds))
     return [state for state in found if only is None or state.phase in only]
 
 
@@ -152,7 +161,7 @@ def would_refuse(config: Config, *, new_settings: bool = False, stage: bool = Fa
                 refuse_changed_settings(config, run)
             stage_preflight(Round(config, run, 0))
         else:
-            check_unfinished(config, run, all_names(), range(config.run.rounds))
+            check_unfinished(config, run, names_in("round"), range(config.run.rounds))
             preflight(Round(config, run, 0))
     except SophiaError as error:
         return str(error)
@@ -173,7 +182,7 @@ def cancel(run: RunFolder) -> list[str]:
 def check_scripts(config: Config, *, stage: bool = False) -> None:
     """Raise UsageError if a file is missing in the folder of .sbatch files."""
     folder = config.cluster.scripts
-    wanted = [phase for phase in stage_phases() if phase.wanted(config)] if stage else wanted_phases(config)
+    wanted = wanted_phases(config, "stage" if stage else "round")
     names = dict.fromkeys(["job.sh", *(phase.script_name for phase in wanted)])
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

@@ -18,9 +18,9 @@ from sophia_mcore.config import load_config
 from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, SophiaError, UsageError, run_command
 from sophia_mcore.launch import phases
 from sophia_mcore.launch.slurm import health
-from sophia_mcore.launch.slurm.attempts import SlurmTask, begin_attempt, end_attempt, note_failed
+from sophia_mcore.launch.slurm.attempts import begin_attempt, end_attempt, note_failed
 from sophia_mcore.launch.state import check_inputs, state_of
-from sophia_mcore.phase import Phase
+from sophia_mcore.phase import Phase, SlurmTask
 from sophia_mcore.progress import LineProgress
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
@@ -91,9 +91,11 @@ def _check_and_work(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> 
         health.check_node(round.run, task, gpus=gpus, canary_seconds=cluster.canary_seconds)
         check_inputs(phase, round)
         if task.node_index == 0:
-            prepare(Provenance(config, round.run, phases.rows()), phase, round.index, _say)
+            prepare(Provenance(config, round.run, phases.PHASES), phase, round.index, _say)
         if phase.ranks is not None:
             _on_ranks(phase, round, task, stop)
+        elif phase.on_node is not None:
+            phase.on_node(round, task)
         else:
             assert phase.work is not None, f"phase {phase.name}: neither work nor ranks"
             phase.work(round, LineProgress())

@@ -16,9 +16,8 @@ import psutil
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.process import stop_child
 from sophia_mcore.launch.resources import processes_per_node
-from sophia_mcore.launch.slurm.attempts import SlurmTask
 from sophia_mcore.launch.slurm.health import LostProcess, Unhealthy
-from sophia_mcore.phase import Phase
+from sophia_mcore.phase import Phase, SlurmTask
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, STOPPED, SUMMARY, SYSTEM_METRICS, Round
 from sophia_mcore.track.metrics import MetricsLog, read_metrics
