@@ -19,7 +19,7 @@ def run_all(config: Config, *, new_settings: bool) -> None:
 def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
     """Submit the first stage that is not finished."""
     from sophia_mcore.cli.runs import show_dry_run, show_submission
-    from sophia_mcore.launch.slurm.submit import submit
+    from sophia_mcore.launch.slurm.submit import no_jobs_alive, submit
     from sophia_mcore.launch.stages import accept_settings, accepts, states_to_submit, unfinished
 
     one, before = unfinished(config, _say, keep=not dry_run)
@@ -32,7 +32,8 @@ def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
         stage = one.stage.on_policy
         show_dry_run(one.config, new_settings=accepted, stage=stage, found=states_to_submit(one))
     else:
-        accepted = accept_settings(one, before, _say, new_settings=new_settings)
+        with no_jobs_alive(one.run):  # before results that no longer hold are moved aside
+            accepted = accept_settings(one, before, _say, new_settings=new_settings)
         found = submit(one.config, new_settings=accepted, stage=one.stage.on_policy)
         show_submission(found, dry_run=False)
     typer.echo("when its jobs have ended, the same command chooses its model and submits the next stage")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import Protocol, Source
+from sophia_mcore.config.schema import Config, Protocol, Source
 from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
 from sophia_mcore.phase import Part
 from sophia_mcore.provenance.settings import covers, flat, model_folder
@@ -242,6 +242,11 @@ def _answers(
     return found
 
 
+def validated_by(config: Config) -> dict[str, Any]:
+    """The protocol by which versions of the on-policy stage are validated, and so chosen; {} without validation."""
+    return _sampled(config.evaluate.protocols[0]) if config.on_policy.validation else {}
+
+
 def _sampled(protocol: Protocol) -> dict[str, Any]:
     return {f"evaluate.protocols ({protocol.name})": protocol.model_dump(mode="json", exclude={"name"})}
 
@@ -275,7 +280,7 @@ def whole_rl(round: Round) -> list[Part]:
                 *(("evaluate.questions_per_unit",) if stage.validation else ()),
             ),
             values={
-                **(_sampled(config.evaluate.protocols[0]) if stage.validation else {}),  # that versions are chosen by
+                **validated_by(config),
                 **{f"rl.{key}": value for key, value in flat(stage).items() if not covers(free, key)},
                 "rl.start": model_folder(start_folder(config, round.run)),
                 **_files((*(stage.questions or config.data.questions), *stage.validation)),

@@ -14,7 +14,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here, with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder
-from sophia_mcore.launch.parts import RL_CHANGEABLE
+from sophia_mcore.launch.parts import RL_CHANGEABLE, validated_by
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
@@ -90,7 +90,7 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
     before = load_config(run.config_file) if run.config_file.is_file() else None
     if before is None or before.rl is None:  # config.toml was written by a round that was run since
         return
-    old, new = (_flat(one.model_dump(mode="json", include=_STAGE_SECTIONS)) for one in (before, config))
+    old, new = (_compared(one) for one in (before, config))
     changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed += changed_files(config, run)
     if changed and not (new_settings and not stage_has_ended(config, run)):
@@ -104,6 +104,11 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
             f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
             "or add --new-settings to go on with the new ones"
         )
+
+
+def _compared(config: Config) -> dict[tuple[str, ...], Any]:
+    validation = {(key,): value for key, value in validated_by(config).items()}
+    return _flat(config.model_dump(mode="json", include=_STAGE_SECTIONS)) | validation
 
 
 def changed_files(config: Config, run: RunFolder) -> list[str]:

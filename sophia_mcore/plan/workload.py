@@ -213,9 +213,10 @@ def _tiles(config: Config, vary: bool, given: Assumptions) -> tuple[float, str]:
         tiles = 0.5 * (config.batch.max_tiles + 1)
         return tiles, f"{tiles:g} tiles per question (--tiles)"
     if given.pictures is None:
-        return 1.0, "1 images per question (--tiles)"
+        return 1.0, "1 image per question (--tiles)"
     images = len(given.pictures.tokens) / given.pictures.rows
-    return images, f"{images:.3g} images per question (the first {given.pictures.rows} rows of the data; --tiles)"
+    said = f"{images:.3g} image{'' if f'{images:.3g}' == '1' else 's'}"
+    return images, f"{said} per question (the first {given.pictures.rows} rows of the data; --tiles)"
 
 
 def _picture(config: Config, spec: ModelSpec, given: Assumptions) -> tuple[Picture, str]:

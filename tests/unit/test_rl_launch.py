@@ -17,7 +17,7 @@ from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import stage, worker
-from sophia_mcore.launch.local import claim_folder
+from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.phases import RL, RL_SELECT, phases_in, wanted_phases
 from sophia_mcore.launch.rl import refuse_changed_settings, run_rl
 from sophia_mcore.launch.slurm import stage as slurm_stage
@@ -151,6 +151,29 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
         refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
     more = with_stage.on_policy.batches + 1
     refuse_changed_settings(config_of(tmp_path, group=4, batches=more), run, new_settings=True)
+
+
+def test_another_validation_protocol_is_another_stage(model: Path, tmp_path: Path) -> None:
+    """Versions are chosen by the first protocol, as in a stage of [[stages]]; without validation nothing is."""
+    source = ({"kind": "jsonl", "path": "held-out"},)
+    for validation, refused in (((), False), (source, True)):
+        run = RunFolder(tmp_path / str(refused))
+        old, new = (
+            configs.make_config(
+                run.path, "policy", "reasoner", rl={"max_tokens": 64, "validation": validation},
+                evaluate={"protocols": ({"name": "one", "sampling": {"temperature": temperature}},)},
+            )
+            for temperature in (0.0, 0.5)
+        )  # fmt: skip
+        claim_folder(old, make_folder(old))
+        run.rl.versions.mkdir(parents=True)
+        publish(model, run.rl.versions, 0)
+        refuse_changed_settings(old, run)
+        if refused:
+            with pytest.raises(UsageError, match=r"other settings \(evaluate\.protocols \(one\)\)"):
+                refuse_changed_settings(new, run)
+        else:
+            refuse_changed_settings(new, run)
 
 
 def test_where_a_stage_begins(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sophia_mcore.cli.stages import submit_next
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.slurm.commands import QueuedJob
 from sophia_mcore.launch.slurm.submit import Submission
 from sophia_mcore.store.layout import RunFolder
 from tests.support import stages_world
@@ -337,6 +338,7 @@ def test_submit_goes_from_stage_to_stage(
         return Submission([], {}, [])
 
     monkeypatch.setattr("sophia_mcore.launch.slurm.submit.submit", submit)
+    monkeypatch.setattr("sophia_mcore.launch.slurm.commands.queue", lambda uid: [])
     write_world(tmp_path, RISING)
     monkeypatch.chdir(tmp_path)
     config = load_config(tmp_path / "run.toml")
@@ -361,3 +363,13 @@ def test_a_dry_run_shows_the_jobs_of_a_stage_that_begins_anew(world: Path) -> No
     shown = sophia(world, "submit", "run.toml", "--dry-run", "--new-settings").stdout
     assert re.findall(r"--job-name=(\S+)", shown) == ["rl-r0", "rl-evaluate-r0", "report-r0"], shown
     assert "--dependency=afterok:<rl-r0>" in shown.replace("'", "") and files(world / "run" / "stages") == kept
+
+
+def test_a_stage_whose_jobs_are_alive_keeps_its_results(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(world, "max_tokens = 64", "max_tokens = 65")
+    stage = RunFolder(world / "run" / "stages" / "01-rl")
+    job = QueuedJob("7", "RUNNING", "", "n1", ("rl", 0))
+    monkeypatch.setattr("sophia_mcore.launch.slurm.commands.queue", lambda uid: [job])
+    with chdir(world), pytest.raises(UsageError, match=r"running as 1 Slurm jobs: 7 \(rl, running\)"):
+        submit_next(load_config(world / "run.toml"), new_settings=True, dry_run=False)
+    assert stage.rl.summary_file.is_file() and not stage.aside.exists()

@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,8 @@ def submit(
     config = with_local_models(config, names, download=True)
     if not stage:
         check_unfinished(config, run, names, range(number))
-    run.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
-        locks.enter_context(folder_lock(run.slurm.lock_file))
-        uid = run_uid(run.path)
-        _refuse_if_alive(run, uid)
+        uid = locks.enter_context(no_jobs_alive(run))
         locks.enter_context(folder_lock(run.lock_file))  # tasks of running jobs hold this lock too
         if stage:
             refuse_changed_settings(config, run, new_settings=new_settings)
@@ -219,6 +216,19 @@ def snapshot(config: Config, run: RunFolder) -> Path:
 
 def _wanted(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
+
+
+@contextmanager
+def no_jobs_alive(run: RunFolder) -> Iterator[str]:
+    """Hold the lock of submissions, in a folder without jobs that are still alive; yields the run's uid.
+
+    Raises UsageError if there are such jobs, SophiaError when another submission is running or Slurm does not answer.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with folder_lock(run.slurm.lock_file):
+        uid = run_uid(run.path)
+        _refuse_if_alive(run, uid)
+        yield uid
 
 
 def _refuse_if_alive(run: RunFolder, uid: str) -> None:
