@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.failures import read_failures
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import Round, RoundFolder, RunFolder
 from sophia_mcore.store.units import UnitQueue
 
 if TYPE_CHECKING:
@@ -104,6 +104,19 @@ class Ranks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Files with the numbers of a phase, for tracking.
+
+    ``summary`` is written when the phase has ended. ``steps`` and ``system`` (load and memory of the machine) are
+    metrics that grow while it works, in the folder that is moved aside when the phase is done again.
+    """
+
+    summary: Path
+    steps: Path | None = None
+    system: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """Results of a phase of a round that are valid, or invalid, together.
 
@@ -170,7 +183,8 @@ class Phase:
     units: Callable[[Round], list[UnitQueue]] | None = None  # work units that any number of tasks share
     state: Callable[[Round, str], PhaseState] | None = None  # its progress; None: the progress of its units
 
-    engine: Callable[[Config], Engine] | None = None  # the engine that answers its prompts; decides the GPUs of a task
+    engine: str = ""  # the setting of the engine that answers its prompts; decides the GPUs of a task
+    asks: Literal["policy", "reasoner"] = "policy"  # whom that engine runs; the reasoner is shown no image
     shape: Callable[[Config], Shape] | None = None  # nodes and GPUs of a job without an engine; None: no GPU
 
     script: str = ""  # name of its .sbatch file without suffix; "": the phase's name. "phase" serves any phase
@@ -178,6 +192,7 @@ class Phase:
     settings: tuple[str, ...] = ()  # keys, or sections, of the configuration that its result depends on
     parts: Callable[[Round], list[Part]] | None = None  # None: one part with all its outputs, which reads all it needs
     outputs: Callable[[RunFolder, int], dict[str, Path]] = nothing_stored  # results in the lineage: name -> path
+    measured: Callable[[RoundFolder], Measured] | None = None  # its numbers; None: those of RUN/metrics.jsonl alone
     reported: str = ""  # key of a round in report.json; if it is there, the phase has results
 
     @property
@@ -194,8 +209,18 @@ class Phase:
         """Nodes and GPUs of one job. Raises UsageError for a training that cannot be spread over nodes."""
         if self.shape is not None:
             return self.shape(config)
-        engine = self.engine(config) if self.engine is not None else None
+        engine = self.engine_of(config)
         return Shape(gpus=engine.gpus if engine is not None else 0)
+
+    def engine_of(self, config: Config) -> Engine | None:
+        """The engine that answers its prompts; None: it has none."""
+        if not self.engine:
+            return None
+        found: Any = config
+        for name in self.engine.split("."):
+            found = getattr(found, name)
+        engine: Engine = found
+        return engine
 
     def state_of(self, round: Round) -> PhaseState:
         """Its progress. Raises SophiaError when its folder holds work units of other settings."""

@@ -154,10 +154,8 @@ def _checked(function: UserFunction) -> str:
 
 def engines(config: Config) -> list[Row]:
     """Rows about the engines: the Python of in-process engines, the endpoints of the others."""
-    used = {phase.name: phase.engine(config) for phase in wanted_phases(config) if phase.engine is not None}
-    rows = [
-        _endpoint(f"{name}.engine", e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"
-    ]
+    used = {phase.engine: e for phase in wanted_phases(config) if (e := phase.engine_of(config)) is not None}
+    rows = [_endpoint(name, e.base_url, e.api_key_variable) for name, e in used.items() if e.kind == "openai"]
     judge = config.score.judge
     if judge is not None:
         rows.append(_endpoint("score.judge", judge.base_url, judge.api_key_variable))

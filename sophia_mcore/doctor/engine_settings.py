@@ -18,17 +18,16 @@ _UNREAD: dict[str, Any] = {}  # image options of a model that is not here
 
 def gpu_engines(config: Config) -> list[Row]:
     """One row for each vLLM engine of the run, the on-policy stage's included."""
-    used = {phase.name: phase.engine(config) for phase in wanted_phases(config) if phase.engine is not None}
-    if config.rl is not None:
-        used["rl"] = config.rl.engine
+    wanted = [*wanted_phases(config), *wanted_phases(config, "stage")]
     rows = []
-    for name, engine in used.items():
-        model = config.models.reasoner if name == "reasoning" else config.models.policy
+    for phase in {phase.engine: phase for phase in reversed(wanted) if phase.engine}.values():
+        engine = phase.engine_of(config)
+        model = getattr(config.models, phase.asks)
         if not isinstance(engine, VllmEngine) or model is None:
             continue
         folder = _here(model)
         try:
-            unread = None if name == "reasoning" else _UNREAD  # the reasoner reads captions, no images
+            unread = None if phase.asks == "reasoner" else _UNREAD
             options = _image_options(config, folder) if folder else unread
         except SophiaError:  # the row about the model says why
             continue
@@ -37,7 +36,7 @@ def gpu_engines(config: Config) -> list[Row]:
             given.pop("mm_processor_kwargs")
         shown = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
         missing = "; sizes of images: not known before the model is here" if options is _UNREAD else ""
-        rows.append(Row(name=f"{name}.engine on a GPU", state="ok", found=shown + missing))
+        rows.append(Row(name=f"{phase.engine} on a GPU", state="ok", found=shown + missing))
     return rows
 
 

@@ -50,7 +50,7 @@ def run_phases(
         try:
             _run_rounds(config, folder, chosen, indices, again, progress)
         except SophiaError:
-            if "report" in chosen:
+            if any(phase.again for phase in phases.PHASES if phase.name in chosen):
                 _report_anyway(config, folder, progress)
             raise
         folder.again_file.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import parts, readers, work
 from sophia_mcore.launch.resources import stage_shape, training_shape
-from sophia_mcore.phase import Flow, Phase, Ranks, sampled_rounds, whole_rounds
+from sophia_mcore.phase import Flow, Measured, Phase, Ranks, sampled_rounds, whole_rounds
 from sophia_mcore.rl.start import rl_start
 
 QUESTIONS = Phase(
@@ -38,7 +38,7 @@ CAPTIONS = Phase(
     models=lambda round: [round.policy],
     preflight=True,
     units=readers.caption_units,
-    engine=lambda config: config.captions.engine,
+    engine="captions.engine",
     settings=(
         *("run.seed", "models.policy", "captions", "batch.default_system_prompt"),
         *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
@@ -58,7 +58,8 @@ REASONING = Phase(
     preflight=True,
     units=readers.reasoning_units,
     state=readers.reasoning_state,
-    engine=lambda config: config.reasoning.engine,
+    engine="reasoning.engine",
+    asks="reasoner",
     settings=("run.seed", "models.reasoner", "reasoning"),
     parts=parts.reasoning,
     outputs=lambda run, index: {"trajectories": run.round(index).trajectories},
@@ -75,6 +76,7 @@ SCORE = Phase(
     settings=("run.seed", "score", "reward", "rewards", "helpers"),
     parts=parts.score,
     outputs=lambda run, index: {"verdicts": run.round(index).verdicts, "kept": run.round(index).kept_file},
+    measured=lambda folder: Measured(summary=folder.kept_summary_file),
     reported="kept",
 )
 FP8_CHECK = Phase(
@@ -104,6 +106,9 @@ TRAIN = Phase(
     settings=("run.seed", "models.policy", "batch", "parallel", "objective", "reward", "train", "fp8"),
     parts=parts.train,
     outputs=lambda run, index: {"checkpoint": run.round(index).checkpoints},
+    measured=lambda folder: Measured(
+        summary=folder.train_summary_file, steps=folder.train_metrics_file, system=folder.system_metrics_file
+    ),
     reported="train",
 )
 EXPORT = Phase(
@@ -126,7 +131,7 @@ EVALUATE = Phase(
     models=readers.asked_models,
     wanted=lambda config: bool(config.evaluate.questions),
     units=readers.evaluation_units,
-    engine=lambda config: config.evaluate.engine,
+    engine="evaluate.engine",
     settings=(
         *("run.seed", "models.policy", "evaluate", "score"),
         *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
@@ -147,7 +152,7 @@ RL_SELECT = Phase(
     once=True,
     units=readers.rl_select_units,
     state=readers.rl_select_state,
-    engine=lambda config: config.on_policy.engine,
+    engine="rl.engine",
     settings=(
         "run.seed",
         "rl.questions",
@@ -175,6 +180,7 @@ RL = Phase(
     wanted=lambda config: config.rl is not None,
     once=True,
     state=readers.rl_state,
+    engine="rl.engine",
     shape=stage_shape,
     settings=("run.seed", "models.policy", "rl", "batch", "parallel", "fp8", "score"),
     parts=parts.rl,
@@ -193,7 +199,7 @@ RL_EVALUATE = Phase(
     once=True,
     units=readers.rl_evaluation_units,
     state=readers.rl_evaluation_state,
-    engine=lambda config: config.evaluate.engine,
+    engine="evaluate.engine",
     settings=(
         *("run.seed", "evaluate", "score", "rl.prompt", "rl.environment", "rl.max_turns", "helpers"),
         *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),

@@ -26,7 +26,7 @@ from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.user_files import user_functions
-from sophia_mcore.track.metrics import MetricsLog
+from sophia_mcore.track.metrics import STAGE_STEP, MetricsLog
 
 STEPS = tuple(phase.step for phase in stage_alone())  # values of --from; phases of the rounds as well always run
 
@@ -76,7 +76,7 @@ def run_rl(
                 if phase.renewed:
                     prepare(Provenance(config, run, phases.PHASES), phase, 0, progress.say)
                 run_here(loop if phase is RL else phase, current, progress)
-            metrics.log(0, f"rl-{phase.step or phase.name}", {"seconds": round(time.monotonic() - began, 3)})
+            metrics.log(0, f"{STAGE_STEP}{phase.step or phase.name}", {"seconds": round(time.monotonic() - began, 3)})
     return run
 
 

@@ -61,9 +61,7 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
     finished phases are not checked. Raises the SophiaError of the first input that cannot be used.
     """
     wanted = set(names)
-    sampling = next(
-        (phase.name for phase in phases.phases_in("round") if phase.name in wanted and phase.engine is not None), None
-    )
+    sampling = next((phase.name for phase in phases.phases_in("round") if phase.name in wanted and phase.engine), None)
     if sampling is not None:
         wanted |= set(starting_at(sampling))
     left = {state.phase for state in states(config, run, rounds) if not state.finished} & wanted

@@ -13,7 +13,7 @@ from sophia_mcore.report.reading import Problems, columns, records, rewarded
 from sophia_mcore.score.candidates import caption_rewards
 from sophia_mcore.score.reward import Candidate
 from sophia_mcore.store.layout import RoundFolder, RunFolder
-from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.track.metrics import TRAIN, read_metrics
 
 _COLOURS = (GREY, BLUE, GREEN, ORANGE, PURPLE, RED)
 _VERDICT_COLOURS = {"correct": GREEN, "wrong": RED, "no_answer": GREY, "timeout": ORANGE, "error": PURPLE}
@@ -189,7 +189,7 @@ def _lengths(groups: list[tuple[str, list[int]]], colours: tuple[str, ...] = _CO
 
 
 def _training(folder: RoundFolder) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(folder.train_metrics_file) if line["phase"] == "train"]
+    return [line for line in read_metrics(folder.train_metrics_file) if line["phase"] == TRAIN]
 
 
 def _curve(runs: list[tuple[str, list[dict[str, Any]]]], name: str) -> Any:

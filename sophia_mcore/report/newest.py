@@ -13,7 +13,7 @@ from sophia_mcore.records import Answer, Caption, Rollout, Trajectory, Verdict
 from sophia_mcore.report.build import visible
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_table, shard_files
-from sophia_mcore.track.metrics import read_metrics
+from sophia_mcore.track.metrics import TRAIN, read_metrics
 
 SERIES = 40  # newest values of a curve
 _END = 600  # characters of a text's end, where the answer stands
@@ -116,7 +116,7 @@ def curves(run: RunFolder, rounds: Sequence[int]) -> list[Curve]:
     if not files:
         return []
     path = max(files, key=lambda file: file.stat().st_mtime)
-    phase = "batch" if path == stage else "train"
+    phase = "batch" if path == stage else TRAIN
     lines = [line for line in read_metrics(path) if line["phase"] == phase]
     return [c for name in (_BATCH if path == stage else _TRAIN) if (c := _curve(lines, name)) is not None]
 

@@ -17,6 +17,8 @@ from typing import Any
 from sophia_mcore.errors import SophiaError
 
 RESERVED = ("step", "phase", "time")
+TRAIN = "train"  # the "phase" of a line about a step of a round's training
+STAGE_STEP = "rl-"  # and in front of the name of a step of `sophia rl`, whose lines stand among those of round 0
 Value = float | int | str | None
 
 

@@ -16,7 +16,7 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.lineage import lineage_of, tags_of
-from sophia_mcore.track.metrics import RESERVED, read_metrics
+from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
 
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
 _URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
@@ -79,34 +79,35 @@ def children_of(run: RunFolder, config: Config, index: int, phases: Sequence[Pha
     """
     params = params_of(config)
     folder = run.round(index)
-    train_lines = read_metrics(folder.train_metrics_file)
-    summary = json_or_empty(folder.train_summary_file)
-    children = {}
-    if train_lines or summary:
-        children["train"] = TrackedRun(
-            phase="train", finished=bool(summary), lines=points(train_lines), summary=numbers(summary)
-        )
-    system = read_metrics(folder.system_metrics_file)
-    if system:
-        children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=points(system))
-    for attempt in _attempts(run, index):
-        children[attempt.phase] = attempt
-    kept = json_or_empty(folder.kept_summary_file)
-    if kept:
-        children["score"] = TrackedRun(phase="score", finished=True, summary=numbers(kept))
+    children: dict[str, TrackedRun] = {}
+    before: dict[str, int] = {}  # child with a curve -> how often its phase was done with results that no longer hold
+    for phase in phases:
+        if phase.measured is None:
+            continue
+        files = phase.measured(folder)
+        summary = json_or_empty(files.summary)
+        lines = read_metrics(files.steps) if files.steps is not None else []
+        system = read_metrics(files.system) if files.system is not None else []
+        if lines or summary:
+            children[phase.name] = TrackedRun(
+                phase=phase.name, finished=bool(summary), lines=points(lines), summary=numbers(summary)
+            )
+        if system:
+            children["system"] = TrackedRun(phase="system", finished=bool(summary), lines=points(system))
+        if files.steps is not None:
+            aside = len(list(run.aside.glob(f"*/{files.steps.parent.relative_to(run.path)}")))
+            before |= {phase.name: aside, "system": aside}
+    children |= {attempt.phase: attempt for attempt in _attempts(run, index)}
     for line in read_metrics(run.metrics_file):  # written when a phase has ended; its step is the round
-        phase = line["phase"]
-        if line.get("step", 0) == index and not phase.startswith("rl-"):  # those are steps of the on-policy stage
-            child = children.setdefault(phase, TrackedRun(phase=phase, finished=True))
-            if phase != "train":
+        name = line["phase"]
+        if line.get("step", 0) == index and not name.startswith(STAGE_STEP):
+            child = children.setdefault(name, TrackedRun(phase=name, finished=True))
+            if name not in before:
                 child.lines.extend(points([line]))
     own = {phase.name: {n: value for n, value in params.items() if phase.depends_on(n)} for phase in phases}
     found = [replace(child, params=own.get(child.phase, {})) for child in children.values()]
-    before = len(list(run.aside.glob(f"*/{folder.path.name}/{folder.train.name}")))
-    if before:  # trainings whose results no longer hold have MLflow runs of their own: a curve goes on in none
-        later = {"train", "system"}
-        found = [replace(c, phase=f"{c.phase} again {before}") if c.phase in later else c for c in found]
-    return found
+    # A phase that is done again has an MLflow run of its own: a curve goes on in no other.
+    return [replace(c, phase=f"{c.phase} again {before[c.phase]}") if before.get(c.phase) else c for c in found]
 
 
 def _attempts(run: RunFolder, index: int) -> Iterator[TrackedRun]:

@@ -24,7 +24,7 @@ from sophia_mcore.store.json_lines import read_json_lines
 from sophia_mcore.store.layout import CONVERSION, RunFolder
 from sophia_mcore.store.lineage import UID_FILE
 from sophia_mcore.track.lineage import export_link, shards_link, tags_of
-from sophia_mcore.track.metrics import RESERVED, read_metrics
+from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
 from sophia_mcore.track.runs import TrackedRun, numbers, params_of, points, texts_of
 
 STAGE = "rl"
@@ -95,8 +95,8 @@ def _seconds(run: RunFolder) -> dict[str, float]:
     """What `sophia rl` noted of its steps: the sum over all starts."""
     found: dict[str, float] = {}
     for line in read_metrics(run.metrics_file):
-        if line["phase"].startswith("rl-") and isinstance(line.get("seconds"), int | float):
-            name = line["phase"].removeprefix("rl-")
+        if line["phase"].startswith(STAGE_STEP) and isinstance(line.get("seconds"), int | float):
+            name = line["phase"].removeprefix(STAGE_STEP)
             found[name] = found.get(name, 0.0) + line["seconds"]
     return found
 

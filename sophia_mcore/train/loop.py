@@ -15,7 +15,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import STOPPED, SUMMARY
-from sophia_mcore.track.metrics import MetricsLog, read_metrics
+from sophia_mcore.track.metrics import TRAIN, MetricsLog, read_metrics
 from sophia_mcore.train.job import Job, RoundJob
 from sophia_mcore.train.mismatch import rollout_gap
 from sophia_mcore.train.policy_logprobs import mean_logprob
@@ -23,7 +23,6 @@ from sophia_mcore.train.reference_logprobs import with_reference
 from sophia_mcore.train.step import train_step
 from sophia_mcore.train.step_report import StepReport
 
-PHASE = "train"
 _SHOWN_IDS = 8
 
 
@@ -100,7 +99,7 @@ class _Log:
         if job.reports and job.groups.data_rank == 0:
             (self._folder / STOPPED).unlink(missing_ok=True)
             self._log = MetricsLog(self._folder / "metrics.jsonl")
-            self._log.rewind(start if start > 0 else -1, PHASE)
+            self._log.rewind(start if start > 0 else -1, TRAIN)
 
     def mark(self) -> None:
         """The next step's time begins now."""
@@ -108,7 +107,7 @@ class _Log:
 
     def event(self, step: int, values: Mapping[str, float]) -> None:
         if self._log is not None:
-            self._log.log(step, PHASE, values)
+            self._log.log(step, TRAIN, values)
 
     def rollout_gap(self, gap: dict[str, float] | None) -> None:
         """Log the statistics; warn when more than one token in a hundred lies beyond train.warn_rollout_gap."""
@@ -128,7 +127,7 @@ class _Log:
         """``step``: the number of updates done."""
         before, self._since = self._since, time.perf_counter()
         if self._log is not None:
-            self._log.log(step, PHASE, report.values(self._since - before))
+            self._log.log(step, TRAIN, report.values(self._since - before))
 
     def stopped(self, step: int) -> None:
         if self._log is not None:
@@ -138,7 +137,7 @@ class _Log:
         """Write the last event once, then the summary, which says that the training is finished."""
         if self._log is None:
             return
-        lines = [line for line in read_metrics(self._log.path) if line["phase"] == PHASE]
+        lines = [line for line in read_metrics(self._log.path) if line["phase"] == TRAIN]
         if not any("logprob_after" in line for line in lines):
             self.event(steps, {"logprob_after": logprob_after})
         losses = [line for line in lines if "loss" in line]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -161,3 +162,38 @@ def test_the_table_is_whole() -> None:
                 known = config["$defs"].get(known.get("$ref", "").rpartition("/")[2], known)
                 assert part in known["properties"], f"{phase.name}: no setting {key}"
                 known = known["properties"][part]
+
+
+TABLE = {"phases.py", "parts.py", "readers.py", "work.py"}  # the row, and the functions that rows name
+
+
+def compared(node: ast.AST) -> list[ast.expr]:
+    """What a node compares or looks for: `a == b`, `a in (b, c)`, `a.startswith(b)`, `case b:`."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "startswith":
+        sides = node.args
+    elif isinstance(node, ast.MatchValue):
+        sides = [node.value]
+    else:
+        return []
+    if any(isinstance(side, ast.Attribute) and side.attr == "kind" for side in sides):
+        return []  # a stage, an engine or a source is of a kind; a phase has none
+    return [
+        one for side in sides for one in (side.elts if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side])
+    ]
+
+
+def test_no_other_module_asks_which_phase_it_is() -> None:
+    """What phases differ in is a field of the row: names are compared with a literal only in the table's files."""
+    names = {phase.name for phase in phases.PHASES} | {phase.group for phase in phases.PHASES if phase.group}
+    package = ROOT / "sophia_mcore"
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {one.value!r}"
+        for path in sorted(package.rglob("*.py"))
+        if path.parent != package / "launch" or path.name not in TABLE
+        for node in ast.walk(ast.parse(path.read_text()))
+        for one in compared(node)
+        if isinstance(one, ast.Constant) and one.value in names
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.phases import phase_named
+from sophia_mcore.launch.phases import phase_named, stage_alone
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.attempts import Attempt, read_attempts
 from sophia_mcore.launch.slurm.commands import QueuedJob
@@ -49,7 +49,8 @@ def status_text(config: Config, run: RunFolder) -> str:
     rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
     found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
     if config.rl is not None:
-        found += [state for state in stage_states(config, run) if state.phase.startswith("rl")]
+        alone = {phase.name for phase in stage_alone()}
+        found += [state for state in stage_states(config, run) if state.phase in alone]
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:
