@@ -13,6 +13,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.benchmark_results import Outcome, benchmark_results
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.records import Answer, Question
+from sophia_mcore.store.labels import BASE, STAGE, round_label, round_of
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files
 from sophia_mcore.verify import exact
@@ -58,9 +59,10 @@ def results(run: RunFolder, config: Config, problem: Callable[[str], None]) -> d
 def _labels(run: RunFolder) -> list[str]:
     folder = run.evaluation_questions_file.parent
     names = [path.name for path in folder.iterdir() if path.is_dir()]
-    rounds = [name for name in names if name.startswith("round-") and name.removeprefix("round-").isdigit()]
-    others = sorted(set(names) - set(rounds) - {"base"}, key=lambda name: (name == "rl", name))  # after "rl-start"
-    return ["base"] * ("base" in names) + sorted(rounds, key=lambda name: int(name.removeprefix("round-"))) + others
+    rounds = sorted(index for name in names if (index := round_of(name)) is not None)
+    done = [round_label(index) for index in rounds]
+    others = sorted(set(names) - set(done) - {BASE}, key=lambda name: (name == STAGE, name))  # after STAGE_START
+    return [BASE] * (BASE in names) + done + others
 
 
 def answer_type(question: Question) -> str:

@@ -19,6 +19,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import rollout_python
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard
 
@@ -125,7 +126,7 @@ def judge_cost(config: Config, questions_file: Path) -> list[str]:
     return lines
 
 
-def export_predictions(run: RunFolder, config: Config, label: str = "base") -> list[Path]:
+def export_predictions(run: RunFolder, config: Config, label: str = BASE) -> list[Path]:
     """Write the first sample of every question as VLMEvalKit files, one per benchmark; returns their paths.
 
     They are RUN/predictions/PROTOCOL/MODEL/MODEL_DATASET.tsv, where DATASET is VLMEvalKit's name of the data set.
@@ -246,8 +247,8 @@ def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False, new_se
     run_phases(config, PHASES[1:], [0], new_settings=new_settings)
     problems: list[str] = []
     found = results(run, config, problems.append)
-    if problems or "base" not in found:
+    if problems or BASE not in found:
         raise SophiaError(problems[0] if problems else f"{run.path}: the evaluation is not finished")
-    lines = shown_results(found["base"]["protocols"])
+    lines = shown_results(found[BASE]["protocols"])
     lines += [f"predictions: {path}" for path in export_predictions(run, config)]
     return [*lines, f"report: {run.report_html}"]

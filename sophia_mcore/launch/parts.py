@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config, Protocol, Source
-from sophia_mcore.launch.readers import BASE_LABEL, evaluated_models
+from sophia_mcore.launch.readers import evaluated_models
 from sophia_mcore.phase import Part
 from sophia_mcore.provenance.settings import covers, flat, model_folder
 from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.versions import pointer_file
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START
 from sophia_mcore.store.layout import SUMMARY, Round
 from sophia_mcore.store.user_files import user_functions
 
@@ -216,7 +217,7 @@ def evaluate(round: Round) -> list[Part]:
     """One part per model and protocol: its answers."""
     found = []
     for label, _ in evaluated_models(round):
-        base = label == BASE_LABEL
+        base = label == BASE
         settings = ("batch.long_thinking_prompt_file", *(("models.policy",) if base else ()))
         found += _answers(round, label, settings, {}, () if base else (("export", round.index),))
     return found
@@ -300,12 +301,12 @@ def rl_evaluate(round: Round) -> list[Part]:
     settings = ("batch.long_thinking_prompt_file", "helpers", "rl.environment")
     exports = list(round.run.exports(round.config.run.rounds))
     if stage.start in exports:
-        before = _answers(round, "rl-start", settings, asked, (("export", exports.index(stage.start)),))
+        before = _answers(round, STAGE_START, settings, asked, (("export", exports.index(stage.start)),))
     else:
         before = _answers(
-            round, "rl-start", settings, asked | {"rl.start": model_folder(start_folder(round.config, round.run))}, ()
+            round, STAGE_START, settings, asked | {"rl.start": model_folder(start_folder(round.config, round.run))}, ()
         )
     return [
         *before,
-        *_answers(round, "rl", settings, asked, (("rl", 0),)),
+        *_answers(round, STAGE, settings, asked, (("rl", 0),)),
     ]

@@ -16,15 +16,13 @@ from sophia_mcore import __version__
 from sophia_mcore.config.stages import EVALUATE, LAST, VALIDATION
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import results
-from sophia_mcore.launch.readers import BASE_LABEL
 from sophia_mcore.launch.stage_configs import StageRun, protocol_names
 from sophia_mcore.provenance.settings import model_folder
 from sophia_mcore.rl.validation import accuracy
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.content import Contents
 from sophia_mcore.store.json_files import json_or_empty
-
-START = {"sophia": BASE_LABEL, "supervised": BASE_LABEL, "rl": "rl-start"}  # kind -> label of a stage's first model
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +89,17 @@ def choose(one: StageRun) -> Promotion:
 
 
 def _models(one: StageRun) -> list[tuple[str, Path]]:
-    start = (START[one.stage.kind], one.config.models.policy)
+    start = (STAGE_START if one.stage.on_policy else BASE, one.config.models.policy)
     if one.stage.on_policy:
-        return [start, ("rl", one.run.rl.model)]
-    return [start, *((f"round-{index}", one.run.round(index).model) for index in range(one.config.run.rounds))]
+        return [start, (STAGE, one.run.rl.model)]
+    return [start, *((round_label(index), one.run.round(index).model) for index in range(one.config.run.rounds))]
 
 
 def _scores(one: StageRun) -> Callable[[str], float | None]:
     """The score of a label under the stage's rule; with "last" that of the first protocol, where there is one."""
     config, run = one.config, one.run
     if one.stage.promote == VALIDATION:
-        versions = {"rl-start": 0, "rl": json_or_empty(run.rl.summary_file).get("version", -1)}
+        versions = {STAGE_START: 0, STAGE: json_or_empty(run.rl.summary_file).get("version", -1)}
         return lambda label: accuracy(config, run, versions[label])
     problems: list[str] = []
     evaluation = results(run, config, problems.append)

@@ -19,22 +19,22 @@ from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.score.left_out import counted
 from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_label
 from sophia_mcore.store.layout import CONVERSION, Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_shard, shard_files
 from sophia_mcore.store.units import UnitQueue
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train.fp8.gate import has_passed
 
-BASE_LABEL = "base"
 _RECENT_STEPS = 20
 
 
 def evaluated_models(round: Round) -> list[tuple[str, Path]]:
     """(label, folder) of the models that a round's evaluation asks: its export, and in round 0 the base model too."""
     if round.config.evaluate.only:
-        return [(BASE_LABEL, round.config.models.policy)]
+        return [(BASE, round.config.models.policy)]
     with_base = round.config.evaluate.evaluate_base and round.index == 0
-    return [(BASE_LABEL, round.config.models.policy)] * with_base + [(f"round-{round.index}", round.folder.model)]
+    return [(BASE, round.config.models.policy)] * with_base + [(round_label(round.index), round.folder.model)]
 
 
 def asked_models(round: Round) -> list[Path]:
@@ -219,7 +219,7 @@ def stage_has_ended(config: Config, run: RunFolder) -> bool:
 
 def rl_evaluated_models(round: Round) -> list[tuple[str, Path]]:
     """(label, folder) of the models that the evaluation of the stage asks: its starting model and its result."""
-    return [("rl-start", rl_start(round.config, round.run)), ("rl", round.run.rl.model)]
+    return [(STAGE_START, rl_start(round.config, round.run)), (STAGE, round.run.rl.model)]
 
 
 def rl_evaluation_units(round: Round) -> list[UnitQueue]:
@@ -231,7 +231,7 @@ def rl_evaluation_units(round: Round) -> list[UnitQueue]:
         return []
     ids = _ids(run.evaluation_questions_file)
     protocols = round.config.evaluate.protocols
-    return [evaluation_queue(round, label, one, ids) for label in ("rl-start", "rl") for one in protocols]
+    return [evaluation_queue(round, label, one, ids) for label in (STAGE_START, STAGE) for one in protocols]
 
 
 def rl_evaluation_state(round: Round, phase: str) -> PhaseState:
@@ -249,7 +249,7 @@ def evaluations(run: RunFolder, index: int) -> dict[str, Path]:
     return {
         f"evaluation:{label.name}/{protocol.name}": protocol
         for label in sorted(run.evaluation_questions_file.parent.glob("*"))
-        if label.is_dir() and label.name in (BASE_LABEL, f"round-{index}")
+        if label.is_dir() and label.name in (BASE, round_label(index))
         for protocol in sorted(label.iterdir())
         if protocol.is_dir()
     }

@@ -15,6 +15,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.config.stages import EVALUATE, LAST, VALIDATION, Stage
 from sophia_mcore.data.columns import source_name
 from sophia_mcore.errors import UsageError
+from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
 
 _GIVEN = {  # keys that a stage does not choose, and what gives them
@@ -121,8 +122,8 @@ def _check(stage: Stage, config: Config) -> None:
         raise ValueError("evaluate.only trains nothing, and a stage trains")
     if stage.on_policy and config.rl is None:
         raise ValueError("kind = 'rl' needs the section [rl]: docs/on_policy.md shows one")
-    if stage.on_policy and config.rl is not None and config.rl.start != "base":
-        raise ValueError(f"rl.start = {config.rl.start!r}: {_GIVEN['rl.start']}; set it to 'base'")
+    if stage.on_policy and config.rl is not None and config.rl.start != BASE:
+        raise ValueError(f"rl.start = {config.rl.start!r}: {_GIVEN['rl.start']}; set it to {BASE!r}")
     if stage.kind == "supervised" and config.train.data is None:
         raise ValueError("kind = 'supervised' needs train.data, a file of question-answer pairs")
     if stage.kind == "sophia" and config.train.data is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,8 +97,7 @@ class Provenance:
 
     def rounds(self) -> list[int]:
         """Sorted indices of the rounds that are configured or have a folder."""
-        found = (re.fullmatch(r"round-(\d+)", path.name) for path in self.run.path.glob("round-*"))
-        return sorted({*range(self.config.run.rounds), *(int(match[1]) for match in found if match)})
+        return sorted({*range(self.config.run.rounds), *self.run.rounds()})
 
     def parts(self, phase: Phase, index: int) -> list[Part]:
         """The parts of a phase of a round; an empty list if the run does not have this phase."""

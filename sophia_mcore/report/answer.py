@@ -12,10 +12,11 @@ from typing import Any
 from sophia_mcore.records import Question
 from sophia_mcore.report.pairs import answers_of, pair
 from sophia_mcore.report.reading import Problems, records
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_of
 from sophia_mcore.store.layout import RunFolder
 
-BEFORE = {"base": "before", "rl-start": "before the on-policy stage"}
-AFTER = {"rl": "after the on-policy stage"}
+BEFORE = {BASE: "before", STAGE_START: "before the on-policy stage"}
+AFTER = {STAGE: "after the on-policy stage"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ def steps_of(labels: Iterable[str]) -> list[tuple[str, str]]:
     [('base', 'round-1'), ('rl-start', 'rl')]
     """
     names = list(labels)
-    rounds = [name for name in names if name.startswith("round-")]
-    found = [("base", rounds[-1])] if "base" in names and rounds else []
-    return found + [("rl-start", "rl")] * ("rl-start" in names and "rl" in names)
+    rounds = [name for name in names if round_of(name) is not None]
+    found = [(BASE, rounds[-1])] if BASE in names and rounds else []
+    return found + [(STAGE_START, STAGE)] * (STAGE_START in names and STAGE in names)
 
 
 def bars(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[Bar]]]:
@@ -79,8 +80,8 @@ def named(label: str) -> str:
     >>> [named(label) for label in ("base", "round-0", "rl")]
     ['before (base)', 'after round 0', 'after the on-policy stage (rl)']
     """
-    if label.startswith("round-"):
-        return f"after round {label.removeprefix('round-')}"
+    if (index := round_of(label)) is not None:
+        return f"after round {index}"
     said = BEFORE.get(label) or AFTER.get(label)
     return f"{said} ({label})" if said else label
 

@@ -13,6 +13,7 @@ from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
 from sophia_mcore.report.rewards import reward_data
+from sophia_mcore.store.labels import BASE, round_label
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
@@ -62,7 +63,7 @@ def collect(
             rounds.append(entry)
         missing += _untimed(run, entry, phases, seconds.get(index, {}))
     evaluation = results(run, config, problems.add)
-    for label in ["base"] * config.evaluate.evaluate_base + [f"round-{r['round']}" for r in rounds]:
+    for label in [BASE] * config.evaluate.evaluate_base + [round_label(r["round"]) for r in rounds]:
         if config.evaluate.questions and label not in evaluation:
             missing.append(f"evaluation of {label}")
         elif config.evaluate.questions:
@@ -93,8 +94,7 @@ def _untimed(run: RunFolder, entry: dict[str, Any], phases: Sequence[Phase], sec
 
 
 def _rounds_begun(run: RunFolder) -> int:
-    numbers = (path.name.removeprefix("round-") for path in run.path.glob("round-*") if path.is_dir())
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    return max(run.rounds(), default=-1) + 1
 
 
 def _seconds(lines: list[dict[str, Any]]) -> dict[int, dict[str, float]]:

@@ -20,6 +20,7 @@ from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.report.build import visible
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_of
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.lineage import lineage_of
 from sophia_mcore.track.runs import redact
@@ -33,7 +34,7 @@ print(processor.batch_decode(model.generate(**inputs, max_new_tokens=256))[0])
 """  # noqa: E501
 _METHOD = {
     "": "SOPHIA, semi-off-policy reinforcement learning ([arXiv 2507.16814](https://arxiv.org/abs/2507.16814))",
-    "rl": "the on-policy stage that follows SOPHIA ([arXiv 2507.16814](https://arxiv.org/abs/2507.16814))",
+    STAGE: "the on-policy stage that follows SOPHIA ([arXiv 2507.16814](https://arxiv.org/abs/2507.16814))",
 }
 
 
@@ -42,7 +43,7 @@ def write_cards(config: Config, run: RunFolder, phases: Sequence[Phase]) -> list
 
     Raises SophiaError when a card cannot be written.
     """
-    labels = run.exports(_rounds(config, run)) | {"rl": run.rl.model}
+    labels = run.exports(_rounds(config, run)) | {STAGE: run.rl.model}
     exported = {label: folder for label, folder in labels.items() if (folder / "config.json").is_file()}
     if not exported:
         return []
@@ -58,18 +59,18 @@ def write_cards(config: Config, run: RunFolder, phases: Sequence[Phase]) -> list
 
 
 def _rounds(config: Config, run: RunFolder) -> int:
-    return max(config.run.rounds, len(list(run.path.glob("round-*"))))
+    return max(config.run.rounds, len(run.rounds()))
 
 
 def model_card(config: Config, run: RunFolder, phases: Sequence[Phase], label: str, evaluation: dict[str, Any]) -> str:
     """The text of a card. ``label``: "round-0", or "rl" for the on-policy stage; ``evaluation``: as in report.json."""
-    folder = run.rl.model if label == "rl" else run.round(_index(label)).model
-    before = {"rl": "rl-start"}.get(label, "base")
+    folder = run.rl.model if label == STAGE else run.round(_index(label)).model
+    before = STAGE_START if label == STAGE else BASE
     scores = {name: evaluation[name] for name in (before, label) if name in evaluation}
     parts = [
         _metadata(config, label, scores),
-        f"# {_plain(config.run.name)}, {'on-policy stage' if label == 'rl' else label.replace('-', ' ')}\n",
-        f"Made from {_model(config.models.policy)} by {_METHOD['rl' if label == 'rl' else '']} with sophia_mcore.\n",
+        f"# {_plain(config.run.name)}, {'on-policy stage' if label == STAGE else label.replace('-', ' ')}\n",
+        f"Made from {_model(config.models.policy)} by {_METHOD[STAGE if label == STAGE else '']} with sophia_mcore.\n",
         _loading(folder),
         _scores(scores),
         _origin(config, run, label),
@@ -79,7 +80,9 @@ def model_card(config: Config, run: RunFolder, phases: Sequence[Phase], label: s
 
 
 def _index(label: str) -> int:
-    return int(label.removeprefix("round-"))
+    index = round_of(label)
+    assert index is not None, f"{label}: not the label of a round"
+    return index
 
 
 def _metadata(config: Config, label: str, scores: dict[str, Any]) -> str:
@@ -142,7 +145,7 @@ def _scores(scores: dict[str, Any]) -> str:
 def _origin(config: Config, run: RunFolder, label: str) -> str:
     rows = {"policy": _model(config.models.policy), "reasoner": _model(config.models.reasoner)}
     rows["questions"] = ", ".join(_plain(source.name or str(source.path)) for source in config.data.questions) or "-"
-    if label == "rl":
+    if label == STAGE:
         summary = json_or_empty(run.rl.summary_file)
         rows |= {name: f"{summary[key]:,}" for key, name in _STAGE.items() if isinstance(summary.get(key), int)}
     else:
@@ -163,8 +166,8 @@ _STAGE = {"batches": "batches", "updates": "updates", "tokens_sampled": "tokens 
 
 
 def _lineage(run: RunFolder, phases: Sequence[Phase], label: str) -> str:
-    links = lineage_of(run, 0 if label == "rl" else _index(label), phases)
-    if label == "rl":
+    links = lineage_of(run, 0 if label == STAGE else _index(label), phases)
+    if label == STAGE:
         digest = json_or_empty(run.rl.summary_file).get("digest")
         links = {"stage": {"digest": digest} if digest else {}} | links
     rows = [(name, value) for name, link in links.items() for name, value in _flat(name, link)]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sophia_mcore.report.build import visible
 from sophia_mcore.report.reading import read_json
+from sophia_mcore.store.labels import STAGE, STAGE_START
 from sophia_mcore.store.layout import RunFolder
 
 
@@ -39,7 +40,7 @@ def print_stage_summary(run: RunFolder, console: Console | None = None) -> None:
     if stage.get("validation_accuracy") is not None:
         line += f"; best on the validation questions {100 * stage['validation_accuracy']:.1f}%"
     console.print(escape(line), highlight=False)
-    if found := {label: evaluation[label] for label in ("rl-start", "rl") if label in evaluation}:
+    if found := {label: evaluation[label] for label in (STAGE_START, STAGE) if label in evaluation}:
         console.print(_evaluation_table(found))
     console.print(f"report: {escape(str(run.report_html))}", highlight=False)
     version = f" (version {stage['version']})" if "version" in stage else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sophia_mcore.store.labels import round_label, round_of
 from sophia_mcore.store.slurm_folder import SlurmFolder
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class RunFolder:
 
     def records(self, index: int, phase: str) -> Path:
         """Folder with PART.json for each part of a phase: the settings and inputs that its results were made from."""
-        return self.path / "records" / f"round-{index}" / phase
+        return self.path / "records" / round_label(index) / phase
 
     @property
     def aside(self) -> Path:
@@ -235,7 +236,12 @@ class RunFolder:
 
     def round(self, index: int) -> RoundFolder:
         """Folder of round ``index``, counted from 0."""
-        return RoundFolder(self.path / f"round-{index}")
+        return RoundFolder(self.path / round_label(index))
+
+    def rounds(self) -> list[int]:
+        """Sorted indices of the rounds that have a folder."""
+        found = (round_of(path.name) for path in self.path.glob("round-*") if path.is_dir())
+        return sorted(index for index in found if index is not None)
 
     def starting_policy(self, index: int, base: Path) -> Path:
         """The model that round ``index`` starts from: ``base`` for round 0, else the export of the round before."""
@@ -243,7 +249,7 @@ class RunFolder:
 
     def exports(self, rounds: int) -> dict[str, Path]:
         """Folders of the exported models of the first ``rounds`` rounds, by label: "round-0", "round-1", ..."""
-        return {self.round(index).path.name: self.round(index).model for index in range(rounds)}
+        return {round_label(index): self.round(index).model for index in range(rounds)}
 
     def evaluation(self, label: str, protocol: str) -> Path:
         """Folder of the answers of model ``label`` ("base", "round-0") under one protocol, one shard per unit."""

@@ -23,7 +23,7 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 from sophia_mcore.store.lock import folder_lock
-from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact, rounds_of
+from sophia_mcore.track.runs import TrackedRun, children_of, parent_of, redact
 from sophia_mcore.track.stage import STAGE, origin_of, stage_of
 
 METRICS_PER_REQUEST = 900  # MLflow takes 1,000 entities in a request; room for the cursor
@@ -98,7 +98,7 @@ class _Uploader:
 
     def upload(self) -> None:
         name = self._config.run.name
-        for index in rounds_of(self._run):
+        for index in self._run.rounds():
             parent = parent_of(self._run, self._config, index, self._phases)
             parent_id = self._sync(parent, str(index), None, f"{name} round {index}")
             for child in children_of(self._run, self._config, index, self._phases):

@@ -14,6 +14,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import EXIT_STOPPED
 from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.labels import BASE, round_label
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.lineage import lineage_of, tags_of
 from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
@@ -46,12 +47,6 @@ class TrackedRun:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def rounds_of(run: RunFolder) -> list[int]:
-    """Indices of the rounds that have a folder."""
-    found = (re.fullmatch(r"round-(\d+)", path.name) for path in run.path.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in found if match)
-
-
 def parent_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase]) -> TrackedRun:
     """The round itself: resolved configuration, report, pass@1."""
     report = json_or_empty(run.report_json)
@@ -61,10 +56,10 @@ def parent_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase
     if not isinstance(evaluation, dict):
         evaluation = {}
     lineage = lineage_of(run, index, phases)
-    mine_evaluated = {label: evaluation[label] for label in ("base", f"round-{index}") if label in evaluation}
+    mine_evaluated = {label: evaluation[label] for label in (BASE, round_label(index)) if label in evaluation}
     return TrackedRun(
         phase="round",
-        finished=f"round-{index}" in evaluation or (bool(mine) and run.round(index).model.is_dir()),
+        finished=round_label(index) in evaluation or (bool(mine) and run.round(index).model.is_dir()),
         summary={**numbers(mine), **numbers(mine_evaluated, "evaluation.")},
         params=params_of(config),
         texts={**texts_of(run), "lineage.json": json.dumps(lineage, indent=2)},

@@ -21,15 +21,14 @@ from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import newest_version, read_version
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.json_lines import read_json_lines
+from sophia_mcore.store.labels import STAGE, STAGE_START, round_of
 from sophia_mcore.store.layout import CONVERSION, RunFolder
 from sophia_mcore.store.lineage import UID_FILE
 from sophia_mcore.track.lineage import export_link, shards_link, tags_of
 from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
 from sophia_mcore.track.runs import TrackedRun, numbers, params_of, points, texts_of
 
-STAGE = "rl"
 _UID = re.compile(r"[0-9a-f]{32}")
-_MODEL_OF = re.compile(r"round-(\d+)|rl")  # the folder of a run that holds a model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +43,11 @@ class Origin:
 def origin_of(run: RunFolder, config: Config, uid: str) -> Origin | None:
     """Where the stage began; None for "base" and for a folder that is no run's. ``uid``: of ``run``."""
     start = config.on_policy.start
-    if re.fullmatch(r"round-\d+", start):
-        return Origin(uid=uid, round=start.removeprefix("round-"), phase="round")
+    if (index := round_of(start)) is not None:
+        return Origin(uid=uid, round=str(index), phase="round")
     folder = Path(start)
-    found = _MODEL_OF.fullmatch(folder.parent.name)
-    if folder.name != "model" or found is None:
+    index, of_stage = round_of(folder.parent.name), folder.parent.name == STAGE
+    if folder.name != "model" or (index is None and not of_stage):
         return None
     try:
         theirs = (folder.parent.parent / UID_FILE).read_text().strip()
@@ -56,7 +55,7 @@ def origin_of(run: RunFolder, config: Config, uid: str) -> Origin | None:
         return None
     if not _UID.fullmatch(theirs):  # it becomes part of a query
         return None
-    return Origin(uid=theirs, round=found[1] or STAGE, phase="round" if found[1] else STAGE)
+    return Origin(uid=theirs, round=STAGE if index is None else str(index), phase=STAGE if index is None else "round")
 
 
 def stage_of(run: RunFolder, config: Config) -> list[TrackedRun]:
@@ -67,7 +66,7 @@ def stage_of(run: RunFolder, config: Config) -> list[TrackedRun]:
     summary = json_or_empty(run.rl.summary_file)
     chosen = json_or_empty(run.rl.select_file)
     evaluation = json_or_empty(run.report_json).get("evaluation", {})
-    evaluated = {label: value for label, value in evaluation.items() if label in ("rl", "rl-start")}
+    evaluated = {label: value for label, value in evaluation.items() if label in (STAGE, STAGE_START)}
     lineage = stage_lineage(run, config, origin_of(run, config, ""))
     stage = TrackedRun(
         phase=STAGE,

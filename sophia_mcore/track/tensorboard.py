@@ -19,9 +19,10 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.json_files import json_or_empty
+from sophia_mcore.store.labels import round_label
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.metrics import read_metrics
-from sophia_mcore.track.runs import Point, children_of, points, rounds_of
+from sophia_mcore.track.runs import Point, children_of, points
 
 _STATE = "sophia.json"  # in each folder of event files: how many lines they hold, and the digest of these lines
 MISSING = "TensorBoard needs the package tensorboardX: pip install 'sophia-mcore[tensorboard]'"
@@ -46,10 +47,10 @@ def write_events(run: RunFolder, config: Config, phases: Sequence[Phase]) -> Pat
 
 def _series(run: RunFolder, config: Config, phases: Sequence[Phase]) -> Iterator[tuple[str, list[list[Point]]]]:
     """(folder, lines) of each phase of each round, and of the on-policy stage."""
-    for index in rounds_of(run):
+    for index in run.rounds():
         for child in children_of(run, config, index, phases):
             if child.lines:
-                yield f"round-{index}/{child.phase.replace(' ', '-')}", child.lines
+                yield f"{round_label(index)}/{child.phase.replace(' ', '-')}", child.lines
     stage = read_metrics(run.rl.metrics_file)
     for phase in dict.fromkeys(line["phase"] for line in stage):
         yield f"rl/{phase}", points([line for line in stage if line["phase"] == phase])

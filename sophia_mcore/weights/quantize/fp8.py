@@ -139,8 +139,8 @@ def calibration_texts(calibration: Path) -> list[str]:
 
 
 def _stored_texts(run_folder: Path) -> Iterator[str]:
-    for path in sorted(run_folder.glob("round-*")):
-        folder = RunFolder(run_folder).round(int(path.name.removeprefix("round-")))
+    run = RunFolder(run_folder)
+    for folder in map(run.round, run.rounds()):
         for records, kind in ((folder.captions, Caption), (folder.trajectories, Trajectory)):
             if records.is_dir():
                 yield from (record.text for record in read_folder(records, kind))
