@@ -23,6 +23,7 @@ from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.families import image_processor
 from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.processor import PatchGrids, resized
+from sophia_mcore.pretrained.released import released_config
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 from sophia_mcore.progress import NoProgress
@@ -269,3 +270,46 @@ def test_the_planner_reads_the_pictures_of_the_data(tmp_path: Path) -> None:
     assert given.picture.tokens == pytest.approx(300, rel=0.1) and given.pictures == 2
     (folder / "preprocessor_config.json").unlink()
     assert make_plan(config, "h100", 8, Assumptions()).work.pictures == 1, "the release's sizes alone"
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "limits", "tokens"),
+    [
+        (processor(14, 3136, 12845056), {}, "4 to 16,384", 990),  # those of the release
+        (processor(14, 3136, 200_704), {}, "4 to 256", 121.6),
+        ({"min_pixels": 3136, "max_pixels": 200_704}, {}, "4 to 256", 121.6),
+        (processor(14, 1_568_000, 1_960_000), {}, "2,000 to 2,500", 2156),
+        (processor(14, 3136, 200_704), {"max_pixels": 100_352}, "4 to 128", 60.8),  # the narrower of two
+        (processor(14, 3136, 200_704), {"max_pixels": 1_000_000}, "4 to 256", 121.6),
+        (None, {"max_pixels": 100_352}, "at most 128", 60.8),  # no settings in the folder
+    ],
+)
+def test_the_planner_without_data_keeps_to_the_folders_limits(
+    settings: dict[str, Any] | None, run: dict[str, int], limits: str, tokens: int, tmp_path: Path
+) -> None:
+    whole = processor(14, 1, 2)
+    whole.pop("size")
+    image = {"size": None} if settings is None else settings
+    folder = folder_of(tmp_path, config_of(SEVEN), whole | image)
+    if settings is None:
+        (folder / "preprocessor_config.json").unlink()
+    work = make_plan(make_config(tmp_path, folder, batch=Batch(**run)), "h100", 8, Assumptions()).work
+    assert work.picture.tokens == pytest.approx(tokens, rel=0.01)
+    assert f"images of {work.picture.tokens:,.0f} tokens, {limits} (--image-tokens)" in work.assumed
+    large = make_plan(
+        make_config(tmp_path, folder, batch=Batch(**run)), "h100", 8, Assumptions(image_tokens=1e6)
+    ).work  # not even when asked for
+    most = int(limits.split()[-1].replace(",", ""))
+    assert large.picture.tokens == most
+
+
+def test_the_planner_without_data_keeps_to_a_folders_limit_of_tiles(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(released_config(Path("InternVL3-8B"))))
+    settings = json.loads((tmp_path / "config.json").read_text()) | {
+        "model_type": "internvl_chat", "dynamic_image_size": True, "max_dynamic_patch": 6,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    work = make_plan(make_config(tmp_path / "run", tmp_path), "h100", 8, Assumptions()).work
+    assert work.pictures == 3.5 and "3.5 tiles per question (--tiles)" in work.assumed
+    fewer = make_config(tmp_path / "run", tmp_path, batch=Batch(max_tiles=2))
+    assert make_plan(fewer, "h100", 8, Assumptions()).work.pictures == 1.5
