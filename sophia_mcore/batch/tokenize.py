@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from sophia_mcore.batch.samples import STORED, Sample
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.chat import Chat, Message, user_text
-from sophia_mcore.pretrained.family import ImageSize
+from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageSize
 
 _CALL = 512  # samples tokenized in one call, which uses all cores
 _OPEN = "<think>"
@@ -100,7 +100,7 @@ def tokenize(
     one of the tokenizer's special tokens is dropped: it could end its turn early or refer to an image that is missing.
     Raises SophiaError when the prompt and the images have different numbers of image tokens.
     """
-    special = [*special_tokens(tokenizer), chat.image_token]
+    special = [*special_tokens(tokenizer), chat.image_token, IMAGE_PLACE]
     end = end_token(tokenizer, chat)
     image_token = tokenizer.token_to_id(chat.image_token)
     result = Tokenized([], Counter())

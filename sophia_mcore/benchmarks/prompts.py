@@ -35,18 +35,18 @@ def place(prompt: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ...]]
     An image that the prompt names twice is shown twice; one that it does not name comes first.
 
     >>> place("Is <image 2> like <image 1>?", ("a", "b"))
-    ('Is <IMG_CONTEXT> like <IMG_CONTEXT>?', ('b', 'a'))
+    ('Is <|image place|> like <|image place|>?', ('b', 'a'))
     >>> place("Which is it?", ("a",))
-    ('<IMG_CONTEXT>\\nWhich is it?', ('a',))
+    ('<|image place|>\\nWhich is it?', ('a',))
     """
-    from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, plain, user_text  # here: numpy comes with it
+    from sophia_mcore.pretrained.chat import IMAGE_PLACE, plain, user_text  # here: numpy comes with it
 
     text = plain(prompt)
     shown = [int(mark) - 1 for mark in _MARK.findall(text) if 0 < int(mark) <= len(images)]
     before = [number for number in range(len(images)) if number not in shown]
 
     def put(mark: re.Match[str]) -> str:
-        return IMAGE_CONTEXT if 0 < int(mark[1]) <= len(images) else mark[0]
+        return IMAGE_PLACE if 0 < int(mark[1]) <= len(images) else mark[0]
 
     placed = _MARK.sub(put, text).replace("<image>", "(image)")
     head = user_text("", len(before)) if before else ""

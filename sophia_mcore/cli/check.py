@@ -37,8 +37,8 @@ def check(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
 ) -> None:
     """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
-    phases; looks at no model. With --against: training questions that share text or image with a benchmark. With
-    --try: what rewards and environment make of a stand-in's answers, and whether they say it twice."""
+    phases, and whether the layout fits the policy. With --against: training questions that share text or image with a
+    benchmark. With --try: what rewards and environment make of a stand-in's answers, and whether they say it twice."""
     if drop is not None and not against:
         raise UsageError("--drop needs --against BENCHMARK")
     if explain is not None or schema:
@@ -71,13 +71,17 @@ def check(
 def _show(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.config.load import dump_given
-    from sophia_mcore.launch.inputs import policy_images
+    from sophia_mcore.launch.inputs import policy_images, trained_spec
+    from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.store.user_files import check_user_files
 
     stages = each_stage(config)
     for _, one in stages:
         check_user_files(one)
     refusals = [policy_images(one) for _, one in stages]
+    for _, one in stages:
+        if (spec := trained_spec(one)) is not None:
+            check_run_layout(spec, one)
     typer.echo(dump_toml(config) if config.stages is None else dump_given(config), nl=False)
     shown: set[str] = set()  # stages read the same questions again and again
     for (name, one), refuse_size in zip(stages, refusals, strict=True):

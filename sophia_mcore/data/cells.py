@@ -13,13 +13,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-# Text that would be read as structure once it stands in a prompt.
-_RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>")
-_VIDEO = ("<video>", "<|video_pad|>")
+_TURNS = ("<|im_start|>", "<|im_end|>")
 _SHOWN = 80  # characters of a cell in a message
 _SHOWN_PATH = 320
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
@@ -58,11 +57,24 @@ def reserved_in(text: str) -> str:
     >>> reserved_in("Why does <video> end?")
     'contains <video>: videos are not supported'
     """
-    lower = text.lower()
-    mark = next((mark for mark in (*_RESERVED, *_VIDEO) if mark.lower() in lower), None)
+    if "<" not in text:
+        return ""
+    lower, (marks, videos) = text.lower(), _reserved()
+    mark = next((mark for mark in (*marks, *videos) if mark.lower() in lower), None)
     if mark is None:
         return ""
-    return f"contains {mark}" + (": videos are not supported" if mark in _VIDEO else ", which is reserved for prompts")
+    return f"contains {mark}" + (": videos are not supported" if mark in videos else ", which is reserved for prompts")
+
+
+@cache
+def _reserved() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What would be read as structure once it stands in a prompt, for images and turns, and for videos."""
+    from sophia_mcore.pretrained.families import FAMILIES  # here: numpy is slow to import
+    from sophia_mcore.pretrained.family import IMAGE_PLACE
+
+    marks = (mark for family in FAMILIES for mark in family.reserved)
+    videos = (mark for family in FAMILIES for mark in family.video_tokens)
+    return tuple(dict.fromkeys((*marks, *_TURNS, IMAGE_PLACE))), tuple(dict.fromkeys(videos))
 
 
 def is_missing(value: Any) -> bool:

@@ -19,8 +19,10 @@ from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.inputs import first_rows, inputs_of, policy_images
+from sophia_mcore.launch.inputs import first_rows, inputs_of, policy_images, trained_spec
 from sophia_mcore.launch.phases import wanted_phases
+from sophia_mcore.parallel.layout import check_run_layout
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
 
@@ -46,11 +48,8 @@ def _check_row(name: str, work: Callable[[], str], remedy: str) -> Row:
 
 def models(config: Config) -> list[Row]:
     """Rows about the model folders (a known family, all weights?) and the layout (does it fit the policy's shapes?)."""
-    from sophia_mcore.parallel.layout import check_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.hub import local_folder
-    from sophia_mcore.pretrained.released import spec_of
-    from sophia_mcore.pretrained.spec import ModelSpec
 
     if config.evaluate.only and config.evaluate.engine.kind == "openai":
         return []  # an endpoint answers: no folder is read
@@ -64,20 +63,21 @@ def models(config: Config) -> list[Row]:
         policy_images(config, local_folder(config.models.policy))
         return folder(config.models.policy)
 
-    def layout(spec: ModelSpec) -> str:
-        check_layout(spec, config.parallel, config.batch.sequence_length_tokens)
-        return "the policy's shapes allow it"
-
     where = "download the model, or correct the path; relative paths start at the working directory"
     rows = [_check_row("models.policy", policy, where)]
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner
         rows.append(_check_row("models.reasoner", lambda: folder(reasoner), where))
     with suppress(SophiaError):  # a model without a spec is the matter of its own row
-        spec = spec_of(config.models.policy)
+        spec = trained_spec(config)
         remedy = "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"
-        rows += [_check_row("layout", partial(layout, spec), remedy)] if spec is not None else []
+        rows += [_check_row("layout", partial(_layout, config, spec), remedy)] if spec is not None else []
     return rows
+
+
+def _layout(config: Config, spec: ModelSpec) -> str:
+    check_run_layout(spec, config)
+    return "the policy's shapes allow it"
 
 
 def _size(count: float) -> str:
@@ -218,6 +218,7 @@ def gpu_memory(config: Config, ranks: int) -> list[Row]:
     """Compare the planned memory of the fullest rank with the smallest GPU: a row, or [] if the model is unreadable."""
     from sophia_mcore.plan.layouts import configured
     from sophia_mcore.plan.memory import worst_rank
+    from sophia_mcore.plan.pictures import limits_of
     from sophia_mcore.plan.workload import Assumptions, workload
     from sophia_mcore.pretrained.released import spec_of
 
@@ -226,7 +227,7 @@ def gpu_memory(config: Config, ranks: int) -> list[Row]:
         spec = spec_of(config.models.policy)
         if spec is None:
             return []
-        work = workload(config, spec, Assumptions())
+        work = workload(config, spec, Assumptions(limits=limits_of(config, config.models.policy)))
         stage, memory = worst_rank(configured(config, spec, work, ranks))
     except SophiaError:  # rows about models and layout give the reason
         return []

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sophia_mcore.environments.codec import BadValueError
 from sophia_mcore.environments.types import IMAGE, POLICY, Ask
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, plain, user_text
+from sophia_mcore.pretrained.chat import IMAGE_PLACE, plain, user_text
 from sophia_mcore.pretrained.family import Message
 
 
@@ -36,4 +36,4 @@ def placed(ask: Ask, system: str = "") -> Ask:
 def _filled(message: Message) -> Message:
     if message.role == "assistant":
         return message
-    return Message(message.role, message.text.replace(IMAGE, IMAGE_CONTEXT))
+    return Message(message.role, message.text.replace(IMAGE, IMAGE_PLACE))

@@ -24,7 +24,7 @@ Cut = Callable[[Callable[[Key], int]], Collection[Key]]  # from the tokens of ru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One text to sample. ``messages`` hold one "<IMG_CONTEXT>" per element of ``images`` (encoded files), in order.
+    """One text to sample. ``messages`` hold one `IMAGE_PLACE` per element of ``images`` (encoded files), in order.
 
     ``continue_ids`` stand behind the prompt, token for token, and the sampled text goes on from them.
     ``no_image_tokens``: the tokens that stand for images cannot be sampled, since a trainer could not read them back.

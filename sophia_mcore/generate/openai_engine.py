@@ -27,7 +27,7 @@ from sophia_mcore.generate.engine import (
     RequestError,
     no_op,
 )
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Message
+from sophia_mcore.pretrained.chat import IMAGE_PLACE, Message
 
 _ASK_SECONDS = 0.2  # a stream with free places asks for further requests so often, and whenever one has ended
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
@@ -163,13 +163,13 @@ def as_openai(messages: Sequence[Message], images: Sequence[bytes]) -> list[dict
 
     Raises SophiaError when placeholders and images differ in number.
     """
-    placeholders = sum(message.text.count(IMAGE_CONTEXT) for message in messages)
+    placeholders = sum(message.text.count(IMAGE_PLACE) for message in messages)
     if placeholders != len(images):
         raise SophiaError(f"{placeholders} image placeholders for {len(images)} images")
     left = iter(images)
     result: list[dict[str, Any]] = []
     for message in messages:
-        first, *others = message.text.split(IMAGE_CONTEXT)
+        first, *others = message.text.split(IMAGE_PLACE)
         if not others:
             result.append({"role": message.role, "content": first})
             continue

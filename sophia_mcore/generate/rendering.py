@@ -58,7 +58,7 @@ class Renderer:
         self._where = where
         added = tokenizer.get_added_tokens_decoder()
         self._hidden = {i for i, token in added.items() if token.special and token.content not in KEPT_TAGS}
-        special = {added[i].content for i in self._hidden} - {chat.image_token}
+        special = {added[i].content for i in self._hidden} | ({chat.image_token} if self.family else set())
         self._special = sorted(special, key=len)
         self._decode_image = lru_cache(maxsize=256)(decode)
 
@@ -101,7 +101,7 @@ class Renderer:
         return Prompt(text, short_ids, ids, pictures, self.chat.opened_thought(messages, text), positions)
 
     def without_special_tokens(self, text: str) -> str:
-        """`batch.tokenize.without_special_tokens` with the special tokens of this model, but for the image token."""
+        """`batch.tokenize.without_special_tokens` with the special tokens of this model. Places of images stay."""
         return without_special_tokens(text, self._special)
 
     def answer(self, opened: str, token_ids: Sequence[int]) -> str:

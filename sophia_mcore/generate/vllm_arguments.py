@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import VllmEngine
+from sophia_mcore.pretrained.families import language_sections
 from sophia_mcore.store.json_files import require_json
 
 _CPU_BATCH_TOKENS = 8192
@@ -49,4 +50,5 @@ def engine_arguments(
 
 def _longest_position(model_dir: Path) -> int:
     config = require_json(model_dir / "config.json")
-    return int(config.get("text_config", config).get("max_position_embeddings", 0))
+    found = (part.get("max_position_embeddings") for part in (*language_sections(config), config))
+    return int(next((positions for positions in found if positions), 0))

@@ -50,7 +50,7 @@ def preflight(round: Round) -> None:
 
     Raises the SophiaError or UsageError with which a later phase would fail.
     """
-    from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.spec import ModelSpec
 
@@ -62,7 +62,7 @@ def preflight(round: Round) -> None:
         return  # whatever the engine can load: it is not trained here
     if config.models.reasoner is not None:
         check_model_dir(config.models.reasoner)
-    check_layout(ModelSpec.from_model_dir(round.policy), config.parallel, config.batch.sequence_length_tokens)
+    check_run_layout(ModelSpec.from_model_dir(round.policy), config)
 
 
 def run_here(phase: Phase, round: Round, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
@@ -14,6 +15,9 @@ from sophia_mcore.config.schema import Config, Mixture, Source
 from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
+
+if TYPE_CHECKING:
+    from sophia_mcore.pretrained.spec import ModelSpec
 
 _ROWS = 20  # rows that are read to check a source of held-out questions
 
@@ -50,6 +54,16 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
 
     ModelSpec.from_model_dir(policy)
     return size_check(policy, config.batch)
+
+
+def trained_spec(config: Config) -> ModelSpec | None:
+    """The policy's spec, from its folder or the table of released models; None: in neither, or nothing is trained.
+
+    Raises UsageError for a model that cannot be trained.
+    """
+    from sophia_mcore.pretrained.released import spec_of  # here: numpy is slow to import
+
+    return None if config.evaluate.only else spec_of(config.models.policy)
 
 
 def _prompts(config: Config) -> list[Input]:

@@ -133,14 +133,14 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 
 def preflight(round: Round) -> None:
     """Check starting model, layout and number of batches before any work. Raises SophiaError or UsageError."""
-    from sophia_mcore.parallel.layout import check_layout
+    from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.spec import ModelSpec
 
     config, run = round.config, round.run
     start = rl_start(config, run)
     check_model_dir(start)
-    check_layout(ModelSpec.from_model_dir(start), config.parallel, config.batch.sequence_length_tokens)
+    check_run_layout(ModelSpec.from_model_dir(start), config)
     if config.on_policy.versions == "memory" and (stage_shape(config).nodes or 1) > 1:
         raise UsageError("rl.versions = 'memory': the stage needs several machines; use 'run'")
     newest = newest_version(run.rl.versions)

@@ -46,7 +46,7 @@ from sophia_mcore.objective.logprob import token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.parallel.layout import check_layout
+from sophia_mcore.parallel.layout import check_run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import cut_of
 
@@ -195,10 +195,10 @@ class VisionLanguageModel(MegatronModule):
         return self._encoder()(Pixels.of(pixel_values, grids))
 
     def _encoder(self) -> ImageEncoder:
-        kind = kind_of(self.spec)
+        assert self.spec.family is not None, "a model with a tower"
         return ImageEncoder(
             self.vision, self.projector, self.groups.collection.tp_cp, self.groups.context,
-            tokens=self._tokens, levels=self.spec.levels, rows_at_once=kind.rows_at_once,
+            tokens=self._tokens, levels=self.spec.levels, rows_at_once=self.spec.family.rows_at_once,
         )  # fmt: skip
 
     def _tokens(self, rows: int) -> int:
@@ -304,10 +304,9 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     Raises:
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
-    check_layout(spec, groups.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
+    check_run_layout(spec, config.model_copy(update={"parallel": groups.parallel}))
     backend.check_attention(config.train.dtype, groups.context_size)
     backend.check_fp8(config.fp8.recipe, config.fp8.backend)
-    _check_fp8_layers(config, spec.language.num_layers)
     if spec.vision is not None and spec.image_token_id is None:
         raise UsageError(
             "the id of the image token is unknown: the model folder has no tokenizer and no image_token_id"
@@ -315,9 +314,3 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     stages = groups.parallel.virtual_pipeline
     numbers = [None] if stages is None else list(range(stages))
     return [VisionLanguageModel(spec, config, groups, backend, stage) for stage in numbers]
-
-
-def _check_fp8_layers(config: Config, layers: int) -> None:
-    beyond = [layer for layer in config.fp8.layers_in_bf16 if layer >= layers]
-    if config.fp8.used and beyond:
-        raise UsageError(f"fp8.layers_in_bf16: there is no layer {beyond[0]}, the last one is {layers - 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sophia_mcore.config.schema import Parallel
+from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.spec import ModelSpec
 
@@ -13,6 +13,16 @@ def fp8_refusal(recipe: str, lacks: str) -> UsageError:
         f"fp8.recipe = {recipe!r} needs {lacks}, which is not here; set it to 'none', or fp8.backend to "
         "'emulated' (slow: for checks)"
     )
+
+
+def check_run_layout(spec: ModelSpec, config: Config) -> None:
+    """Raise UsageError if the configuration's layout cannot work for the model. Every command that looks at a policy
+    calls this before anything is sampled, and so does the model when it is built."""
+    check_layout(spec, config.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
+    layers = spec.language.num_layers
+    beyond = [layer for layer in config.fp8.layers_in_bf16 if layer >= layers]
+    if config.fp8.used and beyond:
+        raise UsageError(f"fp8.layers_in_bf16: there is no layer {beyond[0]}, the last one is {layers - 1}")
 
 
 def check_layout(

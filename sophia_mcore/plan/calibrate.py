@@ -83,7 +83,7 @@ def measured_setting(spec: ModelSpec, found: dict[str, Any], length: int, recipe
         train=Train(dtype="bfloat16", distributed_optimizer=False),
         fp8=Fp8.model_validate({"recipe": recipe}),
         objective=Objective(),
-        row=Row(tokens=length, squares=length * sequence, targets=length, tiles=0),
+        row=Row(tokens=length, squares=length * sequence, targets=length, pictures=0),
         data=1,
         micro_batches=1,
     )

@@ -16,7 +16,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.plan.calibrate import calibrated
 from sophia_mcore.plan.hardware import Device, load_gpu
 from sophia_mcore.plan.layouts import Option, Ranking, Refusal, own_option, rank_layouts
-from sophia_mcore.plan.pictures import pictures_of_data
+from sophia_mcore.plan.pictures import limits_of, pictures_of_data
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.stage import StagePlan, stage_plan
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
@@ -77,7 +77,7 @@ def make_plan(
         )
     if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         check_images(folder, config.batch)
-    given = replace(given, pictures=pictures_of_data(config, folder))
+    given = replace(given, pictures=pictures_of_data(config, folder), limits=limits_of(config, folder))
     calibration = ""
     if measured is not None:
         recipe = config.fp8.recipe if config.fp8.used or not fp8 else "tensorwise"

@@ -187,24 +187,24 @@ def _logit_seconds(setting: Setting, device: Device) -> float:
 
 
 def tower_seconds(setting: Setting, device: Device) -> float:
-    """Forward of vision tower and projector over a rank's share of the row's tiles, and the gather."""
+    """Forward of vision tower and projector over a rank's share of the row's pictures, and the gather."""
     vision, projector = setting.spec.vision, setting.spec.projector
-    if vision is None or projector is None or setting.row.tiles == 0:
+    if vision is None or projector is None or setting.row.pictures == 0:
         return 0.0
     parallel = setting.parallel
     ranks = parallel.tensor * parallel.context
-    share = math.ceil(setting.row.tiles / ranks)
+    share = math.ceil(setting.row.pictures / ranks)
     picture, element = setting.picture, setting.element
     features = picture.tokens * projector.output_size
-    flops = tile_flops(setting.spec, picture)
+    flops = picture_flops(setting.spec, picture)
     saved = vision.num_layers * picture.patches * element * (12 * vision.hidden_size + 2 * vision.intermediate_size)
-    gather = collective_seconds(device, setting.row.tiles * features * element, ranks, ranks)
+    gather = collective_seconds(device, setting.row.pictures * features * element, ranks, ranks)
     fixed = vision.num_layers * device.layer_seconds
     return share * (flops / device.bf16 + TRAFFIC_PER_SAVED_BYTE * saved / device.bandwidth) + gather + fixed
 
 
-def tile_flops(spec: ModelSpec, picture: Picture | None = None) -> float:
-    """Forward FLOP of tower and projector for one picture (None: a tile)."""
+def picture_flops(spec: ModelSpec, picture: Picture | None = None) -> float:
+    """Forward FLOP of tower and projector for one picture (None: all are alike)."""
     vision, projector = spec.vision, spec.projector
     if vision is None or projector is None:
         return 0.0
@@ -252,4 +252,4 @@ def model_flops(spec: ModelSpec, row: Row, *, train_tower: bool = False) -> floa
     weights = language.hidden_size * (2 * query + 2 * key + 3 * language.intermediate_size)
     decoder = language.num_layers * (6 * row.tokens * weights + 6 * row.squares * query)
     logits = 6 * row.targets * language.hidden_size * language.vocab_size
-    return decoder + logits + row.tiles * tile_flops(spec, row.picture) * (3 if train_tower else 1)
+    return decoder + logits + row.pictures * picture_flops(spec, row.picture) * (3 if train_tower else 1)

@@ -9,7 +9,7 @@ from functools import cache
 
 from sophia_mcore.config.schema import Config, Fp8, Parallel
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.parallel.layout import check_layout, layers_per_stage
+from sophia_mcore.parallel.layout import check_layout, check_run_layout, layers_per_stage
 from sophia_mcore.plan.cost import StepTime, chunk_seconds, model_flops, step_time
 from sophia_mcore.plan.hardware import GIB, Device
 from sophia_mcore.plan.memory import Memory, Setting, worst_rank
@@ -99,7 +99,7 @@ def own_option(config: Config, spec: ModelSpec, work: Workload, device: Device, 
         reason = f"{describe(setting)}: {gpus} GPUs are not a multiple of its {parallel.model_ranks} ranks"
         return Refusal(parallel=parallel, reason=reason, excess=math.inf)
     try:
-        check_layout(spec, parallel.model_copy(update={"processes": gpus}), work.sequence_length, fp8=config.fp8.used)
+        check_run_layout(spec, config)
         stage, memory = worst_rank(setting)
         if memory.total > device.memory:
             return _too_large(setting, stage, memory, device)

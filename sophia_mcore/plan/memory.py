@@ -19,8 +19,6 @@ from sophia_mcore.pretrained.family import Picture
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import layer_parameters, parameters
 
-TILES_AT_ONCE = 32  # of a frozen tower, as in model.vision
-PATCHES_AT_ONCE = 16_384  # the same where pictures have a size of their own
 ONE_PASS_TOKENS = 512  # as in objective.logprob: from here on the output layer's gradient is formed in fp32
 
 
@@ -28,14 +26,14 @@ ONE_PASS_TOKENS = 512  # as in objective.logprob: from here on the output layer'
 class Row:
     """A micro batch: one packed row (or the mean of many).
 
-    squares: sum over its sequences of length^2; targets: tokens with a target; tiles: distinct pictures (tiles of
-    InternVL); picture: what one of them costs, None for tiles, which are all alike.
+    squares: sum over its sequences of length^2; targets: tokens with a target; pictures: distinct ones; picture: what
+    one of them costs, None where all are alike.
     """
 
     tokens: int
     squares: float
     targets: float
-    tiles: float
+    pictures: float
     picture: Picture | None = None
 
 
@@ -134,7 +132,7 @@ class Setting:
 def picture_of(spec: ModelSpec, tokens: float | None = None) -> Picture:
     """What a picture costs the tower of a model; `tokens`: of its text, where pictures have a size of their own."""
     if spec.family is None:
-        return Picture(pixels=0, patches=0, seen=0, tokens=0)
+        return Picture(pixels=0, patches=0, seen=0, tokens=0, rows=0)
     return spec.family.picture(spec.vision, spec.projector, tokens)
 
 
@@ -303,11 +301,11 @@ def _logit_bytes(setting: Setting) -> float:
 
 
 def _tower_bytes(setting: Setting) -> float:
-    """What a trained tower or projector keeps of a row's tiles; each rank of the row encodes its share."""
+    """What a trained tower or projector keeps of a row's pictures; each rank of the row encodes its share."""
     vision, projector, train = setting.spec.vision, setting.spec.projector, setting.train
     if vision is None or projector is None or not (train.train_vision_tower or train.train_projector):
         return 0.0
-    share, element = _tile_share(setting), setting.element
+    share, element = _picture_share(setting), setting.element
     widths = projector.input_size + projector.output_size
     kept = share * setting.picture.tokens * element * widths * (1 + train.train_projector)
     if train.train_vision_tower:
@@ -318,20 +316,22 @@ def _tower_bytes(setting: Setting) -> float:
     return kept
 
 
-def _tile_share(setting: Setting) -> float:
-    """Tiles of a row that one rank encodes."""
-    return math.ceil(setting.row.tiles / (setting.parallel.tensor * setting.parallel.context))
+def _picture_share(setting: Setting) -> float:
+    """Pictures of a row that one rank encodes."""
+    return math.ceil(setting.row.pictures / (setting.parallel.tensor * setting.parallel.context))
 
 
 def _tower_workspace(setting: Setting) -> float:
-    """Pixels and features of a row's tiles, and the largest moment of a layer of the tower."""
+    """Pixels and features of a row's pictures, and the largest moment of a layer of the tower."""
     vision, projector = setting.spec.vision, setting.spec.projector
-    if vision is None or projector is None or setting.row.tiles == 0:
+    if vision is None or projector is None or setting.row.pictures == 0:
         return 0.0
-    element, share = setting.element, _tile_share(setting)
-    pixels = setting.row.tiles * 4 * setting.picture.pixels
-    features = 2 * setting.row.tiles * setting.picture.tokens * projector.output_size * element  # and in slots
-    at_once = PATCHES_AT_ONCE / setting.picture.patches if setting.row.picture else TILES_AT_ONCE
+    element, share = setting.element, _picture_share(setting)
+    pixels = setting.row.pictures * 4 * setting.picture.pixels
+    features = 2 * setting.row.pictures * setting.picture.tokens * projector.output_size * element  # and in slots
+    family = setting.spec.family
+    assert family is not None, "a model with a tower"
+    at_once = family.rows_at_once / setting.picture.rows
     together = share if setting.train.train_vision_tower else min(share, max(1.0, at_once))
     layer = together * element * (2 * vision.hidden_size + 2 * vision.intermediate_size)
     return pixels + features + setting.picture.patches * (layer + share * vision.hidden_size * element)

@@ -11,7 +11,8 @@ from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.images import size_of
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.families import family_of_folder, size_check
+from sophia_mcore.pretrained.families import family_of_folder, image_limits, image_processor, size_check
+from sophia_mcore.pretrained.family import ImageLimits
 
 _ROWS = 500  # of all sources together; of an image only the head is read
 
@@ -27,7 +28,8 @@ class Pictures:
 def pictures_of_data(config: Config, policy: Path) -> Pictures | None:
     """The images of the first rows of the question sources; bad rows and images are left out.
 
-    None where that is not known: a policy of tiles, a folder without image settings, data that is not on this machine.
+    None where that is not known: pictures of one size, a folder without image settings, data that is not on this
+    machine.
     """
     if not (policy / "config.json").is_file():
         return None
@@ -45,6 +47,13 @@ def pictures_of_data(config: Config, policy: Path) -> Pictures | None:
                 tokens += [size(*size_of(image, config.data.max_image_pixels)).tokens for image in images]
                 rows += 1
     return Pictures(tuple(tokens), rows) if tokens else None
+
+
+def limits_of(config: Config, policy: Path) -> ImageLimits:
+    """The narrower of the run's limits of image sizes and the policy folder's own; the run's where that has none."""
+    with suppress(SophiaError):  # a text model, or only the sizes of the release are here
+        return image_processor(policy, image_limits(config.batch)).limits
+    return image_limits(config.batch)
 
 
 def _images(source: Source, rows: int) -> list[tuple[bytes | Path, ...]]:

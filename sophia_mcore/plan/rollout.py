@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.plan.cost import tile_flops
+from sophia_mcore.plan.cost import picture_flops
 from sophia_mcore.plan.hardware import Device
 from sophia_mcore.plan.memory import model_parameters
 from sophia_mcore.plan.workload import Lengths
@@ -74,7 +74,7 @@ def sampling_seconds(
     gpus: int,
     prompt: float,
     lengths: Lengths,
-    tiles: float,
+    pictures: float,
     picture: Picture | None = None,
 ) -> float:
     """Seconds until `sequences` sequences are sampled on `gpus` devices; reading the prompts included.
@@ -93,8 +93,8 @@ def sampling_seconds(
     if own > len(values):
         seconds += (own - len(values)) * mean / engine.places * engine.step(engine.places)
     rate = engine.device.bf16 * engine.tensor
-    reading = own * (2.0 * model_parameters(engine.spec) * prompt + tiles * tile_flops(engine.spec, picture)) / rate
-    return seconds + reading
+    reading = 2.0 * model_parameters(engine.spec) * prompt + pictures * picture_flops(engine.spec, picture)
+    return seconds + own * reading / rate
 
 
 def decode_seconds(engine: Sampler, lengths: list[float]) -> float:

@@ -43,7 +43,7 @@ def round_phases(
     training = work.steps * best.time.total
     saves = work.steps / config.train.save_every_steps
     saving = saves * checkpoint_bytes(config, spec) / DISK / max(1, gpus // device.per_node)
-    images = work.tiles * work.picture.tokens + 100
+    images = work.pictures * work.picture.tokens + 100
     first = _sampling(
         "captions",
         spec,
@@ -53,7 +53,7 @@ def round_phases(
         work.caption,
         device,
         gpus,
-        work.tiles,
+        work.pictures,
         work.picture,
     )
     prompt = work.caption.mean + work.prompt_tokens
@@ -90,13 +90,13 @@ def round_phases(
 
 def _sampling(
     name: str, spec: ModelSpec, engine: object, sequences: int, prompt: float, lengths: Lengths, device: Device,
-    gpus: int, tiles: float, picture: Picture | None = None,
+    gpus: int, pictures: float, picture: Picture | None = None,
 ) -> Phase:  # fmt: skip
     if not isinstance(engine, VllmEngine):
         return Phase(name=name, seconds=None, gpus=0, note="not sampled by vLLM on these GPUs")
     used = sampler(spec, device, engine.tensor_parallel, engine.max_sequences, prompt, lengths)
     try:
-        seconds = sampling_seconds(used, sequences, gpus, prompt, lengths, tiles, picture)
+        seconds = sampling_seconds(used, sequences, gpus, prompt, lengths, pictures, picture)
     except SophiaError as error:
         return Phase(name=name, seconds=None, gpus=0, note=str(error))
     raised = f", raised from {engine.tensor_parallel}" if used.tensor != engine.tensor_parallel else ""

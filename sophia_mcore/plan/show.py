@@ -143,8 +143,8 @@ def _tower_line(plan: Plan) -> str:
     setting = plan.best.setting
     forward, backward = chunk_seconds(setting, plan.device, 0, 0)
     spent = (forward.tower + backward.tower) * setting.micro_batches
-    what = "tiles" if setting.row.picture is None else "images"
-    return f"tower, on stage 0: {setting.row.tiles:.0f} {what} per row, {_number(spent, 2)} s of the step"
+    what = "images" if setting.spec.family is None else setting.spec.family.picture_name
+    return f"tower, on stage 0: {setting.row.pictures:.0f} {what} per row, {_number(spent, 2)} s of the step"
 
 
 def _round_table(plan: Plan) -> Table:

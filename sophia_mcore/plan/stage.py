@@ -13,7 +13,7 @@ from sophia_mcore.config.engines import VllmEngine
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.plan.cost import tile_flops
+from sophia_mcore.plan.cost import picture_flops
 from sophia_mcore.plan.hardware import DISK, HOST_LINK, MEMORY, Device
 from sophia_mcore.plan.layouts import Option, own_option, rank_layouts
 from sophia_mcore.plan.memory import model_parameters
@@ -179,7 +179,7 @@ def divide(
     option = None if free else own_option(view, spec, work, device, training)
     if not isinstance(option, Option):
         option = rank_layouts(view, spec, work, device, training, fp8=False).options[0]
-    prompt = work.tiles * work.picture.tokens + work.prompt_tokens
+    prompt = work.pictures * work.picture.tokens + work.prompt_tokens
     slots = rl.engine.max_sequences
     used = sampler(spec, device, rl.engine.tensor_parallel, slots, prompt, work.response)
     sampling = gpus if colocated else gpus - training
@@ -210,7 +210,7 @@ def play(
 ) -> Turns:
     """Batches of the stage one after another, with units of ``rl.questions_per_unit`` questions."""
     answers = rl.questions_per_batch * rl.group * draws(rl, work.kept)
-    read = (2.0 * model_parameters(used.spec) * prompt + work.tiles * tile_flops(used.spec, work.picture)) / (
+    read = (2.0 * model_parameters(used.spec) * prompt + work.pictures * picture_flops(used.spec, work.picture)) / (
         used.device.bf16 * used.tensor
     )
     lengths = work.response.values(answers)

@@ -1,4 +1,4 @@
-"""The work of a round: questions, lengths, tiles, and the packed rows of the training."""
+"""The work of a round: questions, lengths, pictures, and the packed rows of the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.plan.memory import Row, picture_of
 from sophia_mcore.plan.pictures import Pictures
-from sophia_mcore.pretrained.family import Picture
+from sophia_mcore.pretrained.families import image_limits
+from sophia_mcore.pretrained.family import ImageLimits, Picture, Shown
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.score.early_stop import Rule, waves_of
 
@@ -24,30 +25,31 @@ _FILL = 0.98  # of a packed row; the packer of batch.pack stays within 0.5% of t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """Lognormal token counts, cut off at `limit`; `spread` is the standard deviation of the logarithm."""
+    """Lognormal token counts between `least` and `limit`; `spread` is the standard deviation of the logarithm."""
 
     mean: float
     spread: float
     limit: int
+    least: int = 1
 
     def values(self, count: int = _QUANTILES) -> list[float]:
         """That many evenly spread quantiles, rising."""
         normal = NormalDist()
         shift = math.log(self.mean) - self.spread**2 / 2
         points = (normal.inv_cdf((i + 0.5) / count) for i in range(count))
-        return [min(self.limit, max(1.0, math.exp(shift + self.spread * z))) for z in points]
+        return [min(self.limit, max(float(self.least), math.exp(shift + self.spread * z))) for z in points]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A round's work. Lengths in tokens; `tiles` is the mean number of pictures (tiles) of a question."""
+    """A round's work. Lengths in tokens; `pictures` is the mean number of a question."""
 
     questions: int
     assumed: tuple[str, ...]  # which numbers were assumed, for the reader
     captions: int  # K
     trajectories: int  # N
     prompt_tokens: float
-    tiles: float
+    pictures: float
     picture: Picture  # the mean of what is shown
     sizes_vary: bool
     caption: Lengths
@@ -61,7 +63,7 @@ class Workload:
     @cached_property
     def _samples(self) -> list[tuple[float, float]]:
         """(whole length, response length) of training samples; the loader drops those longer than a row."""
-        fixed = self.prompt_tokens + self.tiles * self.picture.tokens
+        fixed = self.prompt_tokens + self.pictures * self.picture.tokens
         whole = [(fixed + length, length) for length in self.response.values()]
         return [pair for pair in whole if pair[0] <= self.sequence_length]
 
@@ -85,14 +87,14 @@ class Workload:
         if not self._samples:
             raise UsageError(
                 f"batch.sequence_length_tokens = {self.sequence_length} is shorter than the images and the prompt of "
-                f"one sample ({self.prompt_tokens + self.tiles * self.picture.tokens:.0f} tokens)"
+                f"one sample ({self.prompt_tokens + self.pictures * self.picture.tokens:.0f} tokens)"
             )
         count = self.sequence_length * _FILL / self.mean_tokens
         return Row(
             tokens=self.sequence_length,
             squares=count * sum(length**2 for length, _ in self._samples) / len(self._samples),
             targets=count * sum(response for _, response in self._samples) / len(self._samples),
-            tiles=count * self.tiles,
+            pictures=count * self.pictures,
             picture=self.picture if self.sizes_vary else None,
         )
 
@@ -109,6 +111,7 @@ class Assumptions:
     kept: float | None = None
     accuracy: float | None = None
     pictures: Pictures | None = None  # what the data shows; `image_tokens` and `tiles` come before it
+    limits: ImageLimits | None = None  # of the policy's folder and the run; None: the run's alone
 
 
 def sampled_share(accuracy: float, rule: Rule, waves: Sequence[range]) -> float:
@@ -162,8 +165,9 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     caption_limit = config.captions.sampling.max_tokens
     caption = given.caption_tokens or min(600.0, 0.5 * caption_limit)
     vary = spec.family is not None and spec.family.tokens_vary
-    picture, about = _picture(config, spec, given) if vary else (picture_of(spec), "")
-    tiles, about_tiles = _tiles(config, vary, given)
+    shown = _shown(config, spec, given)
+    picture, about = _picture(spec, shown, given) if vary else (picture_of(spec), "")
+    pictures, about_pictures = _pictures(spec, shown, given)
     kept = given.kept or 0.5
     questions = known or PAPER_QUESTIONS
     accuracy = 0.5 if given.accuracy is None else given.accuracy
@@ -177,7 +181,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
             else [f"trajectories of {response.mean:,.0f} tokens on average (--response-tokens)"]
         ),
         *([] if given.caption_tokens else [f"captions of {caption:,.0f} tokens (--caption-tokens)"]),
-        *(text for text in (about_tiles, about) if text),
+        *(text for text in (about_pictures, about) if text),
         *([] if given.kept else [f"{kept:.0%} of the questions keep a trajectory (--kept)"]),
         *([f"{accuracy:.0%} of the trajectories are right (--accuracy)"] if waves and given.accuracy is None else []),
     ]
@@ -190,7 +194,7 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
         captions=config.captions.per_image,
         trajectories=config.reasoning.per_caption,
         prompt_tokens=min(300.0, 0.25 * config.batch.sequence_length_tokens),
-        tiles=tiles if spec.vision is not None else 0.0,
+        pictures=pictures,
         picture=picture,
         sizes_vary=vary,
         caption=Lengths(mean=caption, spread=0.5, limit=caption_limit),
@@ -205,33 +209,44 @@ def workload(config: Config, spec: ModelSpec, given: Assumptions) -> Workload:
     return made
 
 
-def _tiles(config: Config, vary: bool, given: Assumptions) -> tuple[float, str]:
+def _shown(config: Config, spec: ModelSpec, given: Assumptions) -> Shown:
+    """What an image is assumed to be, within the limits of the run and of the policy's folder."""
+    if spec.family is None:
+        return Shown(pictures=0.0, fewest=0, most=0)
+    return spec.family.shown(spec.vision, spec.projector, given.limits or image_limits(config.batch))
+
+
+def _pictures(spec: ModelSpec, shown: Shown, given: Assumptions) -> tuple[float, str]:
     """Pictures per question, and what was assumed about them."""
+    if spec.family is None:
+        return 0.0, ""
     if given.tiles is not None:
         return given.tiles, ""
-    if not vary:
-        tiles = 0.5 * (config.batch.max_tiles + 1)
-        return tiles, f"{tiles:g} tiles per question (--tiles)"
     if given.pictures is None:
-        return 1.0, "1 image per question (--tiles)"
-    images = len(given.pictures.tokens) / given.pictures.rows
-    said = f"{images:.3g} image{'' if f'{images:.3g}' == '1' else 's'}"
-    return images, f"{said} per question (the first {given.pictures.rows} rows of the data; --tiles)"
+        return shown.pictures, f"{_count(shown.pictures, spec)} per question (--tiles)"
+    count = len(given.pictures.tokens) / given.pictures.rows
+    where = f"the first {given.pictures.rows} rows of the data; --tiles"
+    return count, f"{_count(count, spec)} per question ({where})"
 
 
-def _picture(config: Config, spec: ModelSpec, given: Assumptions) -> tuple[Picture, str]:
+def _count(pictures: float, spec: ModelSpec) -> str:
+    """So many pictures, in the family's word for them."""
+    assert spec.family is not None
+    name, count = spec.family.picture_name, f"{pictures:.3g}"
+    return f"{count} {name.removesuffix('s') if count == '1' else name}"
+
+
+def _picture(spec: ModelSpec, shown: Shown, given: Assumptions) -> tuple[Picture, str]:
     """The mean picture of the data's sizes, or of lognormal ones, and what was assumed about them.
 
     Attention grows with the square of a picture's tokens, so the mean is taken over sizes and not of one mean size.
     """
-    one = picture_of(spec, 1.0)
-    area = one.pixels / 6  # a token's pixels: 3 colours, two frames
-    limit = int(config.batch.max_pixels / area) if config.batch.max_pixels else 16_384
     sizes: Sequence[float] = given.pictures.tokens if given.pictures and not given.image_tokens else ()
-    about = f"the first {len(sizes)} images of the data" if sizes else f"at most {limit:,}"
+    limits = f"{shown.fewest:,} to {shown.most:,}" if shown.fewest > 1 else f"at most {shown.most:,}"
+    about = f"the first {len(sizes)} images of the data" if sizes else limits
     if not sizes:
-        mean = given.image_tokens or min(1000.0, 0.5 * limit)
-        sizes = Lengths(mean=mean, spread=0.6, limit=max(1, limit)).values(50)
+        mean = given.image_tokens or max(shown.fewest, min(1000.0, 0.5 * shown.most))
+        sizes = Lengths(mean=mean, spread=0.6, limit=shown.most, least=shown.fewest).values(50)
     parts = [picture_of(spec, tokens) for tokens in sizes]
 
     def average(values: list[float]) -> float:
@@ -243,6 +258,7 @@ def _picture(config: Config, spec: ModelSpec, given: Assumptions) -> tuple[Pictu
         patches=patches,
         seen=average([part.patches * part.seen for part in parts]) / patches,
         tokens=average([part.tokens for part in parts]),
+        rows=average([part.rows for part in parts]),
     )
     told = f"images of {found.tokens:,.0f} tokens, {about} (--image-tokens)"
     return found, "" if given.image_tokens else told

@@ -20,32 +20,35 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import FAMILIES, config_of, family_of
-from sophia_mcore.pretrained.family import Family, Message, Render
+from sophia_mcore.pretrained.family import IMAGE_PLACE, Family, Message, Render
 from sophia_mcore.store.json_files import read_json
 
-IMAGE_CONTEXT = "<IMG_CONTEXT>"  # an image in the text of a message, for every family
 _PROBE = "sophia probe text"
 _OPEN, _CLOSE = "<think>", "</think>"
 
-__all__ = ["IMAGE_CONTEXT", "Chat", "Message", "plain", "user_text"]
+__all__ = ["IMAGE_PLACE", "Chat", "Message", "plain", "user_text"]
 
 
 def plain(text: str) -> str:
-    """Text from data without image placeholders, so that it cannot refer to an image."""
-    return text.replace(IMAGE_CONTEXT, "")
+    """Text from data or models without image placeholders of any family, so that it cannot refer to an image."""
+    marks = (IMAGE_PLACE, *dict.fromkeys(family.image_token for family in FAMILIES))
+    while any(mark in text for mark in marks):  # what is left around one may be another
+        for mark in marks:
+            text = text.replace(mark, "")
+    return text
 
 
 def user_text(question: str, images: int) -> str:
     r"""The user's message: first the images, then the question. "<image>" in the question places the images itself.
 
     >>> user_text("Sum?", 1), user_text("Same?", 2), user_text("Is <image> older than <image>?", 2)
-    ('<IMG_CONTEXT>\nSum?', 'Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?', 'Is <IMG_CONTEXT> older than <IMG_CONTEXT>?')
+    ('<|image place|>\nSum?', 'Image-1: <|image place|>\nImage-2: <|image place|>\nSame?', 'Is <|image place|> older than <|image place|>?')
     """  # noqa: E501
     if images and question.count("<image>") == images:
-        return question.replace("<image>", IMAGE_CONTEXT)
+        return question.replace("<image>", IMAGE_PLACE)
     if images <= 1:
-        return IMAGE_CONTEXT * images + "\n" * images + question
-    return "".join(f"Image-{i + 1}: {IMAGE_CONTEXT}\n" for i in range(images)) + question
+        return IMAGE_PLACE * images + "\n" * images + question
+    return "".join(f"Image-{i + 1}: {IMAGE_PLACE}\n" for i in range(images)) + question
 
 
 class Chat:
@@ -55,7 +58,7 @@ class Chat:
         self._render = render
         self._family = family
         self._where = where
-        self.image_token = IMAGE_CONTEXT if family is None else family.image_token
+        self.image_token = IMAGE_PLACE if family is None else family.image_token
         self._opened_after = lru_cache(maxsize=64)(self._find_opened)
 
     @staticmethod
@@ -75,8 +78,7 @@ class Chat:
         if source is None:
             known = f"; its template {name!r} is none of {', '.join(templates)}" if name else ""
             raise SophiaError(f"no chat template in {folder} (chat_template.jinja or tokenizer_config.json){known}")
-        image_token = family.image_token if family else IMAGE_CONTEXT
-        template = _JinjaTemplate(source, _special_tokens(folder), image_token, str(folder))
+        template = _JinjaTemplate(source, _special_tokens(folder), family, str(folder))
         return Chat(template.render, family, str(folder))
 
     @staticmethod
@@ -91,7 +93,7 @@ class Chat:
         Raises SophiaError if the template refuses the messages, or if it loses or adds an image.
         """
         text = self._render(list(messages), add_generation_prompt)
-        wanted = sum(message.text.count(IMAGE_CONTEXT) for message in messages)
+        wanted = sum(message.text.count(IMAGE_PLACE) for message in messages)
         found = text.count(self.image_token)
         if found != wanted:
             raise SophiaError(f"{self._where}: the chat template turned {wanted} image placeholders into {found}")
@@ -142,20 +144,19 @@ class Chat:
 class _JinjaTemplate:
     """A Jinja template of a model folder. It may take the content of a message as a string or as a list of parts."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], image_token: str, where: str) -> None:
+    def __init__(self, source: str, special_tokens: dict[str, str], family: Family | None, where: str) -> None:
         self._where = where
-        self._image_token = image_token
+        self._image_token = family.image_token if family else IMAGE_PLACE
         self._variables = special_tokens | {"tools": None, "documents": None}
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise SophiaError(f"{where}: the chat template cannot be parsed: {error}") from error
-        # the template writes its own image token only for parts of type "image"
-        self._takes_strings = image_token == IMAGE_CONTEXT and self._probe_strings()
+        self._takes_strings = (family is None or family.text_has_image_token) and self._probe_strings()
         self._image_adds_newline = False if self._takes_strings else self._probe_newline()
 
     def render(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        content = (lambda text: text) if self._takes_strings else self._parts
+        content = self._text if self._takes_strings else self._parts
         plain = [{"role": message.role, "content": content(message.text)} for message in messages]
         try:
             return self._run(plain, add_generation_prompt)
@@ -178,8 +179,11 @@ class _JinjaTemplate:
         except (jinja2.TemplateError, TypeError, KeyError, ValueError):
             return False
 
+    def _text(self, text: str) -> str:
+        return text.replace(IMAGE_PLACE, self._image_token)
+
     def _parts(self, text: str) -> list[dict[str, str]]:
-        pieces = text.split(IMAGE_CONTEXT)
+        pieces = text.split(IMAGE_PLACE)
         parts: list[dict[str, str]] = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
         for piece in pieces[1:]:
             parts.append({"type": "image"})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.families import language_sections
 from sophia_mcore.store.json_files import read_json, require_json
 
 _INDEX = "model.safetensors.index.json"
@@ -78,8 +81,8 @@ def stop_token_ids(model_dir: Path, vocabulary: dict[str, int], end_of_turn: str
     """Ids of the tokens that end an answer, sorted: those in generation_config.json, config.json and
     tokenizer_config.json, and the token ``end_of_turn`` with which the chat template ends a turn."""
     found: set[int] = set()
-    configs = [require_json(model_dir / "config.json")]
-    configs += [part for key in ("text_config", "llm_config") if isinstance(part := configs[0].get(key), dict)]
+    configs: list[Mapping[str, Any]] = [require_json(model_dir / "config.json")]
+    configs += language_sections(configs[0])
     if (model_dir / "generation_config.json").is_file():
         configs.append(require_json(model_dir / "generation_config.json"))
     for config in configs:

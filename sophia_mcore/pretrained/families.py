@@ -26,6 +26,12 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Layout] | None:
     return None
 
 
+def language_sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The sections of a config.json that hold settings of the language model, in any family; [] if it is flat."""
+    names = dict.fromkeys(name for family in FAMILIES for name in family.language_sections)
+    return [section for name in names if isinstance(section := config.get(name), Mapping)]
+
+
 def family_of_folder(model_dir: Path | str) -> tuple[Family, Layout] | None:
     """`family_of` a folder's config.json. Raises SophiaError if that is missing."""
     return family_of(config_of(Path(model_dir)))

@@ -20,14 +20,15 @@ from sophia_mcore.pretrained.language import LanguageSpec
 from sophia_mcore.pretrained.table import Table
 
 Layout = Literal["hf", "hf-custom"]  # the layout of transformers, or of the original release
+IMAGE_PLACE = "<|image place|>"  # an image in the text of a message; no tokenizer has it
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A turn of a conversation. Each image is one ``<IMG_CONTEXT>`` in ``text``, for every family.
+    """A turn of a conversation. Each image is one `IMAGE_PLACE` in ``text``, for every family.
 
-    >>> Message("user", "<IMG_CONTEXT>\\nWhat is it?").text
-    '<IMG_CONTEXT>\\nWhat is it?'
+    >>> Message("user", f"{IMAGE_PLACE}\\nWhat is it?").text
+    '<|image place|>\\nWhat is it?'
     """
 
     role: Literal["system", "user", "assistant"]
@@ -42,6 +43,36 @@ class Picture:
     patches: float  # positions in the tower
     seen: float  # patches that a patch attends to, mean over positions and layers
     tokens: float  # image tokens
+    rows: float  # rows of pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What an image of unknown size is assumed to be, for planning."""
+
+    pictures: float  # mean number of pictures of an image
+    fewest: int  # tokens of a picture
+    most: int
+
+
+class TowerSizes(Protocol):
+    """The sizes that every vision tower has. All else of a tower's spec is the family's own."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+
+
+class ProjectorSizes(Protocol):
+    """The sizes that every projector has."""
+
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def output_size(self) -> int: ...
 
 
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
@@ -77,6 +108,10 @@ class ImageLimits:
 
 class ImageProcessor(Protocol):
     """Turns images into the inputs of a policy. An image becomes rows of pixels, which all have the same shape."""
+
+    @property
+    def limits(self) -> ImageLimits:
+        """The narrower of the run's and the folder's limits."""
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -118,9 +153,14 @@ class Family:
     name: str  # for messages
     model_types: Mapping[str, Layout]  # config.json's model_type
     architectures: Mapping[str, Layout]  # config.json's architectures
+    language_sections: tuple[str, ...]  # of config.json, in which the language model's settings may be
     parse: Callable[[Fields, Layout], Parts]  # raises UsageError for unsupported settings
     image_token: str  # the token whose embedding an image feature replaces; a rendered prompt has one per image
     image_text: Callable[[int], str]  # number of tokens -> text of an image in the prompt
+    reserved: tuple[str, ...]  # tokens around and of images, which text of data may not contain
+    video_tokens: tuple[str, ...]  # the same of videos
+    # a chat template that takes texts keeps the image token in them; False: it writes the token for parts only
+    text_has_image_token: bool
     # chat templates that config.json may name: system message (None: the default) -> function that renders messages
     templates: Mapping[str, Callable[[str | None], Render]]
     default_template: str | None  # for a folder that neither has nor names a template
@@ -136,6 +176,9 @@ class Family:
     hf_image_processor: str  # "module:class" of transformers; in vLLM's process its `resize` must use Pillow
     # (vision, projector, image tokens of a picture; None: all tiles have the same size) -> sizes of the picture
     picture: Callable[[Any, Any, float | None], Picture]
+    picture_name: str  # what the tower sees at once, such as "tiles", for messages
+    rows_at_once: int  # rows of pixels that a frozen tower encodes together
+    shown: Callable[[Any, Any, ImageLimits], Shown]  # (vision, projector, limits) -> what an image is assumed to be
     levels: Callable[[Any], int]  # vision -> features of an image token: 1 + number of DeepStack layers
     tokens_vary: bool  # pictures have different numbers of tokens
     tower_kept: Callable[[Any, int], float]  # (vision, bytes of a value) -> bytes kept per position by a trained layer

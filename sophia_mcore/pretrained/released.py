@@ -8,8 +8,6 @@ from typing import Any
 
 from sophia_mcore.pretrained.spec import ModelSpec
 
-_COMMON = {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "patch_size": 14, "image_size": 448}
-
 
 def released_config(path: Path) -> dict[str, Any] | None:
     """The configuration of a released model, by its name or by a folder with this name; None if it is unknown.
@@ -65,4 +63,6 @@ def _config(row: dict[str, Any]) -> dict[str, Any]:
     if "vision" not in row:
         return text
     table = _table()
-    return {**table["frame"], "vision_config": {**table["vision"][row["vision"]], **_COMMON}, "llm_config": text}
+    frame: dict[str, Any] = table["frame"]
+    sections = frame.pop("sections")
+    return {**frame, sections["vision"]: table["vision"][row["vision"]], sections["language"]: text}

@@ -1,35 +1,34 @@
 """The specification of a model, from its Hugging Face config.json: sizes and conventions, without tensors and ranks.
 
 >>> spec = ModelSpec.from_model_dir("models/InternVL3-8B")          # doctest: +SKIP
->>> spec.language.num_layers, spec.tokens_per_tile                      # doctest: +SKIP
-(28, 256)
+>>> spec.language.num_layers, spec.levels                               # doctest: +SKIP
+(28, 1)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.families import FAMILIES, family_of, refusal
-from sophia_mcore.pretrained.family import Family, Layout, Parts
+from sophia_mcore.pretrained.family import Family, Layout, Parts, ProjectorSizes, TowerSizes
 from sophia_mcore.pretrained.fields import Fields, nearest
-from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec, tokens_per_tile
 from sophia_mcore.pretrained.language import LANGUAGE_MODELS, LanguageSpec, parse_language
 from sophia_mcore.pretrained.special_tokens import id_of_token
 
-__all__ = ["LanguageSpec", "Layout", "ModelSpec", "ProjectorSpec", "VisionSpec"]
+__all__ = ["LanguageSpec", "Layout", "ModelSpec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """The spec of a vision-language model of one of the families, or of a text model (vision and projector None)."""
 
-    vision: VisionSpec | None
-    projector: ProjectorSpec | None
+    vision: TowerSizes | None  # the family's own dataclass
+    projector: ProjectorSizes | None
     language: LanguageSpec
     layout: Layout
     image_token_id: int | None  # None: neither config.json nor the tokenizer files give it
@@ -38,13 +37,6 @@ class ModelSpec:
     def family(self) -> Family | None:
         """The family of the tower; None for a text model."""
         return next((family for family in FAMILIES if isinstance(self.vision, family.vision_type)), None)
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Image tokens of one tile; 0 for a text model."""
-        if self.vision is None or self.projector is None:
-            return 0
-        return tokens_per_tile(self.vision, self.projector)
 
     @property
     def levels(self) -> int:
@@ -112,7 +104,7 @@ class ModelSpec:
                 f"{where}: architecture {architecture!r} is not known; {nearest(architecture, known | LANGUAGE_MODELS)}"
             )
         family, layout = found
-        parts = family.parse(Fields(_with_one_tie_flag(config, where), where), layout)
+        parts = family.parse(Fields(_with_one_tie_flag(config, family.language_sections, where), where), layout)
         return cls(
             vision=parts.vision,
             projector=parts.projector,
@@ -122,14 +114,14 @@ class ModelSpec:
         )
 
 
-def _with_one_tie_flag(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _with_one_tie_flag(config: Mapping[str, Any], sections: Sequence[str], where: str) -> dict[str, Any]:
     """A copy of the config with ``tie_word_embeddings`` in its language section.
 
     transformers 5 reads the flag at the top level, older versions that of the section. Raises UsageError if the two
     differ.
     """
     key, merged = "tie_word_embeddings", dict(config)
-    for name in ("text_config", "llm_config"):
+    for name in sections:
         section = config.get(name)
         if not isinstance(section, Mapping) or config.get(key) is None:
             continue

@@ -136,7 +136,7 @@ class Tokens:
 
     def __init__(self, reader: Reader, questions: Mapping[str, Question], system: str, longest: int, rl: Rl) -> None:
         self._reader, self._questions, self._system, self._longest, self._rl = reader, questions, system, longest, rl
-        self._special = [token for token in special_tokens(reader.tokenizer) if token != reader.chat.image_token]
+        self._special = sorted({*special_tokens(reader.tokenizer), reader.chat.image_token})
         self._image_token = reader.tokenizer.token_to_id(reader.chat.image_token)
         self._prompt = lru_cache(maxsize=_CACHED_PROMPTS)(self._make_prompt)
 
@@ -180,7 +180,7 @@ class Tokens:
         """
         tokenizer, pieces = self._reader.tokenizer, []
         for text, learned in value["pieces"]:
-            clean = without_special_tokens(plain(text), [*self._special, self._reader.chat.image_token])
+            clean = without_special_tokens(plain(text), self._special)
             ids = tokenizer.encode(clean, add_special_tokens=False).ids
             pieces += [(token, learned) for token in ids]
         pieces.append((end_token(tokenizer, self._reader.chat), value["pieces"][-1][1]))

@@ -28,7 +28,8 @@ from sophia_mcore.model import lvlm  # noqa: E402
 from sophia_mcore.plan.cost import step_time  # noqa: E402
 from sophia_mcore.plan.hardware import Device  # noqa: E402
 from sophia_mcore.plan.memory import Row, Setting  # noqa: E402
-from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec  # noqa: E402
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec  # noqa: E402
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec  # noqa: E402
 from sophia_mcore.train.optim import build_optimizer, wrap_ddp  # noqa: E402
 from tests.support import layouts, plan_models  # noqa: E402
 from tests.support.harness import run_layout  # noqa: E402
@@ -158,7 +159,7 @@ def predicted(case: Case, device: Device) -> float:
 def make_row(case: Case) -> Row:
     half = case.length // 2
     targets = half - case.tiles * TOKENS_PER_TILE / 2
-    return Row(tokens=case.length, squares=2 * half**2, targets=targets, tiles=case.tiles)
+    return Row(tokens=case.length, squares=2 * half**2, targets=targets, pictures=case.tiles)
 
 
 FITTED = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sophia_mcore.pretrained.spec import LanguageSpec, ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.spec import LanguageSpec
 from sophia_mcore.pretrained.tensors import layer_parameters, parameters
 from tests.support.layouts import tiny_spec
 from tests.support.real_models import MODELS

@@ -40,7 +40,7 @@ def test_memory_is_what_a_rank_allocates(family: str, case: str) -> None:
     layout, data, train, rows_per_rank = CASES[case]
     parallel, spec = Parallel(**layout), layouts.tiny_spec(family)
     config, rows = layouts.tiny_config(parallel, **train), layouts.rows(rows_per_rank * data)
-    row = Row(tokens=layouts.LENGTH, squares=32**2 + 8**2 + 24**2, targets=31, tiles=2)  # as layouts.rows makes them
+    row = Row(tokens=layouts.LENGTH, squares=32**2 + 8**2 + 24**2, targets=31, pictures=2)  # as layouts.rows makes them
     setting = Setting(
         spec=spec, parallel=parallel, train=config.train, fp8=config.fp8, objective=config.objective, row=row,
         data=data,

@@ -17,6 +17,7 @@ import pytest
 from sophia_mcore.config.schema import Sampling
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from tests.support import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,7 @@ def make_request(text: str, images: list[bytes], *, seed: int = 0, **sampling: A
     """A user turn with its images in front."""
     settings = {"temperature": 0.0, "max_tokens": 16, **sampling}
     return Request(
-        messages=(Message("user", "<IMG_CONTEXT>\n" * len(images) + text),),
+        messages=(Message("user", f"{IMAGE_PLACE}\n" * len(images) + text),),
         images=tuple(images),
         sampling=Sampling.model_validate(settings),
         seed=seed,

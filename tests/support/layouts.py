@@ -17,7 +17,8 @@ from torch import Tensor
 from sophia_mcore.config.schema import Batch, Config, Objective, Parallel, Train
 from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import Shard, canonical_parameters
-from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 from sophia_mcore.weights.tables import resolve
 from tests.support.configs import make_config
 

@@ -83,7 +83,7 @@ class Published:
         """TFLOP/s per GPU of the planner."""
         parallel = Parallel(**self.layout, sequence_parallel=self.layout.get("tensor", 1) > 1)
         data = self.gpus // (parallel.tensor * parallel.pipeline * parallel.context)
-        row = Row(tokens=self.length, squares=self.length**2, targets=self.length, tiles=0)
+        row = Row(tokens=self.length, squares=self.length**2, targets=self.length, pictures=0)
         setting = Setting(
             spec=self.spec, parallel=parallel, train=Train(), fp8=Fp8(recipe=self.fp8), objective=Objective(), row=row,
             data=data,

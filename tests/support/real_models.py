@@ -13,7 +13,8 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.parallel import groups as groups_module
-from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec, ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec
+from sophia_mcore.pretrained.spec import LanguageSpec, ModelSpec
 from tests.support import harness  # noqa: F401  (imports megatron-core once)
 
 

@@ -17,7 +17,7 @@ from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.chat import user_text
-from sophia_mcore.pretrained.family import ImageSize
+from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageSize
 from sophia_mcore.pretrained.internvl.tiling import tiles
 from sophia_mcore.records import Kept
 from tests.support.batch_world import CHAT, SPEC, SPECIAL, make_images, make_samples, make_tokenizer
@@ -56,9 +56,9 @@ def test_system_prompt_rule():
 
 def test_user_text():
     assert user_text("Sum?", 0) == "Sum?"
-    assert user_text("Sum?", 1) == "<IMG_CONTEXT>\nSum?"
-    assert user_text("Same?", 2) == "Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?"
-    assert user_text("Is <image> it?", 1) == "Is <IMG_CONTEXT> it?"
+    assert user_text("Sum?", 1) == f"{IMAGE_PLACE}\nSum?"
+    assert user_text("Same?", 2) == f"Image-1: {IMAGE_PLACE}\nImage-2: {IMAGE_PLACE}\nSame?"
+    assert user_text("Is <image> it?", 1) == f"Is {IMAGE_PLACE} it?"
     assert user_text("What does the tag <image> mean?", 0) == "What does the tag <image> mean?"
 
 

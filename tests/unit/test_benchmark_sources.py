@@ -20,6 +20,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row
 from sophia_mcore.data.prepare import prepare_questions
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
@@ -78,18 +79,18 @@ def test_every_hub_layout_becomes_questions(name: str, tmp_path: Path) -> None:
     for question in questions:
         for prompt in json.loads(question.details)["prompts"].values():
             text, shown = place(prompt, question.images)
-            assert text.count("<IMG_CONTEXT>") == len(shown) and set(shown) <= set(question.images)
+            assert text.count(IMAGE_PLACE) == len(shown) and set(shown) <= set(question.images)
 
 
 @NEEDED
 def test_images_stand_where_the_question_names_them() -> None:
     row = next(row for row in read_benchmark(hub("mmmu")) if row.id == "validation_Math_3")
     text, shown = place(prompts(row)["paper"], ("first", "second"))
-    assert text.startswith("How do <IMG_CONTEXT> and <IMG_CONTEXT> differ?\n(A) <IMG_CONTEXT> is larger")
+    assert text.startswith(f"How do {IMAGE_PLACE} and {IMAGE_PLACE} differ?\n(A) {IMAGE_PLACE} is larger")
     assert shown == ("first", "second", "first", "second")
     cube = next(iter(read_benchmark(hub("mvmath"))))
     text, shown = place(prompts(cube)["paper"], (1, 2, 3, 4))
-    assert text.endswith("D.\n\n<IMG_CONTEXT>") and shown == (1, 2, 3, 4)
+    assert text.endswith(f"D.\n\n{IMAGE_PLACE}") and shown == (1, 2, 3, 4)
 
 
 @NEEDED

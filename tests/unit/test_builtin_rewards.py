@@ -11,6 +11,7 @@ from sophia_mcore.environments import IMAGE, Ask, Message, Question, rewards
 from sophia_mcore.environments.boxes import boxes_in, intersection_over_union, overlap
 from sophia_mcore.environments.codec import BadValueError
 from sophia_mcore.environments.places import placed
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from tests.support.episodes import episode, turn
 
 QUESTION = Question(id="q", question="2 + 2?", answer="4")
@@ -117,9 +118,9 @@ def test_places_of_images() -> None:
     )
     found = placed(Ask(messages=history, images=two), "Think.").messages
     assert [one.role for one in found] == ["system", "user", "assistant", "user"]
-    assert found[1].text.count("<IMG_CONTEXT>") == 2 and found[2].text == f"I saw {IMAGE}"
+    assert found[1].text.count(IMAGE_PLACE) == 2 and found[2].text == f"I saw {IMAGE}"
     plain = placed(Ask.user("look <IMG_CONTEXT>", (b"a",)), "").messages
-    assert plain == (Message("user", "<IMG_CONTEXT>\nlook "),)
+    assert plain == (Message("user", f"{IMAGE_PLACE}\nlook "),)
     with pytest.raises(BadValueError, match="asks with 2 images and 1 places <image>"):
         placed(Ask.user(f"{IMAGE}", two))
     with pytest.raises(BadValueError, match="without a user message"):

@@ -11,7 +11,8 @@ import tokenizers
 import transformers
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.pretrained.chat import IMAGE_PLACE, Chat, Message
+from sophia_mcore.pretrained.internvl.chat import IMAGE_CONTEXT
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "fixtures" / "internvl"
 needs_fixtures = pytest.mark.skipif(
@@ -30,7 +31,7 @@ NATIVE = (
 LISTS_ONLY = NATIVE.replace("{% if m.content is string %}{{ m.content }}{% else %}", "").replace(
     "{% endfor %}{% endif %}<|im_end|>", "{% endfor %}<|im_end|>"
 )
-CONVERSATION = [Message("system", "Think."), Message("user", f"{IMAGE_CONTEXT}\nWhat is it?")]
+CONVERSATION = [Message("system", "Think."), Message("user", f"{IMAGE_PLACE}\nWhat is it?")]
 RENDERED = (
     f"<|im_start|>system\nThink.<|im_end|>\n<|im_start|>user\n{IMAGE_CONTEXT}\nWhat is it?<|im_end|>\n"
     "<|im_start|>assistant\n"
@@ -54,7 +55,7 @@ def _messages(entry: dict[str, Any]) -> list[Message]:
         turns[0] = "<image>\n" + turns[0]  # what the original chat() does
     roles = ["user", "assistant"] * len(turns)
     system = [] if entry["system"] is None else [Message("system", entry["system"])]
-    texts = [turn.replace("<image>", IMAGE_CONTEXT) for turn in turns]
+    texts = [turn.replace("<image>", IMAGE_PLACE) for turn in turns]
     return system + [Message(role, text) for role, text in zip(roles, texts, strict=False)]  # type: ignore[arg-type]
 
 
@@ -75,7 +76,7 @@ def test_training_texts_and_targets_equal_the_original() -> None:
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     for entry in entries:
         chat = Chat.built_in("internvl2_5")
-        turns = [(roles[t["from"]], t["value"].replace("<image>", IMAGE_CONTEXT)) for t in entry["conversations"]]
+        turns = [(roles[t["from"]], t["value"].replace("<image>", IMAGE_PLACE)) for t in entry["conversations"]]
         messages = [Message(role, text) for role, text in turns]  # type: ignore[arg-type]
         text = chat.expand(chat.render(messages, False), [count for count in entry["num_image_tokens"] if count])
         assert ("<s>" if entry["tokenizer_adds_bos"] else "") + text == entry["text"]
@@ -104,7 +105,7 @@ def test_templates_for_strings_and_for_lists(tmp_path: Path, template: str) -> N
     assert chat.render(CONVERSATION) == RENDERED
     assert chat.render(CONVERSATION, add_generation_prompt=False) == RENDERED.removesuffix("<|im_start|>assistant\n")
     assert chat.end_of_turn == "<|im_end|>"
-    two = [Message("user", f"Image-1: {IMAGE_CONTEXT}\nImage-2: {IMAGE_CONTEXT}\nSame?")]
+    two = [Message("user", f"Image-1: {IMAGE_PLACE}\nImage-2: {IMAGE_PLACE}\nSame?")]
     assert f"Image-1: {IMAGE_CONTEXT}\nImage-2: {IMAGE_CONTEXT}\nSame?<|im_end|>" in chat.render(two)
 
 
@@ -175,7 +176,7 @@ def test_expand_names_the_sample_when_the_counts_differ() -> None:
     with pytest.raises(SophiaError, match=r"sample q7: 1 image placeholders .* for 2 images"):
         chat.expand(IMAGE_CONTEXT, [1, 1], sample="q7")
     with pytest.raises(SophiaError, match="takes no images"):
-        Chat(lambda messages, prompt: "", None).expand(IMAGE_CONTEXT, [1])
+        Chat(lambda messages, prompt: "", None).expand(IMAGE_PLACE, [1])
 
 
 def test_agrees_with_transformers(tmp_path: Path) -> None:

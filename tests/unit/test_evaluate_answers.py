@@ -17,6 +17,7 @@ from sophia_mcore.evaluate.results import results
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
 from sophia_mcore.generate.answers import evaluate
 from sophia_mcore.generate.engine import Completion, OnDone, Request
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.layout import Round
@@ -56,7 +57,7 @@ def test_answers_are_asked_graded_and_counted(tmp_path: Path) -> None:
     for request in engine.requests:
         system, user = request.messages
         assert (system.role, system.text) == ("system", load_prompt("long_thinking"))
-        assert user.text.count("<IMG_CONTEXT>") == len(request.images) > 0
+        assert user.text.count(IMAGE_PLACE) == len(request.images) > 0
 
     found = results(run, config, pytest.fail)
     assert found["base"]["pass_at_1"] == pytest.approx(0.6) and found["base"]["n"] == 5

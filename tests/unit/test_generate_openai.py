@@ -19,6 +19,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import UNKNOWN_TOKEN, Request, RequestError
 from sophia_mcore.generate.openai_engine import OpenAIEngine
 from sophia_mcore.pretrained.chat import Message
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from tests.support.generate_world import png
 
 Reply = tuple[int, dict[str, Any]]
@@ -251,7 +252,7 @@ def test_an_answer_that_was_cut_off(serve: Callable[..., Stub]) -> None:
 
 def test_images_travel_as_data_urls(serve: Callable[..., Stub]) -> None:
     stub, images = serve(lambda number, body: good(body)), (png(1), png(2))
-    message = Message("user", "Image-1: <IMG_CONTEXT>\nImage-2: <IMG_CONTEXT>\nSame?")
+    message = Message("user", f"Image-1: {IMAGE_PLACE}\nImage-2: {IMAGE_PLACE}\nSame?")
     request = Request(messages=(message,), images=images, sampling=Sampling(), seed=0)
     engine(stub.url).generate([request])
     parts = stub.bodies[0]["messages"][0]["content"]

@@ -15,6 +15,7 @@ from sophia_mcore.generate.captions import generate_captions
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.reasoning import generate_trajectories
 from sophia_mcore.launch.phases import CAPTIONS
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Answer, Caption, Question, Trajectory, image_set_id
 from sophia_mcore.store.layout import Round
@@ -63,7 +64,7 @@ def test_captions_are_per_image_set(tmp_path: Path) -> None:
     assert all(caption.id == f"{image_set_id(caption.images)[:16]}.k{caption.index}" for caption in captions)
     assert len({caption.seed for caption in captions}) == 8
     for request in engine.requests:
-        assert sum(message.text.count("<IMG_CONTEXT>") for message in request.messages) == len(request.images)
+        assert sum(message.text.count(IMAGE_PLACE) for message in request.messages) == len(request.images)
 
 
 def test_lineage_is_stored(tmp_path: Path) -> None:
@@ -168,9 +169,11 @@ def test_unknown_logprobs_are_nan(tmp_path: Path) -> None:
 
 def test_image_placeholders_in_data_ask_for_no_image(tmp_path: Path) -> None:
     run, config, engine = make_run(tmp_path), make_config(tmp_path), FakeEngine()
-    generate_captions(Round(config, run, 0), FakeEngine(reply="I see <IMG_CONTEXT> {seed}"), NoProgress())
+    seen = f"I see {IMAGE_PLACE} <IMG_CONTEXT> <|image_pad|> {{seed}}"
+    generate_captions(Round(config, run, 0), FakeEngine(reply=seen), NoProgress())
     generate_trajectories(Round(config, run, 0), engine, NoProgress())
-    assert not any("<IMG_CONTEXT>" in message.text for request in engine.requests for message in request.messages)
+    texts = [message.text for request in engine.requests for message in request.messages]
+    assert texts and not any(mark in text for text in texts for mark in (IMAGE_PLACE, "<IMG_CONTEXT>", "<|image_pad|>"))
 
 
 def test_the_policys_own_answers_are_sampled_beside_the_captions(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sophia_mcore.errors import UsageError
+from sophia_mcore.pretrained.internvl.spec import tokens_per_tile
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 
@@ -54,7 +55,7 @@ def config(vit: dict[str, Any], language: str) -> dict[str, Any]:
 )
 def test_sizes_of_the_releases(vit: dict[str, Any], language: str, billions: dict[str, float]) -> None:
     spec = ModelSpec.from_config(config(vit, language))
-    assert spec.tokens_per_tile == 256
+    assert tokens_per_tile(spec.vision, spec.projector) == 256
     assert {part: round(count / 1e9, 2) for part, count in parameters(spec).items()} == billions
 
 
@@ -88,7 +89,7 @@ def native() -> dict[str, Any]:
 
 def test_the_native_layout() -> None:
     spec = ModelSpec.from_config(native())
-    assert spec.layout == "hf" and spec.image_token_id == 151667 and spec.tokens_per_tile == 4
+    assert spec.layout == "hf" and spec.image_token_id == 151667 and tokens_per_tile(spec.vision, spec.projector) == 4
     assert spec.vision is not None and spec.vision.qkv_bias and spec.vision.image_size == 56
 
 

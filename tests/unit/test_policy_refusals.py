@@ -14,8 +14,14 @@ from typer.testing import CliRunner
 
 from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Config
 from sophia_mcore.doctor.command import doctor
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.environments import preflight
+from sophia_mcore.plan.command import make_plan
+from sophia_mcore.plan.layouts import Refusal
+from sophia_mcore.plan.workload import Assumptions
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from tests.support.qwen_models import config_of, folder_of, processor
@@ -92,6 +98,81 @@ def test_the_first_commands_refuse_it_in_one_line(case: str) -> None:
     with pytest.raises(SophiaError) as found:
         doctor(load_config(Path("run.toml")), Console(file=io.StringIO(), width=160))
     assert f"models.policy: {line}; " in str(found.value)
+
+
+# the release, [parallel] and other settings, the error
+LAYOUTS: dict[str, tuple[str, str, str]] = {
+    "heads": (
+        SEVEN, "[parallel]\ntensor = 3",
+        "parallel.tensor = 3 does not divide 28 attention heads; 1, 2, 4, 7, 14, 28 do",
+    ),
+    "key-value heads": (
+        SEVEN, "[parallel]\ntensor = 14",
+        "parallel.tensor = 14 fits no even share of 4 key-value heads; 1, 2, 4, 28 do",
+    ),
+    "more stages than layers": (
+        SEVEN, "[parallel]\npipeline = 32",
+        "28 language layers do not fit parallel.pipeline = 32 with layers_on_first_stage = None, "
+        "layers_on_last_stage = None: 28 layers are left for 32 stages",
+    ),
+    "virtual stages": (
+        SEVEN, "[parallel]\npipeline = 4\nvirtual_pipeline = 2",
+        "parallel.virtual_pipeline = 2 does not divide a stage of 7 language layers",
+    ),
+    "virtual stages alone": (
+        SEVEN, "[parallel]\nvirtual_pipeline = 2", "parallel.virtual_pipeline needs parallel.pipeline > 1",
+    ),
+    "slices of a row": (
+        SEVEN, "[parallel]\ncontext = 8\n[batch]\nsequence_length_tokens = 4100",
+        "batch.sequence_length_tokens = 4100 is not a multiple of 16, which parallel.context = 8 need; nearest: 4096",
+    ),
+    "rows for FP8": (
+        SEVEN, "[batch]\nsequence_length_tokens = 4104\n[fp8]\nrecipe = \"blockwise\"",
+        "batch.sequence_length_tokens = 4104 is not a multiple of 16, which parallel.context = 1, FP8 need; "
+        "nearest: 4096",
+    ),
+    "deep features": (
+        EIGHT, "[parallel]\npipeline = 18",
+        "the first pipeline stage (or its first virtual chunk) has 2 language layers, but the model adds image "
+        "features to the first 3: set parallel.layers_on_first_stage higher or use fewer stages",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_layout_that_cannot_work_is_told_before_anything_is_sampled(case: str) -> None:
+    name, more, line = LAYOUTS[case]
+    write(name, ["square"], {}, {}, more)
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert isinstance(done.exception, UsageError) and str(done.exception) == line and not done.output
+    with pytest.raises(SophiaError) as found:
+        doctor(load_config(Path("run.toml")), Console(file=io.StringIO(), width=160))
+    assert f"layout: {line}; " in str(found.value)
+    config = load_config(Path("run.toml"))
+    try:  # the planner looks for another layout, and says it of the file's own
+        own = make_plan(config, "h100", 8, Assumptions()).own
+        assert isinstance(own, Refusal) and (own.reason == line or "are not a multiple of its" in own.reason)
+    except SophiaError as error:
+        assert case == "rows for FP8" and line in str(error), "no layout helps"
+    with pytest.raises(UsageError) as refused:  # the same of `sophia run` and `sophia submit`
+        preflight_layout(config)
+    assert str(refused.value) == line
+
+
+def preflight_layout(config: Config) -> None:
+    """`launch.environments.preflight`, as if the weights were here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sophia_mcore.pretrained.complete.check_model_dir", lambda folder: None)
+        preflight(Round(config, RunFolder(config.run.folder), 0))
+
+
+def test_a_released_model_needs_no_folder_for_that() -> None:
+    write(SEVEN, ["square"], {}, {}, "[parallel]\ntensor = 3\n")
+    Path("run.toml").write_text(
+        Path("run.toml").read_text().replace('policy = "policy"', f'policy = "Qwen/{SEVEN}-Instruct"')
+    )
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert isinstance(done.exception, UsageError) and "tensor = 3 does not divide 28 attention" in str(done.exception)
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -1,10 +1,8 @@
-"""A family of models lives in its own files: nothing else names one, and a second one needs no change elsewhere."""
+"""A second family of models needs no change elsewhere. That nothing else names one: test_families_apart.py."""
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,50 +15,12 @@ from sophia_mcore.batch.samples import Sample
 from sophia_mcore.batch.tokenize import tokenize
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.vision import KINDS
-from sophia_mcore.model.vision.internvl import TILES_AT_ONCE
 from sophia_mcore.objective import logprob
 from sophia_mcore.plan import memory
 from sophia_mcore.pretrained import families, internvl
-from sophia_mcore.pretrained.chat import IMAGE_CONTEXT, Chat, Message
+from sophia_mcore.pretrained.chat import IMAGE_PLACE, Chat, Message
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from tests.support.batch_world import SPECIAL, make_tokenizer
-
-PACKAGE = Path(__file__).resolve().parents[2] / "sophia_mcore"
-OWN_FILES = ("pretrained/internvl/", "pretrained/qwen_vl/", "model/vision/internvl.py", "model/vision/qwen_vl.py")
-NAMES = ("internvl", "qwen2_5", "qwen2.5", "qwen_vl", "qwen3_vl", "qwen3-vl", "qwen2_vl", "qwen2vl", "qwen3vl")
-MAY_IMPORT = ("pretrained/families.py", "pretrained/spec.py", "model/vision/__init__.py")  # lists of families, types
-
-
-def names_of_families(tree: ast.Module) -> Iterator[tuple[int, bool]]:
-    """(line, is an import) wherever code, not prose, names a family."""
-    prose = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        and node.body
-        and isinstance(node.body[0], ast.Expr)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            text, kind = " ".join([node.module or "", *(alias.name for alias in node.names)]), True
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            text, kind = node.value, False
-        else:
-            continue
-        if any(name in text.lower() for name in NAMES):
-            yield node.lineno, kind
-
-
-def test_only_a_familys_own_files_name_it() -> None:
-    wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if name.startswith(OWN_FILES):
-            continue
-        for line, is_import in names_of_families(ast.parse(path.read_text())):
-            if not (is_import and name in MAY_IMPORT):
-                wrong.append(f"{name}:{line}")
-    assert not wrong, "these ask for a family by name: " + ", ".join(wrong)
 
 
 def test_every_family_has_a_tower() -> None:
@@ -68,7 +28,6 @@ def test_every_family_has_a_tower() -> None:
 
 
 def test_the_planner_counts_with_the_models_own_constants() -> None:
-    assert memory.TILES_AT_ONCE == TILES_AT_ONCE
     assert memory.ONE_PASS_TOKENS == logprob.ONE_PASS_TOKENS
 
 
@@ -94,6 +53,7 @@ SECOND = replace(
     model_types={"second_vl": "hf"},
     architectures={"SecondForConditionalGeneration": "hf"},
     image_token="<|pad|>",
+    text_has_image_token=False,
     image_text=lambda tokens: "<|pad|>" * tokens,
     templates={},
     default_template=None,
@@ -122,7 +82,7 @@ def tokenizer_of_both() -> Tokenizer:
 
 def test_a_second_family_brings_its_own_image_token_and_processor(second: Path) -> None:
     chat = Chat.from_model_dir(second)
-    text = chat.render([Message("user", f"{IMAGE_CONTEXT}What?")])
+    text = chat.render([Message("user", f"{IMAGE_PLACE}What?")])
     assert text == "<|im_start|>user\n<|see|><|pad|><|seen|>What?<|im_end|>\n<|im_start|>assistant\n"
     processor = families.image_processor(second, ImageLimits())
     sample = Sample(id="s", source="kept", images=("d",), system=None, question="Sum?", response="5")

@@ -16,13 +16,14 @@ from sophia_mcore.config.schema import Batch
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.work import questions
 from sophia_mcore.plan.command import make_plan
-from sophia_mcore.plan.cost import tile_flops
+from sophia_mcore.plan.cost import picture_flops
 from sophia_mcore.plan.memory import picture_of
 from sophia_mcore.plan.workload import Assumptions, workload
 from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.families import image_processor
-from sophia_mcore.pretrained.family import ImageLimits, ImageSize
+from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.processor import PatchGrids, resized
+from sophia_mcore.pretrained.released import released_config
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import parameters
 from sophia_mcore.progress import NoProgress
@@ -128,7 +129,7 @@ def test_chats_are_the_references(tmp_path: Path) -> None:
         chats[name] = Chat.from_model_dir(folder_of(tmp_path / name, config, processor(14, 1, 2), template))
     for case in found["cases"]:
         chat = chats[case["template"]]
-        messages = [Message(role, text) for role, text in case["messages"]]
+        messages = [Message(role, text.replace("<IMG_CONTEXT>", IMAGE_PLACE)) for role, text in case["messages"]]
         text = chat.render(messages, case["add_generation_prompt"])
         assert text == case["prompt"], case["name"]
         assert chat.expand(text, case["merged_tokens"]) == case["expanded"]
@@ -239,11 +240,11 @@ def test_the_planner_counts_pictures_of_any_size() -> None:
     assert (small.tokens, small.patches, small.pixels) == (100, 400, 400 * 1176)
     assert small.seen == (4 * 400 + 28 * 64) / 32, "4 of 32 layers see the whole picture, the others 64 patches"
     assert picture_of(eight, 100.0).seen == 400
-    assert 16 < tile_flops(seven, large) / tile_flops(seven, small) < 20, "windows keep attention nearly linear"
+    assert 16 < picture_flops(seven, large) / picture_flops(seven, small) < 20, "windows keep attention nearly linear"
     config = make_config(batch=Batch(max_pixels=1280 * 28 * 28))
     for given, mean in ((None, 640.0), (300.0, 300.0)):
         work = workload(config, seven, Assumptions(image_tokens=given))
-        assert work.picture.tokens == pytest.approx(mean, rel=0.1) and work.tiles == 1
+        assert work.picture.tokens == pytest.approx(mean, rel=0.1) and work.pictures == 1
         assert work.row().picture == work.picture
         assert any("--image-tokens" in line for line in work.assumed) == (given is None)
     assert work.picture.seen > picture_of(seven, work.picture.tokens).seen, "large pictures weigh more"
@@ -259,13 +260,56 @@ def test_the_planner_reads_the_pictures_of_the_data(tmp_path: Path) -> None:
     source = {"kind": "jsonl", "path": str(tmp_path / "q.jsonl")}
     config = make_config(tmp_path / "run", folder, data={"questions": [source]})
     work = make_plan(config, "h100", 8, Assumptions()).work
-    assert work.picture.tokens == (3 * 100 + 1600) / 4 and work.tiles == 4 / 3
+    assert work.picture.tokens == (3 * 100 + 1600) / 4 and work.pictures == 4 / 3
     spec = ModelSpec.from_model_dir(folder)
     assert work.picture.seen > picture_of(spec, work.picture.tokens).seen, "large pictures weigh more"
     assert any("images of 475 tokens, the first 4 images of the data" in line for line in work.assumed)
     small = config.model_copy(update={"batch": Batch(max_pixels=100 * 28 * 28)})
     assert make_plan(small, "h100", 8, Assumptions()).work.picture.tokens == 100, "as the policy sees them"
     given = make_plan(config, "h100", 8, Assumptions(image_tokens=300.0, tiles=2.0)).work
-    assert given.picture.tokens == pytest.approx(300, rel=0.1) and given.tiles == 2
+    assert given.picture.tokens == pytest.approx(300, rel=0.1) and given.pictures == 2
     (folder / "preprocessor_config.json").unlink()
-    assert make_plan(config, "h100", 8, Assumptions()).work.tiles == 1, "the release's sizes alone"
+    assert make_plan(config, "h100", 8, Assumptions()).work.pictures == 1, "the release's sizes alone"
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "limits", "tokens"),
+    [
+        (processor(14, 3136, 12845056), {}, "4 to 16,384", 990),  # those of the release
+        (processor(14, 3136, 200_704), {}, "4 to 256", 121.6),
+        ({"min_pixels": 3136, "max_pixels": 200_704}, {}, "4 to 256", 121.6),
+        (processor(14, 1_568_000, 1_960_000), {}, "2,000 to 2,500", 2156),
+        (processor(14, 3136, 200_704), {"max_pixels": 100_352}, "4 to 128", 60.8),  # the narrower of two
+        (processor(14, 3136, 200_704), {"max_pixels": 1_000_000}, "4 to 256", 121.6),
+        (None, {"max_pixels": 100_352}, "at most 128", 60.8),  # no settings in the folder
+    ],
+)
+def test_the_planner_without_data_keeps_to_the_folders_limits(
+    settings: dict[str, Any] | None, run: dict[str, int], limits: str, tokens: int, tmp_path: Path
+) -> None:
+    whole = processor(14, 1, 2)
+    whole.pop("size")
+    image = {"size": None} if settings is None else settings
+    folder = folder_of(tmp_path, config_of(SEVEN), whole | image)
+    if settings is None:
+        (folder / "preprocessor_config.json").unlink()
+    work = make_plan(make_config(tmp_path, folder, batch=Batch(**run)), "h100", 8, Assumptions()).work
+    assert work.picture.tokens == pytest.approx(tokens, rel=0.01)
+    assert f"images of {work.picture.tokens:,.0f} tokens, {limits} (--image-tokens)" in work.assumed
+    large = make_plan(
+        make_config(tmp_path, folder, batch=Batch(**run)), "h100", 8, Assumptions(image_tokens=1e6)
+    ).work  # not even when asked for
+    most = int(limits.split()[-1].replace(",", ""))
+    assert large.picture.tokens == most
+
+
+def test_the_planner_without_data_keeps_to_a_folders_limit_of_tiles(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(released_config(Path("InternVL3-8B"))))
+    settings = json.loads((tmp_path / "config.json").read_text()) | {
+        "model_type": "internvl_chat", "dynamic_image_size": True, "max_dynamic_patch": 6,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    work = make_plan(make_config(tmp_path / "run", tmp_path), "h100", 8, Assumptions()).work
+    assert work.pictures == 3.5 and "3.5 tiles per question (--tiles)" in work.assumed
+    fewer = make_config(tmp_path / "run", tmp_path, batch=Batch(max_tiles=2))
+    assert make_plan(fewer, "h100", 8, Assumptions()).work.pictures == 1.5

@@ -18,7 +18,7 @@ from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_unit import begun, gone_on
 from sophia_mcore.generate.rollouts import Examiner, open_episodes
 from sophia_mcore.launch.local import claim_folder
-from sophia_mcore.pretrained.family import ImageLimits
+from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageLimits
 from sophia_mcore.records import Rollout
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.stream import rollout_seed
@@ -119,7 +119,7 @@ def test_two_turns_with_a_drawn_image(tmp_path: Path, model: Path) -> None:
     asked = json.loads(second.prompt)
     roles = [role for role, _ in asked["messages"]]
     assert roles == ["system", "user", "assistant", "user"] and asked["messages"][0][1] == "Zoom."
-    assert asked["messages"][2][1] == first.text and "<IMG_CONTEXT>" in asked["messages"][3][1]
+    assert asked["messages"][2][1] == first.text and IMAGE_PLACE in asked["messages"][3][1]
     assert json.loads(first.prompt)["messages"][0] == ["system", "Think."]
     assert len(ImageStore(run.images).get(asked["images"][0])) > 50  # the crop is kept
     assert second.given > 0 and second.token_ids[: second.given] == requests[-1].continue_ids

@@ -28,16 +28,13 @@ class TowerKind:
     build: Callable[[Any, Any, torch.dtype, torch.device | None, bool], tuple[nn.Module, nn.Module]]
     blank: Callable[[Any], Pixels]  # the smallest image
     tokens: Callable[[Any, Any, int], int]  # (vision, projector, rows of pixels of a picture) -> its image tokens
-    rows_at_once: int  # of a frozen tower
     # (tower, projector, pixels, grids) -> what a reference file holds of them, by its names
     stages: Callable[[Any, Any, Tensor, Sequence[Grid]], Mapping[str, Tensor]]
 
 
-_QWEN = TowerKind(
-    qwen_vl.build, qwen_vl.blank, qwen_vl.tokens, qwen_vl.ROWS_AT_ONCE, qwen_vl.stages
-)  # fmt: skip
+_QWEN = TowerKind(qwen_vl.build, qwen_vl.blank, qwen_vl.tokens, qwen_vl.stages)
 KINDS: Mapping[type, TowerKind] = {
-    VisionSpec: TowerKind(internvl.build, internvl.blank, internvl.tokens, internvl.TILES_AT_ONCE, internvl.stages),
+    VisionSpec: TowerKind(internvl.build, internvl.blank, internvl.tokens, internvl.stages),
     WindowVisionSpec: _QWEN,
     DeepVisionSpec: _QWEN,
 }

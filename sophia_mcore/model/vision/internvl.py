@@ -16,16 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sophia_mcore.model.images import Grid, Pixels
+from sophia_mcore.model.vision.layers import Linear, RMSNorm
 from sophia_mcore.pretrained.internvl.spec import ProjectorSpec, VisionSpec, tokens_per_tile
-
-TILES_AT_ONCE = 32  # a frozen tower encodes its share in parts of this size
-
-
-class Linear(nn.Linear):
-    """A linear layer whose parameters are allocated, not initialised."""
-
-    def reset_parameters(self) -> None:
-        pass
 
 
 class Patches(nn.Conv2d):
@@ -33,19 +25,6 @@ class Patches(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight: normalised in fp32, cast back, then scaled (the order that the original rounds in)."""
-
-    def __init__(self, width: int, eps: float, dtype: torch.dtype, device: torch.device | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width, dtype=dtype, device=device))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class Attention(nn.Module):

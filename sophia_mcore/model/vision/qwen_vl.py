@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sophia_mcore.model.images import Grid, Pixels, rows_of
-from sophia_mcore.model.vision.internvl import Linear, RMSNorm
+from sophia_mcore.model.vision.layers import Linear, RMSNorm
 from sophia_mcore.pretrained.qwen_vl.spec import (
     FRAMES,
     NORM_EPS,
@@ -29,7 +29,6 @@ from sophia_mcore.pretrained.qwen_vl.spec import (
     WindowVisionSpec,
 )
 
-ROWS_AT_ONCE = 16_384  # patches; a frozen tower encodes its share in parts of about this size
 ROTARY_BASE = 10_000.0
 
 

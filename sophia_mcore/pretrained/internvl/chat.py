@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sophia_mcore.pretrained.family import Message, Render
+from sophia_mcore.pretrained.family import IMAGE_PLACE, Message, Render
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
@@ -42,6 +42,7 @@ def _template(name: str, system_message: str | None) -> Render:
     def render(messages: list[Message], add_generation_prompt: bool) -> str:
         turns = messages if messages and messages[0].role == "system" else [Message("system", system), *messages]
         text = "".join(f"<|im_start|>{turn.role}\n{turn.text}{separator}" for turn in turns)
+        text = text.replace(IMAGE_PLACE, IMAGE_CONTEXT)
         return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
     return render

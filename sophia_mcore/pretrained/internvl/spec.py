@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.pretrained.family import Layout, Parts, Picture
+from sophia_mcore.pretrained.family import ImageLimits, Layout, Parts, Picture, Shown
 from sophia_mcore.pretrained.fields import Fields, side_of_square
 from sophia_mcore.pretrained.language import parse_language
+
+TILES_AT_ONCE = 32  # a frozen tower encodes its share in parts of this size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,14 @@ def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) 
         patches=positions,
         seen=positions,
         tokens=tokens_per_tile(vision, projector),
+        rows=1,
     )
+
+
+def shown(vision: VisionSpec, projector: ProjectorSpec, limits: ImageLimits) -> Shown:
+    """Half of the tiles that an image may have; each has the same number of tokens."""
+    tokens = tokens_per_tile(vision, projector)
+    return Shown(pictures=0.5 * (limits.max_tiles + 1), fewest=tokens, most=tokens)
 
 
 def tower_kept(vision: VisionSpec, element: int) -> float:

@@ -44,6 +44,11 @@ class ImageSpec:
     std: tuple[float, ...] = IMAGENET_STD
 
     @property
+    def limits(self) -> ImageLimits:
+        """The limit of tiles."""
+        return ImageLimits(max_tiles=self.max_tiles)
+
+    @property
     def row_shape(self) -> tuple[int, int, int]:
         """Colours, rows and columns of a tile."""
         return 3, self.tile_size, self.tile_size

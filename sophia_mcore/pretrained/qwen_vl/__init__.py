@@ -8,12 +8,14 @@ from typing import Any
 from sophia_mcore.pretrained.family import Family, Layout, Parts
 from sophia_mcore.pretrained.qwen_vl import processor, weights
 from sophia_mcore.pretrained.qwen_vl.spec import (
+    PATCHES_AT_ONCE,
     DeepVisionSpec,
     WindowVisionSpec,
     levels,
     parse_deep,
     parse_windowed,
     picture,
+    shown,
     tower_kept,
 )
 
@@ -41,8 +43,12 @@ def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family
         name=name,
         model_types={model_type: "hf"},
         architectures={architecture: "hf"},
+        language_sections=("text_config",),
         image_token=IMAGE_PAD,
         image_text=image_text,
+        reserved=("<|vision_start|>", IMAGE_PAD, "<|vision_end|>"),
+        video_tokens=("<|video_pad|>",),
+        text_has_image_token=False,
         templates={},
         default_template=None,
         image_processor=processor.read,
@@ -50,6 +56,9 @@ def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family
         language_prefix="",
         translate=_translate,
         picture=picture,
+        picture_name="images",
+        rows_at_once=PATCHES_AT_ONCE,
+        shown=shown,
         levels=levels,
         tokens_vary=True,
         tower_kept=tower_kept,

@@ -40,6 +40,11 @@ class PatchGrids:
     video_token_id: int | None
 
     @property
+    def limits(self) -> ImageLimits:
+        """The limits of pixels."""
+        return ImageLimits(min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+
+    @property
     def row_shape(self) -> tuple[int]:
         """A patch in 3 colours and two frames, flat: (colour, frame, row, column)."""
         return (3 * FRAMES * self.patch**2,)

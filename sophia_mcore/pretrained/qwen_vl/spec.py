@@ -5,17 +5,20 @@ Configurations come flat (the language model's fields at the top, as the hub's Q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.pretrained.family import Layout, Parts, Picture
+from sophia_mcore.pretrained.family import ImageLimits, Layout, Parts, Picture, Shown
 from sophia_mcore.pretrained.fields import Fields
 from sophia_mcore.pretrained.language import LanguageSpec, MRope, parse_language
 
 NORM_EPS = 1e-6  # of towers and projectors; no config field exists
 FRAMES = 2  # a patch covers two frames of a video; a still picture is shown twice
+PATCHES_AT_ONCE = 16_384  # a frozen tower encodes its share in parts of about this size
+MOST_TOKENS = 16_384  # of an image under the processors' default limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,17 @@ def picture(vision: VisionSpec, projector: ProjectorSpec, tokens: float | None) 
     if isinstance(vision, WindowVisionSpec):
         full = len(vision.full_layers) / vision.num_layers
         seen = full * patches + (1 - full) * min(patches, (vision.window * vision.merge) ** 2)
-    return Picture(pixels=patches * vision.row_width, patches=patches, seen=seen, tokens=patches / vision.merge**2)
+    return Picture(
+        pixels=patches * vision.row_width, patches=patches, seen=seen, tokens=patches / vision.merge**2, rows=patches
+    )
+
+
+def shown(vision: VisionSpec, projector: ProjectorSpec, limits: ImageLimits) -> Shown:
+    """One picture for each image, whose tokens lie between the limits of pixels."""
+    pixels = (vision.patch_size * vision.merge) ** 2  # of a token
+    most = MOST_TOKENS if limits.max_pixels is None else max(1, limits.max_pixels // pixels)
+    fewest = 1 if limits.min_pixels is None else max(1, math.ceil(limits.min_pixels / pixels))
+    return Shown(pictures=1.0, fewest=min(fewest, most), most=most)
 
 
 def tower_kept(vision: VisionSpec, element: int) -> float:

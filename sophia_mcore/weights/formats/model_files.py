@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.families import language_sections
 from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.json_files import read_json
@@ -70,8 +71,7 @@ def write_settings(
 def dtype_warnings(folder: Path, dtypes: Mapping[str, str]) -> tuple[str, ...]:
     """A warning if tensors (name -> dtype) have another dtype than config.json says, since loaders would cast them."""
     config = read_json(folder / "config.json") or {}
-    sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
-    named = (s.get(key) for s in sections if isinstance(s, dict) for key in ("dtype", "torch_dtype"))
+    named = (s.get(key) for s in (config, *language_sections(config)) for key in ("dtype", "torch_dtype"))
     wanted = next((name for name in named if name in DTYPE_NAMES.values()), None)
     others = [dtype for dtype in dtypes.values() if DTYPE_NAMES.get(dtype) != wanted]
     if wanted is None or not others:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError, run_command
+from sophia_mcore.pretrained.families import family_of_folder
 
 MAX_TOKENS = 2048  # longer calibration texts are cut
 
@@ -26,10 +27,9 @@ def quantize(model_dir: Path, out_dir: Path, texts: list[str], kept: list[str]) 
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-    config = AutoConfig.from_pretrained(model_dir)
-    kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    kind: Any = AutoModelForImageTextToText if family_of_folder(model_dir) else AutoModelForCausalLM
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = kind.from_pretrained(model_dir, dtype="auto").to(device).eval()
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(model_dir / "tokenizer.json"))
