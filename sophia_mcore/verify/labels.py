@@ -9,7 +9,7 @@ from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.words import SMALL
 
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\)?\d*){1,12}(?:\^?\d?[+-])?")
+_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\d*\)?\d*){1,12}(?:\^?\d?[+-])?")
 _NOISE = re.compile(r"\\(?:ce|mathrm|text|mathbf|mathit|rm)(?![a-zA-Z])|[{}\s_$]")
 _CIRCLED = {chr(0x2460 + n): f"({n + 1})" for n in range(20)}
 _STATEMENTS = re.compile(r"(?:\(\s*(?:\d{1,2}|[ivx]{1,4})\s*\)\s*(?:[,;]|and|和)?\s*){2,}")
@@ -43,7 +43,13 @@ def names_equal(gold: str, text: str) -> bool | None:
     >>> names_equal("IV", "VI"), names_equal("CO2", r"\text{CO}_2"), names_equal("xy", "yx")
     (False, True, None)
     """
+    isotopes = _isotope(gold), _isotope(text)
+    if None not in isotopes:
+        return isotopes[0] == isotopes[1]
     a, b = _dense(gold), _dense(text)
+    hydrates = [_HYDRATE.fullmatch(one.replace("\\cdot", ".").replace("*", ".")) for one in (a, b)]
+    if all(hydrates):
+        return len({one.groups() for one in hydrates if one}) == 1
     capital, other = _CAPITALS.fullmatch(a), _CAPITALS.fullmatch(b)
     if capital or other:
         listed = letters_equal(gold, text)
@@ -61,6 +67,22 @@ def names_equal(gold: str, text: str) -> bool | None:
     if a == b:
         return True
     return False if named else None
+
+
+_ISOTOPE = re.compile(r"\^(?P<mass>\d{1,3})(?:_(?P<number>\d{1,3}))?(?P<element>[A-Z][a-z]?)")
+_HYDRATE = re.compile(r"((?:\(?[A-Z][a-z]?\d*\)?\d*){2,12})\.(\d*H2O)")
+
+
+def _isotope(text: str) -> tuple[str, str] | None:
+    r"""(mass number, element) of "^{14}_{6}C"; None for any other answer.
+
+    >>> _isotope(r"^{14}\mathrm{C}"), _isotope("C")
+    (('14', 'C'), None)
+    """
+    match = (
+        _ISOTOPE.fullmatch(re.sub(r"\\(?:ce|mathrm|text|rm)(?![a-zA-Z])|[{}\s$]", "", text)) if "^" in text else None
+    )
+    return (match["mass"], match["element"]) if match and match["element"] in tables().elements else None
 
 
 _IRREGULAR = {
@@ -95,6 +117,23 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
         return None
     first, second = (int(one[1] or _ORDINALS[one[2].casefold()]) for one in (a, b))
     return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
+
+
+_NAMED_NUMERAL = re.compile(
+    r"(?:[Tt]he )?(?:quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line|case"
+    r"|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image) (?P<numeral>[IVX]+)",
+    re.IGNORECASE,
+)
+
+
+def numeral_named(gold: str, text: str) -> bool:
+    """Whether a Roman numeral is called by what it numbers: "Quadrant III" for "III".
+
+    >>> numeral_named("III", "Quadrant III"), numeral_named("III", "Quadrant II"), numeral_named("V", "volume V")
+    (True, False, False)
+    """
+    match = _NAMED_NUMERAL.fullmatch(TEXT_COMMAND.sub(r"\1", text))
+    return match is not None and match["numeral"] == gold
 
 
 SHORT_WORDS = frozenset(

@@ -17,6 +17,7 @@ _MONTHS = (
 _SHORT = {name[:3]: name for name in _DAYS + _MONTHS} | {
     "tues": "tuesday", "thur": "thursday", "thurs": "thursday", "sept": "september", "dne": "does not exist",
 }  # fmt: skip
+_NONE = frozenset({"none of them", "none of these", "none of those", "none of the above"})
 _QUADRANT = re.compile(r"(?:the )?(?:quadrant (?P<behind>iv|i{1,3}|[1-4])|(?P<before>\w+) quadrant)")
 _WHICH = {
     "i": "1", "ii": "2", "iii": "3", "iv": "4", "first": "1", "second": "2", "third": "3", "fourth": "4",
@@ -32,6 +33,8 @@ def spelled(plain: str) -> str:
     """
     if plain in _SHORT:
         return _SHORT[plain]
+    if plain in _NONE:
+        return "none"
     match = _QUADRANT.fullmatch(plain)
     if match and (number := _WHICH.get(match["behind"] or match["before"])):
         return f"quadrant {number}"
