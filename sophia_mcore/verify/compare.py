@@ -17,7 +17,13 @@ from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, val
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, parse_quantity
 from sophia_mcore.verify.ranges import ranges_equal, ratios_equal, spans_equal
 from sophia_mcore.verify.rules import Rule
-from sophia_mcore.verify.spellings import bearings_equal, configurations_equal, exchanged, reactions_equal
+from sophia_mcore.verify.spellings import (
+    bearings_equal,
+    configurations_equal,
+    contained_equal,
+    exchanged,
+    reactions_equal,
+)
 from sophia_mcore.verify.vectors import as_point
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -43,7 +49,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         reactions_equal(gold, text),
         bearings_equal(gold, text),
         configurations_equal(gold, text),
-        exchanged(gold, text) or None,
+        exchanged(gold, text) or contained_equal(gold, text) or None,
         chains_equal(gold, text),
     ):
         if special is not None:
@@ -102,7 +108,8 @@ def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
     first, second = ({_SAME_WORD.get(word, word) for word in _CONNECTIVE.findall(one.text)} for one in (a, b))
     if not first or not second or first == second:
         return False
-    return not all(_is_value(part) for part in a.parts)
+    counted = {one.unit for one in map(parse_quantity, (part.text for part in a.parts)) if one is not None}
+    return len(counted) > 1 or not all(_is_value(part) for part in a.parts)
 
 
 _OR = re.compile(r"\bor\b|或")
@@ -206,6 +213,8 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
         return None
     if gold_name and name and not names_agree(gold_name, name):
         values = evaluate(gold_value), evaluate(value)
+        if gold_value == value or "D_{zz" in gold_name + name:
+            return False
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
         return None

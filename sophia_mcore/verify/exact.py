@@ -24,11 +24,12 @@ from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, comma_left_out, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.quantities import amount, parse_quantity
-from sophia_mcore.verify.ranges import parse_range
+from sophia_mcore.verify.ranges import named_ratios_equal, parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
 from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_place, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
 from sophia_mcore.verify.spellings import spelled
+from sophia_mcore.verify.symbols import symbols
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -181,6 +182,9 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if _CLOCK.fullmatch(gold.text) and (dates.has_meridiem(_flat(text)) or dates.spoken_time(_flat(text))):
         return dates.parse_time(_flat(gold.text)) == (dates.parse_time(_flat(text)) or dates.spoken_time(_flat(text)))
     if gold.text != text:
+        shares = named_ratios_equal(gold.text, text)
+        if shares is not None:
+            return shares
         listed = gold.given and is_list_type(gold.type)
         found = lookalikes_equal(gold.text, text, gold.raw, prediction, listed)
         if found is not None:
@@ -201,7 +205,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return False
     if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
-    return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)
+    return compare(symbols(gold.text), symbols(text), gold.rule, gold.type if gold.given else "", oracle)
 
 
 def endless(prediction: str) -> bool:
@@ -300,7 +304,7 @@ def _option_equal(option: str, text: str, raw: str, rule: Rule, oracle: Oracle |
     if price is not None and paid is not None and not price.same_currency(paid):
         return price.dollars and paid.dollars and numbers_equal(price.in_cents, paid.in_cents, rule)
     turned = turned_equal(option, cleaned, raw, text)
-    return compare(cleaned, text, rule, "", oracle) if turned is None else turned
+    return compare(symbols(cleaned), symbols(text), rule, "", oracle) if turned is None else turned
 
 
 def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:

@@ -34,6 +34,16 @@ def _elements(dense: str) -> list[str] | None:
     return found
 
 
+def is_formula(text: str) -> bool:
+    """Whether a cleaned answer is a chemical formula that is not a letter with an index, as O2 may be.
+
+    >>> is_formula("H2O"), is_formula("Fe2"), is_formula("O2"), is_formula("AB")
+    (True, True, False, False)
+    """
+    found = _elements(_dense(text))
+    return found is not None and len("".join(found)) > 1
+
+
 def names_equal(gold: str, text: str) -> bool | None:
     r"""Equality of two cleaned answers of which at least one is a name made of letters; None if neither is one.
 
@@ -139,6 +149,7 @@ def numeral_named(gold: str, text: str) -> bool:
 SHORT_WORDS = frozenset(
     {"up", "on", "in", "at", "no", "ox", "hi", "go", "it", "he", "us", "we", "or", "if", "to", "by"}
 )
+_HEXADECIMAL = re.compile(r"0[xX][0-9A-Fa-f]+")
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){2,4}")
 
 
@@ -152,6 +163,8 @@ def case_differs(gold: str, text: str) -> bool:
     if a == b or a.casefold() != b.casefold():
         return False
     if a.casefold() in SHORT_WORDS:
+        return False
+    if _HEXADECIMAL.fullmatch(a):
         return False
     words = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", TEXT_COMMAND.sub(r"\1", a))
     return all(_GENOTYPE.fullmatch(word) for word in words)

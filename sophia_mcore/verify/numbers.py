@@ -104,6 +104,9 @@ _SPOKEN = re.compile(
 
 def _spoken(text: str) -> Number | None:
     """ "minus five", "three percent" and "7 out of 10"."""
+    if text.endswith(" below zero"):
+        below = parse_number(re.sub(r"(?: degrees?)? below zero$", "", text))
+        return None if below is None or below.value < 0 else replace(below, value=-below.value)
     if text.startswith("百分之") and (share := parse_number(text[3:])) is not None:
         return replace(share, percent=True, kind="percent")
     match = _SPOKEN.fullmatch(text)

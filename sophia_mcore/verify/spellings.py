@@ -109,13 +109,18 @@ def _terms(side: str) -> Counter[str]:
     return Counter(re.sub(r"\s", "", term) for term in re.split(r"\s\+\s|(?<=\w)\+(?=\s*\d*[A-Z(])", flat))
 
 
+def is_configuration(text: str) -> bool:
+    """Whether an answer is an electron configuration."""
+    return len(text) > 4 and _CONFIGURATION.fullmatch(text) is not None
+
+
 def configurations_equal(gold: str, text: str) -> bool | None:
     """Whether two electron configurations are the same; None if not both are.
 
     >>> configurations_equal("1s2 2s2 2p4", "1s^2 2s^2 2p^{4}"), configurations_equal("1s2 2s1", "1s^2 2s^2")
     (True, False)
     """
-    if not all(len(one) > 4 and _CONFIGURATION.fullmatch(one) for one in (gold, text)):
+    if not all(map(is_configuration, (gold, text))):
         return None
     first, second = (re.sub(r"[\s^{}]", "", one) for one in (gold, text))
     return first == second
@@ -124,7 +129,22 @@ def configurations_equal(gold: str, text: str) -> bool | None:
 # ---- relations and operations whose sides may be exchanged
 
 _EXCHANGED = re.compile(r"\\(perp|parallel|cap|cup|sim|cong|iff|Leftrightarrow)(?![A-Za-z])")
+_HOLDS = re.compile(r"^(?P<whole>[^\\=<>,]+)\\sup(?P<sign>set(?:eq)?)(?![a-z])(?P<part>[^\\=<>,]+)$")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|subset|subseteq)(?![A-Za-z])")
+
+
+def contained_equal(gold: str, text: str) -> bool:
+    r"""Whether two answers say that one set holds another, from either side.
+
+    >>> contained_equal(r"A \subset B", r"B \supset A"), contained_equal(r"A \subset B", r"A \supset B")
+    (True, False)
+    """
+    first, second = ("".join(_HOLDS.sub(_within, one).split()) for one in (gold, text))
+    return r"\su" in gold and first == second
+
+
+def _within(match: re.Match[str]) -> str:
+    return rf"{match['part']} \sub{match['sign']} {match['whole']}"
 
 
 def exchanged(gold: str, text: str) -> bool:
