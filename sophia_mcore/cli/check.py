@@ -84,25 +84,29 @@ def _show(file: Path, config: Config) -> None:
             check_run_layout(spec, one)
     typer.echo(dump_toml(config) if config.stages is None else dump_given(config), nl=False)
     shown: set[str] = set()  # stages read the same questions again and again
+    stopped = False
     for (name, one), refuse_size in zip(stages, refusals, strict=True):
         if name:
             typer.echo(f"\n# {name} in {one.run.folder}")
-        _show_inputs(one, refuse_size, shown)
-    typer.echo(f"# ok: {file}")
+        stopped = _show_inputs(one, refuse_size, shown) or stopped
+    typer.echo(f"# ok: {file}{', but a run would stop at the questions above' if stopped else ''}")
 
 
-def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | None, shown: set[str]) -> None:
+def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | None, shown: set[str]) -> bool:
+    """Show questions and inputs; returns whether a source cannot be read or has more bad rows than allowed."""
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.preview import previews
     from sophia_mcore.launch.inputs import inputs_of
 
-    for text in map(str, previews(config, read_any, refuse_size)):
+    found_sources = previews(config, read_any, refuse_size)
+    for text in map(str, found_sources):
         if text not in shown:
             shown.add(text)
             typer.echo("\n" + "\n".join(f"# {line}" for line in text.split("\n")))
     for found in inputs_of(config):
         if not found.key.startswith("evaluate.questions"):  # shown above
             found.look()
+    return any(one.refused or one.bad > config.data.max_bad_rows for one in found_sources)
 
 
 def register(app: typer.Typer) -> None:

@@ -161,19 +161,29 @@ _TAG = re.compile(
 )
 
 
+_FENCED = re.compile(r"```(?:[a-z]*\n)?\s*(?P<inner>[^`]+?)\s*```")
+_LEAD = re.compile(  # "Answer: 7", "The correct answer is 7"
+    r"^(?:\*\*)?(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|ans)"
+    r"(?:\*\*)?\s*(?:[:：](?:\*\*)?\s*|is\s*:?\s+(?!not\b))(?=\S)",
+    re.IGNORECASE,
+)
+
+
 def _final(text: str) -> str:
     """The final answer of a text that holds more than that and marks it in one way."""
     tagged = _ANSWER_TAG.findall(text)
     if tagged:
         text = tagged[-1].strip()
     text = _THOUGHT.sub("", text).strip()
+    fenced = _FENCED.fullmatch(text)
+    text = fenced["inner"].strip() if fenced else text
     if "####" in text:
         return text.rpartition("####")[2].strip()
     if len(text.split()) > 1 or "\n" in text:
         boxes = set(_boxes(text))
         if len(boxes) == 1:
             return boxes.pop()
-    return _unboxed(text)
+    return _unboxed(_LEAD.sub("", text))
 
 
 def _answer_problems(text: str) -> list[str]:

@@ -24,9 +24,10 @@ from sophia_mcore.data.cells import (
     text_of,
     without_surrogates,
 )
-from sophia_mcore.data.gold import answer_problem, letter_of_index, no_answer, several_answers
+from sophia_mcore.data.gold import answer_problem, letter_of_index, listed_problem, no_answer, several_answers
 from sophia_mcore.data.presets import PRESETS
 from sophia_mcore.errors import UsageError
+from sophia_mcore.verify.rules import rule_for
 
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
@@ -167,6 +168,8 @@ class RowReader:
                 ]
             return letter, []
         answer, problem = several_answers(answer, options)
+        if not options and not rule_for(self.name).alternatives:
+            problem = problem or listed_problem(answer)
         problem = problem or no_answer(answer, options) or answer_problem(answer, options)
         return answer, [problem] if problem else []
 

@@ -7,6 +7,7 @@ from string import ascii_uppercase
 
 from sophia_mcore.verify.choices import option_index, option_letters
 from sophia_mcore.verify.normalize import clean
+from sophia_mcore.verify.several import alternatives
 
 _LABEL = re.compile(r"\s*\(?([A-Za-z])[).:]\s*\S.*", re.DOTALL)  # "(B) 12" inside an option
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:]|\s)\s*(\S.*)", re.DOTALL)
@@ -70,6 +71,21 @@ def several_answers(answer: str, options: tuple[str, ...]) -> tuple[str, str]:
         f"the answer {answer[:80]!r} holds several between bars: write the one that is meant, "
         "or 'A ## B' where any is right"
     )
+
+
+_FIGURES = re.compile(r"[+-]?\d[\d.,/]*%?")
+
+
+def listed_problem(answer: str) -> str:
+    """What is wrong with a gold answer that is a literal list of texts, not all of them numbers; "" for any other.
+
+    >>> listed_problem("['1', '2']"), listed_problem("['24', 'twenty-four']")[:38]
+    ('', "the answer ['24', 'twenty-four'] is a ")
+    """
+    texts = () if "##" in answer else alternatives(answer)
+    if len(texts) < 2 or all(_FIGURES.fullmatch(text.strip()) for text in texts):
+        return ""
+    return f"the answer {answer[:80]} is a list: write 'A ## B' where any is right, 'A, B' where all are meant"
 
 
 def answer_problem(answer: str, options: tuple[str, ...]) -> str:

@@ -57,7 +57,9 @@ _NOT_ANOTHER = "".join(
 )
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
-_REST = rf"(?P<answer>{_DISPLAY}|\S[^\n]*)"
+_LINES = r"(?:equation|align|aligned|gather|gathered|split|eqnarray|multline)\*?"
+_ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]*?(?:\n[^\n]*?){{0,8}}?\\end\{{{_LINES}\}}"
+_REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
 
 
 def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
@@ -116,6 +118,8 @@ _CHOICE = frozenset({"choice"})
 _ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
 _LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
 _LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
+_LEAVES = r"[Tt](?:his|hat)\s+leaves(?:\s+(?:us\s+with|only))?"
+_SO = r"(?:so|thus|hence|therefore|consequently|in conclusion)[\s,:]+"
 RULES: tuple[Rule, ...] = (
     Rule(
         "boxed",
@@ -227,9 +231,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "option is",
-        _pattern(rf"\b(?:correct|right|best)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"),
-        (("So the correct option is C.", "C"), ("The best choice is **(B)**", "(B)")),
-        ("correct", "right", "best"),
+        _pattern(
+            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"
+        ),
+        (
+            ("So the correct option is C.", "C"),
+            ("The best choice is **(B)**", "(B)"),
+            ("My first guess was C. My final choice is A.", "A"),
+        ),
+        ("correct", "right", "best", "final"),
     ),
     Rule(
         "is correct",
@@ -244,13 +254,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "must be",
         _pattern(
-            rf"(?:\b(?:(?:must|has to|can only)\s+be|only)|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
+            rf"(?:\b(?:(?:must|has to|can only)\s+be|only|{_LEAVES})|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
             rf"|[Rr]ight)(?:\s+is|['’]s))\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
             rf"(?:remains|is left|fits))",
             re.MULTILINE,
         ),
-        (("So it must be C.", "C"), ("Then only D remains.", "D")),
-        (" be ", "only ", " is ", "'s ", "’s "),
+        (("So it must be C.", "C"), ("Then only D remains.", "D"), ("B and C fail. This leaves A.", "A")),
+        (" be ", "only ", " is ", "'s ", "’s ", " leaves "),
         _CHOICE,
     ),
     Rule(
@@ -288,7 +298,7 @@ RULES: tuple[Rule, ...] = (
         "letter",
         _pattern(
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
-            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as)\b)",
+            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
             re.MULTILINE,
         ),
         (
@@ -312,6 +322,22 @@ RULES: tuple[Rule, ...] = (
         "display",
         _pattern(r"(?:\\\[|\$\$)\s*(?P<answer>[^$\[\]]{1,300}?)[\s.]*(?:\\\]|\$\$)\s*\Z", re.DOTALL),
         (("Therefore\n\\[\nx = 5\n\\]", "x = 5"),),
+    ),
+    Rule(
+        "environment",
+        _pattern(rf"(?P<answer>{_ENVIRONMENT})\s*\Z"),
+        (("So\n\\begin{equation}\nx = 5\n\\end{equation}", "\\begin{equation}\nx = 5\n\\end{equation}"),),
+        ("\\end",),
+    ),
+    Rule(
+        "yes or no",
+        _pattern(
+            rf"^[ \t]*{_SO}(?P<answer>(?:yes|no)\b(?=[,.;!:*\s]*$|[,.;!]\s)[^\n]*)\s*\Z",
+            re.MULTILINE | re.IGNORECASE,
+        ),
+        (("They share all angles.\nTherefore, yes, they are similar.", "yes, they are similar"),),
+        (),
+        frozenset({"yes_no"}),
     ),
     Rule(
         "only number",

@@ -34,7 +34,7 @@ _CHARACTERS |= {ord(c): rf"\frac{digits} " for c, digits in _FRACTIONS.items()}
 _CHARACTERS |= {ord(c): text for c, text in _SIGNS.items()}
 
 _RADICAND = re.compile(r"√\s*(?:\{\s*(\d+)\s*\}|(\d+(?:\.\d+)?))")
-_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+")
+_SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+[⁺⁻]?|[⁺⁻]")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789n+-0123456789")
 _TO_ONE = re.compile(r"(?<=\d)\s*比\s*(?=\d)")  # 2比1

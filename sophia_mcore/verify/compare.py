@@ -17,7 +17,14 @@ from sophia_mcore.verify.numbers import Number, numbers_equal, parse_number, val
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, parse_quantity
 from sophia_mcore.verify.ranges import ranges_equal, ratios_equal, spans_equal
 from sophia_mcore.verify.rules import Rule
-from sophia_mcore.verify.spellings import bearings_equal, configurations_equal, exchanged, reactions_equal
+from sophia_mcore.verify.spellings import (
+    bearings_equal,
+    configurations_equal,
+    contained_equal,
+    exchanged,
+    reactions_equal,
+)
+from sophia_mcore.verify.vectors import as_point
 
 Oracle = Callable[[str, str, Rule], bool]
 
@@ -42,7 +49,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         reactions_equal(gold, text),
         bearings_equal(gold, text),
         configurations_equal(gold, text),
-        exchanged(gold, text) or None,
+        exchanged(gold, text) or contained_equal(gold, text) or None,
         chains_equal(gold, text),
     ):
         if special is not None:
@@ -65,6 +72,12 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     point = _POINT.fullmatch(text) if b.kind == "atom" and a.kind == "round" else None
     if point:
         return compare(gold, point[1], rule, answer_type, oracle)
+    if a.kind == "atom" and b.kind == "round" and (point := _POINT.fullmatch(gold)):
+        return compare(point[1], text, rule, answer_type, oracle)
+    if a.kind == "round" and b.kind != "round":
+        b = as_point(b, len(a.parts))
+    elif b.kind == "round" and a.kind != "round":
+        a = as_point(a, len(b.parts))
     if a.kind != "atom" and b.kind == "atom" and named_value(text)[0]:
         return compare(gold, named_value(text)[1], rule, answer_type, oracle)
     if a.kind == "atom" and b.kind != "atom" and named_value(gold)[0]:
@@ -72,7 +85,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
     found = inequalities_equal(gold, text)
     if found is not None:
         return found
-    if a.kind == "bare" == b.kind and _joined_otherwise(a, b):
+    if (a.kind == "bare" == b.kind and _joined_otherwise(a, b)) or _one_of(a) != _one_of(b):
         return False
     ordered = answer_type in ("tuple", "list") or (a.kind == "bare" and _ranked(a))
     if len(_names(a)) > 1 and not _names(b) and a.kind == "bare":  # "1, 2" for x = 1, y = 2
@@ -95,7 +108,16 @@ def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
     first, second = ({_SAME_WORD.get(word, word) for word in _CONNECTIVE.findall(one.text)} for one in (a, b))
     if not first or not second or first == second:
         return False
-    return not all(_is_value(part) for part in a.parts)
+    counted = {one.unit for one in map(parse_quantity, (part.text for part in a.parts)) if one is not None}
+    return len(counted) > 1 or not all(_is_value(part) for part in a.parts)
+
+
+_OR = re.compile(r"\bor\b|或")
+
+
+def _one_of(structure: structures.Structure) -> bool:
+    """Whether values of different names are joined by "or": "x = 1 or y = 2" is not the point (1, 2)."""
+    return structure.kind == "bare" and _OR.search(structure.text) is not None and len(_names(structure)) > 1
 
 
 def _is_value(part: structures.Structure) -> bool:
@@ -191,6 +213,8 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
         return None
     if gold_name and name and not names_agree(gold_name, name):
         values = evaluate(gold_value), evaluate(value)
+        if gold_value == value or "D_{zz" in gold_name + name:
+            return False
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
         return None
@@ -309,7 +333,7 @@ def related(text: str) -> bool:
 
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'’/-]+[^\W\d_]+)*")
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+_LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{4,}|[A-Za-z]{3} \d+$)")  # "row 3"
 _WORD = re.compile(r"(?<![\\A-Za-z{])(?=[A-Za-z]{5})[A-Za-z]*[aeiouAEIOU][A-Za-z]*")
 _CONSTANTS = frozenset({"pi", "oo", "inf", "infinity", "nan", "none", "sin", "cos", "tan", "log", "ln", "sqrt"})
 

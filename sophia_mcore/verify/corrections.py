@@ -25,7 +25,12 @@ _DENIED = (
     r"|(?:does not|doesn['’]t) (?:fit|satisfy|match|work|make sense|hold))"
     r"|(?:but )?(?:the |none of the )?options (?:do not|don['’]t) (?:contain|include|have|list|show)"
     r"|(?:it|this|that|which) is(?: not|n['’]t) (?:an option|among|one of|possible|allowed|valid|listed)"
-    r"|(?:but|however),? (?:the )?(?:question|problem) (?:asks|is asking|wants)|我?(?:算错了?|看错了?|错了)|有误|不对"
+    r"|(?:(?:but|however),? )?(?:the |this )?(?:question|problem|task|exercise)"
+    r" (?:asks|is asking|asked|wants|requires|requests)"
+    r"|(?:but|however|though|yet),? (?:this|that|it|which|i|we)\s+(?:\w+ly\s+|also\s+|still\s+)?"
+    r"(?:(?:count|includ|ignor|neglect|assum|omit|exclud|overcount|double[- ]count)(?:t?ed|e?s?)|forg[eo]ts?"
+    r"|miss(?:es|ed)|leaves? out|left out|needs?|must|should|ha(?:s|ve) to|(?:gives?|covers?) only|use[sd]? the wrong)"
+    r"|我?(?:算错了?|看错了?|错了)|有误|不对"
 )
 _AGAIN = r"(?:correct|change|double[- ]check|re-?(?:check|consider|calculate|do|count|think|read))"
 _DOUBTED = (
@@ -88,7 +93,7 @@ def taken_back(text: str, position: int, yes_no: bool) -> str | None:
 _DENIED_BEHIND = re.compile(  # right behind a box
     r"\}[\s$*)\]]*\s(?:is|was|must be|seems)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|impossible"
     r"|too (?:large|small|big|high|low|long|short|much|many)|not (?:possible|allowed|valid|an option|among)"
-    r"|a mistake|not (?:right|correct|it|the answer))"
+    r"|a mistake|not (?:right|correct|it|the answer)|(?:only |just )?(?:the|a|an)\b[^.\n]*,\s*(?:whereas|while|but)\b)"
 )
 _OF_IT = re.compile(r"(?:that|this|it|which|the)\b", re.IGNORECASE)  # "No, it is wrong" takes nothing back
 _HARMLESS = ("actually", "rather", "sorry", "instead", "其实")  # at the very end they take nothing back

@@ -75,6 +75,29 @@ _SPOKEN = re.compile(
 )
 
 
+_CHINESE_TIME = re.compile(
+    r"(?P<half>上午|早上|下午|晚上)?(?P<hour>[一二两三四五六七八九十]{1,2}|\d{1,2})[点时](?:整|(?P<part>半|[一三]刻)|(?P<minute>\d{1,2}|[零二三四五]?十?[一二三四五六七八九]?)分?)?"
+)
+_PARTS = {"半": 30, "一刻": 15, "三刻": 45}
+
+
+def _chinese_time(text: str) -> tuple[int, int, int] | None:
+    match = _CHINESE_TIME.fullmatch(text.replace(" ", ""))
+    if match is None:
+        return None
+    hour, minute = (
+        parse_number(part) if part else None
+        for part in (match["hour"], match["minute"].lstrip("零") if match["minute"] else "")
+    )
+    if hour is None or (match["minute"] and minute is None):
+        return None
+    minutes = _PARTS[match["part"]] if match["part"] else int(minute.value) if minute else 0
+    if hour.value not in range(25) or minutes >= 60:
+        return None
+    late = match["half"] in ("下午", "晚上") and hour.value < 12
+    return int(hour.value) + (12 if late else 0), minutes, 0
+
+
 def spoken_time(text: str) -> tuple[int, int, int] | None:
     """(hour, minute, second) of "quarter to seven", "half past 6" or "6 o'clock"; None for anything else.
 
@@ -83,6 +106,8 @@ def spoken_time(text: str) -> tuple[int, int, int] | None:
     """
     if len(text) > 40:
         return None
+    if not text.isascii():
+        return _chinese_time(text)
     match = _SPOKEN.fullmatch(text.casefold().replace("’", "'"))
     if match is None or not (match["way"] or match["sharp"]):
         return None

@@ -12,6 +12,7 @@ from sophia_mcore.verify.numbers import parse_number
 from sophia_mcore.verify.quantities import COMPOUND, Quantity, compound, parse_quantity
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.structures import endpoint, parse_structure
+from sophia_mcore.verify.symbols import symbols
 from sophia_mcore.verify.unread import nothing_unread
 
 CONVERSION_TOLERANCE = 1e-6  # relative; conversion factors are rounded
@@ -95,6 +96,7 @@ def _oracle(gold: str, prediction: str, interval: bool = False) -> bool:
     converted = converted_equal(gold, prediction)
     if converted is not None:
         return converted
+    gold, prediction = symbols(gold), symbols(prediction)
     return nothing_unread(gold, prediction) and algebra_equal(gold, prediction, interval)
 
 

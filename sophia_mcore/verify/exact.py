@@ -17,18 +17,19 @@ from sophia_mcore.verify.applied import applied_otherwise
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
 from sophia_mcore.verify.hopeless import cannot_equal
 from sophia_mcore.verify.inequalities import bound
-from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, ordinals_equal
+from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, numeral_named, ordinals_equal
 from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.measures import other_angle, other_currency, other_measure, price_of_percent, turned_equal
 from sophia_mcore.verify.named import named_value
-from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, plain_text
+from sophia_mcore.verify.normalize import TEXT_COMMAND, clean, comma_left_out, plain_text
 from sophia_mcore.verify.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.quantities import amount, parse_quantity
-from sophia_mcore.verify.ranges import parse_range
+from sophia_mcore.verify.ranges import named_ratios_equal, parse_range
 from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
 from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_place, stated
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
 from sophia_mcore.verify.spellings import spelled
+from sophia_mcore.verify.symbols import symbols
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -103,7 +104,7 @@ def infer(text: str) -> str:
         return "yes_no"
     if bound(text) is not None:
         return "expression"
-    if is_words(plain) or plain in SHORT_WORDS:
+    if is_words(plain) or plain in SHORT_WORDS or plain == "none":
         return "text"
     if len(text) > 5 and dates.parse_date(_flat(text)) is not None:
         return "date"
@@ -141,7 +142,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
 
     With an ``oracle`` for pairs of parts the answer is None only when the forms cannot be compared part by part.
     """
-    if gold.raw == prediction and prediction:
+    if gold.raw == prediction and prediction and not gold.any_of:
         return True
     longest = 2 * max(MAX_CHARACTERS, MAX_FACTOR * len(gold.text))  # decorated twice as long as it is: cheap to tell
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
@@ -152,7 +153,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return _decide_parts(gold, prediction, oracle)
     if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
         return False
-    text = all_reals(clean(prediction))
+    text = all_reals(clean(prediction if "," in gold.raw else comma_left_out(prediction)))
     paid, wanted = amount(prediction), amount(gold.raw)
     if paid is not None and wanted is not None and not paid.same_currency(wanted):
         return numbers_equal(wanted.in_cents, paid.in_cents, gold.rule) if wanted.dollars and paid.dollars else False
@@ -167,7 +168,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if other_currency(gold.raw, prediction) or other_measure(*written) or price_of_percent(*written):
         return False
     if gold.type == "choice":
-        return _decide_choice(gold, text, oracle)
+        return _decide_choice(gold, text, prediction, oracle)
     if gold.text.endswith("C"):
         text = _constant_named(gold.text, text)
     if gold.type in ("text", "expression") and case_differs(gold.text, text):
@@ -181,6 +182,9 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if _CLOCK.fullmatch(gold.text) and (dates.has_meridiem(_flat(text)) or dates.spoken_time(_flat(text))):
         return dates.parse_time(_flat(gold.text)) == (dates.parse_time(_flat(text)) or dates.spoken_time(_flat(text)))
     if gold.text != text:
+        shares = named_ratios_equal(gold.text, text)
+        if shares is not None:
+            return shares
         listed = gold.given and is_list_type(gold.type)
         found = lookalikes_equal(gold.text, text, gold.raw, prediction, listed)
         if found is not None:
@@ -201,7 +205,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return False
     if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
-    return compare(gold.text, text, gold.rule, gold.type if gold.given else "", oracle)
+    return compare(symbols(gold.text), symbols(text), gold.rule, gold.type if gold.given else "", oracle)
 
 
 def endless(prediction: str) -> bool:
@@ -260,7 +264,7 @@ def _decide_parts(gold: Gold, prediction: str, oracle: Oracle | None) -> bool | 
 _PRIMED_LETTER = re.compile(r"[A-Z]\s*(?:['′’]+|\^\s*\{?\s*(?:\\prime\s*)+\}?)")
 
 
-def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
+def _decide_choice(gold: Gold, text: str, raw: str, oracle: Oracle | None) -> bool | None:
     wanted = choices.gold_options(gold.raw, gold.options) if gold.options else frozenset()
     wanted_letters = choices.option_letters(gold.text)
     if wanted_letters and not wanted:
@@ -279,7 +283,7 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
         return named in wanted
     if not gold.options:
         return False
-    equal = [_option_equal(option, text, gold.rule, oracle) for option in gold.options]
+    equal = [_option_equal(option, text, raw, gold.rule, oracle) for option in gold.options]
     right = [equal[index] for index in wanted]
     if True in right and all(index in wanted for index, same in enumerate(equal) if same is True):
         return True
@@ -290,7 +294,7 @@ def _decide_choice(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     return False
 
 
-def _option_equal(option: str, text: str, rule: Rule, oracle: Oracle | None) -> bool | None:
+def _option_equal(option: str, text: str, raw: str, rule: Rule, oracle: Oracle | None) -> bool | None:
     if not option.strip() or other_angle(option, text):
         return False
     cleaned = clean(option)
@@ -299,8 +303,8 @@ def _option_equal(option: str, text: str, rule: Rule, oracle: Oracle | None) -> 
     price, paid = amount(option), amount(text)
     if price is not None and paid is not None and not price.same_currency(paid):
         return price.dollars and paid.dollars and numbers_equal(price.in_cents, paid.in_cents, rule)
-    turned = turned_equal(option, cleaned, "", text)
-    return compare(cleaned, text, rule, "", oracle) if turned is None else turned
+    turned = turned_equal(option, cleaned, raw, text)
+    return compare(symbols(cleaned), symbols(text), rule, "", oracle) if turned is None else turned
 
 
 def _decide_yes_no(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
@@ -324,6 +328,7 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
         or (core(found) == core(wanted) and same_place(found, wanted))
         or (text[:4].casefold() == "the " and core(f"the {found}") == wanted)
         or (name and plain_text(value) == wanted)
+        or numeral_named(gold.text, text)
     ):
         return True
     listed = letters_equal(gold.text, text)

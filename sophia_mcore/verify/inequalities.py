@@ -33,6 +33,8 @@ def parse_inequality(text: str) -> tuple[str, list[Interval]] | None:
         return found if found and found[0] == builder["name"] else None
     if not _SIGN.search(text):
         return None
+    if text.startswith(r"\{") and text.endswith(r"\}") and "," not in text and not text[2:-2].count("{"):
+        return parse_inequality(text[2:-2].strip())  # {-1 < x < 4}
     name, solutions = "", []
     for part in _OR.split(text):
         found = _conjunction(part.strip())

@@ -9,7 +9,7 @@ from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.words import SMALL
 
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\)?\d*){1,12}(?:\^?\d?[+-])?")
+_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\d*\)?\d*){1,12}(?:\^?\d?[+-])?")
 _NOISE = re.compile(r"\\(?:ce|mathrm|text|mathbf|mathit|rm)(?![a-zA-Z])|[{}\s_$]")
 _CIRCLED = {chr(0x2460 + n): f"({n + 1})" for n in range(20)}
 _STATEMENTS = re.compile(r"(?:\(\s*(?:\d{1,2}|[ivx]{1,4})\s*\)\s*(?:[,;]|and|和)?\s*){2,}")
@@ -34,6 +34,16 @@ def _elements(dense: str) -> list[str] | None:
     return found
 
 
+def is_formula(text: str) -> bool:
+    """Whether a cleaned answer is a chemical formula that is not a letter with an index, as O2 may be.
+
+    >>> is_formula("H2O"), is_formula("Fe2"), is_formula("O2"), is_formula("AB")
+    (True, True, False, False)
+    """
+    found = _elements(_dense(text))
+    return found is not None and len("".join(found)) > 1
+
+
 def names_equal(gold: str, text: str) -> bool | None:
     r"""Equality of two cleaned answers of which at least one is a name made of letters; None if neither is one.
 
@@ -43,7 +53,13 @@ def names_equal(gold: str, text: str) -> bool | None:
     >>> names_equal("IV", "VI"), names_equal("CO2", r"\text{CO}_2"), names_equal("xy", "yx")
     (False, True, None)
     """
+    isotopes = _isotope(gold), _isotope(text)
+    if None not in isotopes:
+        return isotopes[0] == isotopes[1]
     a, b = _dense(gold), _dense(text)
+    hydrates = [_HYDRATE.fullmatch(one.replace("\\cdot", ".").replace("*", ".")) for one in (a, b)]
+    if all(hydrates):
+        return len({one.groups() for one in hydrates if one}) == 1
     capital, other = _CAPITALS.fullmatch(a), _CAPITALS.fullmatch(b)
     if capital or other:
         listed = letters_equal(gold, text)
@@ -61,6 +77,22 @@ def names_equal(gold: str, text: str) -> bool | None:
     if a == b:
         return True
     return False if named else None
+
+
+_ISOTOPE = re.compile(r"\^(?P<mass>\d{1,3})(?:_(?P<number>\d{1,3}))?(?P<element>[A-Z][a-z]?)")
+_HYDRATE = re.compile(r"((?:\(?[A-Z][a-z]?\d*\)?\d*){2,12})\.(\d*H2O)")
+
+
+def _isotope(text: str) -> tuple[str, str] | None:
+    r"""(mass number, element) of "^{14}_{6}C"; None for any other answer.
+
+    >>> _isotope(r"^{14}\mathrm{C}"), _isotope("C")
+    (('14', 'C'), None)
+    """
+    match = (
+        _ISOTOPE.fullmatch(re.sub(r"\\(?:ce|mathrm|text|rm)(?![a-zA-Z])|[{}\s$]", "", text)) if "^" in text else None
+    )
+    return (match["mass"], match["element"]) if match and match["element"] in tables().elements else None
 
 
 _IRREGULAR = {
@@ -97,9 +129,27 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
     return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
 
 
+_NAMED_NUMERAL = re.compile(
+    r"(?:[Tt]he )?(?:quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line|case"
+    r"|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image) (?P<numeral>[IVX]+)",
+    re.IGNORECASE,
+)
+
+
+def numeral_named(gold: str, text: str) -> bool:
+    """Whether a Roman numeral is called by what it numbers: "Quadrant III" for "III".
+
+    >>> numeral_named("III", "Quadrant III"), numeral_named("III", "Quadrant II"), numeral_named("V", "volume V")
+    (True, False, False)
+    """
+    match = _NAMED_NUMERAL.fullmatch(TEXT_COMMAND.sub(r"\1", text))
+    return match is not None and match["numeral"] == gold
+
+
 SHORT_WORDS = frozenset(
     {"up", "on", "in", "at", "no", "ox", "hi", "go", "it", "he", "us", "we", "or", "if", "to", "by"}
 )
+_HEXADECIMAL = re.compile(r"0[xX][0-9A-Fa-f]+")
 _GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){2,4}")
 
 
@@ -113,6 +163,8 @@ def case_differs(gold: str, text: str) -> bool:
     if a == b or a.casefold() != b.casefold():
         return False
     if a.casefold() in SHORT_WORDS:
+        return False
+    if _HEXADECIMAL.fullmatch(a):
         return False
     words = re.findall(r"(?<![A-Za-z\\])[A-Za-z]{3,}", TEXT_COMMAND.sub(r"\1", a))
     return all(_GENOTYPE.fullmatch(word) for word in words)

@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 
 from sophia_mcore.verify.named import named_value
+from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.numbers import parse_number
 from sophia_mcore.verify.quantities import parse_quantity
 
@@ -37,7 +38,7 @@ def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed:
     >>> lookalikes_equal("3:4:5", "6:8:10", "3:4:5", "6:8:10", False)
     True
     """
-    for rule in (_rows_equal, _bases_equal, _sizes_equal):
+    for rule in (_rows_equal, _bases_equal, _literals_equal, _readings_equal, _sizes_equal):
         found = rule(named_value(gold)[1], named_value(text)[1])
         if found is not None:
             return found
@@ -125,12 +126,34 @@ def _commas_differ(gold: str, text: str) -> bool:
 
 def _bases_equal(gold: str, text: str) -> bool | None:
     """A number in another base than ten equals only the same digits in the same base."""
-    a, b = _BASE.fullmatch(gold), _BASE.fullmatch(text)
+    a, b = (
+        match if match and all(int(digit, 16) < int(match["base"]) for digit in match["digits"]) else None
+        for match in (_BASE.fullmatch(gold), _BASE.fullmatch(text))
+    )  # in 2F_2 the F is a letter
     if a is None and b is None:
         return None
     if all(match is None or match["base"] == "10" for match in (a, b)):
         return None
     return a is not None and b is not None and a.groups() == b.groups()
+
+
+_LITERAL = re.compile(r"0(?:x[0-9a-f]+|b[01]+|o[0-7]+)", re.IGNORECASE)
+_READING = re.compile(r"(\d{2,3})\s*/\s*(\d{2,3})\s*(mm\s?Hg)?")
+
+
+def _literals_equal(gold: str, text: str) -> bool | None:
+    """A number as programs write it, 0x1F or 0b101, equals only the same digits; None if neither is one."""
+    if _LITERAL.fullmatch(gold) is None and _LITERAL.fullmatch(text) is None:
+        return None
+    return gold.casefold() == text.casefold()
+
+
+def _readings_equal(gold: str, text: str) -> bool | None:
+    """A blood pressure, "120/80 mmHg", is two readings and no fraction; None if neither answer is one."""
+    a, b = (_READING.fullmatch(TEXT_COMMAND.sub(r" \1", one).strip()) for one in (gold, text))
+    if not any(match is not None and match[3] for match in (a, b)):
+        return None
+    return a is not None and b is not None and a.group(1, 2) == b.group(1, 2)
 
 
 def _primes_equal(gold: str, text: str) -> bool | None:

@@ -38,8 +38,10 @@ def _is_counted(unit: str) -> bool:
 def price_of_percent(gold: str, cleaned: str, prediction: str, text: str) -> bool:
     """Whether one answer is a price and the other a percentage, an angle in degrees or a number of something else."""
     paid, wanted = amount(prediction), amount(gold)
-    for price, priced, other in ((paid, wanted, cleaned), (wanted, paid, text)):
+    for price, priced, other, priced_text in ((paid, wanted, cleaned, prediction), (wanted, paid, text, gold)):
         measured = parse_quantity(other) if price is not None and priced is None else None
+        if measured is not None and measured.unit == "pound" and price is not None and "£" not in priced_text:
+            continue  # "5 pounds" and "5 lb"
         if measured is not None and _is_counted(measured.unit) and not _CURRENCY.search(other):
             return True
     if paid is not None and (_PERCENT.search(cleaned) or (_DEGREES.search(gold) and not gold.isalnum())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from sophia_mcore.verify.algebra import evaluate
+from sophia_mcore.verify.algebra import Expression, evaluate
 from sophia_mcore.verify.normalize import TEXT_COMMAND, split_top
 
 _INDEX = r"(?:\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?[A-Za-z]+|\w))?(?:\s*\^\s*\{?\s*\*\s*\}?)?"
@@ -81,14 +81,27 @@ def named_value(text: str) -> tuple[str, str]:
         return others[0], value
     if is_name(value) and not _is_number(value):
         return "", text
-    worked = evaluate(value)
+    worked = _without_unit(value) or evaluate(value)
     for side in others:
         if is_name(side) and not _is_number(side):
             continue
         middle = evaluate(side)
-        if worked is None or middle is None or not _near(middle, worked):
+        if worked is None or middle is None or _JOINED.search(side):
+            return "", text
+        formula = worked.is_number and not middle.is_number and is_name(others[0])  # V = \pi r^2 h = 12
+        if not formula and not _near(middle, worked):
             return "", text
     return others[0], value
+
+
+_JOINED = re.compile(r"\b(?:or|and|if|but|not)\b|[,;]")
+_MEASURED = re.compile(r"(?P<number>.*[\d})i])\s*\\(?:text|mathrm)\s*\{[^{}]*\}.*")
+
+
+def _without_unit(value: str) -> Expression | None:
+    """The number before a unit in \\text; None if there is none."""
+    measured = _MEASURED.fullmatch(value)
+    return evaluate(measured["number"].strip()) if measured else None
 
 
 def _near(middle: object, last: object) -> bool:

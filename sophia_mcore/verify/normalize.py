@@ -59,6 +59,17 @@ _CHECK_MARK = re.compile(r"(?<=.)\s*\\checkmark$")
 _TRAILING_DEGREE = re.compile(
     r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+(?:\s*(?:\\(?:text|mathrm)\s*\{\s*T\s*\}|T))?$"
 )  # a true bearing
+_ENVIRONMENT = re.compile(
+    r"\\begin\s*\{(?P<kind>equation|align|aligned|gather|gathered|split|eqnarray|multline)(?P<star>\*?)\}(?P<inner>.*)"
+    r"\\end\s*\{(?P=kind)(?P=star)\}",
+    re.DOTALL,
+)
+_NEW_LINE = re.compile(r"\\\\(?:\[[^\]]*\])?")
+_GOES_ON = re.compile(r"=|\\(?:approx|equiv)(?![a-zA-Z])")
+_DIRECTED = re.compile(  # "10 N, to the left"
+    r"^(?P<amount>[-+]?\d[^,]{0,30}),\s+(?=(?:to(?:wards?)? the|pointing|directed|due|north|south|east|west|clockwise"
+    r"|counter-?clockwise|(?:up|down|left|right|for|back)(?:wards?)?)(?![a-z]))"
+)
 _BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
@@ -75,6 +86,8 @@ def clean(answer: str) -> str:
     answer = program_names(answer)
     if "$" in answer:
         answer = _DOLLAR.sub(" ", answer)
+    if "\\begin" in answer:
+        answer = lines_joined(answer)
     if "\\" in answer or "~" in answer:
         answer = _FRAC.sub(r"\\frac", _DECORATION.sub("", answer))
         answer = _ALIASES.sub(lambda match: _ALIAS_OF[match[1]], answer)
@@ -89,6 +102,42 @@ def clean(answer: str) -> str:
         answer = _COUNTED.sub(lambda match: match[0].replace(",", ""), answer)
     answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))
     return magnitudes(answer) if answer[-1:].isalpha() or "\\text" in answer or not answer.isascii() else answer
+
+
+def comma_left_out(answer: str) -> str:
+    """A prediction without the comma before its direction.
+
+    >>> comma_left_out("10 N, to the left"), comma_left_out("10 N, 5 N")
+    ('10 N to the left', '10 N, 5 N')
+    """
+    return _DIRECTED.sub(r"\g<amount> ", answer) if "," in answer else answer
+
+
+def lines_joined(answer: str) -> str:
+    r"""The inside of a display such as aligned: lines that begin with "=" go on, other relations are a list.
+
+    Lines that are neither stay as they are, and so does a matrix.
+
+    >>> lines_joined(r"\begin{aligned} C &= 2\pi r \\ &= 6\pi \end{aligned}")
+    'C = 2\\pi r = 6\\pi'
+    """
+    display = _ENVIRONMENT.fullmatch(answer.strip())
+    if display is None:
+        return answer
+    inner = display["inner"].strip().strip(".").strip()
+    if "\\begin" in inner:
+        return lines_joined(inner)
+    lines = [line.replace("&", "").strip() for line in _NEW_LINE.split(inner)]
+    lines = [line for line in lines if line]
+    joined = lines[0] if lines else ""
+    for line in lines[1:]:
+        if _GOES_ON.match(line):
+            joined = f"{joined} {line}"
+        elif "=" in line and "=" in joined:
+            joined = f"{joined.rstrip(', ')}, {line}"
+        else:
+            return answer
+    return joined
 
 
 def _strip(answer: str) -> str:

@@ -97,21 +97,24 @@ def _plain(digits: str, exponent: int, scientific: bool, sign: int, percent: boo
 
 _SPOKEN = re.compile(
     r"(?:(?P<minus>minus|negative)\s+(?P<size>[\w .-]+)|(?P<share>[A-Za-z -]+?)\s+percent"
-    r"|(?P<top>\d{1,9}) (?:out of|in) (?P<bottom>\d{1,9}))",
+    r"|(?P<top>\d{1,9}|[a-z]{3,5}) (?:out of|in) (?P<bottom>\d{1,9}|[a-z]{3,5}))",
     re.IGNORECASE,
 )
 
 
 def _spoken(text: str) -> Number | None:
     """ "minus five", "three percent" and "7 out of 10"."""
+    if text.endswith(" below zero"):
+        below = parse_number(re.sub(r"(?: degrees?)? below zero$", "", text))
+        return None if below is None or below.value < 0 else replace(below, value=-below.value)
     if text.startswith("百分之") and (share := parse_number(text[3:])) is not None:
         return replace(share, percent=True, kind="percent")
     match = _SPOKEN.fullmatch(text)
     if match is None:
         return None
     if match["top"]:
-        top, bottom = int(match["top"]), int(match["bottom"])
-        return Number(Fraction(top, bottom), None, False, "fraction") if bottom else None
+        ends = [Fraction(one) if one.isdigit() else number_of_words(one) for one in (match["top"], match["bottom"])]
+        return Number(ends[0] / ends[1], None, False, "fraction") if ends[0] is not None and ends[1] else None
     if match["share"]:
         words = number_of_words(match["share"])
         return None if words is None else Number(words, None, True, "percent")

@@ -64,6 +64,13 @@ _AMOUNT = re.compile(r"(?P<before>\D{1,20}?)?\s*(?P<number>[+-]?\s*\d[\d.,]*)\s*
 _DOLLARS_AND_CENTS = re.compile(r"(?:\\?\$(\d{1,9})|(\d{1,9}) dollars?),?(?: and)? (\d{1,2}) cents?")
 
 
+_YUAN_AND_JIAO = re.compile(r"(\d{1,9})[元块](?:(\d)[角毛])?(?:(\d)分)?")
+
+
+def _in_yuan(match: re.Match[str]) -> str:
+    return f"{match[1]}.{match[2] or 0}{match[3] or 0}元" if match[2] or match[3] else match[0]
+
+
 @lru_cache(maxsize=1 << 12)
 def amount(text: str) -> Amount | None:
     r"""An amount of money, before ``clean`` takes the dollar signs for mathematics; None if no currency is named.
@@ -76,6 +83,7 @@ def amount(text: str) -> Amount | None:
     text = TEXT_COMMAND.sub(r" \1", text).strip(" .")
     if text.replace("\\$", "").count("$") % 2 == 0:
         text = _MATH_SIGN.sub("", text)  # $20$ is mathematics
+    text = text if text.isascii() else _YUAN_AND_JIAO.sub(_in_yuan, text)
     text = _DOLLARS_AND_CENTS.sub(lambda both: f"${both[1] or both[2]}.{int(both[3]):02}", text)
     match = _AMOUNT.fullmatch(magnitudes(text))
     if match is None:
@@ -113,6 +121,7 @@ _NOUN = re.compile(
     r"(?P<number>[+-]?[\d.,]+(?:/\d+)?|[+-]?\\frac\{\d+\}\{\d+\})\s+(?P<unit>[^\W\d_]{2,}(?:[ -][^\W\d_]+){0,3})"
 )
 _ANY_UNITS = re.compile(r"(?P<number>.*[\d}\)i])\s+(?P<unit>(?:(?:square|cubic|sq\.?) )?units?)")
+_BRACED_POWER = re.compile(r"(?<=[A-Za-z])\s*\^\s*\{\s*([+-]?\d)\s*\}(?=[^{}]*\})")
 _MICRO = re.compile(r"\\mu(?![a-zA-Z])\s*")
 _DEGREE_UNITS = ((r"^\circ C", "°C"), (r"^\circ F", "°F"), (r"^{\circ}C", "°C"), (r"^{\circ}F", "°F"))
 
@@ -128,6 +137,7 @@ def parse_quantity(text: str) -> Quantity | None:
         return None
     flat = text
     if "\\" in text:
+        text = _BRACED_POWER.sub(r"^\1", text)  # m\,s^{-2} inside \mathrm{}
         flat = TEXT_COMMAND.sub(r" \1", _MICRO.sub("µ", text)).replace(r"\Omega", "Ω").replace("µ ", "µ")
     spaced = flat != text or " " in text or not text[-1:].isascii()
     if "circ" in flat:

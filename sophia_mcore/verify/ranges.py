@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from sophia_mcore.verify.dates import parse_date, parse_time
@@ -165,6 +166,48 @@ def ratios_equal(gold: str, text: str, equal: Callable[[str, str], bool | None])
     if float(match["first"]) % (float(match["second"]) or 1) == 0:
         return False  # 45:1 is hardly meant as 45
     return equal(quotient, other) if a is not None else equal(other, quotient)
+
+
+_NAMED_RATIO = re.compile(
+    r"(?P<names>[^:=<>,;]{1,40}(?::[^:=<>,;]{1,40})+)=(?P<values>\s*\d+(?:\.\d+)?\s*(?::\s*\d+(?:\.\d+)?\s*)+)"
+)
+_SEVERAL_TO_ONE = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
+
+
+def named_ratios_equal(gold: str, text: str) -> bool | None:
+    """Whether two ratios of which one names what is compared are equal; None if neither does.
+
+    >>> named_ratios_equal("a:b = 2:3", "b:a = 3:2"), named_ratios_equal("a:b = 2:3", "b:a = 2:3")
+    (True, False)
+    """
+    a, b = _NAMED_RATIO.fullmatch(gold), _NAMED_RATIO.fullmatch(text)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        first, second = (dict(zip(_names_of(one["names"]), _values_of(one["values"]), strict=False)) for one in (a, b))
+        if first.keys() != second.keys() or len(first) < 2:
+            return False
+        return _proportional([first[name] for name in first], [second[name] for name in first])
+    match, other = (a, text) if a is not None else (b, gold)
+    assert match is not None
+    if not _SEVERAL_TO_ONE.fullmatch(other):
+        return None
+    return _proportional(_values_of(match["values"]), _values_of(other))
+
+
+def _names_of(text: str) -> list[str]:
+    bare = re.sub(r"\\(?:text|mathrm|overline)|[{}\s$_]", "", text)
+    return [min(name, name[::-1]) if re.fullmatch("[A-Z]{2}", name) else name for name in bare.split(":")]
+
+
+def _values_of(text: str) -> list[Fraction]:
+    return [Fraction(part.strip()) for part in text.split(":")]
+
+
+def _proportional(first: list[Fraction], second: list[Fraction]) -> bool:
+    if len(first) != len(second) or not first[0] or not second[0]:
+        return False
+    return all(x * second[0] == y * first[0] for x, y in zip(first, second, strict=True))
 
 
 def _quotient(match: re.Match[str]) -> str:

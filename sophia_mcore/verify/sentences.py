@@ -14,7 +14,7 @@ _LEAD = re.compile(
     r"(?:(?:it|this|that|he|she|there|these|those|the(?: [^\W\d_]+){1,3})(?:['’]s|\s+(?:is|was|are|were"
     r"|shows?|has|will(?: be)?))\s+)?"
     r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
-    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to)\s+)*"
+    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
 )
 
 
@@ -32,7 +32,7 @@ def core(plain: str) -> str:
     return rest if len(rest) > 1 or not rest.isascii() or rest.isdigit() else plain
 
 
-_PLACE = re.compile(r"\b(in|on|at|by|of|from|to)\b")
+_PLACE = re.compile(r"\b(in|on|at|by|of|from|to|towards?)\b")
 
 
 def same_place(found: str, wanted: str) -> bool:
@@ -55,6 +55,7 @@ _NAMED = re.compile(  # "the point (1, 2)"
     r"(?=[(\[{\\]|[a-z]\s*=|\d+\s*:)",
     re.I,
 )
+_THE_YEARS = re.compile(r"^[Tt]he (?=(?:\d{2}){1,2}s$)")  # "the 1990s"
 _YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
@@ -65,7 +66,7 @@ def said(text: str) -> str:
     >>> said(r"\text{The angle is } 40"), said("the angle is not 40")
     ('40', 'not 40')
     """
-    text = _NAMED.sub("", text)
+    text = _THE_YEARS.sub("", _NAMED.sub("", text))
     if text.endswith("years old"):
         text = text.removesuffix(" old")
     year = _YEAR.fullmatch(text)

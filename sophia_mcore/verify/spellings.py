@@ -17,6 +17,7 @@ _MONTHS = (
 _SHORT = {name[:3]: name for name in _DAYS + _MONTHS} | {
     "tues": "tuesday", "thur": "thursday", "thurs": "thursday", "sept": "september", "dne": "does not exist",
 }  # fmt: skip
+_NONE = frozenset({"none of them", "none of these", "none of those", "none of the above"})
 _QUADRANT = re.compile(r"(?:the )?(?:quadrant (?P<behind>iv|i{1,3}|[1-4])|(?P<before>\w+) quadrant)")
 _WHICH = {
     "i": "1", "ii": "2", "iii": "3", "iv": "4", "first": "1", "second": "2", "third": "3", "fourth": "4",
@@ -32,6 +33,8 @@ def spelled(plain: str) -> str:
     """
     if plain in _SHORT:
         return _SHORT[plain]
+    if plain in _NONE:
+        return "none"
     match = _QUADRANT.fullmatch(plain)
     if match and (number := _WHICH.get(match["behind"] or match["before"])):
         return f"quadrant {number}"
@@ -106,13 +109,18 @@ def _terms(side: str) -> Counter[str]:
     return Counter(re.sub(r"\s", "", term) for term in re.split(r"\s\+\s|(?<=\w)\+(?=\s*\d*[A-Z(])", flat))
 
 
+def is_configuration(text: str) -> bool:
+    """Whether an answer is an electron configuration."""
+    return len(text) > 4 and _CONFIGURATION.fullmatch(text) is not None
+
+
 def configurations_equal(gold: str, text: str) -> bool | None:
     """Whether two electron configurations are the same; None if not both are.
 
     >>> configurations_equal("1s2 2s2 2p4", "1s^2 2s^2 2p^{4}"), configurations_equal("1s2 2s1", "1s^2 2s^2")
     (True, False)
     """
-    if not all(len(one) > 4 and _CONFIGURATION.fullmatch(one) for one in (gold, text)):
+    if not all(map(is_configuration, (gold, text))):
         return None
     first, second = (re.sub(r"[\s^{}]", "", one) for one in (gold, text))
     return first == second
@@ -121,7 +129,22 @@ def configurations_equal(gold: str, text: str) -> bool | None:
 # ---- relations and operations whose sides may be exchanged
 
 _EXCHANGED = re.compile(r"\\(perp|parallel|cap|cup|sim|cong|iff|Leftrightarrow)(?![A-Za-z])")
+_HOLDS = re.compile(r"^(?P<whole>[^\\=<>,]+)\\sup(?P<sign>set(?:eq)?)(?![a-z])(?P<part>[^\\=<>,]+)$")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|subset|subseteq)(?![A-Za-z])")
+
+
+def contained_equal(gold: str, text: str) -> bool:
+    r"""Whether two answers say that one set holds another, from either side.
+
+    >>> contained_equal(r"A \subset B", r"B \supset A"), contained_equal(r"A \subset B", r"A \supset B")
+    (True, False)
+    """
+    first, second = ("".join(_HOLDS.sub(_within, one).split()) for one in (gold, text))
+    return r"\su" in gold and first == second
+
+
+def _within(match: re.Match[str]) -> str:
+    return rf"{match['part']} \sub{match['sign']} {match['whole']}"
 
 
 def exchanged(gold: str, text: str) -> bool:

@@ -61,6 +61,7 @@ def directions(chance: random.Random) -> list[Pair]:
 def applied_and_crossed(chance: random.Random) -> list[Pair]:
     f, g = chance.sample("fghu", 2)
     a, b, c = chance.sample("abcdxy", 3)
+    a, b = (b, a) if a + b == "by" else (a, b)  # "by" is a word
     m, k = chance.sample("ABPQ", 2)
     vector, second, third = (rf"\vec{{{letter}}}" for letter in (a, b, c))
     return [

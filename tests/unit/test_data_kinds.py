@@ -51,6 +51,13 @@ def read(raw: dict[str, Any], **settings: Any) -> Row:
         ("x < 3 > y", "x < 3 > y"),
         ("\\begin{pmatrix}1\n2\\end{pmatrix}", "\\begin{pmatrix}1\n2\\end{pmatrix}"),
         ("#3", "#3"),
+        ("Answer: 3", "3"),
+        ("**Answer:** 3 cm", "3 cm"),
+        ("So the correct answer is 3", "3"),
+        ("```\n3\n```", "3"),
+        ("the answer is not 3", "the answer is not 3"),
+        ("answer", "answer"),
+        ("['1', '2']", "['1', '2']"),
     ],
 )
 def test_gold_answers_with_one_reading(text: Any, answer: str) -> None:
@@ -75,6 +82,7 @@ def test_gold_answers_with_one_reading(text: Any, answer: str) -> None:
         ("<image> How many?", "the answer contains <image>"),
         ("3</answer>", "the answer contains </answer>"),
         (["3", "4"], "the answer is a list"),
+        ("['24', 'twenty-four']", "the answer ['24', 'twenty-four'] is a list: write 'A ## B'"),
         ("half \ud83d", "the answer contains half of a surrogate pair"),
     ],
 )

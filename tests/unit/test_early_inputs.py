@@ -201,6 +201,7 @@ def test_ten_questions_of_each_source_are_shown(folder: Path) -> None:
     output = CliRunner().invoke(app, ["check", "run.toml"]).stdout
     shown = [line for line in output.splitlines() if line.startswith("#")]
     assert len(shown) == 1 + 10 + 1 + 1 + 1 + 1 and load_printed(folder, output) == load_config(folder / "run.toml")
+    assert shown[-1] == "# ok: run.toml, but a run would stop at the questions above"
     told = io.StringIO()
     with pytest.raises(SophiaError):
         doctor(load_config(folder / "run.toml"), Console(file=told, width=1000))
@@ -219,6 +220,7 @@ def test_images_are_not_read_wholly(folder: Path) -> None:
     (folder / "run.toml").write_text(RUN)
     (found,) = previews(load_config(folder / "run.toml"))
     assert found.bad == 0
+    assert CliRunner().invoke(app, ["check", "run.toml"]).stdout.endswith("# ok: run.toml\n")
     write(folder / "q.jsonl", [{"question": "How many?", "answer": "3", "image": "a.png\0"}])
     assert "embedded null byte" in previews(load_config(folder / "run.toml"))[0].lines[0]
     with pytest.raises(SophiaError, match="1 of 1 rows are bad"):

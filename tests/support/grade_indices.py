@@ -1,0 +1,106 @@
+"""Makers of pairs for letters with digits and marks, derivatives, ratios with names, readings, literals of programs."""
+
+from __future__ import annotations
+
+import random
+
+from tests.support.grade_kinds import KINDS, Pair, kind, pairs
+
+__all__ = ["KINDS"]  # with the kinds of grade_kinds
+
+
+@kind
+def digits_behind_letters(chance: random.Random) -> list[Pair]:
+    letter = chance.choice("ABDGLMQRTXZabdfghkmnprtuvwz")
+    i, j, k = chance.sample(range(1, 10), 3)
+    a, b, c = f"{letter}{i}", f"{letter}{j}", f"{letter}{k}"
+    low_a, low_b, low_c = f"{letter}_{i}", f"{letter}_{{{j}}}", f"{letter}_{k}"
+    return [
+        *pairs(a, [low_a], [letter, b, low_b, f"{i}{letter}", f"{letter}^{i}"]),
+        *pairs(
+            f"{a} + {b}",
+            [f"{low_a} + {low_b}", f"{b} + {a}", f"{low_b} + {low_a}"],
+            [f"{i + j}{letter}", f"{letter}{i + j}", f"{low_a} + {low_c}", f"{a} - {b}", f"{a}{b}"],
+        ),
+        *pairs(
+            f"{a} > {b}",
+            [f"{low_a} > {low_b}", f"{low_b} < {low_a}"],
+            [f"{b} > {a}", f"{low_a} > {low_c}", f"{c} > {b}"],
+        ),
+        *pairs(f"{a} = {b}", [f"{low_b} = {low_a}"], [f"{a} = {c}", f"{b} = {c}", f"{a} = {b} + 1"]),
+        *pairs(
+            rf"\frac{{{a} {b}}}{{{a} + {b}}}",
+            [rf"\frac{{{low_a} {low_b}}}{{{low_b} + {low_a}}}"],
+            [rf"\frac{{{i * j}{letter}}}{{{i + j}}}", rf"\frac{{{a} + {b}}}{{{a} {b}}}",
+             rf"\frac{{{a} {c}}}{{{a}+{c}}}"],
+        ),
+        *pairs(f"{a} < {b} < {c}", [f"{low_c} > {low_b} > {low_a}"], [f"{c} < {b} < {a}", f"{a} < {c} < {b}"]),
+    ]  # fmt: skip
+
+
+@kind
+def derivatives_and_primes(chance: random.Random) -> list[Pair]:
+    y, x = chance.choice([("y", "x"), ("x", "t"), ("s", "t"), ("u", "v")])
+    n = chance.randint(2, 9)
+    first = rf"\frac{{d{y}}}{{d{x}}}"
+    return [
+        *pairs(first, [first, rf"\frac{{d {y}}}{{d {x}}}"], [rf"\frac{{d{x}}}{{d{y}}}", rf"\frac{{dz}}{{d{x}}}", y]),
+        *pairs(
+            f"{first} = {n}{x}",
+            [rf"\frac{{d{y}}}{{d{x}}} = {n} {x}", rf"{n}{x} = {first}"],
+            [rf"\frac{{d{x}}}{{d{y}}} = {n}{x}", rf"\frac{{d^2{y}}}{{d{x}^2}} = {n}{x}", f"{first} = {n + 1}{x}"],
+        ),
+        *pairs(
+            f"{y}' = {n}{y}",
+            [f"{y}'={n} {y}", rf"{y}^{{\prime}} = {n}{y}"],
+            [f"{y} = {n}{y}'", f"{y}'' = {n}{y}", f"{y}' = {n}"],
+        ),
+        *pairs(
+            f"{first} + {n}{y} = 0",
+            [f"{n}{y} + {first} = 0"],
+            [f"{first} - {n}{y} = 0", rf"\frac{{d{x}}}{{d{y}}} + {n}{y} = 0"],
+        ),
+    ]  # fmt: skip
+
+
+@kind
+def ratios_with_names(chance: random.Random) -> list[Pair]:
+    p, q = chance.sample([2, 3, 5, 7, 11], 2)
+    a, b, c = chance.choice([("v1", "v2", "v3"), ("a", "b", "c"), ("AB", "CD", "EF"), ("S_1", "S_2", "S_3")])
+    return pairs(
+        f"{a}:{b} = {p}:{q}",
+        [f"{b}:{a} = {q}:{p}", f"{a} : {b} = {2 * p}:{2 * q}", f"{p}:{q}"],
+        [f"{b}:{a} = {p}:{q}", f"{a}:{b} = {q}:{p}", f"{a}:{c} = {p}:{q}", f"{q}:{p}", f"{a}:{b} = {p + 1}:{q}"],
+    )
+
+
+@kind
+def readings_literals_and_nouns(chance: random.Random) -> list[Pair]:
+    high, low = chance.randint(100, 180), chance.randint(60, 95)
+    n, m = chance.sample(range(2, 30), 2)
+    one, other = chance.sample(["cats", "dogs", "boys", "girls", "cars"], 2)
+    digits = f"{chance.randint(16, 200):X}"
+    turned = digits[::-1] if digits[::-1] != digits else f"{digits}1"
+    inside, outside = chance.sample("ABCMN", 2)
+    return [
+        *pairs(
+            f"{high}/{low} mmHg",
+            [f"{high}/{low} mm Hg", f"{high}/{low}"],
+            [f"{low}/{high} mmHg", f"{high / low} mmHg", f"{2 * high}/{2 * low} mmHg", f"{high} mmHg"],
+            boxed=False,
+        ),
+        *pairs(f"0x{digits}", [f"0x{digits.lower()}"], [f"0x{turned}", "0", f"0x{digits}0", digits], boxed=False),
+        *pairs("0", ["0.0"], [f"0x{digits}", "0b1", "0o7"], boxed=False),
+        *pairs(
+            f"{n} {one} and {m} {other}",
+            [f"{n} {one} and {m} {other}", f"{m} {other} and {n} {one}"],
+            [f"{n} {one} or {m} {other}", f"{m} {one} and {n} {other}", f"{n} {one}", str(n + m)],
+            boxed=False,
+        ),
+        *pairs(
+            rf"{inside} \subset {outside}",
+            [rf"{outside} \supset {inside}"],
+            [rf"{outside} \subset {inside}", rf"{inside} \supset {outside}", rf"{inside} \not\subset {outside}"],
+        ),
+        *pairs(f"-{n}", [f"{n} below zero"], [f"{n} above zero", f"{m} below zero", str(n)], boxed=False),
+    ]
