@@ -1,8 +1,9 @@
 """Training questions that share their text or an image with a benchmark.
 
-Four tests, from certain to likely: the same normalised question; word 8-grams of which half or more are the
-benchmark's; the same image file; an image whose 64-bit difference hash is within 4 bits. Pictures with little content
-(a plain page) have hashes that agree by chance: they are compared by file only.
+Four tests, from certain to likely: the same normalised question, with its options or, where the training question has
+none, without; word 8-grams of which half or more are the benchmark's (in Chinese, every character is a word); the same
+image file; an image whose 64-bit difference hash is within 4 bits. Pictures with little content (a plain page) have
+hashes that agree by chance: they are compared by file only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ HASH_BITS = 4  # of 64 that may differ
 _HASH_SIDE = 8
 _FEWEST_EDGES = 8  # bits set and unset that a telling hash has
 _BANDS = HASH_BITS + 1  # two hashes within HASH_BITS agree in at least one of so many bands
-_OPTION = re.compile(r"^\s*(?:choices?\s*:|\(?[a-j]\)|[a-j][.:])\s*", re.IGNORECASE | re.MULTILINE)
+_OPTION = re.compile(
+    r"[(（][a-j][)）]|(?:^|(?<=[\s:：;；,，]))(?:(?:choices?|options?)\s*[:：]|[a-j][)）.:：、])\s*", re.IGNORECASE
+)
+_WORD = re.compile(r"\d+(?:\.\d+)?|[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+")  # Chinese has no spaces: characters
 _IMAGE = re.compile(r"<image[ _]?\d*>|\(image(?: \d+)?\)", re.IGNORECASE)
 _HINT = re.compile(r"^\s*hint:.*?\bquestion:\s*", re.IGNORECASE | re.DOTALL)
 
@@ -55,9 +59,15 @@ def words(text: str) -> list[str]:
 
     >>> words("Hint: pick.\nQuestion: Find $x$ in <image 1>.\n(A) 3\n(B) \\frac{1}{2}")
     ['find', 'x', 'in', '3', 'frac', '1', '2']
+    >>> words("Is it red? A. yes B: no"), words("求x")
+    (['is', 'it', 'red', 'yes', 'no'], ['求', 'x'])
     """
     text = _IMAGE.sub(" ", _OPTION.sub(" ", _HINT.sub("", text)))
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", text.casefold())
+    return _WORD.findall(text.casefold())
+
+
+def _with_options(row: Row) -> list[str]:
+    return words("\n".join([row.question, *row.options]))
 
 
 def grams(tokens: Sequence[str]) -> set[tuple[str, ...]]:
@@ -69,7 +79,8 @@ class Index:
     """Questions and images of benchmarks, for look-up by text, file and picture."""
 
     def __init__(self) -> None:
-        self._texts: dict[tuple[str, ...], tuple[str, str]] = {}
+        self._texts: dict[tuple[str, ...], tuple[str, str]] = {}  # with their options
+        self._alone: dict[tuple[str, ...], tuple[str, str]] = {}  # without
         self._grams: dict[tuple[str, ...], set[tuple[str, str]]] = defaultdict(set)
         self._files: dict[str, tuple[str, str]] = {}
         self._hashes: dict[tuple[int, int], list[tuple[int, tuple[str, str]]]] = defaultdict(list)
@@ -77,11 +88,13 @@ class Index:
     def add(self, row: Row) -> None:
         """Take in a benchmark's question."""
         where = (row.benchmark or row.source, row.id)
-        tokens = words(" ".join([row.question, *row.options]))
+        tokens, alone = _with_options(row), words(row.question)
         if len(tokens) >= SHORTEST:
             self._texts.setdefault(tuple(tokens), where)
-            for gram in grams(words(row.question)):
+            for gram in grams(alone):
                 self._grams[gram].add(where)
+        if len(alone) >= SHORTEST:
+            self._alone.setdefault(tuple(alone), where)
         for data in _contents(row):
             self._files.setdefault(hashlib.sha256(data).hexdigest(), where)
             seen = difference_hash(data)
@@ -99,11 +112,13 @@ class Index:
                 yield by_image
 
     def _by_text(self, row: Row) -> Match | None:
-        tokens = words(" ".join([row.question, *row.options]))
-        where = self._texts.get(tuple(tokens))
+        alone = words(row.question)
+        where = self._texts.get(tuple(_with_options(row)))
+        if where is None and not row.options:  # the training question has been made an open one
+            where = self._alone.get(tuple(alone))
         if where is not None:
             return _match(row, where, "same text", 1.0)
-        own = grams(words(row.question))
+        own = grams(alone)
         counts: dict[tuple[str, str], int] = defaultdict(int)
         for gram in own:
             if len(gram) == GRAM:

@@ -9,12 +9,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from sophia_mcore.benchmarks.contamination import difference_hash
+from sophia_mcore.benchmarks.contamination import Index, difference_hash
 from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Source
+from sophia_mcore.data.columns import Row
 from sophia_mcore.data.sources import read_source
 
 
@@ -88,6 +90,34 @@ def test_mistakes(tmp_path: Path) -> None:
     assert "did you mean 'mmmu'" in str(run(str(config), "--against", "mmmuu").exception)
     assert ".jsonl" in str(run(str(config), "--against", against, "--drop", "x.csv").exception)
     assert "--against" in str(run(str(config), "--drop", "x.jsonl").exception)
+
+
+def row(question: str, *options: str) -> Row:
+    return Row(
+        source="s", number=0, id="t", question=question, answer="A", answer_type="", options=options, images=(),
+        problems=(), benchmark="mathvista",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "reason"),
+    [
+        ("Is red the largest bar?", (), "same text"),  # made an open question
+        ("Is red the largest bar? (A) yes (B) no", (), "same text"),
+        ("Is red the largest bar?(A)yes(B)no", (), "same text"),
+        ("Is red the largest bar?\nOptions: A. yes; B. no", (), "same text"),
+        ("Is red the largest bar?", ("yes", "no"), "same text"),
+        ("Is red the largest bar?", ("left", "right"), ""),  # a question that many pictures have
+        ("Is blue the largest bar?", (), ""),
+        ("在圆O中,弦AB的长为8,圆心到弦的距离为3,求圆的半径是多少?", (), "shared text"),
+        ("在圆O中，弦CD的中点是M，求三角形的面积。", (), ""),
+    ],
+)
+def test_options_and_chinese(question: str, options: tuple[str, ...], reason: str) -> None:
+    index = Index()
+    index.add(row("Is red the largest bar?", "yes", "no"))
+    index.add(row("在圆O中，弦AB的长为8，圆心到弦的距离为3，求圆的半径。"))
+    assert [match.reason for match in index.matches(row(question, *options))] == [reason] * bool(reason)
 
 
 def test_a_plain_page_tells_nothing() -> None:
