@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sophia_mcore.records import Rollout
+from sophia_mcore.report.rewards import outcome_efficiency
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
 
@@ -32,6 +33,8 @@ def measures(turns: Sequence[Rollout], attempts: bool) -> Iterator[tuple[str, fl
     right = [100.0 * (one.verdict == "correct") for one in turns]
     yield "right", right[-1]
     yield "tokens", sum(len(one.token_ids) for one in turns)
+    last = turns[-1]
+    yield "outcome efficiency", outcome_efficiency([(last.text, last.extracted, last.verdict == "correct")]) or 0.0
     terms: dict[str, float] = defaultdict(float)
     for one in turns:
         for name, value in json.loads(one.scores or "{}").items():

@@ -69,6 +69,15 @@ class Data(Section):
     max_bad_rows: int = Field(default=0, ge=0)  # more bad rows than this stop the run
     max_image_pixels: PositiveInt = 100_000_000
 
+    @model_validator(mode="after")
+    def _with_images(self) -> Data:
+        if any(source.text_only for source in self.questions):
+            raise ValueError(
+                "columns.images = []: a round describes images; questions without them belong to rl.questions, "
+                "rl.validation or evaluate.questions"
+            )
+        return self
+
 
 class Captions(Section):
     """On-policy seeing: the policy describes each image set without seeing the question."""

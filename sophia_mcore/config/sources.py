@@ -13,7 +13,8 @@ from sophia_mcore.config.base import Section
 class Columns(Section):
     """Names of the source's columns. Each is a name, or a list of names that are tried in order."""
 
-    images: tuple[str, ...] = ("images", "image", "image_path", "image_1")  # image_1: image_2 ... are read with it
+    # image_1: image_2 ... are read with it; []: questions of text alone
+    images: tuple[str, ...] = ("images", "image", "image_path", "image_1")
     question: tuple[str, ...] = ("question", "problem", "query")
     answer: tuple[str, ...] = ("answer", "solution", "label")
     answer_type: tuple[str, ...] = ("answer_type", "type")
@@ -51,6 +52,11 @@ class Source(Section):
         if not self.benchmark and not self.path:
             raise ValueError("path: required key is missing")
         return self
+
+    @property
+    def text_only(self) -> bool:
+        """Whether its questions have no images, by the settings."""
+        return self.columns is not None and not self.columns.images
 
     def same_rows(self, other: Source) -> bool:
         """Whether both read the same file, folder or data set, in any spelling and with any limit of rows."""

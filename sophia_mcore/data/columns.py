@@ -103,7 +103,10 @@ class RowReader:
         names = list(available)
         wanted = source.columns or preset.columns
         self.columns = _resolve(wanted, set(names), source)
-        self.image_columns = _numbered_siblings(self.columns["images"], wanted.images, set(names))
+        self.text_only = not wanted.images
+        self.image_columns = (
+            () if self.text_only else _numbered_siblings(self.columns["images"], wanted.images, set(names))
+        )
         self._answer_index = source.answer_index
         self._used = {column.partition(".")[0] for column, _ in self.columns.values()}
         self._videos = [name for name in names if self._is_video(name)]
@@ -129,7 +132,7 @@ class RowReader:
         images = tuple(images_of(cells, self.folder, problems))
         problems += [f"videos are not supported (column {name!r})" for name, cell in raw.items()
                      if self._is_video(name) and not is_missing(cell) and cell not in (None, "", [])]  # fmt: skip
-        if not images and not problems:
+        if not images and not problems and not self.text_only:
             problems.append("no image")
         if not problems:
             answer, problems = self._against_options(answer, options)
@@ -227,6 +230,8 @@ def _resolve(columns: Columns, available: set[str], source: Source) -> dict[str,
     found = {}
     for role in _ROLES:
         candidates = getattr(columns, role)
+        if role == "images" and not candidates:
+            continue
         for candidate in candidates:
             if candidate in available or candidate.split(".")[0] in available:
                 found[role] = candidate, candidate in available

@@ -4,8 +4,10 @@ python -m tests.bench.bench_handover [--gigabytes 3] [--repeats 3] [--folder TMP
 
 Prints one JSON line. Two ranks hold a bf16 model and publish it (`weights.publish`: files, digests, sync). `sendfile`:
 one process copies the same bytes with the kernel's own copy and syncs them; `verify`: what an engine does before it
-loads. `ratio`: seconds of sendfile over those of publishing (goal 0.9). `extra_mib`: memory that a rank takes beside
-the model while it publishes (goal 16). `bytes`: written over trained (goal 1). Best of the repeats; nothing is frozen.
+loads. `ratio`: seconds of sendfile over those of publishing (goal 0.9). `long_way`: a checkpoint of the weights alone
+(the ranks write their shards through torch) and its export as a Hugging Face folder, seconds; `of_long_way`: publishing
+over that (goal 0.2). `extra_mib`: memory that a rank takes beside the model while it publishes (goal 16). `bytes`:
+written over trained (goal 1). Best of the repeats; nothing is frozen.
 """
 
 from __future__ import annotations
@@ -22,11 +24,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
+from megatron.core import dist_checkpointing
 
 from sophia_mcore.config.schema import Batch, Fp8, Objective, Parallel, Train
 from sophia_mcore.model import lvlm
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.rl.versions import verify_version
+from sophia_mcore.store.layout import step_name
+from sophia_mcore.train import checkpoint_folder
+from sophia_mcore.train.checkpoint import METADATA, PlainSaveStrategy
+from sophia_mcore.weights.export import export_hf
 from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.publish import publish
 from tests.bench.bench_conversion import make_source
@@ -56,7 +63,25 @@ def _rank(groups: Any, backend: Any, source: Path, parent: Path, repeats: int) -
             dist.barrier()
             if dist.get_rank() == 0:
                 shutil.rmtree(folder)
+    rows[0]["long_way"] = _long_way(chunks, source, parent)
     return rows
+
+
+def _long_way(chunks: Any, source: Path, parent: Path) -> float:
+    """Seconds of a checkpoint and its export, which publishing replaces."""
+    dist.barrier()
+    began = time.monotonic()
+    if dist.get_rank() == 0:
+        checkpoint_folder.begin(parent, 1)
+    dist.barrier()
+    folder = parent / f".tmp-{step_name(1)}"
+    state = {f"model{i}": chunk.sharded_state_dict(metadata=dict(METADATA)) for i, chunk in enumerate(chunks)}
+    strategy = PlainSaveStrategy("torch_dist", 1)
+    dist_checkpointing.save(state, str(folder), strategy, content_metadata=dict(METADATA))
+    if dist.get_rank() == 0:
+        export_hf(folder, source, parent / "export")
+    dist.barrier()
+    return time.monotonic() - began
 
 
 def _peak() -> int:
@@ -105,6 +130,8 @@ def main() -> None:
         "publish_cpu": round(min(sum(rank[i]["cpu"] for rank in ranks) for i in range(options.repeats)), 2),
         "sendfile": round(min(copies), 2),
         "ratio": round(min(copies) / seconds, 2),
+        "long_way": round(max(rank[0]["long_way"] for rank in ranks), 2),
+        "of_long_way": round(seconds / max(rank[0]["long_way"] for rank in ranks), 3),
         "verify": round(verified, 2),
         "extra_mib": round(max(row["extra"] for rank in ranks for row in rank) / 2**20),
         "bytes": round(last["written"] / size, 4),

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
-from sophia_mcore.config.schema import Columns, Source
+from sophia_mcore.config.schema import Columns, Data, Source
 from sophia_mcore.data.columns import Row, RowReader
 from sophia_mcore.data.images import check, decode
 from sophia_mcore.data.sources import read_source
@@ -256,6 +257,16 @@ def test_float_pictures_and_large_ones() -> None:
 def test_options_that_are_no_texts_are_refused(options: list[Any]) -> None:
     (problem,) = read({"options": options, "answer": "A"}).problems[:1]
     assert problem.startswith("the options: (A) is a") and problem.endswith("not a text")
+
+
+def test_questions_of_text_alone() -> None:
+    alone = Columns(images=())
+    row = read({}, columns=alone)
+    assert (row.images, row.problems) == ((), ())  # the column is there and not read
+    assert read({"image": None}, columns=Columns()).problems == ("no image",)
+    assert read({"question": "<image> Which?"}, columns=alone).problems != ()
+    with pytest.raises(ValidationError, match=r"columns.images = \[\]: a round describes images"):
+        Data(questions=(Source(kind="jsonl", path="q.jsonl", columns=alone),))
 
 
 @pytest.mark.parametrize("mark", ["<video>", "<|video_pad|>"])
