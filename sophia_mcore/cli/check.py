@@ -72,7 +72,6 @@ def _show(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.config.load import dump_given
     from sophia_mcore.launch.inputs import policy_images, trained_spec
-    from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.store.user_files import check_user_files
 
     stages = each_stage(config)
@@ -81,6 +80,8 @@ def _show(file: Path, config: Config) -> None:
     refusals = [policy_images(one) for _, one in stages]
     for _, one in stages:
         if (spec := trained_spec(one)) is not None:
+            from sophia_mcore.parallel.layout import check_run_layout  # here: numpy is slow to import
+
             check_run_layout(spec, one)
     typer.echo(dump_toml(config) if config.stages is None else dump_given(config), nl=False)
     shown: set[str] = set()  # stages read the same questions again and again

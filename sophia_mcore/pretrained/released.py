@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sophia_mcore.pretrained.spec import ModelSpec
+if TYPE_CHECKING:
+    from sophia_mcore.pretrained.spec import ModelSpec
 
 
 def released_config(path: Path) -> dict[str, Any] | None:
@@ -38,10 +39,15 @@ def spec_of(path: Path) -> ModelSpec | None:
 
     Raises UsageError for a folder whose configuration cannot be used.
     """
-    if (path / "config.json").is_file():
-        return ModelSpec.from_model_dir(path)
-    config = released_config(path)
-    return None if config is None else ModelSpec.from_config(config, where=f"the release {path.name}")
+    own = (path / "config.json").is_file()
+    config = None if own else released_config(path)
+    if not own and config is None:
+        return None
+    from sophia_mcore.pretrained.spec import ModelSpec  # here: numpy is slow to import
+
+    return (
+        ModelSpec.from_model_dir(path) if config is None else ModelSpec.from_config(config, f"the release {path.name}")
+    )
 
 
 def _table() -> dict[str, Any]:

@@ -21,7 +21,10 @@ def test_the_functions_of_a_recipe(path: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(ROOT)
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     answers = enumerate(("7", "crop third"))
-    rows = [{"id": f"q{i}", "question": "What is it? | 1 2 3 4", "answer": answer, "image": "a.png"} for i, answer in answers]
+    rows = [
+        {"id": f"q{i}", "question": "What is it? | 1 2 3 4", "answer": answer, "image": "a.png"}
+        for i, answer in answers
+    ]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = load_config(path)
     check_user_files(config)
