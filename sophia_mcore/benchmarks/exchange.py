@@ -22,9 +22,10 @@ from sophia_mcore.records import Question
 from sophia_mcore.store import atomic
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
+EMPTY = "?"  # a prediction that is written for an answer without text
 CELL_LIMIT = 32_767  # characters of a cell of a workbook
 _READ_AS_MISSING = {
-    "", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "-NaN", "-nan",
+    "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "-NaN", "-nan",
 }  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SAMPLES = re.compile(r"_?samples_(?P<task>.+)$")
@@ -68,6 +69,7 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
             cells["problem_id"] = cells.get("index")
         question = _question(found, number, cells, layout, file)
         prediction, thought = _text(cells["prediction"]), _text(cells.get("thinking"))
+        prediction = "" if prediction == EMPTY else prediction
         cut += max(len(prediction), len(thought)) >= CELL_LIMIT and file.suffix == ".xlsx"
         answers.append((question, f"<think>\n{thought}\n</think>\n\n{prediction}" if thought else prediction))
     twice = len(answers) - len({question.id for question, _ in answers})
@@ -97,7 +99,10 @@ def _benchmark_of(file: Path) -> Benchmark:
     """The data set that a file's name ends in: MODEL_DATASET.tsv, or DATE_samples_TASK.jsonl."""
     samples = _SAMPLES.search(file.stem)
     if samples:
-        return benchmark_named(samples["task"])
+        try:
+            return benchmark_named(samples["task"])
+        except UsageError as error:
+            raise UsageError(f"{file.name}: {error}: name it with --on") from None
     names = [(name, one) for one in benchmarks().values() for name in (one.vlmevalkit, one.name, *one.names) if name]
     for name, one in sorted(names, key=lambda pair: -len(pair[0])):
         if file.stem.casefold() == name.casefold() or file.stem.casefold().endswith(f"_{name.casefold()}"):
@@ -190,9 +195,13 @@ def _export_row(question: Question, response: str) -> dict[str, str]:
 def readable_cell(text: str) -> str:
     """A prediction that pandas does not read as missing: one blank stands behind such a text.
 
+    ``EMPTY`` stands for one without any text: VLMEvalKit stops at an empty one, and finds a blank in gold answers.
+
     >>> readable_cell(""), readable_cell("None"), readable_cell("5")
-    (' ', 'None ', '5')
+    ('?', 'None ', '5')
     """
+    if not text.strip():
+        return EMPTY
     return f"{text} " if text in _READ_AS_MISSING else text
 
 

@@ -139,7 +139,10 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
         problems += _options_missing(values, answer)
     reserved = reserved_in(values["question"]) or reserved_in(values["query"])
     problems += [f"the question {reserved}"] if reserved else []
-    prompts = {name: render(benchmark.prompt(name), values, len(images), benchmark.images_last) for name in PROTOCOLS}
+    prompts = {
+        name: render(benchmark.prompt(name), values | {"protocol": name}, len(images), benchmark.images_last)
+        for name in PROTOCOLS
+    }
     details = {"index": values["index"], "prompts": prompts, "golds": values["golds"], "values": _kept(values)}
     text = json.dumps(details, ensure_ascii=False)
     if broken_text(text + values["question"] + answer):

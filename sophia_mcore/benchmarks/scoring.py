@@ -59,6 +59,19 @@ class Cost:
         )
 
 
+RULES_ONLY = "rules only"
+
+
+def label_of(benchmark: Benchmark, label: str) -> str:
+    """How verdicts on one benchmark come about, from a scorer's label: VLMEvalKit has no rules for every benchmark.
+
+    >>> label_of(benchmark_named("mvmath"), "vlmevalkit, judge-x"), label_of(benchmark_named("mmmu"), "paper, judge-x")
+    ('the grader, rules only', 'paper, judge-x')
+    """
+    graded = label.startswith("vlmevalkit") and benchmark.scorer not in RULES
+    return f"the grader, {RULES_ONLY}" if graded else label
+
+
 def details_of(question: Question) -> dict[str, Any]:
     """The JSON of a benchmark's question: index, prompts, golds, values."""
     found = json.loads(question.details)
@@ -77,7 +90,7 @@ class Scorer:
     @property
     def label(self) -> str:
         """How verdicts come about, for tables: "vlmevalkit, rules only", "paper, judge ..."."""
-        return f"{self.scoring}, {self._judge.version if self._judge else 'rules only'}"
+        return f"{self.scoring}, {self._judge.version if self._judge else RULES_ONLY}"
 
     def score(self, answers: Sequence[tuple[Question, str]]) -> list[Score]:
         """Scores of (question, response) pairs, in order. Raises SophiaError when the judge's endpoint is away."""
@@ -99,7 +112,7 @@ class Scorer:
         if self.scoring == "paper":
             return True
         rule = RULES.get(row.benchmark.scorer)
-        return rule is not None and rule(row.values, row.answer, None).right is None
+        return rule is not None and rule(row.values, row.answer, None).open
 
     def _extractions(self, rows: Sequence[_Row]) -> list[str | None]:
         """What the judge says the final answer is; None where it is not asked or gives none."""
@@ -132,7 +145,7 @@ class Scorer:
                 verdict = future.result()
                 scores.append(Score(verdict, one.found, "llm", float(verdict == "correct")))
             else:
-                by: SettledBy = "none" if one.right is None else "llm" if reply is not None else "rules"
+                by: SettledBy = "llm" if reply is not None else "none" if one.right is None else "rules"
                 name: VerdictName = "no_answer" if one.right is None else "correct" if one.right else "wrong"
                 scores.append(Score(name, one.found, by, float(name == "correct"), one.direct))
         return scores
@@ -246,6 +259,8 @@ def _parts(text: str) -> dict[str, str]:
 
     >>> _parts("(1) 14; (2) 37.")
     {'1': '14', '2': '37'}
+    >>> _parts("**(1)** 14\\n**(2)** 37")
+    {'1': '14', '2': '37'}
     """
     marks = list(_PART.finditer(text))
     starts = [i for i, mark in enumerate(marks) if mark[1] == "1"]
@@ -255,7 +270,9 @@ def _parts(text: str) -> dict[str, str]:
             if int(mark[1]) == len(chosen) + 1:
                 chosen.append(mark)
         ends = [*(mark.start() for mark in chosen[1:]), len(text)]
-        found = {mark[1]: text[mark.end() : end].strip(" \n;；.。，,") for mark, end in zip(chosen, ends, strict=True)}
+        found = {
+            mark[1]: text[mark.end() : end].strip(" \n;；.。，,*_#") for mark, end in zip(chosen, ends, strict=True)
+        }
         if len(found) > 1 and all(found.values()):
             return found
     return {}

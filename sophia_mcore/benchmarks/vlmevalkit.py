@@ -35,11 +35,18 @@ class Ruled:
     """What a rule says of an answer. ``right`` None: only an LLM could tell; without one it counts as wrong.
 
     ``found``: the answer as read. ``direct``: read without an LLM (its tables call that prefetched).
+    ``guessed``: an LLM is asked all the same, and ``right`` only counts where there is none.
     """
 
     right: bool | None
     found: str = ""
     direct: bool = False
+    guessed: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it asks an LLM."""
+        return self.right is None or self.guessed
 
 
 def split_thought(response: str) -> tuple[str, str]:
@@ -113,7 +120,10 @@ def answer_line(values: Mapping[str, Any], answer: str, reply: str | None) -> Ru
 
 
 def mathvista(values: Mapping[str, Any], answer: str, reply: str | None) -> Ruled:
-    """MathVista: letters for a choice; integers and floats as Python reads them, unrounded; lists are never right."""
+    """MathVista: letters for a choice; integers and floats as Python reads them, unrounded; lists are never right.
+
+    Zero is not read without an LLM there: Python takes it for "nothing found".
+    """
     if values["question_type"] == "multi_choice":
         choices, key = dict(values["options"]), values.get("answer_option", "")
         found = infer_letter(answer, choices)
@@ -121,7 +131,7 @@ def mathvista(values: Mapping[str, Any], answer: str, reply: str | None) -> Rule
             return Ruled(found == key, found, True)
         found = infer_letter(reply, choices) if reply is not None else ""
         return Ruled(found == key if reply is not None else None, found)
-    if _same_number(answer, values):
+    if _same_number(answer, values) and float(answer) != 0:
         return Ruled(True, answer, True)
     return Ruled(None if reply is None else _same_number(reply, values), reply or "")
 
@@ -181,8 +191,8 @@ def dynamath(values: Mapping[str, Any], answer: str, reply: str | None) -> Ruled
     if found is None and reply is not None:
         found = _parse(reply, kind)
     if found is None:
-        guessed = kind == "multiple choice" and gold in text[:3].upper()
-        return Ruled(True if guessed else None if reply is None else False)
+        guessed = kind == "multiple choice" and gold in text[:3].upper()  # "The" holds an E there
+        return Ruled(True if guessed else None if reply is None else False, guessed=guessed and reply is None)
     if isinstance(found, float):
         return Ruled(abs(found - float(gold)) <= 0.001, str(found), direct)
     right = found == gold if kind == "multiple choice" else found.lower() in gold.lower()
@@ -199,6 +209,8 @@ def _short_answer(text: str) -> str | None:
 
 
 def _parse(text: str, kind: str) -> float | str | None:
+    if not text.strip():
+        return None  # there an empty text is contained in every gold answer
     if kind == "float":
         head, pi, _ = (text if text.isdigit() else text.split(" ")[0]).partition("π")
         try:
@@ -230,23 +242,39 @@ def rational(text: str) -> float | None:
 
     >>> rational("\\frac{1}{4}"), rational("$2 \\cdot 3$"), rational("\\sqrt{2}")
     (0.25, 6.0, None)
+    >>> rational("1\\frac{1}{2}"), rational("25\\%"), rational("1{,}000"), rational("\\(007\\)")
+    (1.5, 0.25, 1000.0, 7.0)
     """
     if len(text) > _LONGEST:
         return None
-    text = text.strip().strip("$").strip()
-    boxed = re.fullmatch(r"\\boxed\{(.*)\}", text)
-    text = boxed[1] if boxed else text
+    text = _bare(text)
     for _ in range(4):
         text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", text)
-    text = re.sub(r"\^\{?\\circ\}?", "", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
+    text = re.sub(r"\^\{?\\circ\}?", "", text)
     text = re.sub(r"(?<=\d)\s*:\s*(?=\d)", "/", text)  # a ratio
     text = text.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/").replace("^", "**")
-    text = text.replace("{", "(").replace("}", ")").replace("\\left", "").replace("\\right", "")
+    text = text.replace("{", "(").replace("}", ")")
     try:
         value = _value(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+_WRAPPED = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\{([^{}]*)\}")
+_SPACE = re.compile(r"\\[,;:! ]|\\(?:quad|displaystyle|left|right)(?![a-zA-Z])|~")
+
+
+def _bare(text: str) -> str:
+    """Arithmetic without what only sets it: signs of formulas and boxes, spaces, digit groups, signs of percent."""
+    text = text.strip().strip("$").strip().removeprefix(r"\$")
+    text = re.sub(r"^\\\((.*)\\\)$", r"\1", text, flags=re.DOTALL)
+    boxed = re.fullmatch(r"\\boxed\{(.*)\}", text)
+    text = _SPACE.sub("", _WRAPPED.sub(r"\1", boxed[1] if boxed else text)).replace("{,}", ",")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+    text = re.sub(r"(\d+(?:\.\d+)?)\s*\\?%", r"(\1/100)", text)
+    return re.sub(r"(?<![\d.])(\d+)(\\[dt]?frac\{\d+\}\{\d+\})", r"(\1+\2)", text).strip()
 
 
 def _value(node: ast.AST) -> float:

@@ -56,7 +56,7 @@ def benchmark(
         found = work.rescore(rescore, scoring, Score(judge=opened), benchmark=name)
         if out is not None:
             work.write_scores(out, found)
-        for line in work.shown_benchmark(found, found["scoring"]):
+        for line in work.shown_benchmark(found):
             typer.echo(line)
         if found["cut_cells"]:
             typer.echo(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sophia_mcore.benchmarks.published import published
-from sophia_mcore.benchmarks.scoring import Score, details_of
+from sophia_mcore.benchmarks.scoring import RULES_ONLY, Score, details_of, label_of
 from sophia_mcore.benchmarks.table import Benchmark, benchmark_named
 from sophia_mcore.benchmarks.tables import TABLES, Scored
 from sophia_mcore.evaluate.statistics import pass_at_1, wilson
@@ -38,13 +38,18 @@ def outcome(question: Question, score: Score, truncated: bool = False) -> Outcom
     return Outcome(question.id, values, score.verdict, score.settled_by, score.credit, score.direct, truncated)
 
 
-def benchmark_results(name: str, outcomes: Sequence[Outcome], model: str = "") -> dict[str, Any]:
+def benchmark_results(
+    name: str, outcomes: Sequence[Outcome], model: str = "", scoring: str = "paper, rules only"
+) -> dict[str, Any]:
     """All metrics of one benchmark. Scores and shares are in [0, 1].
 
     {"benchmark", "title", "score", "n", "ci95", "samples", "truncated", "unreadable", "judge_needed", "settled_by_llm",
-    "groups": {group: {name: {"score", "n", "ci95"}}}, "worst_case"?, "multi_step"?, "vlmevalkit": VLMEvalKit's table,
-    "published": [{"model", "score", "where"}]}. Questions outside of the reported split are used only in VLMEvalKit's
-    table. ``unreadable``: share of answers without a final answer. ``judge_needed``: share that only a judge can score.
+    "judge_failed"?, "scoring": how verdicts come about, "groups": {group: {name: {"score", "n", "ci95"}}},
+    "worst_case"?, "multi_step"?, "vlmevalkit": VLMEvalKit's table, "published": [{"model", "score"}]}. Questions
+    outside of the reported split are used only in VLMEvalKit's table. ``unreadable``: share of answers without a final
+    answer. ``judge_needed``: share that only a judge can score.
+    ``scoring``: the label of the scorer. ``judge_failed``, with a judge: share of answers for which it gave no usable
+    reply though it was asked.
     """
     benchmark = benchmark_named(name)
     counted = [one for one in outcomes if all(one.values.get(key) == value for key, value in benchmark.only.items())]
@@ -56,11 +61,16 @@ def benchmark_results(name: str, outcomes: Sequence[Outcome], model: str = "") -
         "unreadable": sum(one.verdict == "no_answer" for one in counted) / count,
         "judge_needed": sum(one.settled_by == "none" for one in counted) / count,
         "settled_by_llm": sum(one.settled_by == "llm" for one in counted) / count,
+        "scoring": label_of(benchmark, scoring),
         "expected_n": benchmark.questions,
         "groups": {group: _group(counted, group) for group in benchmark.groups},
         "vlmevalkit": TABLES[benchmark.table](_first_samples(outcomes)),
         "published": published(name, model),
     }
+    if found["scoring"] and not found["scoring"].endswith(RULES_ONLY):
+        expected = ("llm",) if scoring.startswith("paper") else ("llm", "rules")
+        failed = (one.settled_by not in expected or one.verdict == "error" for one in counted)
+        found["judge_failed"] = sum(failed) / count
     if benchmark.worst_of:
         found["worst_case"] = _summary(_worst(counted, benchmark.worst_of))
     if benchmark.multi_step:

@@ -106,7 +106,7 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
                 found = Outcome(question_id, values[question_id], verdict, by, credit, direct, cut)
                 by_benchmark[questions[question_id].benchmark].append(found)
     count = max(1, len(rights))
-    benchmarks = {name: benchmark_results(name, rows, model) for name, rows in sorted(by_benchmark.items())}
+    benchmarks = {name: benchmark_results(name, rows, model, scoring) for name, rows in sorted(by_benchmark.items())}
     return (
         _summary(rights)
         | ({"benchmarks": benchmarks, "scoring": scoring} if benchmarks else {})

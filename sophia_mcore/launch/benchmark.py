@@ -169,9 +169,8 @@ def rescore(
         scores = scorer.score(found.answers)
         label = scorer.label
     outcomes = [outcome(question, one) for (question, _), one in zip(found.answers, scores, strict=True)]
-    result = benchmark_results(found.benchmark.name, outcomes, model or file.stem)
+    result = benchmark_results(found.benchmark.name, outcomes, model or file.stem, label)
     return result | {
-        "scoring": label,
         "file": str(file),
         "cut_cells": found.cut,
         "answers": [
@@ -205,20 +204,23 @@ def shown_results(results: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for protocol, found in results.items():
         for one in found.get("benchmarks", {}).values():
-            lines += shown_benchmark(one, f"{protocol} ({found.get('scoring', '')})")
+            lines += shown_benchmark(one, protocol)
     return lines
 
 
-def shown_benchmark(one: dict[str, Any], how: str) -> list[str]:
-    """Lines for the terminal from the results of one benchmark. ``how``: protocol and way of scoring."""
+def shown_benchmark(one: dict[str, Any], protocol: str = "") -> list[str]:
+    """Lines for the terminal from the results of one benchmark."""
     if one["score"] is None:
         return [f"{one['title']}: no answers of the reported split"]
     low, high = one["ci95"]
+    how = f"{protocol} ({one['scoring']})" if protocol else one["scoring"]
     lines = [
         f"{one['title']}, {how}: {100 * one['score']:.2f}  [{100 * low:.1f}, {100 * high:.1f}], n {one['n']:,}; "
         f"truncated {100 * one['truncated']:.1f}%, unreadable {100 * one['unreadable']:.1f}%, "
         f"judge needed {100 * one['judge_needed']:.1f}%"
     ]
+    if one.get("judge_failed"):
+        lines.append(f"  warning: {100 * one['judge_failed']:.1f}% of the answers got no usable reply of the judge")
     if one["n"] != one["expected_n"]:
         lines.append(f"  not the whole benchmark: it has {one['expected_n']:,} questions")
     if "worst_case" in one:

@@ -101,7 +101,7 @@ def test_hostile_cells_of_predictions(tmp_path: Path) -> None:
         text = json.dumps(details | {"values": values})
         questions.append(dataclasses.replace(question, id=str(number), details=text))
     answers = list(zip(questions, texts, strict=True))
-    assert [row["prediction"] for row in export_rows(answers)][:2] == [" ", "None "]
+    assert [row["prediction"] for row in export_rows(answers)][:2] == ["?", "None "]
     book = tmp_path / "m_MathVision.xlsx"
     assert write_predictions(book, answers) == 2  # a long answer and a long thought
     cells = [row[-2] for row in openpyxl.load_workbook(book).worksheets[0].iter_rows(min_row=2)]
@@ -110,6 +110,7 @@ def test_hostile_cells_of_predictions(tmp_path: Path) -> None:
     assert read_predictions(book).cut == 2
     assert write_predictions(tmp_path / "m_MathVision.tsv", answers) == 0
     assert read_predictions(tmp_path / "m_MathVision.tsv").answers[3][1] == long
+    assert read_predictions(tmp_path / "m_MathVision.tsv").answers[0][1] == ""
     (tmp_path / "m_Unknown.tsv").write_bytes((tmp_path / "m_MathVision.tsv").read_bytes())
     with pytest.raises(UsageError, match="name it with --on"):
         read_predictions(tmp_path / "m_Unknown.tsv")
@@ -155,6 +156,9 @@ def test_lmms_evals_samples(tmp_path: Path) -> None:
     file.write_text(json.dumps(sample) + "\n")
     result = run("--rescore", str(file))
     assert result.exit_code == 0 and "100.00" in result.output
+    other = file.rename(tmp_path / "20260101_samples_mathvista_testmini_cot.jsonl")
+    assert "did you mean 'mathvista'?): name it with --on" in str(run("--rescore", str(other)).exception)
+    assert "100.00" in run("--rescore", str(other), "--on", "mathvista").output
     file.write_text(json.dumps({"doc_id": 0}) + "\n")
     assert isinstance(run("--rescore", str(file)).exception, SophiaError)
 

@@ -15,6 +15,7 @@ from sophia_mcore.benchmarks.rows import read_benchmark
 from sophia_mcore.benchmarks.scoring import Score, Scorer, Scoring, upper_bound
 from sophia_mcore.benchmarks.vlmevalkit import RULES, rational, split_thought
 from sophia_mcore.evaluate.benchmark_results import benchmark_results, outcome
+from sophia_mcore.launch.benchmark import shown_benchmark
 from sophia_mcore.records import Question, VerdictName
 from sophia_mcore.verify.grade import Grader
 from tests.support.benchmark_files import NEEDED, TABLES, folder, hub
@@ -173,6 +174,61 @@ def test_the_rules_say_what_vlmevalkit_says_on_all_public_cases(name: str) -> No
         ruled = RULES[CASES[name]](values, split_thought(case["response"])[0], reply)
         assert bool(ruled.right) == case["reference_verdict"], case["id"]
         assert (ruled.right is None) == case["judge_needed"], case["id"]
+
+
+NUMBERS = [
+    # answer, gold answer, VLMEvalKit's verdict
+    (r"1\frac{1}{2}", "1.5", True), (r"25\%", "0.25", True), ("25%", r"\frac{1}{4}", True), ("1{,}000", "1000", True),
+    ("1,000", "1000", True), ("007", "7", True), (r"\(5\)", "5", True), (r"\$5", "5", True), (r"5\,", "5", True),
+    (r"\text{5}", "5", True), (r"\displaystyle 5", "5", True), (r"\left(5\right)", "5", True), ("0.05", "0.05", True),
+    (r"1\frac{1}{2}", "0.5", False), (r"25\%", "25", False), ("1,00", "100", False), (r"\sqrt{4}", "2", False),
+    ("5 cm", "5", False), ("100", "1", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "gold", "right"), NUMBERS)
+def test_numbers_of_mathvision_as_latex2sympy_reads_them(answer: str, gold: str, right: bool) -> None:
+    assert bool(RULES["mathvision"]({"options": [], "answer": gold}, answer, None).right) == right
+
+
+def test_what_vlmevalkit_asks_a_judge_is_asked_here(grader: Grader) -> None:
+    """Zero in MathVista, and a letter that is only guessed in DynaMath, count as its tables count them."""
+    vista = {"question_type": "free_form", "answer_type": "integer", "answer": "0"}
+    assert RULES["mathvista"](vista, "0", None).right is None and RULES["mathvista"](vista, "0", "0").right
+    dyna = {"answer_type": "multiple choice", "answer": "E"}
+    guess = RULES["dynamath"](dyna, "The answer is B.", None)
+    assert guess.right and guess.open  # without a judge it is right there: "The" holds an E
+    assert RULES["dynamath"](dyna, "The answer is B.", "B").right is False
+    question = Question(id="1", question="?", answer="E", benchmark="dynamath",
+                        details=json.dumps({"index": "1", "golds": ["E"], "values": dyna}))  # fmt: skip
+    judge = Extractor({"The answer is B.": "B"})
+    (score,) = Scorer("vlmevalkit", grader, judge).score([(question, "The answer is B.")])
+    assert (score.verdict, score.settled_by, judge.asked) == ("wrong", "llm", ["The answer is B."])
+
+
+def test_a_judge_without_usable_replies_is_told(grader: Grader) -> None:
+    silent, speaking = Extractor({}), Extractor({})
+    speaking.replies = {
+        split_thought(text)[0]: "" for _, text in answers("mathverse")
+    }  # "there is no answer" is a reply
+    for scoring in ("paper", "vlmevalkit"):
+        for judge, failed in ((silent, 1.0), (speaking, 0.0)):
+            scorer = Scorer(scoring, grader, judge)
+            pairs = answers("mathverse")
+            outcomes = [outcome(q, one) for (q, _), one in zip(pairs, scorer.score(pairs), strict=True)]
+            found = benchmark_results("mathverse", outcomes, scoring=scorer.label)
+            assert (found["scoring"], found["judge_failed"]) == (f"{scoring}, recorded", failed)
+            told = "100.0% of the answers got no usable reply of the judge" in "\n".join(shown_benchmark(found))
+            assert told == bool(failed)
+    assert "judge_failed" not in scored("mathverse", "paper", grader)[0]
+    assert benchmark_results("mvmath", [], scoring="vlmevalkit, recorded")["scoring"] == "the grader, rules only"
+
+
+@pytest.mark.parametrize("kind", ["text", "multiple choice", "float"])
+@pytest.mark.parametrize("answer", ["", " ", '{"solution": "x", "short answer": ""}'])
+def test_an_empty_answer_is_never_right(kind: str, answer: str) -> None:
+    gold = {"text": "(1, 2)", "multiple choice": "B", "float": "0.0"}[kind]
+    assert not RULES["dynamath"]({"answer_type": kind, "answer": gold}, answer, None).right
 
 
 def test_text_of_models_is_never_run(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def test_gold_answers_options_and_variants() -> None:
     assert olympiad["1"].answer == r"$\frac{1}{2}$"
     assert "A ball falls.\nFind the speed." in prompts(olympiad["4"])["paper"]
     assert r"\boxed{answer}(unit)" in prompts(olympiad["4"])["paper"]
+    both = prompts(olympiad["1"])
+    assert r"\boxed{answer}." in both["paper"] and both["paper"].endswith("Find the ratio.\n<image 1>")
+    assert r"\boxed{answer}(unit)." in both["vlmevalkit"]  # an empty cell is NaN there, which counts as a unit
+    assert both["vlmevalkit"].endswith("Find the ratio.\n<image_1>\n<image 1>")  # the images follow the text
     assert "题目有多个答案" not in prompts(olympiad["2"])["paper"]
     assert r"\boxed{multiple answers connected with commas}" in prompts(olympiad["6"])["paper"]
 
