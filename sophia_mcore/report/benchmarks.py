@@ -46,27 +46,29 @@ def blocks(evaluation: dict[str, Any]) -> list[Block]:
         names = list(dict.fromkeys(name for one in details if one for name in one.get("benchmarks", {})))
         for name in names:
             found = [one["benchmarks"].get(name) if one else None for one in details]
-            made.append(_block(protocol, labels, details, found))
+            made.append(_block(protocol, labels, found))
         sources = list(dict.fromkeys(name for one in details if one for name in one["by_source"])) if not names else []
         made += [_source_block(protocol, labels, details, source) for source in sources]
     return made
 
 
-def _block(protocol: str, labels: list[str], details: list[Any], found: list[dict[str, Any] | None]) -> Block:
-    first = next(one for one in found if one)
+def _block(protocol: str, labels: list[str], found: list[dict[str, Any] | None]) -> Block:
+    there = [one for one in found if one]
+    first = there[0]
     lines = [Line("all", "", list(found))]
     if "worst_case" in first:
         lines.append(Line("worst case of all variants", "", [one and one["worst_case"] for one in found]))
     for key in ("step_accuracy_rate", "question_completeness_rate"):
-        if key in first.get("multi_step", {}):
-            steps = [one and one["multi_step"] for one in found]
+        if any(key in one.get("multi_step", {}) for one in there):
+            steps = [one["multi_step"] if one and key in one["multi_step"] else None for one in found]
             cells = [one and {"score": one[key], "n": one["n"], "ci95": one["ci95"][key]} for one in steps]
             lines.append(Line(key.replace("_", " "), "multi-step", cells))
-    for group, names in first["groups"].items():
-        for name in names:
+    for group in first["groups"]:
+        for name in dict.fromkeys(name for one in there for name in one["groups"].get(group, {})):
             lines.append(Line(name, group, [one and one["groups"].get(group, {}).get(name) for one in found]))
-    scoring = next((one.get("scoring", "") for one in details if one), "")
-    return Block(first["title"], protocol, scoring, labels, lines, first["published"], first["expected_n"])
+    scoring = "; ".join(dict.fromkeys(one["scoring"] for one in there))
+    published = list({row["model"]: row for one in there for row in one["published"]}.values())
+    return Block(first["title"], protocol, scoring, labels, lines, published, first["expected_n"])
 
 
 def _source_block(protocol: str, labels: list[str], details: list[Any], source: str) -> Block:

@@ -1,4 +1,4 @@
-"""Two runs side by side: settings that differ, pass@1 with the interval of the difference, questions that flipped."""
+"""Two runs side by side: settings that differ, benchmarks, pass@1 with the difference's interval, flipped questions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.phase import Phase
 from sophia_mcore.records import Question
 from sophia_mcore.report.answer import bars
+from sophia_mcore.report.benchmarks import blocks
 from sophia_mcore.report.build import render
 from sophia_mcore.report.charts import Charted, charts
 from sophia_mcore.report.collect import collect
@@ -37,6 +38,7 @@ def write_comparison(
         raise UsageError(f"--output {target}: the name of a page ends in .html, such as compare.html")
     runs = [_charted(*first, phases, "A"), _charted(*second, phases, "B")]
     pairs = compare_answers(runs[0], runs[1])
+    evaluations = {f"{c.name}, {label}": one for c in runs for label, one in c.report["evaluation"].items()}
     missing = [f"{charted.name}: {line}" for charted in runs for line in charted.report["missing"]]
     missing += [f"{c.name}: {line}" for c in runs for line in c.problems.lines if line not in c.report["missing"]]
     page = render(
@@ -44,6 +46,7 @@ def write_comparison(
         ["page.js"],
         runs=runs,
         pairs=pairs,
+        blocks=blocks(evaluations),
         settings=differing_settings(first[1], second[1]),
         missing=missing,
         stale=[f"{charted.name}: {line}" for charted in runs for line in charted.report["stale"]],

@@ -15,6 +15,7 @@ from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.report.benchmarks import blocks
 from sophia_mcore.report.build import write_report
+from sophia_mcore.report.compare import write_comparison
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round
 from tests.support.benchmark_files import NEEDED, hub
@@ -45,6 +46,25 @@ def test_benchmarks_before_and_after(tmp_path: Path) -> None:
     assert "InternVL3-8B + SOPHIA" in page and "60.67" in page
     assert "Not the whole benchmark: it has 900 questions" in page
     assert "<script>alert(1)" not in page
+
+
+@NEEDED
+def test_two_models_side_by_side(tmp_path: Path) -> None:
+    """`sophia report OUT OUT_B`: a table per benchmark with both models, also where only one has a sub-metric."""
+    steps = hub("mvmath")
+    runs = []
+    for name, sources in (("a", [steps]), ("b", [hub("mmmu"), steps.model_copy(update={"limit": 1})])):
+        folder = tmp_path / name
+        folder.mkdir()
+        run, config = make_run(folder), make_config(folder)
+        run.evaluation_questions_file.unlink()
+        prepare_questions(sources, ImageStore(run.images), run.evaluation_questions_file, read=read_benchmark)
+        evaluate(Round(config, run, 0), "base", FakeEngine(reply="\\boxed{{C}}"), NoProgress())
+        runs.append((run, config))
+    page = write_comparison(*runs, PHASES).read_text()
+    tables = page[page.index('id="benchmarks"') : page.index('id="rounds"')]
+    assert tables.count("A, base, %") == tables.count("B, base, %") == 2
+    assert "MV-MATH" in tables and "Art &amp; Design" in tables and "step accuracy rate" in tables
 
 
 @NEEDED
