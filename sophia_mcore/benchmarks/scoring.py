@@ -229,7 +229,7 @@ class _Row:
         """What the grader is asked: one item per gold answer that would do, or per part of a multi-step answer."""
         response = self.response if reply is None else f"\\boxed{{{reply}}}"
         if self.parts:
-            said = _parts(self.answer)
+            said = _parts(self.answer) or _in_order(self.answer, len(self.parts))
             return [self._item(number, said.get(part, ""), gold, "") for part, gold in self.parts.items()]
         golds = self._details["golds"]
         golds = golds if len(golds) > 1 else _alternatives(self.question.answer)
@@ -276,6 +276,24 @@ def _parts(text: str) -> dict[str, str]:
         if len(found) > 1 and all(found.values()):
             return found
     return {}
+
+
+_BETWEEN = re.compile(r"\s*[;；,，、]\s*|\s+and\s+")
+
+
+def _in_order(answer: str, count: int) -> dict[str, str]:
+    """Parts of a final answer that has no numbers: it must list exactly ``count`` of them.
+
+    >>> _in_order("Answer: {14; 37}", 2), _in_order("Answer: {14}", 2)
+    ({'1': '14', '2': '37'}, {})
+    """
+    found = (extract(answer) or "").strip()
+    if found[:1] == "{" and found[-1:] == "}":
+        found = found[1:-1]
+    listed = _BETWEEN.split(found.strip(" .。;；"))
+    if len(listed) != count or not all(listed):
+        return {}
+    return {str(number): text for number, text in enumerate(listed, start=1)}
 
 
 def _tolerance(error: str) -> float | None:

@@ -158,6 +158,27 @@ def test_mv_math_counts_steps_and_alternatives(grader: Grader) -> None:
     assert verdicts == {"1": True, "2": False, "3": True, "4": True, "5": True, "6": True, "7": False}
 
 
+@pytest.mark.parametrize(
+    ("answer", "credit"),
+    [
+        ("**(1)** 60\n\n**(2)** 4.5", 1.0),
+        ("### (1)\nx = 60\n### (2)\n4.5", 1.0),
+        ("Answer: {60; 4.5}", 1.0),
+        (r"\boxed{60} and \boxed{4.5}", 1.0),
+        ("**(1)** 60\n**(2)** 5.4", 0.5),
+        ("Answer: {4.5; 60}", 0.0),  # the order tells which part is meant
+        ("Answer: {60; 4.5; 7}", 0.0),
+        ("Answer: {60}", 0.0),
+        ("I do not know.", 0.0),
+    ],
+)
+def test_parts_in_bold_or_without_numbers(answer: str, credit: float, grader: Grader) -> None:
+    details = {"index": "1", "golds": ["(1) 60; (2) 4.5"], "values": {"answer_type": "multi-step"}}
+    question = Question(id="1", question="?", answer="(1) 60; (2) 4.5", benchmark="mvmath", details=json.dumps(details))
+    (score,) = Scorer("paper", grader).score([(question, answer)])
+    assert (score.credit, score.verdict == "correct") == (credit, credit == 1.0)
+
+
 CASES = {"mmmu": "letters", "mmmu_pro": "answer_line", "mathvista": "mathvista", "mathvision": "mathvision",
          "mathverse": "mathverse", "dynamath": "dynamath"}  # fmt: skip
 
