@@ -94,9 +94,8 @@ def values_of(benchmark: Benchmark, raw: RawRow) -> dict[str, Any]:
     _derive(benchmark, values)
     for key, table in benchmark.lookup.items():
         values[key] = values.get(key) or next((k for k, names in table.items() if values["category"] in names), "")
-    skills = values.get("skills")
-    if skills is not None:
-        values["skills"] = list(_several(skills))
+    if "skills" in named:
+        values["skills"] = _several(values["skills"])
     return values
 
 
@@ -289,5 +288,7 @@ def _text(value: Any) -> str:
 
 
 def _several(value: Any) -> list[str]:
+    if value is None or is_missing(value) or value == "":
+        return []
     read = literal(value) if isinstance(value, str) else value
     return [str(item) for item in read] if isinstance(read, (list, tuple)) else [str(value)]

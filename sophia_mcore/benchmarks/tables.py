@@ -56,7 +56,7 @@ def by_split(rows: Sequence[Scored]) -> Table:
 def _hits(rows: Sequence[Scored], first: str, kinds: Callable[[Scored], Iterable[str]]) -> Table:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for row in rows:
-        for kind in ("Overall", *kinds(row)):
+        for kind in ("Overall", *filter(None, kinds(row))):
             for place, one in enumerate((True, row.direct, row.right)):
                 counts[kind][place] += one
     return [

@@ -20,6 +20,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row
 from sophia_mcore.data.prepare import prepare_questions
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.evaluate.benchmark_results import Outcome, benchmark_results
 from sophia_mcore.pretrained.family import IMAGE_PLACE
 from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
@@ -197,6 +198,12 @@ def test_a_hub_row_without_options_or_with_nan_is_bad(tmp_path: Path) -> None:
     (bad,) = read_benchmark(Source(benchmark="mathvista", path=str(tmp_path / "testmini-0.parquet")))
     assert bad.problems == ("no answer",)
     assert values(bad)["precision"] == ""
+    alone = vista | {"answer": "3", "metadata": None}
+    pq.write_table(pa.Table.from_pylist([alone]), tmp_path / "testmini-0.parquet")
+    (good,) = read_benchmark(Source(benchmark="mathvista", path=str(tmp_path / "testmini-0.parquet")))
+    assert good.problems == () and values(good)["skills"] == []
+    table = benchmark_results("mathvista", [Outcome(good.id, values(good), "wrong", "rules", 0.0)])
+    assert [line["Task&Skill"] for line in table["vlmevalkit"]] == ["Overall"] and table["groups"]["skills"]["(none)"]
 
 
 def test_names_paths_and_damage(tmp_path: Path) -> None:
