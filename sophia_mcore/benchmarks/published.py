@@ -8,18 +8,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_OTHERS = "(?:mpo|pretrained|instruct|awq|gptq|int8|int4)"
+
 
 def published(benchmark: str, model: str) -> list[dict[str, Any]]:
     """The paper's rows of a benchmark for the model of that name or folder: [{"model", "score"}], shares 0-1.
 
-    [] where the paper does not evaluate the model. The name decides: nothing here looks at weights.
+    [] where the paper does not evaluate the model. The name decides: nothing here looks at weights. A released
+    model that is another stage or a quantization of it is not that model.
 
     >>> published("mathvista", "models/InternVL3-8B-hf")[0]
     {'model': 'InternVL3-8B', 'score': 0.678}
+    >>> published("mathvista", "InternVL2_5-8B-MPO"), published("mathvista", "InternVL3_5-8B")
+    ([], [])
     """
     raw = _table()
     key = _key(model)
-    named = [name for name in raw["models"] if re.search(rf"(?<![a-z0-9]){re.escape(_key(name))}(?![0-9])", key)]
+    named = [
+        name for name in raw["models"] if re.search(rf"(?<![a-z0-9]){_key(name)}(?![a-z0-9])(?!-{_OTHERS}\b)", key)
+    ]
     if not named or benchmark not in raw["columns"]:
         return []
     place = raw["columns"].index(benchmark)
@@ -31,7 +38,7 @@ def published(benchmark: str, model: str) -> list[dict[str, Any]]:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.casefold().replace("_", "."))
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold())
 
 
 @cache
