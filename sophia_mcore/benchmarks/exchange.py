@@ -79,8 +79,8 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
 
 
 def _question(benchmark: Benchmark, number: int, cells: dict[str, Any], layout: str, file: Path) -> Question:
-    row = row_of(benchmark, benchmark.name, number, RawRow(cells, layout, file.parent))
-    problems = [problem for problem in row.problems if problem not in ("no image", "no question")]
+    row = row_of(benchmark, benchmark.name, number, RawRow(cells, layout, file.parent), shown=False)
+    problems = [problem for problem in row.problems if problem != "no question"]
     if problems:
         raise SophiaError(f"{file}: row {number}: {problems[0]}")
     return Question(

@@ -114,14 +114,15 @@ def _objects(file: Path, items: Iterable[tuple[int, dict[str, Any] | str]]) -> I
 def _tsv(file: Path) -> Iterator[dict[str, Any]]:
     """Rows of VLMEvalKit's table. An image cell that is short names the row whose image it is."""
     rows = read_table(file)
-    images: dict[str, str] = {}
-    for row in rows:
-        images.setdefault(row.get("index", ""), row.get("image", ""))  # a second row of an index is bad
-    for row in rows:
-        image = row.get("image", "")
-        if image and len(image) < _SHORTEST_IMAGE and image in images:
-            row["image"] = images[image]
-        yield row
+    for column in ("image", "image_path"):
+        images: dict[str, str] = {}
+        for row in rows:
+            images.setdefault(row.get("index", ""), row.get(column, ""))  # a second row of an index is bad
+        for row in rows:
+            image = row.get(column, "")
+            if image and len(image) < _SHORTEST_IMAGE and image in images:
+                row[column] = images[image]
+    yield from rows
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

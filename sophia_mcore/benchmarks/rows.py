@@ -117,8 +117,8 @@ def _derive(benchmark: Benchmark, values: dict[str, Any]) -> None:
             values[key] = rule["value"]
 
 
-def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
-    """The question of a raw row; what is wrong with it stands in its problems."""
+def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown: bool = True) -> Row:
+    """The question of a raw row; what is wrong with it stands in its problems. ``shown`` False: without its images."""
     problems: list[str] = []
     values = values_of(benchmark, raw)
     values["index"] = values.get("index") or str(number + 1)
@@ -127,9 +127,9 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow) -> Row:
     values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
     _texts(benchmark, values, options)
     options = options or options_in(str(values.get(benchmark.options_in, "")))
-    images = () if values.get("no_image") else _images(benchmark, raw, problems)
+    images = _images(benchmark, raw, problems) if shown and not values.get("no_image") else ()
     answer = _answer(values, options, problems)
-    if not images and not problems and not benchmark.text_only:
+    if shown and not images and not problems and not benchmark.text_only:
         problems.append("no image")
     unasked = str(values["question"]).strip().lower() in ("", "nan")  # pandas writes an empty cell as nan
     if unasked and not benchmark.asked_in_image and "value" not in benchmark.values.get("question", {}):
@@ -214,6 +214,8 @@ def _images(benchmark: Benchmark, raw: RawRow, problems: list[str]) -> tuple[byt
     found: list[bytes | Path] = []
     for column in columns:
         found += images_of(_cell(raw.cells, column), raw.folder, problems)
+    if not found and not problems and raw.layout == "tsv":
+        found = list(images_of(raw.cells.get("image_path"), raw.folder, problems))  # files beside the table
     return tuple(found)
 
 

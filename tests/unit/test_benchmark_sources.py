@@ -130,6 +130,24 @@ def test_a_short_image_cell_names_the_row_of_the_image(tmp_path: Path) -> None:
     assert read[2].images == (picture(), picture("blue"))
 
 
+def test_a_table_may_name_image_files(tmp_path: Path) -> None:
+    """VLMEvalKit writes such a table ("_local") for a large one."""
+    for name, colour in (("1.png", "red"), ("2.png", "blue")):
+        (tmp_path / name).write_bytes(picture(colour))
+    row = {"index": "7", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "A",
+           "image_path": "1.png", "category": "Art", "l2-category": "Art & Design", "split": "validation"}  # fmt: skip
+    several = row | {"index": "8", "id": "validation_Art_2", "image_path": "['1.png', '2.png']"}
+    other = row | {"index": "9", "id": "validation_Art_3", "image_path": "7"}
+    missing = row | {"index": "10", "id": "validation_Art_4", "image_path": "3.png"}
+    read = list(read_benchmark(write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", [row, several, other, missing])))
+    images = [[Path(str(image)).name for image in one.images] for one in read]
+    assert images[:3] == [["1.png"], ["1.png", "2.png"], ["1.png"]]
+    assert prepare_questions([Source(benchmark="mmmu", path=str(tmp_path / "MMMU_DEV_VAL.tsv"))],
+                             ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark,
+                             max_bad_rows=1)  # fmt: skip
+    assert len(read_shard(tmp_path / "q.parquet", Question)) == 3
+
+
 def test_hostile_rows_are_named(tmp_path: Path) -> None:
     image = base64.b64encode(picture()).decode()
     good = {"index": "1", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "A",
