@@ -62,7 +62,7 @@ def _local(benchmark: Benchmark, path: str) -> Path:
 
 
 def _files(benchmark: Benchmark, path: Path) -> list[Path]:
-    """The file itself, or the files of a folder that the benchmark's patterns name, or else its only table."""
+    """The file itself, or the files of a folder that the benchmark's patterns name, or its table, or the only table."""
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"benchmark {benchmark.name}: {path}: not one of {', '.join(_SUFFIXES)}")
@@ -71,6 +71,7 @@ def _files(benchmark: Benchmark, path: Path) -> list[Path]:
     there = [file for file in there if not any(part[0] == "." for part in file.relative_to(path.absolute()).parts)]
     found = [file for file in there if any(fnmatch.fnmatch(file.as_posix(), f"*/{one}") for one in benchmark.files)]
     tables = [file for file in there if file.suffix == ".tsv"]
+    tables = [file for file in tables if file.stem == benchmark.vlmevalkit] or tables
     if found or len(tables) == 1:
         return sorted(found or tables, key=_natural)
     listed = ", ".join(sorted(file.name for file in there)[:4]) or "no Parquet, JSON or TSV file"

@@ -26,7 +26,7 @@ from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
 from sophia_mcore.verify import GradeItem, Grader
-from tests.support.benchmark_files import HUB, NEEDED, TABLES, hub, table
+from tests.support.benchmark_files import HUB, NEEDED, TABLES, folder, hub, table
 
 
 def prompts(row: Row) -> dict[str, str]:
@@ -232,6 +232,10 @@ def test_names_paths_and_damage(tmp_path: Path) -> None:
         list(read_benchmark(Source(benchmark="mmmu", path="./nowhere")))
     with pytest.raises(UsageError, match="name the file itself"):
         list(read_benchmark(Source(benchmark="mmmu", path=str(tmp_path))))
+    tables = folder() / "data/vlmevalkit"  # of all benchmarks, as VLMEvalKit keeps them
+    assert len(list(read_benchmark(Source(benchmark="mathvista", path=str(tables))))) == 8
+    with pytest.raises(UsageError, match="name the file itself"):
+        list(read_benchmark(Source(benchmark="mvmath", path=str(tables))))
     (tmp_path / "t.tsv").write_text('index\tquestion\n"1"\n')
     with pytest.raises(SophiaError, match="another number of cells"):
         list(read_benchmark(Source(benchmark="mmmu", path=str(tmp_path / "t.tsv"))))
