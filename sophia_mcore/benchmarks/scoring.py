@@ -23,7 +23,7 @@ from sophia_mcore.verify.types import Grade, GradeItem, Judge
 
 Scoring = Literal["paper", "vlmevalkit"]
 SettledBy = Literal["rules", "llm", "none"]
-CHARACTERS_PER_TOKEN = 4  # of English text; for the estimate of a judge's cost
+CHARACTERS_PER_TOKEN = 4  # of ASCII text; for the estimate of a judge's cost. Any other character is a token.
 _REPLY_TOKENS = 32  # an extraction or a verdict is short
 _TEMPLATE_TOKENS = 250
 _SHOWN_TOKENS = 1000  # of a response, its end: score.judge.RESPONSE_CHARACTERS
@@ -308,7 +308,8 @@ def _tolerance(error: str) -> float | None:
 
 
 def _tokens(text: str) -> int:
-    return len(text) // CHARACTERS_PER_TOKEN + 1
+    ascii_only = len(text.encode("ascii", "ignore"))
+    return ascii_only // CHARACTERS_PER_TOKEN + len(text) - ascii_only + 1
 
 
 def upper_bound(questions: Iterable[Question], scoring: Scoring, max_tokens: int) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -268,7 +269,13 @@ def test_the_cost_of_a_judge_is_an_upper_bound(grader: Grader) -> None:
     assert cost.calls == len(judge.asked) == 6  # two of eight are read by rules
     assert Scorer("paper", grader, judge).cost(answers("mathverse")).calls == 12  # extraction and verdict
     assert "at most 6 calls" in str(cost)
+    assert _cost_of("求圆的半径。" * 100, pairs[0], grader, judge) >= _cost_of("", pairs[0], grader, judge) + 600
     assert upper_bound([question for question, _ in pairs], "paper", 1000).calls == 8
+
+
+def _cost_of(question: str, pair: tuple[Question, str], grader: Grader, judge: Extractor) -> int:
+    asked = dataclasses.replace(pair[0], question=question)
+    return Scorer("paper", grader, judge).cost([(asked, pair[1])]).prompt_tokens
 
 
 def test_the_papers_judge_decides_where_the_grader_does_not(grader: Grader) -> None:
