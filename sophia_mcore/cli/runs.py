@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sophia_mcore.cli.options import ConfigArgument, NewSettings, Overlays, Round, RunArgument, Sets, load
-
-if TYPE_CHECKING:
-    from sophia_mcore.config.schema import Config
-    from sophia_mcore.launch.slurm.submit import Submission
-    from sophia_mcore.phase import PhaseState
 
 
 def register(app: typer.Typer) -> None:
@@ -107,6 +102,7 @@ def submit(
     new_settings: NewSettings = False,
 ) -> None:
     """Submit the jobs that the run still needs to Slurm. Run again later: submits only what is missing."""
+    from sophia_mcore.cli.submission import show_dry_run, show_submission
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.phases import expand
     from sophia_mcore.launch.slurm import submit
@@ -132,41 +128,6 @@ def submit(
     else:
         found = submit.submit(loaded, rounds, only=names, new_settings=new_settings, stage=stage)
         show_submission(found, dry_run=False)
-
-
-def show_submission(found: Submission, *, dry_run: bool) -> None:
-    """The table of the jobs, and what is to be said about them."""
-    from sophia_mcore.launch.slurm.status import submission_table
-
-    typer.echo(submission_table(found, dry_run=dry_run))
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
-
-
-def show_dry_run(
-    config: Config,
-    rounds: int | None = None,
-    names: list[str] | None = None,
-    *,
-    new_settings: bool,
-    stage: bool,
-    found: list[PhaseState] | None = None,
-) -> None:
-    """What would be submitted, with Slurm's answers. Raises UsageError if Slurm would refuse a job.
-
-    ``found``: states of the phases; None: as they are now.
-    """
-    from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.slurm import jobs, submit
-
-    made = submit.dry_run(config, rounds, names, stage=stage, found=found)
-    typer.echo(jobs.shell_lines(made.commands))
-    show_submission(made, dry_run=True)
-    refused = [key[0] for key, answer in made.answers.items() if answer.startswith("refused")]
-    if refused:
-        raise UsageError(f"Slurm would refuse {', '.join(refused)}")
-    if complaint := submit.would_refuse(config, new_settings=new_settings, stage=stage):
-        typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
 
 
 def status(run_folder: RunArgument) -> None:

@@ -18,7 +18,7 @@ def run_all(config: Config, *, new_settings: bool) -> None:
 
 def submit_next(config: Config, *, new_settings: bool, dry_run: bool) -> None:
     """Submit the first stage that is not finished."""
-    from sophia_mcore.cli.runs import show_dry_run, show_submission
+    from sophia_mcore.cli.submission import show_dry_run, show_submission
     from sophia_mcore.launch.slurm.submit import no_jobs_alive, submit
     from sophia_mcore.launch.stages import accept_settings, accepts, states_to_submit, unfinished
 

@@ -14,10 +14,9 @@ from sophia_mcore.environments.play import Live
 from sophia_mcore.environments.types import POLICY, Ask
 from sophia_mcore.generate.answers import evaluation_queue, question_images
 from sophia_mcore.generate.engine import Completion, Engine, Request
-from sophia_mcore.generate.episodes import NOTHING, Episodes, Row
+from sophia_mcore.generate.episodes import NOTHING, Episodes, Row, make_episodes
 from sophia_mcore.generate.phase import read_questions, sampled_fields
 from sophia_mcore.generate.rendering import Renderer
-from sophia_mcore.generate.rollouts import make_episodes
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Answer, trajectory_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,13 +20,16 @@ from sophia_mcore.environments.terms import Judged, Said, Value, as_json, judge
 from sophia_mcore.environments.types import POLICY, Ask, Reply
 from sophia_mcore.generate.answers import question_images
 from sophia_mcore.generate.engine import Completion, Request
+from sophia_mcore.generate.helpers import open_helpers
 from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.records import Question, Rollout, rollout_id
+from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.score.grading import grade_item
 from sophia_mcore.score.terms import graded_replies
 from sophia_mcore.store.images import ImageStore
+from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.verify.grade import Grader
 
@@ -256,3 +260,27 @@ def _with_scores(turns: Sequence[Rollout], one: Judged) -> list[Rollout]:
                 values[label] = value
         found.append(replace(turn, scores=as_json(values) if values else ""))
     return found
+
+
+def open_episodes(
+    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
+) -> Episodes | None:
+    """What plays and judges episodes, with its processes and helpers; None where an answer and its verdict are all."""
+    if config.on_policy.one_turn and config.verdict_alone:
+        return None
+    return make_episodes(config, run, questions, grader, opened)
+
+
+def make_episodes(
+    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
+) -> Episodes:
+    """As ``open_episodes``, whatever the reward and the environment are."""
+    return Episodes(
+        config=config,
+        questions=questions,
+        system=system_prompt(config),
+        images=ImageStore(run.images),
+        grader=grader,
+        library=opened.enter_context(Library(config, run)),
+        helpers=opened.enter_context(open_helpers(config, run)),
+    )

@@ -19,6 +19,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.answers import Exam
 from sophia_mcore.generate.board import Board, SignOfLife, Task, Validation
 from sophia_mcore.generate.engine import Completion, LivingEngine, Request
+from sophia_mcore.generate.episode_exam import EpisodeExam
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
 from sophia_mcore.generate.watchdog import Watchdog
@@ -172,8 +173,6 @@ class Rollouts:
         """To validation questions, in the stage's environment where it has one of several turns."""
         episodes = self.examiner.episodes
         if episodes is not None and not self.rl.one_turn:
-            from sophia_mcore.generate.episode_exam import EpisodeExam
-
             played = replace(episodes, questions=self._validation.questions)
             in_turns = EpisodeExam(played, exam.sampling, exam.samples, exam.seed_of)
             return in_turns.answers(unit, self._sample, version.digest, self.renderer)

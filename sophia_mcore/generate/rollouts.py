@@ -15,25 +15,22 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.environments.library import Library
 from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UsageError, run_command
 from sophia_mcore.generate.engine import LivingEngine
-from sophia_mcore.generate.episodes import Episodes
-from sophia_mcore.generate.helpers import open_helpers
+from sophia_mcore.generate.episodes import open_episodes
 from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.generate.rollout_loop import Rollouts
 from sophia_mcore.generate.rollout_unit import Examiner
 from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
-from sophia_mcore.records import Question
 from sophia_mcore.rl.batches import LEASE_SECONDS
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.questions import asked_questions
@@ -41,7 +38,6 @@ from sophia_mcore.rl.versions import Version
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.verify.grade import Grader
 
 OpenEngine = Callable[[Config, RunFolder, Version], LivingEngine]
 
@@ -108,30 +104,6 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     if not ended:
         print(f"no sign of life from the trainer for {rl.patience_seconds:g} s: this engine ends", file=sys.stderr)
         raise SystemExit(EXIT_STOPPED)
-
-
-def open_episodes(
-    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
-) -> Episodes | None:
-    """What plays and judges episodes, with its processes and helpers; None where an answer and its verdict are all."""
-    if config.on_policy.one_turn and config.verdict_alone:
-        return None
-    return make_episodes(config, run, questions, grader, opened)
-
-
-def make_episodes(
-    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
-) -> Episodes:
-    """As ``open_episodes``, whatever the reward and the environment are."""
-    return Episodes(
-        config=config,
-        questions=questions,
-        system=system_prompt(config),
-        images=ImageStore(run.images),
-        grader=grader,
-        library=opened.enter_context(Library(config, run)),
-        helpers=opened.enter_context(open_helpers(config, run)),
-    )
 
 
 def open_policy(config: Config, run: RunFolder, version: Version) -> LivingEngine:

@@ -6,7 +6,6 @@ vLLM and Megatron are installed in different environments, so each phase that ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -20,24 +19,6 @@ from sophia_mcore.store.layout import FAILED, SUMMARY, Round
 
 SAVE_SECONDS = 600  # time that ranks have to save and leave when they are asked to stop
 _NVIDIA = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg")  # a machine with a driver has one of them
-
-
-def with_local_models(config: Config, names: Collection[str], *, download: bool) -> Config:
-    """The configuration with local folders in place of the models' names on the hub, if the phases ``names`` need them.
-
-    ``download``: fetch models that are not in the local cache. Raises like ``hub.local_folder``.
-    """
-    from sophia_mcore.launch.phases import PHASES
-    from sophia_mcore.pretrained.hub import local_folder
-
-    if asks_an_endpoint_only(config) or not any(phase.preflight for phase in PHASES if phase.name in names):
-        return config
-    folders = {
-        name: local_folder(path, download=download)
-        for name in ("policy", "reasoner")
-        if (path := getattr(config.models, name)) is not None
-    }
-    return config.model_copy(update={"models": config.models.model_copy(update=folders)})
 
 
 def asks_an_endpoint_only(config: Config) -> bool:

@@ -12,7 +12,8 @@ from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases
-from sophia_mcore.launch.environments import preflight, run_here, with_local_models
+from sophia_mcore.launch.environments import preflight, run_here
+from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.phases import phases_of, starting_at
 from sophia_mcore.launch.state import check_unfinished, require_valid_inputs
 from sophia_mcore.launch.terminal import TerminalProgress

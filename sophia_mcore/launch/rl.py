@@ -12,8 +12,9 @@ from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch import phases, work
-from sophia_mcore.launch.environments import run_here, with_local_models
+from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
+from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.parts import RL_CHANGEABLE, validated_by
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended

@@ -16,8 +16,8 @@ from sophia_mcore.config.load import dump_given
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases
-from sophia_mcore.launch.environments import with_local_models
 from sophia_mcore.launch.local import claim_folder, make_folder, run_phases
+from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.parts import whole_rl
 from sophia_mcore.launch.phases import QUESTIONS, REPORT, RL, names_in, phases_in, phases_of, stage_alone
 from sophia_mcore.launch.promotion import Promotion, choose, is_recorded, record

@@ -6,11 +6,11 @@ finds finished work in the store and skips it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models
-from sophia_mcore.phase import SlurmTask
+from sophia_mcore.phase import Phase, SlurmTask
 from sophia_mcore.progress import Progress, counting, relay
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round
@@ -89,9 +89,8 @@ def score(round: Round, progress: Progress) -> None:
         score_round(round, progress, helpers)
 
 
-def export(round: Round, progress: Progress) -> None:
-    """Convert the newest Megatron checkpoint to a Hugging Face folder."""
-    from sophia_mcore.launch.phases import PHASES
+def export(round: Round, progress: Progress, phases: Sequence[Phase]) -> None:
+    """Convert the newest Megatron checkpoint to a Hugging Face folder. Its model card needs the table of phases."""
     from sophia_mcore.report.model_card import write_cards
     from sophia_mcore.train.checkpoint_folder import list_checkpoints, read_manifest
     from sophia_mcore.weights.export import export_round
@@ -99,7 +98,7 @@ def export(round: Round, progress: Progress) -> None:
     for newest in list_checkpoints(round.folder.checkpoints)[:1]:
         read_manifest(newest)  # raises if a file has another size than the manifest says
     export_round(round, progress)
-    write_cards(round.config, round.run, PHASES)
+    write_cards(round.config, round.run, phases)
 
 
 def evaluate(round: Round, progress: Progress) -> None:
@@ -167,11 +166,10 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
     engine.close()
 
 
-def report(round: Round, progress: Progress) -> None:
-    """Write report.json and report.html."""
-    from sophia_mcore.launch.phases import PHASES
+def report(round: Round, progress: Progress, phases: Sequence[Phase]) -> None:
+    """Write report.json and report.html, with the results of all phases."""
     from sophia_mcore.report.build import write_report
     from sophia_mcore.report.model_card import write_cards
 
-    write_report(round.config, round.run, PHASES)
-    write_cards(round.config, round.run, PHASES)  # with the scores that are there now
+    write_report(round.config, round.run, phases)
+    write_cards(round.config, round.run, phases)  # with the scores that are there now

@@ -12,12 +12,12 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.records import Question
 from sophia_mcore.report.answer import bars
 from sophia_mcore.report.benchmarks import blocks
-from sophia_mcore.report.build import render
 from sophia_mcore.report.charts import Charted, charts
 from sophia_mcore.report.collect import collect
 from sophia_mcore.report.on_policy import on_policy
 from sophia_mcore.report.pairs import answers_of, pair
 from sophia_mcore.report.reading import Problems, records
+from sophia_mcore.report.rendering import render
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.track.runs import redact

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.report.build import render
 from sophia_mcore.report.figures import BLUE, GREY, ORANGE, figure, numbered
+from sophia_mcore.report.rendering import render
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.json_files import require_json
 from sophia_mcore.store.layout import RunFolder

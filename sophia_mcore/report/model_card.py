@@ -17,7 +17,7 @@ from sophia_mcore.evaluate.results import results
 from sophia_mcore.phase import Phase
 from sophia_mcore.pretrained.families import family_of
 from sophia_mcore.pretrained.hub import hub_name
-from sophia_mcore.report.build import visible
+from sophia_mcore.report.rendering import visible
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_of

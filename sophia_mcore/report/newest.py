@@ -10,7 +10,7 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Answer, Caption, Rollout, Trajectory, Verdict
-from sophia_mcore.report.build import visible
+from sophia_mcore.report.rendering import visible
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_table, shard_files
 from sophia_mcore.track.metrics import TRAIN, read_metrics

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sophia_mcore.report.build import visible
 from sophia_mcore.report.reading import read_json
+from sophia_mcore.report.rendering import visible
 from sophia_mcore.store.labels import STAGE, STAGE_START
 from sophia_mcore.store.layout import RunFolder
 

@@ -20,6 +20,7 @@ from examples.digits import world
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
 from sophia_mcore.launch import work
+from sophia_mcore.launch.phases import PHASES
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Caption, Question, Rollout, Trajectory
 from sophia_mcore.rl.versions import read_version
@@ -87,12 +88,12 @@ def test_a_round_and_the_on_policy_stage(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept["captions"] == 2 * QUESTIONS and share_of_digits_read(run) > 0.2, "captions name what the tower saw"
     assert len(list(read_folder(round.folder.trajectories, Trajectory))) == kept["trajectories"] == 4 * QUESTIONS
     assert on_ranks(train_world.train, config.parallel.world_size, config, run) == [True] * 2
-    for phase in (work.export, work.evaluate):
-        phase(round, progress)
+    work.export(round, progress, PHASES)
+    work.evaluate(round, progress)
     summary = json.loads((round.folder.train / "summary.json").read_text())
     assert summary["steps"] == 4 and summary["logprob_after"] > summary["logprob_before"] + 0.1
     assert summary["rollout_gap"]["max"] < 1e-3, "the trainer's tokens, pictures and positions are the engine's"
-    work.report(round, progress)
+    work.report(round, progress, PHASES)
     found = json.loads((run.path / "report.json").read_text())["evaluation"]
     assert found["round-0"]["n"] == found["base"]["n"] == 4
 

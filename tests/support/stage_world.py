@@ -23,11 +23,11 @@ from sophia_mcore.config.engines import Sampling, TransformersEngine
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.episodes import open_episodes
 from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
-from sophia_mcore.generate.rollouts import open_episodes
 from sophia_mcore.pretrained.chat import Message, user_text
 from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.progress import NoProgress

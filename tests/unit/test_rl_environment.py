@@ -13,10 +13,10 @@ from sophia_mcore.environments import terms
 from sophia_mcore.environments.rows import episode_of
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
+from sophia_mcore.generate.episodes import open_episodes
 from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.generate.rendering import Renderer
-from sophia_mcore.generate.rollout_unit import begun, gone_on
-from sophia_mcore.generate.rollouts import Examiner, open_episodes
+from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
 from sophia_mcore.launch.local import claim_folder
 from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageLimits
 from sophia_mcore.records import Rollout

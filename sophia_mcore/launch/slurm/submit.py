@@ -16,8 +16,9 @@ from typing import Any
 import sophia_mcore
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.launch.environments import preflight, with_local_models
+from sophia_mcore.launch.environments import preflight
 from sophia_mcore.launch.local import claim_folder, would_refuse_settings
+from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.phases import names_in, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
 from sophia_mcore.launch.rl import refuse_changed_settings

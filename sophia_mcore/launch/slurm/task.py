@@ -124,6 +124,7 @@ def _on_ranks(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
 
 
 if __name__ == "__main__":  # users' copies of the .sbatch files of version 0.1 start this module
-    from sophia_mcore.launch.worker import main
+    import runpy
 
-    sys.exit(main([*sys.argv[1:], "--slurm"]))
+    sys.argv.append("--slurm")
+    runpy.run_module("sophia_mcore.launch.worker", run_name="__main__")
