@@ -15,10 +15,12 @@ right where that keeps a caption alive, and as possibly wrong where it would mak
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.score.reward import BROKEN, Candidate, PairKey
+from sophia_mcore.records import VerdictName
+from sophia_mcore.score.reward import BROKEN, Candidate, PairKey, own_reason_to_drop, passes, visual_rewards
 
 Rank = tuple[int, str]
 
@@ -34,20 +36,27 @@ class Rule:
     reward: Reward
     per_caption: int
 
-    @property
+    @cached_property
     def fatal(self) -> int:
-        """Left out of the mean or not, the best that a caption with w wrong ones can reach is (N - w) / N."""
+        """The best that a caption with w wrong ones can reach, with verdicts left out of the mean or not: all others
+        are right."""
         if not self.reward.use_visual_reward:
             return self.per_caption + 1
-        counts = range(1, self.per_caption + 1)
-        return next(w for w in counts if not (self.per_caption - w) / self.per_caption > self.reward.alpha)
+        return next(w for w in range(1, self.per_caption + 1) if not self._passes(self.per_caption - w))
 
-    @property
+    @cached_property
     def enough(self) -> int:
-        """Left out of the mean or not, a caption with r right ones reaches r / N at least."""
+        """The least that a caption with r right ones reaches, with verdicts left out of the mean or not: all others are
+        wrong."""
         if not self.reward.use_visual_reward:
             return 0
-        return next(r for r in range(self.per_caption + 1) if r / self.per_caption > self.reward.alpha)
+        return next(r for r in range(self.per_caption + 1) if self._passes(r))
+
+    def _passes(self, right: int) -> bool:
+        """Whether a caption passes of whose N trajectories ``right`` are right, and the others wrong."""
+        verdicts: list[VerdictName] = ["correct"] * right + ["wrong"] * (self.per_caption - right)
+        found = [Candidate(str(n), "", "", 0, False, verdict) for n, verdict in enumerate(verdicts)]
+        return passes(visual_rewards(found, self.reward.broken)["", ""], self.reward)
 
 
 def waves_of(waves: Sequence[int], per_caption: int) -> list[range]:
@@ -193,8 +202,9 @@ def _is_wrong(candidate: Candidate) -> bool:
 
 
 def _qualifies(reward: Reward, candidate: Candidate) -> bool:
-    return not candidate.truncated and (not reward.require_correct or candidate.verdict == "correct")
+    return not own_reason_to_drop(candidate, reward)
 
 
 def _may_qualify(reward: Reward, candidate: Candidate) -> bool:
-    return not candidate.truncated and (not reward.require_correct or not _is_wrong(candidate))
+    """As ``_qualifies``, with verdicts that could not be reached taken as right."""
+    return _qualifies(reward, replace(candidate, verdict="correct") if candidate.verdict in BROKEN else candidate)

@@ -149,6 +149,14 @@ def select(candidates: Iterable[Candidate], rewards: Mapping[PairKey, float], co
 
 def reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> str:
     """Why a trajectory is not in the kept set: "truncated", its verdict, or "caption_reward"; "" if it qualifies."""
+    reason = own_reason_to_drop(candidate, config)
+    if not reason and config.use_visual_reward and not _caption_passes(candidate, rewards, config):
+        return "caption_reward"
+    return reason
+
+
+def own_reason_to_drop(candidate: Candidate, config: Reward) -> str:
+    """As ``reason_to_drop``, whatever the reward of its caption is."""
     if candidate.truncated:
         return "truncated"
     if candidate.by_terms and candidate.total is None:
@@ -158,10 +166,13 @@ def reason_to_drop(candidate: Candidate, rewards: Mapping[PairKey, float], confi
             return "reward"
     elif config.require_correct and candidate.verdict != "correct":
         return candidate.verdict
-    if config.use_visual_reward and not _caption_passes(candidate, rewards, config):
-        return "caption_reward"
     return ""
 
 
+def passes(caption_reward: float, config: Reward) -> bool:
+    """Whether a caption of this reward may have kept trajectories: it is greater than alpha (eq. 6)."""
+    return caption_reward > config.alpha
+
+
 def _caption_passes(candidate: Candidate, rewards: Mapping[PairKey, float], config: Reward) -> bool:
-    return rewards[candidate.question_id, candidate.caption_id] > config.alpha
+    return passes(rewards[candidate.question_id, candidate.caption_id], config)
