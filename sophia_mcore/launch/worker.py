@@ -4,7 +4,8 @@
 
 Any number of workers may share the work units of a phase. Each may be killed and started again. ``--slurm`` adds what
 a task of a Slurm job needs (``launch.slurm.task``): a check of its node, a record of the attempt, handling of signals,
-and the exit codes by which job.sh decides whether to requeue the job.
+and the exit codes by which job.sh decides whether to requeue the job. What a phase does is its row's ``work``, here and
+there; where each node of a job does its part, ``on_node``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Which module decides how many verdicts.
 
-python -m tests.bench.bench_deciders [--run RUN ...] [--pairs FILE.jsonl ...] [--stream QUESTIONS]
+python -m tests.bench.bench_deciders [--run RUN ...] [--pairs FILE.jsonl ...] [--stream QUESTIONS] [--rare N]
 
 Prints one table row per module and one column per set. --run: the trajectories of a run's rounds; --pairs: lines with
-"response", "answer" and, where they have them, "type", "options", "benchmark"; --stream: those of tests/bench/answers.
-A verdict belongs to the module whose function first returned it, and "workers" are what the exact rules leave open.
+"response", "answer" (or "gold") and, where they have them, "type", "options", "benchmark"; --stream: those of
+tests/bench/answers. A verdict belongs to the module whose function first returned it, and "workers" are what the exact
+rules leave open. --rare: a second table, of the functions that decide at most N verdicts of all sets together, with
+what the workers' libraries (math-verify, pint) say of the same answers.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,16 +25,21 @@ from typing import Any
 from sophia_mcore.records import Question, Trajectory
 from sophia_mcore.store.shards import read_folder, read_shard
 from sophia_mcore.verify import GradeItem, exact
+from sophia_mcore.verify.equivalence import algebra_equal, converted_equal
 from sophia_mcore.verify.extract import extract
 from sophia_mcore.verify.rules import rule_for
+from sophia_mcore.verify.unread import nothing_unread
 from tests.bench.answers import stream
 
 PACKAGE = str(Path(exact.__file__).parent)
 
 
-def deciding_module(decide: Callable[[], bool | None]) -> str:
-    """Name of the module whose function first returned the value that ``decide`` returns; "workers" for None."""
-    # per frame: the last (value, module) that a function called from it returned
+WORKERS = "workers"
+
+
+def decider(decide: Callable[[], bool | None]) -> str:
+    """The function that first returned the value that ``decide`` returns, as "module.name"; WORKERS for None."""
+    # per frame: the last (value, function) that a function called from it returned
     stack: list[tuple[bool, str] | None] = [None]
 
     def watch(frame: FrameType, event: str, value: Any) -> None:
@@ -42,27 +50,61 @@ def deciding_module(decide: Callable[[], bool | None]) -> str:
         elif event == "return":
             inner = stack.pop()
             if isinstance(value, bool):
-                module = inner[1] if inner and inner[0] is value else Path(frame.f_code.co_filename).stem
-                stack[-1] = (value, module)
+                code = frame.f_code
+                own = f"{Path(code.co_filename).stem}.{code.co_name}"
+                stack[-1] = (value, inner[1] if inner and inner[0] is value else own)
 
     sys.setprofile(watch)
     try:
         result = decide()
     finally:
         sys.setprofile(None)
-    return "workers" if result is None or stack[0] is None else stack[0][1]
+    return WORKERS if result is None or stack[0] is None else stack[0][1]
 
 
-def count(items: Iterable[GradeItem]) -> Counter[str]:
-    """Verdicts by deciding module."""
-    counts: Counter[str] = Counter()
+@dataclass(frozen=True)
+class Decided:
+    """An answer, the function that decided about it, and its verdict."""
+
+    by: str
+    gold: exact.Gold
+    found: str
+    verdict: bool | None
+
+
+def decided(items: Iterable[GradeItem]) -> Iterator[Decided]:
+    """Each answer, graded without the workers."""
     for item in items:
         gold = exact.prepare(item.answer, item.answer_type, item.options, rule_for(item.rules))
         found = extract(item.response, gold.type)
-        counts["extract (no answer)" if found is None else deciding_module(partial(exact.decide, gold, found))] += 1
+        if found is None:
+            yield Decided("extract (no answer)", gold, "", False)
+        else:
+            yield Decided(decider(partial(exact.decide, gold, found)), gold, found, exact.decide(gold, found))
         for cached in (exact.parse_number, exact.evaluate):
             cached.cache_clear()  # type: ignore[attr-defined]
-    return counts
+
+
+def by_library(one: Decided) -> bool:
+    """What math-verify and pint say of an answer."""
+    text = exact.clean(one.found)
+    converted = converted_equal(one.gold.text, text)
+    if converted is not None:
+        return converted
+    return nothing_unread(one.gold.text, text) and algebra_equal(one.gold.text, text, one.gold.type == "interval")
+
+
+def rare_table(found: Sequence[Decided], most: int) -> str:
+    """A row for each function that decides, but at most ``most`` verdicts: how many, and how many a library turns."""
+    counts = Counter(one.by for one in found if one.verdict is not None and "." in one.by)
+    lines = ["| function | decides | a library says otherwise | such as |", "|---|---|---|---|"]
+    for name, number in sorted(counts.items(), key=lambda pair: (pair[1], pair[0])):
+        if number > most:
+            continue
+        turned = [one for one in found if one.by == name and by_library(one) is not one.verdict]
+        shown = f"`{turned[0].found}` for `{turned[0].gold.raw}`" if turned else ""
+        lines.append(f"| {name} | {number} | {len(turned)} | {shown} |")
+    return "\n".join(lines)
 
 
 def of_run(run: Path) -> Iterator[GradeItem]:
@@ -77,11 +119,12 @@ def of_run(run: Path) -> Iterator[GradeItem]:
 
 def of_pairs(path: Path) -> Iterator[GradeItem]:
     """The lines of a file; the file's name stands for the benchmark where a line names none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
         kind = row.get("type") or row.get("answer_type") or ""
-        options, rules = tuple(row.get("options") or ()), row.get("benchmark") or path.stem
-        yield GradeItem(str(row["id"]), row["response"], str(row["answer"]), kind, options, rules)
+        options, rules = tuple(row.get("options") or ()), row.get("benchmark") or row.get("rules") or path.stem
+        answer = row["answer"] if "answer" in row else row["gold"]
+        yield GradeItem(str(row.get("id", number)), row["response"], str(answer), kind, options, rules)
 
 
 def main() -> None:
@@ -90,19 +133,24 @@ def main() -> None:
     parser.add_argument("--run", type=Path, nargs="*", default=[])
     parser.add_argument("--pairs", type=Path, nargs="*", default=[])
     parser.add_argument("--stream", type=int, default=0, metavar="QUESTIONS")
+    parser.add_argument("--rare", type=int, default=0, metavar="N")
     options = parser.parse_args()
-    columns: dict[str, Counter[str]] = {}
+    found: dict[str, list[Decided]] = {}
     if options.run:
-        columns["runs"] = count(item for run in options.run for item in of_run(run))
+        found["runs"] = list(decided(item for run in options.run for item in of_run(run)))
     if options.stream:
-        columns["stream"] = count(stream(options.stream, 8))
+        found["stream"] = list(decided(stream(options.stream, 8)))
     if options.pairs:
-        columns["pairs"] = count(item for path in options.pairs for item in of_pairs(path))
+        found["pairs"] = list(decided(item for path in options.pairs for item in of_pairs(path)))
+    columns = {name: Counter(one.by.partition(".")[0] for one in rows) for name, rows in found.items()}
     print("| decided by | " + " | ".join(f"{name} ({c.total()})" for name, c in columns.items()) + " |")
     print("|---" * (len(columns) + 1) + "|")
     total = sum(columns.values(), Counter())
     for module, _ in total.most_common():
         print(f"| {module} | " + " | ".join(f"{100 * c[module] / c.total():.2f}%" for c in columns.values()) + " |")
+    if options.rare:
+        print()
+        print(rare_table([one for rows in found.values() for one in rows], options.rare))
 
 
 if __name__ == "__main__":
