@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 
-# the names of the phases of a round (launch.phases), which is slow to import
+# the names of the phases of a round: `launch.phases` has them, which is slow to import
 _PHASES = "questions, captions, reasoning, score, fp8-check, train, export, evaluate, report"
 
 
