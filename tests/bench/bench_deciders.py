@@ -1,35 +1,42 @@
 """Which module decides how many verdicts.
 
-python -m tests.bench.bench_deciders [--run RUN ...] [--pairs FILE.jsonl ...] [--stream QUESTIONS] [--rare N]
+python -m tests.bench.bench_deciders [--run RUN ...] [--pairs FILE.jsonl ...] [--stream QUESTIONS]
+    [--kinds N] [--rare N] [--off MODULE.FUNCTION ...]
 
 Prints one table row per module and one column per set. --run: the trajectories of a run's rounds; --pairs: lines with
 "response", "answer" (or "gold") and, where they have them, "type", "options", "benchmark"; --stream: those of
-tests/bench/answers. A verdict belongs to the module whose function first returned it, and "workers" are what the exact
-rules leave open. --rare: a second table, of the functions that decide at most N verdicts of all sets together, with
-what the workers' libraries (math-verify, pint) say of the same answers.
+tests/bench/answers; --kinds: N made pairs of each kind of tests/unit/test_grade_kinds. A verdict belongs to the module
+whose function first returned it, and "workers" are what the exact rules leave open. --rare: a second table, of the
+functions that decide at most N verdicts of all sets together, with what the workers' libraries (math-verify, pint) say
+of the same answers. --off: a third one, of the verdicts that change where one of these functions leaves everything open
+to the rules behind it and, in the end, to the libraries.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 from sophia_mcore.records import Question, Trajectory
 from sophia_mcore.store.shards import read_folder, read_shard
 from sophia_mcore.verify import GradeItem, exact
-from sophia_mcore.verify.equivalence import algebra_equal, converted_equal
+from sophia_mcore.verify.equivalence import algebra_equal, converted_equal, equivalent
 from sophia_mcore.verify.extract import extract
 from sophia_mcore.verify.rules import rule_for
 from sophia_mcore.verify.unread import nothing_unread
 from tests.bench.answers import stream
+from tests.support import grade_corrections, grade_kinds, grade_lookalikes
 
 PACKAGE = str(Path(exact.__file__).parent)
 
@@ -107,6 +114,47 @@ def rare_table(found: Sequence[Decided], most: int) -> str:
     return "\n".join(lines)
 
 
+def verdicts(items: Sequence[GradeItem], off: str = "") -> list[bool]:
+    """Whether each answer is right, in this process. ``off``: the function that decides nothing."""
+    module, _, name = off.partition(".")
+    nothing = patch(f"sophia_mcore.verify.{module}.{name}", lambda *_, **__: None) if off else nullcontext()
+    with nothing:
+        _forget()
+        return [_is_right(item) for item in items]
+
+
+def _is_right(item: GradeItem) -> bool:
+    gold = exact.prepare(item.answer, item.answer_type, item.options, rule_for(item.rules))
+    found = extract(item.response, gold.type)
+    if found is None:
+        return False
+    result = exact.decide(gold, found)
+    if result is not None:
+        return result
+    task = {"gold": gold.raw, "prediction": found, "type": gold.type if gold.given else "", "options": gold.options}
+    return equivalent({**task, "rule": asdict(gold.rule)})
+
+
+def _forget() -> None:
+    """Empty the caches of the verifier's functions."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sophia_mcore.verify."):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
+
+
+def off_table(items: Sequence[GradeItem], names: Sequence[str]) -> str:
+    """A row for each function: how many verdicts change without it."""
+    whole = verdicts(items)
+    lines = ["| without | verdicts that change | such as |", "|---|---|---|"]
+    for name in names:
+        turned = [one for one, a, b in zip(items, whole, verdicts(items, name), strict=True) if a is not b]
+        shown = f"`{turned[0].response[-60:]!r}` for `{turned[0].answer}`" if turned else ""
+        lines.append(f"| {name} | {len(turned)} of {len(items)} | {shown} |")
+    return "\n".join(lines)
+
+
 def of_run(run: Path) -> Iterator[GradeItem]:
     """All trajectories of all rounds."""
     questions = {q.id: q for q in read_shard(run / "questions.parquet", Question)}
@@ -127,21 +175,37 @@ def of_pairs(path: Path) -> Iterator[GradeItem]:
         yield GradeItem(str(row.get("id", number)), row["response"], str(answer), kind, options, rules)
 
 
+def of_kinds(number: int) -> Iterator[GradeItem]:
+    """Pairs of each kind that is easily mistaken, right and wrong ones."""
+    for kind, maker in (grade_kinds.KINDS | grade_lookalikes.KINDS | grade_corrections.KINDS).items():
+        chance = random.Random(kind)
+        made: list[grade_kinds.Pair] = []
+        while len(made) < number:
+            made += maker(chance)
+        for index, pair in enumerate(made):
+            yield GradeItem(f"{kind}{index}", pair.response, pair.gold, pair.type, pair.options, pair.rules)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", type=Path, nargs="*", default=[])
     parser.add_argument("--pairs", type=Path, nargs="*", default=[])
     parser.add_argument("--stream", type=int, default=0, metavar="QUESTIONS")
+    parser.add_argument("--kinds", type=int, default=0, metavar="N")
     parser.add_argument("--rare", type=int, default=0, metavar="N")
+    parser.add_argument("--off", nargs="*", default=[], metavar="MODULE.FUNCTION")
     options = parser.parse_args()
-    found: dict[str, list[Decided]] = {}
+    items: dict[str, list[GradeItem]] = {}
     if options.run:
-        found["runs"] = list(decided(item for run in options.run for item in of_run(run)))
+        items["runs"] = [item for run in options.run for item in of_run(run)]
     if options.stream:
-        found["stream"] = list(decided(stream(options.stream, 8)))
+        items["stream"] = list(stream(options.stream, 8))
     if options.pairs:
-        found["pairs"] = list(decided(item for path in options.pairs for item in of_pairs(path)))
+        items["pairs"] = [item for path in options.pairs for item in of_pairs(path)]
+    if options.kinds:
+        items["kinds"] = list(of_kinds(options.kinds))
+    found = {name: list(decided(some)) for name, some in items.items()}
     columns = {name: Counter(one.by.partition(".")[0] for one in rows) for name, rows in found.items()}
     print("| decided by | " + " | ".join(f"{name} ({c.total()})" for name, c in columns.items()) + " |")
     print("|---" * (len(columns) + 1) + "|")
@@ -151,6 +215,9 @@ def main() -> None:
     if options.rare:
         print()
         print(rare_table([one for rows in found.values() for one in rows], options.rare))
+    if options.off:
+        print()
+        print(off_table([item for some in items.values() for item in some], options.off))
 
 
 if __name__ == "__main__":
