@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.records import VerdictName
 from sophia_mcore.score.reward import BROKEN, Candidate, PairKey, own_reason_to_drop, passes, visual_rewards
 
 Rank = tuple[int, str]
@@ -54,8 +53,9 @@ class Rule:
 
     def _passes(self, right: int) -> bool:
         """Whether a caption passes of whose N trajectories ``right`` are right, and the others wrong."""
-        verdicts: list[VerdictName] = ["correct"] * right + ["wrong"] * (self.per_caption - right)
-        found = [Candidate(str(n), "", "", 0, False, verdict) for n, verdict in enumerate(verdicts)]
+        found = [
+            Candidate(str(n), "", "", 0, False, "correct" if n < right else "wrong") for n in range(self.per_caption)
+        ]
         return passes(visual_rewards(found, self.reward.broken)["", ""], self.reward)
 
 
