@@ -31,19 +31,24 @@ def preflight(round: Round) -> None:
 
     Raises the SophiaError or UsageError with which a later phase would fail.
     """
+    from sophia_mcore.launch.inputs import check_engine_layouts
     from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.pretrained.complete import check_model_dir
-    from sophia_mcore.pretrained.spec import ModelSpec
+    from sophia_mcore.pretrained.spec import ModelSpec, require_image_token
 
     config = round.config
     if asks_an_endpoint_only(config):
         return
     check_model_dir(round.policy)
     if config.evaluate.only:
+        check_engine_layouts(config, round.policy)
         return  # whatever the engine can load: it is not trained here
     if config.models.reasoner is not None:
         check_model_dir(config.models.reasoner)
-    check_run_layout(ModelSpec.from_model_dir(round.policy), config)
+    spec = ModelSpec.from_model_dir(round.policy)
+    require_image_token(round.policy, spec)
+    check_engine_layouts(config, round.policy)
+    check_run_layout(spec, config)
 
 
 def run_here(phase: Phase, round: Round, progress: Progress) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
-from sophia_mcore.config.schema import Config, Mixture, Source
+from sophia_mcore.config.schema import Config, Engine, Mixture, Source
 from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
@@ -50,10 +50,25 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
     if config.evaluate.only or not (policy / "config.json").is_file():
         return None
     from sophia_mcore.pretrained.families import size_check  # here: numpy is slow to import
-    from sophia_mcore.pretrained.spec import ModelSpec
+    from sophia_mcore.pretrained.spec import ModelSpec, require_image_token
 
-    ModelSpec.from_model_dir(policy)
+    require_image_token(policy, ModelSpec.from_model_dir(policy))
+    check_engine_layouts(config, policy)
     return size_check(policy, config.batch)
+
+
+def check_engine_layouts(config: Config, policy: Path) -> None:
+    """Refuse a model folder in a layout that the run's own engines cannot load. Folders that are not here pass."""
+    from sophia_mcore.pretrained.families import check_engine_layout  # here: numpy is slow to import
+
+    loaded: list[tuple[Path | None, Engine]] = []
+    if config.evaluate.only:
+        loaded.append((policy, config.evaluate.engine))
+    elif config.train.data is None:  # else nothing is sampled before the export, which has the engines' layout
+        loaded += [(policy, config.captions.engine), (config.models.reasoner, config.reasoning.engine)]
+    for folder, engine in loaded:
+        if engine.kind != "openai" and folder is not None and (folder / "config.json").is_file():
+            check_engine_layout(folder)
 
 
 def trained_spec(config: Config) -> ModelSpec | None:

@@ -136,12 +136,16 @@ def preflight(round: Round) -> None:
     """Check starting model, layout and number of batches before any work. Raises SophiaError or UsageError."""
     from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.pretrained.complete import check_model_dir
-    from sophia_mcore.pretrained.spec import ModelSpec
+    from sophia_mcore.pretrained.families import check_engine_layout
+    from sophia_mcore.pretrained.spec import ModelSpec, require_image_token
 
     config, run = round.config, round.run
     start = rl_start(config, run)
     check_model_dir(start)
-    check_run_layout(ModelSpec.from_model_dir(start), config)
+    spec = ModelSpec.from_model_dir(start)
+    require_image_token(start, spec)
+    check_engine_layout(start)
+    check_run_layout(spec, config)
     if config.on_policy.versions == "memory" and (stage_shape(config).nodes or 1) > 1:
         raise UsageError("rl.versions = 'memory': the stage needs several machines; use 'run'")
     newest = newest_version(run.rl.versions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sophia_mcore.errors import UsageError
@@ -67,20 +69,22 @@ class LanguageSpec:
     mrope: MRope | None = None  # None: one position per token
 
 
-def _rope(fields: Fields) -> dict[str, Any]:
+def rope_settings(fields: Fields, same_kind: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """The rotary settings, from rope_scaling and rope_theta or from rope_parameters of transformers 5.
 
-    Raises UsageError that names both places if they have different values.
+    ``same_kind``: names of rope types -> other names for the same. Raises UsageError that names both places if they
+    have different values.
     """
     found: dict[str, Any] = {}
     places: dict[str, str] = {}
     for place in ("rope_parameters", "rope_scaling", "rope_theta"):
         values = fields.get(place, {})
-        values = {place: values} if place == "rope_theta" else dict(values)
-        kind = values.pop("type", None)
-        for key, value in ({"rope_type": kind} | values).items():
+        pairs = [(place, values)] if place == "rope_theta" else list(values.items())
+        for key, value in pairs:
             if value in (None, {}):
                 continue
+            if key in ("type", "rope_type"):
+                key, value = "rope_type", same_kind.get(value, value)
             if found.setdefault(key, value) != value:
                 raise UsageError(f"{fields.where}: {key} is {found[key]!r} in {places[key]} and {value!r} in {place}")
             places.setdefault(key, place)
@@ -96,7 +100,7 @@ def parse_language(fields: Fields) -> LanguageSpec:
     fields.only("hidden_act", "silu")
     fields.only("use_sliding_window", False)
     fields.only("bias" if family == "internlm2" else "attention_bias", False)
-    rope = _rope(fields)
+    rope = rope_settings(fields)
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "dynamic"):  # dynamic changes only positions beyond max_position_embeddings
         raise UsageError(f"{fields.where}: rope_scaling type {kind!r} is not supported, only 'default' or 'dynamic'")

@@ -18,7 +18,7 @@ from sophia_mcore.pretrained.families import FAMILIES, family_of, refusal
 from sophia_mcore.pretrained.family import Family, Layout, Parts, ProjectorSizes, TowerSizes
 from sophia_mcore.pretrained.fields import Fields, nearest
 from sophia_mcore.pretrained.language import LANGUAGE_MODELS, LanguageSpec, parse_language
-from sophia_mcore.pretrained.special_tokens import id_of_token
+from sophia_mcore.pretrained.special_tokens import TOKENIZER_FILES, id_of_token
 
 __all__ = ["LanguageSpec", "Layout", "ModelSpec"]
 
@@ -100,8 +100,10 @@ class ModelSpec:
         known = {name: None for family in FAMILIES for name in family.architectures}
         found = family_of(config)
         if found is None or architecture not in known:
+            code = " (it brings code of its own in auto_map, which is never run)" if config.get("auto_map") else ""
             raise UsageError(
-                f"{where}: architecture {architecture!r} is not known; {nearest(architecture, known | LANGUAGE_MODELS)}"
+                f"{where}: architecture {architecture!r} is not known{code}; "
+                f"{nearest(architecture, known | LANGUAGE_MODELS)}"
             )
         family, layout = found
         parts = family.parse(Fields(_with_one_tie_flag(config, family.language_sections, where), where), layout)
@@ -112,6 +114,20 @@ class ModelSpec:
             layout=layout,
             image_token_id=parts.image_token_id,
         )
+
+
+def require_image_token(folder: Path, spec: ModelSpec) -> None:
+    """Raise UsageError if neither config.json nor the tokenizer of a model with a tower gives the image token's id.
+
+    A folder without a tokenizer passes: what is missing then is the tokenizer.
+    """
+    tokenizer = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    if spec.family is None or spec.image_token_id is not None or tokenizer is None:
+        return
+    raise UsageError(
+        f"{folder / 'config.json'}: the id of the image token is missing, and no tokenizer file of the folder has "
+        f"{spec.family.image_token}; is this the tokenizer of another model?"
+    )
 
 
 def _with_one_tie_flag(config: Mapping[str, Any], sections: Sequence[str], where: str) -> dict[str, Any]:

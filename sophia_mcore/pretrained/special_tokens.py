@@ -8,18 +8,15 @@ from typing import Any
 
 from sophia_mcore.errors import UsageError
 
+TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+
 
 def id_of_token(folder: Path, token: str) -> int | None:
     """Id of an added token in the tokenizer files of a model folder; None if no file contains it.
 
     Raises UsageError for a damaged file.
     """
-    readers = {
-        "added_tokens.json": _from_added_tokens,
-        "tokenizer_config.json": _from_tokenizer_config,
-        "tokenizer.json": _from_tokenizer,
-    }
-    for name, read in readers.items():
+    for name, read in zip(TOKENIZER_FILES, (_from_added_tokens, _from_tokenizer_config, _from_tokenizer), strict=True):
         file = folder / name
         if file.exists():
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.families import check_processor
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import CONVERSION
@@ -38,6 +39,14 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
 
+def _check_layout(conversion: Conversion, spec: ModelSpec) -> None:
+    """Raise UsageError for a layout that the model's family does not have."""
+    layouts = {spec.layout} if spec.family is None else set(spec.family.model_types.values())
+    if conversion.to not in ("megatron", *layouts):
+        name = "a plain text model" if spec.family is None else spec.family.name
+        raise UsageError(f"{conversion.source}: {name} has only one layout, {spec.layout}; nearest: --to {spec.layout}")
+
+
 def convert(conversion: Conversion, progress: Progress | None = None) -> Summary:
     """Do the conversion, or with ``dry_run`` only plan it.
 
@@ -51,9 +60,8 @@ def convert(conversion: Conversion, progress: Progress | None = None) -> Summary
     if conversion.to == "fp8":
         return _convert_fp8(conversion, progress)
     opened = open_checkpoint(conversion.source, conversion.base)
+    _check_layout(conversion, opened.spec)
     check_processor(conversion.base or conversion.source)
-    if opened.spec.vision is None and conversion.to not in ("megatron", opened.spec.layout):
-        raise UsageError(f"{conversion.source}: a plain text model has only one layout, {opened.spec.layout}")
     dtypes = {name: conversion.dtype or tensor.dtype for name, tensor in opened.tensors.items()}
     if conversion.dry_run:
         target = _plan(conversion, opened, dtypes, conversion.destination)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -18,17 +19,24 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.doctor.command import doctor
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import preflight
+from sophia_mcore.launch.inputs import policy_images
 from sophia_mcore.plan.command import make_plan
 from sophia_mcore.plan.layouts import Refusal
 from sophia_mcore.plan.workload import Assumptions
+from sophia_mcore.pretrained.families import image_processor
+from sophia_mcore.pretrained.family import ImageLimits, ImageSize
+from sophia_mcore.pretrained.released import released_config
+from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from tests.support.qwen_models import config_of, folder_of, processor
 from tests.support.tiny_qwen import save_qwen_vl
 
-SEVEN, EIGHT = "Qwen2.5-VL-7B", "Qwen3-VL-8B"
+SEVEN, EIGHT, THREE = "Qwen2.5-VL-7B", "Qwen3-VL-8B", "InternVL3-8B"
 GOOD = {SEVEN: processor(14, 3136, 12845056), EIGHT: processor(16, 65536, 16777216)}
+ORIGINAL = "which runs code of its own; convert it once: sophia convert policy NEW_FOLDER --to hf"
+CODE = "(it brings code of its own in auto_map, which is never run); known: "
 RUN = """
 [run]
 name = "x"
@@ -64,6 +72,34 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         EIGHT, {}, {"size": {"shortest_edge": 99999, "longest_edge": 5000}}, "",
         "policy/preprocessor_config.json: min_pixels = 99999 is above max_pixels = 5000, with the run's limits",
     ),
+    "two rotary bases": (
+        SEVEN, {"rope_parameters": {"rope_theta": 5e5, "mrope_section": [16, 24, 24]}}, {}, "",
+        "policy/config.json: rope_theta is 500000.0 in rope_parameters and 1000000.0 in rope_theta",
+    ),
+    "two rotary sections": (
+        SEVEN, {"rope_parameters": {"mrope_section": [24, 20, 20]}}, {}, "",
+        "policy/config.json: mrope_section is [24, 20, 20] in rope_parameters and [16, 24, 24] in rope_scaling",
+    ),
+    "two rotary types": (
+        SEVEN, {"rope_parameters": {"rope_type": "yarn"}}, {}, "",
+        "policy/config.json: rope_type is 'yarn' in rope_parameters and 'default' in rope_scaling",
+    ),
+    "two rotary bases, InternVL": (
+        THREE, {"llm_config": {"rope_parameters": {"rope_theta": 5e5}}}, {}, "",
+        "policy/config.json: llm_config: rope_theta is 500000.0 in rope_parameters and 1000000.0 in rope_theta",
+    ),
+    "sliding window, InternVL": (
+        THREE, {"llm_config": {"use_sliding_window": True}}, {}, "",
+        "policy/config.json: llm_config: use_sliding_window = True is not supported, only False",
+    ),
+    "code of its own": (
+        THREE, {"architectures": ["MiniCPMV"], "auto_map": {"AutoModel": "modeling.MiniCPMV"}}, {}, "",
+        f"policy/config.json: architecture 'MiniCPMV' is not known {CODE}",
+    ),
+    "the patches of a tower": (
+        EIGHT, {"vision_config": {"patch_size": 14}}, {}, "",
+        "policy/preprocessor_config.json: patch_size = 16, but the model's is 14",
+    ),
     "limits with the run's": (
         EIGHT, {}, {}, "[batch]\nmax_pixels = 5000\n",
         "policy/preprocessor_config.json: min_pixels = 65536 is above max_pixels = 5000, with the run's limits",
@@ -79,9 +115,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def original() -> dict[str, Any]:
+    """config.json of an InternVL in the layout of its release."""
+    return {"model_type": "internvl_chat", **(released_config(Path(THREE)) or {})}
+
+
 def write(name: str, images: list[str], config: dict[str, Any], image: dict[str, Any], more: str = "") -> None:
     """run.toml, its questions, and the policy's folder, without weights."""
-    folder_of(Path("policy"), config_of(name) | config, GOOD[name] | image)
+    known = original() if name == THREE else config_of(name)
+    nested = {key: known[key] | value for key, value in config.items() if isinstance(known.get(key), dict)}
+    folder_of(Path("policy"), known | config | nested, GOOD.get(name, {}) | image)
     rows = [{"id": image, "question": "What?", "answer": "1", "image": f"{image}.png"} for image in images]
     Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("run.toml").write_text(RUN + more)
@@ -93,11 +136,58 @@ def test_the_first_commands_refuse_it_in_one_line(case: str) -> None:
     write(name, ["square"], config, image, more)
     for arguments in (["check"], ["run", "--only", "questions"], ["run"], ["plan", "--gpus", "8"]):
         done = CliRunner().invoke(app, [arguments[0], "run.toml", *arguments[1:]])
-        assert isinstance(done.exception, UsageError) and str(done.exception) == line, arguments
+        assert isinstance(done.exception, UsageError) and str(done.exception).startswith(line), arguments
+        assert len(str(done.exception).splitlines()) == 1 and (str(done.exception) == line or case == "code of its own")
         assert not done.output and not Path("run/questions.parquet").exists()
     with pytest.raises(SophiaError) as found:
         doctor(load_config(Path("run.toml")), Console(file=io.StringIO(), width=160))
-    assert f"models.policy: {line}; " in str(found.value)
+    assert f"models.policy: {line}" in str(found.value)
+    if "preprocessor" not in line:  # a conversion looks at the configuration before the weights
+        with pytest.raises(UsageError) as refused:
+            convert(Conversion(Path("policy"), Path("out"), "megatron"))
+        assert str(refused.value).startswith(line) and not Path("out").exists()
+
+
+def test_an_original_layout_is_told_before_anything_is_sampled() -> None:
+    write(THREE, ["square"], {}, {})
+    line = f"policy has the original InternVL layout, {ORIGINAL}"
+    for arguments in (["check"], ["run", "--only", "questions"]):
+        done = CliRunner().invoke(app, [arguments[0], "run.toml", *arguments[1:]])
+        assert isinstance(done.exception, SophiaError) and str(done.exception) == line, arguments
+    with pytest.raises(SophiaError) as found:
+        doctor(load_config(Path("run.toml")), Console(file=io.StringIO(), width=160))
+    assert f"models.policy: {line}" in str(found.value)
+    with pytest.raises(SophiaError, match="original InternVL layout"):
+        preflight_layout(load_config(Path("run.toml")))
+    # an endpoint samples, and the trainer reads both layouts
+    answers = 'engine={kind="openai", base_url="http://localhost:1/v1", model_name="m"}'
+    sets = [word for part in ("captions", "reasoning") for word in ("--set", f"{part}.{answers}")]
+    done = CliRunner().invoke(app, ["check", "run.toml", *sets])
+    assert done.exit_code == 0, done.exception
+
+
+@pytest.mark.parametrize("name", [SEVEN, EIGHT, THREE])
+def test_the_image_token_is_found_in_the_tokenizer_or_asked_for(name: str) -> None:
+    write(name, ["square"], {"image_token_id": None, "video_token_id": None}, {})
+    config = load_config(Path("run.toml"))
+    tokens = Path("policy/tokenizer_config.json")
+    for content in ("<|other|>", "<|image_pad|>" if name != THREE else "<IMG_CONTEXT>"):
+        tokens.write_text(json.dumps({"added_tokens_decoder": {"7": {"content": content}}}))
+        if content == "<|other|>":
+            with pytest.raises(UsageError) as found:
+                policy_images(config)
+            assert str(found.value).startswith(
+                "policy/config.json: the id of the image token is missing, and no tokenizer file of the folder has <"
+            )
+            with pytest.raises(UsageError, match="the id of the image token is missing"):
+                preflight_layout(config)
+    assert ModelSpec.from_model_dir(Path("policy")).image_token_id == 7
+    if name != THREE:
+        images = image_processor(Path("policy"), ImageLimits())
+        assert images.positions(np.array([1, 7, 2]), [ImageSize(4, 1, (2, 2))]).shape == (3, 3)
+        tokens.write_text(json.dumps({"added_tokens_decoder": {"8": {"content": "<|video_pad|>"}}}))
+        with pytest.raises(UsageError, match="videos are not supported"):
+            image_processor(Path("policy"), ImageLimits()).positions(np.array([1, 8]), [])
 
 
 # the release, [parallel] and other settings, the error
@@ -195,6 +285,9 @@ def test_a_conversion_looks_at_the_processor_that_goes_along(tmp_path: Path) -> 
     folder, out = save_qwen_vl(tmp_path / "model"), tmp_path / "out"
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"patch_size": 16}))
+    with pytest.raises(UsageError) as found:
+        convert(Conversion(folder, out, "hf-custom"))
+    assert str(found.value) == f"{folder}: Qwen2.5-VL has only one layout, hf; nearest: --to hf"
     with pytest.raises(SophiaError, match="patch_size = 16, but the model's is 14"):
         convert(Conversion(folder, out, "megatron"))
     assert not out.exists()

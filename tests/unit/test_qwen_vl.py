@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "window": (broken(SEVEN, "vision_config", window_size=100), "window_size = 100 is not a multiple of"),
     "layer": (broken(SEVEN, "vision_config", fullatt_block_indexes=[7, 32]), "names layers that the tower of 32"),
     "sections": (broken(SEVEN, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 20]}), "does not sum to half"),
-    "no sections": (broken(SEVEN, rope_scaling={"type": "mrope"}), "is not three whole numbers"),
+    "no sections": (broken(SEVEN, rope_scaling={"type": "mrope"}), "mrope_section is missing in rope_scaling"),
     "rope type": (broken(SEVEN, rope_scaling={"type": "yarn", "mrope_section": [16, 24, 24]}), "rope type"),
     "chunked": (
         broken(EIGHT, "text_config", rope_scaling={"mrope_interleaved": False, "mrope_section": [24, 20, 20]}),

@@ -19,7 +19,6 @@ from sophia_mcore.pretrained.qwen_vl.spec import (
     tower_kept,
 )
 
-IMAGE_PAD = "<|image_pad|>"
 # where the resize is that Qwen2VLImageProcessor calls when it has found the size
 RESIZER = "transformers.image_processing_backends:TorchvisionBackend"
 _MOE = "mixture-of-experts models are not supported, only the dense ones"
@@ -31,7 +30,7 @@ def image_text(tokens: int) -> str:
     >>> image_text(2)
     '<|image_pad|><|image_pad|>'
     """
-    return IMAGE_PAD * tokens
+    return processor.IMAGE_PAD * tokens
 
 
 def _translate(files: Mapping[str, Any], parts: Parts, to: Layout) -> Mapping[str, dict[str, Any]]:
@@ -44,10 +43,10 @@ def _family(name: str, model_type: str, architecture: str, **own: Any) -> Family
         model_types={model_type: "hf"},
         architectures={architecture: "hf"},
         language_sections=("text_config",),
-        image_token=IMAGE_PAD,
+        image_token=processor.IMAGE_PAD,
         image_text=image_text,
-        reserved=("<|vision_start|>", IMAGE_PAD, "<|vision_end|>"),
-        video_tokens=("<|video_pad|>",),
+        reserved=("<|vision_start|>", processor.IMAGE_PAD, "<|vision_end|>"),
+        video_tokens=(processor.VIDEO_PAD,),
         text_has_image_token=False,
         templates={},
         default_template=None,

@@ -20,8 +20,10 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.spec import FRAMES
 from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
+from sophia_mcore.pretrained.special_tokens import id_of_token
 from sophia_mcore.store.json_files import read_json
 
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 BICUBIC = 3  # Pillow's number of the filter
 LONGEST_RATIO = 200  # of an image's sides
 
@@ -167,9 +169,14 @@ def read(folder: Path, config: Mapping[str, Any], limits: ImageLimits) -> PatchG
         max_pixels=largest,
         mean=tuple(image["image_mean"]),
         std=tuple(image["image_std"]),
-        image_token_id=config.get("image_token_id"),
-        video_token_id=config.get("video_token_id"),
+        image_token_id=_token_id(folder, config.get("image_token_id"), IMAGE_PAD),
+        video_token_id=_token_id(folder, config.get("video_token_id"), VIDEO_PAD),
     )
+
+
+def _token_id(folder: Path, stated: int | None, token: str) -> int | None:
+    """The id in config.json, or else in the tokenizer's files."""
+    return id_of_token(folder, token) if stated is None else stated
 
 
 def _limits(image: Mapping[str, Any]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.family import ImageLimits, Layout, Parts, Picture, Shown
 from sophia_mcore.pretrained.fields import Fields
-from sophia_mcore.pretrained.language import LanguageSpec, MRope, parse_language
+from sophia_mcore.pretrained.language import LanguageSpec, MRope, parse_language, rope_settings
 
 NORM_EPS = 1e-6  # of towers and projectors; no config field exists
 FRAMES = 2  # a patch covers two frames of a video; a still picture is shown twice
@@ -183,7 +183,9 @@ def _language(fields: Fields, model_type: str, interleaved: bool) -> LanguageSpe
     text = fields.section("text_config") if nested else fields
     _refuse_variants(text)
     plain = {key: value for key, value in text.values.items() if key not in ("architectures", "rope_parameters")}
-    rope = _rope(text)
+    rope = rope_settings(text, {"mrope": "default"})
+    if rope.get("rope_type", "default") != "default":
+        raise UsageError(f"{text.where}: rope type {rope['rope_type']!r} is not supported, only 'mrope' or 'default'")
     plain |= {"model_type": model_type, "tie_word_embeddings": _tied(fields, text)}
     plain["rope_scaling"] = {"rope_type": "default", "rope_theta": rope.get("rope_theta")}
     language = parse_language(Fields(plain, text.where))
@@ -199,18 +201,10 @@ def _refuse_variants(text: Fields) -> None:
         raise UsageError(f"{text.where}: layer_types holds {other[0]!r}; only 'full_attention' is supported")
 
 
-def _rope(text: Fields) -> Mapping[str, Any]:
-    rope = text.get("rope_scaling", None) or text.get("rope_parameters", None)
-    if not isinstance(rope, Mapping):
-        raise UsageError(f"{text.where}: rope_scaling (or rope_parameters) with mrope_section is missing")
-    kinds = {rope[key] for key in ("rope_type", "type") if rope.get(key) is not None}
-    if not kinds <= {"default", "mrope"}:
-        raise UsageError(f"{text.where}: rope type {sorted(kinds)} is not supported, only 'mrope' or 'default'")
-    return rope
-
-
 def _mrope(rope: Mapping[str, Any], where: str, head_dim: int, interleaved: bool) -> MRope:
     sections = rope.get("mrope_section")
+    if sections is None:
+        raise UsageError(f"{where}: mrope_section is missing in rope_scaling (or rope_parameters)")
     if not isinstance(sections, (list, tuple)) or len(sections) != 3 or not all(type(n) is int for n in sections):
         raise UsageError(f"{where}: mrope_section = {sections!r} is not three whole numbers")
     if sum(sections) != head_dim // 2 or min(sections) < 0:
