@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 def released_config(path: Path) -> dict[str, Any] | None:
     """The configuration of a released model, by its name or by a folder with this name; None if it is unknown.
 
+    A name that ends in "-hf" is the same model in transformers' native layout.
+
     >>> released_config(Path("models/InternVL3-38B"))["vision_config"]["num_hidden_layers"]
     45
     """
-    name = path.name.partition("@")[0]
+    name = path.name.partition("@")[0].lower().removesuffix("-hf")
     for known, row in _table()["models"].items():
-        if known.rpartition("/")[2].lower() == name.lower():
+        if known.rpartition("/")[2].lower() == name:
             return _config(row)
     return None
 

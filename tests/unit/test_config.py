@@ -140,12 +140,12 @@ def test_every_shipped_example_loads(path: Path) -> None:
 
 # what differs between the six production runs; everything else is the same
 PRODUCTION = {  # policy, tensor, pipeline, layers on the first stage, processes, FP8, recomputation, captions on GPUs
-    "internvl2_5_8b": ("InternVL2_5-8B", 4, 1, None, 8, "none", "none", 1),
-    "internvl3_8b": ("InternVL3-8B", 4, 1, None, 8, "none", "none", 1),
-    "internvl3_5_8b": ("InternVL3_5-8B", 4, 1, None, 8, "none", "none", 1),
-    "internvl2_5_38b": ("InternVL2_5-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
-    "internvl3_38b": ("InternVL3-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
-    "internvl3_5_38b": ("InternVL3_5-38B", 8, 2, 31, 64, "tensorwise", "full", 4),
+    "internvl2_5_8b": ("InternVL2_5-8B-hf", 4, 1, None, 8, "none", "none", 1),
+    "internvl3_8b": ("InternVL3-8B-hf", 4, 1, None, 8, "none", "none", 1),
+    "internvl3_5_8b": ("InternVL3_5-8B-HF", 4, 1, None, 8, "none", "none", 1),
+    "internvl2_5_38b": ("InternVL2_5-38B-hf", 8, 2, 31, 64, "tensorwise", "full", 4),
+    "internvl3_38b": ("InternVL3-38B-hf", 8, 2, 31, 64, "tensorwise", "full", 4),
+    "internvl3_5_38b": ("InternVL3_5-38B-HF", 8, 2, 31, 64, "tensorwise", "full", 4),
 }
 
 
@@ -160,7 +160,7 @@ def test_the_production_runs_differ_in_what_is_listed_only() -> None:
         engine, again = values["captions"]["engine"], values["evaluate"]["engine"]
         assert engine == again
         found = (
-            values["models"].pop("policy").removeprefix("OpenGVLab/"), parallel.pop("tensor"), parallel.pop("pipeline"),
+            values["models"].pop("policy").rpartition("/")[2], parallel.pop("tensor"), parallel.pop("pipeline"),
             parallel.pop("layers_on_first_stage"), parallel.pop("processes"), values["fp8"].pop("recipe"),
             train.pop("recompute"), engine.pop("tensor_parallel"),
         )  # fmt: skip

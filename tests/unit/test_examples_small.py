@@ -40,4 +40,4 @@ def test_the_plan_fits_one_gpu_of_24_gb(name: str, monkeypatch: pytest.MonkeyPat
 def test_the_doctor_names_what_to_fetch() -> None:
     done = CliRunner().invoke(app, ["doctor", str(FOLDER / "run.toml")])
     said = f"{done.output} {done.exception}"
-    assert "hf download OpenGVLab/InternVL3-1B" in said and "hf download Qwen/Qwen2.5-7B-Instruct" in said
+    assert "hf download OpenGVLab/InternVL3-1B-hf" in said and "hf download Qwen/Qwen2.5-7B-Instruct" in said
