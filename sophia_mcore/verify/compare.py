@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sophia_mcore.verify import structures
 from sophia_mcore.verify.algebra import Expression, equal, evaluate
-from sophia_mcore.verify.inequalities import bound, chains_equal, inequalities_equal, relations_equal
+from sophia_mcore.verify.inequalities import bound, chains_equal, congruences_equal, inequalities_equal, relations_equal
 from sophia_mcore.verify.labels import letters_equal, names_equal, statements_equal
 from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
@@ -51,6 +51,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         configurations_equal(gold, text),
         exchanged(gold, text) or contained_equal(gold, text) or None,
         chains_equal(gold, text),
+        congruences_equal(gold, text),
     ):
         if special is not None:
             return special
@@ -117,7 +118,10 @@ _OR = re.compile(r"\bor\b|或")
 
 def _one_of(structure: structures.Structure) -> bool:
     """Whether values of different names are joined by "or": "x = 1 or y = 2" is not the point (1, 2)."""
-    return structure.kind == "bare" and _OR.search(structure.text) is not None and len(_names(structure)) > 1
+    if structure.kind != "bare" or _OR.search(structure.text) is None:
+        return False
+    conditions = {_RELATION.split(part.text, maxsplit=1)[0].strip() for part in structure.parts if related(part.text)}
+    return len(_names(structure)) > 1 or len(conditions) > 1
 
 
 def _is_value(part: structures.Structure) -> bool:

@@ -30,6 +30,7 @@ from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
 from sophia_mcore.verify.spellings import spelled
 from sophia_mcore.verify.symbols import symbols
+from sophia_mcore.verify.words import chinese_digits
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -191,6 +192,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
             return found
     if gold.text == text or _dense(gold.text) == _dense(text):
         return True
+    if not gold.text.isascii() and chinese_digits(gold.text) == chinese_digits(text):
+        return True
     text = said(text)
     number, gold_number = parse_number(text), parse_number(gold.text)
     if number is None and gold_number is not None and text[:1].isalpha() and " " in text:
@@ -322,6 +325,7 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     name, value = named_value(text)
     if (
         found == wanted
+        or (not wanted.isascii() and chinese_digits(found) == chinese_digits(wanted))
         or spelled(core(found)) == spelled(wanted)
         or _same_hour(wanted, found)
         or core(found) in (f"{wanted} triangle", f"{wanted} angle")

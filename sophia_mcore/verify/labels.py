@@ -180,6 +180,8 @@ def letters_equal(gold: str, text: str) -> bool | None:
         flat = TEXT_COMMAND.sub(r"\1", listed).strip()
         if re.fullmatch(r"[A-J]{2,8}", row) and list(row) == sorted(set(row)) and _LETTER_LIST.fullmatch(flat):
             return set(row) == set(re.findall(r"[A-J]", flat))
+        if re.fullmatch(r"[A-J]{3,8}", row) and len(set(row)) == len(row) and _LETTER_LIST.fullmatch(flat):
+            return list(row) == re.findall(r"[A-J]", flat)  # a ranking
     return None
 
 

@@ -26,6 +26,8 @@ _FUNCTION = re.compile(
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LETTER = re.compile(r"[A-Za-z]")
 _MARK = re.compile(r"[!?'\"%#@&]|[^\x00-\x7f]")
+_BEHIND = re.compile(r"\\([A-Za-z]+)[\s{(]*(\d+(?:\.\d+)?|\\?[A-Za-z]+|\S)?")
+_BEFORE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]+|\S)?\s*(?!!)({_MARK.pattern})")
 _CONDITION = re.compile(r"[<>|=]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
@@ -42,7 +44,7 @@ def nothing_unread(gold: str, text: str) -> bool:
     if bool(named_value(gold)[0]) != bool(named_value(text)[0]) and ("=" in gold) != ("=" in text):
         gold, text = named_value(gold)[1], named_value(text)[1]
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
-    if _signs(gold) != _signs(text):
+    if _signs(gold) != _signs(text) or _places(gold) != _places(text):
         return False
     first, second = _letters(gold), _letters(text)
     if first == second:
@@ -53,6 +55,16 @@ def nothing_unread(gold: str, text: str) -> bool:
 
 def _letters(text: str) -> set[str]:
     return set(_LETTER.findall(_COMMAND.sub(" ", _FUNCTION.sub(" ", text))))
+
+
+def _places(text: str) -> Counter[tuple[str, str]]:
+    r"""What stands behind commands and before marks that algebra does not read: 5 \angle 30 is not 30 \angle 5."""
+    behind = (
+        (name, "".join(sorted(following)) if following.isupper() else following)  # angle ABC is angle CBA
+        for name, following in _BEHIND.findall(text)
+        if not _READ.fullmatch(name)
+    )
+    return Counter(behind) + Counter((mark, before) for before, mark in _BEFORE.findall(text))
 
 
 def _signs(text: str) -> Counter[str]:

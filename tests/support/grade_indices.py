@@ -104,3 +104,56 @@ def readings_literals_and_nouns(chance: random.Random) -> list[Pair]:
         ),
         *pairs(f"-{n}", [f"{n} below zero"], [f"{n} above zero", f"{m} below zero", str(n)], boxed=False),
     ]
+
+
+@kind
+def signs_that_algebra_does_not_read(chance: random.Random) -> list[Pair]:
+    n, m = chance.sample(range(2, 60), 2)
+    modulus = chance.randint(3, 12)
+    r = chance.randrange(modulus)
+    a, b = chance.sample("abcpqxy", 2)
+    sign = chance.choice([r"\oplus", r"\star", r"\to", r"\vdash", r"\otimes"])
+    return [
+        *pairs(
+            rf"{n}\angle {m}^\circ",
+            [rf"{n} \angle {m}^{{\circ}}"],
+            [rf"{m}\angle {n}^\circ", rf"{n}\angle -{m}^\circ"],
+        ),
+        *pairs(
+            rf"x \equiv {r} \pmod {modulus}",
+            [rf"x \equiv {r} \pmod{{{modulus}}}", rf"x \equiv {r + modulus} \pmod {modulus}"],
+            [rf"x \equiv {r + 1} \pmod {modulus}", rf"x \equiv {r} \pmod {modulus + 1}", f"x = {r}"],
+        ),
+        *pairs(rf"{a} {sign} {b}", [rf"{a} {sign} {b}"], [rf"{b} {sign} {a}", f"{a}{b}", f"{a} + {b}"]),
+        *pairs(f"{n}^\\circ {m}'", [f"{n}^\\circ{m}'"], [f"{m}^\\circ {n}'", f"{n}^\\circ {m}''", f"{n}^\\circ"]),
+        *pairs(
+            f"{a} > {n}, {b} < {m}",
+            [f"{b} < {m}, {a} > {n}"],
+            [rf"{a} > {n} \text{{ or }} {b} < {m}", f"{a} < {n}, {b} > {m}", f"{a} > {n}"],
+        ),
+    ]  # fmt: skip
+
+
+@kind
+def chinese_numerals_and_rankings(chance: random.Random) -> list[Pair]:
+    one, other = chance.sample(range(2, 10), 2)
+    spoken = "零一二三四五六七八九"
+    word = chance.choice(["倍", "层", "号楼"])
+    rank = chance.sample("ABCDE", 4)
+    rank = rank if rank != sorted(rank) else rank[::-1]  # letters in order are a set
+    turned = [rank[1], rank[0], *rank[2:]]
+    return [
+        *pairs(
+            f"{one}{word}", [f"{spoken[one]}{word}"], [f"{spoken[other]}{word}", f"{spoken[one]}分之一"], boxed=False
+        ),
+        *pairs(
+            f"{spoken[one]}月{spoken[other]}日",
+            [f"{one}月{other}日"],
+            [f"{other}月{one}日", f"{one}月1{other}日"],
+            boxed=False,
+        ),
+        *pairs(
+            "".join(rank), [", ".join(rank)], [", ".join(turned), "".join(turned), ", ".join(rank[:3])], boxed=False
+        ),
+        *pairs("noon", ["12 noon", "12:00 PM"], ["midnight", "12:00 AM", f"{one} PM"], boxed=False),
+    ]
