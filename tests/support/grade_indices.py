@@ -157,3 +157,31 @@ def chinese_numerals_and_rankings(chance: random.Random) -> list[Pair]:
         ),
         *pairs("noon", ["12 noon", "12:00 PM"], ["midnight", "12:00 AM", f"{one} PM"], boxed=False),
     ]
+
+
+@kind
+def codes_and_sentences_with_numbers(chance: random.Random) -> list[Pair]:
+    a, b = chance.sample("BDFGHKLMNPQRT", 2)
+    n = chance.randint(123, 9876)
+    turned = f"{n + 9}"
+    parts = chance.sample(range(1, 250), 4)
+    address, swapped = ".".join(map(str, parts)), ".".join(map(str, [parts[1], parts[0], *parts[2:]]))
+    first, second = chance.sample(range(1, 10), 2)
+    team = chance.choice(["Team A", "The blue side", "Brazil"])
+    return [
+        *pairs(
+            f"{a}{b}-{n}",
+            [f"{a}{b}-{n}", f"{a}{b}–{n}"],
+            [f"{b}{a}-{n}", f"{a}{b}-{turned}", f"{a}{b}{n}"],
+            boxed=False,
+        ),
+        *pairs(f"{a}{b}{n}", [f"{a}{b}{n}"], [f"{b}{a}{n}", f"{a}{b}{turned}", f"{n}{a}{b}"], boxed=False),
+        *pairs(address, [address], [swapped, f"{address}0", address.rpartition(".")[0]], boxed=False),
+        *pairs(
+            f"{team} won {first} to {second}",
+            [f"{team} won {first} to {second}"],
+            [f"{team} won {second} to {first}", f"{team} lost {first} to {second}", f"{first} to {second} or so"],
+            boxed=False,
+        ),
+        *pairs(f"{first} of {second}", [f"{first} of {second}"], [f"{second} of {first}", str(first)], boxed=False),
+    ]  # fmt: skip
