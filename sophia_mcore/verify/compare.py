@@ -105,9 +105,9 @@ _SAME_WORD = {"和": "and", "且": "and", "或": "or"}
 
 
 def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
-    """Whether statements or names are joined by "and" in one list and by "or" in the other; values may be."""
+    """Whether statements or names are joined by "and" or commas in one list, by "or" in the other; values may be."""
     first, second = ({_SAME_WORD.get(word, word) for word in _CONNECTIVE.findall(one.text)} for one in (a, b))
-    if not first or not second or first == second:
+    if first == second or (first or {"and"}) == (second or {"and"}):
         return False
     counted = {one.unit for one in map(parse_quantity, (part.text for part in a.parts)) if one is not None}
     return len(counted) > 1 or not all(_is_value(part) for part in a.parts)

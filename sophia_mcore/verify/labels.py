@@ -129,21 +129,28 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
     return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
 
 
-_NAMED_NUMERAL = re.compile(
-    r"(?:[Tt]he )?(?:quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line|case"
-    r"|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image) (?P<numeral>[IVX]+)",
-    re.IGNORECASE,
+_LABEL_ITSELF = r"\(?(?:[A-Z]{1,2}'?|[a-z]|[IVX]+)\)?"
+_NOUN_AND_LABEL = re.compile(
+    r"(?i:(?:the )?(?P<noun>quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line"
+    r"|case|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image|point|segment|ray|vertex|side"
+    r"|sample|bottle|statement|object|person|player|team|car|ball|block|city|country|shape)(?P<several>s?)) "
+    rf"(?P<label>{_LABEL_ITSELF}(?:(?:,| and|, and) {_LABEL_ITSELF})*)"
 )
 
 
-def numeral_named(gold: str, text: str) -> bool:
-    """Whether a Roman numeral is called by what it numbers: "Quadrant III" for "III".
+def noun_left_out(gold: str, text: str) -> bool:
+    """Whether two labels are the same, but for a noun that only one of them names: "Quadrant III" and "III".
 
-    >>> numeral_named("III", "Quadrant III"), numeral_named("III", "Quadrant II"), numeral_named("V", "volume V")
-    (True, False, False)
+    >>> noun_left_out("III", "Quadrant III"), noun_left_out("figure (b)", "b"), noun_left_out("line AB", "segment AB")
+    (True, True, False)
     """
-    match = _NAMED_NUMERAL.fullmatch(TEXT_COMMAND.sub(r"\1", text))
-    return match is not None and match["numeral"] == gold
+    first, second = (_NOUN_AND_LABEL.fullmatch(TEXT_COMMAND.sub(r"\1", one)) for one in (gold, text))
+    if first is None and second is None:
+        return False
+    if first is not None and second is not None and first["noun"].casefold() != second["noun"].casefold():
+        return False
+    a, b = (re.sub(r"[()]", "", match["label"] if match else one) for match, one in ((first, gold), (second, text)))
+    return a == b
 
 
 SHORT_WORDS = frozenset(

@@ -185,3 +185,20 @@ def codes_and_sentences_with_numbers(chance: random.Random) -> list[Pair]:
         ),
         *pairs(f"{first} of {second}", [f"{first} of {second}"], [f"{second} of {first}", str(first)], boxed=False),
     ]  # fmt: skip
+
+
+@kind
+def nouns_of_labels(chance: random.Random) -> list[Pair]:
+    noun, other = chance.sample(["figure", "point", "line", "region", "graph", "team"], 2)
+    p, q = chance.sample("KLMNPQRST", 2)
+    small, large = chance.sample(["II", "III", "IV", "VI"], 2)
+    letter = p.lower()
+    return [
+        *pairs(p, [f"{noun} {p}", f"the {noun} {p}"], [f"{noun} {q}", f"not {noun} {p}", f"{noun}s {p}, {q}"], boxed=False),
+        *pairs(
+            f"{noun} ({letter})", [f"({letter})", f"{noun} {letter}"], [f"({q.lower()})", f"{other} ({letter})"]
+        ),
+        *pairs(f"{noun}s {p} and {q}", [f"{p} and {q}"], [f"{p} or {q}", p, f"{other}s {p} and {q}"], boxed=False),
+        *pairs(small, [f"{noun} {small}"], [f"{noun} {large}", f"{small} or {large}"], boxed=False),
+        *pairs(f"{small}, {large}", [f"{small} and {large}"], [f"{small} or {large}", small], boxed=False),
+    ]  # fmt: skip
