@@ -115,7 +115,7 @@ def comma_left_out(answer: str) -> str:
     return _DIRECTED.sub(r"\g<amount> ", answer) if "," in answer else answer
 
 
-def lines_joined(answer: str) -> str:
+def lines_joined(answer: str, nested: int = 2) -> str:
     r"""The inside of a display such as aligned: lines that begin with "=" go on, other relations are a list.
 
     Lines that are neither stay as they are, and so does a matrix.
@@ -128,7 +128,7 @@ def lines_joined(answer: str) -> str:
         return answer
     inner = display["inner"].strip().strip(".").strip()
     if "\\begin" in inner:
-        return lines_joined(inner)
+        return lines_joined(inner, nested - 1) if nested else answer
     lines = [line.replace("&", "").strip() for line in _NEW_LINE.split(inner)]
     lines = [line for line in lines if line]
     joined = lines[0] if lines else ""

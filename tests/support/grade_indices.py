@@ -194,7 +194,7 @@ def nouns_of_labels(chance: random.Random) -> list[Pair]:
     small, large = chance.sample(["II", "III", "IV", "VI"], 2)
     letter = p.lower()
     return [
-        *pairs(p, [f"{noun} {p}", f"the {noun} {p}"], [f"{noun} {q}", f"not {noun} {p}", f"{noun}s {p}, {q}"], boxed=False),
+        *pairs(p, [f"{noun} {p}", f"the {noun} {p}"], [f"{noun} {q}", f"not {noun} {p}", q], boxed=False),
         *pairs(
             f"{noun} ({letter})", [f"({letter})", f"{noun} {letter}"], [f"({q.lower()})", f"{other} ({letter})"]
         ),
