@@ -222,6 +222,10 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
         return None
+    if len(gold_name) == 1 and gold_name.swapcase() == name:  # M and m are two masses, but r = 5 is R = 5
+        values = evaluate(gold_value), evaluate(value)
+        if not all(v is not None and v.is_number for v in values):
+            return False
     return compare(gold_value, value, rule)
 
 

@@ -17,6 +17,7 @@ _ONE_STATEMENT = re.compile(r"\(\s*(\d{1,2}|[ivx]{1,4})\s*\)")
 _EITHER_SIGN = re.compile(r"\s*(?:\bor\b|\\text\s*\{\s*or\s*\}|或)\s*")
 _EITHER = re.compile(rf"[(\[]?[A-J][)\]]?(?:{_EITHER_SIGN.pattern}[(\[]?[A-J][)\]]?)+")
 _PLAIN_LIST = re.compile(r"\d(?:\s*,\s*\d)+")
+_ROMAN_LIST = re.compile(r"\(?[IVX]+\)?(?:(?:,| and|, and) \(?[IVX]+\)?)+")
 _LETTER_LIST = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&)\s*[(\[]?[A-J][)\]]?)+")
 
 
@@ -183,6 +184,9 @@ def letters_equal(gold: str, text: str) -> bool | None:
         _LETTER_LIST.fullmatch(_EITHER_SIGN.sub(",", one)) for one in (gold, text)
     ):
         return False
+    romans = [re.findall("[IVX]+", one) for one in (gold, text) if _ROMAN_LIST.fullmatch(one)]
+    if len(romans) == 2:
+        return sorted(romans[0]) == sorted(romans[1])
     for row, listed in ((gold, text), (text, gold)):
         flat = TEXT_COMMAND.sub(r"\1", listed).strip()
         if re.fullmatch(r"[A-J]{2,8}", row) and list(row) == sorted(set(row)) and _LETTER_LIST.fullmatch(flat):

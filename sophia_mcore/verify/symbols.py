@@ -12,6 +12,7 @@ from sophia_mcore.verify.spellings import is_configuration
 _INDEX = re.compile(
     r"(?<![A-Za-z\\])(?!(?:ln|lg|pi)\d)(?P<before>[A-Za-z]?)(?P<letter>[A-Za-z])(?P<digits>\d{1,3})(?!\d*\.\d|\d)"
 )
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _ONE_SIGN = re.compile(r"_\s*\{\s*(\w)\s*\}(?!\w)")
 _ARGUMENT = re.compile(r"\\(?:frac|sqrt)\s+\Z")
 _PRIME = re.compile(
@@ -43,7 +44,8 @@ def symbols(text: str) -> str:
     if _INDEX.search(text) is None or len(text) > 400:
         return text
     measured = parse_quantity(text.rpartition("=")[2].strip())
-    if (measured is not None and measured.known) or is_formula(text) or is_configuration(text) or _ARROW.search(text):
+    unit = measured is not None and measured.known and _LETTER.search(measured.number) is None
+    if unit or is_formula(text) or is_configuration(text) or _ARROW.search(text):
         return text
     return _INDEX.sub(_indexed, text)
 

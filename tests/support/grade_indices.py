@@ -11,7 +11,7 @@ __all__ = ["KINDS"]  # with the kinds of grade_kinds
 
 @kind
 def digits_behind_letters(chance: random.Random) -> list[Pair]:
-    letter = chance.choice("ABDGLMQRTXZabdfghkmnprtuvwz")
+    letter = chance.choice("ABDGLQRTXZabdfghknprtuvwz")
     i, j, k = chance.sample(range(1, 10), 3)
     a, b, c = f"{letter}{i}", f"{letter}{j}", f"{letter}{k}"
     low_a, low_b, low_c = f"{letter}_{i}", f"{letter}_{{{j}}}", f"{letter}_{k}"
@@ -22,6 +22,7 @@ def digits_behind_letters(chance: random.Random) -> list[Pair]:
             [f"{low_a} + {low_b}", f"{b} + {a}", f"{low_b} + {low_a}"],
             [f"{i + j}{letter}", f"{letter}{i + j}", f"{low_a} + {low_c}", f"{a} - {b}", f"{a}{b}"],
         ),
+        *pairs(f"m = {a} F", [f"m = F {low_a}"], [f"M = {a} F", f"m = {b} F"]),
         *pairs(
             f"{a} > {b}",
             [f"{low_a} > {low_b}", f"{low_b} < {low_a}"],
@@ -200,5 +201,6 @@ def nouns_of_labels(chance: random.Random) -> list[Pair]:
         ),
         *pairs(f"{noun}s {p} and {q}", [f"{p} and {q}"], [f"{p} or {q}", p, f"{other}s {p} and {q}"], boxed=False),
         *pairs(small, [f"{noun} {small}"], [f"{noun} {large}", f"{small} or {large}"], boxed=False),
+        *pairs(f"{small} and {large}", [f"{large}, {small}"], [f"{small} or {large}", small], boxed=False),
         *pairs(f"{small}, {large}", [f"{small} and {large}"], [f"{small} or {large}", small], boxed=False),
     ]  # fmt: skip
