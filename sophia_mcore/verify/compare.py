@@ -24,6 +24,7 @@ from sophia_mcore.verify.spellings import (
     exchanged,
     reactions_equal,
 )
+from sophia_mcore.verify.symbols import DERIVED
 from sophia_mcore.verify.vectors import as_point
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -217,7 +218,7 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
         return None
     if gold_name and name and not names_agree(gold_name, name):
         values = evaluate(gold_value), evaluate(value)
-        if gold_value == value or "D_{zz" in gold_name + name:
+        if gold_value == value or DERIVED in gold_name + name:
             return False
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
