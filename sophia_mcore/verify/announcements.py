@@ -58,7 +58,7 @@ _NOT_ANOTHER = "".join(
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
 _LINES = r"(?:equation|align|aligned|gather|gathered|split|eqnarray|multline)\*?"
-_ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]*?(?:\n[^\n]*?){{0,8}}?\\end\{{{_LINES}\}}"
+_ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8}}?\\end\{{{_LINES}\}}"
 _REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
 
 

@@ -240,7 +240,7 @@ YES_NO = {
 }  # fmt: skip
 _LETTERS = {"t": True, "f": False, "y": True, "n": False}  # where the data set says that the answer is one of two
 _FIRST_WORD = re.compile(
-    r"(yes|no|true|false|是的|不是)(?=[,.;:，。!]|$|\s+(?:it|he|she|they|the|there|this|that|i|we|you|because|a|an|[-–])\b)"
+    r"(yes|no|true|false|是的|不是)(?=[,.;:，。!]|$|\s+(?:it|he|she|they|the|there|this|that|i|we|you|because|a|an)\b|\s+[-–—]\s)"
 )
 
 _DOUBT = re.compile(

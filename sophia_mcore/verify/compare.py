@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from sophia_mcore.verify import structures
 from sophia_mcore.verify.algebra import Expression, equal, evaluate
-from sophia_mcore.verify.inequalities import bound, chains_equal, inequalities_equal, relations_equal
+from sophia_mcore.verify.inequalities import bound, chains_equal, congruences_equal, inequalities_equal, relations_equal
 from sophia_mcore.verify.labels import letters_equal, names_equal, statements_equal
 from sophia_mcore.verify.named import named_value, names_agree
 from sophia_mcore.verify.normalize import plain_text
@@ -24,6 +24,7 @@ from sophia_mcore.verify.spellings import (
     exchanged,
     reactions_equal,
 )
+from sophia_mcore.verify.symbols import DERIVED
 from sophia_mcore.verify.vectors import as_point
 
 Oracle = Callable[[str, str, Rule], bool]
@@ -51,6 +52,7 @@ def compare(gold: str, text: str, rule: Rule, answer_type: str = "", oracle: Ora
         configurations_equal(gold, text),
         exchanged(gold, text) or contained_equal(gold, text) or None,
         chains_equal(gold, text),
+        congruences_equal(gold, text),
     ):
         if special is not None:
             return special
@@ -104,9 +106,9 @@ _SAME_WORD = {"和": "and", "且": "and", "或": "or"}
 
 
 def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
-    """Whether statements or names are joined by "and" in one list and by "or" in the other; values may be."""
+    """Whether statements or names are joined by "and" or commas in one list, by "or" in the other; values may be."""
     first, second = ({_SAME_WORD.get(word, word) for word in _CONNECTIVE.findall(one.text)} for one in (a, b))
-    if not first or not second or first == second:
+    if first == second or (first or {"and"}) == (second or {"and"}):
         return False
     counted = {one.unit for one in map(parse_quantity, (part.text for part in a.parts)) if one is not None}
     return len(counted) > 1 or not all(_is_value(part) for part in a.parts)
@@ -117,7 +119,10 @@ _OR = re.compile(r"\bor\b|或")
 
 def _one_of(structure: structures.Structure) -> bool:
     """Whether values of different names are joined by "or": "x = 1 or y = 2" is not the point (1, 2)."""
-    return structure.kind == "bare" and _OR.search(structure.text) is not None and len(_names(structure)) > 1
+    if structure.kind != "bare" or _OR.search(structure.text) is None:
+        return False
+    conditions = {_RELATION.split(part.text, maxsplit=1)[0].strip() for part in structure.parts if related(part.text)}
+    return len(_names(structure)) > 1 or len(conditions) > 1
 
 
 def _is_value(part: structures.Structure) -> bool:
@@ -213,11 +218,15 @@ def _equations_equal(gold: str, text: str, rule: Rule) -> bool | None:
         return None
     if gold_name and name and not names_agree(gold_name, name):
         values = evaluate(gold_value), evaluate(value)
-        if gold_value == value or "D_{zz" in gold_name + name:
+        if gold_value == value or DERIVED in gold_name + name:
             return False
         return False if all(v is not None and v.is_number for v in values) else None
     if (not gold_name and related(gold)) or (not name and related(text)):
         return None
+    if len(gold_name) == 1 and gold_name.swapcase() == name:  # M and m are two masses, but r = 5 is R = 5
+        values = evaluate(gold_value), evaluate(value)
+        if not all(v is not None and v.is_number for v in values):
+            return False
     return compare(gold_value, value, rule)
 
 

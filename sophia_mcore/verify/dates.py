@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from sophia_mcore.verify.numbers import parse_number
+from sophia_mcore.verify.words import chinese_digits
 
 DATE_FORMATS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%B %d %Y", "%b %d %Y", "%d %B %Y", "%d %b %Y", "%m/%d/%Y",
@@ -26,9 +27,9 @@ def parse_date(text: str) -> tuple[int | None, int, int | None] | None:
     >>> parse_date("March 5th, 2021")
     (2021, 3, 5)
     """
-    if len(text) > 40 or not _LOOKS.search(text):
+    if len(text) > 40 or not (_LOOKS.search(text) or "月" in text):
         return None
-    chinese = _CHINESE.fullmatch(text.replace(" ", ""))
+    chinese = _CHINESE.fullmatch((text if text.isascii() else chinese_digits(text)).replace(" ", ""))
     if chinese:
         year, month, day = chinese.groups()
         return (int(year) if year else None, int(month), int(day) if day else None)
@@ -81,6 +82,11 @@ _CHINESE_TIME = re.compile(
 _PARTS = {"半": 30, "一刻": 15, "三刻": 45}
 
 
+_NAMED = dict.fromkeys(("noon", "12 noon", "midday"), (12, 0, 0)) | dict.fromkeys(
+    ("midnight", "12 midnight"), (0, 0, 0)
+)
+
+
 def _chinese_time(text: str) -> tuple[int, int, int] | None:
     match = _CHINESE_TIME.fullmatch(text.replace(" ", ""))
     if match is None:
@@ -108,6 +114,8 @@ def spoken_time(text: str) -> tuple[int, int, int] | None:
         return None
     if not text.isascii():
         return _chinese_time(text)
+    if text.casefold() in _NAMED:
+        return _NAMED[text.casefold()]
     match = _SPOKEN.fullmatch(text.casefold().replace("’", "'"))
     if match is None or not (match["way"] or match["sharp"]):
         return None

@@ -17,7 +17,7 @@ from sophia_mcore.verify.applied import applied_otherwise
 from sophia_mcore.verify.compare import Oracle, compare, is_words, related
 from sophia_mcore.verify.hopeless import cannot_equal
 from sophia_mcore.verify.inequalities import bound
-from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, numeral_named, ordinals_equal
+from sophia_mcore.verify.labels import SHORT_WORDS, case_differs, letters_equal, noun_left_out, ordinals_equal
 from sophia_mcore.verify.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.measures import other_angle, other_currency, other_measure, price_of_percent, turned_equal
 from sophia_mcore.verify.named import named_value
@@ -30,6 +30,7 @@ from sophia_mcore.verify.sentences import all_reals, core, harmless, said, same_
 from sophia_mcore.verify.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
 from sophia_mcore.verify.spellings import spelled
 from sophia_mcore.verify.symbols import symbols
+from sophia_mcore.verify.words import chinese_digits
 
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
@@ -189,7 +190,9 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         found = lookalikes_equal(gold.text, text, gold.raw, prediction, listed)
         if found is not None:
             return found
-    if gold.text == text or _dense(gold.text) == _dense(text):
+    if gold.text == text or _dense(gold.text) == _dense(text) or noun_left_out(gold.text, text):
+        return True
+    if not gold.text.isascii() and chinese_digits(gold.text) == chinese_digits(text):
         return True
     text = said(text)
     number, gold_number = parse_number(text), parse_number(gold.text)
@@ -322,13 +325,14 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     name, value = named_value(text)
     if (
         found == wanted
+        or (not wanted.isascii() and chinese_digits(found) == chinese_digits(wanted))
         or spelled(core(found)) == spelled(wanted)
         or _same_hour(wanted, found)
         or core(found) in (f"{wanted} triangle", f"{wanted} angle")
         or (core(found) == core(wanted) and same_place(found, wanted))
         or (text[:4].casefold() == "the " and core(f"the {found}") == wanted)
         or (name and plain_text(value) == wanted)
-        or numeral_named(gold.text, text)
+        or noun_left_out(gold.text, text)
     ):
         return True
     listed = letters_equal(gold.text, text)

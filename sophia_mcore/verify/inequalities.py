@@ -174,6 +174,31 @@ def _chain(text: str) -> list[str] | None:
     return [_TURNED.get(piece, piece) for piece in reversed(pieces)]
 
 
+_CONGRUENCE = re.compile(
+    r"(?P<left>[^=<>]+?)\s*\\equiv\s*(?P<right>[^=<>]+?)\s*\(?\s*(?:\\(?:text|mathrm)\s*\{\s*mod\s*\}|\\?[pb]?mod)\s*\{?\s*"
+    r"(?P<modulus>\w+)\s*\}?\s*\)?"
+)
+
+
+def congruences_equal(gold: str, text: str) -> bool | None:
+    r"""Whether two congruences are the same; None if neither answer is one.
+
+    >>> congruences_equal(r"x \equiv 3 \pmod 5", r"x \equiv 8 \pmod{5}"), congruences_equal(r"x \equiv 3 \pmod 5", "3")
+    (True, False)
+    """
+    if r"\equiv" not in gold + text or "mod" not in gold + text or len(gold + text) > 200:
+        return None
+    a, b = _CONGRUENCE.fullmatch(gold), _CONGRUENCE.fullmatch(text)
+    if a is None or b is None:
+        return None if a is None and b is None else False
+    if (a["left"].strip(), a["modulus"]) != (b["left"].strip(), b["modulus"]):
+        return False
+    first, second = evaluate(a["right"]), evaluate(b["right"])
+    if first is None or second is None or first.exact is None or second.exact is None or not a["modulus"].isdigit():
+        return a["right"] == b["right"]
+    return (first.exact - second.exact) % int(a["modulus"]) == 0
+
+
 def relations_equal(gold: str, text: str) -> bool | None:
     """Equality of two answers with exactly one relation sign each; None if they are not of that form.
 

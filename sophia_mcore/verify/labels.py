@@ -17,6 +17,7 @@ _ONE_STATEMENT = re.compile(r"\(\s*(\d{1,2}|[ivx]{1,4})\s*\)")
 _EITHER_SIGN = re.compile(r"\s*(?:\bor\b|\\text\s*\{\s*or\s*\}|或)\s*")
 _EITHER = re.compile(rf"[(\[]?[A-J][)\]]?(?:{_EITHER_SIGN.pattern}[(\[]?[A-J][)\]]?)+")
 _PLAIN_LIST = re.compile(r"\d(?:\s*,\s*\d)+")
+_ROMAN_LIST = re.compile(r"\(?[IVX]+\)?(?:(?:,| and|, and) \(?[IVX]+\)?)+")
 _LETTER_LIST = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&)\s*[(\[]?[A-J][)\]]?)+")
 
 
@@ -129,21 +130,28 @@ def ordinals_equal(gold: str, text: str) -> bool | None:
     return first == second and (a[3] or "").casefold() == (b[3] or "").casefold()
 
 
-_NAMED_NUMERAL = re.compile(
-    r"(?:[Tt]he )?(?:quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line|case"
-    r"|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image) (?P<numeral>[IVX]+)",
-    re.IGNORECASE,
+_LABEL_ITSELF = r"\(?(?:[A-Z]{1,2}'?|[a-z]|[IVX]+)\)?"
+_NOUN_AND_LABEL = re.compile(
+    r"(?i:(?:the )?(?P<noun>quadrant|region|figure|graph|curve|type|class|phase|stage|group|zone|area|section|box|line"
+    r"|case|diagram|panel|plot|step|period|column|row|chapter|circuit|picture|image|point|segment|ray|vertex|side"
+    r"|sample|bottle|statement|object|person|player|team|car|ball|block|city|country|shape)(?P<several>s?)) "
+    rf"(?P<label>{_LABEL_ITSELF}(?:(?:,| and|, and) {_LABEL_ITSELF})*)"
 )
 
 
-def numeral_named(gold: str, text: str) -> bool:
-    """Whether a Roman numeral is called by what it numbers: "Quadrant III" for "III".
+def noun_left_out(gold: str, text: str) -> bool:
+    """Whether two labels are the same, but for a noun that only one of them names: "Quadrant III" and "III".
 
-    >>> numeral_named("III", "Quadrant III"), numeral_named("III", "Quadrant II"), numeral_named("V", "volume V")
-    (True, False, False)
+    >>> noun_left_out("III", "Quadrant III"), noun_left_out("figure (b)", "b"), noun_left_out("line AB", "segment AB")
+    (True, True, False)
     """
-    match = _NAMED_NUMERAL.fullmatch(TEXT_COMMAND.sub(r"\1", text))
-    return match is not None and match["numeral"] == gold
+    first, second = (_NOUN_AND_LABEL.fullmatch(TEXT_COMMAND.sub(r"\1", one)) for one in (gold, text))
+    if first is None and second is None:
+        return False
+    if first is not None and second is not None and first["noun"].casefold() != second["noun"].casefold():
+        return False
+    a, b = (re.sub(r"[()]", "", match["label"] if match else one) for match, one in ((first, gold), (second, text)))
+    return a == b
 
 
 SHORT_WORDS = frozenset(
@@ -176,10 +184,15 @@ def letters_equal(gold: str, text: str) -> bool | None:
         _LETTER_LIST.fullmatch(_EITHER_SIGN.sub(",", one)) for one in (gold, text)
     ):
         return False
+    romans = [re.findall("[IVX]+", one) for one in (gold, text) if _ROMAN_LIST.fullmatch(one)]
+    if len(romans) == 2:
+        return sorted(romans[0]) == sorted(romans[1])
     for row, listed in ((gold, text), (text, gold)):
         flat = TEXT_COMMAND.sub(r"\1", listed).strip()
         if re.fullmatch(r"[A-J]{2,8}", row) and list(row) == sorted(set(row)) and _LETTER_LIST.fullmatch(flat):
             return set(row) == set(re.findall(r"[A-J]", flat))
+        if re.fullmatch(r"[A-J]{3,8}", row) and len(set(row)) == len(row) and _LETTER_LIST.fullmatch(flat):
+            return list(row) == re.findall(r"[A-J]", flat)  # a ranking
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from sophia_mcore.verify.labels import is_formula
 from sophia_mcore.verify.named import named_value
 from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.numbers import parse_number
@@ -38,7 +39,7 @@ def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed:
     >>> lookalikes_equal("3:4:5", "6:8:10", "3:4:5", "6:8:10", False)
     True
     """
-    for rule in (_rows_equal, _bases_equal, _literals_equal, _readings_equal, _sizes_equal):
+    for rule in (_rows_equal, _bases_equal, _literals_equal, _readings_equal, _codes_equal, _sizes_equal):
         found = rule(named_value(gold)[1], named_value(text)[1])
         if found is not None:
             return found
@@ -146,6 +147,21 @@ def _literals_equal(gold: str, text: str) -> bool | None:
     if _LITERAL.fullmatch(gold) is None and _LITERAL.fullmatch(text) is None:
         return None
     return gold.casefold() == text.casefold()
+
+
+_CODE = re.compile(r"\d+(?:\.\d+){2,}|[A-Z]{2,}[- ]?\d{2,}[A-Z]?|(?=(?:\d*[A-Z]){2})(?=(?:[A-Z]*\d){2})[A-Z\d]{5,12}")
+
+
+_LARGE_COUNT = re.compile(r"\d{3}")
+
+
+def _codes_equal(gold: str, text: str) -> bool | None:
+    """A serial number, version or address, "AB-1234" or "192.168.0.1", equals only itself; None if neither is one."""
+    if _CODE.fullmatch(gold) is None and _CODE.fullmatch(text) is None:
+        return None
+    if any(is_formula(one) and not _LARGE_COUNT.search(one) for one in (gold, text)):
+        return None  # C6H12O6
+    return "".join(gold.split()) == "".join(text.split())
 
 
 def _readings_equal(gold: str, text: str) -> bool | None:

@@ -15,6 +15,7 @@ _SPACE = re.compile(r"(?:(?<!\\)\\[,;!:\s>]|~|\\(?:q?quad|thinspace|enspace)(?![
 _DECORATION = re.compile(
     r"\\color\s*\{[a-zA-Z]+\}|\\textcolor\s*\{[a-zA-Z]+\}|\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![a-zA-Z])"
 )
+_ACCENT = re.compile(r"\\(vec|hat|bar|overline|mathbf|boldsymbol|tilde|dot)\s+([A-Za-z])(?![A-Za-z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(
     r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta)"
@@ -90,6 +91,7 @@ def clean(answer: str) -> str:
         answer = lines_joined(answer)
     if "\\" in answer or "~" in answer:
         answer = _FRAC.sub(r"\\frac", _DECORATION.sub("", answer))
+        answer = _ACCENT.sub(r"\\\1{\2}", answer)
         answer = _ALIASES.sub(lambda match: _ALIAS_OF[match[1]], answer)
         answer = _SPACE.sub(" ", answer)
     elif answer.isascii() and answer.isalnum():
@@ -113,7 +115,7 @@ def comma_left_out(answer: str) -> str:
     return _DIRECTED.sub(r"\g<amount> ", answer) if "," in answer else answer
 
 
-def lines_joined(answer: str) -> str:
+def lines_joined(answer: str, nested: int = 2) -> str:
     r"""The inside of a display such as aligned: lines that begin with "=" go on, other relations are a list.
 
     Lines that are neither stay as they are, and so does a matrix.
@@ -126,7 +128,7 @@ def lines_joined(answer: str) -> str:
         return answer
     inner = display["inner"].strip().strip(".").strip()
     if "\\begin" in inner:
-        return lines_joined(inner)
+        return lines_joined(inner, nested - 1) if nested else answer
     lines = [line.replace("&", "").strip() for line in _NEW_LINE.split(inner)]
     lines = [line for line in lines if line]
     joined = lines[0] if lines else ""

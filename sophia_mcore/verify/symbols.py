@@ -9,9 +9,11 @@ from sophia_mcore.verify.labels import is_formula
 from sophia_mcore.verify.quantities import parse_quantity
 from sophia_mcore.verify.spellings import is_configuration
 
+DERIVED = "D_{zz"  # how the name of a derivative begins; no letter of an answer is called so
 _INDEX = re.compile(
     r"(?<![A-Za-z\\])(?!(?:ln|lg|pi)\d)(?P<before>[A-Za-z]?)(?P<letter>[A-Za-z])(?P<digits>\d{1,3})(?!\d*\.\d|\d)"
 )
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _ONE_SIGN = re.compile(r"_\s*\{\s*(\w)\s*\}(?!\w)")
 _ARGUMENT = re.compile(r"\\(?:frac|sqrt)\s+\Z")
 _PRIME = re.compile(
@@ -43,7 +45,8 @@ def symbols(text: str) -> str:
     if _INDEX.search(text) is None or len(text) > 400:
         return text
     measured = parse_quantity(text.rpartition("=")[2].strip())
-    if (measured is not None and measured.known) or is_formula(text) or is_configuration(text) or _ARROW.search(text):
+    unit = measured is not None and measured.known and _LETTER.search(measured.number) is None
+    if unit or is_formula(text) or is_configuration(text) or _ARROW.search(text):
         return text
     return _INDEX.sub(_indexed, text)
 
@@ -59,12 +62,12 @@ def _indexed(match: re.Match[str]) -> str:
 
 def _primed(match: re.Match[str]) -> str:
     count = len(match["marks"]) if match["marks"] else match["primes"].count("prime")
-    return f"D_{{zz{match['letter']}{'p' * count}}}"
+    return f"{DERIVED}{match['letter']}{'p' * count}}}"
 
 
 def _derived(match: re.Match[str]) -> str:
     if match["plain"]:
-        return f"D_{{zz{match['plain']}d{match['against']}}}"
+        return f"{DERIVED}{match['plain']}d{match['against']}}}"
     order = re.sub(r"[^23n]", "", match[0].partition("}")[0])[:1]
     sign = "q" if "partial" in match["top"] else "d"
-    return f"D_{{zz{match['of']}{sign}{order}{match['by']}}}".replace("\\", "")
+    return f"{DERIVED}{match['of']}{sign}{order}{match['by']}}}".replace("\\", "")

@@ -26,6 +26,9 @@ _FUNCTION = re.compile(
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LETTER = re.compile(r"[A-Za-z]")
 _MARK = re.compile(r"[!?'\"%#@&]|[^\x00-\x7f]")
+_WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Z]?[a-z]{3,}|of|to|in|on|by|at|for|vs)(?![A-Za-z])")
+_BEHIND = re.compile(r"\\([A-Za-z]+)[\s{(]*(\d+(?:\.\d+)?|\\?[A-Za-z]+|\S)?")
+_BEFORE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]+|\S)?\s*(?!!)({_MARK.pattern})")
 _CONDITION = re.compile(r"[<>|=]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
@@ -42,7 +45,9 @@ def nothing_unread(gold: str, text: str) -> bool:
     if bool(named_value(gold)[0]) != bool(named_value(text)[0]) and ("=" in gold) != ("=" in text):
         gold, text = named_value(gold)[1], named_value(text)[1]
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
-    if _signs(gold) != _signs(text):
+    if _words(gold) != _words(text):
+        return False
+    if _signs(gold) != _signs(text) or _places(gold) != _places(text):
         return False
     first, second = _letters(gold), _letters(text)
     if first == second:
@@ -53,6 +58,22 @@ def nothing_unread(gold: str, text: str) -> bool:
 
 def _letters(text: str) -> set[str]:
     return set(_LETTER.findall(_COMMAND.sub(" ", _FUNCTION.sub(" ", text))))
+
+
+def _words(text: str) -> list[str]:
+    """The words and numbers of an answer that has words, in order: "A won 3 to 1" is not "A won 1 to 3"."""
+    plain = _FUNCTION.sub(" ", text)
+    return re.findall(r"[A-Za-z]+|\d+(?:\.\d+)?", plain) if _WORD.search(plain) else []
+
+
+def _places(text: str) -> Counter[tuple[str, str]]:
+    r"""What stands behind commands and before marks that algebra does not read: 5 \angle 30 is not 30 \angle 5."""
+    behind = (
+        (name, "".join(sorted(following)) if following.isupper() else following)  # angle ABC is angle CBA
+        for name, following in _BEHIND.findall(text)
+        if not _READ.fullmatch(name)
+    )
+    return Counter(behind) + Counter((mark, before) for before, mark in _BEFORE.findall(text))
 
 
 def _signs(text: str) -> Counter[str]:

@@ -115,6 +115,23 @@ def _chinese(text: str) -> Fraction | None:
     return Fraction(total + (digit or 0))
 
 
+_NUMERALS = re.compile("[零〇一二两三四五六七八九十百千万]+")
+
+
+def chinese_digits(text: str) -> str:
+    """With digits for Chinese numerals.
+
+    >>> chinese_digits("三倍"), chinese_digits("二月十三日")
+    ('3倍', '2月13日')
+    """
+
+    def digits(match: re.Match[str]) -> str:
+        value = _chinese(match[0])
+        return match[0] if value is None else str(value)
+
+    return _NUMERALS.sub(digits, text)
+
+
 _PER_CENT = re.compile(r"\bper cent\b", re.IGNORECASE)
 _HALF_A = re.compile(r"^half an? (?=(?P<word>[a-z]{2,}))", re.IGNORECASE)
 _MAGNITUDE = re.compile(
