@@ -1,4 +1,6 @@
-"""Write docs/status.md from docs/status.toml and the records of the lanes: `python tools/write_status.py [--take]`.
+"""Write docs/status.md and the README's table from docs/status.toml and the records of the lanes.
+
+`python tools/write_status.py [--take]`
 
 `make test`, `make test-slow` and `make test-cuda-path` leave records in build/status: how the tests of each file ended.
 --take copies these records to docs/status/, which are part of the project, before the page is written. `make gpu-check`
@@ -15,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+MARKS = ("<!-- status: python tools/write_status.py writes this table -->\n", "<!-- /status -->\n")
 LANES = {"cpu": "CPU", "cuda_path": "CUDA path on a CPU", "gpu": "GPU"}
 # a lane that runs in two environments has a record of each, so that neither hides a failure of the other
 RECORDS = {"cpu": ("cpu",), "cuda_path": ("cuda_path", "cuda_path_next")}
@@ -31,13 +35,14 @@ This page lists what has been seen, not what should work. It is generated: `pyth
 "tested" means that the test suite runs it and that all of it passed in the last recorded run ({runs}). "tested, no
 record" means that the suite has tests of it which no record names yet. "seen" means that it was run by hand or in an
 example. "-" means that the feature needs no GPU.
+
+The CUDA path on a CPU says nothing about speed, and nothing about the numerics of the kernels that were substituted.
 """
 
 
 def page(docs: Path = DOCS) -> str:
     """The text of docs/status.md."""
-    rows = tomllib.loads((docs / "status.toml").read_text())
-    records = {lane: together([_read(docs / "status" / f"{n}.json") for n in names]) for lane, names in RECORDS.items()}
+    rows, records = _sources(docs)
     dates = [f"{LANES[lane]}: {max(r['date'] for r in found.values())}" for lane, found in records.items() if found]
     said = (
         "[What was seen](bench/gpu.md)"
@@ -46,12 +51,33 @@ def page(docs: Path = DOCS) -> str:
     )
     parts = [HEAD.format(gpu=said, runs="; ".join(dates) or "there is none")]
     for section in rows["section"]:
-        parts.append(f"## {section['title']}\n| feature | {' | '.join(LANES.values())} |\n|---|---|---|---|")
-        for row in section["row"]:
-            cells = [cell(row.get(lane), records.get(lane, {})) for lane in LANES]
-            parts.append(f"| {row['feature']} | {' | '.join(cells)} |")
-        parts.append("")
+        parts.append(f"## {section['title']}\n{_table('feature', section['row'], records)}")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def readme(text: str, docs: Path = DOCS) -> str:
+    """The README's ``text`` with its table, the rows ``[[readme]]``, as the sources have it now."""
+    rows, records = _sources(docs)
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end):
+        raise SystemExit(f"error: {README.name}: the marks {MARKS[0].strip()} and {MARKS[1].strip()} are missing")
+    return before + begin + _table("", rows["readme"], records) + end + after
+
+
+def _sources(docs: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(rows, records by lane)"""
+    rows = tomllib.loads((docs / "status.toml").read_text())
+    records = {lane: together([_read(docs / "status" / f"{n}.json") for n in names]) for lane, names in RECORDS.items()}
+    return rows, records
+
+
+def _table(title: str, rows: list[dict[str, Any]], records: dict[str, dict[str, Any]]) -> str:
+    lines = [f"| {title} | {' | '.join(LANES.values())} |".replace("|  |", "| |"), "|---|---|---|---|"]
+    for row in rows:
+        cells = [cell(row.get(lane), records.get(lane, {})) for lane in LANES]
+        lines.append(f"| {row['feature']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def together(records: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -115,3 +141,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         take()
     (DOCS / "status.md").write_text(page())
+    README.write_text(readme(README.read_text()))

@@ -24,9 +24,31 @@ def test_the_page_is_current(tool: ModuleType) -> None:
     assert (ROOT / "docs" / "status.md").read_text() == tool.page(), "run: python tools/write_status.py"
 
 
+def test_the_readme_s_table_is_current_and_has_the_three_lanes(tool: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text == tool.readme(text), "run: python tools/write_status.py"
+    table = text.partition(tool.MARKS[0])[2].partition(tool.MARKS[1])[0].splitlines()
+    assert table[0] == "| | CPU | CUDA path on a CPU | GPU |" and len(table) > 6
+    assert "speed" in text.partition(tool.MARKS[1])[2].split("\n\n")[0], "what the lane cannot say"
+
+
+def test_a_failure_is_in_the_readme(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "status").mkdir()
+    rows = '[[readme]]\nfeature = "x"\ncpu = { tests = ["a.py"] }\ngpu = { said = "-" }\n'
+    (tmp_path / "status.toml").write_text(rows)
+    result = {"passed": 1, "skipped": 0, "failed": 1, "date": "2026-01-01"}
+    (tmp_path / "status" / "cpu.json").write_text(json.dumps({"a.py": result}))
+    text = tool.readme(f"before\n{''.join(tool.MARKS)}after\n", tmp_path)
+    assert "| x | **1 of 2 tests failed** | not yet | - |\n" in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+    with pytest.raises(SystemExit, match=r"the marks .* are missing"):
+        tool.readme("no table", tmp_path)
+
+
 def test_every_piece_of_evidence_is_there() -> None:
     rows = tomllib.loads((ROOT / "docs" / "status.toml").read_text())
-    named = [t for s in rows["section"] for r in s["row"] for c in ("cpu", "cuda_path", "gpu") for t in _tests(r, c)]
+    all_rows = [*rows["readme"], *(row for section in rows["section"] for row in section["row"])]
+    named = [t for r in all_rows for c in ("cpu", "cuda_path", "gpu") for t in _tests(r, c)]
     assert named and [test for test in named if not (ROOT / test).exists()] == []
 
 
