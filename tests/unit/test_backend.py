@@ -5,17 +5,26 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel import backend as backends
+from sophia_mcore.train import checkpoint
 from sophia_mcore.train.worker import lost_peer, on_rank
 from tests.support import pretended_cuda
 
 TE, APEX = "transformer_engine/pytorch/__init__.py", "fused_weight_gradient_mlp_cuda.py"
 PLAIN_APEX = "apex/__init__.py"
+SIZES = [
+    f"get_{name}_world_size"
+    for name in (
+        "tensor_model_parallel", "pipeline_model_parallel", "virtual_pipeline_model_parallel", "context_parallel",
+        "data_parallel",
+    )
+]  # fmt: skip
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
@@ -127,3 +136,14 @@ def test_a_lost_rank_is_not_this_rank_s_failure(text: str, lost: bool) -> None:
 def test_a_lost_store_is_a_lost_rank() -> None:
     for text in ("Failed to recv, got 0 bytes. Connection was likely closed.", "The client socket has timed out"):
         assert lost_peer(torch.distributed.DistNetworkError(text))
+
+
+@pytest.mark.parametrize(("distributed", "cuda"), [("nccl", 1), ("gloo", 0)])
+def test_a_checkpoint_s_layout_tells_gpus_from_cpus(
+    monkeypatch: pytest.MonkeyPatch, distributed: str, cuda: int
+) -> None:
+    """Random states of one kind of device must not be loaded into the other: they are loaded at equal layouts only."""
+    monkeypatch.setattr(checkpoint, "parallel_state", mock.Mock(**dict.fromkeys(SIZES, lambda: 2)))
+    monkeypatch.setattr(checkpoint.dist, "get_backend", lambda: distributed)
+    sizes = dict.fromkeys(("tensor", "pipeline", "virtual_pipeline", "context", "data"), 2)
+    assert checkpoint.current_layout() == sizes | {"cuda": cuda}
