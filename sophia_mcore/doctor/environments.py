@@ -24,13 +24,7 @@ def checks(environments: Environments) -> list[Row]:
         _environment("trainer environment", environments.trainer, trainer, "torch", "make env"),
         torch(environments.trainer, trainer),
         _package("NCCL", trainer, r"nvidia-nccl", "no training on several GPUs", "a CUDA build of torch brings it"),
-        _package(
-            "Transformer Engine",
-            trainer,
-            r"transformer-engine",
-            "on GPUs: unfused layers, no context parallelism, no FP8 training",
-            "pip install transformer-engine[pytorch] in the trainer's environment, on a machine with the CUDA toolkit",
-        ),
+        transformer_engine(trainer),
         _package(
             "apex", trainer, r"apex", "weight gradients are added in a separate kernel", "build NVIDIA apex from source"
         ),
@@ -100,6 +94,27 @@ def _package(name: str, found: Packages, pattern: str, cost: str, remedy: str) -
     if versions:
         return Row(name=name, state="ok", found=", ".join(versions[:3]))
     return Row(name=name, state="missing", found="not installed", cost=cost, remedy=remedy)
+
+
+def transformer_engine(found: Packages) -> Row:
+    """A row about Transformer Engine and what it imports: without that not even megatron-core can be imported."""
+    row = _package(
+        "Transformer Engine",
+        found,
+        r"transformer-engine",
+        "on GPUs: unfused layers, no context parallelism, no FP8 training",
+        "pip install transformer-engine[pytorch] in the trainer's environment, on a machine with the CUDA toolkit",
+    )
+    absent = [name for name in ("einops", "onnx", "onnxscript") if name not in found]
+    if row.state != "ok" or not absent:
+        return row
+    return Row(
+        name=row.name,
+        state="warning",
+        found=f"{row.found}, without {', '.join(absent)}",
+        cost="no training: not even megatron-core can be imported",
+        remedy="pip install -r constraints/transformer-engine.txt, or uninstall Transformer Engine",
+    )
 
 
 def agreement(environments: dict[str, Packages]) -> Row:

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
+from sophia_mcore.doctor.environments import transformer_engine
 from sophia_mcore.errors import UsageError
 from sophia_mcore.parallel import backend as backends
 from sophia_mcore.train import checkpoint
@@ -101,6 +102,15 @@ def test_a_rank_ends_with_that_line_before_its_work_begins(tmp_path: Path, monke
     install(tmp_path, monkeypatch, {TE: "import onnxscript_that_is_missing"})
     with pytest.raises(UsageError, match=r"\(No module named 'onnxscr"):
         on_rank(tmp_path / "train", None, lambda _: pytest.fail("the rank's work begins"))
+
+
+def test_the_doctor_names_what_half_an_installation_lacks() -> None:
+    whole = {"transformer-engine": "2.20.2", "einops": "0.8.2", "onnx": "1.23.2", "onnxscript": "0.7.2"}
+    assert (transformer_engine(whole).state, transformer_engine({}).state) == ("ok", "missing")
+    del whole["onnxscript"]
+    half = transformer_engine(whole)
+    assert half.state == "warning" and half.found == "transformer-engine 2.20.2, without onnxscript"
+    assert "constraints/transformer-engine.txt" in half.remedy
 
 
 def test_attention_that_transformer_engine_does_not_have() -> None:
