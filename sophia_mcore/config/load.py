@@ -64,6 +64,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             problems.append(_unknown_key(where, item["loc"], model))
         elif item["type"] == "missing":
             problems.append(f"{where}: required key is missing")
+        elif item["type"] == "union_tag_not_found":
+            problems.append(f"{where}.{item['ctx']['discriminator'].strip(chr(39))}: required key is missing")
         else:
             message = item["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:]

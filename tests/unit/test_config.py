@@ -40,6 +40,7 @@ def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
     ("extra", "expected"),
     [
         ("[train]\nlearning_rat = 1.0\n", "train.learning_rat: unknown key (did you mean 'learning_rate'?)"),
+        ("[captions.engine]\nmax_sequences = 8\n", "captions.engine.kind: required key is missing"),
         ("[trian]\nsteps = 1\n", "trian: unknown key (did you mean 'train'?)"),
         ("[captions.engine]\nkind = 'openai'\nmodel_name = 'x'\ntimeout_second = 1.0\n",
          "captions.engine.timeout_second: unknown key (did you mean 'timeout_seconds'?)"),
