@@ -25,7 +25,7 @@ class VllmEngine(Section):
     tensor_parallel: PositiveInt = 1
     max_model_length_tokens: PositiveInt | None = None
     max_sequences: PositiveInt = 256
-    max_images_per_prompt: PositiveInt = 8  # vLLM reserves memory for this many images, each with all its tiles
+    max_images_per_prompt: PositiveInt | None = None
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
     enforce_eager: bool = False  # no compilation (CPU: always eager)
@@ -66,6 +66,24 @@ class TransformersEngine(Section):
     def gpus(self) -> int:
         """1, as it has no tensor parallelism."""
         return 1
+
+
+UNCOUNTED_IMAGES = 8  # of prompts that the user's own functions make: environments, and rewards that ask helpers
+
+
+def with_images(engine: Engine, most: int) -> Engine:
+    """``engine`` for prompts of at most ``most`` images, if it is vLLM and its settings name no number."""
+    if not isinstance(engine, VllmEngine) or engine.max_images_per_prompt is not None:
+        return engine
+    return engine.model_copy(update={"max_images_per_prompt": max(1, most)})
+
+
+def too_many_images(engine: Engine, images: int) -> str:
+    """Why the engine refuses a prompt of so many images, "" if it takes them."""
+    if not isinstance(engine, VllmEngine):
+        return ""
+    most = engine.max_images_per_prompt or UNCOUNTED_IMAGES
+    return f"a prompt of {images} images, where max_images_per_prompt = {most}" if images > most else ""
 
 
 Engine = Annotated[VllmEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")]

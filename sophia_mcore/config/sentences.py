@@ -23,6 +23,8 @@ SENTENCES = {
     "dtype": "number format of the weights",
     "VllmEngine.tensor_parallel": "GPUs of one engine",
     "VllmEngine.max_model_length_tokens": "longest prompt and answer together; none: what the model allows",
+    "VllmEngine.max_images_per_prompt": "images that vLLM keeps memory for, each with all its tiles; none: "
+    "as many as a question has, 8 in prompts that your own functions make",
     "max_sequences": "how many answers are sampled side by side",
     "VllmEngine.gpu_memory_fraction": "share of a GPU's memory that vLLM takes",
     "base_url": "address of the endpoint",

@@ -20,6 +20,7 @@ from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import Answer, trajectory_id
+from sophia_mcore.rl.questions import exam_engine
 from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import prompt_hash, seed_for
@@ -108,7 +109,7 @@ def evaluate_episodes(round: Round, label: str, model: Path, engine: Engine, pro
     finished = 0
     with ExitStack() as opened:
         grader = opened.enter_context(open_grader(config.score))
-        episodes = make_episodes(config, run, questions, grader, opened)
+        episodes = make_episodes(config, run, questions, exam_engine(config, run), grader, opened)
         for protocol in config.evaluate.protocols:
             exam = EpisodeExam(
                 episodes,

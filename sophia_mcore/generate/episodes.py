@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sophia_mcore.batch.samples import image_digests
-from sophia_mcore.config.engines import Sampling
+from sophia_mcore.config.engines import Engine, Sampling, too_many_images
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments.codec import messages_json
 from sophia_mcore.environments.helpers import HelperReply, Helpers
@@ -25,6 +25,7 @@ from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.records import Question, Rollout, rollout_id
 from sophia_mcore.rl.prompts import system_prompt
+from sophia_mcore.rl.questions import stage_engine
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.score.grading import grade_item
 from sophia_mcore.score.terms import graded_replies
@@ -47,9 +48,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """Plays and judges. ``system``: the stage's own system message."""
+    """Plays and judges. ``engine``: settings of what answers; ``system``: the stage's own system message."""
 
     config: Config
+    engine: Engine
     questions: Mapping[str, Question]
     system: str
     images: ImageStore
@@ -106,11 +108,11 @@ class Episodes:
 
     def _unfit(self, ask: Ask, renderer: Renderer) -> str:
         """Why the policy cannot be asked this: the prompt is too long to be answered and trained on, "" if it can."""
-        rl, longest = self.config.on_policy, self.config.batch.sequence_length_tokens
-        if rl.engine.kind == "vllm":
-            longest = min(longest, rl.engine.max_model_length_tokens or longest)
-            if len(ask.images) > rl.engine.max_images_per_prompt:
-                return f"a prompt of {len(ask.images)} images (rl.engine.max_images_per_prompt)"
+        longest = self.config.batch.sequence_length_tokens
+        if self.engine.kind == "vllm":
+            longest = min(longest, self.engine.max_model_length_tokens or longest)
+        if too_many := too_many_images(self.engine, len(ask.images)):
+            return too_many
         given = renderer.tokenizer.encode(ask.prefill, add_special_tokens=False).ids if ask.prefill else []
         found = renderer.render(Request(messages=ask.messages, images=ask.images, sampling=Sampling(), seed=0))
         tokens = len(found.ids) + len(given)
@@ -268,15 +270,21 @@ def open_episodes(
     """What plays and judges episodes, with its processes and helpers; None where an answer and its verdict are all."""
     if config.on_policy.one_turn and config.verdict_alone:
         return None
-    return make_episodes(config, run, questions, grader, opened)
+    return make_episodes(config, run, questions, stage_engine(config, run), grader, opened)
 
 
 def make_episodes(
-    config: Config, run: RunFolder, questions: Mapping[str, Question], grader: Grader, opened: ExitStack
+    config: Config,
+    run: RunFolder,
+    questions: Mapping[str, Question],
+    engine: Engine,
+    grader: Grader,
+    opened: ExitStack,
 ) -> Episodes:
-    """As ``open_episodes``, whatever the reward and the environment are."""
+    """As ``open_episodes``, whatever the reward and the environment are. ``engine``: what answers."""
     return Episodes(
         config=config,
+        engine=engine,
         questions=questions,
         system=system_prompt(config),
         images=ImageStore(run.images),

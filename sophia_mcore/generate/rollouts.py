@@ -33,7 +33,7 @@ from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.rl.batches import LEASE_SECONDS
 from sophia_mcore.rl.prompts import system_prompt
-from sophia_mcore.rl.questions import asked_questions
+from sophia_mcore.rl.questions import asked_questions, stage_engine
 from sophia_mcore.rl.versions import Version
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
@@ -111,15 +111,15 @@ def open_policy(config: Config, run: RunFolder, version: Version) -> LivingEngin
     from sophia_mcore.config.engines import VllmEngine
     from sophia_mcore.generate.vllm_engine import open_vllm
 
-    rl = config.on_policy
-    if not isinstance(rl.engine, VllmEngine):
-        raise UsageError(f"rl.engine.kind = {rl.engine.kind!r}: new weights cannot be loaded into it; use 'vllm'")
+    engine = stage_engine(config, run)
+    if not isinstance(engine, VllmEngine):
+        raise UsageError(f"rl.engine.kind = {engine.kind!r}: new weights cannot be loaded into it; use 'vllm'")
     return open_vllm(
-        rl.engine,
+        engine,
         version.path(run.rl.versions),
         image_limits(config.batch),
         digest=version.digest,
-        sleeps=rl.placement == "colocated",
+        sleeps=config.on_policy.placement == "colocated",
     )
 
 

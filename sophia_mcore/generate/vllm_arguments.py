@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import VllmEngine
+from sophia_mcore.config.engines import UNCOUNTED_IMAGES, VllmEngine
 from sophia_mcore.pretrained.families import language_sections
 from sophia_mcore.store.json_files import require_json
 
@@ -43,9 +43,30 @@ def engine_arguments(
         arguments["max_num_batched_tokens"] = max(_CPU_BATCH_TOKENS, length)
     if image_options is not None:
         # without a number of images vLLM keeps memory for many more than a prompt has, each with all its tiles
-        arguments["limit_mm_per_prompt"] = {"image": config.max_images_per_prompt, "video": 0}
+        most = config.max_images_per_prompt or UNCOUNTED_IMAGES
+        arguments["limit_mm_per_prompt"] = {"image": most, "video": 0}
         arguments["mm_processor_kwargs"] = dict(image_options)
     return arguments
+
+
+def gpu_subjects(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What vLLM makes of ``engine_arguments`` on a GPU, by subject. Read in vLLM 0.32.0 and not seen on a GPU.
+
+    tests/parity/test_vllm_gpu_settings.py asks the installed vLLM for the same facts.
+    """
+    images = arguments.get("limit_mm_per_prompt", {}).get("image")
+    shown = f"; images of a prompt: {images}" if images else ""
+    cache = arguments.get("kv_cache_memory_bytes")
+    share = f"{arguments.get('gpu_memory_utilization', 0):.0%} of each GPU for weights, cache and activations"
+    short = arguments["dtype"] == "float32"
+    eager = arguments["enforce_eager"]
+    return {
+        "memory": (f"{cache >> 20} MiB of cache beside the weights" if cache else share) + shown,
+        "attention": "vLLM's choice: "
+        + ("Triton, as FlashAttention has no float32" if short else "FlashAttention on Hopper"),
+        "compilation": "none (enforce_eager)" if eager else "torch.compile and CUDA graphs, vLLM's defaults",
+        "sampling": "a seed for each request, log-probs as sampled: PyTorch's sampler, FlashInfer's has neither",
+    }
 
 
 def _longest_position(model_dir: Path) -> int:

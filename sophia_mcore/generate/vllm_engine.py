@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.config.schema import VllmEngine as VllmConfig
+from sophia_mcore.config.engines import UNCOUNTED_IMAGES
+from sophia_mcore.config.engines import VllmEngine as VllmConfig
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate import vllm_cpu
 from sophia_mcore.generate.engine import Completion, Cut, Key, OnDone, OnStep, Request, no_op, no_step
@@ -87,7 +88,7 @@ class VllmEngine:
         sleeps: bool = False,
     ) -> None:
         self._llm = llm
-        self._max_images = config.max_images_per_prompt
+        self._max_images = config.max_images_per_prompt or UNCOUNTED_IMAGES
         self._renderer = renderer
         self._limits = limits
         self._digest = digest  # "": no whole model is loaded

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
-from sophia_mcore.config.schema import Config, Engine, Mixture, Source
+from sophia_mcore.config.schema import Config, Engine, Mixture, Source, VllmEngine
 from sophia_mcore.data.preview import looked_at
+from sophia_mcore.data.prompt_images import all_prompts, check_number
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
 
@@ -36,7 +37,14 @@ class Input:
 
 def inputs_of(config: Config) -> list[Input]:
     """All inputs of the user, except models, training questions and user functions, which are checked elsewhere."""
-    return [*_prompts(config), *_judge(config), *_pairs(config), *_held_out(config), *_tokenizers(config)]
+    return [
+        *_prompts(config),
+        *_judge(config),
+        *_pairs(config),
+        *_held_out(config),
+        *_tokenizers(config),
+        *_images(config),
+    ]
 
 
 def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, int], object] | None:
@@ -159,6 +167,19 @@ def first_rows(source: Source, config: Config) -> str:
     if len(bad) > config.data.max_bad_rows:
         raise SophiaError(f"{source.path}: row {bad[0][0]}: {bad[0][1]}")
     return source.path
+
+
+def _images(config: Config) -> list[Input]:
+    """A number of images that the user has set for an engine; without one it follows from the questions."""
+    return [
+        Input(
+            key=f"{one.key}.max_images_per_prompt",
+            phases=one.phases,
+            look=partial(check_number, one, lambda source: iter(()) if on_the_hub(source) else read_any(source)),
+        )
+        for one in all_prompts(config)
+        if isinstance(one.engine, VllmEngine) and one.engine.max_images_per_prompt is not None
+    ]
 
 
 def _tokenizers(config: Config) -> list[Input]:

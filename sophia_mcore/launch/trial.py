@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.benchmarks.rows import read_any
+from sophia_mcore.config.engines import too_many_images
 from sophia_mcore.config.schema import Config
 from sophia_mcore.config.sources import Source
 from sophia_mcore.data.columns import with_options
@@ -155,6 +156,7 @@ def _episodes(config: Config, library: Library, question: Question, images: tupl
         max_turns=config.rl.max_turns,
         helpers=list(config.helpers),
         ask_helper=lambda name, asks: [Reply(_helper_says(question)) for _ in asks],
+        unfit=lambda ask: too_many_images(config.on_policy.engine, len(ask.images)),
     )
     wave = next(game, None)
     while wave is not None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from sophia_mcore.config.engines import with_images
+from sophia_mcore.data.prompt_images import most_images
 from sophia_mcore.launch.readers import evaluated_models, rl_evaluated_models
 from sophia_mcore.phase import Phase, SlurmTask
 from sophia_mcore.progress import Progress, counting, relay
+from sophia_mcore.rl.questions import exam_engine, stage_engine
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.store.layout import Round
 
@@ -58,7 +61,8 @@ def captions(round: Round, progress: Progress) -> None:
     from sophia_mcore.generate.opening import lazy_engine
 
     config = round.config
-    engine = lazy_engine(config, config.captions.engine, round.policy, progress)
+    settings = with_images(config.captions.engine, most_images(round.run.questions_file))
+    engine = lazy_engine(config, settings, round.policy, progress)
     generate_captions(round, engine, progress)
     if config.objective.fresh_share:
         generate_fresh(round, engine, progress)
@@ -71,7 +75,8 @@ def reasoning(round: Round, progress: Progress) -> None:
     from sophia_mcore.generate.reasoning import generate_trajectories
 
     config = round.config
-    engine = lazy_engine(config, config.reasoning.engine, config.models.reasoner, progress)
+    settings = with_images(config.reasoning.engine, 0)  # it reads captions
+    engine = lazy_engine(config, settings, config.models.reasoner, progress)
     generate_trajectories(round, engine, progress)
     engine.close()
 
@@ -107,7 +112,8 @@ def evaluate(round: Round, progress: Progress) -> None:
     from sophia_mcore.generate.opening import lazy_engine
 
     config, models = round.config, evaluated_models(round)
-    engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    settings = with_images(config.evaluate.engine, most_images(round.run.evaluation_questions_file))
+    engine = lazy_engine(config, settings, models[0][1], progress)
     for label, model in models:
         engine.reload(model)
         evaluate_model(round, label, engine, progress)
@@ -120,7 +126,7 @@ def rl_select(round: Round, progress: Progress) -> None:
     from sophia_mcore.generate.rl_select import select_questions
 
     config = round.config
-    engine = lazy_engine(config, config.on_policy.engine, rl_start(config, round.run), progress)
+    engine = lazy_engine(config, stage_engine(config, round.run), rl_start(config, round.run), progress)
     select_questions(round, engine, progress)
     engine.close()
 
@@ -151,7 +157,7 @@ def rl_evaluate(round: Round, progress: Progress) -> None:
     from sophia_mcore.rl.prompts import system_prompt
 
     config, models = round.config, rl_evaluated_models(round)
-    engine = lazy_engine(config, config.evaluate.engine, models[0][1], progress)
+    engine = lazy_engine(config, exam_engine(config, round.run), models[0][1], progress)
     in_turns = not config.on_policy.one_turn and not any(source.benchmark for source in config.evaluate.questions)
     if not config.on_policy.one_turn and not in_turns:
         progress.note("benchmarks are answered in one turn, without the stage's environment")
