@@ -156,6 +156,8 @@ def grade(
 
     if not (math.isfinite(timeout) and timeout > 0):
         raise UsageError(f"--timeout {timeout:g}: a finite number of seconds above 0")
+    if str(target) == "-":
+        raise UsageError("OUT.jsonl is a file, which may be continued: '-' is not; ./- is a file of that name")
 
     with TerminalProgress() as progress:
         summary = grade_file(source, target, Score(workers=workers, timeout_seconds=timeout), progress)

@@ -128,6 +128,14 @@ def test_a_timeout_that_is_none_is_one_line(tmp_path, timeout):
     assert f"--timeout {timeout}: a finite number" in str(out.exception)
 
 
+def test_a_dash_for_the_result_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a file named -, which is easy to make and hard to delete."""
+    monkeypatch.chdir(tmp_path)
+    out = CliRunner().invoke(app, ["grade", "-", "-"], input='{"id": "1", "response": "3", "answer": "3"}\n')
+    assert isinstance(out.exception, UsageError) and "OUT.jsonl is a file" in str(out.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_keys_of_a_line_are_documented():
     page = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
     for key in ("options", "benchmark", "question", "tolerance", "type"):
