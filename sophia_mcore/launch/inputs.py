@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Engine, Mixture, Source, VllmEngine
+from sophia_mcore.data.columns import Row
 from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompt_images import all_prompts, check_number
 from sophia_mcore.data.prompts import load_prompt
@@ -175,11 +177,18 @@ def _images(config: Config) -> list[Input]:
         Input(
             key=f"{one.key}.max_images_per_prompt",
             phases=one.phases,
-            look=partial(check_number, one, lambda source: iter(()) if on_the_hub(source) else read_any(source)),
+            look=partial(check_number, one, _readable),
         )
         for one in all_prompts(config)
         if isinstance(one.engine, VllmEngine) and one.engine.max_images_per_prompt is not None
     ]
+
+
+def _readable(source: Source) -> Iterator[Row]:
+    """Rows of a source that is here; what is wrong with one that is not is said elsewhere."""
+    if not on_the_hub(source):
+        with suppress(SophiaError):
+            yield from read_any(source)
 
 
 def _tokenizers(config: Config) -> list[Input]:

@@ -119,11 +119,13 @@ def test_the_doctor_counts_checked_questions_or_the_first_rows(run: tuple[Config
 
     assert "limit_mm_per_prompt={'image': 2, 'video': 0}" in shown()["captions"]
     assert "limit_mm_per_prompt={'image': 4, 'video': 0}" in shown()["rl"]
+    assert "rows so far" not in "".join(shown().values())
     for file in (folder.questions_file, folder.evaluation_questions_file, folder.rl.validation_questions_file):
         file.unlink()
     found = shown()
     assert "limit_mm_per_prompt={'image': 2, 'video': 0}" in found["captions"]
     assert "limit_mm_per_prompt={'image': 3, 'video': 0}" in found["evaluate"]
+    assert found["evaluate"].endswith("images of a prompt: of the first 20 rows so far")
     assert "limit_mm" not in found["rl"] and "images of a prompt: not known before the questions" in found["rl"]
 
 
