@@ -30,6 +30,7 @@ def test_all_that_transformer_engine_imports_is_pinned_and_installed() -> None:
     absent = ast.literal_eval(re.findall(r"^ABSENT = (.*)$", stand_in, re.MULTILINE)[0])
     assert {name.replace("_", "-") for name in absent} <= needed.keys(), "what the lane does without"
     (install,) = re.findall(r"RUN NVTE_FRAMEWORK=pytorch .*?\n(?! )", RECIPE, re.DOTALL)
+    assert "NVTE_PYTORCH_FORCE_BUILD=TRUE" in install and "NVTE_WITH_NCCL_EP=0" in install
     assert f"-r /src/constraints/{NEEDS}" in install and "COPY constraints/ /src/constraints/" in RECIPE
     assert all(name in backend._TE_REMEDY for name in ("onnxscript", "einops"))
 
