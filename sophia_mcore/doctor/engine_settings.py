@@ -29,7 +29,7 @@ def gpu_engines(config: Config) -> list[Row]:
     wanted = [*wanted_phases(config), *wanted_phases(config, "stage")]
     subjects: dict[tuple[str, str], list[str]] = {}
     rows = []
-    for phase in {phase.engine: phase for phase in reversed(wanted) if phase.engine}.values():
+    for phase in reversed({phase.engine: phase for phase in reversed(wanted) if phase.engine}.values()):
         engine = phase.engine_of(config)
         model = getattr(config.models, phase.asks)
         if not isinstance(engine, VllmEngine) or model is None:
