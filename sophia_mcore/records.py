@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 VerdictName = Literal["correct", "wrong", "no_answer", "timeout", "error"]
+BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})  # verdicts that say nothing of the answer
 FinishReason = Literal["stop", "length"]
 TrajectorySource = Literal["reasoner", "policy"]
 

@@ -12,16 +12,15 @@ from collections.abc import Sequence
 
 from sophia_mcore.environments.boxes import boxes_in, overlap
 from sophia_mcore.environments.types import Ask, Episode
-from sophia_mcore.records import Question, VerdictName
+from sophia_mcore.records import BROKEN, Question
 
-_BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
 _SCORE = re.compile(r"score\s*[:=]\s*[*_]*\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 _CLOSE = "</think>"
 
 
 def correct(episode: Episode, question: Question) -> float | None:
     """1 when the policy's last turn answers the question rightly, else 0 (docs/grading.md)."""
-    return None if episode.last.verdict in _BROKEN else float(episode.right)
+    return None if episode.last.verdict in BROKEN else float(episode.right)
 
 
 def format(episode: Episode, question: Question, *, pattern: str = r"<think>.*?</think>.*\S.*") -> float:
@@ -89,7 +88,7 @@ def consistent(episode: Episode, question: Question, *, helper: str = "reader") 
     if not episode.right:
         return 0.0
     turn = next((turn for turn in reversed(episode.turns) if turn.to == helper), None)
-    return None if turn is None or turn.verdict in _BROKEN else float(turn.right)
+    return None if turn is None or turn.verdict in BROKEN else float(turn.right)
 
 
 def consistent_ask(episode: Episode, question: Question, *, helper: str = "reader") -> Ask | None:
@@ -113,7 +112,7 @@ def judge(
     ``only_if_right``: 0 for a wrong answer, without asking (compare arXiv 2506.13705).
     """
     if only_if_right and not episode.right:
-        return 0.0 if episode.last.verdict not in _BROKEN else None
+        return 0.0 if episode.last.verdict not in BROKEN else None
     scores = _SCORE.findall((episode.said(helper) or "").rpartition(_CLOSE)[2])
     value = float(scores[-1]) if scores else -1.0
     return value / best if 0.0 <= value <= best else None

@@ -19,12 +19,12 @@ from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.episodes import Episodes
 from sophia_mcore.generate.phase import sampled_fields
 from sophia_mcore.generate.rendering import Renderer
-from sophia_mcore.records import Question, Rollout, VerdictName, rollout_id
+from sophia_mcore.records import BROKEN, Question, Rollout, VerdictName, rollout_id
 from sophia_mcore.rl.rethink import Rule, given_tokens, plan_rethinking
 from sophia_mcore.rl.stream import rollout_seed
 from sophia_mcore.rl.versions import Version
 from sophia_mcore.score.grading import grade_item
-from sophia_mcore.score.reward import BROKEN, outcome
+from sophia_mcore.score.reward import outcome
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.lineage import seed_for
 from sophia_mcore.store.units import Unit

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sophia_mcore.config.schema import Config
+from sophia_mcore.config.schema import Config, Reward
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.evaluate.results import answer_type
-from sophia_mcore.records import Caption, Kept, Question, Trajectory, Verdict
+from sophia_mcore.records import BROKEN, Caption, Kept, Question, Trajectory, Verdict
 from sophia_mcore.report.pictures import allowance, picture
 from sophia_mcore.report.reading import Problems, columns, read_json, records, rewarded
 from sophia_mcore.score.candidates import caption_rewards
-from sophia_mcore.score.reward import BROKEN, Candidate
+from sophia_mcore.score.reward import Candidate, passes
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 from sophia_mcore.store.shards import read_metadata, shard_files
@@ -129,7 +129,7 @@ def _round_examples(
                 "source": question.source,
                 "images": list(question.images),
                 "captions": made,
-                "flags": _flags(made, config.reward.alpha),
+                "flags": _flags(made, config.reward),
             }
         )
     return shown
@@ -182,7 +182,7 @@ def _rows(folder: RoundFolder) -> int:
     return rows
 
 
-def _flags(captions: list[dict[str, Any]], alpha: float) -> int:
+def _flags(captions: list[dict[str, Any]], config: Reward) -> int:
     made = [t for caption in captions for t in caption["trajectories"]]
     judged = [t for t in made if t["verdict"]]
     rewards = [caption["reward"] for caption in captions if caption["reward"] is not None]
@@ -193,7 +193,7 @@ def _flags(captions: list[dict[str, Any]], alpha: float) -> int:
         "wrong": bool(judged) and all(t["verdict"] != "correct" for t in judged),
         "broken": any(t["verdict"] in BROKEN for t in judged),
         "rewarded": any(
-            (caption["reward"] or 0) > alpha
+            passes(caption["reward"] or 0.0, config)
             and any(t["verdict"] not in ("correct", "") for t in caption["trajectories"])
             for caption in captions
         ),

@@ -6,10 +6,9 @@ from collections import defaultdict
 from typing import Any
 
 from sophia_mcore.evaluate.results import answer_type
-from sophia_mcore.records import Question, Rollout
+from sophia_mcore.records import BROKEN, Question, Rollout
 from sophia_mcore.report.examples import Browser, cut, in_blocks
 from sophia_mcore.report.reading import Problems, columns, records
-from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.store.layout import RunFolder
 
 FLAGS = ("mixed", "all_right", "all_wrong", "broken", "truncated", "rethought")

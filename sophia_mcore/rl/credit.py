@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from sophia_mcore.config.functions import RewardTerm
 from sophia_mcore.environments.terms import Value, per_turn
+from sophia_mcore.records import BROKEN
 from sophia_mcore.rl.groups import Graded, Overlong, Weighed, soft_overlong
 from sophia_mcore.score.advantage import group_weights
-from sophia_mcore.score.reward import BROKEN
 
 _SAME = 1e-9  # totals that differ by less are equal: 0.1 + 0.2 is not 0.3
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sophia_mcore.environments.terms import Value
-from sophia_mcore.records import VerdictName
+from sophia_mcore.records import BROKEN, VerdictName
 from sophia_mcore.score.advantage import group_weights
-from sophia_mcore.score.reward import BROKEN
+from sophia_mcore.score.reward import outcome
 
 Overlong = Literal["wrong", "graded", "soft", "masked"]
 
@@ -36,7 +36,7 @@ class Graded:
 
     def right(self, overlong: Overlong) -> bool:
         """Whether the answer counts as right: a truncated one does only where ``overlong`` is "graded"."""
-        return self.verdict == "correct" and not (self.truncated and overlong != "graded")
+        return outcome(self.verdict, self.truncated and overlong != "graded") == 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sophia_mcore.records import VerdictName
-from sophia_mcore.score.reward import BROKEN
+from sophia_mcore.records import BROKEN, VerdictName
 
 
 @dataclass(frozen=True, slots=True)

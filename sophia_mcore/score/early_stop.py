@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.score.reward import BROKEN, Candidate, PairKey, own_reason_to_drop, passes, visual_rewards
+from sophia_mcore.records import BROKEN
+from sophia_mcore.score.reward import Candidate, PairKey, own_reason_to_drop, passes, visual_rewards
 
 Rank = tuple[int, str]
 

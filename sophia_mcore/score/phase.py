@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress, counting
-from sophia_mcore.records import Kept, Question, Trajectory, Verdict
+from sophia_mcore.records import BROKEN, Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.candidates import caption_rewards, stored_candidates, with_totals
 from sophia_mcore.score.children import helpers as other_processes
 from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
-from sophia_mcore.score.reward import BROKEN, reward_of, select
+from sophia_mcore.score.reward import passes, reward_of, select
 from sophia_mcore.score.second_opinion import write_second_opinion
 from sophia_mcore.score.terms import AskedHelpers, make_terms
 from sophia_mcore.score.terms import summary as term_summary
@@ -249,7 +249,7 @@ def _keep(
         "kept": len(kept),
         "caption_reward_mean": sum(rewards[pair] for pair in sorted(rewards)) / len(rewards) if rewards else 0.0,
         "caption_pairs": len(rewards),
-        "caption_pairs_passed": sum(reward > config.reward.alpha for reward in rewards.values()),
+        "caption_pairs_passed": sum(passes(reward, config.reward) for reward in rewards.values()),
         "verdicts": dict(sorted(counts.items())),
         "dropped": dict(sorted(selection.dropped.items())),
         "thoughts": count_thoughts(shards),

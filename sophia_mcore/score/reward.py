@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sophia_mcore.config.schema import Reward
-from sophia_mcore.records import TrajectorySource, Verdict, VerdictName
+from sophia_mcore.records import BROKEN, TrajectorySource, Verdict, VerdictName
 
 PairKey = tuple[str, str]  # (question id, caption id)
-BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})
 _ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is a little less than 1
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from sophia_mcore.config.functions import RewardTerm
 from sophia_mcore.environments.terms import Value, per_turn
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.records import BROKEN
 from sophia_mcore.rl.groups import Weighed
-from sophia_mcore.score.reward import BROKEN
 from sophia_mcore.train.rl_answers import Sampled
 
 _TURNS = 4  # whose accuracy is logged
