@@ -36,9 +36,9 @@ from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_layout
 from sophia_mcore.parallel.local import run_layout
-from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.weights.load import load_hf
-from sophia_mcore.weights.tables import HfLayout, resolve, spelled
+from sophia_mcore.weights.tables import resolve, spelled
 
 Part = tuple[str, Shard, Tensor]
 Answer = tuple[dict[str, Tensor], dict[int, Tensor], list[Part]]  # outputs, {data rank: loss}, gradients of one rank
@@ -364,7 +364,7 @@ def join_parts(parts: list[Part]) -> dict[str, Tensor]:
 def original_names(tensors: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     """The same tensors under a release's names, in every layout and spelling of the family, and in its cut."""
     renamed: dict[str, Tensor] = {}
-    layouts: set[HfLayout] = {"hf"} if spec.family is None else set(spec.family.model_types.values())
+    layouts: set[Layout] = {"hf"} if spec.family is None else set(spec.family.model_types.values())
     for layout in layouts:
         for entry in resolve(spec, layout):
             if entry.name not in tensors:

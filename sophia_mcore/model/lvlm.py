@@ -9,7 +9,7 @@ F features of image tokens in L levels (`model.images`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -42,15 +42,13 @@ from sophia_mcore.model.language import LanguageModel, Stage, transformer_config
 from sophia_mcore.model.names import canonical_name
 from sophia_mcore.model.padding import mark_padding
 from sophia_mcore.model.vision import kind_of
-from sophia_mcore.objective.logprob import token_entropies, token_logprobs
+from sophia_mcore.objective.logprob import Coefficients, token_entropies, token_logprobs
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.context import ContextCut
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.parallel.layout import check_run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.pretrained.tensors import cut_of
-
-Coefficients = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from sophia_mcore.plan.pictures import limits_of, pictures_of_data
 from sophia_mcore.plan.round import Phase, round_phases
 from sophia_mcore.plan.stage import StagePlan, stage_plan
 from sophia_mcore.plan.workload import Assumptions, Workload, workload
-from sophia_mcore.pretrained.families import check_images
+from sophia_mcore.pretrained.families import check_processor, image_limits
 from sophia_mcore.pretrained.hub import local_folder
 from sophia_mcore.pretrained.released import spec_of
 from sophia_mcore.pretrained.spec import ModelSpec
@@ -75,8 +75,7 @@ def make_plan(
         raise UsageError(
             f"{config.models.policy}: no config.json; a plan needs only that file of the model, no weights"
         )
-    if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
-        check_images(folder, config.batch)
+    check_processor(folder, image_limits(config.batch))
     given = replace(given, pictures=pictures_of_data(config, folder), limits=limits_of(config, folder))
     calibration = ""
     if measured is not None:

@@ -68,11 +68,14 @@ def check_images(model_dir: Path, batch: Batch) -> None:
         image_processor(model_dir, image_limits(batch))
 
 
-def check_processor(model_dir: Path) -> None:
-    """Refuse image settings that contradict the folder's model. A folder without such settings passes."""
+def check_processor(model_dir: Path, limits: ImageLimits | None = None) -> None:
+    """Refuse image settings that contradict the folder's model. A folder without such settings passes.
+
+    ``limits``: the run's, if there is one. Raises as `image_processor`.
+    """
     settings = ("preprocessor_config.json", "processor_config.json")
     if any((model_dir / name).is_file() for name in settings) and family_of_folder(model_dir) is not None:
-        image_processor(model_dir, ImageLimits())
+        image_processor(model_dir, limits or ImageLimits())
 
 
 def size_check(model_dir: Path, batch: Batch) -> Callable[[int, int], ImageSize] | None:

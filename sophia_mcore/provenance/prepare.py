@@ -76,7 +76,7 @@ def set_aside(run: RunFolder, paths: Iterable[Path], why: str) -> Path | None:
         return None
     try:
         target = _new_folder(run.aside)
-        write_json(target / "why.json", {"why": why, "time": round(time.time(), 3)})
+        write_json(run.why_file(target), {"why": why, "time": round(time.time(), 3)})
         for path in there:
             if path.exists():  # it may lie inside a folder that has just been moved
                 goal = target / path.relative_to(run.path)

@@ -21,11 +21,10 @@ from sophia_mcore.report.rendering import visible
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_of
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import MODEL_CARD, RunFolder
 from sophia_mcore.track.lineage import lineage_of
 from sophia_mcore.track.runs import redact
 
-NAME = "README.md"
 LOADS = """import PIL.Image, transformers
 processor, model = transformers.AutoProcessor.from_pretrained("."), transformers.AutoModelForImageTextToText.from_pretrained(".")
 chat = [{"role": "user", "content": [{"type": "image", "image": PIL.Image.open("picture.png")}, {"type": "text", "text": "What is this?"}]}]
@@ -51,7 +50,7 @@ def write_cards(config: Config, run: RunFolder, phases: Sequence[Phase]) -> list
     written = []
     for label, folder in exported.items():
         card = model_card(config, run, phases, label, evaluation)
-        target = folder / NAME
+        target = folder / MODEL_CARD
         if not target.is_file() or target.read_bytes() != card.encode():
             write_text(target, card)
             written.append(target)

@@ -19,6 +19,7 @@ STOPPED = "stopped.json"  # a signal asked the phase to stop, and its state is s
 FAILED = "failed.json"  # a rank failed by its own error, not because it lost another rank
 CONVERSION = "conversion.json"  # in a converted or exported model: where it comes from, and the digest of every tensor
 CHECKPOINT = "checkpoint.json"  # in a trainer's checkpoint: the digest of every file
+MODEL_CARD = "README.md"  # in an exported model
 SYSTEM_METRICS = "system.jsonl"  # load of the first node
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -152,6 +153,16 @@ class RunFolder:
     def aside(self) -> Path:
         """Results that are no longer valid: one folder per time, with the paths that they had in the run."""
         return self.path / "aside"
+
+    @staticmethod
+    def why_file(folder: Path) -> Path:
+        """In a folder of ``aside``: when and why its results were moved there."""
+        return folder / "why.json"
+
+    @property
+    def track_lock_file(self) -> Path:
+        """Held while the run is copied to MLflow."""
+        return self.path / "track.lock"
 
     @property
     def again_file(self) -> Path:

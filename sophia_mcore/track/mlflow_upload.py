@@ -47,7 +47,7 @@ def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bo
         _warn(uri, "not reachable")
         return False
     try:
-        with folder_lock(run_folder.path / "track.lock"), _patience(track.timeout_seconds):
+        with folder_lock(run_folder.track_lock_file), _patience(track.timeout_seconds):
             _Uploader(run_folder, config, phases).upload()
     except SophiaError as error:
         _warn(uri, str(error))

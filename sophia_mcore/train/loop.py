@@ -98,7 +98,7 @@ class _Log:
         self.mark()
         if job.reports and job.groups.data_rank == 0:
             (self._folder / STOPPED).unlink(missing_ok=True)
-            self._log = MetricsLog(self._folder / "metrics.jsonl")
+            self._log = MetricsLog(job.folder.train_metrics_file)
             self._log.rewind(start if start > 0 else -1, TRAIN)
 
     def mark(self) -> None:

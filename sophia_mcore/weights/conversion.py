@@ -9,9 +9,9 @@ from typing import Literal, get_args
 
 from sophia_mcore.errors import UsageError
 from sophia_mcore.store.digests import Digest
+from sophia_mcore.weights.formats.safetensors import WEIGHT_DTYPES
 
 Destination = Literal["megatron", "hf", "hf-custom", "fp8"]
-DTYPES = ("BF16", "F16", "F32")
 _SPELLINGS = {
     "BF16": ("bf16", "bfloat16"),
     "F16": ("f16", "fp16", "float16", "half"),
@@ -89,8 +89,8 @@ class Conversion:
                 raise UsageError(f"--{name} {count}: at least 1")
         if self.to != "megatron" and (self.tensor, self.pipeline) != (1, 1):
             raise UsageError(f"--tp and --pp are for --to megatron; {self.to} folders are not cut by ranks")
-        if self.dtype not in (None, *DTYPES):
-            raise UsageError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
+        if self.dtype not in (None, *WEIGHT_DTYPES):
+            raise UsageError(f"unknown dtype {self.dtype!r}; known: {', '.join(WEIGHT_DTYPES)}")
         if self.verify and self.dtype is not None:
             raise UsageError("a cast result cannot equal its source bit by bit: leave out --verify or the dtype")
 

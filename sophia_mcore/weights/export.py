@@ -10,12 +10,12 @@ from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import CONVERSION, Round, checkpoint_steps, step_name
+from sophia_mcore.store.layout import CONVERSION, MODEL_CARD, Round, checkpoint_steps, step_name
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import DEFAULT_SHARD_MIB
 from sophia_mcore.weights.formats.copying import write_target
 from sophia_mcore.weights.formats.folder import new_folder
-from sophia_mcore.weights.formats.model_files import MODEL_CARD, write_settings
+from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.targets import plan_hf
 

@@ -25,7 +25,8 @@ from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.rl.versions import MANIFEST, manifest_digest, manifest_of, version_folder
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
-from sophia_mcore.weights.formats.model_files import MODEL_CARD, write_settings
+from sophia_mcore.store.layout import MODEL_CARD
+from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
 from sophia_mcore.weights.formats.targets import Target, plan_hf

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import Family, Spelling
-from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.pretrained.table import LLAMA_LIKE, Cut, Join, Row
 from sophia_mcore.pretrained.tensors import rows_of, symbols_of, tables_of, value
 from sophia_mcore.weights.ops import Interleave, copy, matrix_shape
-
-HfLayout = Literal["hf", "hf-custom"]
 
 # Keys of stored tensors that are no weights of the model. They are ignored.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -42,7 +39,7 @@ class Entry:
     cut: Cut | None
 
 
-def resolve(spec: ModelSpec, layout: HfLayout) -> list[Entry]:
+def resolve(spec: ModelSpec, layout: Layout) -> list[Entry]:
     """Entries of all tensors of a model in a layout, in the order of the tables."""
     symbols = symbols_of(spec)
     *own, language = tables_of(spec)

@@ -21,7 +21,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".
 _SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # these differ between layouts
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 NOT_COPIED = (CONVERSION, CHECKPOINT, "metadata.json", METADATA_NAME)
-MODEL_CARD = "README.md"  # says nothing of other weights
 
 
 def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tuple[str, ...] = ()) -> list[str]:

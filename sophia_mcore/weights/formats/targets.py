@@ -8,10 +8,10 @@ from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import Spelling
-from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.weights.formats.safetensors import INDEX_NAME, NewTensor, header_bytes, index_text, plan_files
 from sophia_mcore.weights.formats.tiles import Tiled, entry_tiles
-from sophia_mcore.weights.tables import HfLayout, resolve, spelled
+from sophia_mcore.weights.tables import resolve, spelled
 
 # Bytes of a new file that do not come from tensors, such as its header: (offset, bytes).
 Literal = tuple[int, bytes]
@@ -50,7 +50,7 @@ def check_complete(tensors: Mapping[str, Tiled], source: Mapping[str, Tiled]) ->
 
 def plan_hf(
     spec: ModelSpec,
-    layout: HfLayout,
+    layout: Layout,
     dtypes: Mapping[str, str],
     folder: Path,
     max_file_bytes: int,
