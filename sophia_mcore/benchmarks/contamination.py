@@ -1,9 +1,9 @@
 """Training questions that share their text or an image with a benchmark.
 
-Four tests, from certain to likely: the same normalised question, with its options or, where the training question has
-none, without; word 8-grams of which half or more are the benchmark's (in Chinese, every character is a word); the same
-image file; an image whose 64-bit difference hash is within 4 bits. Pictures with little content (a plain page) have
-hashes that agree by chance: they are compared by file only.
+Four tests, from certain to likely: the same normalised question, with its options (without them where the training
+question has none); half or more of its word 8-grams are the benchmark's (in Chinese, every character is a word); the
+same image file; an image whose 64-bit difference hash is within 4 bits. Pictures with little content (a plain page)
+have hashes that agree by chance: they are compared by file only.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def track(
     if not send(folder, config, PHASES):  # send has printed the reason
         if config.track.to == ("mlflow",):
             raise SophiaError(
-                "MLflow has not got everything (the warning says why); nothing is lost: run this again later"
+                "MLflow did not receive everything (the warning says why); nothing is lost: run this again later"
             )
         raise SophiaError(f"{' and '.join(config.track.to)}: not everything is there (the warning says why)")
     if "tensorboard" in config.track.to:

@@ -60,7 +60,7 @@ def check(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def size_of(image: bytes | Path, max_pixels: int) -> tuple[int, int]:
-    """Width and height, of which only the head of the file is read. Raises SophiaError as `check` for what that shows,
+    """Width and height. Only the head of the file is read. Raises SophiaError as `check` does for what the head shows,
     and for a file that cannot be opened."""
     if isinstance(image, bytes):
         return _allowed(_open(image), max_pixels)

@@ -41,7 +41,7 @@ def intersection_over_union(one: Box, other: Box) -> float:
 
 
 def overlap(found: Sequence[Box], gold: Sequence[Box], at_least: float = 0.0) -> float:
-    """Sum of the overlaps of boxes matched one to one, as large as can be, over the larger number of boxes."""
+    """The largest sum of overlaps of boxes matched one to one, divided by the larger number of boxes."""
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 

@@ -64,8 +64,10 @@ def open_vllm(
 
 
 def _look_at_models_here(model_dir: Path) -> None:
-    """vLLM looks at an architecture's class in a process of its own, lest CUDA be initialised; on a CPU that is only
-    a second import of everything (8 s for each architecture, the first time on a machine)."""
+    """Inspect the classes of the model's architectures in this process.
+
+    vLLM does it in a process of its own, so that CUDA is not initialised. On a CPU that only imports everything twice
+    (8 s for each architecture, the first time on a machine)."""
     from vllm import ModelRegistry
 
     for name in require_json(model_dir / "config.json").get("architectures") or ():

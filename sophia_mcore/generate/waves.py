@@ -174,7 +174,7 @@ class WavesUnit:
         return found
 
     def _next(self, contest: _Contest) -> None:
-        """When all of a wave have a verdict or were cut: leave out what is of no use, and go on with what can win."""
+        """When a wave has ended, drop what cannot be kept and begin the next wave where a caption can still pass."""
         if contest.running:
             return
         asked = [name for name, standing in contest.standings.items() if not is_dead(self._rule, standing.earlier)]
@@ -194,7 +194,7 @@ class WavesUnit:
             self._open -= 1
 
     def _leave_out(self, contest: _Contest, captions: Sequence[str]) -> None:
-        """Forget what is of no use, whether it was cut or had ended before."""
+        """Drop the trajectories that cannot be kept, whether they were cut or had ended."""
         behind = bar(self._rule, [standing.known for standing in contest.standings.values()])
         for name, limit in limits(self._rule, contest.standings).items():
             places = [contest.places[name][n] for n in self._waves[contest.wave]] if name in captions else []

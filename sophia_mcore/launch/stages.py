@@ -207,7 +207,7 @@ def states_of(one: StageRun) -> list[PhaseState]:
 def states_to_submit(one: StageRun) -> list[PhaseState] | None:
     """States of an on-policy stage as `sophia submit` finds them once ``accept_settings`` has made the stage ready.
 
-    None: a stage of rounds, of which nothing is moved aside before its jobs begin.
+    None for a stage of rounds: nothing of it is moved aside before its jobs begin.
     """
     if not one.stage.on_policy:
         return None

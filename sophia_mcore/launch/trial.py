@@ -169,7 +169,7 @@ def _episodes(config: Config, library: Library, question: Question, images: tupl
 
 
 def _reply(question: Question, index: int, turn: int) -> Reply:
-    """The stand-in: a right answer with a thought, a wrong one, the bare answer, and one that is cut off."""
+    """The stand-in's reply: by turns a right answer with a thought, a wrong one, a bare answer and a cut off one."""
     texts = (
         f"<think>I look at it.</think>The answer is \\boxed{{{question.answer}}}.",
         "<think>I look at it, and once more.</think>The answer is \\boxed{no idea}.",

@@ -92,7 +92,7 @@ class VisionLanguageModel(MegatronModule):
         self._mark_parameters()
 
     def _mark_parameters(self) -> None:
-        """Say which parameters are parts of a whole, and of whose gradient each tensor-parallel rank has a part."""
+        """Mark the parameters that are cut, and those whose gradient is combined over the tensor-parallel ranks."""
         for name, parameter in self.named_parameters():
             cut = cut_of(canonical_name(self, name))
             if cut is not None and not hasattr(parameter, "tensor_model_parallel"):

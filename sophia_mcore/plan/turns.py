@@ -1,4 +1,4 @@
-"""Who waits for whom in the on-policy stage: engines and trainer batch after batch, by the rules that they follow.
+"""Simulates how engines and trainer of the on-policy stage wait for each other, batch after batch.
 
 A batch is units of answers. An engine takes the newest version before it takes a unit. Without a lag a unit is sampled
 alone; with one, units join while others run, until a newer version appears: then the running ones end first. The

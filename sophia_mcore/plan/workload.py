@@ -33,7 +33,7 @@ class Lengths:
     least: int = 1
 
     def values(self, count: int = _QUANTILES) -> list[float]:
-        """That many evenly spread quantiles, rising."""
+        """``count`` evenly spread quantiles, in ascending order."""
         normal = NormalDist()
         shift = math.log(self.mean) - self.spread**2 / 2
         points = (normal.inv_cdf((i + 0.5) / count) for i in range(count))

@@ -56,7 +56,7 @@ def print_missing(run: RunFolder, console: Console | None = None) -> None:
 
 
 def print_stale(run: RunFolder, console: Console | None = None) -> None:
-    """Print one line for each part that report.json names as stale, and one for those of which it is not known."""
+    """Print one line for each part that report.json names as stale, and one for the parts that could not be checked."""
     console = console or Console()
     report = read_json(run.report_json) or {}
     for key, word in (("stale", "[red]stale:[/]"), ("unchecked", "[yellow]not checked:[/]")):

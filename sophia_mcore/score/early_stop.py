@@ -38,22 +38,20 @@ class Rule:
 
     @cached_property
     def fatal(self) -> int:
-        """The best that a caption with w wrong ones can reach, with verdicts left out of the mean or not: all others
-        are right."""
+        """The smallest number of wrong trajectories with which the caption fails even if all others are right."""
         if not self.reward.use_visual_reward:
             return self.per_caption + 1
         return next(w for w in range(1, self.per_caption + 1) if not self._passes(self.per_caption - w))
 
     @cached_property
     def enough(self) -> int:
-        """The least that a caption with r right ones reaches, with verdicts left out of the mean or not: all others are
-        wrong."""
+        """The smallest number of right trajectories with which the caption passes even if all others are wrong."""
         if not self.reward.use_visual_reward:
             return 0
         return next(r for r in range(self.per_caption + 1) if self._passes(r))
 
     def _passes(self, right: int) -> bool:
-        """Whether a caption passes of whose N trajectories ``right`` are right, and the others wrong."""
+        """Whether a caption passes if ``right`` of its N trajectories are right and the others are wrong."""
         found = [
             Candidate(str(n), "", "", 0, False, "correct" if n < right else "wrong") for n in range(self.per_caption)
         ]
@@ -126,7 +124,7 @@ def limits(rule: Rule, captions: Mapping[str, Standing]) -> dict[str, Rank]:
     """The rank behind which trajectories of this wave are of no use, for each caption of a question that has one.
 
     It is that of the wrong one that made the caption hopeless; or in the last wave the ``bar``, if nothing of the
-    caption can be kept: then its reward is of no interest.
+    caption can be kept: then its reward changes nothing.
     """
     behind = bar(rule, (standing.known for standing in captions.values()))
     found: dict[str, Rank] = {}
@@ -148,7 +146,7 @@ def to_cut(standing: Standing, limit: Rank) -> list[str]:
 
 @dataclass(frozen=True)
 class Cut:
-    """The captions of a question of whose last wave nothing is stored that ranks behind ``bar``."""
+    """Captions of a question that were cut in their last wave: nothing that ranks behind ``bar`` is stored."""
 
     bar: Rank
     captions: frozenset[str]

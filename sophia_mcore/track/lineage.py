@@ -66,7 +66,7 @@ def tags_of(lineage: dict[str, Any]) -> dict[str, str]:
 
 
 def shards_link(paths: Iterable[Path]) -> dict[str, Any]:
-    """How many, one hash over the content hashes of all, and what they say about their origin."""
+    """A link to shards: their number, one hash over their content hashes, and what they say about their origin."""
     hashes, count = hashlib.sha256(), 0
     said: dict[str, str] = {}
     for path in paths:

@@ -242,7 +242,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
-    """What keeps a checkpoint from being written, in words; the part that was written does not stay on a full disk."""
+    """Turn a failed write into a SophiaError, and remove the partial checkpoint, so that it does not fill the disk."""
     try:
         yield
     except _FAILURES as error:

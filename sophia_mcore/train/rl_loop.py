@@ -93,7 +93,7 @@ class _Stage:
         return True
 
     def _batch(self, number: int, done: int, log: StageLog) -> None:
-        """Everything about one batch, of whose updates ``done`` are done already."""
+        """Train on one batch. Its first ``done`` updates are done already."""
         job, began = self.job, time.perf_counter()
         published: Mapping[str, float] = {}
         if not done:

@@ -70,7 +70,7 @@ def episode_values(turns: Sequence[Sampled], terms: Sequence[RewardTerm]) -> dic
 
 
 def summed(values: Sequence[Value]) -> float:
-    """Of the values of an episode's turns, none of which is missing."""
+    """Sum of the values of an episode's turns. A missing value counts 0."""
     return sum(sum(value) if isinstance(value, list) else value or 0.0 for value in values)
 
 

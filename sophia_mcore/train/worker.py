@@ -104,7 +104,7 @@ def lost_peer(error: RuntimeError) -> bool:
 
 
 def note_failure(folder: Path, rank: int, error: Exception) -> None:
-    """For whoever started the ranks: this one failed by itself, so the same would happen again."""
+    """Tell the parent that this rank failed by its own error, which would happen again."""
     node = getattr(error, "node", None)
     if node is None and (folder / FAILED).is_file():
         return  # the first to fail knows best, and whoever can name a node
