@@ -30,17 +30,21 @@ def anchor(heading: str) -> str:
 
 
 def contents() -> str:
-    """The page. Raises ValueError for an entry without a date."""
+    """The page. Raises ValueError for an entry without a date, or with a newer one than the entry before."""
     lines = [HEAD]
     for name in FILES:
         title, *entries = (DOCS / "log" / f"{name}.md").read_text().split("\n## ")
         subject = title.splitlines()[0].removeprefix("# Log: ")
         lines += [f"## {subject[0].upper()}{subject[1:]}", "| date | entry |", "|---|---|"]
+        before = "9999"
         for entry in entries:
             heading, _, text = entry.partition("\n")
             date = re.search(r"\b\d{4}-\d\d-\d\d\b", text)
             if date is None:
                 raise ValueError(f"docs/log/{name}.md: {heading}: no date")
+            if date[0] > before:
+                raise ValueError(f"docs/log/{name}.md: {heading}: newer than the entry before; the newest is first")
+            before = date[0]
             lines.append(f"| {date[0]} | [{heading}](log/{name}.md#{anchor(heading)}) |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

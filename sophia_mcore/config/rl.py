@@ -17,7 +17,7 @@ from sophia_mcore.config.losses import Grpo, Loss
 from sophia_mcore.config.objective import Objective
 from sophia_mcore.config.sources import Source
 
-_CLIP_HIGH = 0.35  # VL-Rethinker's code; SOPHIA's paper does not say
+_LOSS = Grpo(clip_high=0.35)  # VL-Rethinker's code; SOPHIA's paper does not say
 _SAMPLING = ("temperature", "top_p", "top_k", "sampling")
 
 
@@ -66,13 +66,13 @@ class RlObjective(Objective):
     Every answer is the policy's own, so settings about trajectories of another model have no effect here.
     """
 
-    loss: Loss = Grpo(clip_high=_CLIP_HIGH)
+    loss: Loss = _LOSS
 
     @field_validator("loss", mode="before")
     @classmethod
     def _wider_clip(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("name", "grpo") == "grpo":
-            return {"name": "grpo", "clip_high": _CLIP_HIGH, **given}
+        if isinstance(given, dict) and given.get("name", _LOSS.name) == _LOSS.name:
+            return {"name": _LOSS.name, "clip_high": _LOSS.clip_high, **given}
         return given
 
     @model_validator(mode="after")

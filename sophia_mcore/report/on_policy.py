@@ -13,7 +13,7 @@ from sophia_mcore.report.charts import Charted
 from sophia_mcore.report.examples import Browser
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
 from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
-from sophia_mcore.report.rewards import reward_curves, reward_figures
+from sophia_mcore.report.rewards import numbers_under, reward_curves, reward_figures
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import RunFolder
 
@@ -91,31 +91,26 @@ def _figures(charted: Charted, lines: list[dict[str, Any]]) -> dict[str, str]:
     summary = read_json(run.rl.summary_file, problems, _SUMMARY) or {}
     rl = charted.config.rl
     found = {"batches": f"{len(batches):,}" + (f" of {rl.batches:,}" if rl is not None else "")}
-    right = _values(batches, "accuracy")
+    right = numbers_under(batches, "accuracy")
     if right:
         ends = (right[:5], right[-5:])
         found["right answers, first and last five batches"] = " to ".join(_percent(sum(v) / len(v)) for v in ends)
     if summary.get("validation_accuracy") is not None:
         kept = f" (version {summary['version']})" if "version" in summary else ""
         found["best on the validation questions"] = _percent(summary["validation_accuracy"]) + kept
-    found["tokens sampled"] = f"{sum(_values(batches, 'tokens_sampled')):,}"
-    found["answers sampled"] = f"{sum(_values(batches, 'answers')):,}"
-    found["answers that were trained on"] = f"{sum(_values(batches, 'answers_effective')):,}"
-    if gaps := _values(batches, "rollout_gap_p99"):
+    found["tokens sampled"] = f"{sum(numbers_under(batches, 'tokens_sampled')):,}"
+    found["answers sampled"] = f"{sum(numbers_under(batches, 'answers')):,}"
+    found["answers that were trained on"] = f"{sum(numbers_under(batches, 'answers_effective')):,}"
+    if gaps := numbers_under(batches, "rollout_gap_p99"):
         found["largest p99 of the log-prob gap"] = f"{max(gaps):.2g} nats"
     found |= reward_figures(batches)
     for key, name in (("waiting", "waiting for answers"), ("training", "training"), ("publishing", "publishing")):
-        found[f"seconds {name}"] = f"{sum(_values(batches, f'seconds_{key}')):,.0f}"
+        found[f"seconds {name}"] = f"{sum(numbers_under(batches, f'seconds_{key}')):,.0f}"
     return found
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
-
-
-def _values(lines: list[dict[str, Any]], key: str) -> list[Any]:
-    """The numbers under a key; other values are left out."""
-    return [line[key] for line in lines if isinstance(line.get(key), int | float)]
 
 
 def _begun(run: RunFolder) -> bool:
@@ -142,7 +137,7 @@ def _curves(runs: list[tuple[str, list[dict[str, Any]]]], phase: str, unit: str,
     traces = []
     for i, (run, lines) in enumerate(runs):
         for k, (key, name, colour) in enumerate(named):
-            mine = [line for line in lines if line["phase"] == phase and _values([line], key)]
+            mine = [line for line in lines if line["phase"] == phase and numbers_under([line], key)]
             points = [(line["step"], line[key]) for line in mine]
             if not points or (len(named) > 1 and not any(value for _, value in points)):
                 continue

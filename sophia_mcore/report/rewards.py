@@ -30,7 +30,7 @@ def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str,
         if isinstance(summary.get("rewards"), dict):
             rounds[str(index)] = summary["rewards"]
     batches = [line for line in metrics(run.rl.metrics_file, problems) if line["phase"] == "batch"]
-    stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := _values(batches, key))}
+    stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := numbers_under(batches, key))}
     efficiency: dict[str, dict[str, float]] = {}
     for label, folder in _evaluations(run):
         value = _efficiency(folder, problems)
@@ -63,7 +63,7 @@ def reward_figures(batches: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Rows of the stage's table: each value in the first and the last five batches."""
     found = {}
     for key in reward_keys(batches):
-        values = _values(batches, key)
+        values = numbers_under(batches, key)
         first, last = values[:5], values[-5:]
         found[f"{_name(key)}, first and last five batches"] = f"{_mean(first):.3f} to {_mean(last):.3f}"
     return found
@@ -101,7 +101,8 @@ def _name(key: str) -> str:
     return key.removeprefix("reward_").replace("_", " ") if key.startswith("reward_") else key.replace("_", " ")
 
 
-def _values(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
+def numbers_under(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """The numbers under a key of metrics lines; other values are left out."""
     return [line[key] for line in lines if isinstance(line.get(key), int | float)]
 
 

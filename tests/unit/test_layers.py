@@ -186,7 +186,7 @@ def cycles(edges: dict[str, set[str]]) -> Iterator[tuple[str, ...]]:
         yield from visit(node, ())
 
 
-@pytest.mark.parametrize("folder", ["sophia_mcore", "checkpoints_tools", "examples", "tests"])
+@pytest.mark.parametrize("folder", ["sophia_mcore", "checkpoints_tools", "examples", "tests", "tools"])
 def test_files_and_functions_stay_small(folder: str) -> None:
     wrong = []
     for path in sorted((ROOT / folder).rglob("*.py")):
