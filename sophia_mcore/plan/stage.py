@@ -174,8 +174,10 @@ def divide(
     rl, view = config.on_policy, config.rl_view()
     assert isinstance(rl.engine, VllmEngine)
     colocated = rl.placement == "colocated"
-    if training < 1 or (not colocated and training >= gpus):
-        raise SophiaError(f"{training} of {gpus} GPUs would train and the others sample")
+    if training < 1:
+        raise SophiaError(f"no GPU of {gpus} is left to train: {gpus - training} would sample")
+    if not colocated and training >= gpus:
+        raise SophiaError(f"no GPU of {gpus} is left to sample: {training} would train")
     option = None if free else own_option(view, spec, work, device, training)
     if not isinstance(option, Option):
         option = rank_layouts(view, spec, work, device, training, fp8=False).options[0]

@@ -61,7 +61,7 @@ def left_out(
         question, caption = found[0]
         raise SophiaError(
             f"{folder.trajectories}: {len(found)} captions have too few trajectories, such as {caption} of question "
-            f"{question!r}: sampling stopped by verdicts or a reward that hold no longer (reasoning.waves); move the "
+            f"{question!r}: sampling stopped by verdicts or a reward that no longer hold (reasoning.waves); move the "
             "folder away and run `sophia generate` again"
         )
     stored = Counter((one.question_id, one.caption_id) for one in candidates)

@@ -15,7 +15,7 @@ def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def plain(width: int, height: int, colour: tuple[int, int, int], form: str = "PNG") -> bytes:
+def plain(width: int, height: int, colour: tuple[int, int, int] | str, form: str = "PNG") -> bytes:
     """A picture of one colour."""
     return encoded(Image.new("RGB", (width, height), colour), form)
 

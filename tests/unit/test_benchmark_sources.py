@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
-import io
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from sophia_mcore.benchmarks.prompts import place
 from sophia_mcore.benchmarks.rows import options_in, read_benchmark
@@ -27,6 +25,7 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
 from sophia_mcore.verify import GradeItem, Grader
 from tests.support.benchmark_files import HUB, NEEDED, TABLES, folder, hub, table
+from tests.support.pictures import plain
 
 
 def prompts(row: Row) -> dict[str, str]:
@@ -38,9 +37,7 @@ def values(row: Row) -> dict[str, object]:
 
 
 def picture(colour: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(buffer, "PNG")
-    return buffer.getvalue()
+    return plain(40, 30, colour)
 
 
 def write_tsv(path: Path, rows: list[dict[str, str]]) -> Source:

@@ -21,12 +21,11 @@ from sophia_mcore.data.columns import Row, RowReader
 from sophia_mcore.data.images import check, decode
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import UsageError
+from tests.support.pictures import plain
 
 
 def png(size: tuple[int, int] = (2, 2), colour: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
+    return plain(*size, colour)
 
 
 def read(raw: dict[str, Any], **settings: Any) -> Row:

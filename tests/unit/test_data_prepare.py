@@ -23,12 +23,11 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
+from tests.support.pictures import plain
 
 
 def picture(index: int, form: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (30 + index, 20), (index * 20 % 256, 0, 0)).save(buffer, form)
-    return buffer.getvalue()
+    return plain(30 + index, 20, (index * 20 % 256, 0, 0), form)
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:

@@ -198,9 +198,9 @@ def test_resampling_ends_where_it_may_not_go_on() -> None:
 def test_what_is_refused(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(files["internvl3-38b"])
     others = planned(load_config(files["internvl3-38b"], sets=["rl.rollout_nodes=9"]), 64)
-    assert others.own is None and "-8 of 64 GPUs would train" in others.refused
+    assert others.own is None and "no GPU of 64 is left to train: 72 would sample" in others.refused
     spec = make_plan(config, "h100", 64, Assumptions()).spec
-    with pytest.raises(SophiaError, match="does not fit 1 x h100: -31 of 1 GPUs would train and the others sample"):
+    with pytest.raises(SophiaError, match="does not fit 1 x h100: no GPU of 1 is left to train: 32 would sample"):
         stage_plan(config, spec, load_gpu("h100"), 1, Assumptions())
     other = config.on_policy.model_copy(update={"engine": TransformersEngine(kind="transformers")})
     unplanned = make_plan(config.model_copy(update={"rl": other}), "h100", 64, Assumptions())
