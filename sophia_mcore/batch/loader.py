@@ -106,7 +106,8 @@ class Loader:
                 if own is None:
                     raise SophiaError(f"no {kind} log-probs for sample {sample.id}")
                 if not np.isfinite(own).all():
-                    raise SophiaError(f"{kind} log-probs of sample {sample.id}: {own[~np.isfinite(own)][0]} is not finite")
+                    bad = own[~np.isfinite(own)][0]
+                    raise SophiaError(f"{kind} log-probs of sample {sample.id}: {bad} is not finite")
         other = copy.copy(self)
         new = {"behaviour_logprobs": behaviour, "rollout_logprobs": rollout}
         other._logprobs = self._logprobs | {name: values for name, values in new.items() if values is not None}

@@ -268,7 +268,7 @@ def targets_json(value: Any) -> list[dict[str, Any]]:
             raise BadValueError("Target.images must be digests, as in Turn.images")
         weight = number(target.weight, "Target.weight")
         if weight < 0.0:
-            raise BadValueError(f"Target.weight is {weight}: it cannot be negative; leave out what must not be imitated")
+            raise BadValueError(f"Target.weight is {weight}: it cannot be negative; leave the target out")
         found.append(
             {
                 "messages": _checked_messages(target.messages, "Target.messages"),
