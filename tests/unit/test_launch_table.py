@@ -6,7 +6,9 @@ import ast
 import contextlib
 import json
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +127,17 @@ def test_a_new_row_is_a_worker_and_a_task_of_a_job(world: tuple[Config, RunFolde
     run.questions_file.unlink()
     assert worker.main([*arguments, "--slurm"]) == 1  # its inputs are looked at
     assert f"{NAME} of round 0 cannot start: questions of round 0 is not finished" in read_attempts(run)[-1].message
+
+
+def test_sbatch_files_of_version_0_1_still_start_a_task(
+    world: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world[1]
+    monkeypatch.setattr(sys, "argv", ["task", NAME, str(run.config_file), "--round", "0"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("sophia_mcore.launch.task", run_name="__main__")
+    assert end.value.code == 0 and result(run).is_file()
+    assert [attempt.outcome for attempt in read_attempts(run)] == ["done"]
 
 
 def test_a_chain_goes_around_a_phase_that_is_no_part_of_the_run(

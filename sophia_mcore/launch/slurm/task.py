@@ -121,10 +121,3 @@ def _on_ranks(phase: Phase, round: Round, task: SlurmTask, stop: Stop) -> None:
     if not run_on_node(phase, round, task, lambda: stop.asked):
         stop.asked = True
         raise KeyboardInterrupt
-
-
-if __name__ == "__main__":  # users' copies of the .sbatch files of version 0.1 start this module
-    import runpy
-
-    sys.argv.append("--slurm")
-    runpy.run_module("sophia_mcore.launch.worker", run_name="__main__")
