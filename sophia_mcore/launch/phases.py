@@ -1,7 +1,7 @@
 """The table of phases: one row defines a phase (``sophia_mcore.phase.Phase`` explains the fields).
 
-To add a phase, add a row and the functions that the row names. No other module decides by the name of a phase. Inputs of
-the user's (``launch.inputs``) and commands say which phases they belong to.
+To add a phase, add a row and the functions that the row names. No other module decides by the name of a phase.
+Inputs of the user's (``launch.inputs``) and commands say which phases they belong to.
 """
 
 from __future__ import annotations
