@@ -155,16 +155,8 @@ RL_SELECT = Phase(
     state=readers.rl_select_state,
     engine="rl.engine",
     settings=(
-        "run.seed",
-        "rl.questions",
-        "rl.start",
-        "rl.prompt",
-        "rl.max_tokens",
-        "rl.select",
-        "score",
-        "batch.max_tiles",
-        "batch.min_pixels",
-        "batch.max_pixels",
+        *("run.seed", "rl.questions", "rl.start", "rl.prompt", "rl.max_tokens", "rl.select", "score"),
+        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
     ),
     script="rl_select",
 )
@@ -183,7 +175,10 @@ RL = Phase(
     state=readers.rl_state,
     engine="rl.engine",
     shape=stage_shape,
-    settings=("run.seed", "models.policy", "rl", "batch", "parallel", "fp8", "score"),
+    settings=(
+        *("run.seed", "models.policy", "rl", "batch", "parallel", "fp8", "score", "rewards", "helpers"),
+        *("train.dtype", "train.train_vision_tower", "train.train_projector"),
+    ),
     parts=parts.rl,
 )
 RL_EVALUATE = Phase(
