@@ -18,7 +18,6 @@ from sophia_mcore.doctor import configuration as run
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.launch.inputs import policy_images
 
 _TABLE_COLUMNS = 120  # a narrower terminal breaks the words of a table of five columns
 _COLOURS = {"ok": "green", "missing": "dim", "warning": "yellow", "stops": "red"}
@@ -51,18 +50,11 @@ def doctor(config: Config | None, console: Console) -> None:
         _as_lines(rows, console)
     else:
         console.print(_as_table(rows))
-    for preview in previews(config, read_any, _refuse_size(config)) if config is not None else ():
+    for preview in previews(config, read_any, run.refuse_size(config)) if config is not None else ():
         console.print(str(preview), markup=False, highlight=False)
     reasons = [f"{row.name}: {row.found}" for row in rows if row.state == "stops"]
     if config is not None and reasons:
         raise SophiaError(f"this configuration cannot run here: {'; '.join(reasons)}")
-
-
-def _refuse_size(config: Config) -> Callable[[int, int], object] | None:
-    try:
-        return policy_images(config)
-    except SophiaError:  # the table says it
-        return None
 
 
 def _as_lines(rows: list[Row], console: Console) -> None:

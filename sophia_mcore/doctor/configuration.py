@@ -102,6 +102,14 @@ def sources(config: Config) -> list[Row]:
     return rows
 
 
+def refuse_size(config: Config) -> Callable[[int, int], object] | None:
+    """What the policy does not accept of images' sizes; None if it cannot be used at all, which is its own row."""
+    try:
+        return policy_images(config)
+    except SophiaError:
+        return None
+
+
 def _source(name: str, source: Source, config: Config) -> Row:
     path = Path(source.path)
     if source.benchmark and on_the_hub(source):
@@ -113,7 +121,9 @@ def _source(name: str, source: Source, config: Config) -> Row:
             remedy="download it beforehand and give its folder as path",
         )
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
-        return _check_row(name, lambda: first_rows(source, config), "correct the file, or `kind` and `columns`")
+        return _check_row(
+            name, lambda: first_rows(source, config, refuse_size(config)), "correct the file, or `kind` and `columns`"
+        )
     if source.kind == "datasets" and path.exists():
         return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")
     if source.kind == "datasets" and not source.path.startswith((".", "/", "~")) and source.path.count("/") <= 1:

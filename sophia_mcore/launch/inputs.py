@@ -154,21 +154,28 @@ def _held_out(config: Config) -> list[Input]:
         Input(
             key=f"evaluate.questions {source.name or source.path}",
             phases=("questions",),
-            look=partial(first_rows, source, config),
+            look=partial(_rows_as_asked, source, config),
         )
         for source in config.evaluate.questions
         if not on_the_hub(source)  # a data set on the hub is not checked here
     ]
 
 
-def first_rows(source: Source, config: Config) -> str:
-    """Read the first rows as the questions phase does; returns the path. Raises SophiaError if too many are bad."""
-    refuse_size, limit = policy_images(config), config.data.max_image_pixels
+def first_rows(source: Source, config: Config, refuse_size: Callable[[int, int], object] | None) -> str:
+    """Read the first rows as the questions phase does; returns the path. Raises SophiaError if too many are bad.
+
+    ``refuse_size``: from ``policy_images``.
+    """
+    limit = config.data.max_image_pixels
     found = [(row.number, looked_at(row, limit, refuse_size)[1]) for row in islice(read_any(source), _ROWS)]
     bad = [(number, problems[0]) for number, problems in found if problems]
     if len(bad) > config.data.max_bad_rows:
         raise SophiaError(f"{source.path}: row {bad[0][0]}: {bad[0][1]}")
     return source.path
+
+
+def _rows_as_asked(source: Source, config: Config) -> str:
+    return first_rows(source, config, policy_images(config))
 
 
 def _images(config: Config) -> list[Input]:

@@ -302,7 +302,7 @@ def build(spec: ModelSpec, config: Config, groups: Groups, backend: Backend) -> 
     Raises:
         UsageError: the layout does not fit the model, or the model needs something that this implementation lacks.
     """
-    check_run_layout(spec, config.model_copy(update={"parallel": groups.parallel}))
+    check_run_layout(spec, config, groups.parallel)
     backend.check_attention(config.train.dtype, groups.context_size)
     backend.check_fp8(config.fp8.recipe, config.fp8.backend)
     if spec.vision is not None and spec.image_token_id is None:

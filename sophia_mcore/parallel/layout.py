@@ -15,10 +15,11 @@ def fp8_refusal(recipe: str, lacks: str) -> UsageError:
     )
 
 
-def check_run_layout(spec: ModelSpec, config: Config) -> None:
+def check_run_layout(spec: ModelSpec, config: Config, parallel: Parallel | None = None) -> None:
     """Raise UsageError if the configuration's layout cannot work for the model. Every command that looks at a policy
-    calls this before anything is sampled, and so does the model when it is built."""
-    check_layout(spec, config.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
+    calls this before anything is sampled, and so does the model when it is built. ``parallel``: None: that of the
+    configuration."""
+    check_layout(spec, parallel or config.parallel, config.batch.sequence_length_tokens, fp8=config.fp8.used)
     layers = spec.language.num_layers
     beyond = [layer for layer in config.fp8.layers_in_bf16 if layer >= layers]
     if config.fp8.used and beyond:
