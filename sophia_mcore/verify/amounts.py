@@ -44,11 +44,16 @@ _PART_OF = re.compile(
 _MADE = (
     "half|third|quarter|fifth|tenth|percent|square|cube|root|double|twice|triple|opposite|reciprocal|inverse|negative"
 )
+_GEOMETRY = "".join(  # "the area of the square is 12"
+    f"(?<!{noun} of )" for noun in ("area", "side", "perimeter", "volume", "diagonal", "height", "edge", "length")
+)
 OF_ANOTHER = re.compile(
     rf"\b(?:{_MADE}|minus)(?: of)?(?: the)? (?:it|[a-z]|this|that|answer|result|value|total|number)\b"
-    rf"|\bits (?:{_MADE})\b|\bthe (?:{_MADE}) (?:is|was|equals)\b"
+    rf"|\bits (?:{_MADE})\b|{_GEOMETRY}\bthe (?:{_MADE}) (?:is|was|equals)\b"
+    r"|\b(?:half|twice|double|triple|square|cube|(?:square|cube) root|reciprocal|inverse|opposite|negative)(?: of)?"
+    r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
-    r"|\bone (?:less|more)\b|\b(?:number|one) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b",
+    r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b",
     re.IGNORECASE,
 )
 _VERBS = (

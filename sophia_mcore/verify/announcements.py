@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sophia_mcore.verify.boxes import BETWEEN, boxed
+from sophia_mcore.verify.boxes import boxed
 from sophia_mcore.verify.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.rules import NUMBER_TYPES
 from sophia_mcore.verify.several import numbered_parts
+from sophia_mcore.verify.statements import hedged, letter_in_sentence, so_yes_or_no
+from sophia_mcore.verify.tagged import TAIL_CHARACTERS, json_values, tagged
 
-TAIL_CHARACTERS = 20_000  # marker rules look at this much of the end; \boxed{} is searched everywhere
 ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
 Find = Callable[[str], list[tuple[int, str]]]
 
@@ -62,13 +63,13 @@ _ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8
 _REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
 
 
-def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
+def _pattern(expression: str, flags: int = re.IGNORECASE, unless: Callable[[str, int], bool] = not_meant) -> Find:
     compiled = re.compile(expression, flags)
 
     def find(text: str) -> list[tuple[int, str]]:
         found, position = [], max(0, len(text) - TAIL_CHARACTERS)
         while match := compiled.search(text, position):
-            if not_meant(text, match.start()):
+            if unless(text, match.start()):
                 position = match.start("answer")  # another announcement may follow on the line
             else:
                 found.append((match.start("answer"), match["answer"]))
@@ -76,36 +77,6 @@ def _pattern(expression: str, flags: int = re.IGNORECASE) -> Find:
         return found
 
     return find
-
-
-def _tagged(text: str) -> list[tuple[int, str]]:
-    """The last tagged answer; tags joined by nothing but "and", "or" or commas are one answer."""
-    parts: list[str] = []
-    first = end = len(text)
-    while (close := text.rfind("</answer>", 0, end)) >= 0:
-        start = text.rfind("<answer>", 0, close)
-        if start < 0 or (parts and not BETWEEN.fullmatch(text, close + len("</answer>"), first)):
-            break
-        parts.append(text[start + len("<answer>") : close].strip())
-        first = end = start
-    return [(first, ", ".join(reversed(parts)) if len(parts) > 1 else parts[0])] if parts else []
-
-
-_JSON = re.compile(
-    r"[\"'](?:short |final[_ ])?answer[\"']\s*:\s*(?:\[(?P<list>[^\]\n]{0,400})\]|[\"']?(?P<answer>[^\"'\n}\[]+))",
-    re.IGNORECASE,
-)
-
-
-def _json(text: str) -> list[tuple[int, str]]:
-    """The value of the key "answer"; the items of a list between commas."""
-    found = []
-    for match in _JSON.finditer(text, max(0, len(text) - TAIL_CHARACTERS)):
-        listed = match["list"]
-        items = [item.strip(" \"'") for item in listed.split(",")] if listed else []
-        numbers = all(item.lstrip("-").replace(".", "", 1).isdigit() for item in items)
-        found.append((match.end(), f"[{listed}]" if listed and numbers else ", ".join(items) or match["answer"] or ""))
-    return found
 
 
 def _numbered(text: str) -> list[tuple[int, str]]:
@@ -145,7 +116,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "tag",
-        _tagged,
+        tagged,
         (("I think so.\n<answer> 12 </answer>", "12"),),
         ("<answer>",),
     ),
@@ -157,7 +128,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "JSON",
-        _json,
+        json_values,
         (('{"solution": "2+3", "short answer": "5"}', "5"),),
         ("answer",),
     ),
@@ -295,11 +266,23 @@ RULES: tuple[Rule, ...] = (
         _CHOICE,
     ),
     Rule(
+        "letter in sentence",
+        letter_in_sentence,
+        (
+            (r"So it takes $\textbf{(C)}\ 24$ matches.", "(C) 24"),
+            ("The length is $6\\pi$ (D).", "(D) 6\\pi"),
+            ("The arc is 6 m long, i.e. D: 6 m.", "(D) 6 m"),
+        ),
+        (),
+        _CHOICE,
+    ),
+    Rule(
         "letter",
         _pattern(
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
             rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
             re.MULTILINE,
+            lambda text, start: not_meant(text, start) or hedged(text, start),
         ),
         (
             ("I would choose (A).", "(A)"),
@@ -338,6 +321,13 @@ RULES: tuple[Rule, ...] = (
         (("They share all angles.\nTherefore, yes, they are similar.", "yes, they are similar"),),
         (),
         frozenset({"yes_no"}),
+    ),
+    Rule(
+        "so yes or no",
+        so_yes_or_no,
+        (("Its bar is higher than the other one, so yes.", "yes"),),
+        ("yes", "no"),
+        frozenset({"yes_no", "choice"}),
     ),
     Rule(
         "only number",

@@ -120,7 +120,7 @@ def said_instead(rest: str) -> str:
     """The first line of what follows without the words that lead to the new answer; "" if none is left.
 
     >>> said_instead(", it should be 9."), said_instead(" no")
-    ('9.', 'no')
+    ('9', 'no')
     """
     line = rest.strip(" \n,.:;!…*—–-)，。：；！").partition("\n")[0]
     lead = _LEAD.match(line)

@@ -6,6 +6,14 @@ import re
 
 from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.rules import tables
+from sophia_mcore.verify.statements import (
+    is_of_another,
+    last_count,
+    left_side,
+    states_value_of_another,
+    without_remark,
+    worked_value,
+)
 
 LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
 
@@ -27,6 +35,9 @@ def short(text: str) -> list[tuple[int, str]]:
         return []
     if _CONCLUDES.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
         return []
+    worked = worked_value(line)
+    if worked:
+        return [(line.rfind("=") + 1, worked)]
     return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
 
 
@@ -74,19 +85,38 @@ def _supposes(line: str) -> bool:
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
 
 
+_LAST_CLAUSE = re.compile(
+    r"[,;.]\s+(?:and\s+)?(?:so|thus|hence|therefore)\b,?\s+|(?<!i\.e)(?<!e\.g)[.;]\s+(?=[A-Z\\$])", re.IGNORECASE
+)
+_RELATION = ("=", "≈", "\\")
+
+
 def conclusion(text: str) -> list[tuple[int, str]]:
-    line = _THEREFORE.split(_last_line(text)[-LINE_CHARACTERS:])
+    """What the last line ends with behind "is" or "=", its last clause first; whole an equation that names nothing."""
+    last = without_remark(_last_line(text)[-LINE_CHARACTERS:])
+    line = _THEREFORE.split(last)
     if len(line) > 1 and line[-1].startswith("$"):
         return [(text.rfind(line[-1]), line[-1])]
-    found = _CONCLUSION.search(line[-1] if len(line) == 1 else _last_line(text)[-LINE_CHARACTERS:])
-    clause = _CLAUSES.split(_last_line(text)[-LINE_CHARACTERS:].removesuffix(found["answer"]))[-1] if found else ""
-    if _DOUBTED.search(clause) or OF_ANOTHER.search(clause) or _supposes(_last_line(text)):
+    if _supposes(_last_line(text)):
         return []
-    return (
-        [(text.rstrip().rfind(found["answer"]), found["answer"])]
-        if found and "\\boxed" not in found["answer"] and not _SENTENCE.search(found["answer"])
-        else []
-    )
+    pieces = dict.fromkeys((_LAST_CLAUSE.split(last)[-1], last))
+    for piece in pieces:
+        found = _CONCLUSION.search(piece)
+        if found is None or "\\boxed" in found["answer"] or _SENTENCE.search(found["answer"]):
+            continue
+        clause = _CLAUSES.split(piece.removesuffix(found["answer"]))[-1]
+        if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
+            return []
+        before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
+        if found[0].startswith(_RELATION):
+            left = left_side(before)
+            if states_value_of_another(left, found["answer"], text[: max(start, 0)].removesuffix(before)):
+                equation = f"{left} {found[0].strip().rstrip('$.')}"
+                return [(start, equation)] if "$" not in equation else []
+        elif is_of_another(before, text[: max(start, 0)].removesuffix(before)):
+            return []
+        return [(start, found["answer"])]
+    return []
 
 
 def only_number(text: str) -> list[tuple[int, str]]:
@@ -101,6 +131,9 @@ def only_number(text: str) -> list[tuple[int, str]]:
     concluded = _SO.search(line)
     if concluded:
         return [(start + concluded.start("answer"), concluded["answer"])]
+    count = last_count(_SENTENCE_END.split(line)[-1])
+    if count:
+        return [(start + line.rfind(count), count)]
     for sentence in reversed(_SENTENCE_END.split(line)):
         if re.search(r"\d", sentence) or sentence is line:
             found = number_in_sentence(sentence, frozenset(tables().units))

@@ -13,12 +13,13 @@ from sophia_mcore.verify.announcements import (
     ANNOUNCEMENTS,
     ANSWER_CHARACTERS,
     RULES,
-    TAIL_CHARACTERS,
     Rule,
 )
 from sophia_mcore.verify.boxes import cut_off, end_of_last
 from sophia_mcore.verify.corrections import confirms, said_instead, taken_back
-from sophia_mcore.verify.normalize import TEXT_COMMAND
+from sophia_mcore.verify.normalize import TEXT_COMMAND, clean
+from sophia_mcore.verify.numbers import parse_number
+from sophia_mcore.verify.tagged import TAIL_CHARACTERS
 
 Found = tuple[str, str, int]  # an answer, the name of the rule that found it, and where it begins
 _AGAIN = tuple(rule for rule in RULES if rule.name in ("final answer", "answer is"))
@@ -56,6 +57,7 @@ def tidy(answer: str) -> str:
     answer = _ADVERB.sub("", _DENIED_FIRST.sub("", answer))
     if len(answer) > 1:
         answer = answer.strip()[:ANSWER_CHARACTERS]
+        answer = _one_of_equal(answer)
         answer = answer if _YES_AND_NO.match(answer) else _CLAUSE.sub("", answer)
     for _ in range(6):
         before = answer
@@ -71,6 +73,24 @@ def tidy(answer: str) -> str:
         if answer == before:
             break
     return answer.strip()
+
+
+_SAID_TWICE = re.compile(
+    r"(?P<first>[^\s,;][^,;]{0,60}?),?\s+\(?(?:that is|i\.e\.|equivalently|in other words|or),?\s+"
+    r"(?P<second>[^\s,;][^,;]{0,60}?)\)?"
+)
+
+
+def _one_of_equal(answer: str) -> str:
+    """The first of two equal numbers that say the same: "3/5, that is 0.6"; any other answer as it is."""
+    if " or " not in answer and "that is" not in answer and "i.e." not in answer and ", " not in answer:
+        return answer
+    twice = _SAID_TWICE.fullmatch(answer.strip(" .*"))
+    if twice is None:
+        return answer
+    first, second = (parse_number(clean(twice[name])) for name in ("first", "second"))
+    shares = [one.value / 100 if one.percent else one.value for one in (first, second) if one is not None]
+    return twice["first"] if len(shares) == 2 and shares[0] == shares[1] else answer
 
 
 def _parts(text: str) -> tuple[list[str], bool]:

@@ -101,7 +101,8 @@ COMPOUND = "compound"  # the unit of "1 hour 30 minutes"
 _UNITS_POWER = re.compile(r"units?\s*\^\s*\{?([23])\}?")
 _PER_SQUARED = re.compile(r"\b(per [a-z]+) squared$")
 _SPOKEN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_IN_BRACKETS = re.compile(r"^([\d.,]+|\\frac\{\d+\}\{\d+\})\s*\(([A-Za-zµΩ°/^\d ]{1,20})\)$")
+_POWER_OF_TEN = r"(?:\s*(?:\\times|\\cdot|×)\s*10\s*\^\s*(?:\{\s*-?\d+\s*\}|-?\d+))?"
+_IN_BRACKETS = re.compile(rf"^([\d.,]+{_POWER_OF_TEN}|\\frac\{{\d+\}}\{{\d+\}})\s*\(([A-Za-zµΩ°/^\d ]{{1,20}})\)$")
 _SEGMENT = re.compile(r"\s*(?:,|and)?\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+|[小时分钟秒天米厘]+)\.?")
 
 

@@ -1,0 +1,273 @@
+r"""What a sentence states: whose value an equation gives, a count behind other numbers, a letter beside its text."""
+
+from __future__ import annotations
+
+import re
+
+from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
+from sophia_mcore.verify.named import is_name, named_value
+from sophia_mcore.verify.normalize import clean
+from sophia_mcore.verify.rules import tables
+
+_EARLIER = 4_000  # characters before an equation in which its names may get values
+SENTENCE_CHARACTERS = 400  # a longer sentence states nothing here
+
+# ---- whose value it is
+
+_WORD = re.compile(r"[A-Za-z][a-z]+[,:]?")
+_LEAD = re.compile(
+    r"(?:^|.*[,;:]\s|.*\s)(?:so|thus|hence|therefore|then|that|get|have|obtain|find|gives)[,:]?\s+", re.I
+)
+_MADE_OF = re.compile(
+    r"(?:the|a|an|one|its|their)?\s*(?:half|twice|double|triple|thrice|third|quarter|square|cube|(?:square|cube) root"
+    r"|reciprocal|inverse|opposite|negative)\s+(?:of\b|the\b|its\b|their\b|that\b|this\b)",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(r"[^$=]{1,80}?(?=\s+[A-Za-z]{2,}|\$|\s*[.!]?\s*$)")
+_FORMULA_AT_END = re.compile(r"(?:\$(?P<dollars>[^$]{1,80})\$|\\\((?P<brackets>[^$]{1,80}?)\\\))\s*$")
+
+
+def left_side(before: str) -> str:
+    r"""The formula or the words that end a text: what stands left of "=".
+
+    >>> left_side("Thus, $h^2 "), left_side("So we get 2x "), left_side("Hence the area ")
+    ('h^2', '2x', 'the area')
+    """
+    before = before.rstrip()
+    if before.replace("\\$", "").count("$") % 2:
+        return before[before.rindex("$") + 1 :].strip()
+    opened = max(before.rfind("\\("), before.rfind("\\["))
+    if opened > max(before.rfind("\\)"), before.rfind("\\]")):
+        return before[opened + 2 :].strip()
+    ended = _FORMULA_AT_END.search(before)
+    if ended:
+        return (ended["dollars"] or ended["brackets"]).strip()
+    pieces = before.split()
+    count = 0
+    while count < len(pieces) and _WORD.fullmatch(pieces[-1 - count]) is None:
+        count += 1
+    if count:
+        return " ".join(pieces[-count:])
+    lead = _LEAD.match(before)
+    return before[lead.end() :] if lead else before
+
+
+def states_value_of_another(left: str, value: str, text: str = "") -> bool:
+    r"""Whether an equation says what something other than a named thing is: "h^2 = 8" says nothing of h.
+
+    On the left may stand a name, words, a sum of names, a number that equals ``value``, and any formula whose names all
+    have values in ``text``, which comes before it: then the formula is what is asked for.
+
+    >>> [states_value_of_another(left, "8") for left in ("h^2", "2x", "half the area", "x", "area", "3 + 5", "a + b")]
+    [True, True, True, False, False, False, False]
+    >>> states_value_of_another("2x", "8", "We get x = 4. Then ")
+    False
+    """
+    pieces = left.split()
+    if not pieces:
+        return False
+    words = all(_WORD.fullmatch(piece) or (len(piece) == 1 and piece.isalpha()) for piece in pieces)
+    if words and len(left) > 2:
+        return _MADE_OF.match(left) is not None
+    plain = _VALUE.match(value)
+    whole = clean(f"{left} = {plain[0].strip(' .') if plain else value}")
+    return named_value(whole)[1] == whole and not _asked_for(clean(left), text)
+
+
+def _asked_for(formula: str, text: str) -> bool:
+    """Whether a formula is a sum of names, or all its names have values in ``text``."""
+    terms = formula.split("+")
+    if len(set(terms)) == len(terms) > 1 and all(is_name(term.strip()) for term in terms):
+        return True
+    names = set(re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", formula)))
+    text = text[-_EARLIER:]
+    return bool(names) and all(re.search(rf"(?<![\w^\\]){name}\s*=\s*\$?[-−]?(?:\d|\\[a-z])", text) for name in names)
+
+
+_WORKED = re.compile(
+    r"(?P<lead>(?:[A-Za-z]{2,}[\s,:]+){0,4})(?:\$(?P<formula>[^$]{1,150})\$|(?P<plain>[^$A-Za-z]{1,150}))"
+    r"(?P<tail>(?:\s+[a-z]{2,}){0,4})[\s.!]*"
+)
+
+
+def worked_value(line: str) -> str:
+    r"""The value of a worked equation with words around it, with what is counted; "" for any other line.
+
+    >>> worked_value(r"$11 \cdot 12 = 132$ squares in total"), worked_value("Not $2+3=5$")
+    ('132 squares in total', '')
+    """
+    found = _WORKED.fullmatch(line.replace("**", "")) if "=" in line and len(line) <= SENTENCE_CHARACTERS else None
+    if found is None or not (found["lead"] or found["tail"]) or _DOUBTED.search(f"{found['lead']} {found['tail']}"):
+        return ""
+    if OF_ANOTHER.search(found["lead"]) or _MADE_OF.match(found["lead"] + " of"):
+        return ""
+    chain = clean(found["formula"] or found["plain"])
+    value = named_value(chain)[1]
+    return f"{value} {found['tail'].strip()}".strip() if value != chain else ""
+
+
+def formula_before(before: str) -> str:
+    """The formula right before a verb, "$h^2$ is"; "" where words stand there."""
+    ended = _FORMULA_AT_END.search(before)
+    if ended:
+        return (ended["dollars"] or ended["brackets"]).strip()
+    last = before.split()[-1:]
+    return last[0] if last and re.search(r"[\w)][\^*/+-]|\d[a-z]", last[0]) else ""
+
+
+def is_of_another(before: str, text: str = "") -> bool:
+    """Whether what stands before "is" is of another thing: a formula that is no name, "the square of the height"."""
+    formula = formula_before(before)
+    if formula and "=" not in formula:
+        cleaned = clean(formula)
+        named = is_name(cleaned) or re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", cleaned)) is None
+        return not named and not _asked_for(cleaned, text)
+    lead = _LEAD.match(before)
+    return _MADE_OF.match(before[lead.end() :] if lead else before) is not None
+
+
+# ---- a count behind other numbers
+
+_DOUBTED = re.compile(
+    r"\b(?:not|no|never|if|unless|would|could|might|may|or|perhaps|maybe|about|almost|nearly|wrong|assume|suppose|except"
+    r"|but|false|initially|originally|first|begin|start|estimate|guess|think|should|neither|nor|least|most|too|whether"
+    r"|minus|plus|times)\b|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_LAST_COUNT = re.compile(
+    r"(?:^|[\s,;])(?P<clause>(?:(?:[Tt]here|we|it|he|she|they|this|that|which)"
+    r"\s+(?:are|is|will be|have|has|leaves?|get)\s+"
+    r"|(?:so|hence|thus|therefore|then),?\s+|leav(?:es?|ing)\s+|,\s*)?(?P<count>\d[\d,]*|[a-z]{3,9})"
+    r"(?P<nouns>(?:\s+(?!(?:are|is|were|was|and|there|that|which|have|has)\b)[a-z]{3,}){0,3}?)"
+    r"(?P<closed>\s+(?:(?:are|is|were)\s+)?(?:left|remain(?:s|ing)?|in total|altogether)(?:\s+over)?)?)\s*[.!*]*$"
+)
+_LEAVES = re.compile(r"(?:it |this |that |which )?leav(?:es?|ing)\s")
+
+
+def last_count(line: str) -> str:
+    """The count that a sentence with several numbers ends with, where it says that so many are left or so many in all.
+
+    >>> last_count("There were 14 balls; after removing 6 there are eight left."), last_count("14 less 6 are red.")
+    ('eight', '')
+    """
+    if len(line) > SENTENCE_CHARACTERS:
+        return ""
+    found = _LAST_COUNT.search(line)
+    if found is None or not (found["closed"] or _LEAVES.match(found["clause"])):
+        return ""
+    earlier, clause = line[: found.start("clause")], line[found.start("clause") :]
+    if _DOUBTED.search(clause) or _DENIED.search(earlier) or OF_ANOTHER.search(clause):
+        return ""
+    if not re.search(r"\d", earlier):
+        return ""  # one number alone: other rules read it
+    amount = number_in_sentence(clause.lstrip(", "), frozenset(tables().units))
+    return amount if amount.replace(",", "") == found["count"].replace(",", "") else ""
+
+
+_DENIED = re.compile(
+    r"\b(?:not|if|unless|would|could|might|may|wrong|suppose|assume|except|whether|think|says?|said|or)\b|n['’]t\b|\?",
+    re.I,
+)
+
+# ---- a letter beside its text
+
+_HEDGED = re.compile(
+    r"(?:\b(?:close|near|similar|next|adjacent|opposed|contrary|compared?|comparable|relative)\s+to"
+    r"|\b(?:far|differs?|different|distinct|away|apart)\s+from|\b(?:like|unlike|than|between|except(?:\s+for)?|besides"
+    r"|instead of|as in|versus|vs\.?|against|not|nor|neither|almost|nearly|resembles?|approximates?|approach(?:es)?"
+    r"|exclud(?:es?|ing|ed)|eliminat(?:es?|ing|ed)|discard(?:s|ing|ed)?|reject(?:s|ing|ed)?|rul(?:es?|ing|ed) out"
+    r"|exceeds?|beyond|below|above|around|about|without|towards?|over|under|tempted by|consider(?:ed)?|for|suggests?"
+    r"|looks? like)"
+    r"|\bnot\s+(?:\w+\s+){1,2}(?:to|from|with|by)|n['’]t\s+(?:\w+\s+){0,3})\s+(?:that of\s+|the\s+)?[*_]*$",
+    re.IGNORECASE,
+)
+
+
+def hedged(text: str, start: int) -> bool:
+    """Whether a letter is only compared with: "close to option D", "not far from option D"; "closest to D" is not.
+
+    >>> hedged("It is close to option D", 15), hedged("It is closest to option D", 17)
+    (True, False)
+    """
+    return _HEDGED.search(text[max(0, start - 60) : start].rpartition("\n")[2]) is not None
+
+
+_REMARK = re.compile(r"\s*\((?:[Oo]ption|[Cc]hoice)\s+[A-J]\s+[a-z][^()]{0,80}\)(?=[\s.*]*$)")
+
+
+def without_remark(line: str) -> str:
+    """A line without a last remark on an option: "(option D is the gross income)"."""
+    return _REMARK.sub("", line) if line.rstrip(" .*").endswith(")") else line
+
+
+_UNSURE = re.compile(
+    r"\b(?:could|might|may|maybe|perhaps|would|unsure|between|if|or|cannot|unclear|not|nor|neither|no|wrong|unlike|except|than"
+    r"|false|incorrect|close|near|similar|but|tempting|some|they|seems?|looks?)\b|n['’]t\b|\?",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
+_SET_LETTER = re.compile(
+    r"\\(?:textbf|mathbf|mathrm|textrm|text|bf|rm)\s*\{\s*\(\s*(?P<letter>[A-J])\s*\)\s*\}"
+    r"(?P<value>(?:\\[ ,;:!]|[^$\\]|\\(?!text|math)[A-Za-z]){0,80}?)(?=\$|\\\)|$)"
+)
+_IN_BRACKETS = re.compile(
+    r"\b(?:is|are|equals?|gives|be|as|get)\s(?P<value>[^()=]{1,60}?(?:\([^()]{1,20}\)[^()=]{0,20})?)\s*"
+    r"\((?:[Oo]ption\s+|[Cc]hoice\s+)?(?P<letter>[A-J])\)[\s.*]*$"
+)
+_LABELLED = re.compile(
+    r"\b(?:point|angle|figure|graph|vertex|triangle|line|side|circle|diagram|picture|image|box|curve|position|path|set"
+    r"|statement|region|plot|panel|label|labell?ed|marked|row|column|node|block|called|named)\s*$",
+    re.IGNORECASE,
+)
+_THAT_IS = re.compile(
+    r"(?:\bi\.e\.|\bthat is|\bwhich is|\bnamely|\bso|\bhence|\bthus),?\s+(?:the\s+)?"
+    r"(?:(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s+)?\**(?P<letter>[A-J])\**\s*[:)]\s*(?P<value>\S[^:]{0,60})$"
+)
+
+
+def letter_in_sentence(text: str) -> list[tuple[int, str]]:
+    r"""The one letter of the last sentence that stands beside its text: "$\textbf{(C)}\ 24$", "6 m (D)", "i.e. D: 6 m".
+
+    The text stays with the letter: where it is another option's, nothing is decided.
+
+    >>> letter_in_sentence(r"So it takes $\textbf{(C)}\ 24$ matches."), letter_in_sentence("The length is 6 m (D).")
+    ([(13, '(C) 24')], [(11, '(D) 6 m')])
+    """
+    text = text.rstrip()
+    line = text.rpartition("\n")[2]
+    sentence = _SENTENCE_END.split(line)[-1]
+    start = len(text) - len(sentence)
+    if len(sentence) > SENTENCE_CHARACTERS or _UNSURE.search(sentence):
+        return []
+    marked = list(_SET_LETTER.finditer(sentence)) if "\\" in sentence else []
+    if len(marked) > 1:
+        return []
+    if marked:
+        value = re.sub(r"^(?:\\[ ,;:!]|~|\s|\\q?quad)+", "", marked[0]["value"]).strip(" .}")
+        return [(start + marked[0].start(), f"({marked[0]['letter']}) {value}".strip())]
+    for pattern in (_IN_BRACKETS, _THAT_IS):
+        found = pattern.search(sentence)
+        if found and _LABELLED.search(found["value"]) is None:
+            value = found["value"].strip(" .,*").strip("$").strip()
+            return [(start + found.start(), f"({found['letter']}) {value}")]
+    return []
+
+
+# ---- yes and no behind "so"
+
+_SO_YES_OR_NO = re.compile(
+    r"[,;.:]\s+(?:and\s+)?(?:so|thus|hence|therefore)[,:]?\s+(?:the answer is\s+)?(?P<answer>yes|no)[\s.!*]*\Z",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|would|might|may|could|some|think|say|suppose|assume|tempting|wrong|mistake|but)\b|\?",
+    re.IGNORECASE,
+)
+
+
+def so_yes_or_no(text: str) -> list[tuple[int, str]]:
+    """The yes or no that the last line ends with behind "so"."""
+    found = _SO_YES_OR_NO.search(text, max(0, len(text.rstrip()) - 60))
+    if found is None or _SUPPOSED.search(text.rstrip().rpartition("\n")[2]):
+        return []
+    return [(found.start("answer"), found["answer"])]
