@@ -22,7 +22,9 @@ _QUALIFYING = (  # words of a sentence whose number is not what it states
     "|triple|third|quarter|too|wrong|incorrect|instead"
 )
 _QUALIFIED = re.compile(
-    rf"\b(?:{_QUALIFYING})\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d", re.IGNORECASE
+    rf"\b(?:{_QUALIFYING})\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d"
+    r"|(?<![A-Za-z])[-−]\s?[a-z](?![A-Za-z])",
+    re.IGNORECASE,
 )
 _WORD = re.compile(
     r"\s*-?\s*([A-Za-z°µΩ]+(?:\s?\^?[23²³])?(?:\s?/\s?[A-Za-z]+(?:\^?[23²³])?|\s+per\s+[A-Za-z]+)?|[\u4e00-\u9fff])"

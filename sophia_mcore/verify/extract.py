@@ -76,7 +76,7 @@ def tidy(answer: str) -> str:
 
 
 _SAID_TWICE = re.compile(
-    r"(?P<first>[^\s,;][^,;]{0,60}?),?\s+\(?(?:that is|i\.e\.|equivalently|in other words|or),?\s+"
+    r"(?P<first>[^\s,;][^,;]{0,60}?),?\s+\(?(?:that is|i\.e\.|equivalently|or),?\s+"
     r"(?P<second>[^\s,;][^,;]{0,60}?)\)?"
 )
 

@@ -156,7 +156,8 @@ def last_count(line: str) -> str:
     if found is None or not (found["closed"] or _LEAVES.match(found["clause"])):
         return ""
     earlier, clause = line[: found.start("clause")], line[found.start("clause") :]
-    if _DOUBTED.search(clause) or _DENIED.search(earlier) or OF_ANOTHER.search(clause):
+    part = line[max(earlier.rfind(","), earlier.rfind(";"), earlier.rfind(":")) + 1 :]
+    if _DOUBTED.search(part) or _DENIED.search(earlier) or OF_ANOTHER.search(part):
         return ""
     if not re.search(r"\d", earlier):
         return ""  # one number alone: other rules read it
@@ -172,12 +173,12 @@ _DENIED = re.compile(
 # ---- a letter beside its text
 
 _HEDGED = re.compile(
-    r"(?:\b(?:close|near|similar|next|adjacent|opposed|contrary|compared?|comparable|relative)\s+to"
-    r"|\b(?:far|differs?|different|distinct|away|apart)\s+from|\b(?:like|unlike|than|between|except(?:\s+for)?|besides"
-    r"|instead of|as in|versus|vs\.?|against|not|nor|neither|almost|nearly|resembles?|approximates?|approach(?:es)?"
-    r"|exclud(?:es?|ing|ed)|eliminat(?:es?|ing|ed)|discard(?:s|ing|ed)?|reject(?:s|ing|ed)?|rul(?:es?|ing|ed) out"
-    r"|exceeds?|beyond|below|above|around|about|without|towards?|over|under|tempted by|consider(?:ed)?|for|suggests?"
-    r"|looks? like)"
+    r"(?:\b(?:close|near|(?<!most )similar|next|adjacent|opposed|contrary|compared?|comparable|relative)\s+to"
+    r"|\b(?:far|differs?|different|distinct|away|apart)\s+from"
+    r"|\b(?:(?<!looks )(?<!look )like|unlike|than|between|except(?:\s+for)?|besides|instead of|as in|versus|vs\.?"
+    r"|against|not|nor|neither|almost|nearly|approximates?|approach(?:es)?|exclud(?:es?|ing|ed)|eliminat(?:es?|ing|ed)"
+    r"|discard(?:s|ing|ed)?|reject(?:s|ing|ed)?|rul(?:es?|ing|ed) out|exceeds?|beyond|below|above|around|about|without"
+    r"|over|under|tempted by|consider(?:ed)?)"
     r"|\bnot\s+(?:\w+\s+){1,2}(?:to|from|with|by)|n['’]t\s+(?:\w+\s+){0,3})\s+(?:that of\s+|the\s+)?[*_]*$",
     re.IGNORECASE,
 )
@@ -195,8 +196,14 @@ def hedged(text: str, start: int) -> bool:
 _REMARK = re.compile(r"\s*\((?:[Oo]ption|[Cc]hoice)\s+[A-J]\s+[a-z][^()]{0,80}\)(?=[\s.*]*$)")
 
 
+_COMPARED = re.compile(r",?\s+(?:which|that|this)\s+[^,;()]{1,60}?\b(?=(?:[Oo]ption|[Cc]hoice)\s+[A-J][\s.*]*$)")
+
+
 def without_remark(line: str) -> str:
-    """A line without a last remark on an option: "(option D is the gross income)"."""
+    """A line without a last remark on an option: "(option D is the gross income)", ", which is close to option D"."""
+    compared = _COMPARED.search(line)
+    if compared is not None and hedged(line, compared.end()):
+        return line[: compared.start()]
     return _REMARK.sub("", line) if line.rstrip(" .*").endswith(")") else line
 
 

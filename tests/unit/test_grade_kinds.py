@@ -13,11 +13,27 @@ from pathlib import Path
 import pytest
 
 from sophia_mcore.verify import GradeItem, Grader
-from tests.support import grade_corrections, grade_displays, grade_indices, grade_kinds, grade_lookalikes, grade_unread
+from tests.support import (
+    grade_corrections,
+    grade_displays,
+    grade_indices,
+    grade_kinds,
+    grade_lookalikes,
+    grade_statements,
+    grade_unread,
+)
 from tests.support.grade_kinds import Pair
 
 PAIRS_PER_KIND = 300
-MAKERS = (grade_kinds, grade_lookalikes, grade_corrections, grade_unread, grade_displays, grade_indices)
+MAKERS = (
+    grade_kinds,
+    grade_lookalikes,
+    grade_corrections,
+    grade_unread,
+    grade_displays,
+    grade_indices,
+    grade_statements,
+)
 KINDS = {name: maker for module in MAKERS for name, maker in module.KINDS.items()}
 
 
