@@ -35,13 +35,18 @@ def short(text: str) -> list[tuple[int, str]]:
         return []
     if _CONCLUDES.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
         return []
+    if _YES_NO_START.match(line) is None and _last_clause(line) != line:
+        return []  # of several clauses: a conclusion, or else a line
     worked = worked_value(line)
     if worked:
         return [(line.rfind("=") + 1, worked)]
     return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
 
 
-_CONCLUSION = re.compile(r"(?:\b(?:is|are|equals|gives|get|was)\b|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$")
+_CONCLUSION = re.compile(
+    r"(?:\b(?:is|are|equals|gives|get|was|makes|shows|reads|results in|amounts to|comes (?:out )?(?:to|at|as))\b|=|≈|\\approx)\s*"
+    r"(?P<answer>[^\s=≈][^=≈]{0,80})$"
+)
 
 
 _CLAUSES = re.compile(r"[.,;]\s")
@@ -86,8 +91,23 @@ _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
 
 
 _LAST_CLAUSE = re.compile(
-    r"[,;.]\s+(?:and\s+)?(?:so|thus|hence|therefore)\b,?\s+|(?<!i\.e)(?<!e\.g)[.;]\s+(?=[A-Z\\$])", re.IGNORECASE
+    r"[,;.]\s+(?:and\s+)?(?:(?:so|thus|hence|therefore)\b,?\s+|we\s+(?:get|obtain|have|find)\s+|(?=(?:the|its)\s))"
+    r"|(?<!i\.e)(?<!e\.g)[.;]\s+(?=[A-Z\\$])",
+    re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|were|would|suppos\w+|assum\w+|might|could|whether|not)\b|n['’]t\b", re.IGNORECASE
+)
+
+
+def _last_clause(line: str) -> str:
+    """The last clause of a line where it stands alone: nothing before it in its sentence supposes or denies."""
+    last = max(_LAST_CLAUSE.finditer(line), key=re.Match.start, default=None)
+    if last is None or _SUPPOSED.search(_SENTENCE_END.split(line[: last.start()])[-1]):
+        return line
+    return line[last.end() :]
+
+
 _RELATION = ("=", "≈", "\\")
 
 
@@ -99,7 +119,7 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         return [(text.rfind(line[-1]), line[-1])]
     if _supposes(_last_line(text)):
         return []
-    pieces = dict.fromkeys((_LAST_CLAUSE.split(last)[-1], last))
+    pieces = dict.fromkeys((_last_clause(last), last))
     for piece in pieces:
         found = _CONCLUSION.search(piece)
         if found is None or "\\boxed" in found["answer"] or _SENTENCE.search(found["answer"]):

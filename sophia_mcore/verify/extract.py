@@ -49,6 +49,7 @@ _YES_AND_NO = re.compile(
     r"\W*(?:(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b|[对错是否不].*[对错否不])",
     re.IGNORECASE | re.DOTALL,
 )
+_STATEMENTS = re.compile(r"\{([①-⑳\s,，、]+)\}")  # of MV-MATH's "Answer: {①, ③}"
 _AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the beginning of a formula
 
 
@@ -72,7 +73,8 @@ def tidy(answer: str) -> str:
             answer = wrapped["inner"]
         if answer == before:
             break
-    return answer.strip()
+    statements = _STATEMENTS.fullmatch(answer.strip())
+    return statements[1].strip() if statements else answer.strip()
 
 
 _SAID_TWICE = re.compile(

@@ -11,7 +11,8 @@ from sophia_mcore.verify.rules import tables
 
 _LEAD = re.compile(
     r"(?:i (?:think|believe|guess) (?:that )?)?(?:(?:这|它|该图形)?是)?"
-    r"(?:(?:it|this|that|he|she|there|these|those|the(?: [^\W\d_]+){1,3})(?:['’]s|\s+(?:is|was|are|were"
+    r"(?:(?:it|this|that|he|she|there|these|those|the(?: (?:[^\W\d_]+|\d{1,2}(?:st|nd|rd|th))){1,3})(?:['’]s"
+    r"|\s+(?:is|was|are|were"
     r"|shows?|has|falls|lands|occurs|happens|will(?: be)?))\s+)?"
     r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
     r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"

@@ -196,7 +196,7 @@ def hedged(text: str, start: int) -> bool:
 _REMARK = re.compile(r"\s*\((?:[Oo]ption|[Cc]hoice)\s+[A-J]\s+[a-z][^()]{0,80}\)(?=[\s.*]*$)")
 
 
-_COMPARED = re.compile(r",?\s+(?:which|that|this)\s+[^,;()]{1,60}?\b(?=(?:[Oo]ption|[Cc]hoice)\s+[A-J][\s.*]*$)")
+_COMPARED = re.compile(r"(?:,?\s+(?:which|that|this)|,)\s+[^,;()]{1,60}?\b(?=(?:[Oo]ption|[Cc]hoice)\s+[A-J][\s.*]*$)")
 
 
 def without_remark(line: str) -> str:
@@ -218,7 +218,7 @@ _SET_LETTER = re.compile(
     r"(?P<value>(?:\\[ ,;:!]|[^$\\]|\\(?!text|math)[A-Za-z]){0,80}?)(?=\$|\\\)|$)"
 )
 _IN_BRACKETS = re.compile(
-    r"\b(?:is|are|equals?|gives|be|as|get)\s(?P<value>[^()=]{1,60}?(?:\([^()]{1,20}\)[^()=]{0,20})?)\s*"
+    r"(?:\b(?:is|are|equals?|gives|be|as|get)\s|=\s*)(?P<value>[^()=]{1,60}?(?:\([^()]{1,20}\)[^()=]{0,20})?)\s*"
     r"\((?:[Oo]ption\s+|[Cc]hoice\s+)?(?P<letter>[A-J])\)[\s.*]*$"
 )
 _LABELLED = re.compile(
@@ -228,7 +228,7 @@ _LABELLED = re.compile(
 )
 _THAT_IS = re.compile(
     r"(?:\bi\.e\.|\bthat is|\bwhich is|\bnamely|\bso|\bhence|\bthus),?\s+(?:the\s+)?"
-    r"(?:(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s+)?\**(?P<letter>[A-J])\**\s*[:)]\s*(?P<value>\S[^:]{0,60})$"
+    r"(?:(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s+)?\**\(?(?P<letter>[A-J])\**\s*[:)]\s*(?P<value>\S[^:]{0,60})$"
 )
 
 
