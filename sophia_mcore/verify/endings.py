@@ -44,8 +44,8 @@ def short(text: str) -> list[tuple[int, str]]:
 
 
 _CONCLUSION = re.compile(
-    r"(?:\b(?:is|are|equals|gives|get|was|makes|shows|reads|results in|amounts to|comes (?:out )?(?:to|at|as))\b|=|≈|\\approx)\s*"
-    r"(?P<answer>[^\s=≈][^=≈]{0,80})$"
+    r"(?:\b(?:is|are|equals|gives|get|was|makes|shows|reads|results in|amounts to|comes (?:out )?(?:to|at|as))\b"
+    r"|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$"
 )
 
 

@@ -44,7 +44,9 @@ def left_side(before: str) -> str:
         return (ended["dollars"] or ended["brackets"]).strip()
     pieces = before.split()
     count = 0
-    while count < len(pieces) and _WORD.fullmatch(pieces[-1 - count]) is None:
+    for piece in reversed(pieces):
+        if _WORD.fullmatch(piece) or piece.endswith((":", ";", ",")):
+            break
         count += 1
     if count:
         return " ".join(pieces[-count:])
