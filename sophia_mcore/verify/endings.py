@@ -7,10 +7,9 @@ import re
 from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.statements import (
+    equation_of_another,
     is_of_another,
     last_count,
-    left_side,
-    states_value_of_another,
     without_remark,
     worked_value,
 )
@@ -129,10 +128,10 @@ def conclusion(text: str) -> list[tuple[int, str]]:
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
         if found[0].startswith(_RELATION):
-            left = left_side(before)
-            if states_value_of_another(left, found["answer"], text[: max(start, 0)].removesuffix(before)):
+            left = equation_of_another(before, found["answer"], text[: max(start, 0)].removesuffix(before))
+            if left is not None:
                 equation = f"{left} {found[0].strip().rstrip('$.')}"
-                return [(start, equation)] if "$" not in equation else []
+                return [(start, equation)] if left and "$" not in equation else []
         elif is_of_another(before, text[: max(start, 0)].removesuffix(before)):
             return []
         return [(start, found["answer"])]

@@ -14,66 +14,83 @@ SENTENCE_CHARACTERS = 400  # a longer sentence states nothing here
 
 # ---- whose value it is
 
-_WORD = re.compile(r"[A-Za-z][a-z]+[,:]?")
+_WORD = re.compile(r"[A-Za-z]?(?:[A-Za-z][a-z]+)(?:-[a-z]{2,})*[,:]?|[A-Za-z]-[a-z]{3,}")  # "area", "x-coordinate"
 _LEAD = re.compile(
-    r"(?:^|.*[,;:]\s|.*\s)(?:so|thus|hence|therefore|then|that|get|have|obtain|find|gives)[,:]?\s+", re.I
+    r"(?:^|.*[,;:]\s|.*\s)(?:so|thus|hence|therefore|then|that|get|have|obtain|find|gives)[,:]?\s+", re.IGNORECASE
+)
+_MADE = (
+    r"(?:half|twice|double|triple|thrice|third|quarter|square|cube|(?:square|cube) root|reciprocal|inverse|opposite"
+    r"|negative)"
 )
 _MADE_OF = re.compile(
-    r"(?:the|a|an|one|its|their)?\s*(?:half|twice|double|triple|thrice|third|quarter|square|cube|(?:square|cube) root"
-    r"|reciprocal|inverse|opposite|negative)\s+(?:of\b|the\b|its\b|their\b|that\b|this\b)",
+    rf"(?:the|a|an|one|its|their)?\s*{_MADE}\s+(?:of\b|the\b|its\b|their\b|that\b|this\b)", re.IGNORECASE
+)
+_MADE_BEFORE = re.compile(rf"\b(?:{_MADE}(?:\s+of)?(?:\s+the)?|times|minus|plus)\s*$", re.IGNORECASE)
+_SUBJECT_IS = re.compile(  # "the area is \\pi r^2 = 12"
+    r"\b(?!(?:it|this|that|which|equation|relation|condition|law|formula|identity|circle|line|curve|function|parabola|ellipse"
+    r"|hyperbola|plane|graph)\b)[a-z]+\s+(?:is|are|was|equals)\s*:?\s*$",
     re.IGNORECASE,
+)
+_VALUE_OF = re.compile(
+    r"\b(?:value|sum|product|ratio|magnitude|measure|expression)(?:\s+of)?(?:\s+the\s+expression)?\s*$"
 )
 _VALUE = re.compile(r"[^$=]{1,80}?(?=\s+[A-Za-z]{2,}|\$|\s*[.!]?\s*$)")
 _FORMULA_AT_END = re.compile(r"(?:\$(?P<dollars>[^$]{1,80})\$|\\\((?P<brackets>[^$]{1,80}?)\\\))\s*$")
 
 
-def left_side(before: str) -> str:
-    r"""The formula or the words that end a text: what stands left of "=".
+def _split_formula(before: str) -> tuple[str, str]:
+    r"""What stands left of "=", and the words before it; the formula is "" where words stand there.
 
-    >>> left_side("Thus, $h^2 "), left_side("So we get 2x "), left_side("Hence the area ")
-    ('h^2', '2x', 'the area')
+    >>> _split_formula("Thus, $h^2 "), _split_formula("So we get 2x "), _split_formula("Hence the area ")
+    (('Thus, ', 'h^2'), ('So we get ', '2x'), ('Hence the area', ''))
     """
     before = before.rstrip()
     if before.replace("\\$", "").count("$") % 2:
-        return before[before.rindex("$") + 1 :].strip()
+        start = before.rindex("$")
+        return before[:start], before[start + 1 :].strip()
     opened = max(before.rfind("\\("), before.rfind("\\["))
     if opened > max(before.rfind("\\)"), before.rfind("\\]")):
-        return before[opened + 2 :].strip()
+        return before[:opened], before[opened + 2 :].strip()
     ended = _FORMULA_AT_END.search(before)
     if ended:
-        return (ended["dollars"] or ended["brackets"]).strip()
-    pieces = before.split()
-    count = 0
-    for piece in reversed(pieces):
-        if _WORD.fullmatch(piece) or piece.endswith((":", ";", ",")):
+        return before[: ended.start()], (ended["dollars"] or ended["brackets"]).strip()
+    start = len(before)
+    for piece in reversed(list(re.finditer(r"\S+", before))):
+        if _WORD.fullmatch(piece[0]) or piece[0].endswith((":", ";", ",")) or _is_unit(piece[0]):
             break
-        count += 1
-    if count:
-        return " ".join(pieces[-count:])
-    lead = _LEAD.match(before)
-    return before[lead.end() :] if lead else before
+        start = piece.start()
+    return before[:start], before[start:]
 
 
-def states_value_of_another(left: str, value: str, text: str = "") -> bool:
-    r"""Whether an equation says what something other than a named thing is: "h^2 = 8" says nothing of h.
+def _is_unit(piece: str) -> bool:
+    units = tables().units
+    return "/" in piece and all(part in units for part in piece.split("/"))
 
-    On the left may stand a name, words, a sum of names, a number that equals ``value``, and any formula whose names all
-    have values in ``text``, which comes before it: then the formula is what is asked for.
 
-    >>> [states_value_of_another(left, "8") for left in ("h^2", "2x", "half the area", "x", "area", "3 + 5", "a + b")]
-    [True, True, True, False, False, False, False]
-    >>> states_value_of_another("2x", "8", "We get x = 4. Then ")
-    False
+def _of_made(words: str) -> bool:
+    """Whether words name something made of a thing: "so the square of the height"."""
+    lead = _LEAD.match(words)
+    return _MADE_OF.match(words[lead.end() :] if lead else words) is not None
+
+
+def equation_of_another(before: str, value: str, text: str = "") -> str | None:
+    r"""The left side of an equation that says what something other than a named thing is: "h^2 = 8" says nothing of h.
+
+    None where the left side is a name, a sum of names, a number that equals ``value``, what "the area is" stands
+    before, or a formula whose names all have values in ``text``, which comes before: then the formula is asked for.
+
+    >>> [equation_of_another(left, "8") for left in ("So h^2", "half the area", "x", "the area", "3 + 5", "a + b")]
+    ['h^2', '', None, None, None, None]
+    >>> equation_of_another("2x", "8", "We get x = 4. Then ")
     """
-    pieces = left.split()
-    if not pieces:
-        return False
-    words = all(_WORD.fullmatch(piece) or (len(piece) == 1 and piece.isalpha()) for piece in pieces)
-    if words and len(left) > 2:
-        return _MADE_OF.match(left) is not None
+    words, left = _split_formula(before)
+    if not left or _MADE_BEFORE.search(words):
+        return "" if _of_made(words) or (left and _MADE_BEFORE.search(words)) else None
+    if (_SUBJECT_IS.search(words) or _VALUE_OF.search(words)) and "=" not in words:
+        return "" if _of_made(words) else None
     plain = _VALUE.match(value)
     whole = clean(f"{left} = {plain[0].strip(' .') if plain else value}")
-    return named_value(whole)[1] == whole and not _asked_for(clean(left), text)
+    return left if named_value(whole)[1] == whole and not _asked_for(clean(left), text) else None
 
 
 def _asked_for(formula: str, text: str) -> bool:
@@ -108,24 +125,23 @@ def worked_value(line: str) -> str:
     return f"{value} {found['tail'].strip()}".strip() if value != chain else ""
 
 
-def formula_before(before: str) -> str:
-    """The formula right before a verb, "$h^2$ is"; "" where words stand there."""
-    ended = _FORMULA_AT_END.search(before)
-    if ended:
-        return (ended["dollars"] or ended["brackets"]).strip()
-    last = before.split()[-1:]
-    return last[0] if last and re.search(r"[\w)][\^*/+-]|\d[a-z]", last[0]) else ""
+_OPERATION = re.compile(r"(?<![A-Za-z])[A-Za-z\d)]\s?[*/+-]\s?[(A-Za-z\d](?![A-Za-z])|[\w)]\^|\d[a-z](?![a-z])")
 
 
 def is_of_another(before: str, text: str = "") -> bool:
-    """Whether what stands before "is" is of another thing: a formula that is no name, "the square of the height"."""
-    formula = formula_before(before)
-    if formula and "=" not in formula:
-        cleaned = clean(formula)
-        named = is_name(cleaned) or re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", cleaned)) is None
-        return not named and not _asked_for(cleaned, text)
-    lead = _LEAD.match(before)
-    return _MADE_OF.match(before[lead.end() :] if lead else before) is not None
+    r"""Whether what stands before "is" is of another thing: a formula that is no name, "the square of the height".
+
+    >>> [is_of_another(before) for before in ("So $h^2$", "Hence x + 1", "The value of x^2", "The y-intercept")]
+    [True, True, False, False]
+    """
+    words, formula = _split_formula(before)
+    if _of_made(words) or not formula or "=" in formula or _VALUE_OF.search(words):
+        return _of_made(words)
+    if "$" not in before and "\\(" not in before and (_OPERATION.search(formula) is None or _is_unit(formula)):
+        return _MADE_BEFORE.search(words) is not None
+    cleaned = clean(formula)
+    named = is_name(cleaned) or re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", cleaned)) is None
+    return _MADE_BEFORE.search(words) is not None or not (named or _asked_for(cleaned, text))
 
 
 # ---- a count behind other numbers
