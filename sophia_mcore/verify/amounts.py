@@ -78,7 +78,7 @@ _ADVERBS = (
 )
 _BEFORE = re.compile(
     rf"(?:^|[:,]\s|(?:\b(?:{_VERBS}|(?:{_ALSO}) at|{_SUMS}|{_AN_AMOUNT}|all|both|total)\b|['’]s\b)(?:\s+only)?)"
-    rf"(?:\s*\b(?:{_ADVERBS})\b\s*|\s*≈)*\s*[*_$(]{{0,3}}\s*$",
+    rf"(?:\s*(?:\b(?:{_ADVERBS})\b|≈))*\s*[*_$(]{{0,3}}\s*$",
     re.IGNORECASE,
 )
 

@@ -295,7 +295,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "letter and text",
         _pattern(
-            rf"^{_STAR}(?!I[ \t]+[a-z])(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
+            rf"^{_STAR}(?!I[ \t]+[a-z](?:(?![A-J]\b)[^\n])*$)"
+            rf"(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
             re.MULTILINE,
         ),
         (("Both fit.\nB 12 cm", "B 12 cm"),),

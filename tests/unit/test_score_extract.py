@@ -140,3 +140,31 @@ def test_random_bytes(data):
 def test_a_megabyte_ends(text, answer):
     for answer_type in ("", "choice", "integer"):
         assert extract(text, answer_type) == answer
+
+
+_REPEATED = (
+    "so ",
+    "just ",
+    "x = 1 ",
+    ", so ",
+    "the ",
+    "is ",
+    '"answer": "\\',
+    "\\text{(A)}",
+    " (A)",
+    "12 left, ",
+    "$x",
+    "half of ",
+)
+
+
+@pytest.mark.parametrize("words", _REPEATED)
+@pytest.mark.parametrize("others", ["", *_REPEATED])
+def test_a_sentence_that_repeats_itself_ends(words, others):
+    """A pattern with a repetition within a repetition would not end on these."""
+    for length in (190, 390):
+        sentence = (words + others) * (length // len(words + others))
+        for end in (" is 8", "= 8 left.", " 8."):
+            for answer_type in ("choice", "integer", ""):
+                found = extract(sentence + end, answer_type)
+                assert found is None or found == found.strip()
