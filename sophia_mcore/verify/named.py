@@ -47,9 +47,9 @@ _NAME = re.compile(
 )
 _RELATION = re.compile(r"<|>|\\(?:le|ge|ne|lt|gt)(?![a-zA-Z])")
 _EQUAL = re.compile(r"\\(?:approx|equiv|simeq)(?![a-zA-Z])")
-_OF_UNKNOWN = re.compile(  # says what a function of an unknown is, not the unknown
+_OF_UNKNOWN = re.compile(  # says what a function of an unknown or of a segment is
     r"\|\s*[kmntuwxy]\s*\||\\(?:log|ln)[^A-Za-z]*(?:\{[^{}]*\})?[\s({]*[a-z][\s)}]*"
-    r"|\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{?\d\}?)?[\s({]*[kmntuwxy][\s)}]*"
+    r"|\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*\{?\d\}?)?[\s({]*(?:[kmntuwxy]|[A-Z]{2})[\s)}]*"
 )
 _PRODUCT = re.compile(r"[a-z]{2,}")
 # A letter that may stand for a word: its initial, or one of these.

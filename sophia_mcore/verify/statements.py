@@ -197,9 +197,13 @@ _HEDGED = re.compile(
     r"|against|not|nor|neither|almost|nearly|approximates?|approach(?:es)?|exclud(?:es?|ing|ed)|eliminat(?:es?|ing|ed)"
     r"|discard(?:s|ing|ed)?|reject(?:s|ing|ed)?|rul(?:es?|ing|ed) out|exceeds?|beyond|below|above|around|about|without"
     r"|over|under|tempted by|consider(?:ed)?)"
+    r"|\b(?:cannot|can not|could|might|may|(?:would|must|should|will|need) not)\s+(?:\w+\s+)?be"
     r"|\bnot\s+(?:\w+\s+){1,2}(?:to|from|with|by)|n['’]t\s+(?:\w+\s+){0,3})\s+(?:that of\s+|the\s+)?[*_]*$",
     re.IGNORECASE,
 )
+
+
+_BUT = re.compile(r"[^\n.;]{0,25}?\b[A-J]\b[)*_]*\s*[,;]?\s+(?:but|however|yet|although|though|if|were|had)\b")
 
 
 def hedged(text: str, start: int) -> bool:
@@ -208,7 +212,8 @@ def hedged(text: str, start: int) -> bool:
     >>> hedged("It is close to option D", 15), hedged("It is closest to option D", 17)
     (True, False)
     """
-    return _HEDGED.search(text[max(0, start - 60) : start].rpartition("\n")[2]) is not None
+    before = text[max(0, start - 60) : start].rpartition("\n")[2]
+    return _HEDGED.search(before) is not None or _BUT.match(text, start) is not None
 
 
 _REMARK = re.compile(r"\s*\((?:[Oo]ption|[Cc]hoice)\s+[A-J]\s+[a-z][^()]{0,80}\)(?=[\s.*]*$)")

@@ -35,12 +35,19 @@ def hedged_letters(chance: random.Random) -> list[Pair]:
         ):
             found.append(Pair(letter, text, False, options))
         found.append(Pair(gold, f"We add.\nThe income is {value}, which is {hedge} option {letter}.", True, options))
+    found += [
+        Pair(letter, f"The correct option {cannot} be option {letter}.", False, options)
+        for cannot in ("cannot", "must not", "might")
+    ]
+    found.append(Pair(letter, f"{value} would be option {letter}, but we add the tax.", False, options))
     remark = f"The income is {value} (option {letter} {chance.choice(['is the tax', 'leaves out the tax'])})."
     closest = f"About {value} is what we read, so it is closest to option {gold}."
     return [
         *found,
         *(Pair(wanted, remark, wanted == gold, options) for wanted in (gold, letter)),
         Pair(gold, f"I choose option {gold}.", True, options),
+        Pair(gold, f"So it would be option {gold}.", True, options),
+        Pair(gold, f"We add.\nThis leads to option {gold}.", True, options),
         Pair(gold, closest, True, options),
     ]
 
