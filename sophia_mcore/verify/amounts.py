@@ -83,6 +83,11 @@ _BEFORE = re.compile(
 )
 
 
+_SUPPOSED = re.compile(
+    r"\s*(?:let(?!['’]s|\s+(?:us|me)\b)|suppose|assume|given)\b[^,;]*$", re.IGNORECASE
+)  # "let it be 7"
+
+
 def number_in_sentence(line: str, units: frozenset[str]) -> str:
     """The amount in a sentence that holds exactly one number and nothing that qualifies it; "" otherwise.
 
@@ -97,6 +102,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     numbers = list(_NUMBER.finditer(line))
     if (
         _QUALIFIED.search(line)
+        or _SUPPOSED.match(line)
         or _PART_OF.search(line)
         or OF_ANOTHER.search(line)
         or len(re.findall(r"\d[\d,.]*", line)) > 1

@@ -134,7 +134,7 @@ def is_of_another(before: str, text: str = "") -> bool:
     >>> [is_of_another(before) for before in ("So $h^2$", "Hence x + 1", "The value of x^2", "The y-intercept")]
     [True, True, False, False]
     """
-    words, formula = _split_formula(before)
+    words, formula = _split_formula(before.rstrip(" ,"))
     if _of_made(words) or not formula or "=" in formula or _VALUE_OF.search(words):
         return _of_made(words)
     if "$" not in before and "\\(" not in before and (_OPERATION.search(formula) is None or _is_unit(formula)):
@@ -149,7 +149,7 @@ def is_of_another(before: str, text: str = "") -> bool:
 _DOUBTED = re.compile(
     r"\b(?:not|no|never|if|unless|would|could|might|may|or|perhaps|maybe|about|almost|nearly|wrong|assume|suppose|except"
     r"|but|false|initially|originally|first|begin|start|estimate|guess|think|should|neither|nor|least|most|too|whether"
-    r"|minus|plus|times)\b|n['’]t\b|\?",
+    r"|minus|plus|times|half|twice|double|third|quarter)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
 _LAST_COUNT = re.compile(
@@ -206,14 +206,25 @@ _HEDGED = re.compile(
 _BUT = re.compile(r"[^\n.;]{0,25}?\b[A-J]\b[)*_]*\s*[,;]?\s+(?:but|however|yet|although|though|if|were|had)\b")
 
 
+_OF_OTHERS = re.compile(
+    r"\b(?:mistakes?|errors?|traps?|pitfalls?|students|people|wrongly|mistakenly|initially|at first|hardly|barely"
+    r"|scarcely|started|began|nothing)\b[^.;,]*$",
+    re.IGNORECASE,
+)
+
+
 def hedged(text: str, start: int) -> bool:
     """Whether a letter is only compared with: "close to option D", "not far from option D"; "closest to D" is not.
 
     >>> hedged("It is close to option D", 15), hedged("It is closest to option D", 17)
     (True, False)
     """
-    before = text[max(0, start - 60) : start].rpartition("\n")[2]
-    return _HEDGED.search(before) is not None or _BUT.match(text, start) is not None
+    before = text[max(0, start - 120) : start].rpartition("\n")[2]
+    return (
+        _HEDGED.search(before[-60:]) is not None
+        or _OF_OTHERS.search(before) is not None
+        or _BUT.match(text, start) is not None
+    )
 
 
 _REMARK = re.compile(r"\s*\((?:[Oo]ption|[Cc]hoice)\s+[A-J]\s+[a-z][^()]{0,80}\)(?=[\s.*]*$)")

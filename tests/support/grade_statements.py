@@ -39,6 +39,14 @@ def hedged_letters(chance: random.Random) -> list[Pair]:
         Pair(letter, f"The correct option {cannot} be option {letter}.", False, options)
         for cannot in ("cannot", "must not", "might")
     ]
+    others = (
+        "Students often pick",
+        "A common mistake is to choose",
+        "I started with",
+        "It is hardly",
+        "We argue against",
+    )
+    found += [Pair(letter, f"{say} option {letter}.", False, options) for say in chance.sample(others, 2)]
     found.append(Pair(letter, f"{value} would be option {letter}, but we add the tax.", False, options))
     remark = f"The income is {value} (option {letter} {chance.choice(['is the tax', 'leaves out the tax'])})."
     closest = f"About {value} is what we read, so it is closest to option {gold}."
@@ -47,6 +55,7 @@ def hedged_letters(chance: random.Random) -> list[Pair]:
         *(Pair(wanted, remark, wanted == gold, options) for wanted in (gold, letter)),
         Pair(gold, f"I choose option {gold}.", True, options),
         Pair(gold, f"So it would be option {gold}.", True, options),
+        Pair(gold, f"There are 12 students, so option {gold}.", True, options),
         Pair(gold, f"We add.\nThis leads to option {gold}.", True, options),
         Pair(gold, closest, True, options),
     ]
@@ -79,6 +88,8 @@ def values_of_something_else(chance: random.Random) -> list[Pair]:
         *(Pair(value, f"{lead}the {noun} is {value}{end}", True, type="integer") for end in (".", "", " cm.")),
         Pair(value, f"We see that ${x} = 4$. {lead}${x}^2 + 1 = {value}$.", True),
         Pair(value, f"The area of the square is {value}.", True, type="integer"),
+        Pair(value, f"Let the {noun} be {value}.", False, type="integer"),
+        Pair(value, f"Hence the fourfold, $4{x}$, is {value}.", False, type="integer"),
     ]
 
 
