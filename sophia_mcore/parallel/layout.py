@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sophia_mcore.config.schema import Config, Parallel
 from sophia_mcore.errors import UsageError
 from sophia_mcore.pretrained.spec import ModelSpec
@@ -41,7 +43,12 @@ def check_layout(
             f"{', '.join(map(str, fitting))} do"
         )
     if language.intermediate_size % tensor:
-        raise UsageError(f"parallel.tensor = {tensor} does not divide intermediate_size = {language.intermediate_size}")
+        common = math.gcd(heads, language.intermediate_size)
+        fitting = [n for n in range(1, common + 1) if common % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+        raise UsageError(
+            f"parallel.tensor = {tensor} does not divide intermediate_size = {language.intermediate_size}; "
+            f"{', '.join(map(str, fitting))} do"
+        )
     if parallel.sequence_parallel and tensor == 1:
         raise UsageError("parallel.sequence_parallel needs parallel.tensor > 1")
     layers = layers_per_stage(language.num_layers, parallel)[0][0]
@@ -78,6 +85,10 @@ def layers_per_stage(layers: int, parallel: Parallel) -> list[list[int]]:
     free = [i for i, count in enumerate(counts) if count is None]
     rest = layers - (first or 0) - (last or 0)
     if rest < len(free) or (free and rest % len(free)) or (not free and rest):
+        if len(free) == stages:
+            raise UsageError(
+                f"{layers} language layers do not fit parallel.pipeline = {stages}; {_divisors(layers)} do evenly"
+            )
         raise UsageError(
             f"{layers} language layers do not fit parallel.pipeline = {stages} with layers_on_first_stage = {first}, "
             f"layers_on_last_stage = {last}: {rest} layers are left for {len(free)} stages"

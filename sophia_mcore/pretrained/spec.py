@@ -117,17 +117,26 @@ class ModelSpec:
 
 
 def require_image_token(folder: Path, spec: ModelSpec) -> None:
-    """Raise UsageError if neither config.json nor the tokenizer of a model with a tower gives the image token's id.
+    """Raise UsageError if neither config.json nor the tokenizer of a model with a tower gives the image token's id, or
+    if they give two.
 
     A folder without a tokenizer passes: what is missing then is the tokenizer.
     """
     tokenizer = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
-    if spec.family is None or spec.image_token_id is not None or tokenizer is None:
+    if spec.family is None or tokenizer is None:
         return
-    raise UsageError(
-        f"{folder / 'config.json'}: the id of the image token is missing, and no tokenizer file of the folder has "
-        f"{spec.family.image_token}; is this the tokenizer of another model?"
-    )
+    token, stated = spec.family.image_token, spec.image_token_id
+    if stated is None:
+        raise UsageError(
+            f"{folder / 'config.json'}: the id of the image token is missing, and no tokenizer file of the folder has "
+            f"{token}; is this the tokenizer of another model?"
+        )
+    own = id_of_token(folder, token)
+    if own not in (None, stated):
+        raise UsageError(
+            f"{folder / 'config.json'}: the id of the image token is {stated}, but that of {token} in the tokenizer "
+            f"is {own}"
+        )
 
 
 def _with_one_tie_flag(config: Mapping[str, Any], sections: Sequence[str], where: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ SPEC = ModelSpec(vision=None, projector=None, language=LANGUAGE, layout="hf", im
     [
         ({"tensor": 16}, None, "parallel.tensor = 16 does not divide 40 attention heads; 1, 2, 4, 5, 8, 10, 20, 40 do"),
         ({"tensor": 5}, None, "fits no even share of 8 key-value heads; 1, 2, 4, 8, 40 do"),
-        ({"pipeline": 3}, None, "64 language layers do not fit parallel.pipeline = 3"),
+        ({"tensor": 40}, None, "does not divide intermediate_size = 27648; 1, 2, 4, 8 do"),
+        ({"pipeline": 3}, None, "64 language layers do not fit parallel.pipeline = 3; 1, 2, 4, 8, 16, 32, 64 do"),
         ({"pipeline": 4, "layers_on_first_stage": 3}, None, "61 layers are left for 3 stages"),
         ({"pipeline": 2, "layers_on_first_stage": 30, "layers_on_last_stage": 30}, None, "4 layers are left for 0"),
         ({"pipeline": 4, "virtual_pipeline": 3}, None, "parallel.virtual_pipeline = 3 does not divide a stage of 16"),

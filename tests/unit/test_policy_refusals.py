@@ -190,6 +190,19 @@ def test_the_image_token_is_found_in_the_tokenizer_or_asked_for(name: str) -> No
             image_processor(Path("policy"), ImageLimits()).positions(np.array([1, 8]), [])
 
 
+@pytest.mark.parametrize("name", [SEVEN, EIGHT])
+def test_an_image_token_that_is_another_in_the_tokenizer_is_refused(name: str) -> None:
+    write(name, ["square"], {"image_token_id": 6}, {})
+    tokens = {"added_tokens_decoder": {"7": {"content": "<|image_pad|>"}}}
+    Path("policy/tokenizer_config.json").write_text(json.dumps(tokens))
+    for refuse in (policy_images, preflight_layout):
+        with pytest.raises(UsageError) as found:
+            refuse(load_config(Path("run.toml")))
+        assert str(found.value) == (
+            "policy/config.json: the id of the image token is 6, but that of <|image_pad|> in the tokenizer is 7"
+        )
+
+
 # the release, [parallel] and other settings, the error
 LAYOUTS: dict[str, tuple[str, str, str]] = {
     "heads": (
@@ -202,8 +215,7 @@ LAYOUTS: dict[str, tuple[str, str, str]] = {
     ),
     "more stages than layers": (
         SEVEN, "[parallel]\npipeline = 32",
-        "28 language layers do not fit parallel.pipeline = 32 with layers_on_first_stage = None, "
-        "layers_on_last_stage = None: 28 layers are left for 32 stages",
+        "28 language layers do not fit parallel.pipeline = 32; 1, 2, 4, 7, 14, 28 do evenly",
     ),
     "virtual stages": (
         SEVEN, "[parallel]\npipeline = 4\nvirtual_pipeline = 2",

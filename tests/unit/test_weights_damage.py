@@ -292,7 +292,7 @@ def test_tools(good: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "values differ: language.decoder.final_layernorm.weight" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     done = run_tool("hf_to_megatron.py", good, tmp_path / "x", "--tp", 7)
-    assert done.returncode == 2 and "--tp 7 does not divide" in done.stderr
+    assert done.returncode == 2 and "--tp 7 does not divide" in done.stderr and "nearest: " in done.stderr
 
 
 def test_a_flipped_bit_in_a_checkpoint_s_metadata_is_told_with_its_place(good: Path, tmp_path: Path) -> None:

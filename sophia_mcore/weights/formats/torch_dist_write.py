@@ -15,7 +15,7 @@ import pickle
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ def plan_megatron(
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     tensors: dict[str, Tiled] = {}
-    for entry in resolve(spec, "hf"):
+    entries = resolve(spec, "hf")
+    _check_tensor(entries, tensor)
+    for entry in entries:
         dtype, key, first = dtypes[entry.name], stored_key(entry.name), _stage(entry, stages, pipeline) * tensor
         chunks, tiles = [], []
         for rank, box, _, _ in split_rectangles(entry.shape, _cut(entry, tensor)):
@@ -93,7 +95,8 @@ def plan_megatron(
 def _stages(layers: int, pipeline: int) -> list[int]:
     """Pipeline stage of each language layer."""
     if layers % pipeline:
-        raise UsageError(f"--pp {pipeline} does not divide {layers} language layers")
+        nearest = next(number for number in range(min(pipeline, layers), 0, -1) if layers % number == 0)
+        raise UsageError(f"--pp {pipeline} does not divide {layers} language layers; nearest: {nearest}")
     return [layer // (layers // pipeline) for layer in range(layers)]
 
 
@@ -104,14 +107,26 @@ def _stage(entry: Entry, stages: list[int], pipeline: int) -> int:
     return pipeline - 1 if last else 0
 
 
+def _check_tensor(entries: Iterable[Entry], tensor: int) -> None:
+    """Raise UsageError if a matrix does not divide into ``tensor`` equal parts."""
+    lengths = {
+        entry.name: matrix_shape(entry.shape)[entry.cut.axis] // entry.cut.blocks
+        for entry in entries
+        if entry.cut is not None and not entry.cut.uneven
+    }
+    wrong = next((name for name, length in lengths.items() if length % tensor), None)
+    if wrong is not None:
+        common = math.gcd(*lengths.values())
+        nearest = next(number for number in range(min(tensor, common), 0, -1) if common % number == 0)
+        raise UsageError(f"--tp {tensor} does not divide {wrong} (its length {lengths[wrong]}); nearest: {nearest}")
+
+
 def _cut(entry: Entry, tensor: int) -> Interleave | None:
     """How tensor parallelism divides an entry (None: not at all). The last ranks may get fewer rows of a vocabulary."""
     if entry.cut is None or tensor == 1:
         return None
     length = matrix_shape(entry.shape)[entry.cut.axis] // entry.cut.blocks
     share = -(-length // tensor)
-    if length % tensor and not entry.cut.uneven:
-        raise UsageError(f"--tp {tensor} does not divide {entry.name} ({length} on axis {entry.cut.axis})")
     parts = tuple(max(0, min(share, length - rank * share)) for rank in range(tensor))
     return Interleave(entry.cut.blocks, parts, entry.cut.axis)
 
