@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Models
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.slurm.submit import dry_run, would_refuse
 from sophia_mcore.pretrained.hub import hub_name, local_folder
 from sophia_mcore.pretrained.released import released_config, released_names, spec_of
+from tests.support import configs
 from tests.support.qwen_models import RELEASES
 from tests.support.qwen_models import config_of as qwen_config
 from tests.support.real_models import BILLIONS, MODELS
@@ -107,3 +109,21 @@ def test_released_sizes_are_those_of_the_releases() -> None:
         assert (ours.num_key_value_heads, ours.vocab_size) == (theirs.num_key_value_heads, theirs.vocab_size)
         assert BILLIONS[folder]
     assert released_config(Path("models/unheard-of")) is None
+
+
+def test_a_dry_run_looks_at_cached_models_and_says_which_submit_downloads(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+    stage = {"max_tokens": 64, "start": "base"}
+    here = configs.make_config(tmp_path / "run", "tiny/policy", "tiny/policy", rl=stage)
+    assert would_refuse(here, stage=True) == "" and "hf download" not in " ".join(dry_run(here, stage=True).notes)
+    uneven = here.model_copy(update={"parallel": here.parallel.model_copy(update={"pipeline": 64})})
+    assert "do not fit parallel.pipeline = 64" in would_refuse(uneven, stage=True)
+    absent = configs.make_config(tmp_path / "run", "tiny/absent", "tiny/policy", rl=stage)
+    assert would_refuse(absent, stage=True) == ""
+    assert dry_run(absent, stage=True).notes[-1] == (
+        "tiny/absent is neither a folder here nor in the local cache; to download it: hf download tiny/absent; "
+        "submit does this first, and then checks the model"
+    )

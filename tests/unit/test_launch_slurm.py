@@ -145,7 +145,8 @@ def test_a_dry_run_needs_neither_an_env_file_nor_slurm(
     found = dry_run(config)
     assert [job.phase for job in found.jobs if job.round == 0] == [phase.name for phase in wanted_phases(config)]
     assert len(found.commands) == len(found.jobs) and found.answers == {}
-    missing, silent = found.notes
+    missing, silent, *models = found.notes
+    assert all("to download it: hf download " in note for note in models)
     assert missing.startswith("slurm/env/cluster.env is not there yet") and "no sbatch here" in silent
     assert not (tmp_path / "run").exists()
     named = load_config(example, sets=[*sets, "cluster.env_file=mine.env"])

@@ -119,6 +119,8 @@ def dry_run(
             answers[job.key] = _answer(job, run, scripts)
     except SophiaError as error:
         notes += (f"Slurm was not asked: {error}",)
+    if to_download := _models_here(config, stage=stage)[1]:
+        notes += (f"{to_download}; submit does this first, and then checks the model",)
     ids = {job.key: f"<{job.name}>" for job in jobs}
     return Submission(jobs, answers, [sbatch_command(job, run, scripts, "dry", ids) for job in jobs], notes)
 
@@ -147,9 +149,11 @@ def _states(
 def would_refuse(config: Config, *, new_settings: bool = False, stage: bool = False) -> str:
     """The error about settings, models or inputs with which `submit` would stop; "" if none.
 
-    ``new_settings``: changed settings are accepted, and not looked at.
+    ``new_settings``: changed settings are accepted, and not looked at. Models that `submit` would download first are
+    not looked at either (`dry_run` notes them).
     """
     run = RunFolder(config.run.folder)
+    config, to_download = _models_here(config, stage=stage)
     changed = "" if new_settings else would_refuse_settings(config, run)
     if changed:
         return changed
@@ -157,13 +161,21 @@ def would_refuse(config: Config, *, new_settings: bool = False, stage: bool = Fa
         if stage:
             if not new_settings:
                 refuse_changed_settings(config, run)
-            stage_preflight(Round(config, run, 0))
         else:
             check_unfinished(config, run, names_in("round"), range(config.run.rounds))
-            preflight(Round(config, run, 0))
+        if not to_download:
+            (stage_preflight if stage else preflight)(Round(config, run, 0))
     except SophiaError as error:
         return str(error)
     return ""
+
+
+def _models_here(config: Config, *, stage: bool) -> tuple[Config, str]:
+    """The configuration with the local folders of its models, and "". If one is not here: as it is, and which one."""
+    try:
+        return with_local_models(config, names_in("stage" if stage else "round"), download=False), ""
+    except UsageError as error:
+        return config, str(error)
 
 
 def cancel(run: RunFolder) -> list[str]:
