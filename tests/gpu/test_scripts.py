@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,30 @@ WRITE = f"import sys, json; json.dump({learned(-2, -1)}, open(sys.argv[1], 'w'))
 def test_a_part_runs_alone_and_ends(tmp_path: Path, code: str, seconds: int, good: bool, said: str) -> None:
     found, text, _ = check.run(part(code, seconds), tmp_path)
     assert found is good and said in text
+
+
+def test_ctrl_c_ends_the_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in a session of its own, which the terminal's signal does not reach: it would keep the GPU."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def communicate(self, *_: Any, **__: Any) -> Any:
+            started.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(check.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check.run(part("import time; time.sleep(99)"), tmp_path)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_without_pytest_the_check_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError(\"No module named 'pytest'\", name='pytest')")
+    path = f"{tmp_path}{os.pathsep}{HERE.parents[1]}"
+    command = [sys.executable, "-W", "ignore", str(HERE / "check.py"), str(tmp_path / "page.md")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1 and done.stderr.startswith("error: No module named 'pytest'; docs/gpu.md")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("red", [False, True])
