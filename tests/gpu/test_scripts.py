@@ -47,7 +47,7 @@ def test_blocks_measure_something(tmp_path: Path) -> None:
     assert found["tower"]["2"]["tiles_per_second"] > 0
 
 
-STEPS = {
+STEPS: dict[str, dict[str, Any]] = {
     "none 16384": {
         "tflops": 500.0,
         "tokens_per_second_and_layer": 9e4,
@@ -57,7 +57,7 @@ STEPS = {
     "tensorwise 16384": {"tflops": 800.0, "losses": [2.0, 1.0]},
 }
 BF16 = {"losses": [2.0, 1.0]}
-FP8 = {"steps": STEPS, "losses": {"none": BF16, "tensorwise": BF16 | {"loss_gap": 0.001}}}
+FP8: dict[str, Any] = {"steps": STEPS, "losses": {"none": BF16, "tensorwise": BF16 | {"loss_gap": 0.001}}}
 SLICE = {"steps": {"none 16384": STEPS["none 16384"]}, "losses": {}, "tower": {"8": {"tiles_per_second": 40.0}}}
 WIDTH = {
     "floor": {"seconds": 0.01},
