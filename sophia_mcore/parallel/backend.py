@@ -137,6 +137,6 @@ def _usable(package: str, module: str, remedy: str) -> bool:
     try:
         importlib.import_module(module)
     except Exception as error:  # a missing library or module, or a build for another torch
-        lines = str(error).splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UsageError(f"{package} is installed, but cannot be imported ({lines[0]}): {remedy}") from error
     return True

@@ -25,7 +25,7 @@ from tests.gpu.gpu_world import one_rank, packed, require_gpu, step_flops, text_
 VOCABULARY, SEQUENCE = 8192, 4096  # a packed row is made of sequences of 4,096 tokens
 
 
-def configuration(length: int, recipe: str) -> Any:
+def configuration(length: int, recipe: Any) -> Any:
     from sophia_mcore.config.schema import Fp8, Fp8Check, Parallel
     from tests.support import layouts
 

@@ -199,7 +199,7 @@ def run(part: Part, folder: Path) -> tuple[bool, str, float]:
 
 
 def _finished(command: list[str], seconds: int) -> tuple[int, list[str]]:
-    """Exit code and lines of output; at the limit everything that the command started ends, and frees the GPU."""
+    """Exit code and lines of output; at the limit or Ctrl-C all that the command started ends, and frees the GPU."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(),
         start_new_session=True,
@@ -210,6 +210,10 @@ def _finished(command: list[str], seconds: int) -> tuple[int, list[str]]:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         return 124, [*output.strip().splitlines(), f"not finished in {seconds} s"]
+    except BaseException:  # Ctrl-C does not reach another session
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return process.returncode, output.strip().splitlines()
 
 
@@ -262,9 +266,10 @@ def main() -> None:
     parser.add_argument("page", type=Path, nargs="?", default=PAGE)
     options = parser.parse_args()
     try:
+        import pytest  # noqa: F401 - part a runs it
         import torch
-    except ImportError:
-        raise SystemExit("error: torch cannot be imported here; docs/gpu.md lists what a GPU machine needs") from None
+    except ImportError as error:
+        raise SystemExit(f"error: {error}; docs/gpu.md lists what a GPU machine needs") from None
     from tests.gpu.gpu_world import require_gpu
 
     require_gpu()

@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,12 @@ def width(hidden_size: int, options: argparse.Namespace, device: str) -> dict[st
 
     found = {"floor": attempt(lambda: measure(floor))}
     for name, loss in peers(targets).items():
-        found[name] = attempt(lambda loss=loss: case(loss, hidden, weight, wanted))
+        found[name] = attempt(partial(case, loss, hidden, weight, wanted))
     for chunk in options.chunks:
         for name, objective in (("nll", "sophia"), ("ratio", "grpo"), ("sequence", "gspo")):
             loss = ours(objective, chunk, targets, options.vocabulary)
             compared = wanted if name == "nll" else None
-            found[f"{name} {chunk}"] = attempt(lambda loss=loss, w=compared: case(loss, hidden, weight, w))
+            found[f"{name} {chunk}"] = attempt(partial(case, loss, hidden, weight, compared))
     return found
 
 

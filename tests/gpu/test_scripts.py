@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_blocks_measure_something(tmp_path: Path) -> None:
     assert found["tower"]["2"]["tiles_per_second"] > 0
 
 
-STEPS = {
+STEPS: dict[str, dict[str, Any]] = {
     "none 16384": {
         "tflops": 500.0,
         "tokens_per_second_and_layer": 9e4,
@@ -56,7 +57,7 @@ STEPS = {
     "tensorwise 16384": {"tflops": 800.0, "losses": [2.0, 1.0]},
 }
 BF16 = {"losses": [2.0, 1.0]}
-FP8 = {"steps": STEPS, "losses": {"none": BF16, "tensorwise": BF16 | {"loss_gap": 0.001}}}
+FP8: dict[str, Any] = {"steps": STEPS, "losses": {"none": BF16, "tensorwise": BF16 | {"loss_gap": 0.001}}}
 SLICE = {"steps": {"none 16384": STEPS["none 16384"]}, "losses": {}, "tower": {"8": {"tiles_per_second": 40.0}}}
 WIDTH = {
     "floor": {"seconds": 0.01},
@@ -187,6 +188,30 @@ WRITE = f"import sys, json; json.dump({learned(-2, -1)}, open(sys.argv[1], 'w'))
 def test_a_part_runs_alone_and_ends(tmp_path: Path, code: str, seconds: int, good: bool, said: str) -> None:
     found, text, _ = check.run(part(code, seconds), tmp_path)
     assert found is good and said in text
+
+
+def test_ctrl_c_ends_the_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in a session of its own, which the terminal's signal does not reach: it would keep the GPU."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def communicate(self, *_: Any, **__: Any) -> Any:
+            started.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(check.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check.run(part("import time; time.sleep(99)"), tmp_path)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_without_pytest_the_check_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError(\"No module named 'pytest'\", name='pytest')")
+    path = f"{tmp_path}{os.pathsep}{HERE.parents[1]}"
+    command = [sys.executable, "-W", "ignore", str(HERE / "check.py"), str(tmp_path / "page.md")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1 and done.stderr.startswith("error: No module named 'pytest'; docs/gpu.md")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("red", [False, True])

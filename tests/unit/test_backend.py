@@ -77,12 +77,21 @@ def test_what_is_there_is_used(
             r"transformer_engine is installed, but .*\(No module named 'onnxscr",
         ),
         ({TE: "raise OSError('libnccl.so.2: cannot open')"}, r"\(libnccl.so.2: cannot open\): install what it needs"),
+        ({TE: "raise ImportError('\\n\\nno cuDNN\\nmore')"}, r"\(no cuDNN\): install what it needs"),
         ({"transformer_engine/jax.py": ""}, r"No module named 'transformer_engine.pytorch'.* docs/gpu.md"),
         ({APEX: "raise ImportError('undefined symbol: _ZN3c10')"}, r"undefined symbol: _ZN3c10\): build apex for"),
         ({PLAIN_APEX: ""}, r"apex is installed, .*No module named 'amp_C'\): build apex"),
         ({PLAIN_APEX: "raise OSError('libcudart.so.12')"}, r"apex is installed, .*\(.*\): build apex"),
     ],
-    ids=["onnxscript", "nccl", "without torch", "apex of another torch", "apex without kernels", "apex, other CUDA"],
+    ids=[
+        "onnxscript",
+        "nccl",
+        "empty first line",
+        "without torch",
+        "apex of another torch",
+        "apex without kernels",
+        "apex, other CUDA",
+    ],
 )
 def test_half_an_installation_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], message: str

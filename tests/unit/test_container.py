@@ -51,6 +51,12 @@ def test_the_recipe_fails_where_a_part_cannot_be_imported() -> None:
     assert "check_parts()" in last and "assert te.HAVE_TE" in last
 
 
+def test_the_gpu_s_tests_can_run_in_the_image() -> None:
+    """`make gpu-check` and tests/gpu import pytest, which no extra of the trainer's brings."""
+    (install,) = re.findall(r"RUN /opt/trainer/bin/pip install (\"/src\[.*)", RECIPE)
+    assert " pytest " in install and "pytest" in pins("trainer.txt")
+
+
 def test_environment_files_set_the_order_of_kernels() -> None:
     """Sequence parallelism overlaps on Hopper only with one queue: Megatron-LM demands it."""
     files = sorted((ROOT / "slurm" / "env").glob("*.example"))
