@@ -104,6 +104,7 @@ def test_the_mlflow_server_was_killed_and_is_back(cluster: Cluster, done: Round)
     } <= lineage.keys()
 
 
+@pytest.mark.slow
 def test_the_second_round_is_captioned_by_the_trained_policy(
     cluster: Cluster, endpoint: Endpoint, policy: Path, tmp_path: Path
 ) -> None:
