@@ -10,7 +10,6 @@ Answers are a chain in one of three lengths, a direct answer, or the bare answer
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from examples.digits.world import NAMES, Board, Task, draw, final, random_board
-from examples.recipes.data import SYSTEM, write_rows
+from examples.recipes.data import SYSTEM, make_parts, write_rows
 
 COUNTS = {"train": 1600, "demonstrations": 400}
 KINDS = {"digit": 0.3, "product": 0.35, "box": 0.35}
@@ -95,15 +94,5 @@ def write(part: str, count: int, out: Path) -> None:
     write_rows(out / f"{part}.jsonl", rows)
 
 
-def main() -> None:
-    """Write all files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/mixed_rewards/data"))
-    out = parser.parse_args().out
-    for part, count in COUNTS.items():
-        write(part, count, out)
-        print(f"{out / part}.jsonl: {count} rows")
-
-
 if __name__ == "__main__":
-    main()
+    make_parts(__doc__ or "", "runs/mixed_rewards/data", COUNTS, write)

@@ -8,14 +8,11 @@ Writes demonstrations.jsonl: 400 pairs whose thought calculates once (15%), twic
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
-from PIL import Image
-
-from examples.digits.world import Task, draw, final, random_board
-from examples.recipes.data import SYSTEM, write_rows
+from examples.digits.world import Task, final, random_board
+from examples.recipes.data import SYSTEM, make_parts, write_board, write_rows
 
 COUNTS = {"train": 1600, "demonstrations": 400}
 KINDS = {"sum2": 0.3, "sum3": 0.3, "product": 0.4}
@@ -31,12 +28,10 @@ def thought(task: Task, digits: tuple[int, ...], times: int) -> str:
 def write(part: str, count: int, out: Path) -> None:
     """OUT/PART.jsonl and its boards."""
     rng, rows = random.Random(f"overthinking {part}"), []
-    (out / "images").mkdir(parents=True, exist_ok=True)
     for index in range(count):
         kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
         board, task = random_board("train", rng), Task(kind, tuple(rng.sample(range(4), 2 if kind == "sum2" else 3)))
-        image = f"images/{part}-{index}.png"
-        Image.fromarray(draw(board, rng)).save(out / image)
+        image = write_board(board, rng, out, f"{part}-{index}")
         row: dict[str, object] = {"id": f"{part}-{index}", "question": task.question()}
         answer = task.answer(board.digits)
         if part == "demonstrations":
@@ -48,15 +43,5 @@ def write(part: str, count: int, out: Path) -> None:
     write_rows(out / f"{part}.jsonl", rows)
 
 
-def main() -> None:
-    """Write all files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/overthinking/data"))
-    out = parser.parse_args().out
-    for part, count in COUNTS.items():
-        write(part, count, out)
-        print(f"{out / part}.jsonl: {count} rows")
-
-
 if __name__ == "__main__":
-    main()
+    make_parts(__doc__ or "", "runs/overthinking/data", COUNTS, write)

@@ -14,10 +14,8 @@ import argparse
 import random
 from pathlib import Path
 
-from PIL import Image
-
-from examples.digits.world import Task, caption, draw, final, random_board
-from examples.recipes.data import SYSTEM, write_rows
+from examples.digits.world import Task, caption, final, random_board
+from examples.recipes.data import SYSTEM, write_board, write_rows
 from examples.recipes.perceiver.perceiver import prompt
 
 COUNTS = {"train": 1600, "demonstrations": 300}
@@ -32,11 +30,9 @@ def task(rng: random.Random) -> Task:
 def questions(count: int, out: Path) -> None:
     """OUT/train.jsonl and its boards."""
     rng, rows = random.Random("perceiver train"), []
-    (out / "images").mkdir(parents=True, exist_ok=True)
     for index in range(count):
         board, asked = random_board("train", rng), task(rng)
-        image = f"images/{index}.png"
-        Image.fromarray(draw(board, rng)).save(out / image)
+        image = write_board(board, rng, out, f"{index}")
         row = {"id": f"train-{index}", "image": image, "question": asked.question()}
         rows.append(row | {"answer": asked.answer(board.digits), "kind": asked.kind})
     write_rows(out / "train.jsonl", rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from examples.digits.world import NAMES, draw, final, random_board
-from examples.recipes.data import SYSTEM, write_rows
+from examples.recipes.data import SYSTEM, write_board, write_rows
 from examples.recipes.zoom.zoom import crop, prompt, small
 
 COUNTS = {"train": 1600, "test": 300}
@@ -32,11 +32,9 @@ def answer(cell: int, digit: int) -> str:
 def questions(part: str, count: int, out: Path) -> None:
     """OUT/PART.jsonl and its boards: one question about one cell of each."""
     rng, rows = random.Random(f"zoom {part}"), []
-    (out / "images").mkdir(parents=True, exist_ok=True)
     for index in range(count):
         board, cell = random_board(part, rng), rng.randrange(4)
-        image = f"images/{part}-{index}.png"
-        Image.fromarray(draw(board, rng)).save(out / image)
+        image = write_board(board, rng, out, f"{part}-{index}")
         row = {"id": f"{part}-{index}", "image": image, "question": f"What is the {NAMES[cell]} digit?"}
         rows.append(row | {"answer": str(board.digits[cell])})
     write_rows(out / f"{part}.jsonl", rows)
