@@ -38,7 +38,8 @@ def select_questions(round: Round, engine: Engine, progress: Progress) -> int:
     Raises SophiaError when questions are missing or the engine fails, UsageError when too few questions stay.
     """
     config, rl, run = round.config, round.config.on_policy, round.run
-    questions = {question.id: question for question in read_questions(checked_questions(config, run), with_images=True)}
+    found = read_questions(checked_questions(config, run), with_images=False)  # some are text alone
+    questions = {question.id: question for question in found}
     with open_grader(config.score) as grader:
         exam = Exam(
             questions=questions,

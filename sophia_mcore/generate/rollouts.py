@@ -75,7 +75,7 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     config, run = load_config(config_file), RunFolder(config_file.parent)
     rl = config.on_policy
     name = f"{socket.gethostname()}-{os.getpid()}"
-    found = read_questions(asked_questions(config, run), with_images=rl.one_turn)  # an environment may show its own
+    found = read_questions(asked_questions(config, run), with_images=False)  # some are text alone
     questions = {question.id: question for question in found}
     with (
         ExitStack() as opened,

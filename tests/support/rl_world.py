@@ -31,15 +31,21 @@ VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences":
 
 
 def make_rl_run(
-    folder: Path, policy: Path, *, questions: int = 6, validation: int = 0, **settings: Any
+    folder: Path, policy: Path, *, questions: int = 6, validation: int = 0, pictured: bool = True, **settings: Any
 ) -> tuple[Config, RunFolder]:
-    """A run with checked questions and a configuration of small batches; ``settings`` are those of [rl]."""
+    """A run with checked questions and a configuration of small batches; ``settings`` are those of [rl].
+
+    ``pictured``: each question has an image.
+    """
     run = RunFolder(folder)
     digests = ImageStore(run.images).add_many([smooth(28, 28, i) for i in range(questions)])
     rows = [
-        Question(id=f"q{i}", question=f"What is {i}?", answer=str(i % 4), answer_type="integer", images=(digest,))
+        Question(
+            id=f"q{i}", question=f"What is {i}?", answer=str(i % 4), answer_type="integer",
+            images=(digest,) if pictured else (),
+        )
         for i, digest in enumerate(digests)
-    ]
+    ]  # fmt: skip
     write_shard(run.questions_file, rows, Question)
     if validation:
         write_shard(run.rl.validation_questions_file, rows[:validation], Question)

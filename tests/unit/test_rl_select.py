@@ -68,6 +68,14 @@ def test_the_questions_of_middling_accuracy_stay(tmp_path: Path) -> None:
     assert select_questions(Round(config, run, 0), engine, NoProgress()) == 0 and engine.calls == calls
 
 
+def test_questions_of_text_alone_are_selected(tmp_path: Path) -> None:
+    settings = {"questions_per_batch": 1, "group": 2, "samples_per_update": 2}
+    select = {"samples": 2, "minimum": 0.0, "maximum": 1.0}
+    config, run = make_rl_run(tmp_path, tmp_path, pictured=False, select=select, **settings)
+    select_questions(Round(config, run, 0), FakeEngine(), NoProgress())
+    assert len(read_shard(run.rl.questions_file, Question)) == 6
+
+
 def test_the_choice_is_made_among_the_questions_of_the_stage(tmp_path: Path) -> None:
     """Where [[rl.questions]] names some, the run's own questions are not asked."""
     select = {"samples": 1, "minimum": 0.0, "maximum": 1.0}

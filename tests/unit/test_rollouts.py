@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import pytest
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.generate.rendering import Renderer
 from sophia_mcore.generate.rollout_loop import Rollouts
 from sophia_mcore.generate.rollout_unit import Examiner
+from sophia_mcore.generate.rollouts import _work
 from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.family import ImageLimits
 from sophia_mcore.records import Answer, Rollout
@@ -196,6 +198,24 @@ def test_forced_rethinking_goes_on_from_the_answers_own_tokens(models: list[Path
         assert second.trigger in wanted
     kinds = {one.trigger for one in rollouts.values()}
     assert {"questioning", ""} < kinds
+
+
+def test_questions_of_text_alone_reach_the_engine(models: list[Path], tmp_path: Path) -> None:
+    config, run = make_rl_run(tmp_path, models[0], pictured=False)
+    trainer = StubTrainer(config, run, models)
+    trainer.publish(0)
+    trainer.open(0)
+
+    class Asked(Exception):
+        """Ends the work once questions are asked."""
+
+    class Engine(FakeLivingEngine):
+        def generate(self, requests: Sequence[Request], *_: Any, **__: Any) -> list[Completion]:
+            assert requests and not any(request.images for request in requests)
+            raise Asked
+
+    with pytest.raises(Asked):
+        _work(run.config_file, lambda _, run, one: Engine(one.path(run.rl.versions), one.digest), 120.0)
 
 
 def test_rethinking_in_a_stream(models: list[Path], tmp_path: Path) -> None:
