@@ -1,4 +1,4 @@
-"""How many images the prompts of a phase have: vLLM keeps memory for the most, each with all its tiles."""
+"""How many images the prompts of an engine have: vLLM keeps memory for the most, each with all its tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Reader = Callable[[Source], Iterator[Row]]
 class Prompts(NamedTuple):
     """Questions whose images an engine sees. ``part``: key of their sources; ``key``: of the engine.
 
-    ``file`` has them once they are checked; ``phases`` ask them.
+    ``file`` has them once they are checked.
     """
 
     part: str
@@ -27,7 +27,6 @@ class Prompts(NamedTuple):
     file: Path
     key: str
     engine: Engine
-    phases: tuple[str, ...]
 
 
 def all_prompts(config: Config) -> list[Prompts]:
@@ -36,13 +35,13 @@ def all_prompts(config: Config) -> list[Prompts]:
     data = ("data.questions", config.data.questions, run.questions_file)
     rows: list[Prompts] = []
     if not evaluate.only and config.train.data is None:
-        rows.append(Prompts(*data, "captions.engine", config.captions.engine, ("captions",)))
+        rows.append(Prompts(*data, "captions.engine", config.captions.engine))
     if rl is not None:
         asked = ("rl.questions", rl.questions, run.rl.own_questions_file) if rl.questions else data
         held_out = ("rl.validation", rl.validation, run.rl.validation_questions_file)
-        rows += [Prompts(*part, "rl.engine", rl.engine, ("rl-select", "rl")) for part in (asked, held_out)]
+        rows += [Prompts(*part, "rl.engine", rl.engine) for part in (asked, held_out)]
     exam = ("evaluate.questions", evaluate.questions, run.evaluation_questions_file)
-    rows.append(Prompts(*exam, "evaluate.engine", evaluate.engine, ("evaluate", "rl-evaluate")))
+    rows.append(Prompts(*exam, "evaluate.engine", evaluate.engine))
     return [one for one in rows if one.sources]
 
 

@@ -178,12 +178,19 @@ def _rows_as_asked(source: Source, config: Config) -> str:
     return first_rows(source, config, policy_images(config))
 
 
+_ASKING = {
+    "captions.engine": ("captions",),
+    "rl.engine": ("rl-select", "rl"),
+    "evaluate.engine": ("evaluate", "rl-evaluate"),
+}
+
+
 def _images(config: Config) -> list[Input]:
     """A number of images that the user has set for an engine; without one it follows from the questions."""
     return [
         Input(
             key=f"{one.key}.max_images_per_prompt",
-            phases=one.phases,
+            phases=_ASKING[one.key],
             look=partial(check_number, one, _readable),
         )
         for one in all_prompts(config)
