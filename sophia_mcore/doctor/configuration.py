@@ -90,6 +90,7 @@ def _weights(folder: Path) -> int:
 
 def sources(config: Config) -> list[Row]:
     """Rows about the question sources: the first rows of each file are read. Sources on the hub are not checked."""
+    refused = refuse_size(config)
     rows = []
     for part, given in (
         ("data.questions", config.data.questions),
@@ -98,7 +99,7 @@ def sources(config: Config) -> list[Row]:
         ("evaluate.questions", config.evaluate.questions),
     ):
         for source in given:
-            rows.append(_source(f"{part} {source.name or source.path}", source, config))
+            rows.append(_source(f"{part} {source.name or source.path}", source, config, refused))
     return rows
 
 
@@ -110,7 +111,7 @@ def refuse_size(config: Config) -> Callable[[int, int], object] | None:
         return None
 
 
-def _source(name: str, source: Source, config: Config) -> Row:
+def _source(name: str, source: Source, config: Config, refused: Callable[[int, int], object] | None) -> Row:
     path = Path(source.path)
     if source.benchmark and on_the_hub(source):
         return Row(
@@ -122,7 +123,7 @@ def _source(name: str, source: Source, config: Config) -> Row:
         )
     if path.is_dir() if source.kind == "datasets" else path.exists() or glob.glob(source.path):
         return _check_row(
-            name, lambda: first_rows(source, config, refuse_size(config)), "correct the file, or `kind` and `columns`"
+            name, lambda: first_rows(source, config, refused), "correct the file, or `kind` and `columns`"
         )
     if source.kind == "datasets" and path.exists():
         return _stops(name, f"{path}: a file, where kind = 'datasets' takes a folder", "give the kind of the file")

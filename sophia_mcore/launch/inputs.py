@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Engine, Mixture, Source, VllmEngine
 from sophia_mcore.data.columns import Row
 from sophia_mcore.data.preview import looked_at
-from sophia_mcore.data.prompt_images import all_prompts, check_number
+from sophia_mcore.data.prompt_images import Prompts, all_prompts, check_number
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.errors import SophiaError
 
@@ -72,9 +72,11 @@ def check_engine_layouts(config: Config, policy: Path) -> None:
     from sophia_mcore.pretrained.families import check_engine_layout  # here: numpy is slow to import
 
     loaded: list[tuple[Path | None, Engine]] = []
-    if config.evaluate.only:
+    if config.evaluate.only or (config.evaluate.questions and config.evaluate.evaluate_base):
         loaded.append((policy, config.evaluate.engine))
-    elif config.train.data is None:  # else nothing is sampled before the export, which has the engines' layout
+    if (
+        not config.evaluate.only and config.train.data is None
+    ):  # later rounds sample from exports, which have the engines' layout
         loaded += [(policy, config.captions.engine), (config.models.reasoner, config.reasoning.engine)]
     for folder, engine in loaded:
         if engine.kind != "openai" and folder is not None and (folder / "config.json").is_file():
@@ -150,11 +152,12 @@ def _mixture(key: str, mixture: Mixture, max_image_pixels: int) -> str:
 
 
 def _held_out(config: Config) -> list[Input]:
+    refuse_size = cache(partial(policy_images, config))  # the policy's files are read once for all sources
     return [
         Input(
             key=f"evaluate.questions {source.name or source.path}",
             phases=("questions",),
-            look=partial(_rows_as_asked, source, config),
+            look=partial(_rows_as_asked, source, config, refuse_size),
         )
         for source in config.evaluate.questions
         if not on_the_hub(source)  # a data set on the hub is not checked here
@@ -174,8 +177,10 @@ def first_rows(source: Source, config: Config, refuse_size: Callable[[int, int],
     return source.path
 
 
-def _rows_as_asked(source: Source, config: Config) -> str:
-    return first_rows(source, config, policy_images(config))
+def _rows_as_asked(
+    source: Source, config: Config, refuse_size: Callable[[], Callable[[int, int], object] | None]
+) -> str:
+    return first_rows(source, config, refuse_size())
 
 
 _ASKING = {
@@ -191,11 +196,17 @@ def _images(config: Config) -> list[Input]:
         Input(
             key=f"{one.key}.max_images_per_prompt",
             phases=_ASKING[one.key],
-            look=partial(check_number, one, _readable),
+            look=partial(_number, one),
         )
         for one in all_prompts(config)
         if isinstance(one.engine, VllmEngine) and one.engine.max_images_per_prompt is not None
     ]
+
+
+def _number(prompts: Prompts) -> str:
+    said = check_number(prompts, _readable)
+    uncounted = not prompts.file.is_file() and any(map(on_the_hub, prompts.sources))
+    return f"{said} (what is on the hub is not counted before it is here)" if uncounted else said
 
 
 def _readable(source: Source) -> Iterator[Row]:

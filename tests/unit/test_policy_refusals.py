@@ -164,6 +164,14 @@ def test_an_original_layout_is_told_before_anything_is_sampled() -> None:
     sets = [word for part in ("captions", "reasoning") for word in ("--set", f"{part}.{answers}")]
     done = CliRunner().invoke(app, ["check", "run.toml", *sets])
     assert done.exit_code == 0, done.exception
+    # but the model before training is evaluated by an engine of the run's own
+    with Path("run.toml").open("a") as toml:
+        toml.write('[[evaluate.questions]]\nkind = "jsonl"\npath = "q.jsonl"\n')
+    done = CliRunner().invoke(app, ["check", "run.toml", *sets])
+    assert isinstance(done.exception, SophiaError) and str(done.exception) == line
+    for more in ("evaluate.evaluate_base=false", f"evaluate.{answers}"):
+        done = CliRunner().invoke(app, ["check", "run.toml", *sets, "--set", more])
+        assert done.exit_code == 0, done.exception
 
 
 @pytest.mark.parametrize("name", [SEVEN, EIGHT, THREE])

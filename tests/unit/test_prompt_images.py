@@ -99,6 +99,9 @@ def test_an_environment_s_prompts_are_not_counted(run: tuple[Config, RunFolder],
         update={"environment": config.on_policy.environment.model_copy(update={"function": f"{tmp_path}/mine.py:play"})}
     )
     playing = config.model_copy(update={"rl": played})
+    shown = {row.name: row.found for row in gpu_engines(playing)}
+    for name in ("rl.engine", "evaluate.engine"):
+        assert "limit_mm_per_prompt={'image': 8, 'video': 0}" in shown[f"{name} on a GPU"], name
     for engine in (stage_engine(playing, folder), exam_engine(playing, folder)):
         assert isinstance(engine, VllmEngine) and engine.max_images_per_prompt == UNCOUNTED_IMAGES == 8
     assert too_many_images(VllmEngine(), 8) == "" and too_many_images(TransformersEngine(kind="transformers"), 99) == ""
@@ -165,3 +168,16 @@ def test_checked_questions_are_counted_instead_of_their_sources(run: tuple[Confi
     assert found.phases == ("captions",)
     with pytest.raises(UsageError, match=r"a question in .*questions.parquet has 2 images, .* = 1: set it to 2"):
         found.look()
+
+
+def test_what_is_on_the_hub_is_not_said_to_have_been_counted(run: tuple[Config, RunFolder]) -> None:
+    config, folder = run
+    for key, value in (("path", "someone/questions"), ("kind", "datasets")):
+        sources = [one.model_copy(update={key: value}) for one in config.data.questions]
+        config = config.model_copy(update={"data": config.data.model_copy(update={"questions": tuple(sources)})})
+    engine = VllmEngine(max_images_per_prompt=2)
+    config = config.model_copy(update={"captions": config.captions.model_copy(update={"engine": engine})})
+    (found,) = (one for one in inputs_of(config) if one.key == "captions.engine.max_images_per_prompt")
+    assert "not counted" not in found.look()
+    folder.questions_file.unlink()
+    assert found.look().endswith("(what is on the hub is not counted before it is here)")
