@@ -13,7 +13,7 @@ from sophia_mcore.data.prompt_images import Prompts, all_prompts, largest_row, m
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.vllm_arguments import engine_arguments, gpu_subjects
-from sophia_mcore.launch.phases import wanted_phases
+from sophia_mcore.launch.phases import stage_alone, wanted_phases
 from sophia_mcore.pretrained.families import family_of_folder, image_limits, image_processor
 from sophia_mcore.pretrained.hub import local_folder
 
@@ -69,7 +69,8 @@ def _images_of(config: Config, engine: str) -> tuple[int | None, str]:
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None, "; images of a prompt: not known before the questions are here"
-    made = engine == "rl.engine" and not config.on_policy.one_turn
+    in_stage = any(phase.engine == engine for phase in stage_alone())
+    made = in_stage and config.rl is not None and not config.rl.one_turn
     all_rows = all(one.file.is_file() for one in asked)
     how = "" if all_rows else f"; images of a prompt: of the first {_ROWS} rows so far"
     return max([UNCOUNTED_IMAGES if made else 0, *known]), how

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 def released_config(path: Path) -> dict[str, Any] | None:
     """The configuration of a released model, by its name or by a folder with this name; None if it is unknown.
 
-    A name that ends in "-hf" is the same model in transformers' native layout.
+    A vision-language model of the original layout with "-hf" behind its name is the same in transformers' layout.
 
     >>> released_config(Path("models/InternVL3-38B"))["vision_config"]["num_hidden_layers"]
     45
     """
-    name = path.name.partition("@")[0].lower().removesuffix("-hf")
+    name = path.name.partition("@")[0].lower()
     for known, row in _table()["models"].items():
-        if known.rpartition("/")[2].lower() == name:
+        own = known.rpartition("/")[2].lower()
+        if name == own or ("vision" in row and name == f"{own}-hf"):
             return _config(row)
     return None
 

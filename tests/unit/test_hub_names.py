@@ -108,7 +108,9 @@ def test_released_sizes_are_those_of_the_releases() -> None:
         )  # fmt: skip
         assert (ours.num_key_value_heads, ours.vocab_size) == (theirs.num_key_value_heads, theirs.vocab_size)
         assert BILLIONS[folder]
-    assert released_config(Path("models/unheard-of")) is None
+    assert released_config(Path("models/InternVL3-8B-hf")) == released_config(Path("InternVL3-8B"))
+    for own in ("unheard-of", "unheard-of-hf", "QwQ-32B-hf", "Qwen2.5-VL-7B-Instruct-hf"):
+        assert released_config(Path("models") / own) is None, own
 
 
 def test_a_dry_run_looks_at_cached_models_and_says_which_submit_downloads(
