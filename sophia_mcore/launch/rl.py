@@ -19,6 +19,7 @@ from sophia_mcore.launch.parts import RL_CHANGEABLE, validated_by
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
+from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
@@ -133,7 +134,10 @@ def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 
 
 def preflight(round: Round) -> None:
-    """Check starting model, layout and number of batches before any work. Raises SophiaError or UsageError."""
+    """Check starting model, layout, number of batches and the user's inputs before any work.
+
+    Raises SophiaError or UsageError.
+    """
     from sophia_mcore.parallel.layout import check_run_layout
     from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.families import check_engine_layout
@@ -153,3 +157,4 @@ def preflight(round: Round) -> None:
         raise UsageError(
             f"rl.batches = {config.on_policy.batches}, but {newest.version} batches are trained already in {run.path}"
         )
+    check_stage_inputs(config, run)

@@ -64,9 +64,18 @@ def check_unfinished(config: Config, run: RunFolder, names: Collection[str], rou
     sampling = next((phase.name for phase in phases.phases_in("round") if phase.name in wanted and phase.engine), None)
     if sampling is not None:
         wanted |= set(starting_at(sampling))
-    left = {state.phase for state in states(config, run, rounds) if not state.finished} & wanted
+    _look(config, {state.phase for state in states(config, run, rounds) if not state.finished} & wanted)
+
+
+def check_stage_inputs(config: Config, run: RunFolder) -> None:
+    """As `check_unfinished`, for the phases of the on-policy stage."""
+    _look(config, {state.phase for state in stage_states(config, run) if not state.finished})
+
+
+def _look(config: Config, names: Collection[str]) -> None:
+    """Check the inputs of these phases."""
     for found in inputs_of(config):
-        if not left.isdisjoint(found.phases):
+        if not set(found.phases).isdisjoint(names):
             found.look()
 
 

@@ -18,6 +18,7 @@ from sophia_mcore.errors import UsageError
 from sophia_mcore.generate import opening
 from sophia_mcore.launch import work
 from sophia_mcore.launch.inputs import inputs_of
+from sophia_mcore.launch.rl import preflight as stage_preflight
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import exam_engine, stage_engine
@@ -181,3 +182,13 @@ def test_what_is_on_the_hub_is_not_said_to_have_been_counted(run: tuple[Config, 
     assert "not counted" not in found.look()
     folder.questions_file.unlink()
     assert found.look().endswith("(what is on the hub is not counted before it is here)")
+
+
+@pytest.mark.parametrize("section", ["rl", "evaluate"])
+def test_the_stage_refuses_a_smaller_number_before_it_begins(run: tuple[Config, RunFolder], section: str) -> None:
+    config, folder = run
+    stage_preflight(Round(config, folder, 0))
+    engine = VllmEngine(max_images_per_prompt=1)
+    part = getattr(config, section).model_copy(update={"engine": engine})
+    with pytest.raises(UsageError, match=rf"more than {section}\.engine\.max_images_per_prompt = 1"):
+        stage_preflight(Round(config.model_copy(update={section: part}), folder, 0))
