@@ -9,7 +9,8 @@ from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.words import SMALL
 
 _CAPITALS = re.compile(r"[A-Z]{2,}")
-_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\d*\)?\d*){1,12}(?:\^?\d?[+-])?")
+_ELEMENT = r"\(?[A-Z][a-z]?\d*(?:\)\d*)?"  # digits in one place only: else "A111A111" would not end
+_FORMULA = re.compile(rf"(?:{_ELEMENT}){{1,12}}(?:\^?\d?[+-])?")
 _NOISE = re.compile(r"\\(?:ce|mathrm|text|mathbf|mathit|rm)(?![a-zA-Z])|[{}\s_$]")
 _CIRCLED = {chr(0x2460 + n): f"({n + 1})" for n in range(20)}
 _STATEMENTS = re.compile(r"(?:\(\s*(?:\d{1,2}|[ivx]{1,4})\s*\)\s*(?:[,;]|and|和)?\s*){2,}")
@@ -81,7 +82,7 @@ def names_equal(gold: str, text: str) -> bool | None:
 
 
 _ISOTOPE = re.compile(r"\^(?P<mass>\d{1,3})(?:_(?P<number>\d{1,3}))?(?P<element>[A-Z][a-z]?)")
-_HYDRATE = re.compile(r"((?:\(?[A-Z][a-z]?\d*\)?\d*){2,12})\.(\d*H2O)")
+_HYDRATE = re.compile(rf"((?:{_ELEMENT}){{2,12}})\.(\d*H2O)")
 
 
 def _isotope(text: str) -> tuple[str, str] | None:

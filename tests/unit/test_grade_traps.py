@@ -82,6 +82,15 @@ def test_a_number_too_long_for_python_has_a_verdict(grader, gold):
     assert verdict(grader, "5", gold) == "wrong"
 
 
+@pytest.mark.parametrize("end", ["x", "=", ".5H2X"])
+def test_a_formula_of_many_digits_ends(grader, end):
+    """A pattern that lets a digit stand in two places would not end on it."""
+    serial = "A" + "1" * 12
+    for text in (serial * 11 + end, f"CuSO4{serial * 9}{end}"):
+        assert verdict(grader, "Al2(SO4)3", text) == "wrong"
+        assert verdict(grader, r"CuSO4 \cdot 5H2O", text) == "wrong"
+
+
 def test_a_gold_answer_that_breaks_the_comparison_costs_only_itself(monkeypatch):
     original = exact.prepare
 
