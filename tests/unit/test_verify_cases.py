@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,6 +18,7 @@ from sophia_mcore.verify import GradeItem, Grader, grade_one
 
 README = Path(sophia_mcore.verify.__file__).with_name("README.md")
 _ROW = re.compile(r"\| `(?P<gold>[^`]*)` \| (?P<type>\w*) *\| `(?P<response>[^`]*)` \| (?P<verdict>\w+) \|")
+MODULES = [module.name for module in pkgutil.iter_modules(sophia_mcore.verify.__path__)]
 CASES = [match.groupdict() for match in map(_ROW.fullmatch, README.read_text().splitlines()) if match]
 
 
@@ -33,6 +37,13 @@ def test_the_table_is_read_whole() -> None:
 def test_cases_of_the_readme(grader: Grader, case: dict[str, str]) -> None:
     (grade,) = grader.grade_many([GradeItem("x", case["response"], case["gold"], case["type"])])
     assert grade.verdict == case["verdict"], grade
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_the_functions(name: str) -> None:
+    """Every example in a docstring of the verifier is true."""
+    module = importlib.import_module(f"{sophia_mcore.verify.__name__}.{name}")
+    assert doctest.testmod(module).failed == 0
 
 
 def test_one_answer() -> None:
