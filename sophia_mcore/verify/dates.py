@@ -100,6 +100,8 @@ def _chinese_time(text: str) -> tuple[int, int, int] | None:
     minutes = _PARTS[match["part"]] if match["part"] else int(minute.value) if minute else 0
     if hour.value not in range(25) or minutes >= 60:
         return None
+    if match["half"] == "晚上" and hour.value == 12:
+        return 0, minutes, 0  # midnight
     late = match["half"] in ("下午", "晚上") and hour.value < 12
     return int(hour.value) + (12 if late else 0), minutes, 0
 
