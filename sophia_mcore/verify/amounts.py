@@ -43,16 +43,16 @@ _PART_OF = re.compile(
 
 
 # "half of it is 12", "its square is 12": the answer is something else
-_MADE = (
-    "half|third|quarter|fifth|tenth|percent|square|cube|root|double|twice|triple|opposite|reciprocal|inverse|negative"
-)
+MADE = "half|double|twice|triple|square|cube|opposite|reciprocal|inverse|negative"  # of a thing: another number
+_MADE = rf"{MADE}|third|quarter|fifth|tenth|percent|root"
+SUPPOSING = "if|unless|whether|would|might|could|suppose|assume"  # words of a sentence that states nothing
 _GEOMETRY = "".join(  # "the area of the square is 12"
     f"(?<!{noun} of )" for noun in ("area", "side", "perimeter", "volume", "diagonal", "height", "edge", "length")
 )
 OF_ANOTHER = re.compile(
     rf"\b(?:{_MADE}|minus)(?: of)?(?: the)? (?:it|[a-z]|this|that|answer|result|value|total|number)\b"
     rf"|\bits (?:{_MADE})\b|{_GEOMETRY}\bthe (?:{_MADE}) (?:is|was|equals)\b"
-    r"|\b(?:half|twice|double|triple|square|cube|(?:square|cube) root|reciprocal|inverse|opposite|negative)(?: of)?"
+    rf"|\b(?:{MADE}|(?:square|cube) root)(?: of)?"
     r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
     r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b",
@@ -81,11 +81,9 @@ _BEFORE = re.compile(
     rf"(?:\s*(?:\b(?:{_ADVERBS})\b|≈))*\s*[*_$(]{{0,3}}\s*$",
     re.IGNORECASE,
 )
-
-
-_SUPPOSED = re.compile(
+_ASSIGNED = re.compile(  # "let it be 7"
     r"\s*(?:let(?!['’]s|\s+(?:us|me)\b)|suppose|assume|given)\b[^,;]*$", re.IGNORECASE
-)  # "let it be 7"
+)
 
 
 def number_in_sentence(line: str, units: frozenset[str]) -> str:
@@ -102,7 +100,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     numbers = list(_NUMBER.finditer(line))
     if (
         _QUALIFIED.search(line)
-        or _SUPPOSED.match(line)
+        or _ASSIGNED.match(line)
         or _PART_OF.search(line)
         or OF_ANOTHER.search(line)
         or len(re.findall(r"\d[\d,.]*", line)) > 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sophia_mcore.verify.boxes import boxed
 from sophia_mcore.verify.endings import conclusion, line, not_meant, only_number, remaining_letter, short
+from sophia_mcore.verify.normalize import DISPLAYS
 from sophia_mcore.verify.rules import NUMBER_TYPES
 from sophia_mcore.verify.several import numbered_parts
 from sophia_mcore.verify.statements import hedged, letter_in_sentence, so_yes_or_no
@@ -58,7 +59,7 @@ _NOT_ANOTHER = "".join(
 )
 _STAR = r"[*_`\"']*"
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
-_LINES = r"(?:equation|align|aligned|gather|gathered|split|eqnarray|multline)\*?"
+_LINES = rf"(?:{DISPLAYS})\*?"
 _ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8}}?\\end\{{{_LINES}\}}"
 _REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
 

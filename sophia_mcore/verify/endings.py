@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
+from sophia_mcore.verify.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.statements import (
     equation_of_another,
@@ -94,9 +94,7 @@ _LAST_CLAUSE = re.compile(
     r"|(?<!i\.e)(?<!e\.g)[.;]\s+(?=[A-Z\\$])",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(
-    r"\b(?:if|unless|were|would|suppos\w+|assum\w+|might|could|whether|not)\b|n['’]t\b", re.IGNORECASE
-)
+_SUPPOSED = re.compile(rf"\b(?:{SUPPOSING}|were|suppos\w+|assum\w+|not)\b|n['’]t\b", re.IGNORECASE)
 
 
 def _last_clause(line: str) -> str:

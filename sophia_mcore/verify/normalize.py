@@ -60,8 +60,9 @@ _CHECK_MARK = re.compile(r"(?<=.)\s*\\checkmark$")
 _TRAILING_DEGREE = re.compile(
     r"(?:\s?\^\s?(?:\\circ|\{\s?\\circ\s?\}))+(?:\s*(?:\\(?:text|mathrm)\s*\{\s*T\s*\}|T))?$"
 )  # a true bearing
+DISPLAYS = "equation|align|aligned|gather|gathered|split|eqnarray|multline"  # environments of lines
 _ENVIRONMENT = re.compile(
-    r"\\begin\s*\{(?P<kind>equation|align|aligned|gather|gathered|split|eqnarray|multline)(?P<star>\*?)\}(?P<inner>.*)"
+    rf"\\begin\s*\{{(?P<kind>{DISPLAYS})(?P<star>\*?)\}}(?P<inner>.*)"
     r"\\end\s*\{(?P=kind)(?P=star)\}",
     re.DOTALL,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sophia_mcore.verify.amounts import OF_ANOTHER, number_in_sentence
+from sophia_mcore.verify.amounts import MADE, OF_ANOTHER, SUPPOSING, number_in_sentence
 from sophia_mcore.verify.named import is_name, named_value
 from sophia_mcore.verify.normalize import clean
 from sophia_mcore.verify.rules import tables
@@ -18,10 +18,7 @@ _WORD = re.compile(r"[A-Za-z]?(?:[A-Za-z][a-z]+)(?:-[a-z]{2,})*[,:]?|[A-Za-z]-[a
 _LEAD = re.compile(
     r"(?:^|.*[,;:]\s|.*\s)(?:so|thus|hence|therefore|then|that|get|have|obtain|find|gives)[,:]?\s+", re.IGNORECASE
 )
-_MADE = (
-    r"(?:half|twice|double|triple|thrice|third|quarter|square|cube|(?:square|cube) root|reciprocal|inverse|opposite"
-    r"|negative)"
-)
+_MADE = rf"(?:{MADE}|(?:square|cube) root|thrice|third|quarter)"
 _MADE_OF = re.compile(
     rf"(?:the|a|an|one|its|their)?\s*{_MADE}\s+(?:of\b|the\b|its\b|their\b|that\b|this\b)", re.IGNORECASE
 )
@@ -147,8 +144,8 @@ def is_of_another(before: str, text: str = "") -> bool:
 # ---- a count behind other numbers
 
 _DOUBTED = re.compile(
-    r"\b(?:not|no|never|if|unless|would|could|might|may|or|perhaps|maybe|about|almost|nearly|wrong|assume|suppose|except"
-    r"|but|false|initially|originally|first|begin|start|estimate|guess|think|should|neither|nor|least|most|too|whether"
+    rf"\b(?:{SUPPOSING}|not|no|never|may|or|perhaps|maybe|about|almost|nearly|wrong|except"
+    r"|but|false|initially|originally|first|begin|start|estimate|guess|think|should|neither|nor|least|most|too"
     r"|minus|plus|times|half|twice|double|third|quarter)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
@@ -183,10 +180,7 @@ def last_count(line: str) -> str:
     return amount if amount.replace(",", "") == found["count"].replace(",", "") else ""
 
 
-_DENIED = re.compile(
-    r"\b(?:not|if|unless|would|could|might|may|wrong|suppose|assume|except|whether|think|says?|said|or)\b|n['’]t\b|\?",
-    re.I,
-)
+_DENIED = re.compile(rf"\b(?:{SUPPOSING}|not|may|wrong|except|think|says?|said|or)\b|n['’]t\b|\?", re.IGNORECASE)
 
 # ---- a letter beside its text
 
@@ -300,10 +294,7 @@ _SO_YES_OR_NO = re.compile(
     r"[,;.:]\s+(?:and\s+)?(?:so|thus|hence|therefore)[,:]?\s+(?:the answer is\s+)?(?P<answer>yes|no)[\s.!*]*\Z",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|would|might|may|could|some|think|say|suppose|assume|tempting|wrong|mistake|but)\b|\?",
-    re.IGNORECASE,
-)
+_SUPPOSED = re.compile(rf"\b(?:{SUPPOSING}|may|some|think|say|tempting|wrong|mistake|but)\b|\?", re.IGNORECASE)
 
 
 def so_yes_or_no(text: str) -> list[tuple[int, str]]:
