@@ -55,7 +55,9 @@ OF_ANOTHER = re.compile(
     rf"|\b(?:{MADE}|(?:square|cube) root)(?: of)?"
     r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
-    r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b",
+    r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b"
+    r"|\b(?:[a-z]+ (?:squared|cubed)|(?:squared|cubed) [a-z]+) (?:is|was|equals)\b"
+    r"|(?<!number of )(?<!many )\b(?:times|per ?cent of) (?:the|its|their) [a-z]+(?: [a-z]+)? (?:is|are|was|equals)\b",
     re.IGNORECASE,
 )
 _VERBS = (

@@ -192,7 +192,8 @@ _HEDGED = re.compile(
     r"|discard(?:s|ing|ed)?|reject(?:s|ing|ed)?|rul(?:es?|ing|ed) out|exceeds?|beyond|below|above|around|about|without"
     r"|over|under|tempted by|consider(?:ed)?)"
     r"|\b(?:cannot|can not|could|might|may|(?:would|must|should|will|need) not)\s+(?:\w+\s+)?be"
-    r"|\bnot\s+(?:\w+\s+){1,2}(?:to|from|with|by)|n['’]t\s+(?:\w+\s+){0,3})\s+(?:that of\s+|the\s+)?[*_]*$",
+    r"|\bbetween\s+[^.;,\n]{1,30}?\s+and|\bnot\s+(?:\w+\s+){1,2}(?:to|from|with|by)|n['’]t\s+(?:\w+\s+){0,3})"
+    r"\s+(?:that of\s+|the\s+)?[*_]*$",
     re.IGNORECASE,
 )
 
