@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sophia_mcore.verify.normalize import DIRECTION
 from sophia_mcore.verify.words import MULTIPLIERS, NOT_A_NOUN, POWERS, PREPOSITIONS, SMALL, number_of_words
 
 _NUMBER = re.compile(
@@ -86,6 +87,7 @@ _BEFORE = re.compile(
 _ASSIGNED = re.compile(  # "let it be 7"
     r"\s*(?:let(?!['’]s|\s+(?:us|me)\b)|suppose|assume|given)\b[^,;]*$", re.IGNORECASE
 )
+_DIRECTED = re.compile(rf",\s+{DIRECTION}")
 
 
 def number_in_sentence(line: str, units: frozenset[str]) -> str:
@@ -124,6 +126,8 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
         return ""  # the number is what the sentence is about
     if _COUNTS.search(line) and word.casefold() not in MULTIPLIERS:
         return ""
+    if _DIRECTED.match(line, following.end() if following else found.end()):
+        return ""  # the direction belongs to it
     amount = found[0].strip().rstrip(",")
     if word.casefold() in MULTIPLIERS:
         return f"{amount} {word}"

@@ -68,10 +68,11 @@ _ENVIRONMENT = re.compile(
 )
 _NEW_LINE = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _GOES_ON = re.compile(r"=|\\(?:approx|equiv)(?![a-zA-Z])")
-_DIRECTED = re.compile(  # "10 N, to the left"
-    r"^(?P<amount>[-+]?\d[^,]{0,30}),\s+(?=(?:to(?:wards?)? the|pointing|directed|due|north|south|east|west|clockwise"
-    r"|counter-?clockwise|(?:up|down|left|right|for|back)(?:wards?)?)(?![a-z]))"
+DIRECTION = (
+    r"(?:to(?:wards?)? the|pointing|directed|due|north|south|east|west|clockwise|counter-?clockwise"
+    r"|(?:up|down|left|right)(?:wards?)?|(?:for|back)wards?)(?![a-z])"
 )
+_DIRECTED = re.compile(rf"^(?P<amount>[-+]?\d[^,]{{0,30}}),\s+(?={DIRECTION})")  # "10 N, to the left"
 _BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
