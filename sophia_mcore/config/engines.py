@@ -29,6 +29,7 @@ class VllmEngine(Section):
     gpu_memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     kv_cache_mib: PositiveInt | None = None  # fixed size instead of a fraction (needed on CPU)
     enforce_eager: bool = False  # no compilation (CPU: always eager)
+    threads: PositiveInt | None = None  # of vLLM's CPU build; none: one for each core
     across_units: bool = True  # sample the next work unit while the longest answers of one are running
 
     @property

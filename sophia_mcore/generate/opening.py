@@ -100,5 +100,5 @@ def lazy_engine(config: Config, engine: EngineConfig, model_dir: Path | None, pr
         return open_engine(engine, chosen, limits=image_limits(config.batch))
 
     if engine.kind == "vllm":
-        prepare_process()
+        prepare_process(engine.threads)
     return LazyEngine(open_it, model_dir)

@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sophia_mcore.generate.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", type=Path, help="RUN/config.toml")
     options = parser.parse_args(arguments)
-    prepare_process()
     return serve(options.config, open_policy)
 
 
@@ -74,6 +73,8 @@ def serve(config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEA
 def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> None:
     config, run = load_config(config_file), RunFolder(config_file.parent)
     rl = config.on_policy
+    if rl.engine.kind == "vllm":
+        prepare_process(rl.engine.threads)
     name = f"{socket.gethostname()}-{os.getpid()}"
     found = read_questions(asked_questions(config, run), with_images=False)  # some are text alone
     questions = {question.id: question for question in found}

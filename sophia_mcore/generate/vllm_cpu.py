@@ -35,7 +35,11 @@ def is_cpu_build() -> bool:
         return False
 
 
-def prepare_process() -> None:
-    """Set what vLLM reads from the environment; a value that the user has set stays."""
-    for name, value in {**_ALWAYS, **(_ON_CPU if is_cpu_build() else {})}.items():
+def prepare_process(threads: int | None = None) -> None:
+    """Set what vLLM reads from the environment; a value that the user has set stays.
+
+    ``threads``: of the CPU build. torch reads it when it is imported, so a later call with another number does nothing.
+    """
+    on_cpu = {**_ON_CPU, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    for name, value in {**_ALWAYS, **(on_cpu if is_cpu_build() else {})}.items():
         os.environ.setdefault(name, value)

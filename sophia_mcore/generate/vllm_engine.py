@@ -39,7 +39,7 @@ def open_vllm(
     if digest is not None:
         verify_version(model_dir, digest)
     check_engine_layout(model_dir)
-    vllm_cpu.prepare_process()
+    vllm_cpu.prepare_process(config.threads)
     try:
         from vllm import LLM
     except ImportError as error:

@@ -15,7 +15,7 @@ Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path"
 
 _ENGINE = (
     "kind", "tensor_parallel", "max_sequences", "max_images_per_prompt", "gpu_memory_fraction", "kv_cache_mib",
-    "enforce_eager", "across_units",
+    "enforce_eager", "threads", "across_units",
     "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
 )  # fmt: skip
 # Keys and sections that change where, how fast or how carefully work is done, or what is shown of it, but no result.
