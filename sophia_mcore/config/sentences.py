@@ -27,8 +27,8 @@ SENTENCES = {
     "as many as a question has, 8 in prompts that your own functions make",
     "max_sequences": "how many answers are sampled side by side",
     "VllmEngine.gpu_memory_fraction": "share of a GPU's memory that vLLM takes",
-    "VllmEngine.threads": "threads of vLLM's CPU build; none: one for each core. A small model is best with 1: threads that wait for "
-    "each other cost more than they save, on a busy machine several times as much",
+    "VllmEngine.threads": "threads of vLLM's CPU build; none: one for each core. 1 is best for a small model: threads "
+    "that wait for each other cost more than they save, on a busy machine several times as much",
     "base_url": "address of the endpoint",
     "model_name": "name of the model at the endpoint",
     "timeout_seconds": "how long one answer of the service may take",
