@@ -5,8 +5,9 @@
 Needs Python 3.11 with venv and pip, nothing else. The environments are made side by side from the lock files in
 constraints/, each package at one exact version and with no dependency resolved, from whatever package index this
 machine's pip is set up with; --torch-index adds one that has CPU builds of torch. Every file but torch's builds is
-checked against its sha256. Where uv is installed it does that part, told pip's indexes; what it cannot do pip does. A
-second run finds the stamp of the first and does nothing; an installation that was killed is made anew. mlflow is the
+checked against its sha256. uv does that part, told pip's indexes: the installed one, or one that pip fetches from the
+index into .uv; what it cannot do pip does. A second run finds the stamp of the first and does nothing; an installation
+that was killed is made anew. mlflow is the
 environment of `sophia track RUN --open` and is made only when it is named.
 """
 
@@ -132,7 +133,9 @@ def _create(environment: Environment, uv: str | None) -> None:
         try:
             _call(
                 environment,
-                [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable, str(environment.folder)],
+                [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable]
+                + [*_indexes_of_pip(), str(environment.folder)],
+                _certificates(),
             )
             return
         except SetupFailed:
@@ -159,12 +162,30 @@ def _install(environment: Environment, lock: Path, index: list[str], uv: str | N
         part.unlink()
 
 
+def find_uv(folder: Path) -> str | None:
+    """uv: the installed one, else one that pip fetches into ``folder``/.uv; None where there is none."""
+    target = folder / ".uv"
+    program = shutil.which("uv") or str(target / "bin" / "uv")
+    if not _runs(program):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--no-deps", "--require-hashes", "--upgrade", "--target", str(target)]
+        subprocess.run([*command, "-r", str(ROOT / "constraints" / "installer.txt")], capture_output=True)
+    return program if _runs(program) else None
+
+
+def _runs(program: str) -> bool:
+    try:
+        return subprocess.run([program, "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def _with_uv(environment: Environment, uv: str, arguments: list[str]) -> bool:
     """Whether uv has installed it. pip is the way back: it knows more kinds of indexes and credentials."""
     command = [uv, "pip", "install", "--python", str(environment.python), "--no-deps"]
     command += ["--index-strategy", "unsafe-best-match"]  # as pip looks at all indexes; the hashes decide
     try:
-        _call(environment, [*command, *_indexes_of_pip(), *arguments])
+        _call(environment, [*command, *_indexes_of_pip(), *arguments], _certificates())
     except SetupFailed:
         if environment.stopped:
             raise
@@ -173,15 +194,27 @@ def _with_uv(environment: Environment, uv: str, arguments: list[str]) -> bool:
     return True
 
 
-def _indexes_of_pip() -> list[str]:
-    """pip's indexes as uv's options: uv does not read pip's configuration."""
+def _settings_of_pip() -> list[tuple[str, str]]:
+    """Names and values of pip's configuration, which uv does not read."""
     command = [sys.executable, "-m", "pip", "config", "list"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return [(line.partition("=")[0].rpartition(".")[2], line.partition("=")[2].strip().strip("'")) for line in lines]
+
+
+def _certificates() -> dict[str, str]:
+    """The environment in which uv trusts whom pip trusts: the system's certificates, or those that pip is told."""
+    own = {name: value for name, value in _settings_of_pip() if name == "cert"}
+    named = {"SSL_CERT_FILE": own["cert"]} if "cert" in own and "SSL_CERT_FILE" not in os.environ else {}
+    return {**os.environ, "UV_SYSTEM_CERTS": "true", **named}
+
+
+def _indexes_of_pip() -> list[str]:
+    """pip's indexes as uv's options."""
     found = []
-    for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
-        key, _, value = line.partition("=")
+    for key, value in _settings_of_pip():
         option = {"index-url": "--index-url", "extra-index-url": "--extra-index-url", "find-links": "--find-links"}
-        name = option.get(key.rpartition(".")[2])
-        for one in value.strip().strip("'").split() if name else []:
+        name = option.get(key)
+        for one in value.split() if name else []:
             if not (one.startswith("file://") and not Path(one.removeprefix("file://")).exists()):
                 found += [name, one]
     return found
@@ -228,14 +261,14 @@ def _pip(environment: Environment, arguments: list[str]) -> None:
     _call(environment, [*command, "--progress-bar", "off"])
 
 
-def _call(environment: Environment, command: list[str]) -> None:
+def _call(environment: Environment, command: list[str], variables: dict[str, str] | None = None) -> None:
     """Run a command; its output goes to the environment's log, its current step to the status line."""
     if environment.stopped:
         raise SetupFailed(f"{environment.folder}: stopped")
     errors = []
     with open(environment.folder / LOG, "a") as log:
         log.write("$ " + " ".join(command) + "\n")
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables)
         environment.child = child
         for line in child.stdout:
             log.write(line)
@@ -286,11 +319,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="trainer|rollout|mlflow", help="which (default: the first two)")
     parser.add_argument("--torch-index", default="", help="extra package index with CPU builds of torch")
     parser.add_argument("--folder", type=Path, default=ROOT, help="where .venv and .venv-vllm go (default: here)")
-    parser.add_argument("--with", dest="installer", choices=("pip", "uv"), help="default: uv where it is, else pip")
+    parser.add_argument(
+        "--with", dest="installer", choices=("pip", "uv"), help="default: uv where it can be had, else pip"
+    )
     options = parser.parse_args()
-    uv = None if options.installer == "pip" else shutil.which("uv")
-    if options.installer == "uv" and uv is None:
-        parser.error("--with uv: there is no uv here (pip install uv)")
     if sys.version_info[:2] != PYTHON:
         found, need = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, PYTHON))
         print(
@@ -311,6 +343,9 @@ def main() -> int:
         names = options.names or ["trainer", "rollout"]
         wanted = [e for e in known if e.name in names and not e.is_ready()]
         if wanted:
+            uv = None if options.installer == "pip" else find_uv(options.folder.resolve())
+            if options.installer == "uv" and uv is None:
+                raise SetupFailed("--with uv: there is none here and pip could not fetch it (pip install uv)")
             make_all(wanted, options.torch_index or None, uv)
     except SetupFailed as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module.offer = {"version": "2.13.0+cpu", "requires_dist": ["sympy"]}
     module.fail_on = ""
 
-    def call(environment: Any, command: list[str]) -> None:
+    def call(environment: Any, command: list[str], variables: dict[str, str] | None = None) -> None:
         module.calls.append(command)
         if "venv" in command:
             (environment.folder / "bin").mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             raise module.SetupFailed("no such package")
 
     monkeypatch.setattr(module, "_call", call)
-    monkeypatch.setattr(module.shutil, "which", lambda name: module.uv)
+    monkeypatch.setattr(module, "find_uv", lambda folder: module.uv)
     module.uv = None
     monkeypatch.setattr(module, "PYTHON", sys.version_info[:2])
     return module
@@ -169,6 +169,41 @@ def test_where_uv_cannot_pip_does(setup_env: ModuleType, tmp_path: Path, monkeyp
     assert not any(command[0] == "/opt/uv" for command in setup_env.calls)
 
 
+@pytest.mark.parametrize("fetched", [True, False])
+def test_uv_is_fetched_by_its_hash_or_left_out(fetched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = load_tool("setup_env")
+    commands: list[list[str]] = []
+
+    def run_command(command: list[str], **options: Any) -> Any:
+        commands.append([str(part) for part in command])
+        if command[1] == "--version":
+            if not Path(command[0]).exists():
+                raise FileNotFoundError(command[0])
+        elif fetched:
+            (tmp_path / ".uv" / "bin").mkdir(parents=True)
+            (tmp_path / ".uv" / "bin" / "uv").touch()
+        return SimpleNamespace(returncode=0 if fetched else 1)
+
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.subprocess, "run", run_command)
+    assert module.find_uv(tmp_path) == (str(tmp_path / ".uv" / "bin" / "uv") if fetched else None)
+    fetch = next(command for command in commands if "install" in command)
+    assert "--require-hashes" in fetch and fetch[-1].endswith("constraints/installer.txt")
+    if fetched:
+        commands.clear()
+        assert module.find_uv(tmp_path) and not any("install" in command for command in commands)
+
+
+def test_uv_trusts_whom_pip_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = load_tool("setup_env")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(module, "_settings_of_pip", lambda: [("cert", "/etc/ca.crt"), ("extra-index-url", "a b")])
+    assert module._certificates()["SSL_CERT_FILE"] == "/etc/ca.crt"
+    assert module._indexes_of_pip() == ["--extra-index-url", "a", "--extra-index-url", "b"]
+    monkeypatch.setenv("SSL_CERT_FILE", "/mine.crt")
+    assert module._certificates()["SSL_CERT_FILE"] == "/mine.crt"
+
+
 def test_mlflows_environment_is_made_only_when_it_is_named(
     setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +215,11 @@ def test_mlflows_environment_is_made_only_when_it_is_named(
 def test_files_that_fit_are_pinned() -> None:
     tool = load_tool("pin_hashes")
     fitting = ["a-1.tar.gz", "a-1-py3-none-any.whl", "a-1-cp311-cp311-manylinux_2_28_x86_64.whl"]
-    fitting += ["a-1-cp39-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64.whl", "a-1-py2.py3-none-any.whl"]
+    fitting += [
+        "a-1-py311-none-any.whl",
+        "a-1-cp39-abi3-manylinux_2_17_aarch64.manylinux2014_aarch64.whl",
+        "a-1-py2.py3-none-any.whl",
+    ]
     assert all(map(tool.fits, fitting))
     others = ["a-1-cp312-cp312-manylinux_2_28_x86_64.whl", "a-1-cp311-cp311-win_amd64.whl"]
     others += ["a-1-cp311-cp311-macosx_11_0_arm64.whl", "a-1-pp311-pypy311_pp73-manylinux_2_28_x86_64.whl"]
