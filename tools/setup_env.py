@@ -133,8 +133,16 @@ def _create(environment: Environment, uv: str | None) -> None:
         try:
             _call(
                 environment,
-                [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable]
-                + [*_indexes_of_pip(), str(environment.folder)],
+                [
+                    uv,
+                    "venv",
+                    "--seed",
+                    "--allow-existing",
+                    "--python",
+                    sys.executable,
+                    *_indexes_of_pip(),
+                    str(environment.folder),
+                ],
                 _certificates(),
             )
             return
