@@ -131,20 +131,8 @@ def _create(environment: Environment, uv: str | None) -> None:
     """The empty environment with pip in it."""
     if uv is not None:
         try:
-            _call(
-                environment,
-                [
-                    uv,
-                    "venv",
-                    "--seed",
-                    "--allow-existing",
-                    "--python",
-                    sys.executable,
-                    *_indexes_of_pip(),
-                    str(environment.folder),
-                ],
-                _certificates(),
-            )
+            command = [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable]
+            _call(environment, [*command, *_indexes_of_pip(), str(environment.folder)], _certificates())
             return
         except SetupFailed:
             if environment.stopped:
