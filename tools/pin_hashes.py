@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FREE = {"torch", "torchvision"}
-PYTHON = re.compile(r"-(?:py3(?:11)?|py2\.py3|cp311|cp3\d+)-(?:none|cp311|abi3)-|-py3-none-|-py2\.py3-none-")
+PYTHON = re.compile(r"-(?:py3(?:\d|1[01])?|py2\.py3|cp311|cp3\d+)-(?:none|cp311|abi3)-|-py3-none-|-py2\.py3-none-")
 OTHER_PYTHON = re.compile(r"-cp3(?!11-)\d+-(?!abi3)")
 PLATFORM = re.compile(r"-any\.whl$|linux.*_(?:x86_64|aarch64)\.whl$")
 
