@@ -12,13 +12,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch import phases, worker
 from sophia_mcore.launch.local import run_phases
+from sophia_mcore.launch.slurm import status
 from sophia_mcore.launch.slurm.attempts import read_attempts
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.status import status_text
@@ -113,6 +116,20 @@ def test_a_new_row_is_submitted_and_shown(world: tuple[Config, RunFolder]) -> No
     ]  # fmt: skip
     assert found.answers[NAME, 0] == "taken"
     assert f"{NAME} " in status_text(config, run)
+
+
+def test_a_run_that_was_never_submitted_says_nothing_of_slurm(
+    world: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = world
+
+    def no_cluster(uid: str) -> list[Any]:
+        raise SophiaError("squeue: no answer")
+
+    monkeypatch.setattr(status.slurm, "queue", no_cluster)
+    assert "squeue" not in status_text(config, run)
+    run.slurm.logs.mkdir(parents=True)
+    assert "jobs are not known: squeue: no answer" in status_text(config, run)
 
 
 def test_a_new_row_is_a_worker_and_a_task_of_a_job(world: tuple[Config, RunFolder]) -> None:

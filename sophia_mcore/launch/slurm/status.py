@@ -54,7 +54,8 @@ def status_text(config: Config, run: RunFolder) -> str:
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:
-        jobs, remarks = [], [f"jobs are not known: {error}"]
+        was_submitted = run.slurm.logs.is_dir()  # made before the first job
+        jobs, remarks = [], [f"jobs are not known: {error}"] if was_submitted else []
     attempts = read_attempts(run)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("phase", "round", "done", "claimed", "failed", "jobs", "attempts", "loss", "left"):
