@@ -25,7 +25,7 @@ from tests.support.configs import make_config
 from tests.support.pictures import smooth
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16}
+VLLM = {"kind": "vllm", "dtype": "float32", "threads": 1, "kv_cache_mib": 64, "max_sequences": 16}
 
 
 def make_run(folder: Path, policy: Path, reasoner: Path) -> tuple[Config, RunFolder]:

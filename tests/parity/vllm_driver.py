@@ -75,8 +75,8 @@ def streamed(engine: VllmEngine, requests: list[Request], together: int, cut_at:
 
 def main() -> None:
     model_dir, read_end, write_end = sys.argv[1:]
-    prepare_process()
-    settings = VllmConfig(dtype="float32", kv_cache_mib=64, max_sequences=8)
+    prepare_process(threads=1)
+    settings = VllmConfig(dtype="float32", threads=1, kv_cache_mib=64, max_sequences=8)
     engine = open_vllm(settings, Path(model_dir), limits=ImageLimits(max_tiles=5))
     with os.fdopen(int(read_end)) as lines, os.fdopen(int(write_end), "w", buffering=1) as replies:
         replies.write(json.dumps({"ready": True}) + "\n")

@@ -14,7 +14,10 @@ from sophia_mcore.store.shards import read_folder
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.slurm_world import ROOT, Endpoint, attempts, finish, logs, make_config, sophia
 
-VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16, "max_model_length_tokens": 256}
+VLLM = {
+    "kind": "vllm", "dtype": "float32", "threads": 1, "kv_cache_mib": 64, "max_sequences": 16,
+    "max_model_length_tokens": 256,
+}  # fmt: skip
 BATCHES = 6
 
 

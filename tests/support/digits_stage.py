@@ -43,7 +43,7 @@ group = 4
 samples_per_update = 48
 max_tokens = 48
 questions_per_unit = 6
-engine = {{ kind = "vllm", dtype = "float32", kv_cache_mib = 64, max_model_length_tokens = 256, enforce_eager = true }}
+engine = {{ kind = "vllm", dtype = "float32", threads = 1, kv_cache_mib = 64, max_model_length_tokens = 256 }}
 """
 
 

@@ -27,7 +27,7 @@ from tests.support import configs
 from tests.support.pictures import smooth
 from tests.support.versions import publish
 
-VLLM = {"kind": "vllm", "dtype": "float32", "kv_cache_mib": 64, "max_sequences": 16}
+VLLM = {"kind": "vllm", "dtype": "float32", "threads": 1, "kv_cache_mib": 64, "max_sequences": 16}
 
 
 def make_rl_run(
