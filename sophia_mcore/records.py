@@ -23,6 +23,28 @@ BROKEN: frozenset[VerdictName] = frozenset({"timeout", "error"})  # verdicts tha
 FinishReason = Literal["stop", "length"]
 TrajectorySource = Literal["reasoner", "policy"]
 
+# How a text holds its thought: <think>...</think>, then the answer. Some tokenizers call the tags special; to us they
+# are text.
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+
+
+def with_thought(thought: str, answer: str) -> str:
+    """The text of an answer whose thought is given apart.
+
+    >>> with_thought("2+3=5.", "It is 5.")
+    '<think>\\n2+3=5.\\n</think>\\n\\nIt is 5.'
+    """
+    return f"{THOUGHT}\n{thought}\n{END_OF_THOUGHT}\n\n{answer}"
+
+
+def after_thought(text: str) -> str:
+    """What follows the last thought; the whole text if no thought ends in it.
+
+    >>> after_thought("<think>2+3=5.</think>It is 5."), after_thought("It is 5.")
+    ('It is 5.', 'It is 5.')
+    """
+    return text.rpartition(END_OF_THOUGHT)[2]
+
 
 def image_set_id(images: tuple[str, ...]) -> str:
     """Identifier of an ordered set of image digests. For one image it is the digest itself.

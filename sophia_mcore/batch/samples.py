@@ -13,7 +13,7 @@ from sophia_mcore.config.schema import Mixture
 from sophia_mcore.data.cells import broken_text
 from sophia_mcore.data.images import check, size_of
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.records import Kept
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT, Kept
 from sophia_mcore.store.json_lines import read_json_lines
 
 KEPT_SOURCE = "kept"
@@ -21,7 +21,7 @@ KEPT_SOURCE = "kept"
 # data, whose loss is always plain NLL. AUXILIARY: plain NLL with its own denominator.
 STORED, FRESH, SUPERVISED, AUXILIARY = 0, 1, 2, 3
 IGNORE = -100  # the ignored label, for positions without a target: log-prob 0, no gradient, no computation
-_THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(f"{THOUGHT}.*?{END_OF_THOUGHT}", re.DOTALL)
 _FIELDS = {"id": str, "question": str, "response": str, "images": list, "system": str}
 _OPTIONAL = ("images", "system")
 
@@ -163,9 +163,9 @@ def _row_problem(row: dict[str, Any]) -> str:
             return f"{field!r} contains half of a surrogate pair (a damaged emoji, perhaps)"
     if not all(isinstance(image, str) for image in row.get("images") or ()):
         return "'images' holds something that is not a path"
-    before, closed, _ = row["response"].partition("</think>")
-    if closed and "<think>" not in before:
-        return "'response' has </think> without <think> before it: put <think> where the thought begins"
+    before, closed, _ = row["response"].partition(END_OF_THOUGHT)
+    if closed and THOUGHT not in before:
+        return f"'response' has {END_OF_THOUGHT} without {THOUGHT} before it: put {THOUGHT} where the thought begins"
     return ""
 
 

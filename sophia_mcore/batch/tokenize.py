@@ -19,10 +19,9 @@ from sophia_mcore.batch.samples import STORED, Sample
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.chat import Chat, Message, user_text
 from sophia_mcore.pretrained.family import IMAGE_PLACE, ImageSize
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
 
 _CALL = 512  # samples tokenized in one call, which uses all cores
-_OPEN = "<think>"
-_ALLOWED = frozenset({_OPEN, "</think>"})  # special tokens in some tokenizers, but text of a response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +172,8 @@ def split_text(sample: Sample, chat: Chat, sizes: Sequence[ImageSize]) -> tuple[
     plain, target = text.removesuffix(opened), sample.response
     if sample.response_ids is not None:
         text = plain + sample.opened
-    elif opened and target.startswith(_OPEN):
-        target = target.removeprefix(_OPEN).removeprefix(opened.removeprefix(_OPEN))
+    elif opened and target.startswith(THOUGHT):
+        target = target.removeprefix(THOUGHT).removeprefix(opened.removeprefix(THOUGHT))
     elif opened:
         text = plain
     return chat.expand(text, [size.tokens for size in sizes], sample.id), target
@@ -198,4 +197,4 @@ def without_special_tokens(text: str, special: Sequence[str]) -> str:
 def special_tokens(tokenizer: Tokenizer) -> list[str]:
     """Texts of the tokenizer's special tokens, without "<think>" and "</think>", which count as text."""
     added = tokenizer.get_added_tokens_decoder().values()
-    return [token.content for token in added if token.special and token.content not in _ALLOWED]
+    return [token.content for token in added if token.special and token.content not in (THOUGHT, END_OF_THOUGHT)]

@@ -18,7 +18,7 @@ from sophia_mcore.benchmarks.scoring import details_of
 from sophia_mcore.benchmarks.table import Benchmark, benchmark_named, benchmarks
 from sophia_mcore.benchmarks.vlmevalkit import split_thought
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.records import Question
+from sophia_mcore.records import Question, with_thought
 from sophia_mcore.store import atomic
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
@@ -71,7 +71,7 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
         prediction, thought = _text(cells["prediction"]), _text(cells.get("thinking"))
         prediction = "" if prediction == EMPTY else prediction
         cut += max(len(prediction), len(thought)) >= CELL_LIMIT and file.suffix == ".xlsx"
-        answers.append((question, f"<think>\n{thought}\n</think>\n\n{prediction}" if thought else prediction))
+        answers.append((question, with_thought(thought, prediction) if thought else prediction))
     twice = len(answers) - len({question.id for question, _ in answers})
     if twice:
         raise SophiaError(f"{file}: {twice} of {len(answers)} rows have the index of another row")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
+
 _REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -55,8 +57,8 @@ def split_thought(response: str) -> tuple[str, str]:
     >>> split_thought("<think>two and two</think> 4")
     ('4', 'two and two')
     """
-    thought, mark, answer = response.rpartition("</think>")
-    return (answer.strip(), thought.replace("<think>", "", 1).strip()) if mark else (response, "")
+    thought, mark, answer = response.rpartition(END_OF_THOUGHT)
+    return (answer.strip(), thought.replace(THOUGHT, "", 1).strip()) if mark else (response, "")
 
 
 # ---- letters

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from sophia_mcore.environments.boxes import boxes_in, overlap
 from sophia_mcore.environments.types import Ask, Episode
-from sophia_mcore.records import BROKEN, Question
+from sophia_mcore.records import BROKEN, END_OF_THOUGHT, THOUGHT, Question, after_thought
 
 _SCORE = re.compile(r"score\s*[:=]\s*[*_]*\s*(-?\d+(?:\.\d+)?)", re.IGNORECASE)
-_CLOSE = "</think>"
 
 
 def correct(episode: Episode, question: Question) -> float | None:
@@ -31,7 +30,7 @@ def format(episode: Episode, question: Question, *, pattern: str = r"<think>.*?<
     turns = episode.policy_turns
     fitting = [
         turn.finish_reason == "stop"
-        and turn.text.count("<think>") <= 1
+        and turn.text.count(THOUGHT) <= 1
         and re.fullmatch(pattern, turn.text.strip(), re.DOTALL) is not None
         for turn in turns
     ]
@@ -71,7 +70,7 @@ def iou(episode: Episode, question: Question, *, at_least: float = 0.0) -> float
     gold = boxes_in(question.answer)
     if not gold:
         raise ValueError(f"the answer of question {question.id!r} holds no box [x1, y1, x2, y2]")
-    return overlap(boxes_in(episode.text.rpartition(_CLOSE)[2]), gold, at_least)
+    return overlap(boxes_in(after_thought(episode.text)), gold, at_least)
 
 
 def step(episode: Episode, question: Question, *, name: str) -> tuple[float, ...]:
@@ -95,7 +94,7 @@ def consistent_ask(episode: Episode, question: Question, *, helper: str = "reade
     """The question and the thought without its conclusion; only of a right answer."""
     if not episode.right:
         return None
-    thought = episode.text.rpartition(_CLOSE)[0].replace("<think>", "").strip()
+    thought = episode.text.rpartition(END_OF_THOUGHT)[0].replace(THOUGHT, "").strip()
     return Ask.user(
         f"{question.question}\n\nNotes by somebody who has seen the image:\n{thought}\n\n"
         "Answer the question from these notes alone. Put the final answer into \\boxed{}.",
@@ -113,7 +112,7 @@ def judge(
     """
     if only_if_right and not episode.right:
         return 0.0 if episode.last.verdict not in BROKEN else None
-    scores = _SCORE.findall((episode.said(helper) or "").rpartition(_CLOSE)[2])
+    scores = _SCORE.findall(after_thought(episode.said(helper) or ""))
     value = float(scores[-1]) if scores else -1.0
     return value / best if 0.0 <= value <= best else None
 

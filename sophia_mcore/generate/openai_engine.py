@@ -28,6 +28,7 @@ from sophia_mcore.generate.engine import (
     no_op,
 )
 from sophia_mcore.pretrained.chat import IMAGE_PLACE, Message
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT, with_thought
 
 _ASK_SECONDS = 0.2  # a stream with free places asks for further requests so often, and whenever one has ended
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
@@ -196,16 +197,16 @@ def _text_of(message: Any, ended: bool) -> str:
     content = message.content or ""
     apart = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     thought = apart.strip() if isinstance(apart, str) else ""
-    before, closed, _ = content.partition("</think>")
-    if content.lstrip().startswith("<think>") or ("<think>" in before and closed):
+    before, closed, _ = content.partition(END_OF_THOUGHT)
+    if content.lstrip().startswith(THOUGHT) or (THOUGHT in before and closed):
         return content
     if closed and (not thought or thought == before.strip()):
-        return ("<think>" if content.startswith("\n") else "<think>\n") + content
+        return (THOUGHT if content.startswith("\n") else f"{THOUGHT}\n") + content
     if not thought:
         return content
     if not content and not ended:  # cut off within the thought
-        return f"<think>\n{thought}"
-    return f"<think>\n{thought}\n</think>\n\n{content}"
+        return f"{THOUGHT}\n{thought}"
+    return with_thought(thought, content)
 
 
 def _prompt_text(request: Request) -> str:

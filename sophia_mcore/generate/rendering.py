@@ -20,8 +20,7 @@ from sophia_mcore.pretrained.chat import Chat, Message
 from sophia_mcore.pretrained.complete import stop_token_ids
 from sophia_mcore.pretrained.families import family_of_folder, image_processor
 from sophia_mcore.pretrained.family import Family, ImageLimits, ImageProcessor
-
-KEPT_TAGS = frozenset({"<think>", "</think>"})  # text to us, though some tokenizers call them special
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,9 @@ class Renderer:
             self.image_token_ids = (token,)
         self._where = where
         added = tokenizer.get_added_tokens_decoder()
-        self._hidden = {i for i, token in added.items() if token.special and token.content not in KEPT_TAGS}
+        self._hidden = {
+            i for i, token in added.items() if token.special and token.content not in (THOUGHT, END_OF_THOUGHT)
+        }
         special = {added[i].content for i in self._hidden} | ({chat.image_token} if self.family else set())
         self._special = sorted(special, key=len)
         self._decode_image = lru_cache(maxsize=256)(decode)
@@ -110,7 +111,7 @@ class Renderer:
         A model that opens its thought once more says it twice; the text says it once.
         """
         text = self.decode(token_ids)
-        return text if text.lstrip().startswith("<think>") else opened + text
+        return text if text.lstrip().startswith(THOUGHT) else opened + text
 
     def whole_answer(self, request: Request, completion: Completion) -> str:
         """The answer's text with what the request had it begin with (``continue_ids``): so it is graded everywhere."""

@@ -21,10 +21,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import FAMILIES, config_of, family_of
 from sophia_mcore.pretrained.family import IMAGE_PLACE, Family, Message, Render
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
 from sophia_mcore.store.json_files import read_json
 
 _PROBE = "sophia probe text"
-_OPEN, _CLOSE = "<think>", "</think>"
 
 __all__ = ["IMAGE_PLACE", "Chat", "Message", "plain", "user_text"]
 
@@ -124,15 +124,15 @@ class Chat:
         The templates of DeepSeek-R1 and QwQ open the thought, so that the sampled tokens only close it. To tell the
         template's tag from a tag in a message, this renders the template with another last message.
         """
-        if _OPEN not in prompt or not messages:
+        if THOUGHT not in prompt or not messages:
             return ""
         opened = self._opened_after((*messages[:-1], Message(messages[-1].role, _PROBE)))
         return opened if prompt.endswith(opened) else ""
 
     def _find_opened(self, messages: tuple[Message, ...]) -> str:
         tail = self.render(messages, add_generation_prompt=True).rpartition(_PROBE)[2]
-        start = tail.rfind(_OPEN)
-        return "" if start < 0 or _CLOSE in tail[start:] else tail[start:]
+        start = tail.rfind(THOUGHT)
+        return "" if start < 0 or END_OF_THOUGHT in tail[start:] else tail[start:]
 
     @property
     def end_of_turn(self) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sophia_mcore.records import END_OF_THOUGHT
+
 TriggerKind = Literal["questioning", "verification", "correction"]
-_END_OF_THOUGHT = "</think>"
 _ANNOUNCEMENT = re.compile(r"\\boxed\b|\*\*\s*final answer", re.IGNORECASE)
 _WAITS = re.compile(r"\b(?:wait|alternatively|hmm|recheck|re-check|double-check|let me check)\b", re.IGNORECASE)
 
@@ -61,7 +62,7 @@ def cut_point(text: str) -> int | None:
     >>> cut_point("<think>2+3=5.</think>5"), cut_point("2+3.\\n\\nSo \\\\boxed{5}"), cut_point("five")
     (13, 4, None)
     """
-    end = text.rfind(_END_OF_THOUGHT)
+    end = text.rfind(END_OF_THOUGHT)
     if end >= 0:
         return end
     found = list(_ANNOUNCEMENT.finditer(text))

@@ -19,7 +19,7 @@ from sophia_mcore.config.schema import Judge as JudgeConfig
 from sophia_mcore.data.prompts import fill, load_prompt
 from sophia_mcore.endpoint import Endpoint, EndpointUnreachableError, NoCompletionError, RequestRefusedError
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.records import VerdictName
+from sophia_mcore.records import VerdictName, after_thought
 from sophia_mcore.store.atomic import write_json
 
 RESPONSE_CHARACTERS = 4_000  # the end of a response that is shown for extraction
@@ -47,7 +47,7 @@ def parse_extraction(reply: str) -> str | None:
 
 def _last_line(reply: str) -> str:
     """Last line of a reply without its thinking."""
-    return reply.rpartition("</think>")[2].strip().rpartition("\n")[2].strip()
+    return after_thought(reply).strip().rpartition("\n")[2].strip()
 
 
 class JudgeUnreachableError(SophiaError):

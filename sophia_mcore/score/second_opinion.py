@@ -15,7 +15,7 @@ from typing import Any
 from sophia_mcore.config.schema import Score
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.progress import Progress
-from sophia_mcore.records import Question, Trajectory, Verdict
+from sophia_mcore.records import Question, Trajectory, Verdict, after_thought
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.shards import read_table
@@ -96,7 +96,7 @@ def _texts(shards: Sequence[Path], wanted: set[str]) -> dict[str, str]:
         table = read_table(path, Trajectory, columns=("text", "finish_reason"))
         for index in mine:
             if table.column("finish_reason")[index].as_py() != "length":
-                texts[ids[index]] = table.column("text")[index].as_py().rpartition("</think>")[2][-_MAX_TEXT:]
+                texts[ids[index]] = after_thought(table.column("text")[index].as_py())[-_MAX_TEXT:]
     return texts
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from sophia_mcore.records import Trajectory
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT, Trajectory
 from sophia_mcore.store.shards import read_table
 
 WHOLE, NONE, NOT_OPENED, NOT_CLOSED = "whole", "none", "not_opened", "not_closed"
@@ -24,9 +24,9 @@ def count_thoughts(shards: Sequence[Path]) -> dict[str, int]:
         table = read_table(path, Trajectory, columns=("text", "finish_reason"))
         texts = table.filter(pc.equal(table.column("finish_reason"), "stop")).column("text")
         total = len(texts)
-        whole = _count(texts, "(?s)<think>.*?</think>")
-        opened, closed = _count(texts, "<think>"), _count(texts, "</think>")
-        either = _count(texts, "</?think>")
+        whole = _count(texts, f"(?s){THOUGHT}.*?{END_OF_THOUGHT}")
+        opened, closed = _count(texts, THOUGHT), _count(texts, END_OF_THOUGHT)
+        either = _count(texts, f"{THOUGHT}|{END_OF_THOUGHT}")
         counts[WHOLE] += whole
         counts[NONE] += total - either
         counts[NOT_OPENED] += either - opened
@@ -42,8 +42,9 @@ def complaint(counts: dict[str, int]) -> str:
         return ""
     others = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if name != WHOLE)
     return (
-        f"{counts.get(WHOLE, 0):,} of {total:,} finished trajectories hold a whole thought (<think>...</think>; "
-        f"{others}): only these are trained under the long-thinking prompt; see docs/method.md, System prompts"
+        f"{counts.get(WHOLE, 0):,} of {total:,} finished trajectories hold a whole thought "
+        f"({THOUGHT}...{END_OF_THOUGHT}; {others}): only these are trained under the long-thinking prompt; "
+        "see docs/method.md, System prompts"
     )
 
 

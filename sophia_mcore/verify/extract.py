@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
 from sophia_mcore.verify.announcements import (
     ANNOUNCEMENTS,
     ANSWER_CHARACTERS,
@@ -26,7 +27,6 @@ _AGAIN = tuple(rule for rule in RULES if rule.name in ("final answer", "answer i
 
 # ---- tidying
 
-_OPEN, _CLOSE = "<think>", "</think>"
 _WRAP = re.compile(
     r"^(?:\*\*|__|`|\$\$?|\\\(|\\\[|[\"'“‘「])(?P<inner>.+?)(?:\*\*|__|`|\$\$?|\\\)|\\\]|[\"'”’」])$", re.DOTALL
 )
@@ -97,9 +97,9 @@ def _one_of_equal(answer: str) -> str:
 
 def _parts(text: str) -> tuple[list[str], bool]:
     """The parts of a response to search, best first, and whether its last thought is unfinished."""
-    thought, mark, after = text.rpartition(_CLOSE)
-    if _OPEN in after:
-        return [after[: after.index(_OPEN)]] if mark else [], True
+    thought, mark, after = text.rpartition(END_OF_THOUGHT)
+    if THOUGHT in after:
+        return [after[: after.index(THOUGHT)]] if mark else [], True
     return [after, thought] if mark else [after], False
 
 
