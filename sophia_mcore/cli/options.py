@@ -27,13 +27,14 @@ def load(config: Path, overlays: list[Path] | None, sets: list[str] | None, *, s
     """
     from sophia_mcore.config import load_config
     from sophia_mcore.errors import UsageError
+    from sophia_mcore.store.layout import RunFolder
 
     loaded = load_config(config, overlays or (), sets or ())
     if loaded.stages is not None and not stages:
-        folder = loaded.run.folder / "stages" / f"00-{loaded.stages[0].name}"
+        first = RunFolder(loaded.run.folder).stage(0, loaded.stages[0].name)
         raise UsageError(
             f"{config} is a run of several stages, and this command works on one: name its configuration, such as "
-            f"{folder}/config.toml, which `sophia run` writes"
+            f"{first.config_file}, which `sophia run` writes"
         )
     return loaded
 

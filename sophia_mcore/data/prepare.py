@@ -23,6 +23,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
 from sophia_mcore.store import atomic, shards
 from sophia_mcore.store.images import ImageAdder, ImageStore
+from sophia_mcore.store.layout import bad_rows_file
 from sophia_mcore.store.lineage import file_digest
 
 _WINDOW_ROWS = 256  # rows whose images are read and checked together
@@ -107,7 +108,7 @@ def prepare_questions(
             checker.check(rows, adder)
             if progress:
                 progress(checker.rows)
-        bad_file = target.with_name(f"{target.stem}.bad.jsonl")
+        bad_file = bad_rows_file(target)
         _report_bad_rows(checker, bad_file, max_bad_rows)
     summary = PrepareSummary(
         rows=checker.rows,

@@ -75,13 +75,13 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
     rl = config.on_policy
     if rl.engine.kind == "vllm":
         prepare_process(rl.engine.threads)
-    name = f"{socket.gethostname()}-{os.getpid()}"
+    alive = run.rl.engine_alive_file(socket.gethostname(), os.getpid())
     found = read_questions(asked_questions(config, run), with_images=False)  # some are text alone
     questions = {question.id: question for question in found}
     with (
         ExitStack() as opened,
         open_grader(config.score) as grader,
-        Watchdog(run.rl.engines / f"{name}.alive", rl.stall_seconds, lease_seconds) as watchdog,
+        Watchdog(alive, rl.stall_seconds, lease_seconds) as watchdog,
     ):
         episodes = open_episodes(config, run, questions, grader, opened)
         examiner = Examiner(config, questions, system_prompt(config), ImageStore(run.images), grader, episodes)
@@ -92,7 +92,7 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
             grader,
             watchdog,
             lambda version: open_engine(config, run, version),
-            name=name,
+            name=alive.stem,
             lease_seconds=lease_seconds,
         )
         try:

@@ -91,7 +91,7 @@ def _report_anyway(config: Config, folder: RunFolder, progress: TerminalProgress
     """Write the report after a phase has failed, if there are verdicts: it shows answers, and why none was kept."""
     from sophia_mcore.report.build import write_report
 
-    if not any(folder.path.glob("round-*/verdicts/*.parquet")):
+    if not any(any(folder.round(index).verdicts.glob("*.parquet")) for index in folder.rounds()):
         return
     try:
         progress.say(f"report of the results so far: {write_report(config, folder, phases.PHASES)}")

@@ -12,7 +12,7 @@ from sophia_mcore.provenance.settings import covers, flat, model_folder
 from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.versions import pointer_file
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START
-from sophia_mcore.store.layout import SUMMARY, Round
+from sophia_mcore.store.layout import SUMMARY, Round, bad_rows_file
 from sophia_mcore.store.user_files import user_functions
 
 # Settings of the on-policy stage that may change between two starts: they change where, how long and how fast work is
@@ -22,7 +22,11 @@ RL_CHANGEABLE = (
     "rl.max_lost_share", "rl.stop_rollout_gap", "rl.max_resamples", "rl.train.save_every_batches",
     "rl.train.keep_checkpoints",
 )  # fmt: skip
-_ENGINE_OF_CAPTIONS = ("run.seed", "captions.engine", "batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
+# Settings that a part has in common with the row of its phase, or with other parts:
+PICTURE_SETTINGS = ("batch.max_tiles", "batch.min_pixels", "batch.max_pixels")  # what a model sees of an image
+CAPTION_SETTINGS = ("run.seed", "captions", *PICTURE_SETTINGS, "batch.default_system_prompt")
+REASONING_SETTINGS = ("run.seed", "models.reasoner", "reasoning")
+FP8_CHECK_SETTINGS = ("models.policy", "fp8", "train.dtype")
 
 
 def questions(round: Round) -> list[Part]:
@@ -34,14 +38,14 @@ def questions(round: Round) -> list[Part]:
         Part(
             name="questions",
             results={"questions": kept},
-            beside=(kept.with_name(f"{kept.stem}.bad.jsonl"),),
+            beside=(bad_rows_file(kept),),
             settings=("data.questions", limit),
             values=_files(config.data.questions),
         ),
         Part(
             name="evaluation",
             results={"evaluation_questions": held_out},
-            beside=(held_out.with_name(f"{held_out.stem}.bad.jsonl"),),
+            beside=(bad_rows_file(held_out),),
             settings=("evaluate.questions", limit),
             values=_files(config.evaluate.questions),
         ),
@@ -67,15 +71,7 @@ def captions(round: Round) -> list[Part]:
         Part(
             name="captions",
             results={"captions": folder.captions},
-            settings=(
-                "run.seed",
-                "captions",
-                "batch.max_tiles",
-                "batch.min_pixels",
-                "batch.max_pixels",
-                "batch.default_system_prompt",
-                *setting,
-            ),
+            settings=(*CAPTION_SETTINGS, *setting),
             reads=(("questions", 0), *before),
         )
     ]
@@ -85,7 +81,7 @@ def captions(round: Round) -> list[Part]:
             Part(
                 name="fresh",
                 results={"fresh": folder.fresh},
-                settings=(*_ENGINE_OF_CAPTIONS, *grading, *setting),
+                settings=("run.seed", "captions.engine", *PICTURE_SETTINGS, *grading, *setting),
                 reads=(("questions", 0), *before),
             )
         )
@@ -99,7 +95,7 @@ def reasoning(round: Round) -> list[Part]:
             name="trajectories",
             results={"trajectories": round.folder.trajectories},
             settings=(
-                *("run.seed", "models.reasoner", "reasoning"),
+                *REASONING_SETTINGS,
                 *(("reward",) if round.config.reasoning.waves is not None else ()),  # decides what is left out
             ),
             reads=(("questions", 0), ("captions", round.index)),
@@ -165,7 +161,7 @@ def fp8_check(round: Round) -> list[Part]:
             name="fp8_check",
             results={"fp8_check": run.fp8_check / SUMMARY},
             beside=(run.fp8_check, run.fp8_check_file, run.fp8_check_html),
-            settings=("models.policy", "fp8", "train.dtype"),
+            settings=FP8_CHECK_SETTINGS,
         )
     ]
 
@@ -228,14 +224,13 @@ def _answers(
 ) -> list[Part]:
     """One part per protocol: the answers of a model to the evaluation questions."""
     common = ("run.seed", "evaluate.engine", "evaluate.questions_per_unit", "score")
-    pictures = ("batch.max_tiles", "batch.min_pixels", "batch.max_pixels")
     found = []
     for protocol in round.config.evaluate.protocols:
         found.append(
             Part(
                 name=f"{label}/{protocol.name}",
                 results={f"evaluation:{label}/{protocol.name}": round.run.evaluation(label, protocol.name)},
-                settings=(*common, *pictures, *settings),
+                settings=(*common, *PICTURE_SETTINGS, *settings),
                 values=_sampled(protocol) | values,
                 reads=(("evaluation_questions", 0), *reads),
             )

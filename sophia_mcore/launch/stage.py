@@ -141,7 +141,7 @@ def _engine(config: Config, run: RunFolder, index: int, node: Node, command: Seq
         environment=environment,
         max_restarts=config.cluster.max_restarts,
         patience_seconds=60.0,
-        alive_file=lambda pid: run.rl.engines / f"{socket.gethostname()}-{pid}.alive",
+        alive_file=lambda pid: run.rl.engine_alive_file(socket.gethostname(), pid),
         silent_seconds=1.5 * rl.stall_seconds + _SILENT_SECONDS,
     )
 

@@ -89,7 +89,8 @@ def _run_folder(path: Path) -> RunFolder:
         raise UsageError(f"{path}: no such run folder or configuration file")
     run = RunFolder(path if path.is_dir() else load_config(path).run.folder)
     # Of several stages the one that was begun last, which may be an earlier one that is done again.
-    begun = max(run.stages.glob("*/config.toml"), key=lambda file: (file.stat().st_mtime_ns, file), default=None)
+    written = (RunFolder(stage).config_file for stage in run.stages.glob("*"))
+    begun = max(filter(Path.is_file, written), key=lambda file: (file.stat().st_mtime_ns, file), default=None)
     return run if begun is None else RunFolder(begun.parent)
 
 

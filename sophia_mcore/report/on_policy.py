@@ -179,12 +179,10 @@ def validation(run: RunFolder, protocol: str, problems: Problems) -> list[tuple[
     """(version, share of right answers, questions) of every version whose validation questions are all answered."""
     asked = len(records(run.rl.validation_questions_file, Question, problems))
     found = []
-    for folder in sorted((run.rl.path / "validation").glob("*")):
-        if not folder.name.isdigit():
-            continue
+    for version, folder in run.rl.validated().items():
         rows = columns(folder / protocol, Answer, ["question_id", "verdict"], problems)
         questions = set(rows["question_id"])
         if asked and len(questions) >= asked:
             right = sum(verdict == "correct" for verdict in rows["verdict"]) / len(rows["verdict"])
-            found.append((int(folder.name), right, len(questions)))
+            found.append((version, right, len(questions)))
     return found

@@ -25,8 +25,9 @@ from sophia_mcore.score.grading import open_grader
 from sophia_mcore.score.lines import check_head, checked, readable_twice
 from sophia_mcore.score.rescore import VerdictChanges, free_name
 from sophia_mcore.store import atomic
+from sophia_mcore.store.claims import CLAIMS
 from sophia_mcore.store.lock import folder_lock
-from sophia_mcore.store.shards import read_shard, read_table, shard_files
+from sophia_mcore.store.shards import read_shard, read_table, shard_files, unit_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import Grade, GradeItem
@@ -215,7 +216,7 @@ def _made_from(path: Path, source_sha256: str) -> bool:
 
 def _remove(parts: Path) -> None:
     """Remove what was made here; a folder with anything else in it stays."""
-    shutil.rmtree(parts / "claims", ignore_errors=True)
+    shutil.rmtree(parts / CLAIMS, ignore_errors=True)
     with contextlib.suppress(OSError):
         _remove_unfinished(parts)
         for path in [*shard_files(parts), parts / _PLAN, parts / "lock"]:
@@ -302,7 +303,7 @@ class _Joined:
     def __init__(self, out_path: Path, unit_ids: Iterable[str]) -> None:
         self._out_path = out_path
         self._parts = _parts(out_path)
-        self._waiting = deque(self._parts / f"{unit_id}.parquet" for unit_id in unit_ids)
+        self._waiting = deque(unit_shard(self._parts, unit_id) for unit_id in unit_ids)
         self._summary = GradeSummary()
         self._path = self._parts / _JOINED
 

@@ -35,7 +35,7 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.failures import read_failures
 from sophia_mcore.store.layout import Round, RoundFolder, RunFolder
 from sophia_mcore.store.lineage import seed_for
-from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, write_shard
+from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files, unit_shard, write_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
@@ -63,9 +63,7 @@ def score_round(round: Round, progress: Progress, helpers: AskedHelpers | None =
     with other_processes(processes - 1) as give:
         give(job)
         grade_round(round, progress, 1 if processes > 1 else config.score.workers)
-    verdicts = {
-        v.trajectory_id: v for unit in units for v in read_shard(folder.verdicts / f"{unit.id}.parquet", Verdict)
-    }
+    verdicts = {v.trajectory_id: v for unit in units for v in read_shard(unit_shard(folder.verdicts, unit.id), Verdict)}
     counts: Counter[str] = Counter(v.verdict for v in verdicts.values())
     _stop_if_broken(counts, config.score.max_broken_share)
     if config.score.judge and counts["error"]:

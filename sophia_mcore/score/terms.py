@@ -23,7 +23,7 @@ from sophia_mcore.records import Answer, Question, Terms, Trajectory, Verdict
 from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round, RoundFolder
-from sophia_mcore.store.shards import read_folder, read_metadata, read_shard, shard_files
+from sophia_mcore.store.shards import read_folder, read_metadata, read_shard, shard_files, unit_shard
 from sophia_mcore.store.units import Unit, UnitQueue, run_units
 from sophia_mcore.verify.grade import Grader
 
@@ -93,7 +93,7 @@ class _Worker:
             trajectories: Sequence[Trajectory] = answers
         else:
             trajectories = read_shard(folder.trajectories / name, Trajectory)
-            path = folder.verdicts / f"{unit.id}.parquet"
+            path = unit_shard(folder.verdicts, unit.id)
             verdicts = {one.trajectory_id: one for one in read_shard(path, Verdict)}
         groups: dict[str, list[tuple[Trajectory, Episode]]] = defaultdict(list)
         for one in trajectories:

@@ -37,6 +37,7 @@ from sophia_mcore.store.failures import Failure, read_failures, record_failure
 from sophia_mcore.store.owner import Owner
 
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,150}")
+CLAIMS = "claims"  # folder of the claims, beside the shards
 _FREE = "free"
 _MISSES = 8  # list again after max(8, n / 1000) misses: a listing of n names costs about n / 1000 requests
 _LISTINGS_PER_CLAIM = 3
@@ -124,7 +125,7 @@ class UnitQueue:
         self.owner = Owner.this_process(owner)
         self.lease_seconds = lease_seconds
         self.attempts = attempts
-        self._claims = self.folder / "claims"
+        self._claims = self.folder / CLAIMS
         self._owner_file = self._claims / f".owner-{self.owner.nonce}"
         self._random = None if in_order else random.Random(self.owner.nonce)  # noqa: S311 - an order, not a secret
         self._candidates: list[tuple[str, int]] = []  # unit id, attempt to make
@@ -135,7 +136,7 @@ class UnitQueue:
 
     def shard(self, unit: Unit) -> Path:
         """Path of the shard that holds the unit's records once the unit is done."""
-        return self.folder / f"{unit.id}.parquet"
+        return shards.unit_shard(self.folder, unit.id)
 
     def remaining(self) -> int:
         """How many units are not done (one listing)."""

@@ -33,6 +33,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def bad_rows_file(questions: Path) -> Path:
+    """Beside a file of checked questions: the rows that were left out, and why."""
+    return questions.with_name(f"{questions.stem}.bad.jsonl")
+
+
 def checkpoint_steps(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step, in ascending order; {} if ``folder`` is missing."""
     if not folder.is_dir():
@@ -187,6 +192,11 @@ class RunFolder:
         return self.path / "promoted.json"
 
     @property
+    def predictions(self) -> Path:
+        """VLMEvalKit files of the answers, for `sophia benchmark`."""
+        return self.path / "predictions"
+
+    @property
     def logs(self) -> Path:
         """Output of the workers of a local run."""
         return self.path / "logs"
@@ -318,10 +328,19 @@ class RlFolder:
         """Folder of the answers of one policy version to the validation questions under one protocol."""
         return self.path / "validation" / f"{version:08d}" / protocol
 
+    def validated(self) -> dict[int, Path]:
+        """Folders of the policy versions that were asked validation questions, by version, lowest first."""
+        found = {int(path.name): path for path in (self.path / "validation").glob("*") if path.name.isdigit()}
+        return dict(sorted(found.items()))
+
     @property
     def engines(self) -> Path:
         """Logs of the engines: one JSON line per work unit."""
         return self.path / "engines"
+
+    def engine_alive_file(self, host: str, pid: int) -> Path:
+        """The engine in process ``pid`` of ``host`` touches this file while it makes progress."""
+        return self.engines / f"{host}-{pid}.alive"
 
     def old(self, index: int) -> Path:
         """Folder of the trainer's log-probs of a batch, under the policy before the batch's first update."""

@@ -161,6 +161,11 @@ def read_folder(folder: Path | str, record_type: type[Record]) -> Iterator[Recor
         yield from read_shard(path, record_type)
 
 
+def unit_shard(folder: Path, unit_id: str) -> Path:
+    """Path of the shard with the records of a work unit."""
+    return folder / f"{unit_id}.parquet"
+
+
 def shard_files(folder: Path | str) -> list[Path]:
     """Finished shards of a folder, sorted by name. Raises SophiaError when the folder is missing."""
     if not Path(folder).is_dir():

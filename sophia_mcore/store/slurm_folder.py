@@ -25,6 +25,10 @@ class SlurmFolder:
     def logs(self) -> Path:
         return self.path / "logs"
 
+    def batch_log(self, job: str) -> Path:
+        """Output of job.sh itself. ``job``: "PHASE-rROUND-NUMBER", or sbatch's pattern of it."""
+        return self.logs / f"{job}.batch.log"
+
     @property
     def attempts(self) -> Path:
         """One file per attempt of a task."""

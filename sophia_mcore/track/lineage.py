@@ -17,6 +17,7 @@ from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import CONVERSION, RunFolder, checkpoint_steps
 from sophia_mcore.store.shards import read_metadata, shard_files
 
+LINEAGE = "lineage.json"  # the links as an artifact of an MLflow run
 _SAID = ("model_digest", "prompt_template", "verifier_version", "fingerprint")  # of a shard's own metadata
 
 

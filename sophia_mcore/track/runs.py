@@ -16,7 +16,7 @@ from sophia_mcore.phase import Phase
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.labels import BASE, round_label
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.track.lineage import lineage_of, tags_of
+from sophia_mcore.track.lineage import LINEAGE, lineage_of, tags_of
 from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
 
 _SECRET_NAME = re.compile(r"(password|passwd|secret|token|api_key|credential)$", re.IGNORECASE)
@@ -62,7 +62,7 @@ def parent_of(run: RunFolder, config: Config, index: int, phases: Sequence[Phase
         finished=round_label(index) in evaluation or (bool(mine) and run.round(index).model.is_dir()),
         summary={**numbers(mine), **numbers(mine_evaluated, "evaluation.")},
         params=params_of(config),
-        texts={**texts_of(run), "lineage.json": json.dumps(lineage, indent=2)},
+        texts={**texts_of(run), LINEAGE: json.dumps(lineage, indent=2)},
         tags=tags_of(lineage),
     )
 

@@ -18,13 +18,13 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.questions import checked_questions
 from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
-from sophia_mcore.rl.versions import newest_version, read_version
+from sophia_mcore.rl.versions import newest_version, pointer_file, read_version
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.json_lines import read_json_lines
 from sophia_mcore.store.labels import STAGE, STAGE_START, round_of
 from sophia_mcore.store.layout import CONVERSION, RunFolder
 from sophia_mcore.store.lineage import UID_FILE
-from sophia_mcore.track.lineage import export_link, shards_link, tags_of
+from sophia_mcore.track.lineage import LINEAGE, export_link, shards_link, tags_of
 from sophia_mcore.track.metrics import RESERVED, STAGE_STEP, read_metrics
 from sophia_mcore.track.runs import TrackedRun, numbers, params_of, points, texts_of
 
@@ -79,7 +79,7 @@ def stage_of(run: RunFolder, config: Config) -> list[TrackedRun]:
             **numbers(_seconds(run), "seconds."),
         },
         params=params_of(config),
-        texts={**texts_of(run), "lineage.json": json.dumps(lineage, indent=2)},
+        texts={**texts_of(run), LINEAGE: json.dumps(lineage, indent=2)},
         tags=tags_of(lineage),
     )
     return [stage, *_validation(run, config, bool(summary)), *_engines(run, bool(summary))]
@@ -108,7 +108,7 @@ def _validation(run: RunFolder, config: Config, finished: bool) -> list[TrackedR
         version, value = read_version(run.rl.versions, number), accuracy(config, run, number)
         if version is None or value is None:
             break
-        lines.append({"step": number, "time": _time(run.rl.versions / f"{number:08d}.json"), "accuracy": value})
+        lines.append({"step": number, "time": _time(pointer_file(run.rl.versions, number)), "accuracy": value})
     return [TrackedRun(phase="rl validation", finished=finished, lines=points(lines))] if lines else []
 
 

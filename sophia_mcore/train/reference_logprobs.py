@@ -24,6 +24,7 @@ from sophia_mcore.train.job import Job, RoundJob
 from sophia_mcore.train.policy_logprobs import target_logprobs
 
 COMPLETE = "complete.json"
+FOLDER = "reference"  # in a training's folder, or in a batch's
 Logprobs = dict[str, NDArray[np.float32]]  # natural log of each response token, by sample id
 
 
@@ -34,7 +35,7 @@ def with_reference(job: RoundJob) -> RoundJob:
     """
     if job.config.objective.behaviour != "reference":
         return job
-    folder = job.folder.train / "reference"
+    folder = job.folder.train / FOLDER
     if not on_rank_zero((folder / COMPLETE).is_file, f"cannot read {folder}"):
         measure(job, folder, job.loader.everything())
     if not job.groups.is_last_stage:  # only the last stage has a loss

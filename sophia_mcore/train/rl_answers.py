@@ -27,7 +27,7 @@ from sophia_mcore.rl.batches import Batch
 from sophia_mcore.rl.groups import Graded
 from sophia_mcore.rl.rethink import waits
 from sophia_mcore.store.lineage import prompt_hash
-from sophia_mcore.store.shards import read_metadata, read_shard
+from sophia_mcore.store.shards import read_metadata, read_shard, unit_shard
 
 _CACHED_PROMPTS = 4096
 
@@ -71,7 +71,7 @@ def read_rollouts(batches: Iterable[Batch], units: Iterable[str], lag: int, rewa
     for batch in batches:
         for unit in batch.units:
             if unit.id in wanted:
-                path = batch.folder / f"{unit.id}.parquet"
+                path = unit_shard(batch.folder, unit.id)
                 scored = read_metadata(path)["metadata"].get("rewards", rewards)
                 if rewards and scored != rewards:
                     raise SophiaError(

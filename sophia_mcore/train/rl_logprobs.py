@@ -20,7 +20,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.mismatch import gap_statistics, gather_values
 from sophia_mcore.train.policy_logprobs import target_logprobs
-from sophia_mcore.train.reference_logprobs import COMPLETE, measure, read
+from sophia_mcore.train.reference_logprobs import COMPLETE, FOLDER, measure, read
 from sophia_mcore.train.rl_batch import Plan
 from sophia_mcore.train.rl_job import Logprobs, StageJob, swap_back, swap_in
 
@@ -44,7 +44,7 @@ def measure_batch(job: StageJob, plan: Plan) -> dict[str, float]:
         chosen = chosen[: job.config.train.measure_samples]
         own = _present(job, _samples(job, plan, chosen)) if chosen else {}
     if job.rl.needs_reference and plan.effective:
-        _reference(job, plan, folder / "reference")
+        _reference(job, plan, folder / FOLDER)
     return _gap(job, plan, own)
 
 
@@ -53,7 +53,7 @@ def bring(job: StageJob, plan: Plan, names: Sequence[str]) -> None:
     if not job.groups.is_last_stage:
         return
     wanted = [(job.old, ".")] if job.rl.measures_old else []
-    wanted += [(job.reference, "reference")] if job.rl.needs_reference else []
+    wanted += [(job.reference, FOLDER)] if job.rl.needs_reference else []
     for known, place in wanted:
         for name in [name for name in known if name not in plan.answers]:
             del known[name]

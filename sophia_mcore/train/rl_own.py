@@ -26,7 +26,7 @@ from sophia_mcore.rl.groups import Graded
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.shards import read_shard, unit_shard
 
 LEARNED = "learned.json"  # in a batch's folder
 
@@ -129,7 +129,7 @@ def _rows(batches: Sequence[Batch], units: set[str]) -> dict[tuple[str, int], li
     found: dict[tuple[str, int], list[Rollout]] = {}
     for batch in batches:
         for unit in batch.units:
-            for row in read_shard(batch.folder / f"{unit.id}.parquet", Rollout) if unit.id in units else ():
+            for row in read_shard(unit_shard(batch.folder, unit.id), Rollout) if unit.id in units else ():
                 if not row.parent:
                     found.setdefault((row.question_id, row.index), []).append(row)
     return {key: sorted(rows, key=lambda row: row.turn) for key, rows in found.items()}

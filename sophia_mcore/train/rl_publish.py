@@ -18,6 +18,7 @@ from sophia_mcore.rl.versions import (
     announce,
     damage_file,
     newest_version,
+    pointer_file,
     prune,
     read_version,
 )
@@ -58,7 +59,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
     if differs and job.backend.kind == "cpu":
         raise SophiaError(
             f"version {number}: trained again from the same answers it has the digest {digest[:8]}, but "
-            f"{pointers / f'{number:08d}.json'} names {known.digest[:8]}: its checkpoint, rollouts or code have changed"
+            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint, rollouts or code have changed"
         )
 
     def tell() -> None:

@@ -10,7 +10,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
 from sophia_mcore.launch.phases import RL
 from sophia_mcore.launch.slurm import commands as slurm
-from sophia_mcore.launch.slurm.jobs import Site, comment, early_signal, read_site
+from sophia_mcore.launch.slurm.jobs import Site, comment, early_signal, log_option, read_site
 from sophia_mcore.launch.slurm.submit import read_submission
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -37,7 +37,6 @@ def engines_command(config: Config, run: RunFolder, site: Site, uid: str, count:
     """The sbatch command line. Engines run the same snapshot of the code as the stage."""
     folder, engine = run.path.absolute(), config.on_policy.engine
     scripts = (run.slurm.path / str(read_submission(run).get("code", ""))).absolute()
-    logs = str(folder).replace("%", "%%")
     options = site.options("all", "gpu")
     if site.gpus_by:
         options.append(f"{site.gpus_by}{engine.gpus}")
@@ -48,6 +47,6 @@ def engines_command(config: Config, run: RunFolder, site: Site, uid: str, count:
     options += early_signal(options, script.read_text())
     return [
         *("sbatch", "--parsable", f"--job-name={NAME}", f"--comment={comment(uid, (NAME, 0))}"),
-        *(f"--output={logs}/slurm/logs/%x-%A_%a.batch.log", f"--array=0-{count - 1}"),
+        *(log_option(run, array=True), f"--array=0-{count - 1}"),
         *(*options, str(script), str(folder), "0", str(scripts)),
     ]

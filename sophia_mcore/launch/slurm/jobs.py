@@ -179,6 +179,12 @@ def _job(config: Config, site: Site, state: PhaseState, after: tuple[Key, ...]) 
     )
 
 
+def log_option(run: RunFolder, *, array: bool) -> str:
+    """sbatch's option for the output of job.sh. In the run's own path a % is doubled: it would begin a pattern."""
+    escaped = RunFolder(Path(str(run.path.absolute()).replace("%", "%%")))
+    return f"--output={escaped.slurm.batch_log('%x-%A_%a' if array else '%x-%j')}"
+
+
 def sbatch_command(
     job: Job, run: RunFolder, scripts: Path, uid: str, ids: Mapping[Key, str], *, test_only: bool = False
 ) -> list[str]:
@@ -188,10 +194,8 @@ def sbatch_command(
     the work of a lost task. After a single job it starts only if that job succeeded (afterok). A report always starts.
     """
     folder = run.path.absolute()
-    logs = str(folder).replace("%", "%%")
-    pattern = "%x-%A_%a" if job.tasks else "%x-%j"
     command = ["sbatch", "--test-only" if test_only else "--parsable", f"--job-name={job.name}"]
-    command += [f"--comment={comment(uid, job.key)}", f"--output={logs}/slurm/logs/{pattern}.batch.log"]
+    command += [f"--comment={comment(uid, job.key)}", log_option(run, array=bool(job.tasks))]
     if job.tasks:
         command.append(f"--array=0-{job.tasks - 1}")
     if job.after and not test_only:

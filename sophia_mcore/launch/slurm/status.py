@@ -148,7 +148,7 @@ def _without_attempt(run: RunFolder, job: QueuedJob) -> str:
     logs = run.slurm.logs
     name = f"{job.key[0]}-r{job.key[1]}-{job.id}"
     try:
-        lines = (logs / f"{name}.batch.log").read_text(errors="replace").splitlines()
+        lines = run.slurm.batch_log(name).read_text(errors="replace").splitlines()
         for path in sorted(logs.glob(f"{name}-*.log")):  # logs of tasks whose program could not be started or imported
             lines += path.read_text(errors="replace").splitlines()
         errors = [line.strip() for line in lines if "error:" in line.lower()]
