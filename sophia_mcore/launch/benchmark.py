@@ -24,7 +24,6 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder, read_shard
 
 PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL)}
-PHASES = ("questions", "evaluate", "report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +142,7 @@ def export_predictions(run: RunFolder, config: Config, label: str = BASE) -> lis
             answers = [(q, said[q.id]) for q in questions.values() if q.benchmark == name and q.id in said]
             if answers:
                 data_set = benchmark_named(name).vlmevalkit or name
-                target = run.path / "predictions" / protocol.name / model / f"{model}_{data_set}.tsv"
+                target = run.predictions / protocol.name / model / f"{model}_{data_set}.tsv"
                 write_predictions(target, answers)
                 written.append(target)
     return written
@@ -239,14 +238,16 @@ def run_benchmark(wanted: Wanted, folder: Path, *, dry_run: bool = False, new_se
 
     from sophia_mcore.evaluate.results import results
     from sophia_mcore.launch.local import run_phases
+    from sophia_mcore.launch.phases import wanted_phases
 
     config = benchmark_config(wanted, folder)
-    run = run_phases(config, PHASES[:1], [0], new_settings=new_settings)
+    questions, *others = [phase.name for phase in wanted_phases(config)]
+    run = run_phases(config, [questions], [0], new_settings=new_settings)
     for line in judge_cost(config, run.evaluation_questions_file):
         typer.echo(line)
     if dry_run:
         return [f"{len(read_shard(run.evaluation_questions_file, Question)):,} questions; nothing was asked"]
-    run_phases(config, PHASES[1:], [0], new_settings=new_settings)
+    run_phases(config, others, [0], new_settings=new_settings)
     problems: list[str] = []
     found = results(run, config, problems.append)
     if problems or BASE not in found:

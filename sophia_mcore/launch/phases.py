@@ -41,8 +41,7 @@ CAPTIONS = Phase(
     units=readers.caption_units,
     engine="captions.engine",
     settings=(
-        *("run.seed", "models.policy", "captions", "batch.default_system_prompt"),
-        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
+        *(*parts.CAPTION_SETTINGS, "models.policy"),
         *("objective.fresh_share", "fresh", "batch.long_thinking_prompt_file"),
     ),
     parts=parts.captions,
@@ -61,7 +60,7 @@ REASONING = Phase(
     state=readers.reasoning_state,
     engine="reasoning.engine",
     asks="reasoner",
-    settings=("run.seed", "models.reasoner", "reasoning"),
+    settings=parts.REASONING_SETTINGS,
     parts=parts.reasoning,
     outputs=lambda run, index: {"trajectories": run.round(index).trajectories},
     reported="trajectories",
@@ -91,7 +90,7 @@ FP8_CHECK = Phase(
     once=True,
     state=readers.fp8_check_state,
     shape=training_shape,
-    settings=("models.policy", "fp8", "train.dtype"),
+    settings=parts.FP8_CHECK_SETTINGS,
     parts=parts.fp8_check,
 )
 TRAIN = Phase(
@@ -135,7 +134,7 @@ EVALUATE = Phase(
     engine="evaluate.engine",
     settings=(
         *("run.seed", "models.policy", "evaluate", "score"),
-        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
+        *(*parts.PICTURE_SETTINGS, "batch.long_thinking_prompt_file"),
     ),
     parts=parts.evaluate,
     outputs=readers.evaluations,
@@ -156,7 +155,7 @@ RL_SELECT = Phase(
     engine="rl.engine",
     settings=(
         *("run.seed", "rl.questions", "rl.start", "rl.prompt", "rl.max_tokens", "rl.select", "score"),
-        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels"),
+        *parts.PICTURE_SETTINGS,
     ),
     script="rl_select",
 )
@@ -198,7 +197,7 @@ RL_EVALUATE = Phase(
     engine="evaluate.engine",
     settings=(
         *("run.seed", "evaluate", "score", "rl.prompt", "rl.environment", "rl.max_turns", "helpers"),
-        *("batch.max_tiles", "batch.min_pixels", "batch.max_pixels", "batch.long_thinking_prompt_file"),
+        *(*parts.PICTURE_SETTINGS, "batch.long_thinking_prompt_file"),
     ),
     parts=parts.rl_evaluate,
     script="phase",

@@ -20,6 +20,7 @@ from sophia_mcore.config import dump_toml
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch import phases, worker
+from sophia_mcore.launch.inputs import _ASKING
 from sophia_mcore.launch.local import run_phases
 from sophia_mcore.launch.slurm import status
 from sophia_mcore.launch.slurm.attempts import read_attempts
@@ -192,6 +193,12 @@ def test_the_table_is_whole() -> None:
                 known = config["$defs"].get(known.get("$ref", "").rpartition("/")[2], known)
                 assert part in known["properties"], f"{phase.name}: no setting {key}"
                 known = known["properties"][part]
+
+
+def test_the_inputs_name_the_phases_that_an_engine_answers() -> None:
+    """`launch.inputs` does not import the table, which takes long: so it names the phases itself."""
+    asking = {key: tuple(row.name for row in phases.PHASES if row.engine == key) for key in _ASKING}
+    assert asking == _ASKING
 
 
 TABLE = {"phases.py", "parts.py", "readers.py", "work.py"}  # the row, and the functions that rows name
