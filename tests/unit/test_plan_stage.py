@@ -12,7 +12,7 @@ from sophia_mcore.config.engines import TransformersEngine
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.plan.command import make_plan
+from sophia_mcore.plan.command import Plan, make_plan
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.show import show
 from sophia_mcore.plan.stage import (
@@ -61,6 +61,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[model] = plan_models.write_config(tmp_path_factory.mktemp(model), model)
         found[model].write_text(found[model].read_text() + STAGE)
     return found
+
+
+@pytest.fixture(scope="module")
+def on_two_groups(files: dict[str, Path]) -> Plan:
+    """The 38B on 64 GPUs; the planner tries every division of the nodes, which takes seconds."""
+    return make_plan(load_config(files["internvl3-38b"]), "h100", 64, Assumptions())
 
 
 def planned(config: Config, gpus: int, **given: float) -> StagePlan:
@@ -141,10 +147,10 @@ def test_divisions_are_whole_nodes() -> None:
     assert list(divisions(h100, 1)) == []
 
 
-def test_the_plan_of_a_stage_on_two_groups_of_nodes(files: dict[str, Path]) -> None:
-    config = load_config(files["internvl3-38b"])
-    plan = planned(config, 64)
-    assert plan.own is not None and plan.own.training_gpus == 32 and plan.own.engines == 8
+def test_the_plan_of_a_stage_on_two_groups_of_nodes(files: dict[str, Path], on_two_groups: Plan) -> None:
+    plan = on_two_groups.stage
+    assert isinstance(plan, StagePlan) and plan.own is not None
+    assert plan.own.training_gpus == 32 and plan.own.engines == 8
     seconds = [stage.turns.seconds for stage in plan.others]
     assert seconds == sorted(seconds) and 32 not in [stage.training_gpus for stage in plan.others]
     assert plan.own.publishing > 0 and plan.own.host == 0
@@ -195,11 +201,11 @@ def test_resampling_ends_where_it_may_not_go_on() -> None:
     assert draws(Rl(), 0.1) == 1
 
 
-def test_what_is_refused(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(files: dict[str, Path], on_two_groups: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(files["internvl3-38b"])
-    others = planned(load_config(files["internvl3-38b"], sets=["rl.rollout_nodes=9"]), 64)
-    assert others.own is None and "no GPU of 64 is left to train: 72 would sample" in others.refused
-    spec = make_plan(config, "h100", 64, Assumptions()).spec
+    others = planned(load_config(files["internvl3-38b"], sets=["rl.rollout_nodes=9"]), 32)
+    assert others.own is None and "no GPU of 32 is left to train: 72 would sample" in others.refused
+    spec = on_two_groups.spec
     with pytest.raises(SophiaError, match="does not fit 1 x h100: no GPU of 1 is left to train: 32 would sample"):
         stage_plan(config, spec, load_gpu("h100"), 1, Assumptions())
     other = config.on_policy.model_copy(update={"engine": TransformersEngine(kind="transformers")})
