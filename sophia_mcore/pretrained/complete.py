@@ -12,8 +12,8 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.families import language_sections
 from sophia_mcore.store.json_files import read_json, require_json
 
-_INDEX = "model.safetensors.index.json"
-_LARGEST_HEADER = 100_000_000  # bytes; limit of the format
+INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # limit of the format
 
 
 def check_model_dir(model_dir: Path) -> None:
@@ -35,15 +35,15 @@ def check_model_dir(model_dir: Path) -> None:
 
 def weight_files(model_dir: Path) -> list[Path]:
     """The model's safetensors files; those of the index if there is one. Raises SophiaError if one is missing."""
-    if (model_dir / _INDEX).is_file():
-        index = require_json(model_dir / _INDEX)
+    if (model_dir / INDEX_NAME).is_file():
+        index = require_json(model_dir / INDEX_NAME)
         mapping = index.get("weight_map")
         if not isinstance(mapping, dict) or not mapping:
-            raise SophiaError(f"{model_dir / _INDEX}: no weight_map in it")
+            raise SophiaError(f"{model_dir / INDEX_NAME}: no weight_map in it")
         names = sorted({str(name) for name in mapping.values()})
         strange = [name for name in names if Path(name).name != name]
         if strange:
-            raise SophiaError(f"{model_dir / _INDEX}: {strange[0]!r} is not the name of a file in the directory")
+            raise SophiaError(f"{model_dir / INDEX_NAME}: {strange[0]!r} is not the name of a file in the directory")
         missing = [name for name in names if not (model_dir / name).is_file()]
         if missing:
             raise SophiaError(f"{model_dir}: {len(missing)} of {len(names)} weight files missing, such as {missing[0]}")
@@ -63,7 +63,7 @@ def _check_complete(path: Path) -> None:
         with open(path, "rb") as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if 8 + length > size or length > _LARGEST_HEADER:
+            if 8 + length > size or length > MAX_HEADER_BYTES:
                 raise SophiaError(f"{path}: truncated or not safetensors ({size:,} bytes, its header is cut off)")
             header = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.complete import check_model_dir
+from sophia_mcore.store.layout import MODEL_CARD
 
-PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md")
+PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", MODEL_CARD)
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 

@@ -14,13 +14,13 @@ from sophia_mcore.pretrained.spec import Layout, ModelSpec
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import CHECKPOINT, CONVERSION
-from sophia_mcore.weights.formats.torch_dist import METADATA_NAME
+from sophia_mcore.weights.formats.torch_dist import MCORE_CONFIG_NAME, METADATA_NAME
 
 # Files that are not copied: weights of any format, and files about a conversion or a training run.
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf", ".h5", ".msgpack", ".onnx")
 _SETTINGS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")  # these differ between layouts
 DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-NOT_COPIED = (CONVERSION, CHECKPOINT, "metadata.json", METADATA_NAME)
+NOT_COPIED = (CONVERSION, CHECKPOINT, MCORE_CONFIG_NAME, METADATA_NAME)
 
 
 def copy_model_files(source: Path, target: Path, *, code: bool = True, skip: tuple[str, ...] = ()) -> list[str]:

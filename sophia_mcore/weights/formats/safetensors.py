@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.complete import INDEX_NAME, MAX_HEADER_BYTES
 
-INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # limit of the format
+SINGLE_NAME = "model.safetensors"
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,

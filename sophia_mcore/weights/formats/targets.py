@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.pretrained.complete import INDEX_NAME
 from sophia_mcore.pretrained.family import Spelling
 from sophia_mcore.pretrained.spec import Layout, ModelSpec
-from sophia_mcore.weights.formats.safetensors import INDEX_NAME, NewTensor, header_bytes, index_text, plan_files
+from sophia_mcore.weights.formats.safetensors import NewTensor, header_bytes, index_text, plan_files
 from sophia_mcore.weights.formats.tiles import Tiled, entry_tiles
 from sophia_mcore.weights.tables import resolve, spelled
 

@@ -23,6 +23,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES, FileState
 
 METADATA_NAME = ".metadata"
+MCORE_CONFIG_NAME = "metadata.json"  # what megatron-core says of the format
 _BAND_BYTES = 1 << 20
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",

@@ -37,7 +37,7 @@ from sophia_mcore.weights.formats.opening import parts_note, stored_key
 from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
 from sophia_mcore.weights.formats.targets import NewFile, Target
 from sophia_mcore.weights.formats.tiles import Tile, Tiled, split_rectangles
-from sophia_mcore.weights.formats.torch_dist import DTYPES, METADATA_NAME, STORAGES
+from sophia_mcore.weights.formats.torch_dist import DTYPES, MCORE_CONFIG_NAME, METADATA_NAME, STORAGES
 from sophia_mcore.weights.ops import Interleave, Rectangle, matrix_shape
 from sophia_mcore.weights.tables import Entry, resolve
 
@@ -83,7 +83,7 @@ def plan_megatron(
     described_bytes = pickle.dumps(Metadata(described, storage_data=places, storage_meta=StorageMeta()))
     small = {
         METADATA_NAME: described_bytes,
-        "metadata.json": json.dumps(_MCORE_CONFIG).encode(),
+        MCORE_CONFIG_NAME: json.dumps(_MCORE_CONFIG).encode(),
         "common.pt": _saved({"content_metadata": {}}),
     }
     new_files = [file.plan() for file in files] + [
