@@ -27,3 +27,9 @@ def verdicts(path):
 def many(count):
     kinds = [r"\boxed{{{0}}}", r"\boxed{{{0}000 m}}", "I measure {0} km\nand the answer is {0}."]
     return [{"id": n, "response": kinds[n % 3].format(n % 11), "answer": f"{n % 7} km"} for n in range(count)]
+
+
+def plain(count):
+    """Lines that need no algebra and no units: no process is started, which takes more than a second of CPU time."""
+    kinds = [r"\boxed{{{0}}}", r"\boxed{{{0}.0}}", "I measure {0} km\nand the answer is {0}."]
+    return [{"id": n, "response": kinds[n % 3].format(n % 11), "answer": f"{n % 7}"} for n in range(count)]

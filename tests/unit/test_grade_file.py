@@ -17,7 +17,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade_file, lines
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
 from sophia_mcore.verify import grade
-from tests.unit.graded_lines import ONE, ROOT, many, read, verdicts, write
+from tests.unit.graded_lines import ONE, ROOT, many, plain, read, verdicts, write
 
 LINES = [
     {"id": "a", "response": r"so \boxed{5}.", "answer": "5"},
@@ -31,6 +31,7 @@ LINES = [
     {"id": "h", "response": r"\boxed{\sqrt[1000003]{2^{1000003}+1}+3}", "answer": "5"},
 ]
 WANTED = ["correct", "wrong", "no_answer", "correct", "correct", "correct", "correct", "correct", "timeout"]
+DECIDED_HERE = [line for line in LINES if line["id"] not in ("d", "h")]  # no other process, which takes long to start
 
 
 def test_the_contract(tmp_path):
@@ -168,26 +169,26 @@ def test_a_helper_ends_by_itself_while_its_parent_lives(tmp_path):
 
 
 def test_old_verdicts_are_kept_when_the_lines_have_shifted(tmp_path):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(20)), tmp_path / "out.jsonl"
     grade_jsonl(source, out, ONE)
     old = [row | {"verifier_version": "0"} for row in read(out)]
     old[5]["verdict"] = "timeout"
     write(out, old)
-    summary = grade_jsonl(write(source, many(20)[1:]), out, ONE)
+    summary = grade_jsonl(write(source, plain(20)[1:]), out, ONE)
     assert (summary.changes.compared, summary.changes.changed.total()) == (19, 1)
     assert summary.changes.examples[0][:2] == ("5", "timeout")
     assert read(tmp_path / "out.0.jsonl") == old
 
 
 def test_a_byte_order_mark_stays_out_of_the_output(tmp_path):
-    source, out = write(tmp_path / "in.jsonl", many(3)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(3)), tmp_path / "out.jsonl"
     source.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
     grade_jsonl(source, out, ONE)
     assert [row["id"] for row in read(out)] == [0, 1, 2]
 
 
 def test_another_verifier_version_keeps_the_old_file_and_shows_the_changes(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in.jsonl", LINES[:8]), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", DECIDED_HERE), tmp_path / "out.jsonl"
     assert grade_jsonl(source, out, ONE).changes is None
     assert grade_jsonl(source, out, ONE).changes is None  # the same version: nothing to compare
     old = read(out)
@@ -197,7 +198,7 @@ def test_another_verifier_version_keeps_the_old_file_and_shows_the_changes(tmp_p
     summary = grade_jsonl(source, out, ONE)
     assert summary.changes is not None
     assert summary.changes.changed == {("correct", "wrong"): 1, ("wrong", "correct"): 1}
-    assert "2 of 8 verdicts changed" in str(summary)
+    assert "2 of 7 verdicts changed" in str(summary)
     (kept,) = [path for path in tmp_path.iterdir() if path.name not in ("in.jsonl", "out.jsonl")]
     assert kept.suffix == ".jsonl"
     assert read(kept) == old
@@ -205,7 +206,7 @@ def test_another_verifier_version_keeps_the_old_file_and_shows_the_changes(tmp_p
 
 def test_an_output_graded_again_is_not_doubled(tmp_path):
     first = tmp_path / "first.jsonl"
-    grade_jsonl(write(tmp_path / "in.jsonl", LINES[:8]), first, ONE)
+    grade_jsonl(write(tmp_path / "in.jsonl", DECIDED_HERE), first, ONE)
     grade_jsonl(first, tmp_path / "second.jsonl", ONE)
     for line in (tmp_path / "second.jsonl").read_text().splitlines():
         assert line.count('"verdict"') == 1

@@ -14,7 +14,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.score import grade_file
 from sophia_mcore.score.grade_file import grade_file as grade_jsonl
 from sophia_mcore.store.lock import folder_lock
-from tests.unit.graded_lines import ONE, ROOT, many, read, verdicts, write
+from tests.unit.graded_lines import ONE, ROOT, many, plain, read, verdicts, write
 
 SLOW = """
 import sys, time
@@ -30,9 +30,9 @@ grade_file.grade_file(Path(sys.argv[1]), Path(sys.argv[2]), Score(workers=1), by
 """
 
 
-@pytest.mark.parametrize("parts_done", [0, 2, 6])
-def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, parts_done):
-    source, out = write(tmp_path / "in.jsonl", many(300)), tmp_path / "out.jsonl"
+@pytest.mark.parametrize(("parts_done", "lines"), [(0, plain), (2, many), (6, plain)])
+def test_killing_it_loses_nothing_and_repeats_nothing(tmp_path, monkeypatch, parts_done, lines):
+    source, out = write(tmp_path / "in.jsonl", lines(300)), tmp_path / "out.jsonl"
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(source), str(out)], cwd=ROOT)
     parts = tmp_path / "out.jsonl.parts"
     deadline = time.monotonic() + 60
@@ -72,7 +72,7 @@ def graded_but_not_joined(source, out, bytes_per_unit):
 
 @pytest.mark.parametrize("answer", ["98", "99.5"], ids=["same length", "another length"])
 def test_parts_of_another_input_are_not_used(tmp_path, answer):
-    rows = many(20)
+    rows = plain(20)
     rows[3]["answer"] = "99"
     source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     graded_but_not_joined(source, out, 500)
@@ -84,19 +84,19 @@ def test_parts_of_another_input_are_not_used(tmp_path, answer):
 
 
 def test_whole_parts_of_a_file_that_has_grown_are_used_and_damaged_ones_are_not(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in.jsonl", many(40)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(40)), tmp_path / "out.jsonl"
     graded_but_not_joined(source, out, 300)
     parts = sorted((tmp_path / "out.jsonl.parts").glob("0*.parquet"))
     parts[2].write_bytes(parts[2].read_bytes()[:-40])
     pieces = graded_pieces(monkeypatch)
-    grade_jsonl(write(source, many(50)), out, ONE, bytes_per_unit=300)
+    grade_jsonl(write(source, plain(50)), out, ONE, bytes_per_unit=300)
     assert len(parts) > 5 and len(read(out)) == 50
     first_lines = [piece.first_line for piece in pieces]
     assert 5 < first_lines[0] < 20 and all(line > 30 for line in first_lines[1:])  # the damaged part, and the end
 
 
 def test_what_others_have_left_is_not_removed(tmp_path):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(20)), tmp_path / "out.jsonl"
     parts = tmp_path / "out.jsonl.parts"
     parts.mkdir()
     (parts / "mine.txt").write_text("mine")
@@ -109,7 +109,7 @@ def test_what_others_have_left_is_not_removed(tmp_path):
 
 
 def test_what_a_killed_helper_was_writing_does_not_keep_the_folder(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(20)), tmp_path / "out.jsonl"
     parts = tmp_path / "out.jsonl.parts"
     original = grade_file._grade_piece
 
@@ -123,7 +123,7 @@ def test_what_a_killed_helper_was_writing_does_not_keep_the_folder(tmp_path, mon
 
 
 def test_a_folder_in_a_parts_place_and_a_removed_folder_are_named(tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(20)), tmp_path / "out.jsonl"
     folder = tmp_path / "out.jsonl.parts" / "000000-0.parquet"
     folder.mkdir(parents=True)
     with pytest.raises(SophiaError, match=r"000000-0.parquet: no part of this output, and it cannot be removed"):
@@ -144,7 +144,7 @@ def test_a_folder_in_a_parts_place_and_a_removed_folder_are_named(tmp_path, monk
 
 
 def test_one_command_at_a_time_and_what_a_killed_one_wrote_is_removed(tmp_path):
-    source, out = write(tmp_path / "in.jsonl", many(20)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(20)), tmp_path / "out.jsonl"
     parts = tmp_path / "out.jsonl.parts"
     with folder_lock(parts / "lock"), pytest.raises(SophiaError, match=r"out.jsonl.parts is in use by process \d+"):
         grade_jsonl(source, out, ONE)
@@ -178,7 +178,7 @@ cli.main()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-    source, out = write(tmp_path / "in.jsonl", many(10)), tmp_path / "out.jsonl"
+    source, out = write(tmp_path / "in.jsonl", plain(10)), tmp_path / "out.jsonl"
     command = [sys.executable, "-c", INTERRUPTED, str(source), str(out)]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "begun\n"

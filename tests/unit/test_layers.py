@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def guarded_nodes(tree: ast.AST) -> set[int]:
     }
 
 
+@functools.cache  # three tests ask for them; parsed files would take too much memory to keep
 def imports_of(path: Path) -> list[tuple[str, int]]:
     """Modules of the package that the file imports, anywhere in it except under `if TYPE_CHECKING`."""
     tree = ast.parse(path.read_text())
