@@ -44,6 +44,23 @@ def four_ranks(tmp_path_factory, policy):
     return folder
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, policy):
+    """TP2 x PP2, killed when its second checkpoint had just become visible."""
+    config, folder = train_world.make_run(tmp_path_factory.mktemp("killed") / "run", policy, **FOUR_RANKS)
+    with pytest.raises(RankError):
+        run(kill_in_the_second_save, 4, config, folder, "after")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, policy):
+    """TP2 x PP2, stopped by a signal to one rank in its second step."""
+    config, folder = train_world.make_run(tmp_path_factory.mktemp("stopped") / "run", policy, **FOUR_RANKS)
+    assert run(train_world.train, 4, config, folder, signal_rank_two) == [False] * 4
+    return folder
+
+
 def newest(folder: RunFolder) -> dict[str, torch.Tensor]:
     return train_world.tensors(list_checkpoints(folder.round(0).checkpoints)[0])
 
@@ -126,13 +143,16 @@ def kill_in_the_second_save(config: Config, folder: RunFolder, when: str) -> Non
 
 
 @pytest.mark.parametrize("when", ["in a step", "before", "after", "last"])
-def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path, policy, four_ranks, when):
-    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
-    with pytest.raises(RankError):
-        if when == "in a step":
-            run(train_world.train, 4, config, folder, kill_rank_one_at_step_three)
-        else:
-            run(kill_in_the_second_save, 4, config, folder, when)
+def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path, policy, four_ranks, killed, when):
+    if when == "after":
+        config, folder = train_world.copy_run(killed, tmp_path / "run", policy, **FOUR_RANKS)
+    else:
+        config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
+        with pytest.raises(RankError):
+            if when == "in a step":
+                run(train_world.train, 4, config, folder, kill_rank_one_at_step_three)
+            else:
+                run(kill_in_the_second_save, 4, config, folder, when)
     assert not (folder.round(0).train / "summary.json").exists()
     assert run(train_world.train, 4, config, folder) == [True] * 4
     assert_same_bits(folder, four_ranks)
@@ -144,9 +164,8 @@ def signal_rank_two(job, step):
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def test_a_signal_to_one_rank_saves_and_leaves_on_all(tmp_path, policy, four_ranks):
-    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
-    assert run(train_world.train, 4, config, folder, signal_rank_two) == [False] * 4
+def test_a_signal_to_one_rank_saves_and_leaves_on_all(tmp_path, policy, four_ranks, stopped):
+    config, folder = train_world.copy_run(stopped, tmp_path / "run", policy, **FOUR_RANKS)
     assert json.loads((folder.round(0).train / "stopped.json").read_text())["step"] == 3
     assert list_checkpoints(folder.round(0).checkpoints)[0].name == "step-00000003"
     assert run(train_world.train, 4, config, folder) == [True] * 4
@@ -155,18 +174,14 @@ def test_a_signal_to_one_rank_saves_and_leaves_on_all(tmp_path, policy, four_ran
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_checkpoint_loads_at_another_layout(tmp_path, policy, reference, world):
-    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
-    assert run(train_world.train, 4, config, folder, signal_rank_two) == [False] * 4
-    other = train_world.make_config(folder.path, policy)
-    assert run(train_world.train, world, other, folder) == [True] * world
+def test_a_checkpoint_loads_at_another_layout(tmp_path, policy, reference, stopped, world):
+    config, folder = train_world.copy_run(stopped, tmp_path / "run", policy)
+    assert run(train_world.train, world, config, folder) == [True] * world
     assert_close(folder, reference)
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, capfd):
-    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
-    with pytest.raises(RankError):
-        run(kill_in_the_second_save, 4, config, folder, "after")
+def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, killed, capfd):
+    config, folder = train_world.copy_run(killed, tmp_path / "run", policy, **FOUR_RANKS)
     torn = next((folder.round(0).checkpoints / "step-00000004").glob("*.distcp"))
     os.truncate(torn, torn.stat().st_size - 1)
     assert run(train_world.train, 4, config, folder) == [True] * 4
@@ -176,10 +191,8 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, policy, four_ranks, capfd):
 
 
 @pytest.mark.parametrize("damaged", [".metadata", "common.pt", "*.distcp", "one bit"])
-def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, capfd, damaged):
-    config, folder = train_world.make_run(tmp_path / "run", policy, **FOUR_RANKS)
-    with pytest.raises(RankError):
-        run(kill_in_the_second_save, 4, config, folder, "after")
+def test_damaged_bytes_of_the_right_length_are_passed_over(tmp_path, policy, four_ranks, killed, capfd, damaged):
+    config, folder = train_world.copy_run(killed, tmp_path / "run", policy, **FOUR_RANKS)
     written = folder.round(0).checkpoints / "step-00000004"
     paths = list(written.glob(damaged))
     if not paths and damaged == "common.pt":

@@ -52,6 +52,19 @@ def checked(folder: RunFolder, ranks: int = 1) -> dict[str, Any]:
     return json.loads(folder.fp8_check_file.read_text())
 
 
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[str, Any]:
+    """A check that has passed, on one rank."""
+    return checked(world(tmp_path_factory.mktemp("passed") / "run", policy, {})[1])
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> tuple[Config, RunFolder, dict[str, Any]]:
+    """One with a limit that FP8 cannot meet."""
+    config, folder = world(tmp_path_factory.mktemp("failed") / "run", policy, {"max_logprob_gap_mean": 1e-9})
+    return config, folder, checked(folder)
+
+
 def test_passed_check_admits_training(tmp_path: Path, policy: Path) -> None:
     config, folder = world(tmp_path / "run", policy, {})
     with pytest.raises(SophiaError, match="without a check of it"):
@@ -84,10 +97,11 @@ def test_the_command_itself(tmp_path: Path, policy: Path) -> None:
     require_check(config, folder)
 
 
-def test_failed_check_proposes_layers_and_refuses(tmp_path: Path, policy: Path) -> None:
-    """With limits that FP8 cannot meet; the proposal then meets them."""
-    config, folder = world(tmp_path / "run", policy, {"max_logprob_gap_mean": 1e-9})
-    found = checked(folder)
+def test_failed_check_proposes_layers_and_refuses(
+    tmp_path: Path, policy: Path, failed: tuple[Config, RunFolder, dict[str, Any]]
+) -> None:
+    """The proposal then meets the limits."""
+    config, folder, found = failed
     assert not found["passed"] and "log-prob gap mean" in found["failures"][0]
     assert found["proposed"] == [0, 1]  # every layer rounds
     with pytest.raises(SophiaError, match="did not pass"):
@@ -97,24 +111,21 @@ def test_failed_check_proposes_layers_and_refuses(tmp_path: Path, policy: Path) 
     assert found["passed"] and found["logprob_gap"]["max"] == 0.0
 
 
-def test_proposal_is_no_larger_than_needed(tmp_path: Path, policy: Path) -> None:
-    _, folder = world(tmp_path / "a", policy, {})
-    alone = {row["layer"]: row["alone"] for row in checked(folder)["layers"]}
+def test_proposal_is_no_larger_than_needed(tmp_path: Path, policy: Path, passed: dict[str, Any]) -> None:
+    alone = {row["layer"]: row["alone"] for row in passed["layers"]}
     worst = max(alone, key=lambda layer: alone[layer])
     rest = next(value for layer, value in alone.items() if layer != worst)
     _, folder = world(tmp_path / "b", policy, {"max_logprob_gap_mean": rest * 1.0001})
     assert checked(folder)["proposed"] == [worst]
 
 
-def test_layouts_find_the_same(tmp_path: Path, policy: Path) -> None:
+def test_layouts_find_the_same(tmp_path: Path, policy: Path, passed: dict[str, Any]) -> None:
     """Pipeline stages have different layers; two replicas see different rows."""
-    _, one = world(tmp_path / "one", policy, {})
-    wanted = checked(one)
     config, two = train_world.make_run(tmp_path / "two", policy, parallel={"pipeline": 2, "processes": 4})
     two.config_file.write_text(dump_toml(Config.model_validate(config.model_dump() | {"fp8": low({})})))
     found = checked(two, 4)
-    assert found["logprob_gap"]["tokens"] == wanted["logprob_gap"]["tokens"]
-    for row, other in zip(found["layers"], wanted["layers"], strict=True):
+    assert found["logprob_gap"]["tokens"] == passed["logprob_gap"]["tokens"]
+    for row, other in zip(found["layers"], passed["layers"], strict=True):
         assert row["cosine"] == pytest.approx(other["cosine"], abs=0.01)
 
 
@@ -124,11 +135,10 @@ def test_delayed_has_no_proposal(tmp_path: Path, policy: Path) -> None:
     assert found["proposed"] is None and "try tensorwise" in command._advice(found)
 
 
-def test_page_and_advice(tmp_path: Path, policy: Path) -> None:
+def test_page_and_advice(failed: tuple[Config, RunFolder, dict[str, Any]]) -> None:
     from sophia_mcore.report.fp8_page import write_fp8_page
 
-    _, folder = world(tmp_path / "run", policy, {"max_logprob_gap_mean": 1e-9})
-    found = checked(folder)
+    _, folder, found = failed
     text = write_fp8_page(folder).read_text()
     assert "not passed" in text and text.count("<figure>") == 4
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,14 @@ def make_run(folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Co
     write_shard(run.round(0).kept_file, kept, Kept)
     run.config_file.write_text(dump_toml(config))
     return config, run
+
+
+def copy_run(run: RunFolder, folder: Path, policy: Path, **sections: dict[str, Any]) -> tuple[Config, RunFolder]:
+    """A run folder as it stands, copied: several tests go on from the same interrupted training."""
+    shutil.copytree(run.path, folder)
+    config = make_config(folder, policy, **sections)
+    RunFolder(folder).config_file.write_text(dump_toml(config))
+    return config, RunFolder(folder)
 
 
 def train(config: Config, run: RunFolder, before_step: Callable[[Any, int], None] | None = None) -> bool:
