@@ -13,6 +13,7 @@ from sophia_mcore.plan.numbers import number
 from sophia_mcore.plan.stage import Stage, StagePlan
 
 _SHOWN = 4  # divisions beside the configuration's own
+_BOTH_IDLE = 0.1  # share of time that both sides may wait before it is worth a line
 
 
 def show_stage(plan: StagePlan, rl: Rl, gpus: int, console: Console) -> None:
@@ -71,7 +72,16 @@ def _notes(stage: Stage, plan: StagePlan, rl: Rl, console: Console) -> None:
 
 
 def tail_advice(stage: Stage, rl: Rl) -> list[str]:
-    """What helps where engines wait for their longest answers: places are half empty while they sample."""
+    """What helps where engines wait for their longest answers: places are half empty while they sample.
+
+    Answers of batch b + lag + 1 begin when batch b is trained. So lag + 1 batches take at least as long as the longest
+    answer of one, its training and the hand-over of its version.
+    """
+    if rl.lag and min(stage.turns.engine_idle, stage.turns.trainer_idle) > _BOTH_IDLE:
+        return [
+            f"engines and trainer wait for each other: {rl.lag + 1} batches take at least as long as the longest "
+            "answer of one, its training and its hand-over. Larger batches help, as does a larger rl.lag"
+        ]
     sampling = 1.0 - stage.turns.engine_idle
     if rl.lag or stage.turns.filled >= 0.5 * sampling:
         return []

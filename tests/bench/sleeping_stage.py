@@ -13,6 +13,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from sophia_mcore.generate.engine import Completion, Key, OnDone, OnStep, Request, no_step
 from sophia_mcore.generate.rollouts import serve
-from sophia_mcore.plan.turns import Parties, Turns, Unit, simulate
+from sophia_mcore.plan.turns import Parties, Turns, Unit, batches_of, simulate
 from sophia_mcore.plan.workload import Lengths
 from sophia_mcore.rl.batches import read_batch
 from sophia_mcore.rl.stream import rollout_seed
@@ -30,7 +31,9 @@ from tests.support.living_engine import FakeLivingEngine
 from tests.support.rl_world import StubTrainer, make_rl_run
 
 PLACES = 16
-LENGTHS = Lengths(mean=20.0, spread=0.9, limit=120).values(64)
+GROUP = 4
+DISTRIBUTION = Lengths(mean=20.0, spread=0.9, limit=120)
+LENGTHS = DISTRIBUTION.values(64)
 
 
 def tokens_of(seed: int) -> int:
@@ -39,31 +42,29 @@ def tokens_of(seed: int) -> int:
 
 
 class SleepingEngine(FakeLivingEngine):
-    """``step_seconds`` per decoding step of at most ``PLACES`` sequences; a place that becomes free is filled again."""
+    """``step_seconds`` per decoding step of at most ``PLACES`` sequences; what is queued beyond that waits."""
 
     def generate(
         self, requests: Sequence[Request], on_done: OnDone | None = None, on_step: OnStep | None = None
     ) -> list[Completion]:
-        waiting = [(place, request) for place, request in enumerate(requests)]
-
-        def more(places: int) -> list[tuple[Key, Request]]:
-            taken, waiting[:] = waiting[:places], waiting[places:]
-            return [(("", place), request) for place, request in taken]
-
-        found = {key[1]: completion for key, completion in self.stream(more, on_step or no_step)}
-        return [found[place] for place in range(len(requests))]
+        asked = [[(("", place), request) for place, request in enumerate(requests)]]
+        found = dict(self.stream(lambda places: asked.pop() if asked else [], on_step or no_step))
+        return [found["", place] for place in range(len(requests))]
 
     def stream(
         self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep
     ) -> Iterator[tuple[Key, Completion]]:
+        queued: deque[tuple[Key, Request]] = deque()
         ends: list[tuple[int, int, Key, Request]] = []
         step = number = 0
         until = time.monotonic()
         while True:
-            while len(ends) < PLACES and (further := more(PLACES - len(ends))):
-                for key, request in further:
-                    number += 1
-                    heapq.heappush(ends, (step + tokens_of(request.seed), number, key, request))
+            while (free := PLACES - len(ends) - len(queued)) > 0 and (further := more(free)):
+                queued.extend(further)
+            while queued and len(ends) < PLACES:
+                key, request = queued.popleft()
+                number += 1
+                heapq.heappush(ends, (step + tokens_of(request.seed), number, key, request))
             if not ends:
                 return
             step, until = step + 1, max(until, time.monotonic() - self._step_seconds) + self._step_seconds
@@ -78,6 +79,7 @@ class SleepingEngine(FakeLivingEngine):
 class Played:
     """What was measured, and what the planner says of the same lengths, per batch."""
 
+    engines: int
     seconds: float
     sampling: float  # seconds that an engine was busy, on average
     training: float
@@ -91,7 +93,8 @@ def play(lag: int, *, engines: int, batches: int, questions: int, per_unit: int,
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_models.save_internvl(Path(folder) / "model", seed=1)
         settings: dict[str, Any] = {
-            "batches": batches, "questions_per_batch": questions, "group": 4, "samples_per_update": 4 * questions,
+            "batches": batches, "questions_per_batch": questions, "group": GROUP,
+            "samples_per_update": GROUP * questions,
             "questions_per_unit": per_unit, "lag": lag, "placement": "separate", "objective": {"correction": "tis"},
             "validate_every_batches": 1000,
         }  # fmt: skip
@@ -114,7 +117,7 @@ def play(lag: int, *, engines: int, batches: int, questions: int, per_unit: int,
 
 
 class _Trainer(StubTrainer):
-    ends: list[float]
+    ends: list[float]  # by the clock of the engines' logs
     waits: list[float]
 
     def wait_for_engines(self, count: int) -> None:
@@ -124,10 +127,10 @@ class _Trainer(StubTrainer):
             time.sleep(0.05)
 
     def train(self, training: Callable[[int], None] = lambda batch: None) -> bool:
-        self._since = time.monotonic()
+        self._since = time.time()
 
         def trained(batch: int) -> None:
-            self.waits.append(time.monotonic() - self._since)
+            self.waits.append(time.time() - self._since)
             training(batch)
 
         return super().train(trained)
@@ -135,17 +138,30 @@ class _Trainer(StubTrainer):
     def publish(self, version: int) -> None:
         super().publish(version)
         if version:
-            self._since = time.monotonic()
+            self._since = time.time()
             self.ends.append(self._since)
 
 
+def recommended_engines(gpus: int, questions: int, per_unit: int, step: float, work: float, lag: int) -> int:
+    """How many of the GPUs should sample, by the planner's rule: the division with the shortest batch.
+
+    ``work``: GPU-seconds of training of a batch; an engine has one GPU.
+    """
+    batches = batches_of(DISTRIBUTION.values(GROUP * questions), GROUP * per_unit, 8 + lag)
+
+    def seconds(engines: int) -> float:
+        train = work / (gpus - engines)
+        return simulate(batches, Parties(engines=engines, places=PLACES, step=lambda _: step, train=train), lag).seconds
+
+    return min(range(1, gpus), key=seconds)
+
+
 def _units(run: RunFolder, number: int, seed: int) -> list[Unit]:
+    """The units of a batch with the lengths of their answers, last ones first: that is how `plan.turns` takes them."""
     batch = read_batch(run.rl.batch(number))
     assert batch is not None
-    return [
-        tuple(float(tokens_of(rollout_seed(seed, number, item, index))) for item in unit.items for index in range(4))
-        for unit in reversed(batch.units)
-    ]
+    units = [[rollout_seed(seed, number, item, i) for item in unit.items for i in range(GROUP)] for unit in batch.units]
+    return [tuple(float(tokens_of(one)) for one in reversed(unit)) for unit in reversed(units)]
 
 
 def _measured(
@@ -158,9 +174,9 @@ def _measured(
         for log in run.rl.engines.glob("*.jsonl")
         for line in log.read_text().splitlines()
     ]
-    counted = [line for line in lines if first < line["batch"] <= last]
-    busy = _busy(counted)
+    busy = _busy(lines, ends[first], ends[last])
     return Played(
+        engines=engines,
         seconds=span / count,
         sampling=busy / engines / count,
         training=train,
@@ -170,14 +186,14 @@ def _measured(
     )
 
 
-def _busy(lines: list[dict[str, Any]]) -> float:
-    """Seconds in which an engine had units, all engines together: the union of each engine's units."""
+def _busy(lines: list[dict[str, Any]], since: float, until: float) -> float:
+    """Seconds of a span in which an engine had units, all engines together: the union of each engine's units."""
     total = 0.0
     for engine in {line["engine"] for line in lines}:
         spans = sorted((line["time"] - line["seconds"], line["time"]) for line in lines if line["engine"] == engine)
-        reached = 0.0
+        reached = since
         for start, end in spans:
-            total += max(0.0, end - max(start, reached))
+            total += max(0.0, min(end, until) - max(start, reached))
             reached = max(reached, end)
     return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.plan.command import Plan, make_plan
 from sophia_mcore.plan.hardware import load_gpu
 from sophia_mcore.plan.show import show
+from sophia_mcore.plan.show_stage import tail_advice
 from sophia_mcore.plan.stage import (
     StagePlan,
     divisions,
@@ -213,6 +215,21 @@ def test_what_is_refused(files: dict[str, Path], on_two_groups: Plan, capsys: py
     assert unplanned.stage == "rl.engine.kind = 'transformers': only vLLM engines are planned"
     show(unplanned, Console(width=140), 1)
     assert "the on-policy stage is not planned: rl.engine.kind" in capsys.readouterr().out
+
+
+def test_advice_where_both_sides_wait(files: dict[str, Path]) -> None:
+    config = load_config(files["internvl3-38b"])
+    stage = planned(config, 64).own
+    assert stage is not None
+
+    def advice(lag: int, **idle: float) -> list[str]:
+        turns = replace(stage.turns, **idle)
+        return tail_advice(replace(stage, turns=turns), config.on_policy.model_copy(update={"lag": lag}))
+
+    (line,) = advice(2, engine_idle=0.2, trainer_idle=0.3)
+    assert "wait for each other: 3 batches take at least as long" in line and "larger rl.lag" in line
+    assert advice(1, engine_idle=0.2, trainer_idle=0.05) == []  # the trainer is the slower side
+    assert advice(1, engine_idle=0.05, trainer_idle=0.3) == []
 
 
 def test_the_plan_is_printed(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
