@@ -99,9 +99,7 @@ class StoreReader:
         """
         samples: list[Sample] = []
         recorded: Logprobs = {}
-        for row in read_folder(folder, record_type):
-            if row.id not in weights:
-                continue
+        for row in read_folder(folder, record_type, weights.keys()):
             samples.append(self._sample(row, weights[row.id], sampled_tokens=logprobs))
             if logprobs:
                 recorded[row.id] = recorded_logprobs(row, _NEEDED_BY[row.source])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Image = TypeVar("Image")
 _MARK = re.compile(r"<image (\d+)>")
@@ -16,7 +16,9 @@ _MARK = re.compile(r"<image (\d+)>")
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=jinja2.Undefined, keep_trailing_newline=True)
+    import jinja2.sandbox  # here: slow to import
+
+    return jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.Undefined, keep_trailing_newline=True)
 
 
 def render(template: str, values: Mapping[str, Any], images: int, images_last: bool) -> str:
@@ -39,7 +41,7 @@ def place(prompt: str, images: Sequence[Image]) -> tuple[str, tuple[Image, ...]]
     >>> place("Which is it?", ("a",))
     ('<|image place|>\\nWhich is it?', ('a',))
     """
-    from sophia_mcore.pretrained.chat import IMAGE_PLACE, plain, user_text  # here: numpy comes with it
+    from sophia_mcore.pretrained.chat import IMAGE_PLACE, plain, user_text  # here: jinja2 is slow to import
 
     text = plain(prompt)
     shown = [int(mark) - 1 for mark in _MARK.findall(text) if 0 < int(mark) <= len(images)]

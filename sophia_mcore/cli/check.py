@@ -80,7 +80,7 @@ def _show(file: Path, config: Config) -> None:
     refusals = [policy_images(one) for _, one in stages]
     for _, one in stages:
         if (spec := trained_spec(one)) is not None:
-            from sophia_mcore.parallel.layout import check_run_layout  # here: numpy is slow to import
+            from sophia_mcore.parallel.layout import check_run_layout  # here: slow to import
 
             check_run_layout(spec, one)
     typer.echo(dump_toml(config) if config.stages is None else dump_given(config), nl=False)

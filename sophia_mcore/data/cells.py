@@ -69,7 +69,7 @@ def reserved_in(text: str) -> str:
 @cache
 def _reserved() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What would be read as structure once it stands in a prompt, for images and turns, and for videos."""
-    from sophia_mcore.pretrained.families import FAMILIES  # here: numpy is slow to import
+    from sophia_mcore.pretrained.families import FAMILIES  # here: slow to import
     from sophia_mcore.pretrained.family import IMAGE_PLACE
 
     marks = (mark for family in FAMILIES for mark in family.reserved)

@@ -24,10 +24,8 @@ from sophia_mcore.data.cells import (
     text_of,
     without_surrogates,
 )
-from sophia_mcore.data.gold import answer_problem, letter_of_index, listed_problem, no_answer, several_answers
 from sophia_mcore.data.presets import PRESETS
 from sophia_mcore.errors import UsageError
-from sophia_mcore.verify.rules import rule_for
 
 _ROLES = ("images", "question", "answer", "answer_type", "options", "id")
 _REQUIRED = ("images", "question", "answer")
@@ -162,18 +160,21 @@ class RowReader:
 
     def _against_options(self, answer: str, options: tuple[str, ...]) -> tuple[str, list[str]]:
         """The gold answer, and what is wrong with it in view of the row's options."""
+        from sophia_mcore.data import gold  # here: the verifier is slow to import
+        from sophia_mcore.verify.rules import rule_for
+
         if self._answer_index is not None and options:
-            letter = letter_of_index(answer, self._answer_index, options)
+            letter = gold.letter_of_index(answer, self._answer_index, options)
             if letter is None:
                 return answer, [
                     f"the answer {shown(answer)!r} is not the index of one of {len(options)} options "
                     f"(answer_index = {self._answer_index})"
                 ]
             return letter, []
-        answer, problem = several_answers(answer, options)
+        answer, problem = gold.several_answers(answer, options)
         if not options and not rule_for(self.name).alternatives:
-            problem = problem or listed_problem(answer)
-        problem = problem or no_answer(answer, options) or answer_problem(answer, options)
+            problem = problem or gold.listed_problem(answer)
+        problem = problem or gold.no_answer(answer, options) or gold.answer_problem(answer, options)
         return answer, [problem] if problem else []
 
     def broken(self, number: int, problem: str) -> Row:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.cells import shown, shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
-from sophia_mcore.data.images import RefuseSize, size_of
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError
+
+if TYPE_CHECKING:
+    from sophia_mcore.data.images import RefuseSize
 
 ROWS = 10
 Reader = Callable[[Source], Iterator[Row]]
@@ -92,6 +95,8 @@ def _described(row: Row, max_pixels: int, refuse_size: RefuseSize | None) -> tup
 
 
 def _size(image: bytes | Path, max_pixels: int, refuse_size: RefuseSize | None) -> tuple[str, str]:
+    from sophia_mcore.data.images import size_of  # here: Pillow is slow to import
+
     try:
         width, height = size_of(image, max_pixels)
         if refuse_size is not None:

@@ -10,7 +10,6 @@ from sophia_mcore.config.engines import Engine, VllmEngine
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.columns import Row, source_name
 from sophia_mcore.errors import UsageError
-from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
 
 Reader = Callable[[Source], Iterator[Row]]
@@ -53,6 +52,7 @@ def most_images(*files: Path) -> int:
 def _most(file: Path) -> int:
     import pyarrow.compute as pc  # here: slow to import
 
+    from sophia_mcore.records import Question
     from sophia_mcore.store.shards import read_table
 
     lengths = pc.list_value_length(read_table(file, Question, ["images"])["images"])

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from sophia_mcore.benchmarks.scoring import details_of
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
@@ -89,10 +91,12 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
     truncated = tokens = 0
     scoring = ""
     for shard in shard_files(folder) if folder.is_dir() else []:
-        columns = read_table(shard, Answer, columns=_COLUMNS).to_pydict()
+        table = read_table(shard, Answer, columns=_COLUMNS)
+        columns = {name: table.column(name) for name in _COLUMNS}
+        columns["token_ids"] = pc.list_value_length(columns["token_ids"])
         scoring = scoring or (read_metadata(shard)["metadata"].get("scoring", "") if values else "")
-        rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
-        for question_id, verdict, reason, ids, by, credit, direct in rows:
+        rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+        for question_id, verdict, reason, length, by, credit, direct in rows:
             if question_id not in questions:
                 raise SophiaError(f"{shard}: an answer to question {question_id!r}, which is not in the evaluation")
             rights.append((question_id, verdict == "correct"))
@@ -100,7 +104,7 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
             by_source[questions[question_id].source or "unnamed"].append(rights[-1])
             verdicts[verdict] += 1
             truncated += reason == "length"
-            tokens += len(ids)
+            tokens += length
             if question_id in values:
                 cut = reason == "length"
                 found = Outcome(question_id, values[question_id], verdict, by, credit, direct, cut)

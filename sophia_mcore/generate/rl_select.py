@@ -21,7 +21,7 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import Round
 from sophia_mcore.store.lineage import seed_for
-from sophia_mcore.store.shards import read_folder, read_shard, write_shard
+from sophia_mcore.store.shards import read_shard, read_values, write_shard
 from sophia_mcore.store.units import UnitQueue, units_of
 
 
@@ -58,7 +58,7 @@ def select_questions(round: Round, engine: Engine, progress: Progress) -> int:
 def _write(round: Round, questions: dict[str, Question]) -> None:
     rl, folder = round.config.on_policy, round.run.rl
     chosen = rl.select
-    found = tallies((answer.question_id, answer.verdict) for answer in read_folder(folder.select, Answer))
+    found = tallies(read_values(folder.select, Answer, ("question_id", "verdict")))
     stay = [
         question
         for name, question in questions.items()

@@ -21,7 +21,7 @@ from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.store.shards import read_shard, read_values
 
 PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL)}
 
@@ -137,7 +137,8 @@ def export_predictions(run: RunFolder, config: Config, label: str = BASE) -> lis
     written = []
     for protocol in config.evaluate.protocols:
         folder = run.evaluation(label, protocol.name)
-        said = {a.question_id: a.text for a in read_folder(folder, Answer) if a.index == 0} if folder.is_dir() else {}
+        stored = read_values(folder, Answer, ("question_id", "index", "text")) if folder.is_dir() else ()
+        said = {name: text for name, index, text in stored if index == 0}
         for name in dict.fromkeys(question.benchmark for question in questions.values()):
             answers = [(q, said[q.id]) for q in questions.values() if q.benchmark == name and q.id in said]
             if answers:

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sophia_mcore.batch.samples import check_mixture
 from sophia_mcore.benchmarks.rows import on_the_hub, read_any
 from sophia_mcore.config.schema import Config, Engine, Mixture, Source, VllmEngine
 from sophia_mcore.data.columns import Row
@@ -59,7 +58,7 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
     policy = folder or config.models.policy
     if config.evaluate.only or not (policy / "config.json").is_file():
         return None
-    from sophia_mcore.pretrained.families import size_check  # here: numpy is slow to import
+    from sophia_mcore.pretrained.families import size_check  # here: slow to import
     from sophia_mcore.pretrained.spec import ModelSpec, require_image_token
 
     require_image_token(policy, ModelSpec.from_model_dir(policy))
@@ -69,7 +68,7 @@ def policy_images(config: Config, folder: Path | None = None) -> Callable[[int, 
 
 def check_engine_layouts(config: Config, policy: Path) -> None:
     """Refuse a model folder in a layout that the run's own engines cannot load. Folders that are not here pass."""
-    from sophia_mcore.pretrained.families import check_engine_layout  # here: numpy is slow to import
+    from sophia_mcore.pretrained.families import check_engine_layout  # here: slow to import
 
     loaded: list[tuple[Path | None, Engine]] = []
     if config.evaluate.only or (config.evaluate.questions and config.evaluate.evaluate_base):
@@ -88,7 +87,7 @@ def trained_spec(config: Config) -> ModelSpec | None:
 
     Raises UsageError for a model that cannot be trained.
     """
-    from sophia_mcore.pretrained.released import spec_of  # here: numpy is slow to import
+    from sophia_mcore.pretrained.released import spec_of  # here: slow to import
 
     return None if config.evaluate.only else spec_of(config.models.policy)
 
@@ -145,6 +144,8 @@ def _pairs(config: Config) -> list[Input]:
 
 
 def _mixture(key: str, mixture: Mixture, max_image_pixels: int) -> str:
+    from sophia_mcore.batch.samples import check_mixture  # here: slow to import
+
     try:
         return f"{mixture.path}, {check_mixture(mixture, max_image_pixels):,} samples"
     except SophiaError as error:

@@ -129,6 +129,13 @@ class _Shard:
         inside_N = (column_N >= 0) & (column_N < stop - start)
         return column_N.clamp(0, max(stop - start - 1, 0))[:, None], inside_N[:, None].float()
 
+    def room(self, hidden_NH: Tensor, chunk_tokens: int) -> Tensor | None:
+        """Memory for the fp32 logits of any block: new memory for each leaves a hole of its size in the heap."""
+        if hidden_NH.dtype != torch.float32 or hidden_NH.is_cuda:
+            return None
+        widest = max((stop - start for start, stop in self.blocks(len(hidden_NH), chunk_tokens)), default=0)
+        return hidden_NH.new_empty(len(hidden_NH) * widest)
+
     def blocks(self, tokens: int, chunk_tokens: int) -> list[tuple[int, int]]:
         """(start, stop) of vocabulary blocks; tokens x block has at most as many logits as chunk_tokens x V."""
         rows = self.weight_VH.shape[0]
@@ -153,10 +160,13 @@ def _spread(values_N: Tensor, rows_N: Tensor, length: int) -> Tensor:
     return values_N.new_zeros(length).index_copy_(0, rows_N, values_N)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with an fp32 result. Inputs of low precision are multiplied in their own type, which is fast."""
+def _matmul(a: Tensor, b: Tensor, room: Tensor | None = None) -> Tensor:
+    """a @ b with an fp32 result. Inputs of low precision are multiplied in their own type, which is fast.
+
+    ``room``: memory for the result, if there is any (`_Shard.room`).
+    """
     if a.dtype == torch.float32:
-        return a @ b
+        return a @ b if room is None else torch.mm(a, b, out=room[: len(a) * b.shape[1]].view(len(a), b.shape[1]))
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
@@ -173,8 +183,9 @@ def _values(hidden_NH: Tensor, shard: _Shard, targets_N: Tensor, chunk_tokens: i
     hidden_NH = hidden_NH.detach()
     max_N = hidden_NH.new_full(hidden_NH.shape[:1], -torch.inf, dtype=torch.float32)
     total_N, target_N = torch.zeros_like(max_N), torch.zeros_like(max_N)
+    room = shard.room(hidden_NH, chunk_tokens)
     for start, stop in shard.blocks(len(hidden_NH), chunk_tokens):
-        logits_NB = _matmul(hidden_NH, shard.weight_VH[start:stop].T)
+        logits_NB = _matmul(hidden_NH, shard.weight_VH[start:stop].T, room)
         column_N1, inside_N1 = shard.locate(targets_N, start, stop)
         target_N += (logits_NB.gather(1, column_N1) * inside_N1).squeeze(1)
         new_max_N = torch.maximum(max_N, logits_NB.amax(1))
@@ -316,9 +327,10 @@ def _block_gradients(
     scaled_NH = (hidden_NH * factor_N1).to(hidden_NH.dtype)
     grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32) if wanted[0] else None
     grad_weight_VH = torch.zeros_like(weight_VH) if wanted[1] else None
+    room = shard.room(hidden_NH, chunk_tokens)
     for start, stop in shard.blocks(len(rows_N), chunk_tokens):
         block_BH = shard.weight_VH[start:stop]
-        gap_NB = _matmul(hidden_NH, block_BH.T).sub_(logsumexp_N[:, None]).exp_()  # softmax - one-hot
+        gap_NB = _matmul(hidden_NH, block_BH.T, room).sub_(logsumexp_N[:, None]).exp_()  # softmax - one-hot
         column_N1, inside_N1 = shard.locate(targets_N, start, stop)
         gap_NB = gap_NB.scatter_add_(1, column_N1, -inside_N1).to(hidden_NH.dtype)
         if grad_hidden_NH is not None:

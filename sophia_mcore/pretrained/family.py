@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sophia_mcore.pretrained.fields import Fields
 from sophia_mcore.pretrained.language import LanguageSpec
 from sophia_mcore.pretrained.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 Layout = Literal["hf", "hf-custom"]  # the layout of transformers, or of the original release
 IMAGE_PLACE = "<|image place|>"  # an image in the text of a message; no tokenizer has it

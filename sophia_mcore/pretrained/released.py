@@ -46,7 +46,7 @@ def spec_of(path: Path) -> ModelSpec | None:
     config = None if own else released_config(path)
     if not own and config is None:
         return None
-    from sophia_mcore.pretrained.spec import ModelSpec  # here: numpy is slow to import
+    from sophia_mcore.pretrained.spec import ModelSpec  # here: slow to import
 
     return (
         ModelSpec.from_model_dir(path) if config is None else ModelSpec.from_config(config, f"the release {path.name}")

@@ -12,7 +12,7 @@ from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_folder, read_shard
+from sophia_mcore.store.shards import read_shard, read_values
 from sophia_mcore.store.units import UnitQueue, units_of
 
 
@@ -53,5 +53,5 @@ def accuracy(config: Config, run: RunFolder, version: int) -> float | None:
         or not validation_queue(config, run, version, protocol, ids).done()
     ):
         return None
-    verdicts = [answer.verdict == "correct" for answer in read_folder(run.rl.validation(version, protocol), Answer)]
-    return sum(verdicts) / len(verdicts)
+    rights = [right == "correct" for (right,) in read_values(run.rl.validation(version, protocol), Answer, ["verdict"])]
+    return sum(rights) / len(rights)

@@ -25,7 +25,6 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.lineage import file_digest
 
 INDEX = "files.json"  # in RUN/code
 
@@ -235,6 +234,8 @@ def keep_user_files(config: Config, run: RunFolder, *, replace: bool = False) ->
 
 def checked_copy(function: UserFunction, run: RunFolder) -> Path:
     """The run's copy of the function's file. Raises SophiaError when it is missing or was changed."""
+    from sophia_mcore.store.lineage import file_digest  # here: slow to import
+
     path = function.copy_in(run)
     if function.built_in:
         return path

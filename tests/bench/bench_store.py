@@ -7,8 +7,10 @@ synced, pages stay in the cache. Raw bytes of a row are those of its text and ei
 log-prob of four bytes each). Text is drawn from 4,000 words by Zipf's law, with figures and formulas between them.
 Cases: `tokens` (1,000 tokens with their log-probs beside 12 KB of text: what our own engines give; the line's own
 figures), `text` (20 KB of text without tokens: what an endpoint's trajectories are).
-Peers: `jsonl` (JSON lines), `parquet` (the same columns by
-pyarrow's writer, zstd, from lists and to lists of Python). `columns`: reading what the grader needs, as a table.
+Peers: `jsonl` (JSON lines), `parquet` (the same columns by pyarrow's writer, zstd, from lists and to lists of Python).
+Limit: `arrow`, pyarrow's writer and reader with our encodings, from and to tables of Arrow, without a hash.
+`columns`: reading what the grader needs, as a table. `chosen`: the records of one row in 64, which training reads where
+one of 8 x 8 trajectories is kept.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sophia_mcore.records import Trajectory
-from sophia_mcore.store.schema import schema_of
-from sophia_mcore.store.shards import read_shard, read_table, write_shard
+from sophia_mcore.store.schema import schema_of, to_table
+from sophia_mcore.store.shards import open_writer, read_shard, read_table, write_shard
 
 BATCH = 500  # rows per shard
 
@@ -99,6 +101,16 @@ def write_parquet(folder: Path, rows: list[Trajectory]) -> None:
             os.fsync(file.fileno())
 
 
+def write_arrow(folder: Path, tables: list[pa.Table]) -> None:
+    """pyarrow alone, our encodings, from tables that are there."""
+    for number, table in enumerate(tables):
+        with open(folder / f"{number}.parquet", "wb") as file:
+            with open_writer(file, Trajectory) as writer:
+                writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def read_jsonl(file: Path) -> list[Trajectory]:
     """One line a row."""
     with open(file) as lines:
@@ -108,6 +120,15 @@ def read_jsonl(file: Path) -> list[Trajectory]:
 def read_parquet(file: Path) -> list[dict[str, Any]]:
     """pyarrow alone, into dictionaries."""
     return pq.read_table(file).to_pylist()
+
+
+def read_chosen(file: Path) -> list[Trajectory]:
+    """What training needs: some records."""
+    first = int(file.stem) * BATCH
+    chosen = {f"train-{i // 16}.{i:016x}.k{i % 4}.n{i % 8}" for i in range(first, first + BATCH, 64)}
+    found = read_shard(file, Trajectory, chosen)
+    assert len(found) == len(chosen)
+    return found
 
 
 def read_columns(file: Path) -> pa.Table:
@@ -120,17 +141,20 @@ WRITE: dict[str, Callable[[Path, list[Trajectory]], None]] = {
 }  # fmt: skip
 READ: dict[str, tuple[str, Callable[[Path], object]]] = {
     "ours": ("ours", lambda file: read_shard(file, Trajectory)), "columns": ("ours", read_columns),
-    "jsonl": ("jsonl", read_jsonl), "parquet": ("parquet", read_parquet),
+    "chosen": ("ours", read_chosen), "jsonl": ("jsonl", read_jsonl), "parquet": ("parquet", read_parquet),
+    "arrow": ("arrow", lambda file: pq.read_table(file, use_threads=False)),
 }  # fmt: skip
 
 
 def measure(rows: list[Trajectory], repeats: int, parent: Path | None) -> dict[str, dict[str, float]]:
     """Rows per CPU-second written and read, and bytes on the disk over raw bytes."""
-    seconds: dict[str, dict[str, list[float]]] = {"write": {n: [] for n in WRITE}, "read": {n: [] for n in READ}}
+    tables = [to_table(part, Trajectory) for part in shards(rows)]
+    writers = WRITE | {"arrow": lambda folder, rows: write_arrow(folder, tables)}
+    seconds: dict[str, dict[str, list[float]]] = {"write": {n: [] for n in writers}, "read": {n: [] for n in READ}}
     sizes = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(dir=parent) as temporary:
-            for name, write in WRITE.items():
+            for name, write in writers.items():
                 folder = Path(temporary) / name
                 folder.mkdir()
                 start = time.process_time()
@@ -162,6 +186,9 @@ def main() -> None:
         "ratio": round(own["write"]["ours"] / own["write"]["jsonl"], 2), "unit": "rows written/cpu-second",
         "peer_name": "JSON lines", "read": own["read"]["ours"], "read_peer": own["read"]["jsonl"],
         "read_ratio": round(own["read"]["ours"] / own["read"]["jsonl"], 2), "size": own["size"]["ours"],
+        "columns": own["read"]["columns"], "chosen": own["read"]["chosen"],
+        "limit_ratio": round(own["write"]["ours"] / own["write"]["arrow"], 2),
+        "read_limit_ratio": round(own["read"]["ours"] / own["read"]["arrow"], 2),
         "parquet_ratio": round(own["write"]["ours"] / own["write"]["parquet"], 2), **found,
     }  # fmt: skip
     print(json.dumps(line))

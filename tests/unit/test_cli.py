@@ -137,14 +137,21 @@ def test_report_of_a_run_that_has_hardly_begun_says_what_is_missing(tmp_path: Pa
 
 def test_light_commands_import_no_heavy_module(tmp_path: Path) -> None:
     config = write_run(tmp_path, [GOOD])
-    for arguments in (["--help"], ["check", str(config)]):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    shipped = "examples/digits/run.toml"  # its policy is here, its questions are not
+    heavy = ["torch", "numpy", "pyarrow", "megatron", "transformers", "datasets", "mlflow", "vllm"]
+    rest = [*heavy, "jinja2", "PIL", "sophia_mcore.verify", "sophia_mcore.records"]
+    for arguments, unwanted in ((["--help"], rest), (["check", str(config)], heavy), (["check", shipped], rest)):
         script = (
             "import sys\nfrom sophia_mcore.cli import app\n"
             f"try:\n    app({arguments!r})\nexcept SystemExit:\n    pass\n"
-            "heavy = {'torch', 'numpy', 'pyarrow', 'megatron', 'transformers', 'datasets', 'mlflow', 'vllm'}\n"
-            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+            f"print(sorted(set({unwanted!r}) & sys.modules.keys()), file=sys.stderr)\n"
         )
         result = subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert result.stderr.strip() == "[]", result.stderr

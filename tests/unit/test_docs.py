@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from sophia_mcore import records
 from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
 from tests.support.tools import load_tool
@@ -198,12 +199,19 @@ def test_quoted_error_messages_are_in_the_code() -> None:
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
-    """Every string of a module; what an f-string fills in is "…"."""
+    """Every string of a module; what an f-string fills in is "…", or its text if it is a constant of `records`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            yield "".join(map(_part, node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+
+
+def _part(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    return str(getattr(records, part.value.id, "…")) if isinstance(part.value, ast.Name) else "…"
 
 
 def test_the_site_names_pages_that_exist_and_versions_that_are_exact() -> None:

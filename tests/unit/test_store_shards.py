@@ -293,3 +293,13 @@ def test_a_shard_of_an_older_version_gets_the_defaults_of_newer_fields(tmp_path:
     shards.write_shard(tmp_path / "b.parquet", [oldest(id="a")], oldest)
     with pytest.raises(SophiaError, match=r"b\.parquet has no column extracted, .*verdict: another version wrote it"):
         shards.read_shard(tmp_path / "b.parquet", Answer)
+
+
+def test_chosen_records_and_values_of_a_folder(tmp_path: Path) -> None:
+    for name, numbers in (("a", range(3)), ("b", range(3, 5))):
+        shards.write_shard(tmp_path / f"{name}.parquet", [question(i) for i in numbers], Question)
+    assert shards.read_shard(tmp_path / "a.parquet", Question, {"q2", "q0", "q4"}) == [question(0), question(2)]
+    assert list(shards.read_folder(tmp_path, Question, {"q4": 1.0, "q1": 2.0}.keys())) == [question(1), question(4)]
+    assert list(shards.read_folder(tmp_path, Question, ())) == []
+    found = list(shards.read_values(tmp_path, Question, ("answer", "images", "id")))
+    assert found == [(str(i), ["ab", "cd"], f"q{i}") for i in range(5)]

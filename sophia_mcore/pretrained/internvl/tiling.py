@@ -11,20 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
-from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 from sophia_mcore.store.json_files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_BYTES = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +63,14 @@ class ImageSpec:
 
     def positions(self, input_ids: NDArray[np.integer[Any]], sizes: Sequence[ImageSize]) -> NDArray[np.int64]:
         """Positions 0, 1, 2, ... [L]. Image tokens are counted like other tokens."""
+        import numpy as np  # here: numpy is slow to import
+
         return np.arange(len(input_ids))
 
     def model_inputs(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         """{"pixel_values": tiles of all images in order}, as transformers' model takes them."""
+        import numpy as np
+
         return {"pixel_values": np.concatenate([tiles(image, self) for image in images])}
 
     def vllm_options(self) -> dict[str, int]:
@@ -182,17 +185,24 @@ def best_grid(width: int, height: int, tile_size: int, min_tiles: int, max_tiles
 
 def tiles(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Normalised tiles [T, 3, S, S] float32 of an RGB image: row by row, the thumbnail last if there are several."""
+    from sophia_mcore.pretrained.resize import normalised_bytes  # here: numpy and numba are slow to import
+
     return _cut(image, spec, normalised_bytes(spec.mean, spec.std))
 
 
 def tiles_uint8(image: Image.Image, spec: ImageSpec) -> np.ndarray:
     """Tiles [T, 3, S, S] uint8 before normalisation: a quarter of the memory."""
-    return _cut(image, spec, _BYTES)
+    import numpy as np
+
+    return _cut(image, spec, np.tile(np.arange(256, dtype=np.uint8), (3, 1)))
 
 
 def _cut(image: Image.Image, spec: ImageSpec, table: np.ndarray) -> np.ndarray:
     """Tiles [T, 3, S, S] whose bytes are replaced by the values of ``table`` [3, 256] for each colour."""
+    import numpy as np
+
     from sophia_mcore.pretrained.kernels import cut_tiles
+    from sophia_mcore.pretrained.resize import bicubic
 
     size = spec.tile_size
     columns, rows = spec.grid(*image.size)

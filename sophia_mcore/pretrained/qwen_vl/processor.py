@@ -10,18 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.pretrained.family import ImageLimits, ImageSize
 from sophia_mcore.pretrained.qwen_vl.spec import FRAMES
-from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 from sophia_mcore.pretrained.special_tokens import id_of_token
 from sophia_mcore.store.json_files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 BICUBIC = 3  # Pillow's number of the filter
@@ -59,7 +59,10 @@ class PatchGrids:
 
     def pixels(self, image: Image.Image) -> NDArray[np.float32]:
         """[P, 3*2*p*p]; the order of patches is that of tokens, and inside a token's square row by row."""
+        import numpy as np  # here: numpy is slow to import
+
         from sophia_mcore.pretrained.kernels import cut_patches
+        from sophia_mcore.pretrained.resize import bicubic, normalised_bytes
 
         rows, columns = self.size(*image.size).grid or (0, 0)
         picture = bicubic(image, columns * self.patch, rows * self.patch)
@@ -73,6 +76,8 @@ class PatchGrids:
 
         Raises UsageError for video tokens, SophiaError for image tokens that the sizes do not explain.
         """
+        import numpy as np
+
         if self.video_token_id is not None and np.any(input_ids == self.video_token_id):
             raise UsageError("the prompt holds video tokens, and videos are not supported")
         starts = np.flatnonzero(input_ids == self.image_token_id)
@@ -99,6 +104,8 @@ class PatchGrids:
 
     def model_inputs(self, images: Sequence[Image.Image]) -> dict[str, NDArray[Any]]:
         """Patches of all images in order, and each one's frames, rows and columns of patches."""
+        import numpy as np
+
         grids = [self.size(*image.size).grid or (0, 0) for image in images]
         return {
             "pixel_values": np.concatenate([self.pixels(image) for image in images]),

@@ -24,7 +24,7 @@ from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.digests import Digest, new_digest
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import CONVERSION, RunFolder
-from sophia_mcore.store.shards import read_folder
+from sophia_mcore.store.shards import read_values
 from sophia_mcore.weights import proof
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.formats.copying import Digests
@@ -143,7 +143,7 @@ def _stored_texts(run_folder: Path) -> Iterator[str]:
     for folder in map(run.round, run.rounds()):
         for records, kind in ((folder.captions, Caption), (folder.trajectories, Trajectory)):
             if records.is_dir():
-                yield from (record.text for record in read_folder(records, kind))
+                yield from (text for (text,) in read_values(records, kind, ["text"]))
 
 
 def _run(quantizer: Path, source: Path, folder: Path, texts: list[str]) -> None:
