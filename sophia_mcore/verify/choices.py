@@ -21,7 +21,9 @@ _LETTER = re.compile(
     r"(?:(?:option|choice|choose|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE
 )
 _LETTER_AND_TEXT = re.compile(
-    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
+    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*"
+    r"(?:[)\]][.:,]?|[.:]|(?<=(?:option|choice) \w),|\s-|\s(?=\S{2}))\s*(.+)",
+    re.DOTALL,
 )
 _SEVERAL_LETTERS = re.compile(
     r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}|(?:[(\[][A-J][)\]]){2,10}"
