@@ -28,8 +28,9 @@ _RELATIVE = (
 _REPEATED = re.compile(  # what is only quoted, supposed or put aside
     r"\b(?:question|problem|exercise|task) (?:says?|states?|gives?|tells|asks|mentions|is|has|wants)\b|\baccording to\b"
     r"|\b(?:told|given|known|know|knew|says|said|stated|claim(?:s|ed)?|thinks?|believes?|assumed?|assumption|suppos\w+"
-    r"|excluded|forbidden|mistakes?|traps?|estimated?|guess|original|formerly|avoid|contradict\w*|uncertainty"
-    r"|(?:upper|lower) (?:limit|bound)|attempts?|distractor|tempting)\b"
+    r"|excluded|forbidden|(?:mistakes?|traps?|distractor) (?:is|was|are)"
+    r"|estimated?|guess|original|formerly|avoid|contradict\w*|uncertainty"
+    r"|(?:upper|lower) (?:limit|bound)|attempts?|tempting)\b"
     r"|\b(?:figure|diagram|graph|table|picture|chart|image|text|statement) (?:shows?|says|states?|tells us) that\b"
     r"|\b(?:answer|solution|problem|proof|question|method|result)\s+(?:has|have|contains?|takes?|took|needs?|requires?"
     r"|is worth|consists? of)\b|\bof the (?:answer|result|solution)\b|\b(?:answer|result|solution)['’]s\b"
@@ -106,3 +107,35 @@ def named_values(line: str) -> str:
     """
     found = _VALUES.search(line)
     return found["answer"].replace("$", "") if found else ""
+
+
+# ---- letters of options
+
+_NOT_CHOSEN = re.compile(  # before a letter, in its clause
+    r"\b(?:worst|second(?:[- ]best)?|incorrect|never|nobody|no one|going to|could|might|may|had|suppos\w+|assum\w+"
+    r"|if|unless|only an? [a-z]+ would|nearly|almost|(?:friend|neighbou?r|student|teacher|book|key)['’]?s?)\b"
+    r"|\b(?:wrong|false) (?:option|choice|answer|one)\b|n['’]t\s+(?:choose|select|pick|go with)\b",
+    re.IGNORECASE,
+)
+_QUALIFIED = re.compile(  # behind a letter, in its sentence
+    r"[^.!?\n]{0,40}?\b(?:only (?:if|when|for|in)|except|unless|for [^.!?\n]{1,30} only|apart from"
+    r"|to (?:another|a different)|but not sure|if (?!and only))\b"
+    r"|[).:]*\s[^.!?\n,]{0,40}?\b(?:is|are|was) (?:too|wrong|false|incorrect"
+    r"|eliminated|excluded|impossible|ruled out|a distractor)\b"
+    r"|[).:]*\s[^.!?\n,]{0,40}?\b(?:is|was) [^.!?\n]{1,60}, not \b|[).:]+\s[^.!?\n,]{0,40}?\bwould\b",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[(\[*_]*([A-J])(?![\w'’])")
+
+
+def not_chosen(text: str, start: int) -> bool:
+    """Whether the first letter of an option from ``start`` on is only spoken of: put aside, supposed or qualified.
+
+    >>> [not_chosen(text, 0) for text in ("Never pick B.", "B is correct only if x > 0.", "So I choose B.")]
+    [True, True, False]
+    """
+    letter = _LETTER.search(text, start)
+    if letter is None:
+        return False
+    clause = _CLAUSE_END.split(sentence_of(text[max(0, letter.start() - 120) : letter.start()].rpartition("\n")[2]))[-1]
+    return _NOT_CHOSEN.search(clause) is not None or _QUALIFIED.match(text, letter.end()) is not None

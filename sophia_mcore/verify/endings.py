@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sophia_mcore.verify.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
-from sophia_mcore.verify.clauses import assigns, named_values, sentence_of, states
+from sophia_mcore.verify.clauses import assigns, named_values, not_chosen, sentence_of, states
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.statements import (
     equation_of_another,
@@ -68,7 +68,9 @@ _NOT_MEANT = re.compile(
     r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
     r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
     r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming|suppose|assume|imagine))(?:\s+that)?\s+$"
-    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$",
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
+    r"|\b(?:they|he|she|people|some|students?)\s+(?:say|claim|think)s?(?:\s+that)?\s+$"
+    r"|\b(?:friend|neighbou?r|student|teacher|classmate)s?['’]s?\s+$",
     re.IGNORECASE,
 )
 _BEFORE = 120  # characters before an announcement that may deny it
@@ -110,7 +112,7 @@ def _last_clause(line: str) -> str:
 
 
 _RELATION = ("=", "≈", "\\")
-_LEFT_SIDE = re.compile(r"[^\s=$(\\]*[\s$]*(?:=[^=,;]*)*$")  # the name on an equation's left
+_LEFT_SIDE = re.compile(r"[^\s=$(\\]*[\s$]*(?:=(?:(?![a-z]{2,}\s)[^=,;])*)*$")  # the name on an equation's left
 _LINE_OF = re.compile(  # "the axis is the line x = 7": the name tells it from y = 7
     r"\b(?:line|axis|axes|asymptotes?|plane|directrix|symmetry|equation)\b[^.;,=]*?(?<![A-Za-z])(?P<name>[xyz])[\s$]*$",
     re.IGNORECASE,
@@ -127,6 +129,7 @@ def _premise(before: str, found: str) -> bool:
 
 _REASON = re.compile(r"(?<=\w),?\s+because\s.*$")
 _FORMULA = re.compile(r"[\d$\\-]")
+_ONE_LETTER = re.compile(r"[(\[*_]*[A-J][)\]*_.]*$")
 _ADJECTIVE = re.compile(r"[a-z]+\s+")
 
 
@@ -160,6 +163,8 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
+        if _ONE_LETTER.match(found["answer"]) and not_chosen(piece, found.start("answer")):
+            return []
         if _premise(last[: last.rfind(found[0])], found[0]):
             return []
         if found[0].startswith(_RELATION):

@@ -87,3 +87,33 @@ def compass(chance: random.Random) -> list[Pair]:
         Pair(ways[gold], f"Final answer: {other}", False),
         Pair(gold, f"Final answer: {gold[::-1]}", False),
     ]
+
+
+_SPOKEN_OF = (
+    "The worst choice is {}.", "The second best option is {}.", "I was going to choose {}.", "Never pick {}.",
+    "Option {} is correct only if x > 0.", "Option {} is correct except for the sign.", "Suppose {} is correct.",
+    "The incorrect option is {}.", "Had we doubled it, the answer would be {}.", "My friend's answer is {}.",
+    "I don't choose {}.", "Only a fool would choose {}.", "I could choose {}.", "They say the answer is {}.",
+)  # fmt: skip
+_CHOSEN = ("So I choose {}.", "The best option is {}.", "Option {} is correct.", "The answer is {}.", "I pick {}.")
+
+
+@kind
+def letters_spoken_of(chance: random.Random) -> list[Pair]:
+    options = tuple(str(one) for one in chance.sample(range(10, 99), 4))
+    letter = chance.choice("BCD")
+    other = [Pair(letter, text.format(letter), False, options) for text in chance.sample(_SPOKEN_OF, 5)]
+    return other + [Pair(letter, text.format(letter), True, options) for text in chance.sample(_CHOSEN, 3)]
+
+
+@kind
+def programs_and_rows_of_names(chance: random.Random) -> list[Pair]:
+    number = chance.randint(1, 9)
+    pairs = [(f"x += {number}", f"x -= {number}"), (f"x << {number}", f"x >> {number}"), ("a & b", "a & ~b")]
+    pairs += [("5'-TACG-3'", "5'-ATGC-3'"), ("I-IV-V", "I-V-IV"), ("H-O-H", "H-H-O")]
+    gold, other = chance.choice(pairs)
+    return [
+        Pair(gold, f"Final answer: {gold}", True),
+        Pair(gold, f"Final answer: {other}", False),
+        Pair(other, f"Final answer: {gold}", False),
+    ]
