@@ -109,7 +109,7 @@ def letters_spoken_of(chance: random.Random) -> list[Pair]:
 @kind
 def programs_and_rows_of_names(chance: random.Random) -> list[Pair]:
     number = chance.randint(1, 9)
-    pairs = [(f"x += {number}", f"x -= {number}"), (f"x << {number}", f"x >> {number}"), ("a & b", "a & ~b")]
+    pairs = [(f"x += {number}", f"x -= {number}"), (f"x << {number}", f"x >> {number}"), ("a & b", "a | b")]
     pairs += [("5'-TACG-3'", "5'-ATGC-3'"), ("I-IV-V", "I-V-IV"), ("H-O-H", "H-H-O")]
     gold, other = chance.choice(pairs)
     return [
