@@ -92,7 +92,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
             return index
     plain, dense = _option_texts(options)
     behind = _TEXT_AND_LETTER.fullmatch(answer)
-    if behind and plain_text(answer) not in plain:
+    if behind and plain_text(behind[1]) in plain:
         answer = f"({behind[2]}) {behind[1]}"
     text = plain_text(answer)
     if plain.count(text) == 1:

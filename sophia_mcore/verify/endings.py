@@ -24,6 +24,7 @@ def _last_line(text: str) -> str:
 
 _SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
 _CONCLUDES = re.compile(r"(?:so|thus|hence|therefore|then)\b[\s,]|因此|所以", re.IGNORECASE)
+_WITH = re.compile(r"(?:with|since|using|from|as)\b[^=]*=[^=]*=", re.IGNORECASE)  # "With AB = 6 we find AB + 4 = 10"
 _NOTHING = re.compile(r"(?:(?:the|final)\s+)*answer(?:\s+is)?\s*[:：]?|答案是?[:：]?", re.IGNORECASE)
 _YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
 
@@ -33,7 +34,7 @@ def short(text: str) -> list[tuple[int, str]]:
     line = text.strip()
     if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
         return []
-    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
+    if _CONCLUDES.match(line) or _WITH.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
         return []
     if _YES_NO_START.match(line) is None and _last_clause(line) != line:
         return []  # of several clauses: a conclusion, or else a line
