@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sophia_mcore.verify.clauses import states
 from sophia_mcore.verify.normalize import DIRECTION
 from sophia_mcore.verify.words import MULTIPLIERS, NOT_A_NOUN, POWERS, PREPOSITIONS, SMALL, number_of_words
 
@@ -116,7 +117,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     before = line[: found.start()]
     if re.fullmatch(r"\d{4}", found["digits"]):
         before = re.sub(r"\bin $", "", before, flags=re.IGNORECASE)  # a year
-    if _BEFORE.search(before) is None:
+    if _BEFORE.search(before) is None or not states(before, line[found.start() + len(found[0].rstrip(", ")) :]):
         return ""
     following = _WORD.match(line, found.end())
     word = following[1] if following else ""
@@ -144,8 +145,9 @@ def _words_in_sentence(line: str) -> str:
     runs = re.findall(rf"{_COUNTS.pattern}(?:[\s-]+(?:and\s+)?{_COUNTS.pattern})*", line, re.IGNORECASE)
     if len(runs) != 1 or number_of_words(runs[0]) is None:
         return ""
-    if _BEFORE.search(line[: line.index(runs[0])]) is None:
+    start = line.index(runs[0])
+    if _BEFORE.search(line[:start]) is None or not states(line[:start], line[start + len(runs[0]) :]):
         return ""
-    following = re.match(r"\s*-?\s*([A-Za-z]+)", line[line.index(runs[0]) + len(runs[0]) :])
+    following = re.match(r"\s*-?\s*([A-Za-z]+)", line[start + len(runs[0]) :])
     word = following[1].casefold() if following else ""
     return "" if word in NOT_A_NOUN - PREPOSITIONS else runs[0]

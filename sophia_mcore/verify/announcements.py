@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sophia_mcore.verify.boxes import boxed
+from sophia_mcore.verify.clauses import not_chosen
 from sophia_mcore.verify.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.normalize import DISPLAYS
 from sophia_mcore.verify.rules import NUMBER_TYPES
@@ -71,13 +72,17 @@ def _pattern(expression: str, flags: int = re.IGNORECASE, unless: Callable[[str,
         found, position = [], max(0, len(text) - TAIL_CHARACTERS)
         while match := compiled.search(text, position):
             if unless(text, match.start()):
-                position = match.start("answer")  # another announcement may follow on the line
+                position = max(match.start("answer"), match.start() + 1)  # another may follow on the line
             else:
                 found.append((match.start("answer"), match["answer"]))
                 position = max(match.end(), position + 1)
         return found
 
     return find
+
+
+def _unchosen(text: str, start: int) -> bool:
+    return not_meant(text, start) or not_chosen(text, start)
 
 
 def _numbered(text: str) -> list[tuple[int, str]]:
@@ -204,7 +209,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "option is",
         _pattern(
-            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"
+            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}",
+            unless=_unchosen,
         ),
         (
             ("So the correct option is C.", "C"),
@@ -218,6 +224,7 @@ RULES: tuple[Rule, ...] = (
         _pattern(
             rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
             0,
+            unless=_unchosen,
         ),
         (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),
         (" is ",),
@@ -261,6 +268,7 @@ RULES: tuple[Rule, ...] = (
             rf"^[ \t]*{_STAR}(?P<answer>{_ONE}(?:[.):]+[ \t]*(?![^\n]*\b(?:is|was|were|would|seems?"
             rf"|looks?)\b)[^\n]{{0,100}})?){_STAR}[ \t.]*\Z",
             re.MULTILINE,
+            unless=_unchosen,
         ),
         (("The answer is A at first.\n**C. 102 N**", "C. 102 N"), ("Answer: A\nNo.\nB", "B")),
         (),
@@ -283,7 +291,7 @@ RULES: tuple[Rule, ...] = (
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
             rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
             re.MULTILINE,
-            lambda text, start: not_meant(text, start) or hedged(text, start),
+            lambda text, start: _unchosen(text, start) or hedged(text, start),
         ),
         (
             ("I would choose (A).", "(A)"),
@@ -299,6 +307,7 @@ RULES: tuple[Rule, ...] = (
             rf"^{_STAR}(?!I[ \t]+[a-z](?:(?![A-J]\b)[^\n])*$)"
             rf"(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
             re.MULTILINE,
+            unless=_unchosen,
         ),
         (("Both fit.\nB 12 cm", "B 12 cm"),),
         (),

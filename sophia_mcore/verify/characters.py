@@ -26,14 +26,14 @@ _SIGNS = {
     "、": ",", "。": ".", "“": '"', "”": '"', "‘": "'", "’": "'", "′": "'", "\u200b": "", "\ufeff": "", "\u2061": "",
     "【": "[", "】": "]", "∶": ":", "⁄": "/", "∕": "/", "⟂": r"\perp ", "⊥": r"\perp ", "∥": r"\parallel ",
     "✓": r"\checkmark ", "✔": r"\checkmark ", "✅": "", "✗": r"\times ", "✘": r"\times ", "…": r"\ldots ",
-    "≌": r"\cong ", "≅": r"\cong ", "∽": r"\sim ", "ℝ": r"\mathbb{R} ", "掳": r"^\circ ",  # 掳: ° misread
+    "≌": r"\cong ", "≅": r"\cong ", "∽": r"\sim ", "ℝ": r"\mathbb{R} ", "♯": "#", "掳": r"^\circ ",  # 掳: ° misread
 }  # fmt: skip
 _CHARACTERS: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width forms
 _CHARACTERS |= {ord(c): rf"\{name} " for c, name in _GREEK.items()}
 _CHARACTERS |= {ord(c): rf"\frac{digits} " for c, digits in _FRACTIONS.items()}
 _CHARACTERS |= {ord(c): text for c, text in _SIGNS.items()}
 
-_RADICAND = re.compile(r"√\s*(?:\{\s*(\d+)\s*\}|(\d+(?:\.\d+)?))")
+_RADICAND = re.compile(r"([√∛])\s*(?:\{\s*(\d+)\s*\}|(\d+(?:\.\d+)?))")
 _SUPERSCRIPT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+[⁺⁻]?|[⁺⁻]")
 _SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789n+-0123456789")
@@ -48,7 +48,7 @@ def typed(text: str) -> str:
     ('5\\sqrt{13}', '\\frac23 ', 'x^3', '3:4')
     """
     text = unicodedata.normalize("NFC", text)
-    text = _RADICAND.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", text)
+    text = _RADICAND.sub(lambda match: rf"{_SIGNS[match[1]].strip()}{{{match[2] or match[3]}}}", text)
     text = _SUPERSCRIPT.sub(lambda match: _small("^", match[0]), text)
     text = _SUBSCRIPT.sub(lambda match: _small("_", match[0]), text)
     return text.translate(_CHARACTERS)

@@ -21,11 +21,14 @@ _LETTER = re.compile(
     r"(?:(?:option|choice|choose|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE
 )
 _LETTER_AND_TEXT = re.compile(
-    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*(?:[)\]][.:,]?|[.:]|\s-|\s(?=\S{2}))\s*(.+)", re.DOTALL
+    r"(?:(?:option|choice|选项?)\s+)?[(\[]?\s*([A-Z])\s*"
+    r"(?:[)\]][.:,]?|[.:]|(?<=(?:option|choice) \w),|\s-|\s(?=\S{2}))\s*(.+)",
+    re.DOTALL,
 )
 _SEVERAL_LETTERS = re.compile(
     r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}|(?:[(\[][A-J][)\]]){2,10}"
 )
+_TEXT_AND_LETTER = re.compile(r"([^()]{2,60}?)\s+\(([A-J])\)")  # "Granite (B)"
 _FIRST_LETTER = re.compile(r"(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-J]\s*[)\]]?(?![A-Za-z'’])", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(
     r"(?:\s*(?:[,;/&、和或|<>=]|\\to\b|\band\b|\bor\b)+\s*(?:(?:option|choice|选项?)\s*)?[(\[]?\s*[A-HJ]\s*[)\]]?"
@@ -88,9 +91,14 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         if not options or index < len(options):
             return index
     plain, dense = _option_texts(options)
+    behind = _TEXT_AND_LETTER.fullmatch(answer)
+    if behind and plain_text(behind[1]) in plain:
+        answer = f"({behind[2]}) {behind[1]}"
     text = plain_text(answer)
     if plain.count(text) == 1:
         return plain.index(text)
+    if "-" in text and [one.replace("-", " ") for one in plain].count(text.replace("-", " ")) == 1 and is_words(text):
+        return [one.replace("-", " ") for one in plain].index(text.replace("-", " "))
     both = _LETTER_AND_TEXT.fullmatch(answer)
     if both and not undecided(answer, options) and not _is_sentence(both, options):
         index = ascii_uppercase.index(both[1])

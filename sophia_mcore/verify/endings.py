@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from sophia_mcore.verify.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
+from sophia_mcore.verify.clauses import assigns, named_values, not_chosen, sentence_of, states
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.statements import (
     equation_of_another,
@@ -23,6 +24,7 @@ def _last_line(text: str) -> str:
 
 _SENTENCE = re.compile(r"(?:[^\W\d_]{2,}[\s,]+){3}", re.IGNORECASE)
 _CONCLUDES = re.compile(r"(?:so|thus|hence|therefore|then)\b[\s,]|因此|所以", re.IGNORECASE)
+_WITH = re.compile(r"(?:with|since|using|from|as)\b[^=]*=[^=]*=", re.IGNORECASE)  # "With AB = 6 we find AB + 4 = 10"
 _NOTHING = re.compile(r"(?:(?:the|final)\s+)*answer(?:\s+is)?\s*[:：]?|答案是?[:：]?", re.IGNORECASE)
 _YES_NO_START = re.compile(r"(?:yes|no|true|false)\b", re.IGNORECASE)
 
@@ -32,10 +34,13 @@ def short(text: str) -> list[tuple[int, str]]:
     line = text.strip()
     if "\n" in line or len(line) > LINE_CHARACTERS or "\\boxed" in line:
         return []
-    if _CONCLUDES.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
+    if _CONCLUDES.match(line) or _WITH.match(line) or _NOTHING.fullmatch(line) or _supposes(line):
         return []
     if _YES_NO_START.match(line) is None and _last_clause(line) != line:
         return []  # of several clauses: a conclusion, or else a line
+    several = named_values(line)
+    if several:
+        return [(line.rfind(several), several)]
     worked = worked_value(line)
     if worked:
         return [(line.rfind("=") + 1, worked)]
@@ -63,8 +68,10 @@ _NOT_MEANT = re.compile(
     rf"|(?:mistake|error|pitfall|trap|misconception)\s+(?:here\s+)?(?:is|was|would be)(?:\s+(?:to\s+{_THINK}"
     r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
     r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
-    r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming))(?:\s+that)?\s+$"
-    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$",
+    r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming|suppose|assume|imagine))(?:\s+that)?\s+$"
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
+    r"|\b(?:they|he|she|people|some|students?)\s+(?:say|claim|think)s?(?:\s+that)?\s+$"
+    r"|\b(?:friend|neighbou?r|student|teacher|classmate)s?['’]s?\s+$",
     re.IGNORECASE,
 )
 _BEFORE = 120  # characters before an announcement that may deny it
@@ -106,6 +113,34 @@ def _last_clause(line: str) -> str:
 
 
 _RELATION = ("=", "≈", "\\")
+_LEFT_SIDE = re.compile(r"[^\s=$(\\]*[\s$]*(?:=(?:(?![a-z]{2,}\s)[^=,;])*)*$")  # the name on an equation's left
+_LINE_OF = re.compile(  # "the axis is the line x = 7": the name tells it from y = 7
+    r"\b(?:line|axis|axes|asymptotes?|plane|directrix|symmetry|equation)\b[^.;,=]*?(?<![A-Za-z])(?P<name>[xyz])[\s$]*$",
+    re.IGNORECASE,
+)
+
+
+def _premise(before: str, found: str) -> bool:
+    """Whether the number that ends a line is only supposed or a condition: "Take x = 7", "when it is 7"."""
+    if found.startswith(_RELATION):
+        return assigns(_LEFT_SIDE.sub("", sentence_of(before))) or not states(before)
+    verb, _, value = found.partition(" ")
+    return re.search(r"\d", value) is not None and not states(f"{before}{verb} ")
+
+
+_REASON = re.compile(r"(?<=\w),?\s+because\s.*$")
+_FORMULA = re.compile(r"[\d$\\-]")
+_ONE_LETTER = re.compile(r"[(\[*_]*[A-J][)\]*_.]*$")
+_ADJECTIVE = re.compile(r"[a-z]+\s+")
+
+
+def _last_verb(piece: str) -> re.Match[str] | None:
+    """What stands behind "is" or "=" at the end: "3/10" of "the chance that both are red is 3/10"."""
+    found = _CONCLUSION.search(piece)
+    later = _CONCLUSION.search(piece, found.start("answer")) if found else None
+    if later is None or _FORMULA.match(later["answer"]) is None:
+        return found
+    return later if _ADJECTIVE.fullmatch(piece, found.start("answer") if found else 0, later.start()) else found
 
 
 def conclusion(text: str) -> list[tuple[int, str]]:
@@ -116,20 +151,31 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         return [(text.rfind(line[-1]), line[-1])]
     if _supposes(_last_line(text)):
         return []
+    several = named_values(last)
+    if several:
+        return [(max(text.rfind(several), 0), several)]
     pieces = dict.fromkeys((_last_clause(last), last))
     for piece in pieces:
-        found = _CONCLUSION.search(piece)
+        piece = _REASON.sub("", piece)
+        found = _last_verb(piece)
         if found is None or "\\boxed" in found["answer"] or _SENTENCE.search(found["answer"]):
             continue
         clause = _CLAUSES.split(piece.removesuffix(found["answer"]))[-1]
         if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
+        if _ONE_LETTER.match(found["answer"]) and not_chosen(piece, found.start("answer")):
+            return []
+        if _premise(last[: last.rfind(found[0])], found[0]):
+            return []
         if found[0].startswith(_RELATION):
             left = equation_of_another(before, found["answer"], text[: max(start, 0)].removesuffix(before))
             if left is not None:
                 equation = f"{left} {found[0].strip().rstrip('$.')}"
                 return [(start, equation)] if left and "$" not in equation else []
+            line_of = _LINE_OF.search(before)
+            if line_of:
+                return [(start, f"{line_of['name']} = {found['answer'].rstrip(' .*$')}")]
         elif is_of_another(before, text[: max(start, 0)].removesuffix(before)):
             return []
         return [(start, found["answer"])]

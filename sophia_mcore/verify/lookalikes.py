@@ -3,6 +3,7 @@ r"""Answers that look like another and are not: rows, spaced commas, primes, bas
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
 
 from sophia_mcore.verify.labels import is_formula
@@ -39,6 +40,8 @@ def lookalikes_equal(gold: str, text: str, raw_gold: str, raw_text: str, listed:
     >>> lookalikes_equal("3:4:5", "6:8:10", "3:4:5", "6:8:10", False)
     True
     """
+    if _programs_differ(gold, text) or _names_in_a_row_differ(gold, text):
+        return False
     for rule in (_rows_equal, _bases_equal, _literals_equal, _readings_equal, _codes_equal, _sizes_equal):
         found = rule(named_value(gold)[1], named_value(text)[1])
         if found is not None:
@@ -170,6 +173,30 @@ def _readings_equal(gold: str, text: str) -> bool | None:
     if not any(match is not None and match[3] for match in (a, b)):
         return None
     return a is not None and b is not None and a.group(1, 2) == b.group(1, 2)
+
+
+_OPERATOR = re.compile(r"(?<![=\\&^{_*])\s?[-+*/%]=(?!=)|<<|>>|(?<=[A-Za-z])\s*&\s*[(~A-Za-z]")
+
+
+def _programs_differ(gold: str, text: str) -> bool:
+    """Whether answers with an operator of programs, "x += 1", "x << 2", "a & b", are not the same line."""
+    if not any(_OPERATOR.search(one) and r"\begin" not in one for one in (gold, text)):
+        return False
+    return "".join(gold.split()) != "".join(text.split())
+
+
+_STRAND = re.compile(r"[35]\s*'\s*-?\s*[ACGTU]+\s*-?\s*[35]\s*'")
+_CHAIN = re.compile(r"[A-Z]{1,4}(?:\s*-\s*[A-Z]{1,4}){2,}")
+_RUN = re.compile(r"(?<![A-Za-z\\])[A-Z]{3,}(?![A-Za-z])")
+
+
+def _names_in_a_row_differ(gold: str, text: str) -> bool:
+    """Whether strands ("5'-ATG-3'"), chains of capitals ("I-IV-V") or names of three and more capitals differ."""
+    for kind in (_STRAND, _CHAIN):
+        if kind.fullmatch(gold) and kind.fullmatch(text):
+            return "".join(gold.split()) != "".join(text.split())
+    first, second = (Counter(min(name, name[::-1]) for name in _RUN.findall(one)) for one in (gold, text))
+    return bool(first and second) and first != second
 
 
 def _primes_equal(gold: str, text: str) -> bool | None:

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from sophia_mcore.verify.algebra import Expression, evaluate
+from sophia_mcore.verify.clauses import assigns
 from sophia_mcore.verify.normalize import TEXT_COMMAND, split_top
 
 _INDEX = r"(?:\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?[A-Za-z]+|\w))?(?:\s*\^\s*\{?\s*\*\s*\}?)?"
@@ -83,7 +84,7 @@ def named_value(text: str) -> tuple[str, str]:
         return "", text
     worked = _without_unit(value) or evaluate(value)
     for side in others:
-        if is_name(side) and not _is_number(side):
+        if is_name(_MULTIPLE_OF.sub("", side)) and not _is_number(side):
             continue
         middle = evaluate(side)
         if worked is None or middle is None or _JOINED.search(side):
@@ -94,6 +95,7 @@ def named_value(text: str) -> tuple[str, str]:
     return others[0], value
 
 
+_MULTIPLE_OF = re.compile(r"^(?:\d+|\\frac\s*\{?1\}?\s*\{?2\}?)\s*(?=\\angle)")  # of an angle, within a chain
 _JOINED = re.compile(r"\b(?:or|and|if|but|not)\b|[,;]")
 _MEASURED = re.compile(r"(?P<number>.*[\d})i])\s*\\(?:text|mathrm)\s*\{[^{}]*\}.*")
 
@@ -132,6 +134,8 @@ def is_name(text: str, strict: bool = False) -> bool:
     text = text.strip()
     if _NAME.fullmatch(text) is None or text in (r"\pi", "e", "i") or _OF_UNKNOWN.fullmatch(text):
         return False
+    if " " in text and assigns(text.rpartition(" ")[0] + " "):
+        return False  # "let x", "it occurs at x"
     letters = TEXT_COMMAND.sub("", re.sub(r"\\[A-Za-z]+|_\s*(?:\{[^{}]*\}|\w+)|\([^()]*\)", " ", text))
     if strict:
         return len(text) <= 2 or text.startswith("\\angle") or re.fullmatch(rf"[A-Za-z]{_INDEX}", text) is not None

@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from sophia_mcore.verify.amounts import OF_ANOTHER
+from sophia_mcore.verify.clauses import states
 from sophia_mcore.verify.normalize import TEXT_COMMAND
 from sophia_mcore.verify.rules import tables
 
@@ -58,6 +59,7 @@ _NAMED = re.compile(  # "the point (1, 2)"
 )
 _THE_YEARS = re.compile(r"^[Tt]he (?=(?:\d{2}){1,2}s$)")  # "the 1990s"
 _YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
+_FIRST_NUMBER = re.compile(r"\W*\d[\d.,]*\b")
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
 
@@ -77,8 +79,11 @@ def said(text: str) -> str:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)
     match = _SAID.match(flat)
-    denied = match is not None and (_DENIAL.search(match[0]) or OF_ANOTHER.search(match[0]))
-    return text if match is None or denied else flat[match.end() :].strip()
+    if match is None or _DENIAL.search(match[0]) or OF_ANOTHER.search(match[0]):
+        return text
+    rest = flat[match.end() :].strip()
+    number = _FIRST_NUMBER.match(rest)
+    return rest if number is None or states(match[0], rest[number.end() :]) else text
 
 
 _ALL_BUT = re.compile(r"all (?:real numbers|reals)(?: x)? (?:except|other than)(?: for)?\s+(?:x\s*=\s*)?(-?\d+)")

@@ -17,6 +17,9 @@ _MONTHS = (
 _SHORT = {name[:3]: name for name in _DAYS + _MONTHS} | {
     "tues": "tuesday", "thur": "thursday", "thurs": "thursday", "sept": "september", "dne": "does not exist",
 }  # fmt: skip
+_COMPASS = {  # one letter may be a unit or a name
+    f"{way[0]}{side[0]}": f"{way}{side}" for way in ("north", "south") for side in ("east", "west")
+}
 _NONE = frozenset({"none of them", "none of these", "none of those", "none of the above"})
 _QUADRANT = re.compile(r"(?:the )?(?:quadrant (?P<behind>iv|i{1,3}|[1-4])|(?P<before>\w+) quadrant)")
 _WHICH = {
@@ -33,6 +36,8 @@ def spelled(plain: str) -> str:
     """
     if plain in _SHORT:
         return _SHORT[plain]
+    if plain in _COMPASS:
+        return _COMPASS[plain]
     if plain in _NONE:
         return "none"
     match = _QUADRANT.fullmatch(plain)

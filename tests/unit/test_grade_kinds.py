@@ -14,6 +14,7 @@ import pytest
 
 from sophia_mcore.verify import GradeItem, Grader
 from tests.support import (
+    grade_clauses,
     grade_corrections,
     grade_displays,
     grade_indices,
@@ -28,6 +29,7 @@ PAIRS_PER_KIND = 300
 MAKERS = (
     grade_kinds,
     grade_lookalikes,
+    grade_clauses,
     grade_corrections,
     grade_unread,
     grade_displays,
