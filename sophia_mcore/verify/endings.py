@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 from sophia_mcore.verify.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
 from sophia_mcore.verify.clauses import assigns, named_values, not_chosen, sentence_of, states
@@ -89,11 +90,13 @@ def not_meant(text: str, start: int) -> bool:
 
 
 def _supposes(line: str) -> bool:
-    """Whether a line denies or supposes an answer that it names."""
-    return any(not_meant(line, match.start()) for match in _ANSWER.finditer(line))
+    """Whether a line denies or supposes an answer that it names; one that names it over and over says nothing."""
+    found = list(islice(_ANSWER.finditer(line), _REPEATED))
+    return len(found) == _REPEATED or any(not_meant(line, match.start()) for match in found)
 
 
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
+_REPEATED = 50
 
 
 _LAST_CLAUSE = re.compile(
