@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sophia_mcore.benchmarks.table import Benchmark, benchmark_named
 from sophia_mcore.benchmarks.vlmevalkit import RULES, Ruled, split_thought
 from sophia_mcore.records import Question, VerdictName
-from sophia_mcore.verify.extract import extract
 from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.reading.extract import extract
 from sophia_mcore.verify.types import Grade, GradeItem, Judge
 
 Scoring = Literal["paper", "vlmevalkit"]

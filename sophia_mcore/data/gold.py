@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from string import ascii_uppercase
 
-from sophia_mcore.verify.choices import option_index, option_letters
-from sophia_mcore.verify.normalize import clean
-from sophia_mcore.verify.several import alternatives
+from sophia_mcore.verify.comparing.choices import option_index, option_letters
+from sophia_mcore.verify.text.normalize import clean
+from sophia_mcore.verify.text.several import alternatives
 
 _LABEL = re.compile(r"\s*\(?([A-Za-z])[).:]\s*\S.*", re.DOTALL)  # "(B) 12" inside an option
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:]|\s)\s*(\S.*)", re.DOTALL)

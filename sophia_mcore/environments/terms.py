@@ -15,7 +15,7 @@ from sophia_mcore.environments.places import placed
 from sophia_mcore.environments.types import Ask, Episode, Turn
 from sophia_mcore.errors import UsageError
 from sophia_mcore.records import Question, VerdictName
-from sophia_mcore.verify import exact
+from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.rules import known_type, rule_for
 
 Value = float | list[float] | None  # of an episode; a list: of each turn of the policy

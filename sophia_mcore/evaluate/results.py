@@ -18,7 +18,7 @@ from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.labels import BASE, STAGE, round_label, round_of
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_metadata, read_shard, read_table, shard_files
-from sophia_mcore.verify import exact
+from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.rules import rule_for
 
 _COLUMNS = ["question_id", "verdict", "finish_reason", "token_ids", "settled_by", "credit", "direct"]

@@ -30,7 +30,7 @@ from sophia_mcore.store.shards import read_shard
 _LOOK_SECONDS = 0.2
 _LAST_WORDS_SECONDS = 120.0  # time for engines to notice the end of the stage and leave
 _SILENT_SECONDS = 10.0  # added to 1.5 x rl.stall_seconds, the time after which a hung engine ends itself if it can
-TRAINER = "sophia_mcore.train.rl_worker"
+TRAINER = "sophia_mcore.train.on_policy.worker"
 ENGINE = "sophia_mcore.generate.rollouts"
 
 Follow = Callable[[IO[str]], None]

@@ -15,9 +15,9 @@ from typing import Any
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import VerdictName
-from sophia_mcore.verify import exact
-from sophia_mcore.verify.extract import extract
+from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.pool import Outcome, Pool
+from sophia_mcore.verify.reading.extract import extract
 from sophia_mcore.verify.rules import rule_for
 from sophia_mcore.verify.types import RULES_VERSION, VERIFIER, Grade, GradeItem, Judge
 

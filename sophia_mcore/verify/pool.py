@@ -28,7 +28,7 @@ PREFETCH = 4  # tasks that wait inside a worker, so that it need not wait for th
 MAX_DEATHS = 4  # a task that took this many workers down is an error
 MAX_KILLED_STARTS = 20  # somebody kills the starting process again and again
 START_SECONDS = 120.0
-COMPARE = "sophia_mcore.verify.equivalence:equivalent"
+COMPARE = "sophia_mcore.verify.comparing.equivalence:equivalent"
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -30,11 +30,12 @@ from unittest.mock import patch
 
 from sophia_mcore.records import Question, Trajectory
 from sophia_mcore.store.shards import read_folder, read_shard
-from sophia_mcore.verify import GradeItem, exact
-from sophia_mcore.verify.equivalence import algebra_equal, converted_equal, equivalent
-from sophia_mcore.verify.extract import extract
+from sophia_mcore.verify import GradeItem
+from sophia_mcore.verify.comparing import exact
+from sophia_mcore.verify.comparing.equivalence import algebra_equal, converted_equal, equivalent
+from sophia_mcore.verify.comparing.unread import nothing_unread
+from sophia_mcore.verify.reading.extract import extract
 from sophia_mcore.verify.rules import rule_for
-from sophia_mcore.verify.unread import nothing_unread
 from tests.bench.answers import stream
 from tests.support import grade_corrections, grade_kinds, grade_lookalikes
 

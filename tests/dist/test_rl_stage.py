@@ -13,7 +13,7 @@ import pytest
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.track.metrics import read_metrics
-from sophia_mcore.train.rl_publish import require_room
+from sophia_mcore.train.on_policy.publish import require_room
 from tests.support import stage_world, train_world
 from tests.support.harness import RankError
 
@@ -54,9 +54,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[
 
 
 KILLS = (
-    "rl_publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
-    "rl_open.open_batch:2", "rl_loop.take_and_learn:2", "rl_loop.measure_batch:2+", "rl_loop.train_step:3",
-    "rl_loop.train_step:6+", "rl_log.StageLog.batch:3+", "rl_publish.finish_model:1", "rl_loop.train_step:5+",
+    "publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
+    "open.open_batch:2", "loop.take_and_learn:2", "loop.measure_batch:2+", "loop.train_step:3",
+    "loop.train_step:6+", "log.StageLog.batch:3+", "publish.finish_model:1", "loop.train_step:5+",
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_versions_in_memory_are_the_same_and_leave_it(
     place = node_folder(run) / "versions"
     with stage_world.engine(config, run):
         with pytest.raises(RankError, match="died without an answer"):
-            stage_world.train(config, run, kill="rl_loop.train_step:3")
+            stage_world.train(config, run, kill="loop.train_step:3")
         assert [path.parent for path in place.glob("*/version.json")]
         assert not list(run.rl.versions.glob("*/"))
         shutil.rmtree(place)  # as a restart of the machine does

@@ -17,7 +17,7 @@ from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.shards import read_shard
 from sophia_mcore.store.user_files import keep_user_files
-from sophia_mcore.train.rl_answers import Tokens, _sampled
+from sophia_mcore.train.on_policy.answers import Tokens, _sampled
 from tests.parity.test_rl_engines import engine, finish, trained_by
 from tests.support.rl_world import StubTrainer, make_rl_run, rollouts_of
 from tests.unit.test_rl_environment import MINE

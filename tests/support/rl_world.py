@@ -138,7 +138,7 @@ class StubTrainer:
 
 
 def main() -> int:
-    """`python -m tests.support.rl_world --model A [--model B] RUN/config.toml`: a stub in the place of train.rl_worker;
+    """`python -m tests.support.rl_world --model A [--model B] RUN/config.toml`: a stub in the trainer's place;
     exit codes as its: 0 done, 1 failed, 75 stopped by a signal."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, action="append", dest="models")

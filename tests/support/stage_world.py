@@ -43,7 +43,7 @@ from sophia_mcore.store.shards import shard_files, write_shard
 from sophia_mcore.store.units import Unit
 from sophia_mcore.store.user_files import keep_user_files
 from sophia_mcore.track.metrics import read_metrics
-from sophia_mcore.train import rl_worker
+from sophia_mcore.train.on_policy import worker
 from tests.support import configs, harness, train_world
 from tests.support.pictures import smooth
 
@@ -188,7 +188,7 @@ def train(config: Config, run: RunFolder, ranks: int = 1, *, kill: str = "", rep
 def _train(config: Config, run: RunFolder, kill: str, replay: bool) -> bool:
     if kill and torch.distributed.get_rank() == 0:
         _arm(kill)
-    return rl_worker.train_stage(config, run, NoProgress(), replay=replay)
+    return worker.train_stage(config, run, NoProgress(), replay=replay)
 
 
 def _arm(kill: str) -> None:
@@ -196,7 +196,7 @@ def _arm(kill: str) -> None:
 
     place, _, number = kill.partition(":")
     *path, name = place.split(".")
-    owner: Any = importlib.import_module(f"sophia_mcore.train.{path[0]}")
+    owner: Any = importlib.import_module(f"sophia_mcore.train.on_policy.{path[0]}")
     for part in path[1:]:
         owner = getattr(owner, part)
     plain: Callable[..., Any] = getattr(owner, name)

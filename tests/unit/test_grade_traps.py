@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sophia_mcore.verify import exact
+from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophia_mcore.verify.extract import RULES, extract, find_answer
+from sophia_mcore.verify.reading.extract import RULES, extract, find_answer
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -77,7 +77,7 @@ def test_thoughts_and_boxes(text, answer):
     ],
 )
 def test_option_letters_in_all_shapes(text):
-    from sophia_mcore.verify import exact
+    from sophia_mcore.verify.comparing import exact
     from sophia_mcore.verify.rules import rule_for
 
     gold = exact.prepare("B", "choice", ("a dog", "a cat", "12 cm"), rule_for(""))

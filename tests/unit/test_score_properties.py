@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sophia_mcore.verify import exact
-from sophia_mcore.verify.normalize import clean
+from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.rules import rule_for
+from sophia_mcore.verify.text.normalize import clean
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

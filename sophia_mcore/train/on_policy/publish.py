@@ -1,0 +1,186 @@
+"""New weights for the engines: a version's folder and its pointer, and which folders may go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.devices import node_folder
+from sophia_mcore.rl.validation import accuracy, due_versions
+from sophia_mcore.rl.versions import (
+    MANIFEST,
+    Version,
+    announce,
+    damage_file,
+    newest_version,
+    pointer_file,
+    prune,
+    read_version,
+)
+from sophia_mcore.train.checkpoint import on_rank_zero
+from sophia_mcore.train.on_policy.job import StageJob
+from sophia_mcore.train.on_policy.logprobs import forget
+from sophia_mcore.train.optim import require_current_parameters
+from sophia_mcore.weights.publish import publish
+
+_KEPT = 2  # versions: the newest, and the one that an engine may still be loading
+
+
+def offer(job: StageJob, number: int) -> tuple[Version, bool]:
+    """Write the present weights as version ``number`` and announce it; whether it differs from what was announced.
+
+    A version that a resumed stage has trained again must have the digest that its pointer names: on a CPU anything
+    else is an error, on GPUs (whose sums may come out in another order) it is announced anew.
+    """
+    pointers, parent = job.folder.versions, weights_parent(job)
+    known, last = on_rank_zero(
+        lambda: (read_version(pointers, number), _latest_folder(pointers)), f"cannot read {pointers}"
+    )
+    if last is None and parent != pointers:
+        on_rank_zero(lambda: require_room(parent, job.start), f"cannot use {parent}")
+    began = time.monotonic()
+    require_current_parameters(job.chunks)
+    modules = [chunk.module for chunk in job.chunks]
+    folder, digest, written = publish(modules, job.spec, job.groups, job.start, parent, number, previous=last)
+    version = Version(
+        version=number,
+        folder=folder.name if parent == pointers else str(folder),
+        digest=digest,
+        bytes=written,
+        step=number * job.rl.updates_per_batch,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    differs = known is not None and known.digest != digest
+    if differs and job.backend.kind == "cpu":
+        raise SophiaError(
+            f"version {number}: trained again from the same answers it has the digest {digest[:8]}, but "
+            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint, rollouts or code have changed"
+        )
+
+    def tell() -> None:
+        if differs:
+            print(f"warning: version {number} has come out differently than before", file=sys.stderr, flush=True)
+            forget(job, number)
+        if known is None or differs:
+            announce(pointers, version)
+        prune(parent, _needed(job, number))
+
+    on_rank_zero(tell, f"cannot announce version {number}")
+    return (version if known is None or differs else known), differs
+
+
+def weights_parent(job: StageJob) -> Path:
+    """Under which folder the versions' weights lie: their pointers are always in the run folder."""
+    return node_folder(job.run) / "versions" if job.rl.versions == "memory" else job.folder.versions
+
+
+def require_room(parent: Path, model: Path) -> None:
+    """Raises SophiaError unless this machine's memory has room for the versions that are there at once.
+
+    They are those that are kept, and the one that is being written.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - the folder inside has a name of its own
+    if not parent.is_relative_to(memory):
+        raise SophiaError("rl.versions = 'memory': this machine has no /dev/shm that can be written; use 'run'")
+    needed = (_KEPT + 1) * sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    free = shutil.disk_usage(memory).free
+    if free < needed:
+        raise SophiaError(
+            f"rl.versions = 'memory': {memory} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
+            f"{needed / 2**30:.1f} GiB; use 'run'"
+        )
+
+
+def leave_memory(job: StageJob) -> None:
+    """The stage has ended and its model lies in the run folder: give the machine its memory back. Rank 0 calls it."""
+    parent = weights_parent(job)
+    if parent != job.folder.versions:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def is_damaged(job: StageJob, number: int) -> bool:
+    """Whether an engine has found the bytes of version ``number`` changed."""
+    return damage_file(job.folder.versions, number).is_file()
+
+
+def mend(job: StageJob, number: int) -> None:
+    """Write version ``number``, whose weights the trainer still has, again in place of the damaged folder."""
+    pointers = job.folder.versions
+
+    def remove() -> None:
+        version = read_version(pointers, number)
+        if version is not None:
+            shutil.rmtree(version.path(pointers), ignore_errors=True)
+        damage_file(pointers, number).unlink(missing_ok=True)
+        print(f"warning: version {number} is damaged: it is written again", file=sys.stderr, flush=True)
+
+    on_rank_zero(remove, f"cannot remove version {number}")
+    offer(job, number)
+
+
+def finish_model(job: StageJob, number: int) -> None:
+    """Make version ``number`` the stage's model, RUN/rl/model, by hard links where possible. Rank 0 calls it."""
+    pointers, model = job.folder.versions, job.folder.model
+    version = read_version(pointers, number)
+    if version is None or not version.path(pointers).is_dir():
+        raise SophiaError(f"{pointers}: the weights of version {number} are gone")
+    partial = model.with_name(f".tmp-{model.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for path in sorted(version.path(pointers).iterdir()):
+        if path.name != MANIFEST:
+            try:
+                os.link(path, partial / path.name)
+            except OSError:
+                shutil.copyfile(path, partial / path.name)
+    shutil.rmtree(model, ignore_errors=True)
+    partial.rename(model)
+
+
+def best_version(job: StageJob) -> tuple[int, float] | None:
+    """The validated version with most right answers, the earliest of equals, and its accuracy.
+
+    Those up to rl.keep_after_batches do not count, unless there is no other.
+    """
+    newest = newest_version(job.folder.versions)
+    if newest is None:
+        return None
+    found = [(accuracy(job.config, job.run, number), number) for number in due_versions(job.rl, newest.version)]
+    known = [(value, number) for value, number in found if value is not None]
+    late = [(value, number) for value, number in known if number > job.rl.keep_after_batches]
+    value, number = max(late or known, key=lambda one: (one[0], -one[1]), default=(0.0, None))
+    return None if number is None else (number, value)
+
+
+def waits_for_validation(job: StageJob, newest: int) -> list[int]:
+    """The versions whose validation questions are not all answered and whose weights are still there."""
+    if not job.folder.validation_questions_file.is_file():
+        return []
+    open_ones = (n for n in due_versions(job.rl, newest) if accuracy(job.config, job.run, n) is None)
+    return [number for number in open_ones if _folders(job.folder.versions, [number])]
+
+
+def _needed(job: StageJob, number: int) -> list[Path]:
+    pointers = job.folder.versions
+    newest = newest_version(pointers)
+    last = number if newest is None else max(number, newest.version)
+    wanted = {number, number - 1, *range(last + 1 - _KEPT, last + 1), *waits_for_validation(job, last)}
+    best = best_version(job) if job.rl.keep == "best" else None
+    return _folders(pointers, {*wanted, *([best[0]] if best else [])})
+
+
+def _folders(pointers: Path, numbers: Iterable[int]) -> list[Path]:
+    versions = [read_version(pointers, number) for number in numbers if number >= 0]
+    return [path for one in versions if one is not None and (path := one.path(pointers)).is_dir()]
+
+
+def _latest_folder(pointers: Path) -> Path | None:
+    """A version's folder whose frozen files can be linked."""
+    newest = newest_version(pointers)
+    numbers = range(newest.version, -1, -1) if newest is not None else ()
+    return next((folder for number in numbers for folder in _folders(pointers, [number])), None)

@@ -1,0 +1,1 @@
+"""Is the final answer the gold answer? Exact rules first, then algebra."""

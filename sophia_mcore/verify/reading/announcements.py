@@ -1,0 +1,372 @@
+r"""How final answers are announced: the table ``RULES``, from the surest to the weakest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sophia_mcore.verify.reading.boxes import boxed
+from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, only_number, remaining_letter, short
+from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
+from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
+from sophia_mcore.verify.rules import NUMBER_TYPES
+from sophia_mcore.verify.text.clauses import not_chosen
+from sophia_mcore.verify.text.normalize import DISPLAYS
+from sophia_mcore.verify.text.several import numbered_parts
+
+ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
+Find = Callable[[str], list[tuple[int, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One way in which answers are announced.
+
+    ``find`` returns the candidates with their positions, in the order of the text. ``words``: the rule is skipped
+    unless the text holds one of them (lower case). ``types``: the answer types it is meant for; None: all.
+    ``examples``: (response, answer).
+    """
+
+    name: str
+    find: Find
+    examples: tuple[tuple[str, str], ...]
+    words: tuple[str, ...] = ()
+    types: frozenset[str] | None = None
+
+
+# ---- announcements
+
+_SAY = (
+    r"(?:['’]s\s+(?=[(\[*$\\\d]|[A-J](?![\w'’]))|\s*(?:is|are|was|would be|should be"
+    r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
+)
+_NOT_ANOTHER = "".join(
+    f"(?<!{word} )"
+    for word in (
+        "of the",
+        "of an",
+        "twice the",
+        "half the",
+        "double the",
+        "not the",
+        "other",
+        "wrong",
+        "incorrect",
+        "old",
+        "first",
+        "no",
+    )
+)
+_STAR = r"[*_`\"']*"
+_DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
+_LINES = rf"(?:{DISPLAYS})\*?"
+_ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8}}?\\end\{{{_LINES}\}}"
+_REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
+
+
+def _pattern(expression: str, flags: int = re.IGNORECASE, unless: Callable[[str, int], bool] = not_meant) -> Find:
+    compiled = re.compile(expression, flags)
+
+    def find(text: str) -> list[tuple[int, str]]:
+        found, position = [], max(0, len(text) - TAIL_CHARACTERS)
+        while match := compiled.search(text, position):
+            if unless(text, match.start()):
+                position = max(match.start("answer"), match.start() + 1)  # another may follow on the line
+            else:
+                found.append((match.start("answer"), match["answer"]))
+                position = max(match.end(), position + 1)
+        return found
+
+    return find
+
+
+def _unchosen(text: str, start: int) -> bool:
+    return not_meant(text, start) or not_chosen(text, start)
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
+    """The numbered lines at the end."""
+    start = max(text.rfind("\n(1)"), text.rfind("\n（1）"), 0 if text.lstrip().startswith(("(1)", "（1）")) else -1)
+    return [(start, text[start:].strip())] if start >= 0 and numbered_parts(text[start:].strip()) else []
+
+
+_CHOICE = frozenset({"choice"})
+_ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
+_LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
+_LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
+_LEAVES = r"[Tt](?:his|hat)\s+leaves(?:\s+(?:us\s+with|only))?"
+_SO = r"(?:so|thus|hence|therefore|consequently|in conclusion)[\s,:]+"
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "boxed",
+        boxed,
+        (
+            (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+            (r"first \boxed{3}, no, \boxed{4}", "4"),
+            (r"\boxed{3} was a mistake; it is \boxed{4}", "4"),
+            (r"$x = \boxed{1}$ or $\boxed{2}$", "1, 2"),
+            (r"\boxed 7", "7"),
+            (r"\fbox{B}", "B"),
+            (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+            (r"\boxed{\text{The answer is } 5}", "5"),
+        ),
+        ("\\boxed", "\\fbox"),
+    ),
+    Rule(
+        "parts",
+        _numbered,
+        (("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),),
+        ("(1)",),
+        frozenset({"parts"}),
+    ),
+    Rule(
+        "tag",
+        tagged,
+        (("I think so.\n<answer> 12 </answer>", "12"),),
+        ("<answer>",),
+    ),
+    Rule(
+        "hashes",
+        _pattern(r"^####[ \t]*(?P<answer>\S[^\n]*)", re.MULTILINE),
+        (("6*7=42\n#### 42", "42"),),
+        ("####",),
+    ),
+    Rule(
+        "JSON",
+        json_values,
+        (('{"solution": "2+3", "short answer": "5"}', "5"),),
+        ("answer",),
+    ),
+    Rule(
+        "final answer",
+        _pattern(rf"\bfinal answer\b(?:\s+to\b[^\n:：]{{1,80}}?)?{_STAR}(?:{_SAY}|\s*\n){_STAR}\s*{_STAR}{_REST}"),
+        (
+            ("**Final answer**\n\n12", "12"),
+            ("**Final Answer:** $x=3$.", "x=3"),
+            ("The final answer is 7.", "7"),
+            ("**Final Answer**\nThe final answer is 42.", "42"),
+        ),
+        ("final answer",),
+    ),
+    Rule(
+        "Chinese",
+        _pattern(
+            r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。？:：][^\n。？]*)"
+        ),
+        (
+            ("所以答案是 12。", "12"),
+            ("**最终答案**：$\\frac{1}{2}$", r"\frac{1}{2}"),
+            ("故答案为：B。", "B"),
+            ("正确答案是C", "C"),
+            ("答案：是", "是"),
+            ("【答案】B", "B"),
+            ("答案是B吗？不，答案是C", "C"),
+        ),
+        ("答案", "结果"),
+    ),
+    Rule(
+        "Chinese choice",
+        _pattern(
+            rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTERS}",
+            0,
+        ),
+        (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("选A、C", "A、C"), ("故选ACD", "ACD")),
+        ("选",),
+    ),
+    Rule(
+        "Chinese correct",
+        _pattern(rf"(?<!不)正确的?(?:选项|说法|结论|一项)?(?:是|为)\s*[:：]?\s*{_LETTER}", 0),
+        (("所以正确的是C", "C"),),
+        ("正确",),
+        _CHOICE,
+    ),
+    Rule(
+        "Chinese item",
+        _pattern(rf"{_LETTER}\s*(?:选?项)?是?正确的?[。.]?\s*\Z", 0),
+        (("因此C项正确。", "C"),),
+        ("正确",),
+        _CHOICE,
+    ),
+    Rule(
+        "answer is",
+        _pattern(
+            rf"{_NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"
+        ),
+        (
+            ("Hence the answer is 5 because 2+3=5.", "5"),
+            ("The answer to the question is: **blue**.", "blue"),
+            ("Answer: (B) 12 cm", "(B) 12 cm"),
+            ("**Answer:** 3/4", "3/4"),
+            ("**Answer**: $5$", "5"),
+            ("The correct answer is $5$, which is odd.", "5"),
+            ("Answer:\n12", "12"),
+            ("Ans: 12", "12"),
+            ("The answer is not 5. The answer is 6.", "6"),
+        ),
+        ("ans",),
+    ),
+    Rule(
+        "option is",
+        _pattern(
+            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}",
+            unless=_unchosen,
+        ),
+        (
+            ("So the correct option is C.", "C"),
+            ("The best choice is **(B)**", "(B)"),
+            ("My first guess was C. My final choice is A.", "A"),
+        ),
+        ("correct", "right", "best", "final"),
+    ),
+    Rule(
+        "is correct",
+        _pattern(
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
+            0,
+            unless=_unchosen,
+        ),
+        (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),
+        (" is ",),
+        _CHOICE,
+    ),
+    Rule(
+        "must be",
+        _pattern(
+            rf"(?:\b(?:(?:must|has to|can only)\s+be|only|{_LEAVES})|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
+            rf"|[Rr]ight)(?:\s+is|['’]s))\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
+            rf"(?:remains|is left|fits))",
+            re.MULTILINE,
+        ),
+        (("So it must be C.", "C"), ("Then only D remains.", "D"), ("B and C fail. This leaves A.", "A")),
+        (" be ", "only ", " is ", "'s ", "’s ", " leaves "),
+        _CHOICE,
+    ),
+    Rule(
+        "so letter",
+        _pattern(
+            rf"(?:\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Ww]ait|[Aa]ctually|[Ss]orry|[Cc]orrection"
+            rf"|I mean)\b[\s,.:;—-]+(?:(?:no|actually|wait|rather)\b[\s,.:;—-]+)*"
+            rf"(?:(?:it|that|this)(?:['’]s|\s+is|\s+must be)\s+)?"
+            rf"|\b(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is)\s+)(?:option\s+|choice\s+)?{_STAR}{_LETTER}(?=[.;!*\s]*$)",
+            re.MULTILINE,
+        ),
+        (("A circle is shown, so it's B.", "B"), ("A few; it's C", "C"), ("The answer is A. Wait, actually B.", "B")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "remaining letter",
+        remaining_letter,
+        (("A and D are wrong; B.", "B"), ("Neither A nor B shows it; C.", "C")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "last letter",
+        _pattern(
+            rf"^[ \t]*{_STAR}(?P<answer>{_ONE}(?:[.):]+[ \t]*(?![^\n]*\b(?:is|was|were|would|seems?"
+            rf"|looks?)\b)[^\n]{{0,100}})?){_STAR}[ \t.]*\Z",
+            re.MULTILINE,
+            unless=_unchosen,
+        ),
+        (("The answer is A at first.\n**C. 102 N**", "C. 102 N"), ("Answer: A\nNo.\nB", "B")),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "letter in sentence",
+        letter_in_sentence,
+        (
+            (r"So it takes $\textbf{(C)}\ 24$ matches.", "(C) 24"),
+            ("The length is $6\\pi$ (D).", "(D) 6\\pi"),
+            ("The arc is 6 m long, i.e. D: 6 m.", "(D) 6 m"),
+        ),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "letter",
+        _pattern(
+            r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
+            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
+            re.MULTILINE,
+            lambda text, start: _unchosen(text, start) or hedged(text, start),
+        ),
+        (
+            ("I would choose (A).", "(A)"),
+            ("D.\nThis is what I think", "D"),
+            ("B or C", "B or C"),
+        ),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "letter and text",
+        _pattern(
+            rf"^{_STAR}(?!I[ \t]+[a-z](?:(?![A-J]\b)[^\n])*$)"
+            rf"(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
+            re.MULTILINE,
+            unless=_unchosen,
+        ),
+        (("Both fit.\nB 12 cm", "B 12 cm"),),
+        (),
+        _CHOICE,
+    ),
+    Rule(
+        "display",
+        _pattern(r"(?:\\\[|\$\$)\s*(?P<answer>[^$\[\]]{1,300}?)[\s.]*(?:\\\]|\$\$)\s*\Z", re.DOTALL),
+        (("Therefore\n\\[\nx = 5\n\\]", "x = 5"),),
+    ),
+    Rule(
+        "environment",
+        _pattern(rf"(?P<answer>{_ENVIRONMENT})\s*\Z"),
+        (("So\n\\begin{equation}\nx = 5\n\\end{equation}", "\\begin{equation}\nx = 5\n\\end{equation}"),),
+        ("\\end",),
+    ),
+    Rule(
+        "yes or no",
+        _pattern(
+            rf"^[ \t]*{_SO}(?P<answer>(?:yes|no)\b(?=[,.;!:*\s]*$|[,.;!]\s)[^\n]*)\s*\Z",
+            re.MULTILINE | re.IGNORECASE,
+        ),
+        (("They share all angles.\nTherefore, yes, they are similar.", "yes, they are similar"),),
+        (),
+        frozenset({"yes_no"}),
+    ),
+    Rule(
+        "so yes or no",
+        so_yes_or_no,
+        (("Its bar is higher than the other one, so yes.", "yes"),),
+        ("yes", "no"),
+        frozenset({"yes_no", "choice"}),
+    ),
+    Rule(
+        "only number",
+        only_number,
+        (
+            ("We count them one by one.\nHe has 7 apples left.", "7"),
+            ("The fee is about $3 million.", r"\$3 million"),
+            ("So the sum is **100**.\n\nI hope this helps!", "100"),
+        ),
+        (),
+        NUMBER_TYPES | {"quantity"},
+    ),
+    Rule("short", short, (("42", "42"), ("x = 5", "x = 5"), ("Yes, it is larger", "Yes, it is larger"))),
+    Rule(
+        "conclusion",
+        conclusion,
+        (
+            ("The sum of both numbers is 7.", "7"),
+            ("We add them.\n3 + 4 = 7", "7"),
+            ("So we get $x=\\frac12$.", r"\frac12"),
+            ("Therefore, x = 12.", "12"),
+        ),
+    ),
+    Rule("line", line, (("The cat sat on the mat", "The cat sat on the mat"),)),
+)
+
+ANNOUNCEMENTS = (
+    "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
+    "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
+)  # fmt: skip

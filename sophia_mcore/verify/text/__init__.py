@@ -1,0 +1,1 @@
+"""What any answer is made of: characters, words, numbers, quantities, dates."""
