@@ -54,7 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, policy: Path) -> dict[
 
 
 KILLS = (
-    "publish.announce:1", "rl_publish.announce:3", "rl_publish.announce:3+", "rl_publish.publish:4",
+    "publish.announce:1", "publish.announce:3", "publish.announce:3+", "publish.publish:4",
     "open.open_batch:2", "loop.take_and_learn:2", "loop.measure_batch:2+", "loop.train_step:3",
     "loop.train_step:6+", "log.StageLog.batch:3+", "publish.finish_model:1", "loop.train_step:5+",
 )  # fmt: skip
