@@ -31,8 +31,8 @@ from tests.support.harness import RankError
 
 SSR = {"fill": "ssr", "ssr": {"episode_questions": 8}, "objective": {"correction": "tis"}}
 PLACES = (
-    "rl_publish.announce:{n}", "rl_publish.publish:{n}", "rl_open.open_batch:{n}", "rl_loop.take:{n}",
-    "rl_loop.measure_batch:{n}+", "rl_loop.train_step:{n}", "rl_loop.train_step:{n}+", "rl_log.StageLog.batch:{n}+",
+    "publish.announce:{n}", "publish.publish:{n}", "open.open_batch:{n}", "loop.take:{n}",
+    "loop.measure_batch:{n}+", "loop.train_step:{n}", "loop.train_step:{n}+", "log.StageLog.batch:{n}+",
 )  # fmt: skip
 
 
