@@ -31,7 +31,7 @@ from tests.support.harness import RankError
 
 SSR = {"fill": "ssr", "ssr": {"episode_questions": 8}, "objective": {"correction": "tis"}}
 PLACES = (
-    "publish.announce:{n}", "publish.publish:{n}", "open.open_batch:{n}", "loop.take:{n}",
+    "publish.announce:{n}", "publish.publish:{n}", "open.open_batch:{n}", "loop.take_and_learn:{n}",
     "loop.measure_batch:{n}+", "loop.train_step:{n}", "loop.train_step:{n}+", "log.StageLog.batch:{n}+",
 )  # fmt: skip
 
