@@ -202,19 +202,21 @@ class Rl(Section):
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self
 
-    def check_run(self, evaluation: Sequence[Source], row_tokens: int) -> None:
+    def check_run(self, data: Sequence[Source], evaluation: Sequence[Source], row_tokens: int) -> None:
         """Raise ValueError if the section does not fit the rest of the configuration.
 
-        ``evaluation``: the held-out questions; ``row_tokens``: length of a packed row.
+        ``data``, ``evaluation``: the questions of the rounds and the held-out ones; ``row_tokens``: length of a packed
+        row.
         """
-        for name, ours, others, why in (
-            ("validation", self.validation, evaluation, "evaluation questions too, which must not choose the version"),
-            ("questions", self.questions, evaluation, "evaluation questions too, which must not be trained on"),
-            ("questions", self.questions, self.validation, "validation questions too, which must not be trained on"),
+        asked = ("rl.questions", self.questions) if self.questions else ("data.questions", data)
+        for (name, ours), kind, others, why in (
+            (("rl.validation", self.validation), "evaluation", evaluation, "must not choose the version"),
+            (asked, "evaluation", evaluation, "must not be trained on"),
+            (asked, "validation", self.validation, "must not be trained on"),
         ):
             both = next((one.path for one in ours if any(one.same_rows(other) for other in others)), None)
             if both is not None:
-                raise ValueError(f"rl.{name}: {both} holds the {why}")
+                raise ValueError(f"{name}: {both} holds the {kind} questions too, which {why}")
         if self.max_tokens >= row_tokens:
             raise ValueError(
                 f"rl.max_tokens = {self.max_tokens} and a prompt do not fit into batch.sequence_length_tokens = "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from sophia_mcore.launch.environments import SAVE_SECONDS, has_nvidia_driver, in
 from sophia_mcore.launch.process import signals_interrupt
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.records import Question
-from sophia_mcore.rl.questions import asked_questions
+from sophia_mcore.rl.questions import asked_questions, held_out_among
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, RunFolder
 from sophia_mcore.store.shards import read_shard
@@ -205,13 +206,17 @@ def make_ready(config: Config, run: RunFolder, *, first_node: bool = True) -> No
     """Check the questions, and remove what was made with other settings: a choice of questions, an earlier end.
 
     A stage that ended with fewer batches than are configured now goes on without its summary. Raises UsageError if a
-    batch would need more questions than there are, or if the reward has no term for one.
+    batch would need more questions than there are, if the reward has no term for one, or if held-out ones are trained
+    on.
     """
     found = read_shard(asked_questions(config, run), Question)
     require_terms(config.reward_terms, found)
     size = config.on_policy.questions_per_batch
     if size > len(found):
         raise UsageError(f"rl.questions_per_batch = {size} is more than the {len(found)} questions there are to ask")
+    for line in held_out_among(config, run):
+        if first_node:
+            print(f"warning: {line}", file=sys.stderr)
     if first_node and not config.on_policy.selects:
         for path in (run.rl.select_file, run.rl.questions_file):
             path.unlink(missing_ok=True)

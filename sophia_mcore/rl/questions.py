@@ -7,8 +7,10 @@ from pathlib import Path
 from sophia_mcore.config.engines import UNCOUNTED_IMAGES, Engine, with_images
 from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompt_images import most_images
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_shard
 
 
 def checked_questions(config: Config, run: RunFolder) -> Path:
@@ -39,3 +41,39 @@ def exam_engine(config: Config, run: RunFolder) -> Engine:
     """As ``stage_engine``: what answers the evaluation questions with the stage's prompt or in its environment."""
     most = most_images(run.evaluation_questions_file)
     return with_images(config.evaluate.engine, most if config.on_policy.one_turn else max(most, UNCOUNTED_IMAGES))
+
+
+def held_out_among(config: Config, run: RunFolder) -> list[str]:
+    """Compares the stage's questions by text and images: a file may be a copy of another one under another name.
+
+    Returns a line for each two sets that share some questions, which happens in large data sets. Raises UsageError if
+    all validation questions are trained on, or all evaluation questions are trained on or choose the version.
+    """
+    rl = config.on_policy
+    asked = ("rl.questions" if rl.questions else "data.questions", checked_questions(config, run))
+    validation = ("rl.validation", run.rl.validation_questions_file if rl.validation else None)
+    evaluation = ("evaluate.questions", run.evaluation_questions_file if config.evaluate.questions else None)
+    lines = []
+    for (name, file), (held_out, other), why in (
+        (validation, evaluation, "choose the version"),
+        (asked, evaluation, "be trained on"),
+        (asked, validation, "be trained on"),
+    ):
+        theirs, ours = _contents(other), _contents(file)
+        shared = [question for content, question in theirs.items() if content in ours]
+        if shared:
+            found = (
+                f"{name}: {len(shared):,} of the {len(theirs):,} questions of {held_out} are there too, with the same "
+            )
+            found += f"text and images, such as {shared[0]}"
+            if len(shared) == len(theirs):
+                raise UsageError(f"{found}; they must not {why}")
+            lines.append(f"{found}; they should not {why}")
+    return lines
+
+
+def _contents(file: Path | None) -> dict[tuple[str, tuple[str, ...]], str]:
+    """The id of each question, by its text and the digests of its images."""
+    if file is None or not file.is_file():
+        return {}
+    return {(question.question, question.images): question.id for question in read_shard(file, Question)}

@@ -110,6 +110,17 @@ def test_the_evaluation_questions_choose_nothing(tmp_path: Path, path: str) -> N
     assert len(load_config(write(tmp_path, own.replace(path, "more.jsonl"), TEST)).on_policy.questions) == 1
 
 
+@pytest.mark.parametrize("held_out", ["evaluation", "validation"])
+def test_the_rounds_questions_are_not_held_out_where_the_stage_asks_them(tmp_path: Path, held_out: str) -> None:
+    source = '[[{}]]\nkind = "jsonl"\npath = "questions.jsonl"\n'
+    table = "evaluate.questions" if held_out == "evaluation" else "rl.validation"
+    rest = source.format("data.questions") + source.format(table)
+    with pytest.raises(UsageError, match=f"data.questions: questions.jsonl holds the {held_out} questions too"):
+        load_config(write(tmp_path, "", rest))
+    own = source.format("rl.questions").replace("questions.jsonl", "more.jsonl")
+    assert len(load_config(write(tmp_path, own, rest)).on_policy.questions) == 1
+
+
 @pytest.mark.parametrize(("key", "value"), [("kl", "0.1"), ("normalization", "'fixed'")])
 def test_what_only_the_stage_can_do(tmp_path: Path, key: str, value: str) -> None:
     with pytest.raises(UsageError, match=rf"objective.{key}.* belongs to the on-policy stage: rl.objective.{key}"):
