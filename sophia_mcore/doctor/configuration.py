@@ -23,6 +23,9 @@ from sophia_mcore.launch.inputs import first_rows, inputs_of, policy_images, tra
 from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.parallel.layout import check_run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.rl.start import start_folder
+from sophia_mcore.store.labels import BASE
+from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.user_files import UserFunction, check_function, user_functions
 from sophia_mcore.track.mlflow_upload import reachable
 
@@ -31,7 +34,7 @@ _CONNECT_SECONDS = 1.0
 
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout, tracking and storage of a run that would start now."""
-    files = [*models(config), *sources(config), *inputs(config), *user_files(config)]
+    files = [*models(config), *start(config), *sources(config), *inputs(config), *user_files(config)]
     return [*files, *engines(config), *gpu_engines(config), *devices(config), tracking(config), *storage_needs(config)]
 
 
@@ -48,31 +51,49 @@ def _check_row(name: str, work: Callable[[], str], remedy: str) -> Row:
 
 def models(config: Config) -> list[Row]:
     """Rows about the model folders (a known family, all weights?) and the layout (does it fit the policy's shapes?)."""
-    from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.hub import local_folder
 
     if config.evaluate.only and config.evaluate.engine.kind == "openai":
         return []  # an endpoint answers: no folder is read
 
-    def folder(path: Path) -> str:
-        here = local_folder(path)
-        check_model_dir(here)
-        return f"{here}, {_size(_weights(here))}"
-
     def policy() -> str:
         policy_images(config, local_folder(config.models.policy))
-        return folder(config.models.policy)
+        return _model(config.models.policy)
 
     where = "download the model, or correct the path; relative paths start at the working directory"
     rows = [_check_row("models.policy", policy, where)]
     if config.models.reasoner is not None:
         reasoner = config.models.reasoner
-        rows.append(_check_row("models.reasoner", lambda: folder(reasoner), where))
+        rows.append(_check_row("models.reasoner", partial(_model, reasoner), where))
     with suppress(SophiaError):  # a model without a spec is the matter of its own row
         spec = trained_spec(config)
         remedy = "change [parallel]; `sophia plan CONFIG --gpus N` shows what fits"
         rows += [_check_row("layout", partial(_layout, config, spec), remedy)] if spec is not None else []
     return rows
+
+
+def start(config: Config) -> list[Row]:
+    """A row about the model that the on-policy stage begins with; none if that is models.policy."""
+    if config.rl is None or config.rl.start == BASE:
+        return []
+    run = RunFolder(config.run.folder)
+    folder = start_folder(config, run)
+    if folder.is_dir():
+        return [_check_row("rl.start", partial(_model, folder), "take another model, or export it again")]
+    if config.rl.start in run.exports(config.run.rounds):
+        found, remedy = f"{folder} is not there yet", "`sophia run CONFIG` makes it"
+        return [Row(name="rl.start", state="missing", found=found, cost="no `sophia rl` before", remedy=remedy)]
+    remedy = "run the stage that makes it first, or correct the path (relative to the working directory)"
+    return [_stops("rl.start", f"{folder}: no such model directory", remedy)]
+
+
+def _model(path: Path) -> str:
+    from sophia_mcore.pretrained.complete import check_model_dir
+    from sophia_mcore.pretrained.hub import local_folder
+
+    here = local_folder(path)
+    check_model_dir(here)
+    return f"{here}, {_size(_weights(here))}"
 
 
 def _layout(config: Config, spec: ModelSpec) -> str:

@@ -20,7 +20,7 @@ from sophia_mcore.doctor.command import doctor, examine
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.launch.local import run_phases
-from tests.support import plan_models
+from tests.support import configs, plan_models, tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,6 +145,26 @@ def test_a_question_source_is_read(tmp_path: Path, kind: str, text: str, words: 
     data = config.data.model_copy(update={"questions": [source]})
     (row,) = run.sources(config.model_copy(update={"data": data}))
     assert row.state == ("stops" if words else "ok") and (words or "questions.txt") in row.found, row
+
+
+@pytest.mark.parametrize(
+    ("start", "state", "words"),
+    [
+        ("base", None, ""),
+        ("round-0", "missing", "is not there yet"),
+        ("nowhere", "stops", "no such model directory"),
+        ("empty", "stops", "config.json"),
+        ("there", "ok", "there"),
+    ],
+)
+def test_the_model_that_the_stage_begins_with(tmp_path: Path, start: str, state: str | None, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    tiny_models.save_internvl(tmp_path / "there", seed=1)
+    path = start if start in ("base", "round-0") else str(tmp_path / start)
+    config = configs.make_config(tmp_path / "run", "policy", "reasoner", rl={"max_tokens": 64, "start": path})
+    found = run.start(config)
+    assert [row.state for row in found] == ([state] if state else [])
+    assert not found or (found[0].name == "rl.start" and words in found[0].found)
 
 
 class Answering(BaseHTTPRequestHandler):
