@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.plan.hardware import GIB
@@ -14,6 +14,7 @@ from sophia_mcore.plan.stage import Stage, StagePlan
 
 _SHOWN = 4  # divisions beside the configuration's own
 _BOTH_IDLE = 0.1  # share of time that both sides may wait before it is worth a line
+_WIDE = 110  # columns of a terminal where the table has room for the divisions
 
 
 def show_stage(plan: StagePlan, rl: Rl, gpus: int, console: Console) -> None:
@@ -24,27 +25,37 @@ def show_stage(plan: StagePlan, rl: Rl, gpus: int, console: Console) -> None:
         highlight=False,
     )
     console.print("assumed: " + "; ".join(plan.assumed), highlight=False)
-    table = Table(title="seconds of a batch, and who waits", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    names = ("GPUs: train + sample", "engines", "sample", "load", "train", "publish", "batch")
-    for name in (*names, "trainer idle", "engines idle", "places filled", "days"):
-        table.add_column(name, justify="left" if name == names[0] else "right", overflow="fold")
-    if plan.own is not None:
-        _row(table, "the file's: ", plan.own, plan, rl, gpus)
-    for stage in plan.others[:_SHOWN]:
-        _row(table, "", stage, plan, rl, gpus)
+    divisions = [("the file's: ", plan.own)] if plan.own is not None else []
+    divisions += [("", stage) for stage in plan.others[:_SHOWN]]
+    labels = [f"{whose}{_division(stage, rl, gpus)}" for whose, stage in divisions]
+    narrow = console.width < _WIDE
+    table = Table(
+        *(Column("" if narrow else "GPUs: train + sample", overflow="fold"), Column("engines", justify="right")),
+        *(Column(name, justify="right") for name in ("sample", "load", "train", "publish", "batch")),
+        *(Column(name, justify="right") for name in ("trainer idle", "engines idle", "places filled", "days")),
+        title="seconds of a batch, and who waits", title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        padding=(0, 0 if narrow else 1),
+    )  # fmt: skip
+    for index, (label, (_, stage)) in enumerate(zip(labels, divisions, strict=True)):
+        table.add_row(str(index + 1) if narrow else label, *_figures(stage, plan, rl))
     console.print(table)
+    for index, label in enumerate(labels if narrow else ()):
+        console.print(f"{index + 1}: GPUs to train + sample: {label}", highlight=False)
     if plan.refused:
         console.print(f"the file's own division does not work here: {plan.refused}", highlight=False, soft_wrap=True)
     for stage in [plan.own] if plan.own is not None else plan.others[:1]:
         _notes(stage, plan, rl, console)
 
 
-def _row(table: Table, whose: str, stage: Stage, plan: StagePlan, rl: Rl, gpus: int) -> None:
+def _division(stage: Stage, rl: Rl, gpus: int) -> str:
     shared = rl.placement == "colocated"
     division = f"{gpus} shared" if shared else f"{stage.training_gpus} + {gpus - stage.training_gpus}"
+    return f"{division}, {describe(stage.option.setting)}"
+
+
+def _figures(stage: Stage, plan: StagePlan, rl: Rl) -> list[str]:
     turns = stage.turns
-    table.add_row(
-        f"{whose}{division}, {describe(stage.option.setting)}",
+    return [
         f"{stage.engines} x TP{stage.sampler.tensor}",
         number(stage.sampling, 1),
         number(stage.loading, 1),
@@ -55,7 +66,7 @@ def _row(table: Table, whose: str, stage: Stage, plan: StagePlan, rl: Rl, gpus: 
         f"{turns.engine_idle:.0%}",
         f"{turns.filled:.0%}",
         number(plan.days(stage, rl.batches), 1),
-    )
+    ]
 
 
 def _notes(stage: Stage, plan: StagePlan, rl: Rl, console: Console) -> None:

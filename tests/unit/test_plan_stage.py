@@ -239,3 +239,13 @@ def test_the_plan_is_printed(files: dict[str, Path], capsys: pytest.CaptureFixtu
     assert "on-policy stage: batches of 64 x 8 answers, updates of 512 answers, 480 batches, lag 0, colocated" in text
     assert "8 shared" in text and "host memory of a shared node" in text
     assert "raise rl.questions_per_unit, up to 8 (one unit per engine)" in text
+
+
+def test_a_narrow_terminal_breaks_no_word(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    show(make_plan(load_config(files["internvl3-38b"]), "h100", 64, Assumptions()), Console(width=80), 1)
+    heading, _, rest = capsys.readouterr().out.partition("who waits")[2].partition("──")
+    names = {"engines", "sample", "load", "train", "publish", "batch", "trainer", "idle", "places", "filled", "days"}
+    assert set(heading.split()) == names
+    lines = rest.splitlines()
+    rows = [line for line in lines if " x TP" in line and line.count("%") == 3]
+    assert len(rows) == sum("GPUs to train + sample: " in line for line in lines) > 1  # a division is one line
