@@ -102,15 +102,15 @@ def submit(
     new_settings: NewSettings = False,
 ) -> None:
     """Submit the jobs that the run still needs to Slurm. Run again later: submits only what is missing."""
-    from sophia_mcore.cli.submission import show_dry_run, show_submission
+    from sophia_mcore.cli.submission import show_dry_run, show_submission, submit_more_engines
     from sophia_mcore.errors import UsageError
     from sophia_mcore.launch.phases import expand
     from sophia_mcore.launch.slurm import submit
 
     if stage and (only or rounds):
         raise UsageError("--rl submits the on-policy stage whole; --only and --rounds belong to rounds")
-    if engines and (dry_run or not stage):
-        raise UsageError("--engines adds engines to an on-policy stage that runs: give it with --rl and nothing else")
+    if engines and not stage:
+        raise UsageError("--engines adds engines to an on-policy stage that waits or runs: give it with --rl")
     loaded = load(config, overlay, set_, stages=not (engines or stage or only or rounds))
     if loaded.stages is not None:
         from sophia_mcore.cli.stages import submit_next
@@ -118,9 +118,7 @@ def submit(
         submit_next(loaded, new_settings=new_settings, dry_run=dry_run)
         return
     if engines:
-        from sophia_mcore.launch.slurm.engines import submit_engines
-
-        typer.echo(f"submitted {engines} engines: job {submit_engines(loaded, engines)}")
+        submit_more_engines(loaded, engines, dry_run=dry_run)
         return
     names = expand([only]) if only else None
     if dry_run:

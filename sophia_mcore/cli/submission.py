@@ -45,3 +45,17 @@ def show_dry_run(
         raise UsageError(f"Slurm would refuse {', '.join(refused)}")
     if complaint := submit.would_refuse(config, new_settings=new_settings, stage=stage):
         typer.echo(f"warning: submit itself would end with: {complaint}", err=True)
+
+
+def submit_more_engines(config: Config, count: int, *, dry_run: bool) -> None:
+    """Submit ``count`` engines for the on-policy stage, or show the command that would."""
+    from sophia_mcore.launch.slurm import jobs
+    from sophia_mcore.launch.slurm.engines import dry_engines, submit_engines
+
+    if not dry_run:
+        typer.echo(f"submitted {count} engines: job {submit_engines(config, count)}")
+        return
+    command, notes = dry_engines(config, count)
+    typer.echo(jobs.shell_lines([command]))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

@@ -255,6 +255,16 @@ def test_engines_that_join_a_running_stage(tmp_path: Path) -> None:
     assert command[-4].endswith("rl_engines.sbatch") and command[-3:-1] == [str(tmp_path), "0"]
 
 
+def test_engines_are_shown_before_they_are_submitted(world: Path) -> None:
+    slurm = ROOT / "slurm"
+    site = ("--set", f"cluster.scripts={slurm}", "--set", f"cluster.env_file={slurm / 'env' / 'venv.env.example'}")
+    done = sophia("submit", str(world), "--rl", "--engines", "3", "--dry-run", *site)
+    assert done.returncode == 0, done.stderr
+    assert "--array=0-2" in done.stdout and "rl_engines.sbatch" in done.stdout
+    assert "submit itself would end with: no on-policy stage" in " ".join(done.stderr.split())
+    assert not (world.parent / "run" / "slurm").exists()
+
+
 def test_how_far_a_stage_is(model: Path, tmp_path: Path) -> None:
     config, run = make_rl_run(tmp_path, model)
     states = {state.phase: state for state in stage_states(config, run)}

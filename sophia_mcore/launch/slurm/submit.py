@@ -107,7 +107,7 @@ def dry_run(
     read in its place. Where Slurm gives no answer, a note says so.
     """
     run = RunFolder(config.run.folder)
-    site, notes = _site_or_example(config)
+    site, notes = site_or_example(config)
     check_scripts(config, stage=stage)
     if found is None:
         found = _states(config, run, rounds or config.run.rounds, only, stage=stage)
@@ -132,7 +132,8 @@ def _answer(job: Job, run: RunFolder, scripts: Path) -> str:
         return "refused: " + str(error).removeprefix(f"{job.name}: ")
 
 
-def _site_or_example(config: Config) -> tuple[Site, tuple[str, ...]]:
+def site_or_example(config: Config) -> tuple[Site, tuple[str, ...]]:
+    """The env file's settings, and notes. Before there is an env file, an example is read in its place."""
     path, example = config.cluster.env_file, config.cluster.scripts / "env" / "venv.env.example"
     if "env_file" in config.cluster.model_fields_set or path.exists() or not example.is_file():
         return read_site(path), ()
