@@ -15,7 +15,7 @@ from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.models import with_local_models
-from sophia_mcore.launch.parts import RL_CHANGEABLE, validated_by
+from sophia_mcore.launch.parts import whole_rl
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
@@ -23,6 +23,7 @@ from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
+from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, covers, flat
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
@@ -32,11 +33,9 @@ from sophia_mcore.track.metrics import STAGE_STEP, MetricsLog
 
 STEPS = tuple(phase.step for phase in stage_alone())  # values of --from; phases of the rounds as well always run
 
-_STAGE_SECTIONS = {"rl", "batch", "models", "score", "rewards", "helpers"}
-_CHANGEABLE = {
-    *(tuple(key.split(".")) for key in RL_CHANGEABLE), ("models", "reasoner"),
-    ("score", "workers"), ("score", "timeout_seconds"), ("score", "memory_limit_mib"), ("score", "max_broken_share"),
-}  # fmt: skip
+# Settings that a stage of [[stages]] depends on and a stage of its own does not: limits of grading, and a model that
+# is not asked.
+_CHANGEABLE = ("models.reasoner", "score.timeout_seconds", "score.memory_limit_mib")
 
 
 def run_rl(
@@ -92,8 +91,8 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
     before = load_config(run.config_file) if run.config_file.is_file() else None
     if before is None or before.rl is None:  # config.toml was written by a round that was run since
         return
-    old, new = (_compared(one) for one in (before, config))
-    changed = sorted(".".join(key) for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    old, new = (_compared(one, run) for one in (before, config))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed += changed_files(config, run)
     if changed and not (new_settings and not stage_has_ended(config, run)):
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
@@ -108,9 +107,12 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
         )
 
 
-def _compared(config: Config) -> dict[tuple[str, ...], Any]:
-    validation = {(key,): value for key, value in validated_by(config).items()}
-    return _flat(config.model_dump(mode="json", include=_STAGE_SECTIONS)) | validation
+def _compared(config: Config, run: RunFolder) -> dict[str, Any]:
+    """The settings that answers and weights of the stage depend on, by key. No file is read."""
+    (part,) = whole_rl(Round(config, run, 0))
+    keys, free = part.settings, (*CHANGE_NO_RESULT, *_CHANGEABLE)
+    found = {key: value for key, value in flat(config).items() if covers(keys, key) and not covers(free, key)}
+    return found | {key: value for key, value in part.values.items() if not key.startswith("file ")}
 
 
 def changed_files(config: Config, run: RunFolder) -> list[str]:
@@ -123,14 +125,6 @@ def changed_files(config: Config, run: RunFolder) -> list[str]:
         and function.file.is_file()
         and function.file.read_bytes() != function.copy_in(run).read_bytes()
     ]
-
-
-def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    if any(path[: len(free)] == free for free in _CHANGEABLE):
-        return {}
-    if isinstance(tree, dict):
-        return {key: value for name, child in tree.items() for key, value in _flat(child, (*path, name)).items()}
-    return {path: tree}
 
 
 def preflight(round: Round) -> None:

@@ -153,6 +153,22 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
     refuse_changed_settings(config_of(tmp_path, group=4, batches=more), run, new_settings=True)
 
 
+@pytest.mark.parametrize("key", ["run.seed", "train.dtype", "data.max_image_pixels", "data.questions"])
+def test_settings_outside_of_the_section_change_the_stage_too(model: Path, tmp_path: Path, key: str) -> None:
+    config = config_of(tmp_path)
+    run = make_folder(config)
+    claim_folder(config, run)
+    run.rl.versions.mkdir(parents=True)
+    publish(model, run.rl.versions, 0)
+    section, name = key.split(".")
+    others = {"seed": 7, "dtype": "float32", "max_image_pixels": 1000, "questions": [{"kind": "jsonl", "path": "x"}]}
+    tree = config.model_dump()
+    assert tree[section][name] != others[name]
+    tree[section][name] = others[name]
+    with pytest.raises(UsageError, match=rf"started with other settings \({key}\)"):
+        refuse_changed_settings(Config.model_validate(tree), run)
+
+
 def test_another_validation_protocol_is_another_stage(model: Path, tmp_path: Path) -> None:
     """Versions are chosen by the first protocol, as in a stage of [[stages]]; without validation nothing is."""
     source = ({"kind": "jsonl", "path": "held-out"},)
