@@ -105,7 +105,7 @@ SENTENCES = {
     "Rl.max_tokens": "longest answer, in tokens",
     "Rl.prompt": "which system prompt the policy gets",
     "Rl.validate_every_batches": "how often the validation questions are asked",
-    "Rl.keep_after_batches": "versions before this batch are not kept as the result",
+    "Rl.keep_after_batches": "best: versions up to this one, and the start, are kept only if no later one is validated",
     "Select.maximum": "a question with a larger share of right answers is left out",
     "Rethink.least_tokens": "a shorter continuation is not kept",
     "Rethink.most_tokens": "a longer continuation is not kept",

@@ -20,6 +20,7 @@ QUESTIONS = Phase(
     name="questions",
     flows=("round", "stage"),
     group="generate",
+    renewed=True,
     environment="here",
     work=work.questions,
     once=True,

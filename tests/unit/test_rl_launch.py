@@ -103,6 +103,9 @@ def test_a_stage_may_have_questions_of_its_own(world: Path) -> None:
     asked, others = (read_shard(file, Question) for file in (run.rl.own_questions_file, run.questions_file))
     assert [one.id for one in asked] == ["own0", "own1"]
     assert [one.id for one in others] == ["q0", "q1", "q2"]
+    assert not json.loads((run.records(0, "questions") / "questions.json").read_text())["adopted"]
+    again = sophia("rl", str(world), "--set", f"rl.questions=[{{kind='jsonl', path='{own}'}}]")
+    assert "did not record settings" not in again.stderr
     checked = sophia("check", str(world), "--set", f"rl.questions=[{{kind='jsonl', path='{own}'}}]")
     assert checked.returncode == 0 and "# rl.questions: own (" in checked.stdout, checked.stdout
 
