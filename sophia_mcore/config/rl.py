@@ -33,6 +33,12 @@ class Select(Section):
     def _ordered(self) -> Select:
         if self.minimum > self.maximum:
             raise ValueError(f"minimum = {self.minimum} exceeds maximum = {self.maximum}: no question would stay")
+        shares = [right / self.samples for right in range(self.samples + 1)] if self.samples else []
+        if shares and not any(self.minimum <= share <= self.maximum for share in shares):
+            raise ValueError(
+                f"no share of samples = {self.samples} answers lies from minimum = {self.minimum} to maximum = "
+                f"{self.maximum}: no question would stay"
+            )
         return self
 
 
@@ -171,6 +177,12 @@ class Rl(Section):
             )
         if self.engine.kind == "openai":
             raise ValueError("engine.kind = 'openai': new weights cannot be loaded into an endpoint; use 'vllm'")
+        length = self.engine.max_model_length_tokens if self.engine.kind == "vllm" else None
+        if length is not None and length <= self.max_tokens:
+            raise ValueError(
+                f"engine.max_model_length_tokens = {length} leaves no room for a prompt beside max_tokens = "
+                f"{self.max_tokens}"
+            )
         if self.keep == "best" and not self.validation:
             raise ValueError("keep = 'best' is chosen by validation questions: [[rl.validation]] is missing")
         if self.overlong == "soft" and not 0 < self.overlong_cache < self.max_tokens:

@@ -76,6 +76,11 @@ REFUSED = {  # name: (lines of [rl], what the one line says)
     "soft without cache": ("overlong = 'soft'", "needs overlong_cache > 0"),
     "answers longer than rows": ("max_tokens = 32768", "do not fit into batch.sequence_length_tokens = 32768"),
     "another model's": ("[rl.objective]\nfresh_share = 0.5", "fresh_share concerns trajectories of another model"),
+    "no prompt beside an answer": (
+        "max_tokens = 64\nengine = { kind = 'vllm', max_model_length_tokens = 64 }",
+        "engine.max_model_length_tokens = 64 leaves no room for a prompt",
+    ),
+    "no such share": ("[rl.select]\nsamples = 3", "no share of samples = 3 answers lies from minimum = 0.4"),
     "reversed selection": ("[rl.select]\nminimum = 0.7", "no question would stay"),
 }
 
