@@ -10,7 +10,7 @@ from typing import Any
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
@@ -21,6 +21,7 @@ from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
+from sophia_mcore.phase import Phase
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, covers, flat
@@ -49,8 +50,8 @@ def run_rl(
     """Run the stage in the run's folder, holding its lock; returns the folder.
 
     ``batches`` replaces rl.batches; a stage that has ended with fewer batches goes on. ``first``: the step to begin
-    with. ``replay``: train on the stored rollouts only. Raises UsageError for settings that cannot be used, SophiaError
-    when a process fails and is not restarted any more.
+    with; those before it must have ended. ``replay``: train on the stored rollouts only. Raises UsageError for settings
+    that cannot be used, SophiaError when a process fails and is not restarted any more.
     """
     if first not in STEPS:
         nearest = difflib.get_close_matches(first, STEPS, n=1)
@@ -71,6 +72,7 @@ def run_rl(
         loop = replace(RL, work=partial(work.rl, replay=replay))
         for phase in phases_in("stage"):
             if phase.step and phase.step not in chosen:
+                _require_ended(phase, current, first)
                 continue
             began = time.monotonic()
             if phase.wanted(config):
@@ -79,6 +81,16 @@ def run_rl(
                 run_here(loop if phase is RL else phase, current, progress)
             metrics.log(0, f"{STAGE_STEP}{phase.step or phase.name}", {"seconds": round(time.monotonic() - began, 3)})
     return run
+
+
+def _require_ended(phase: Phase, round: Round, first: str) -> None:
+    """Raise SophiaError if a step that --from leaves out has not ended: the steps behind it would use less than all."""
+    state = phase.state_of(round) if phase.wanted(round.config) else None
+    if state is not None and not state.finished:
+        raise SophiaError(
+            f"--from {first}: {phase.step} has not ended ({state.done} of {state.total or '?'} done); without --from "
+            "it goes on"
+        )
 
 
 def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: bool = False) -> None:

@@ -75,6 +75,12 @@ def sophia(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "code", "told"),
     [
         ((), 2, "error: rl.questions_per_batch = 4 is more than the 3 questions there are to ask"),
+        (("--from", "evaluate"), 1, "error: --from evaluate: loop has not ended (0 of 480 done)"),
+        (
+            ("--from", "loop", "--set", "rl.select.samples=2", "--set", "rl.select.maximum=1.0"),
+            1,
+            "error: --from loop: select has not ended (0 of 1 done)",
+        ),
         (("--from", "lop"), 2, "error: --from 'lop': did you mean 'loop'?"),
         (("--set", "rl.start='round-0'"), 1, "error: rl.start = 'round-0': "),
         (
