@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,7 @@ from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.rl.versions import MANIFEST, manifest_digest, manifest_of, version_folder
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import MODEL_CARD
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
@@ -73,12 +75,13 @@ def publish(
     partial = parent / f".tmp-{version:08d}"
     dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
     target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen, spelling=stored.spelling)
-    linked = _linked(target, frozen, previous)
     first = dist.get_rank() == 0
+    linked = together(lambda: _linked(target, frozen, previous) if first else {})[0]
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
         written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
         digests = _digests(target, linked)
+        digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
     except BaseException:
         if first:
@@ -113,13 +116,25 @@ def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> se
     return set().union(*everybody)
 
 
-def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> set[Path]:
-    """The target's files that are linked from the version before: those that hold only frozen tensors."""
+def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> dict[Path, str]:
+    """The target's files that are linked from the version before, and their digests: those with only frozen tensors.
+
+    Each is read. One whose bytes have changed since they were written is not linked but written again: its damage would
+    be part of every later version, whose digests would not tell.
+    """
     if previous is None:
-        return set()
+        return {}
     moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
     still = {tile.path for name in frozen for tile in target.tensors[name].tiles}
-    return {path for path in still - moving if (previous / path.name).is_file()}
+    written, found = json_or_empty(previous / MANIFEST), {}
+    for path in sorted(still - moving):
+        file = previous / path.name
+        digest = file_digest(file, "xxh3-128") if file.is_file() else ""
+        if digest and written.get(path.name, {}).get("xxh3-128") == digest:
+            found[path] = digest
+        else:
+            print(f"warning: {file} is missing or damaged: it is written again", file=sys.stderr, flush=True)
+    return found
 
 
 def _begin(
