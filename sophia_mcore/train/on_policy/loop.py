@@ -176,9 +176,7 @@ class _Stage:
             if not wait_together(ready, self.stop_asked):
                 raise _StoppedError
             if on_rank_zero(lambda: damaged, "cannot read the versions"):  # noqa: B023
-                self._take_devices()
-                mend(job, number)
-                self._release_devices()
+                self._mend(number)
             elif not on_rank_zero(partial(draw_again, job, number), f"cannot draw again for batch {number}"):
                 break
         self._take_devices()
@@ -197,21 +195,42 @@ class _Stage:
             if self.job.lock is not None:
                 self.job.lock.release()
 
+    def _mend(self, number: int) -> None:
+        self._take_devices()
+        mend(self.job, number)
+        self._release_devices()
+
     def _save(self) -> None:
         """Save what is not saved. Before the first real update there is nothing that could not be done again."""
         if self.step > self.saved and self.trained:
             self.job.checkpoints.save(self.step, self.job.chunks, self.job.optimizer)
             self.saved = self.step
 
+    def _await_validation(self, last: int) -> None:
+        """Wait until engines have validated what is due. They say so when they find the last version damaged."""
+        while True:
+            damaged = False
+
+            def ready() -> bool:
+                nonlocal damaged
+                if dist.get_rank() != 0:
+                    return True
+                damaged = is_damaged(self.job, last)
+                return damaged or not waits_for_validation(self.job, last)
+
+            if not wait_together(ready, self.stop_asked):
+                raise _StoppedError
+            if not on_rank_zero(lambda: damaged, "cannot read the versions"):  # noqa: B023
+                return
+            self._mend(last)
+
     def _finish(self) -> None:
         """Choose the version that stays, and say that the stage has ended."""
         job, last = self.job, self.job.rl.batches
         job.checkpoints.finish()
         self._release_devices()
-        if not self.replay and not wait_together(
-            lambda: dist.get_rank() != 0 or not waits_for_validation(job, last), self.stop_asked
-        ):
-            raise _StoppedError
+        if not self.replay:
+            self._await_validation(last)
 
         def write() -> tuple[int, str, tuple[int, float] | None]:
             best = best_version(job)

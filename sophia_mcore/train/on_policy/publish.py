@@ -14,13 +14,16 @@ from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import (
     MANIFEST,
+    DamagedVersionError,
     Version,
     announce,
     damage_file,
     newest_version,
+    note_damage,
     pointer_file,
     prune,
     read_version,
+    verify_version,
 )
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.on_policy.job import StageJob
@@ -124,11 +127,20 @@ def mend(job: StageJob, number: int) -> None:
 
 
 def finish_model(job: StageJob, number: int) -> None:
-    """Make version ``number`` the stage's model, RUN/rl/model, by hard links where possible. Rank 0 calls it."""
+    """Make version ``number`` the stage's model, RUN/rl/model, by hard links where possible. Rank 0 calls it.
+
+    Raises DamagedVersionError if its bytes are not those that were written. Run again, the stage writes the last
+    version again; the weights of an earlier one are lost.
+    """
     pointers, model = job.folder.versions, job.folder.model
     version = read_version(pointers, number)
     if version is None or not version.path(pointers).is_dir():
         raise SophiaError(f"{pointers}: the weights of version {number} are gone")
+    try:
+        verify_version(version.path(pointers), version.digest)
+    except DamagedVersionError as error:
+        note_damage(pointers, version, str(error))
+        raise
     partial = model.with_name(f".tmp-{model.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
