@@ -140,7 +140,7 @@ def changed_files(config: Config, run: RunFolder) -> list[str]:
 
 
 def preflight(round: Round) -> None:
-    """Check starting model, layout, number of batches and the user's inputs before any work.
+    """Check engine, starting model, layout, number of batches and the user's inputs before any work.
 
     Raises SophiaError or UsageError.
     """
@@ -150,6 +150,9 @@ def preflight(round: Round) -> None:
     from sophia_mcore.pretrained.spec import ModelSpec, require_image_token
 
     config, run = round.config, round.run
+    if config.on_policy.engine.kind != "vllm":
+        kind = config.on_policy.engine.kind
+        raise UsageError(f"rl.engine.kind = {kind!r}: new weights cannot be loaded into it; use 'vllm'")
     start = rl_start(config, run)
     check_model_dir(start)
     spec = ModelSpec.from_model_dir(start)

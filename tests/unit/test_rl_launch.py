@@ -88,6 +88,7 @@ def sophia(*arguments: str) -> subprocess.CompletedProcess[str]:
             2,
             "error: rl.start = 'nowhere': no such folder, and none of 'base', 'round-0'",
         ),
+        (("--set", "rl.engine={kind='transformers'}"), 2, "new weights cannot be loaded into it; use 'vllm'"),
         (("--set", "rl.engine={kind='openai', model_name='x'}"), 2, "new weights cannot be loaded into an endpoint"),
     ],
 )
