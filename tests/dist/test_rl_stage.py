@@ -162,3 +162,16 @@ def test_resampling_asks_further_questions(tmp_path: Path, policy: Path) -> None
     draws = sorted(path.name for path in run.rl.rollouts.iterdir())
     assert draws[0] == "00000000" and len(draws) > 2
     assert all(line["samples"] <= 8 for line in lines(run, "update") if not line["skipped"])
+
+
+def test_resampling_that_finds_too_little_goes_on_with_a_warning(
+    tmp_path: Path, policy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rl = {"fill": "resample", "max_resamples": 1, "group": 2, "samples_per_update": 8, "batches": 1}
+    all_wrong = {"max_tokens": 1, "overlong": "wrong"}  # each answer is cut off, so no group teaches anything
+    _, run = whole(tmp_path / "run", policy, rl | all_wrong)
+    assert (
+        "warning: batch 0: 0 of the 4 groups that it should have teach something, after 1 further"
+        in capfd.readouterr().err
+    )
+    assert all(line["skipped"] for line in lines(run, "update"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import Batch, open_batch, read_batch
 from sophia_mcore.rl.stream import batch_questions
@@ -62,16 +64,24 @@ def is_sampled(job: StageJob, number: int, *, replay: bool = False) -> tuple[boo
 def draw_again(job: StageJob, number: int) -> bool:
     """Ask further questions where too few groups of a sampled batch teach something (DAPO's dynamic sampling).
 
-    False: the batch has enough, or may not draw again.
+    False: the batch has enough, or may not draw again, which is warned of: it is trained on what there is.
     """
+    if job.rl.fill != "resample" or (job.folder.batch(number) / TAKEN).is_file():
+        return False
+    groups, wanted = job.planner.useful_groups(number), job.rl.questions_per_batch
+    if groups >= wanted:
+        return False
     batches = drawn_batches(job.folder, number)
     draw = len(batches)
-    if job.rl.fill != "resample" or draw > job.rl.max_resamples or not batches[-1].units:
-        return False
-    if (job.folder.batch(number) / TAKEN).is_file():
-        return False
-    groups = job.planner.useful_groups(number)
-    return groups < job.rl.questions_per_batch and bool(open_once(job, number, draw).units)
+    if draw <= job.rl.max_resamples and batches[-1].units and open_once(job, number, draw).units:
+        return True
+    print(
+        f"warning: batch {number}: {groups} of the {wanted} groups that it should have teach something, after "
+        f"{draw - 1} further draws of questions",
+        file=sys.stderr,
+        flush=True,
+    )
+    return False
 
 
 def take_and_learn(job: StageJob, number: int) -> None:

@@ -62,7 +62,8 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
     if differs and job.backend.kind == "cpu":
         raise SophiaError(
             f"version {number}: trained again from the same answers it has the digest {digest[:8]}, but "
-            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint, rollouts or code have changed"
+            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint, rollouts, layout or code have "
+            "changed"
         )
 
     def tell() -> None:
