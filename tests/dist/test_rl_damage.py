@@ -23,7 +23,7 @@ from sophia_mcore.rl.versions import (
 )
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
-from sophia_mcore.train.rl_publish import finish_model
+from sophia_mcore.train.on_policy.publish import finish_model
 from tests.support import stage_world, train_world
 from tests.support.versions import publish
 
