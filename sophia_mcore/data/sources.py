@@ -17,6 +17,7 @@ from sophia_mcore.store.encodings import encoding_of_file, not_text
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
+_TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")  # also of saved and local data sets
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
 
 
@@ -34,6 +35,17 @@ def read_source(source: Source) -> Iterator[Row]:
         yield row
     if count == 0:
         raise SophiaError(f"source {source_name(source)!r} is empty: {source.path} holds no rows")
+
+
+def local_tables(source: Source) -> list[Path]:
+    """The tables on this machine that the source is read from, sorted; [] for a data set of the hub.
+
+    Other files of a folder, such as images, are not among them.
+    """
+    if not source.path:
+        return []
+    path = Path(source.path)
+    return [path] if path.is_file() else _below(path, source.path, _TABLES)
 
 
 def rows_as_they_are(source: Source) -> Iterator[dict[str, Any]]:
@@ -150,14 +162,17 @@ def _files(source: Source, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(source.path)
     if path.is_file():
         return [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[0] != ".")
-    else:
-        files = sorted(Path(name) for name in glob.glob(source.path) if os.path.isfile(name))
+    files = _below(path, source.path, suffixes)
     if not files:
         what = f"no {' or '.join(suffixes)} file in" if path.is_dir() else "no such file or folder:"
         raise UsageError(f"source {source_name(source)!r}: {what} {source.path}")
     return files
+
+
+def _below(path: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[0] != ".")
+    return sorted(Path(name) for name in glob.glob(pattern) if os.path.isfile(name))
 
 
 def _read_datasets(source: Source) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.phase import Part, Phase
-from sophia_mcore.provenance.settings import Values, as_stored, at_default, covers, differing, flat, relevant
+from sophia_mcore.provenance.settings import TABLES, Values, as_stored, at_default, covers, differing, flat, relevant
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.content import Contents
 from sophia_mcore.store.json_files import json_or_empty
@@ -218,7 +218,8 @@ class Provenance:
             changed = differing(self._assumed.values(part), self.values(part)) if self._assumed else {}
             reasons += [*([_listed(changed)] if changed else []), *self._upstream(makers)]
             return Verdict(**named, there=True, changed=changed, reasons=tuple(reasons), unchecked=not reasons)
-        changed = differing(record.settings, self.values(part), self._at_default)
+        later = {name for name in part.values if name.startswith(TABLES)}
+        changed = differing(record.settings, self.values(part), self._at_default | later)
         reasons = [_listed(changed)] if changed else []
         reasons += self._other_inputs(phase, part, record)
         reasons += self._upstream(makers)

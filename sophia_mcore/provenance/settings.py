@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.content import Contents
+from sophia_mcore.store.content import Contents, Tables
 
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
+TABLES = "tables of"  # begins the names of values that records of older versions lack
 
 _ENGINE = (
     "kind", "tensor_parallel", "max_sequences", "max_images_per_prompt", "gpu_memory_fraction", "kv_cache_mib",
@@ -96,6 +97,8 @@ def as_stored(value: Any, contents: Contents) -> Any:
     """``value`` as JSON. A path becomes {"path": ..., "content": digest of the file or folder}."""
     if isinstance(value, Path):
         return {"path": str(value), "content": contents.given(value)}
+    if isinstance(value, Tables):
+        return {"path": value.path, "content": contents.tables(value)}
     if isinstance(value, Mapping):
         return {str(name): as_stored(child, contents) for name, child in value.items()}
     if isinstance(value, (list, tuple)):
