@@ -59,11 +59,14 @@ def _phases(
 def init(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, JSON lines, Parquet, or a folder with one.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The TOML to write.")] = Path("run.toml"),
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="A column it cannot guess: answer=Result.")
+    ] = None,
 ) -> None:
     """Look at your data and write a short TOML for it."""
     from sophia_mcore.launch.init import write_run_toml
 
-    typer.echo(write_run_toml(data, out))
+    typer.echo(write_run_toml(data, out, columns or ()))
 
 
 @app.command()
