@@ -76,3 +76,13 @@ def test_records_of_older_versions_and_tables_that_are_not_here_now_hold(tmp_pat
     record.write_text(json.dumps(found))
     (tmp_path / "elsewhere.jsonl").rename(tables / "a.jsonl")
     assert why(run, config) == ""
+
+
+def test_later_phases_name_where_it_began_and_no_phase_between(tmp_path: Path) -> None:
+    run, config = make_whole_run(tmp_path / "run")
+    changed = with_values(config, {"captions.per_image": config.captions.per_image + 1})
+    lines = Provenance(changed, run, PHASES).stale_lines()
+    (began,) = [line for line in lines if line.startswith("captions of round 0: ")]
+    reason = began.removeprefix("captions of round 0: ")
+    later = [line for line in lines if line.partition(" ")[0] in ("reasoning", "score", "train", "export")]
+    assert [line.partition(": ")[2] for line in later] == [f"captions of round 0 is no longer valid ({reason})"] * 4
