@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config, Protocol, Source
+from sophia_mcore.data.files_read import files_read_of, replaced_files
 from sophia_mcore.data.sources import local_tables
 from sophia_mcore.launch.readers import evaluated_models
 from sophia_mcore.phase import Part
@@ -40,19 +41,25 @@ def questions(round: Round) -> list[Part]:
         Part(
             name="questions",
             results={"questions": kept},
-            beside=(bad_rows_file(kept),),
+            beside=(bad_rows_file(kept), files_read_of(kept)),
             settings=("data.questions", limit),
             values=_files(config.data.questions),
+            replaced=lambda: _pictures(kept),
         ),
         Part(
             name="evaluation",
             results={"evaluation_questions": held_out},
-            beside=(bad_rows_file(held_out),),
+            beside=(bad_rows_file(held_out), files_read_of(held_out)),
             settings=("evaluate.questions", limit),
             values=_files(config.evaluate.questions),
+            replaced=lambda: _pictures(held_out),
         ),
     ]
     return parts[1:] if config.evaluate.only else parts
+
+
+def _pictures(questions_file: Path) -> dict[str, str]:
+    return {f"picture {path.name}": f"the content of {path} has changed" for path in replaced_files(questions_file)}
 
 
 def _files(sources: tuple[Source, ...]) -> dict[str, Any]:

@@ -222,6 +222,8 @@ class Provenance:
             return self._found(named, changed, reasons, makers, adopted=True)
         later = {name for name in part.values if name.startswith(TABLES)}
         changed = differing(record.settings, self.values(part), self._at_default | later)
+        if part.replaced is not None:
+            changed |= part.replaced()
         reasons = [_listed(changed)] if changed else []
         reasons += self._other_inputs(phase, part, record)
         return self._found(named, changed, reasons, makers, adopted=record.adopted)

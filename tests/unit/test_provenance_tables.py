@@ -1,16 +1,23 @@
-"""Tables of questions are compared by content however the settings name them: a file, a folder, a pattern."""
+"""Tables of questions and their pictures are compared by content: of a file, a folder, a pattern, a data set here."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from sophia_mcore.config.schema import Config, Source
+from sophia_mcore.errors import UsageError
+from sophia_mcore.launch.local import run_phases
 from sophia_mcore.launch.phases import PHASES, phase_named
 from sophia_mcore.provenance.check import Provenance
+from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_shard
+from tests.support.configs import make_config
+from tests.support.pictures import noise
 from tests.support.provenance_world import make_whole_run, record_all, with_values
 
 ROW = '{"id": "%s", "image": "a.png", "question": "How many?", "answer": "3"}\n'
@@ -86,3 +93,27 @@ def test_later_phases_name_where_it_began_and_no_phase_between(tmp_path: Path) -
     reason = began.removeprefix("captions of round 0: ")
     later = [line for line in lines if line.partition(" ")[0] in ("reasoning", "score", "train", "export")]
     assert [line.partition(": ")[2] for line in later] == [f"captions of round 0 is no longer valid ({reason})"] * 4
+
+
+def test_a_picture_that_was_replaced_is_named_and_read_again(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(noise(8, 8, number))
+    rows = [{"id": str(n), "image": f"{n}.png", "question": "What?", "answer": "3"} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = Path(__file__).parents[2] / "examples" / "digits" / "base"
+    source = {"kind": "jsonl", "path": str(tmp_path / "q.jsonl")}
+    config = make_config(tmp_path / "run", base / "policy", base / "reasoner", data={"questions": [source]})
+    run = run_phases(config, ["questions"], [0])
+    before = [question.images for question in read_shard(run.questions_file, Question)]
+    os.utime(tmp_path / "0.png", (1, 1))  # copied, or fetched again: another time, the same content
+    assert why(run, config) == ""
+    (tmp_path / "1.png").write_bytes(noise(8, 8, 9))
+    assert f"picture 1.png the content of {tmp_path / '1.png'} has changed" in why(run, config)
+    with pytest.raises(UsageError, match=r"picture 1.png .* questions depends on them: .*--new-settings"):
+        run_phases(config, ["questions"], [0])
+    run_phases(config, ["questions"], [0], new_settings=True)
+    after = [question.images for question in read_shard(run.questions_file, Question)]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
+    assert why(run, config) == ""
+    (tmp_path / "1.png").unlink()
+    assert why(run, config) == ""  # nobody can say
