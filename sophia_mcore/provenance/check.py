@@ -241,9 +241,12 @@ class Provenance:
 
         Of the phases before it names those where it began, not each that followed.
         """
-        before = tuple(dict.fromkeys(line for maker in makers for line in self.verdict(*maker).origins))
+        found = [(maker[0].name == named["phase"], self.verdict(*maker)) for maker in makers]
+        before = tuple(dict.fromkeys(line for _, one in found for line in one.origins))
         begun = (f"{named['phase']} of round {named['round']} is no longer valid ({own[0]})",) if own else before
-        reasons = (*own, *before)
+        inside = [line for same, one in found if same for line in one.reasons]  # of another part of this phase
+        outside = [line for same, one in found if not same for line in one.origins]
+        reasons = tuple(dict.fromkeys((*own, *inside, *outside)))
         unchecked = adopted and not reasons
         return Verdict(**named, there=True, changed=changed, reasons=reasons, origins=begun, unchecked=unchecked)
 

@@ -15,7 +15,7 @@ from sophia_mcore.launch.phases import PHASES, phase_named
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_shard
+from sophia_mcore.store.shards import read_shard, shard_files
 from tests.support.configs import make_config
 from tests.support.pictures import noise
 from tests.support.provenance_world import make_whole_run, record_all, with_values
@@ -117,3 +117,11 @@ def test_a_picture_that_was_replaced_is_named_and_read_again(tmp_path: Path) -> 
     assert why(run, config) == ""
     (tmp_path / "1.png").unlink()
     assert why(run, config) == ""  # nobody can say
+
+
+def test_parts_of_one_phase_give_a_reason_once(tmp_path: Path) -> None:
+    run, config = make_whole_run(tmp_path / "run")
+    shard_files(run.round(0).trajectories)[0].unlink()
+    lines = Provenance(config, run, PHASES).stale_lines()
+    assert lines[0] == "score of round 0: made from other trajectories of round 0"
+    assert lines[1] == f"train of round 0: score of round 0 is no longer valid ({lines[0].partition(': ')[2]})"
