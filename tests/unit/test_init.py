@@ -69,6 +69,7 @@ def test_a_folder_and_the_questions_phase(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     questions = read_shard(load_config(out).run.folder / "questions.parquet", Question)
     assert len(questions) == 9 and questions[0].options == ("a", "b")
+    assert "9 stored with 9 images: 9/9" in result.output
 
 
 def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
