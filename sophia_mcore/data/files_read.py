@@ -8,9 +8,13 @@ from pathlib import Path
 
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.json_files import json_or_empty
-from sophia_mcore.store.layout import images_read_file
 
 LIMIT = 10_000  # files that are remembered, evenly spaced among all: each costs a look at its size and time
+
+
+def files_read_of(questions_file: Path) -> Path:
+    """The file beside the questions that remembers their image files."""
+    return questions_file.with_name(f"{questions_file.stem}.images.json")
 
 
 def remember_files(questions_file: Path, digests: Mapping[Path, str]) -> None:
@@ -23,7 +27,7 @@ def remember_files(questions_file: Path, digests: Mapping[Path, str]) -> None:
         except OSError:  # gone since it was read
             continue
         files.append([str(path.absolute()), digests[path], state.st_size, state.st_mtime_ns])
-    write_json(images_read_file(questions_file), {"files": files})
+    write_json(files_read_of(questions_file), {"files": files})
 
 
 def replaced_files(questions_file: Path) -> list[Path]:
@@ -32,7 +36,7 @@ def replaced_files(questions_file: Path) -> list[Path]:
     Only a file with another size or time is read.
     """
     found = []
-    for name, digest, size, time in json_or_empty(images_read_file(questions_file)).get("files", []):
+    for name, digest, size, time in json_or_empty(files_read_of(questions_file)).get("files", []):
         path = Path(name)
         try:
             state = path.stat()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config, Protocol, Source
-from sophia_mcore.data.files_read import replaced_files
+from sophia_mcore.data.files_read import files_read_of, replaced_files
 from sophia_mcore.data.sources import local_tables
 from sophia_mcore.launch.readers import evaluated_models
 from sophia_mcore.phase import Part
@@ -15,7 +15,7 @@ from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.versions import pointer_file
 from sophia_mcore.store.content import Tables
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START
-from sophia_mcore.store.layout import SUMMARY, Round, bad_rows_file, images_read_file
+from sophia_mcore.store.layout import SUMMARY, Round, bad_rows_file
 from sophia_mcore.store.user_files import user_functions
 
 # Settings of the on-policy stage that may change between two starts: they change where, how long and how fast work is
@@ -41,7 +41,7 @@ def questions(round: Round) -> list[Part]:
         Part(
             name="questions",
             results={"questions": kept},
-            beside=(bad_rows_file(kept), images_read_file(kept)),
+            beside=(bad_rows_file(kept), files_read_of(kept)),
             settings=("data.questions", limit),
             values=_files(config.data.questions),
             replaced=lambda: _pictures(kept),
@@ -49,7 +49,7 @@ def questions(round: Round) -> list[Part]:
         Part(
             name="evaluation",
             results={"evaluation_questions": held_out},
-            beside=(bad_rows_file(held_out), images_read_file(held_out)),
+            beside=(bad_rows_file(held_out), files_read_of(held_out)),
             settings=("evaluate.questions", limit),
             values=_files(config.evaluate.questions),
             replaced=lambda: _pictures(held_out),

@@ -38,11 +38,6 @@ def bad_rows_file(questions: Path) -> Path:
     return questions.with_name(f"{questions.stem}.bad.jsonl")
 
 
-def images_read_file(questions_file: Path) -> Path:
-    """The image files that questions were made from, beside the questions."""
-    return questions_file.with_name(f"{questions_file.stem}.images.json")
-
-
 def checkpoint_steps(folder: Path) -> dict[int, Path]:
     """Checkpoint folders by step, in ascending order; {} if ``folder`` is missing."""
     if not folder.is_dir():
