@@ -16,7 +16,7 @@ EXTRAS = {
     "torch": "train", "megatron": "train", "numba": "train",
     "psutil": "train", "math_verify": "score", "pint": "score", "openai": "rollout", "plotly": "report",
     "datasets": "data", "mlflow": "track", "sqlalchemy": "track", "alembic": "track", "sklearn": "digits",
-    "transformers": "digits", "huggingface_hub": "hub", "scipy": "train",
+    "transformers": "digits", "huggingface_hub": "hub", "scipy": "score",
     "tensorboardX": "tensorboard", "openpyxl": "benchmarks", "imagehash": "benchmarks",
 }  # fmt: skip
 TRACEBACK_ABOVE = "the traceback is above"  # without a log file; `launch.process` puts the name of its log in place

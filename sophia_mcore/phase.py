@@ -121,7 +121,8 @@ class Part:
     """Results of a phase of a round that are valid, or invalid, together.
 
     They are valid as long as nothing changes of the ``settings`` (keys or sections of the configuration), of the
-    ``values`` (further values, by a name to show to the user) and of the results that it ``reads``.
+    ``values`` (further values, by a name to show to the user), of the results that it ``reads``, and of further inputs:
+    ``replaced`` looks at those and tells what has changed, by a name to show to the user.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Part:
     settings: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[tuple[str, int], ...] = ()  # names of results of other phases, each with its round
+    replaced: Callable[[], Mapping[str, str]] | None = None
 
 
 def always(config: Config) -> bool:

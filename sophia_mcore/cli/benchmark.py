@@ -32,7 +32,7 @@ def benchmark(
     new_settings: NewSettings = False,
     set_: Sets = None,
 ) -> None:
-    """Evaluate a model on the paper's benchmarks, or score a file of predictions; see docs/benchmarks.md."""
+    """Evaluate a model on the benchmarks, or score predictions. See docs/benchmarks.md."""
     from sophia_mcore.config.schema import Score
     from sophia_mcore.launch import benchmark as work
 

@@ -36,7 +36,7 @@ def check(
     ] = 0,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of CONFIG, for editors.")] = False,
 ) -> None:
-    """Check a configuration file and print it resolved, then the first questions (as comments) and the inputs of later
+    """Check a configuration file, and print it resolved. Then the first questions (as comments), the inputs of later
     phases, and whether the layout fits the policy. With --against: training questions that share text or image with a
     benchmark. With --try: what rewards and environment make of a stand-in's answers, and whether they say it twice."""
     if drop is not None and not against:

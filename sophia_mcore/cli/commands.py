@@ -59,11 +59,14 @@ def _phases(
 def init(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, JSON lines, Parquet, or a folder with one.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The TOML to write.")] = Path("run.toml"),
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="A column it cannot guess: answer=Result.")
+    ] = None,
 ) -> None:
     """Look at your data and write a short TOML for it."""
     from sophia_mcore.launch.init import write_run_toml
 
-    typer.echo(write_run_toml(data, out))
+    typer.echo(write_run_toml(data, out, columns or ()))
 
 
 @app.command()
@@ -120,7 +123,7 @@ def _phase_command(name: str, help_text: str) -> None:
 
 
 for _name, _help in {
-    "generate": "Check the questions, caption the images, then reason from the captions.",
+    "generate": "Check questions, caption images, reason from the captions.",
     "score": "Verify answers, reward captions, keep the best trajectories.",
     "train": "Train the policy on the kept trajectories.",
     "evaluate": "pass@1 on held-out questions, before and after.",
@@ -130,7 +133,7 @@ for _name, _help in {
 
 @app.command("fp8-check")
 def fp8_check(config: ConfigArgument, round_: Round = 0, overlay: Overlays = None, set_: Sets = None) -> None:
-    """Measure FP8 against training without it on stored trajectories; `train` asks for a passed check."""
+    """Measure FP8 training on stored trajectories. `train` asks for a passed check."""
     from sophia_mcore.launch.fp8_check import run_fp8_check
 
     typer.echo(run_fp8_check(load(config, overlay, set_), round_))
@@ -143,10 +146,10 @@ def grade(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     timeout: Annotated[float, typer.Option(help="Seconds per answer.")] = 1.0,
 ) -> None:
-    """Grade lines {"id", "response", "answer"}: adds verdict, extracted, seconds.
+    """Grade answers: to each line, add verdict, extracted, seconds.
 
-    A line may have "type" (of the answer), "options" (texts, in order), "benchmark" (whose precision counts),
-    "tolerance" (absolute) and "question"; docs/grading.md lists their values.
+    A line has "id", "response" and "answer". It may have "type" (of the answer), "options" (texts, in order),
+    "benchmark" (whose precision counts), "tolerance" (absolute) and "question"; docs/grading.md lists their values.
     """
     import math
 
@@ -185,7 +188,7 @@ def convert(
     workers: Annotated[int, typer.Option(min=1, help="Tensors copied at a time.")] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
 ) -> None:
-    """Convert a checkpoint between Hugging Face, Megatron and FP8 layouts."""
+    """Convert a checkpoint: Hugging Face, Megatron and FP8 layouts."""
     import difflib
 
     from sophia_mcore.errors import UsageError
@@ -223,7 +226,7 @@ def verify(
     second: Annotated[Path, typer.Argument(metavar="B")],
     base: Annotated[Path | None, typer.Option(help="HF folder whose config a Megatron checkpoint needs.")] = None,
 ) -> None:
-    """Compare two checkpoints of any layout, bit by bit; an FP8 copy with its source, within the rounding bound."""
+    """Compare two checkpoints of any layout, bit by bit. An FP8 copy and its source: within the rounding bound."""
     from sophia_mcore.weights.command import run_verify
 
     run_verify(first, second, base)
@@ -250,7 +253,7 @@ def plan(
     overlay: Overlays = None,
     set_: Sets = None,
 ) -> None:
-    """Which layouts fit, how fast they train, and what the round costs; needs no GPU and no weights."""
+    """Which layouts fit, how fast they train, what the round costs. Needs no GPU and no weights."""
     from rich.console import Console
 
     from sophia_mcore.plan.command import check_target, make_plan, write_overlay
@@ -284,7 +287,7 @@ def report(
     other: Annotated[Path | None, typer.Argument(metavar="RUN_B", help="A second run: compare the two.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where a comparison goes.")] = None,
 ) -> None:
-    """Write report.json and report.html of a run, or one page that compares two runs."""
+    """Write the page of a run, or one page that compares two runs. Beside it stands report.json."""
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.opening import open_for_report
     from sophia_mcore.launch.phases import PHASES
@@ -317,7 +320,7 @@ def doctor(
     overlay: Overlays = None,
     set_: Sets = None,
 ) -> None:
-    """List what this machine has and what is missing, the consequences, and how to get it."""
+    """What this machine has, what is missing, and how to get it."""
     from rich.console import Console
 
     from sophia_mcore.doctor.command import doctor as examine

@@ -25,7 +25,7 @@ def rl(
     set_: Sets = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """The on-policy stage on this machine: questions, loop, evaluation, report. Run again to resume."""
+    """The on-policy stage on this machine, all its phases. Run again to resume."""
     from sophia_mcore.launch.phases import PHASES
     from sophia_mcore.launch.rl import run_rl
     from sophia_mcore.report.summary import print_stage_summary
@@ -48,7 +48,7 @@ def export(
     set_: Sets = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """Write the trained policy as a Hugging Face directory with its model card."""
+    """Write the trained policy as a Hugging Face folder with a card."""
     from sophia_mcore.errors import SophiaError, UsageError
     from sophia_mcore.launch.local import run_phases
     from sophia_mcore.launch.phases import PHASES
@@ -82,7 +82,7 @@ def fork(
     overlay: Overlays = None,
     set_: Sets = None,
 ) -> None:
-    """Begin a variant of a run that shares all results which are valid under the new settings."""
+    """Begin a variant of a run. It shares all results that are valid under the new settings."""
     from sophia_mcore.launch.fork import fork as begin
 
     typer.echo(begin(run_folder, new, first=first, overlays=overlay or (), sets=set_ or ()))
@@ -129,7 +129,7 @@ def submit(
 
 
 def status(run_folder: RunArgument) -> None:
-    """Phases, work units, jobs, last loss, time left, and what went wrong; of [[stages]] where they are."""
+    """Phases, units, jobs, last loss, time left, what went wrong. Of [[stages]]: where they are."""
     from sophia_mcore.launch.local import open_any_run
     from sophia_mcore.launch.slurm.status import status_text
     from sophia_mcore.launch.stages_table import stages_text
@@ -154,7 +154,7 @@ def track(
     open_: Annotated[bool, typer.Option("--open", help="Then show MLflow's pages until Ctrl-C.")] = False,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of these pages.")] = 5000,
 ) -> None:
-    """Send everything of the run that is not there yet to MLflow, or to TensorBoard's event files."""
+    """Send to MLflow or TensorBoard what is not there yet."""
     from sophia_mcore.errors import SophiaError
     from sophia_mcore.launch.local import open_run
     from sophia_mcore.launch.phases import PHASES

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def _http_address(text: str) -> str:
@@ -31,3 +33,13 @@ class Section(BaseModel):
     """Base class of all sections: frozen, refuses unknown keys, and does not convert strings to other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_path(cls, given: Any) -> Any:
+        """An empty text would be the working directory, which nobody means by it."""
+        for name, value in given.items() if isinstance(given, Mapping) else ():
+            kind = cls.model_fields[name].annotation if name in cls.model_fields else None
+            if value == "" and Path in (kind, *get_args(kind)):
+                raise ValueError(f"{name} is an empty path")
+        return given

@@ -217,8 +217,10 @@ def explain_setting(key: str) -> str:
 
 
 def _matches(key: str, wanted: str) -> bool:
-    plain = key.replace("[]", "")
-    return plain == wanted or plain.startswith(f"{wanted}.")
+    parts, asked = key.replace("[]", "").split("."), wanted.split(".")
+    return len(asked) <= len(parts) and all(
+        part in ("NAME", one) for part, one in zip(parts[: len(asked)], asked, strict=True)
+    )
 
 
 def _lines(setting: Setting) -> list[str]:
@@ -236,7 +238,20 @@ def json_schema() -> dict[str, Any]:
             if sentence and name in properties:
                 properties[name].setdefault("description", sentence)
     schema["properties"]["base"] = {"type": "string", "description": "a TOML file whose values this one replaces"}
+    schema["$defs"]["OwnLoss"]["properties"]["name"]["pattern"] = ":"  # else it would be one with every other loss
+    _require_without_base(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "sophia_mcore run"}
+
+
+def _require_without_base(schema: dict[str, Any]) -> None:
+    """Require the keys of the file and of its sections only where no ``base`` may have them."""
+    sections = {}
+    for name, value in schema["properties"].items():
+        definition = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+        if "required" in definition:
+            sections[name] = {"required": definition.pop("required")}
+    schema["if"] = {"required": ["base"]}
+    schema["else"] = {"required": schema.pop("required"), "properties": sections}
 
 
 def _by_name(model: type[BaseModel]) -> dict[str, type[BaseModel]]:

@@ -382,6 +382,8 @@ def _path(text: str, folder: Path | None, problems: list[str]) -> Iterable[Path]
         problems.append(f"image path {shown(text)}: set images_folder of the source")
     else:
         base = os.path.abspath(folder)
+        if "\\" in text and not os.path.exists(os.path.join(base, text)):  # as Windows writes paths
+            text = text.replace("\\", "/")
         path = os.path.normpath(os.path.join(base, text))
         if path != base and os.path.commonpath([base, path]) == base:
             yield Path(path)

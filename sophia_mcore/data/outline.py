@@ -21,6 +21,7 @@ from sophia_mcore.pretrained.released import first_models
 KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _ROWS = 100  # that are looked at
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_IMAGE_TEXTS = ("data:image/", "ivborw0", "/9j/")  # in lower case: how base64 of an image begins
 _NAMES = {  # lower-case names of columns, the likeliest first, beside those that are read by default
     "images": ("image_url", "img", "img_path", "picture", "pictures", "photo", "filename", "file_name", "file", "path"),
     "question": ("prompt", "instruction", "text", "input"),
@@ -40,10 +41,11 @@ class Outline:
     remarks: tuple[str, ...] = ()  # for the reader of the TOML, one line each
 
 
-def outline_of(path: Path) -> Outline:
+def outline_of(path: Path, named: Mapping[str, str] | None = None) -> Outline:
     """What the data at ``path`` looks like: a table, JSON lines, Parquet, or a folder with one of these.
 
-    Raises UsageError: nothing there, several candidates, no column for images, questions or answers.
+    ``named``: role -> column, as the user has named them. Raises UsageError: nothing there, several candidates, no
+    column for images, questions or answers, a named one that is missing.
     """
     file = _one_file(path)
     kind = KINDS[file.suffix.lower()]
@@ -51,11 +53,16 @@ def outline_of(path: Path) -> Outline:
     rows = list(islice(rows_as_they_are(plain), _ROWS))
     if not rows:
         raise UsageError(f"{file}: no rows in it")
-    columns = guess_columns(rows, file)
-    folder = _images_folder(rows, columns.images[0], file)
+    columns = guess_columns(rows, file, named or {})
+    folder, missing = _images_folder(rows, columns.images[0], file)
     remarks = []
-    if folder is None and any(_names_image(row.get(columns.images[0])) for row in rows):
+    if folder is None and missing:
         remarks.append(f"no image of column {columns.images[0]!r} was found near {file.name}: set images_folder")
+    elif missing:
+        remarks.append(f"images of the first rows are missing: {', '.join(missing[:3])}")
+    lettered = [name for name in "ABCDEFGH" if name in rows[0]]
+    if not columns.options and lettered[:2] == ["A", "B"]:
+        remarks.append(f"options in the columns {', '.join(lettered)} are not read: put them into one, 'red | green'")
     return Outline(
         source=Source(
             kind=kind,  # type: ignore[arg-type]
@@ -68,12 +75,20 @@ def outline_of(path: Path) -> Outline:
     )
 
 
-def guess_columns(rows: Sequence[Mapping[str, Any]], file: Path) -> Columns:
+def guess_columns(rows: Sequence[Mapping[str, Any]], file: Path, named: Mapping[str, str]) -> Columns:
     """Which column holds what, by the names and values of some rows. Raises UsageError for one that is missing."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    for role, name in named.items():
+        if role not in Columns.model_fields or name not in names:
+            raise UsageError(
+                f"--column {role}={name}: a role is one of {', '.join(Columns.model_fields)}, "
+                f"a column one of {', '.join(names)}"
+            )
     values = {name: [row[name] for row in rows if row.get(name) not in (None, "")] for name in names}
-    found: dict[str, str] = {}
+    found = dict(named)
     for role in ("images", "options", "answer_type", "id", "question", "answer"):
+        if role in found:
+            continue
         wanted = (*getattr(Columns(), role), *_NAMES[role])
         by_name = {name.lower(): name for name in names if name not in found.values()}
         match = next((by_name[name] for name in wanted if name in by_name), None)
@@ -86,7 +101,7 @@ def guess_columns(rows: Sequence[Mapping[str, Any]], file: Path) -> Columns:
     if missing:
         raise UsageError(
             f"{file}: no column looks like {' or '.join(missing)}; it has {', '.join(names) or 'no columns'}; "
-            "name it in the TOML (columns of the source)"
+            f"name it with {' '.join(f'--column {role}=NAME' for role in missing)}"
         )
     return Columns(**{role: (found[role],) if role in found else () for role in Columns.model_fields})
 
@@ -112,18 +127,32 @@ def _names_image(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_names_image, value))
     text = str(value).strip().lower()
-    return text.endswith(_IMAGE_ENDINGS) or text.startswith(("data:image/", "ivborw0", "/9j/"))
+    return text.endswith(_IMAGE_ENDINGS) or text.startswith(_IMAGE_TEXTS)
 
 
-def _images_folder(rows: Sequence[Mapping[str, Any]], column: str, file: Path) -> Path | None:
-    """The folder that the image paths start at: beside the file, or one or two folders below; None if nowhere."""
-    paths = [str(row[column]) for row in rows if isinstance(row.get(column), str) and row[column]][:20]
-    if not paths:
-        return None
+def _images_folder(rows: Sequence[Mapping[str, Any]], column: str, file: Path) -> tuple[Path | None, list[str]]:
+    """The folder that most image paths start at: beside the file, or one or two folders below; None if nowhere.
+
+    And those paths of the first rows that are missing there.
+    """
+    texts = [row[column] for row in rows if isinstance(row.get(column), str) and row[column]][:20]
+    paths = [text for text in texts if not text.strip().lower().startswith(_IMAGE_TEXTS)]
+    best: tuple[Path | None, list[str]] = None, paths
     for folder in (file.parent, *sorted(_folders_below(file.parent))):
-        if all((folder / path).is_file() for path in paths):
-            return folder
-    return None
+        missing = [
+            path for path in paths if not any((folder / one).is_file() for one in (path, path.replace("\\", "/")))
+        ]
+        if len(missing) < len(best[1]):
+            best = folder, missing
+    return best
+
+
+def _is_file(folder: Path, path: str) -> bool:
+    """Whether the path names a file below ``folder``, with the separators of Linux or of Windows."""
+    try:
+        return (folder / path).is_file() or (folder / path.replace("\\", "/")).is_file()
+    except OSError:  # such as a text that is too long for a name
+        return False
 
 
 def _folders_below(folder: Path) -> Iterable[Path]:

@@ -17,6 +17,7 @@ from sophia_mcore.config.schema import Source
 from sophia_mcore.data import images as image_files
 from sophia_mcore.data.cells import shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
+from sophia_mcore.data.files_read import remember_files
 from sophia_mcore.data.images import RefuseSize
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.errors import SophiaError, UsageError
@@ -117,6 +118,7 @@ def prepare_questions(
         bad_rows=len(checker.bad),
         reasons=dict(checker.reasons),
     )
+    remember_files(target, checker.digests())
     with suppress(FileExistsError):  # another process prepared the same
         shards.write_shard(
             target,
@@ -213,6 +215,10 @@ class _Checker:
             self._files[path] = digest, f"{problem} [{shown_path(path)}]" if problem else ""
         for row in rows:
             self._take(row)
+
+    def digests(self) -> dict[Path, str]:
+        """sha256 of each image file that was read; "" for one that is missing or cannot be read."""
+        return {path: digest for path, (digest, _) in self._files.items()}
 
     def _take(self, row: Row) -> None:
         self.rows += 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +19,8 @@ from sophia_mcore.store.encodings import encoding_of_file, not_text
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list
 
+_TABLES = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")  # also of saved and local data sets
+_SPREADSHEET_SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?\r?\n?$', re.IGNORECASE)
 _ROWS_TO_FIND_COLUMNS = 100  # JSON lines have no schema: the columns of the first rows count
 
 
@@ -36,6 +40,17 @@ def read_source(source: Source) -> Iterator[Row]:
         raise SophiaError(f"source {source_name(source)!r} is empty: {source.path} holds no rows")
 
 
+def local_tables(source: Source) -> list[Path]:
+    """The tables on this machine that the source is read from, sorted; [] for a data set of the hub.
+
+    Other files of a folder, such as images, are not among them.
+    """
+    if not source.path:
+        return []
+    path = Path(source.path)
+    return [path] if path.is_file() else _below(path, source.path, _TABLES)
+
+
 def rows_as_they_are(source: Source) -> Iterator[dict[str, Any]]:
     """Rows of a file with all their columns, no column looked for; rows that are damaged are left out."""
     files = _files(source, (".csv", ".tsv", ".jsonl", ".json", ".parquet"))
@@ -48,8 +63,8 @@ def rows_as_they_are(source: Source) -> Iterator[dict[str, Any]]:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=64, use_threads=False):
                 yield from batch.to_pylist()
         else:
-            with open(path, encoding=encoding_of_file(path), newline="") as file:
-                yield from (dict(row) for row in _table(file) if None not in row)
+            with _opened_table(path) as table:
+                yield from (dict(row) for row in table if None not in row)
 
 
 def _read_jsonl(source: Source) -> Iterator[Row]:
@@ -95,35 +110,43 @@ def _read_csv(source: Source) -> Iterator[Row]:
     folder = source.images_folder or files[0].parent
     number = 0
     for path in files:
-        try:
-            with open(path, encoding=encoding_of_file(path), newline="") as file:
-                table = _table(file)
-                reader = RowReader(source, table.fieldnames or (), folder)
-                for raw in table:
-                    if None in raw:
-                        yield reader.broken(number, f"line {table.line_num} has more cells than the first line")
-                    else:
-                        yield reader.row(number, {name: cell for name, cell in raw.items() if cell})
-                    number += 1
-        except UnicodeError as error:
-            raise SophiaError(f"cannot read {path}: {not_text(error)}") from error
-        except (OSError, csv.Error) as error:
-            raise SophiaError(f"cannot read {path}: not a table of comma-separated text ({error})") from error
+        with _opened_table(path) as table:
+            reader = RowReader(source, table.fieldnames or (), folder)
+            for raw in table:
+                if None in raw:
+                    yield reader.broken(number, f"line {table.line_num} has more cells than the first line")
+                else:
+                    yield reader.row(number, {name: cell for name, cell in raw.items() if cell})
+                number += 1
+
+
+@contextmanager
+def _opened_table(path: Path) -> Iterator[csv.DictReader[str]]:
+    """The rows of a table. Raises SophiaError, also while they are read, for a file that is not one."""
+    try:
+        with open(path, encoding=encoding_of_file(path), newline="") as file:
+            yield _table(file)
+    except UnicodeError as error:
+        raise SophiaError(f"cannot read {path}: {not_text(error)}") from error
+    except (OSError, csv.Error) as error:
+        raise SophiaError(f"cannot read {path}: not a table of comma-separated text ({error})") from error
 
 
 def _table(file: TextIO) -> csv.DictReader[str]:
-    separator = _separator(file.readline())
-    file.seek(0)
-    return csv.DictReader(file, strict=True, delimiter=separator)
+    first_line = file.readline()
+    if not _SPREADSHEET_SEPARATOR.match(first_line):
+        file.seek(0)
+    return csv.DictReader(file, strict=True, delimiter=_separator(first_line))
 
 
 def _separator(first_line: str) -> str:
-    """The separator of a table, by its first line.
+    """The separator of a table, by its first line: the names of the columns, or "sep=;" as spreadsheets write.
 
-    >>> _separator("id;image;question"), _separator("id,image,a;b"), _separator("id")
-    (';', ',', ',')
+    >>> _separator("id;image;question"), _separator("id,image,a;b"), _separator("id"), _separator("sep=|")
+    (';', ',', ',', '|')
     """
-    return max(",;\t", key=first_line.count)
+    named = _SPREADSHEET_SEPARATOR.match(first_line)
+    return named[1] if named else max(",;\t", key=first_line.count)
 
 
 def _read_parquet(source: Source) -> Iterator[Row]:
@@ -150,14 +173,17 @@ def _files(source: Source, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(source.path)
     if path.is_file():
         return [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[0] != ".")
-    else:
-        files = sorted(Path(name) for name in glob.glob(source.path) if os.path.isfile(name))
+    files = _below(path, source.path, suffixes)
     if not files:
         what = f"no {' or '.join(suffixes)} file in" if path.is_dir() else "no such file or folder:"
         raise UsageError(f"source {source_name(source)!r}: {what} {source.path}")
     return files
+
+
+def _below(path: Path, pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file() and p.name[0] != ".")
+    return sorted(Path(name) for name in glob.glob(pattern) if os.path.isfile(name))
 
 
 def _read_datasets(source: Source) -> Iterator[Row]:

@@ -17,6 +17,7 @@ from sophia_mcore.config.load import assign, explain
 from sophia_mcore.config.schema import PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL, Config, Judge, Score
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.environments import rollout_python
+from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.labels import BASE
@@ -84,6 +85,8 @@ def is_address(model: str) -> bool:
 def _policy(wanted: Wanted) -> str:
     if is_address(wanted.model):
         return wanted.model_name
+    if hub_name(Path(wanted.model)) is not None:
+        return wanted.model
     if not Path(wanted.model).is_dir():
         raise UsageError(f"{wanted.model}: no such model folder (an endpoint is http://HOST:PORT/v1)")
     if not (Path(wanted.model) / "config.json").is_file():

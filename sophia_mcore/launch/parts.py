@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config, Protocol, Source
+from sophia_mcore.data.files_read import files_read_of, replaced_files
+from sophia_mcore.data.sources import local_tables
 from sophia_mcore.launch.readers import evaluated_models
 from sophia_mcore.phase import Part
-from sophia_mcore.provenance.settings import covers, flat, model_folder
+from sophia_mcore.provenance.settings import TABLES, covers, flat, model_folder
 from sophia_mcore.rl.start import start_folder
 from sophia_mcore.rl.versions import pointer_file
+from sophia_mcore.store.content import Tables
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START
 from sophia_mcore.store.layout import SUMMARY, Round, bad_rows_file
 from sophia_mcore.store.user_files import user_functions
@@ -38,24 +41,33 @@ def questions(round: Round) -> list[Part]:
         Part(
             name="questions",
             results={"questions": kept},
-            beside=(bad_rows_file(kept),),
+            beside=(bad_rows_file(kept), files_read_of(kept)),
             settings=("data.questions", limit),
             values=_files(config.data.questions),
+            replaced=lambda: _pictures(kept),
         ),
         Part(
             name="evaluation",
             results={"evaluation_questions": held_out},
-            beside=(bad_rows_file(held_out),),
+            beside=(bad_rows_file(held_out), files_read_of(held_out)),
             settings=("evaluate.questions", limit),
             values=_files(config.evaluate.questions),
+            replaced=lambda: _pictures(held_out),
         ),
     ]
     return parts[1:] if config.evaluate.only else parts
 
 
+def _pictures(questions_file: Path) -> dict[str, str]:
+    return {f"picture {path.name}": f"the content of {path} has changed" for path in replaced_files(questions_file)}
+
+
 def _files(sources: tuple[Source, ...]) -> dict[str, Any]:
-    files = [Path(source.path) for source in sources if source.path and source.kind != "datasets"]
-    return {f"file {path}": path for path in files}
+    here = [source for source in sources if source.path]
+    found: dict[str, Any] = {f"file {source.path}": Path(source.path) for source in here if source.kind != "datasets"}
+    for source in here:
+        found[f"{TABLES} {source.path}"] = Tables(source.path, tuple(local_tables(source)))
+    return found
 
 
 def _policy(round: Round) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:

@@ -134,9 +134,7 @@ def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
     """The state of a run as output for the terminal."""
     parts: list[RenderableType] = [Plain(f"{run.path}  {time.strftime('%H:%M:%S')}", style="bold")]
     parts += [Plain(note, style="yellow", no_wrap=True, overflow="ellipsis") for note in seen.notes]
-    done = [f"{state.phase} {state.round}" for state in seen.states if state.finished]
-    if done:
-        parts.append(Plain("done: " + ", ".join(done), style="green"))
+    parts += [Plain(line, style="green") for line in _done(seen.states)]
     if left := [state for state in seen.states if not state.finished]:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("phase", "round", "done", "", "left"):
@@ -155,6 +153,14 @@ def shown(run: RunFolder, seen: Seen, rates: Rates) -> RenderableType:
         line.append(curve.drawn(), style="blue")
         parts.append(line.append(f"  step {curve.step}", style="dim"))
     return Group(*parts, *(_panel(text) for text in seen.texts[1:]))
+
+
+def _done(states: Sequence[PhaseState]) -> list[str]:
+    """The finished phases, one line for each round; the round is named where there are several."""
+    rounds = sorted({state.round for state in states})
+    found = {index: [state.phase for state in states if state.finished and state.round == index] for index in rounds}
+    of = "" if len(rounds) == 1 else " of round {}"
+    return [f"done{of.format(index)}: {', '.join(names)}" for index, names in found.items() if names]
 
 
 def _panel(text: Text) -> Panel:

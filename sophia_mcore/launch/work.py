@@ -38,7 +38,7 @@ def questions(round: Round, progress: Progress) -> None:
         sets.append(("validation questions checked", config.rl.validation, run.rl.validation_questions_file))
     refuse_size = policy_images(config)
     for task, sources, file in sets:
-        prepare_questions(
+        summary = prepare_questions(
             sources,
             ImageStore(run.images),
             file,
@@ -47,6 +47,9 @@ def questions(round: Round, progress: Progress) -> None:
             refuse_size=refuse_size,
             progress=partial(_rows_checked, counting(progress, task)),
             read=read_any,
+        )
+        progress.start(
+            f"{task}; {summary.questions:,} stored with {summary.images:,} images", summary.rows, summary.rows
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.phase import Part, Phase
-from sophia_mcore.provenance.settings import Values, as_stored, at_default, covers, differing, flat, relevant
+from sophia_mcore.provenance.settings import TABLES, Values, as_stored, at_default, covers, differing, flat, relevant
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.content import Contents
 from sophia_mcore.store.json_files import json_or_empty
@@ -61,7 +61,8 @@ class Verdict:
     """The result of the check of one part of a phase of a round.
 
     ``there``: the part has results. ``changed``: settings that the user has changed, key -> "old -> new". ``reasons``:
-    why the results are not valid, empty if they are. ``unchecked``: their settings and inputs are unknown.
+    why the results are not valid, empty if they are. ``origins``: the phases where that began, each with its reason.
+    ``unchecked``: their settings and inputs are unknown.
     """
 
     phase: str
@@ -70,6 +71,7 @@ class Verdict:
     there: bool = False
     changed: Mapping[str, str]
     reasons: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     unchecked: bool = False
 
     @property
@@ -216,22 +218,37 @@ class Provenance:
             newer = [maker[0].name for maker in makers if self._is_recorded(*maker)]
             reasons = [f"it was made before {name} was done again" for name in dict.fromkeys(newer)]
             changed = differing(self._assumed.values(part), self.values(part)) if self._assumed else {}
-            reasons += [*([_listed(changed)] if changed else []), *self._upstream(makers)]
-            return Verdict(**named, there=True, changed=changed, reasons=tuple(reasons), unchecked=not reasons)
-        changed = differing(record.settings, self.values(part), self._at_default)
+            reasons += [_listed(changed)] if changed else []
+            return self._found(named, changed, reasons, makers, adopted=True)
+        later = {name for name in part.values if name.startswith(TABLES)}
+        changed = differing(record.settings, self.values(part), self._at_default | later)
+        if part.replaced is not None:
+            changed |= part.replaced()
         reasons = [_listed(changed)] if changed else []
         reasons += self._other_inputs(phase, part, record)
-        reasons += self._upstream(makers)
-        return Verdict(
-            **named, there=True, changed=changed, reasons=tuple(reasons), unchecked=record.adopted and not reasons
-        )
+        return self._found(named, changed, reasons, makers, adopted=record.adopted)
 
-    def _upstream(self, makers: Sequence[tuple[Phase, int, Part]]) -> list[str]:
-        """One line, with the first reason, for each phase that made an input and whose results are not valid."""
-        found = [verdict for maker in makers if (verdict := self.verdict(*maker)).stale]
-        return list(
-            dict.fromkeys(f"{one.phase} of round {one.round} is no longer valid ({one.reasons[0]})" for one in found)
-        )
+    def _found(
+        self,
+        named: Mapping[str, Any],
+        changed: Mapping[str, str],
+        own: Sequence[str],
+        makers: Sequence[tuple[Phase, int, Part]],
+        *,
+        adopted: bool,
+    ) -> Verdict:
+        """The verdict on results with reasons of their ``own`` not to be valid, and on what they were made from.
+
+        Of the phases before it names those where it began, not each that followed.
+        """
+        found = [(maker[0].name == named["phase"], self.verdict(*maker)) for maker in makers]
+        before = tuple(dict.fromkeys(line for _, one in found for line in one.origins))
+        begun = (f"{named['phase']} of round {named['round']} is no longer valid ({own[0]})",) if own else before
+        inside = [line for same, one in found if same for line in one.reasons]  # of another part of this phase
+        outside = [line for same, one in found if not same for line in one.origins]
+        reasons = tuple(dict.fromkeys((*own, *inside, *outside)))
+        unchecked = adopted and not reasons
+        return Verdict(**named, there=True, changed=changed, reasons=reasons, origins=begun, unchecked=unchecked)
 
     def _is_recorded(self, phase: Phase, index: int, part: Part) -> bool:
         record = self.record(phase, index, part)

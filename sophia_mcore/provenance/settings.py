@@ -9,9 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.content import Contents
+from sophia_mcore.store.content import Contents, Tables
 
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
+_INNER = 3  # changed values of a list or table that one line names
+TABLES = "tables of"  # begins the names of values that records of older versions lack
 
 _ENGINE = (
     "kind", "tensor_parallel", "max_sequences", "max_images_per_prompt", "gpu_memory_fraction", "kv_cache_mib",
@@ -96,6 +98,8 @@ def as_stored(value: Any, contents: Contents) -> Any:
     """``value`` as JSON. A path becomes {"path": ..., "content": digest of the file or folder}."""
     if isinstance(value, Path):
         return {"path": str(value), "content": contents.given(value)}
+    if isinstance(value, Tables):
+        return {"path": value.path, "content": contents.tables(value)}
     if isinstance(value, Mapping):
         return {str(name): as_stored(child, contents) for name, child in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,7 +136,22 @@ def _is_file(value: Any) -> bool:
 def _change(old: Any, new: Any) -> str:
     if _is_file(old) and _is_file(new) and old["path"] == new["path"]:
         return f"the content of {new['path']} has changed"
-    return f"{_shown(old)} -> {_shown(new)}"
+    found = [f"{place} {_shown(a)} -> {_shown(b)}".lstrip() for place, a, b in _leaves(old, new)]
+    return ", ".join(found[:_INNER]) + (f" and {len(found) - _INNER} more" if len(found) > _INNER else "")
+
+
+def _leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (place, old, new) of each value that differs inside of lists and tables, such as ("0.limit", 500, 40)."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = {str(position): pair for position, pair in enumerate(zip(old, new, strict=True))}
+    elif isinstance(old, dict) and isinstance(new, dict) and not _is_file(old):
+        pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    else:
+        yield place, old, new
+        return
+    for name, (a, b) in pairs.items():
+        if not _same(a, b):
+            yield from _leaves(a, b, f"{place}.{name}".lstrip("."))
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_table, shard_files
 from sophia_mcore.track.metrics import TRAIN, read_metrics
 
-SERIES = 40  # newest values of a curve
+SERIES = 32  # newest values of a curve: with its name and step they fit into 80 columns
 _END = 600  # characters of a text's end, where the answer stands
 _BARS = "▁▂▃▄▅▆▇█"
 _TRAIN = ("loss", "logprob_kept", "gradient_norm", "tokens_per_second")

@@ -1,13 +1,15 @@
 """Digests of the inputs and results of phases, cheap enough to compute at every start and in every `sophia status`.
 
 Results store a hash of their own content: shards in their footer, checkpoints and exports in their manifest. The digest
-of a model folder, or of a large file, covers its sizes and samples of its bytes.
+of a model folder, or of a large file, covers its sizes and samples of its bytes. Tables of questions are read whole up
+to a larger size: whoever mends one answer changes neither their size nor, most likely, a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
@@ -18,6 +20,16 @@ from sophia_mcore.store.shards import read_metadata, shard_files
 _MANIFESTS = (CONVERSION, CHECKPOINT)
 _WHOLE_BYTES = 8 << 20  # a file up to this size is read whole
 _SAMPLES, _SAMPLE_BYTES = 32, 64 << 10
+_WHOLE_TABLES_BYTES = 256 << 20  # tables of one source that have this size together are read whole
+_SAMPLED_TABLES = 64  # of larger ones, so many files are sampled
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The files of a source of questions. ``path``: how the settings name them: a file, a folder or a pattern."""
+
+    path: str
+    files: tuple[Path, ...]
 
 
 class Contents:
@@ -41,6 +53,16 @@ class Contents:
             except OSError:
                 self._given[path] = None
         return self._given[path]
+
+    def tables(self, tables: Tables) -> str | None:
+        """Digest of a source's tables. None if there is none, or only one that ``given`` reads whole, or on errors."""
+        try:
+            sizes = [file.stat().st_size for file in tables.files]
+            if not sizes or (tables.files == (Path(tables.path),) and sizes[0] <= _WHOLE_BYTES):
+                return None
+            return _tables(tables.files, sizes)
+        except OSError:
+            return None
 
     def forget(self) -> None:
         """Drop the digests of results, because results have changed."""
@@ -81,6 +103,18 @@ def _given(path: Path) -> str | None:
     if not (path / "config.json").is_file():
         return None
     return _joined(f"{file.name} {_file(file)}" for file in model_files(path))
+
+
+def _tables(files: Sequence[Path], sizes: Sequence[int]) -> str:
+    lines = [f"{file.name} {size}" for file, size in zip(files, sizes, strict=True)]
+    whole = sum(sizes) <= _WHOLE_TABLES_BYTES
+    read = files if whole else files[:: -(-len(files) // _SAMPLED_TABLES)]
+    return _joined([*lines, *(_whole_file(file) if whole else _file(file) for file in read)])
+
+
+def _whole_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file(path: Path) -> str:

@@ -89,9 +89,11 @@ def run_convert(conversion: Conversion) -> Summary:
 def run_verify(a: Path, b: Path, base: Path | None = None) -> None:
     """Print that two checkpoints are equal, or that one is a correct FP8 copy of the other.
 
-    Raises SophiaError that names every tensor in which they differ.
+    Either may be a name on the hub. Raises SophiaError that names the tensors in which they differ.
     """
     from sophia_mcore.weights.quantize.fp8 import check_fp8, fp8_pair  # imports pyarrow
+
+    a, b = local_folder(a), local_folder(b)
 
     with BytesProgress() as progress:
         if (pair := fp8_pair(a, b)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from sophia_mcore.weights.formats.safetensors import DTYPE_BYTES
 from sophia_mcore.weights.formats.stream import Files, bands, read_box
 from sophia_mcore.weights.formats.tiles import Tiled, fold_layers
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
+
+_NAMES, _KINDS = 6, 6  # that one line names
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,20 @@ class Comparison:
         return not self.different
 
     def describe(self) -> str:
-        """One line: all tensors are equal, or the list of those that differ, with layer numbers folded into ranges."""
+        """One line: all tensors are equal, or those that differ, layers folded into ranges: the first of each kind."""
         if self.is_equal:
             return f"equal: {len(self.equal)} tensors, {self.nbytes / 1e9:.3g} GB, bit for bit"
         kinds: dict[str, list[str]] = {}
         for name, how in self.different.items():
             kinds.setdefault(how, []).append(name)
-        notes = [f"{how}: {', '.join(fold_layers(names))}" for how, names in kinds.items()]
+        notes = [f"{how}: {_first(fold_layers(names))}" for how, names in kinds.items()]
+        notes = notes[:_KINDS] + ([f"and {len(notes) - _KINDS} more kinds"] if len(notes) > _KINDS else [])
         return f"{len(self.different)} of {len(self.different) + len(self.equal)} tensors differ - " + "; ".join(notes)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def verify(a: Path, b: Path, *, base: Path | None = None, progress: Progress | None = None) -> Comparison:

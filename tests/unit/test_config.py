@@ -52,6 +52,7 @@ def test_defaults_are_the_papers_numbers(tmp_path: Path) -> None:
         ("[fp8]\nrecipe = 'tensorwise'\nprimary_weights = true\n", "fp8.primary_weights = True is not supported: "),
         ("[parallel]\nsequence_parallel = true\n", "parallel.sequence_parallel needs parallel.tensor > 1"),
         ("[objective.loss]\nname = 'sofia'\n", "objective.loss.name"),
+        ("[captions]\nprompt_file = ''\n", "captions: prompt_file is an empty path"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_that_names_the_place(tmp_path: Path, extra: str, expected: str) -> None:

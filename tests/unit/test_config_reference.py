@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from sophia_mcore.cli import commands as cli
 from sophia_mcore.config.reference import as_markdown, explain_setting, json_schema, reference
@@ -50,6 +52,34 @@ def test_the_schema_admits_the_examples_and_no_other_key() -> None:
     for file in sorted(ROOT.glob("examples/*/run.toml")):
         assert set(tomllib.loads(file.read_text())) <= known
     assert schema["$defs"]["Reward"]["additionalProperties"] is False
+
+
+def test_the_schema_admits_a_file_with_a_base_and_one_loss_for_each_name() -> None:
+    schema = json_schema()
+    assert "required" not in schema and schema["if"] == {"required": ["base"]}
+    assert schema["else"]["required"] == ["run", "models"]
+    assert schema["else"]["properties"]["run"] == {"required": ["name", "folder"]}
+    assert "required" not in schema["$defs"]["Run"]
+    own = schema["$defs"]["OwnLoss"]["properties"]["name"]["pattern"]
+    losses = [
+        one["properties"]["name"]["const"]
+        for one in schema["$defs"].values()
+        if "const" in one["properties"].get("name", {})
+    ]
+    assert len(losses) >= 8 and not any(re.search(own, name) for name in losses)
+    assert re.search(own, "mine.py:loss")
+
+
+def test_the_key_of_a_named_table_is_explained() -> None:
+    assert "helpers.NAME.model = none" in explain_setting("helpers.judge.model")
+    with pytest.raises(UsageError, match=r"did you mean 'helpers.NAME.model'"):
+        explain_setting("helpers.judge.modle")
+
+
+def test_the_list_of_commands_has_whole_sentences_at_80_columns() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "80"}, terminal_width=80).output
+    commands = shown.partition("Commands:")[2]
+    assert "fp8-check" in commands and "..." not in commands
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -228,3 +228,12 @@ def test_the_contents_of_the_log_are_those_of_its_pages() -> None:
     tool = load_tool("write_log")
     assert (ROOT / "docs" / "LOG.md").read_text() == tool.contents(), "run: python tools/write_log.py"
     assert sorted(path.stem for path in (ROOT / "docs" / "log").glob("*.md")) == sorted(tool.FILES)
+
+
+def test_the_function_on_the_page_about_grading() -> None:
+    block = (ROOT / "docs" / "grading.md").read_text().partition("```python\n")[2].partition("```")[0]
+    *imports, call = [line for line in block.splitlines() if line]
+    names: dict[str, object] = {}
+    exec("\n".join(imports), names)
+    code, _, value = call.partition("  # ")
+    assert eval(code, names) == eval(value)

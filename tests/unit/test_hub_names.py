@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Models
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch.benchmark import Wanted, benchmark_config
 from sophia_mcore.launch.slurm.submit import dry_run, would_refuse
 from sophia_mcore.pretrained.hub import hub_name, local_folder
 from sophia_mcore.pretrained.released import released_config, released_names, spec_of
+from sophia_mcore.weights.command import run_verify
 from tests.support import configs
 from tests.support.qwen_models import RELEASES
 from tests.support.qwen_models import config_of as qwen_config
@@ -82,6 +84,15 @@ def test_what_is_not_there_names_the_command(cache: Path) -> None:
         local_folder(Path("tiny/other"))
     with pytest.raises(SophiaError, match=r"hf download tiny/other --revision v2"):
         local_folder(Path("tiny/other@v2"), download=True)
+
+
+def test_verify_and_benchmark_take_names(cache: Path, tmp_path: Path) -> None:
+    folder = local_folder(Path("tiny/policy"))
+    assert CliRunner().invoke(app, ["verify", "tiny/policy", str(folder)], catch_exceptions=False).exit_code == 0
+    with pytest.raises(UsageError, match="hf download tiny/other"):
+        run_verify(folder, Path("tiny/other"))
+    wanted = Wanted(model="tiny/policy", on=["mathvista"])
+    assert benchmark_config(wanted, tmp_path / "run").models.policy == Path("tiny/policy")
 
 
 def test_a_plan_of_every_shipped_example_needs_no_download(cache: Path) -> None:

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
+from sophia_mcore.config.schema import Source
 from sophia_mcore.data.sources import read_source
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Question
 from sophia_mcore.store.shards import read_shard
 from tests.support.pictures import noise
@@ -67,6 +69,7 @@ def test_a_folder_and_the_questions_phase(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     questions = read_shard(load_config(out).run.folder / "questions.parquet", Question)
     assert len(questions) == 9 and questions[0].options == ("a", "b")
+    assert "9 stored with 9 images: 9/9" in result.output
 
 
 def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
@@ -105,3 +108,63 @@ def test_pictures_that_are_nowhere_are_noted(tmp_path: Path) -> None:
     assert "note: no image of column 'image' was found" in shown
     again = CliRunner().invoke(app, ["init", str(tmp_path / "q.csv"), "--out", str(tmp_path / "run.toml")])
     assert "is there already" in str(again.exception)
+
+
+def refused(data: Path, *more: str) -> str:
+    """The one line with which the command ends."""
+    result = CliRunner().invoke(app, ["init", str(data), "--out", str(data.parent / "run.toml"), *more])
+    assert isinstance(result.exception, SophiaError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("bild;frage;lösung\n".encode("cp1252"), "perhaps GBK or Latin-1: save it as UTF-8"),
+        ("图片,问题,答案\n".encode("gbk"), "perhaps GBK or Latin-1: save it as UTF-8"),
+        (b'image,question,answer\na.png,"Say,3\n', "not a table of comma-separated text"),
+        (bytes(range(128, 256)) * 9, "cannot read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "q.csv").write_bytes(content)
+    assert said in refused(tmp_path / "q.csv")
+
+
+def test_a_column_that_cannot_be_guessed_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "q.csv").write_text("图片,问题,答案,备注\n" + "".join(f"chart{n}.png,多少？,{n},x\n" for n in range(9)))
+    told = refused(tmp_path)
+    assert "no column looks like question or answer" in told and "--column question=NAME --column answer=NAME" in told
+    assert "no-such" in refused(tmp_path, "--column", "answer=no-such")
+    assert "ROLE=NAME" in refused(tmp_path, "--column", "answer")
+    out = tmp_path / "run.toml"
+    named = ["--column", "question=问题", "--column", "answer=答案"]
+    result = CliRunner().invoke(app, ["init", str(tmp_path), "--out", str(out), *named], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = list(read_source(load_config(out).data.questions[0]))
+    assert [(row.answer, row.problems) for row in rows] == [(str(n), ()) for n in range(9)]
+
+
+def test_a_table_as_windows_writes_it(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics")
+    rows = "".join(f"pics\\chart{n}.png;How many?;{n}\n" for n in range(9))
+    (tmp_path / "q.csv").write_text("sep=;\nimage;question;answer\n" + rows, encoding="utf-8-sig", newline="\r\n")
+    shown = init(tmp_path, tmp_path / "run.toml")
+    assert "9 rows" in shown and "note:" not in shown
+    rows_read = list(read_source(load_config(tmp_path / "run.toml").data.questions[0]))
+    assert [row.images for row in rows_read] == [(tmp_path / f"pics/chart{n}.png",) for n in range(9)]
+    (tmp_path / "out.csv").write_text("image,question,answer\n..\\..\\secret.png,x?,3\n")
+    (row,) = read_source(Source(kind="csv", path=str(tmp_path / "out.csv")))
+    assert "leads out of" in row.problems[0]
+
+
+def test_what_is_missing_or_not_read_is_told(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 2)
+    lines = ["chart0.png,x?,B,red,green", "chart1.png,x?,A,red,green", "gone.png,x?,A,red,green"]
+    (tmp_path / "q.csv").write_text("\n".join(["image,question,answer,A,B", *lines]))
+    shown = init(tmp_path, tmp_path / "run.toml")
+    assert f"images: {tmp_path / 'pics'}" in shown
+    assert "note: images of the first rows are missing: gone.png" in shown
+    assert "note: options in the columns A, B are not read" in shown

@@ -27,11 +27,18 @@ sys.exit(main())
 """
 
 
-def test_every_extra_that_is_named_exists() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for module in EXTRAS:
-        for extra in re.findall(r"sophia-mcore\\[(\\w+)\\]", missing_package(module)):
-            assert extra in project["optional-dependencies"]
+PACKAGES = {"megatron": "megatron-core", "sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}
+
+
+@pytest.mark.parametrize("module", EXTRAS)
+def test_the_extra_that_is_named_installs_the_package(module: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    package = PACKAGES.get(module, module).replace("_", "-").lower()
+    named = re.findall(r"sophia-mcore\[(\w+)\]", missing_package(module))
+    assert named
+    for extra in named:
+        installed = [re.split(r"[<>=]", one)[0].replace("_", "-").lower() for one in extras[extra]]
+        assert package in installed, extra
 
 
 @pytest.mark.parametrize(

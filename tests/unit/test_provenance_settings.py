@@ -14,7 +14,7 @@ from sophia_mcore.config.losses import LOSSES
 from sophia_mcore.config.schema import Config
 from sophia_mcore.launch.phases import PHASES, phase_named
 from sophia_mcore.provenance.check import Provenance
-from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, covers, flat
+from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, covers, differing, flat
 from sophia_mcore.store.layout import RunFolder
 from tests.support.configs import make_config
 from tests.support.provenance_world import make_whole_run, record_all, with_values
@@ -143,3 +143,12 @@ def check(config: Config, run: RunFolder, key: str, path: str, value: Any) -> No
 @pytest.mark.parametrize("name", CHANGE_NO_RESULT)
 def test_what_changes_no_result_is_in_the_schema(name: str) -> None:
     assert any(key == name or key.startswith(f"{name}.") for key in keys_of(Config)), name
+
+
+def test_of_a_list_the_values_that_differ_are_named() -> None:
+    source = {"kind": "jsonl", "path": "a-long-path/of/questions/that/fills/the/line.jsonl", "limit": 500, "split": "x"}
+    other = [source | {"limit": 40}]
+    assert differing({"q": [source]}, {"q": other}) == {"q": "0.limit 500 -> 40"}
+    assert differing({"q": [source]}, {"q": [*other, source]})["q"].endswith("...")  # another number of sources
+    everything = [dict.fromkeys(source, 1)]
+    assert differing({"q": [source]}, {"q": everything})["q"].endswith("0.limit 500 -> 1 and 1 more")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sophia_mcore.track.metrics import MetricsLog
 from tests.support.report_stage import add_stage
 from tests.support.report_world import HOSTILE, make_finished_run, sampled
 
@@ -48,6 +49,18 @@ def test_newest_texts_and_figures_are_shown(tmp_path: Path) -> None:
     first = newest_texts(run, [0])[0]
     assert first.kind == "caption" and first.about == "late.k0" and first.text.startswith("the newest ")
     assert "\u202e" not in first.text and "\x00" not in first.text, "what turns a terminal's text is written out"
+
+
+def test_at_80_columns_a_curve_is_one_line_and_no_phase_has_a_number(tmp_path: Path) -> None:
+    run, _ = make_finished_run(tmp_path / "run", questions=6)
+    log = MetricsLog(run.round(0).train_metrics_file)
+    for step in range(12_000, 12_050):
+        log.log(step, "train", {"loss": 1.0 / step, "step_seconds": 1.0})
+    lines = seen(run.path, once=True).splitlines()
+    (loss,) = [line for line in lines if line.startswith("loss ")]
+    assert loss.rstrip().endswith("step 12049") and max(map(len, lines)) <= 80
+    (done,) = [line for line in lines if line.startswith("done: ")]
+    assert done.startswith("done: questions, ")
 
 
 def test_markup_of_a_model_is_text(tmp_path: Path) -> None:
