@@ -6,6 +6,7 @@ finds finished work in the store and skips it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +23,7 @@ from sophia_mcore.store.layout import Round
 def questions(round: Round, progress: Progress) -> None:
     """Check every question and image before any model starts, and write them into the store."""
     from sophia_mcore.benchmarks.rows import read_any
+    from sophia_mcore.data.held_out import contents, shared
     from sophia_mcore.data.prepare import prepare_questions
     from sophia_mcore.launch.inputs import policy_images
     from sophia_mcore.store.images import ImageStore
@@ -51,6 +53,9 @@ def questions(round: Round, progress: Progress) -> None:
         progress.start(
             f"{task}; {summary.questions:,} stored with {summary.images:,} images", summary.rows, summary.rows
         )
+    asked, exam = contents(run.questions_file), contents(run.evaluation_questions_file)
+    if found := shared("data.questions", asked, "evaluate.questions", exam)[0]:
+        print(f"warning: {found}; they should not be trained on", file=sys.stderr)
 
 
 def _rows_checked(show: Callable[[int, int], None], rows: int) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from sophia_mcore.config.engines import UNCOUNTED_IMAGES, Engine, with_images
 from sophia_mcore.config.schema import Config
+from sophia_mcore.data.held_out import contents, shared
 from sophia_mcore.data.prompt_images import most_images
 from sophia_mcore.errors import SophiaError, UsageError
-from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
-from sophia_mcore.store.shards import read_shard
 
 
 def checked_questions(config: Config, run: RunFolder) -> Path:
@@ -59,21 +58,9 @@ def held_out_among(config: Config, run: RunFolder) -> list[str]:
         (asked, evaluation, "be trained on"),
         (asked, validation, "be trained on"),
     ):
-        theirs, ours = _contents(other), _contents(file)
-        shared = [question for content, question in theirs.items() if content in ours]
-        if shared:
-            found = (
-                f"{name}: {len(shared):,} of the {len(theirs):,} questions of {held_out} are there too, with the same "
-            )
-            found += f"text and images, such as {shared[0]}"
-            if len(shared) == len(theirs):
-                raise UsageError(f"{found}; they must not {why}")
+        found, are_all = shared(name, contents(file), held_out, contents(other))
+        if are_all:
+            raise UsageError(f"{found}; they must not {why}")
+        if found:
             lines.append(f"{found}; they should not {why}")
     return lines
-
-
-def _contents(file: Path | None) -> dict[tuple[str, tuple[str, ...]], str]:
-    """The id of each question, by its text and the digests of its images."""
-    if file is None or not file.is_file():
-        return {}
-    return {(question.question, question.images): question.id for question in read_shard(file, Question)}

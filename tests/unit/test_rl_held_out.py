@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import UsageError
+from sophia_mcore.launch import work
 from sophia_mcore.launch.stage import make_ready
+from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Question
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.shards import write_shard
 from tests.support import configs
 
@@ -45,6 +49,22 @@ def stage(folder: Path, *, train: Iterable[tuple[str, str]], validation: Iterabl
         ]
         write_shard(file, questions, Question)
     return config
+
+
+def test_a_round_warns_of_evaluation_questions_in_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    sets = {}
+    for name, numbers in (("train", (1, 2, 3)), ("test", (3, 4))):
+        rows = [{"id": f"{name}{n}", "question": f"{n} + 1?", "answer": n + 1, "images": ["a.png"]} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        sets[name] = {"kind": "jsonl", "path": str(tmp_path / f"{name}.jsonl")}
+    config = configs.make_config(
+        tmp_path / "run", "policy", "reasoner",
+        data={"questions": [sets["train"]]}, evaluate={"questions": [sets["test"]]},
+    )  # fmt: skip
+    work.questions(Round(config, RunFolder(tmp_path / "run"), 0), NoProgress())
+    told = "warning: data.questions: 1 of the 2 questions of evaluate.questions are there too"
+    assert told in capsys.readouterr().err
 
 
 def test_other_questions_are_used_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
