@@ -11,6 +11,7 @@ import ast
 import difflib
 import hashlib
 import importlib.util
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -250,7 +251,8 @@ def checked_copy(function: UserFunction, run: RunFolder) -> Path:
 def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any] | None:
     """Import the function of setting ``key`` from the run's copy and bind its options. None if the setting names none.
 
-    Runs the file's code. Raises SophiaError when the copy is missing, was changed, or cannot be imported.
+    Runs the file's code. Raises SophiaError when the copy is missing, was changed, or cannot be imported; so does the
+    function, with its name and line, when the user's code raises something.
     """
     function = next((one for one in user_functions(config) if one.key == key), None)
     if function is None:
@@ -265,4 +267,14 @@ def load_function(config: Config, run: RunFolder, key: str) -> Callable[..., Any
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise SophiaError(f"{function.reference}: cannot be imported ({type(error).__name__}: {error})") from error
-    return partial(getattr(module, function.name), **function.options)
+    own = partial(getattr(module, function.name), **function.options)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        try:
+            return own(*arguments, **options)
+        except Exception as error:  # whatever the user's code raises
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            where = f"line {lines[-1]}: " if lines else ""
+            raise SophiaError(f"{function.reference}: {where}{type(error).__name__}: {error}") from error
+
+    return called

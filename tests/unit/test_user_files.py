@@ -60,6 +60,19 @@ def test_checking_and_copying_run_nothing(tmp_path: Path, ran: Path) -> None:
     assert load_function(config, run, "another.key") is None
 
 
+def test_what_an_own_loss_raises_names_its_file_and_line(tmp_path: Path, ran: Path) -> None:
+    text = (
+        (tmp_path / "mine.py").read_text().replace("return tau", 'raise ValueError("mine is broken")\n    return tau')
+    )
+    (tmp_path / "mine.py").write_text(text)
+    config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
+    claim_folder(config, run)
+    function = load_function(config, run, "objective.loss")
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "raise ValueError" in row)
+    with pytest.raises(SophiaError, match=rf"mine\.py:margin: line {line}: ValueError: mine is broken"):
+        assert function is not None and function(3.0, None, None)
+
+
 def test_a_changed_file_is_told(tmp_path: Path, ran: Path) -> None:
     config, run = config_of(tmp_path), RunFolder(tmp_path / "run")
     claim_folder(config, run)
