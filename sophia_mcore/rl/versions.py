@@ -33,7 +33,11 @@ class DamagedVersionError(SophiaError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """What a pointer file says. ``bytes``: size of the weights that were written for it; ``step``: optimizer steps."""
+    """What a pointer file says.
+
+    ``bytes``: size of the weights that were written for it; ``step``: optimizer steps; ``made_with``: a digest of the
+    settings, layout and code that trained it.
+    """
 
     version: int
     folder: str  # absolute, or a name beside the pointer
@@ -41,6 +45,7 @@ class Version:
     bytes: int
     step: int
     seconds: float
+    made_with: str = ""  # not recorded by earlier versions of this package
 
     def path(self, pointers: Path) -> Path:
         """Where the model lies."""

@@ -75,6 +75,21 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
         assert found[name] == wanted, name
 
 
+def test_another_layout_makes_the_versions_after_the_checkpoint_anew(
+    tmp_path: Path, policy: Path, undisturbed: dict[str, Any]
+) -> None:
+    """Its sums come out in another order, which is no error of the checkpoint's or the rollouts'."""
+    config, run = stage_world.make_stage(tmp_path / "run", policy, SSR)
+    with stage_world.engine(config, run):
+        with pytest.raises(RankError, match="died without an answer"):
+            stage_world.train(config, run, kill="publish.announce:3+")
+        parallel = config.parallel.model_copy(update={"tensor": 2, "processes": 2})
+        other = config.model_copy(update={"parallel": parallel})
+        assert stage_world.train(other, run, ranks=2) == [True, True]
+    found = stage_world.left_behind(run)["versions"]
+    assert found.keys() == undisturbed["versions"].keys() and found != undisturbed["versions"]
+
+
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm that can be written (a tmpfs)")
 def test_versions_in_memory_are_the_same_and_leave_it(
     tmp_path: Path, policy: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
+import torch
+
+from sophia_mcore import __version__
+from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
@@ -37,8 +44,9 @@ _KEPT = 2  # versions: the newest, and the one that an engine may still be loadi
 def offer(job: StageJob, number: int) -> tuple[Version, bool]:
     """Write the present weights as version ``number`` and announce it; whether it differs from what was announced.
 
-    A version that a resumed stage has trained again must have the digest that its pointer names: on a CPU anything
-    else is an error, on GPUs (whose sums may come out in another order) it is announced anew.
+    A version that a resumed stage has trained again with the same settings, layout and code must have the digest that
+    its pointer names: on a CPU anything else is an error. With others, and on GPUs (whose sums may come out in another
+    order), it is announced anew.
     """
     pointers, parent = job.folder.versions, weights_parent(job)
     known, last = on_rank_zero(
@@ -57,13 +65,13 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
         bytes=written,
         step=number * job.rl.updates_per_batch,
         seconds=round(time.monotonic() - began, 3),
+        made_with=_made_with(job.config),
     )
     differs = known is not None and known.digest != digest
-    if differs and job.backend.kind == "cpu":
+    if known is not None and differs and job.backend.kind == "cpu" and known.made_with in ("", version.made_with):
         raise SophiaError(
             f"version {number}: trained again from the same answers it has the digest {digest[:8]}, but "
-            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint, rollouts, layout or code have "
-            "changed"
+            f"{pointer_file(pointers, number)} names {known.digest[:8]}: its checkpoint or rollouts have changed"
         )
 
     def tell() -> None:
@@ -76,6 +84,13 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
 
     on_rank_zero(tell, f"cannot announce version {number}")
     return (version if known is None or differs else known), differs
+
+
+def _made_with(config: Config) -> str:
+    """A digest of what the weights of a version depend on beside the answers."""
+    sections = {name: config.model_dump(mode="json")[name] for name in ("parallel", "train", "batch", "fp8", "rl")}
+    code = (__version__, metadata.version("megatron-core"), torch.__version__)
+    return hashlib.sha256(json.dumps([sections, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def weights_parent(job: StageJob) -> Path:
