@@ -13,7 +13,7 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.phase import Phase
 from sophia_mcore.report.answer import bars, gains
 from sophia_mcore.report.benchmarks import blocks, changed_answers
-from sophia_mcore.report.collect import collect, stage_alone
+from sophia_mcore.report.collect import collect
 from sophia_mcore.report.fp8_page import write_fp8_page
 from sophia_mcore.report.reading import Problems
 from sophia_mcore.report.rendering import render
@@ -68,7 +68,7 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
         stage.groups = groups(run, problems)
         stage.index = in_script(stage.groups.index) if stage.groups is not None else ""
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
-    alone = stage_alone(run)
+    alone = run.is_stage_alone
     shown = None if alone else browser(run, begun or [0], MAX_EXAMPLES, config, problems)
     changed = changed_answers(run, report["evaluation"], problems)
     reasons = [(index, nothing_kept(run, config, index, problems)) for index in begun]

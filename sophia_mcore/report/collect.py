@@ -55,7 +55,7 @@ def collect(
     if not run.metrics_file.is_file() and not run.slurm.path.is_dir():  # Slurm keeps the times of its jobs
         missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
-    alone = stage_alone(run)
+    alone = run.is_stage_alone
     for index in range(max(config.run.rounds, _rounds_begun(run))):
         entry = {"round": index} if alone else _round(run, index, missing, problems, sampled=sampled_rounds(config))
         if seconds.get(index):
@@ -85,11 +85,6 @@ def collect(
         "unchecked": [unchecked_line(run, unchecked)] if unchecked else [],
         "fork": read_json(run.fork_file, problems, {"path": str, "shared": list[str]}) or {},
     }
-
-
-def stage_alone(run: RunFolder) -> bool:
-    """Whether the run is an on-policy stage and has no round."""
-    return run.rl.path.is_dir() and not run.rounds()
 
 
 def _untimed(run: RunFolder, entry: dict[str, Any], phases: Sequence[Phase], seconds: dict[str, float]) -> list[str]:
