@@ -57,7 +57,9 @@ def collect(
     seconds = _seconds(metrics(run.metrics_file, problems))
     alone = run.is_stage_alone
     for index in range(max(config.run.rounds, _rounds_begun(run))):
-        entry = {"round": index} if alone else _round(run, index, missing, problems, sampled=sampled_rounds(config))
+        entry: dict[str, Any] = {"round": index}
+        if not alone:
+            entry = _round(run, index, missing, problems, sampled=sampled_rounds(config))
         if seconds.get(index):
             entry["seconds"] = seconds[index]
         if len(entry) > 1 or (index == 0 and not alone):
