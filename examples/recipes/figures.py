@@ -4,9 +4,10 @@
 
 Each group is a name and the run folders of its seeds. Each question is asked once, so the answers of a batch are to
 questions that the policy has not been trained on before. Printed is a Markdown row per measure: the mean of the first
-and of the last batches, and their difference, each with its 95% interval, by resampling the questions. Right answers
-and shares are in percent; terms and tokens are as they are. ``--attempts``: also how two attempts differ.
-``--questions``: right answers by the field "kind" of these rows, too.
+and of the last batches, and their difference, each with its 95% interval, by resampling the questions. Then the last
+batches of the first group less those of each other one, paired by question. Right answers and shares are in percent;
+terms and tokens are as they are. ``--attempts``: also how two attempts differ. ``--questions``: right answers by the
+field "kind" of these rows, too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def measures(turns: Sequence[Rollout], attempts: bool) -> Iterator[tuple[str, fl
     for one in turns:
         for name, value in json.loads(one.scores or "{}").items():
             terms[name] += value or 0.0
-    yield from ((f"term {name}", value) for name, value in terms.items() if name != "correct")
+    terms.pop("correct", None)
+    yield from ((f"term {name}", value) for name, value in terms.items())
+    if right[-1]:
+        yield from ((f"term {name}, of right answers", value) for name, value in terms.items())
     if attempts and len(turns) == 2:
         yield "first attempt right", right[0]
         yield "second less first", right[1] - right[0]
@@ -66,10 +70,11 @@ def collect(runs: Sequence[RunFolder], chosen: slice, attempts: bool, kinds: Map
     return found
 
 
-def draws(values: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """The mean, then DRAWS means of questions drawn with replacement."""
-    sums = np.array([sum(values[name]) for name in sorted(values)])
-    counts = np.array([len(values[name]) for name in sorted(values)])
+def draws(values: Mapping[str, Sequence[float]], names: Sequence[str] = ()) -> np.ndarray:
+    """The mean, then DRAWS means of questions drawn with replacement. ``names``: of these questions."""
+    names = names or sorted(values)
+    sums = np.array([sum(values.get(name, ())) for name in names])
+    counts = np.array([len(values.get(name, ())) for name in names])
     drawn = np.random.default_rng(0).integers(0, len(sums), (DRAWS, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     return np.concatenate([[sums.sum() / counts.sum()], means])
@@ -80,6 +85,15 @@ def shown(found: np.ndarray, sign: str = "") -> str:
     low, high = np.percentile(found[1:], [2.5, 97.5])
     digits = 1 if abs(found[0]) >= 2.0 or (sign and max(abs(low), abs(high)) >= 2.0) else 2
     return f"{found[0]:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def paired(first: Values, other: Values) -> Iterator[tuple[str, int, np.ndarray]]:
+    """(measure, questions, ``first`` less ``other``) on the questions that both were asked, drawn alike."""
+    both = sorted(first["right"].keys() & other["right"].keys())
+    for measure in sorted(first.keys() & other.keys()) if both else ():
+        names = [name for name in both if name in first[measure] or name in other[measure]]
+        if any(name in first[measure] for name in names) and any(name in other[measure] for name in names):
+            yield measure, len(names), draws(first[measure], names) - draws(other[measure], names)
 
 
 def main() -> None:
@@ -94,6 +108,7 @@ def main() -> None:
     rows = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else []
     kinds = {str(row["id"]): row["kind"] for row in map(json.loads, rows)}
     print("| run | measure | first batches | last batches | difference |\n|---|---|---|---|---|")
+    lasts: dict[str, Values] = {}
     for text in options.groups:
         name, equals, folders = text.partition("=")
         if not equals:
@@ -101,9 +116,16 @@ def main() -> None:
         runs = [RunFolder(Path(folder)) for folder in folders.split(",")]
         ends = slice(options.first), slice(-options.last, None)
         first, last = (collect(runs, end, options.attempts, kinds) for end in ends)
+        lasts[name] = last
         for measure in sorted(first.keys() & last.keys()):
             before, after = draws(first[measure]), draws(last[measure])
             print(f"| {name} | {measure} | {shown(before)} | {shown(after)} | {shown(after - before, '+')} |")
+    reference, *others = lasts
+    if others:
+        print("\n| last batches of | measure | questions | difference |\n|---|---|---|---|")
+    for other in others:
+        for measure, count, found in paired(lasts[reference], lasts[other]):
+            print(f"| {reference} less {other} | {measure} | {count} | {shown(found, '+')} |")
 
 
 if __name__ == "__main__":

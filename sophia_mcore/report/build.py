@@ -68,7 +68,8 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
         stage.groups = groups(run, problems)
         stage.index = in_script(stage.groups.index) if stage.groups is not None else ""
     begun = [entry["round"] for entry in report["rounds"] if run.round(entry["round"]).path.is_dir()]
-    shown = browser(run, begun or [0], MAX_EXAMPLES, config, problems)
+    alone = run.is_stage_alone
+    shown = None if alone else browser(run, begun or [0], MAX_EXAMPLES, config, problems)
     changed = changed_answers(run, report["evaluation"], problems)
     reasons = [(index, nothing_kept(run, config, index, problems)) for index in begun]
     gained = gains(run, report["evaluation"], problems)
@@ -81,11 +82,12 @@ def render_page(config: Config, run: RunFolder, report: dict[str, Any], problems
         bars=bars([("", report["evaluation"])]),
         reasons=reasons,
         on_policy=stage,
+        alone=alone,
         charts=drawn,
         browser=shown,
         blocks=blocks(report["evaluation"]),
         changed=changed,
-        index=in_script(shown.index),
+        index=in_script(shown.index) if shown is not None else "",
         config=config,
         config_text=redact(dump_toml(config)),
     )

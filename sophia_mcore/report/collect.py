@@ -13,7 +13,7 @@ from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
 from sophia_mcore.report.rewards import reward_data
-from sophia_mcore.store.labels import BASE, round_label
+from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_label
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
 MAX_DIFFERING = 50  # verdicts that the page lists with both verifiers' words
@@ -45,7 +45,7 @@ def collect(
     "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
     A part that is not there yet is absent and named in "missing", and so is a damaged file. "stale": the phases whose
     results were made with other settings or from other results than those of now; "unchecked": a line when for some
-    nobody knows.
+    nobody knows. A run of `sophia rl` alone has no rounds but the seconds of its phases, and misses none.
     """
     problems = problems or Problems()
     missing: list[str] = []
@@ -55,15 +55,19 @@ def collect(
     if not run.metrics_file.is_file() and not run.slurm.path.is_dir():  # Slurm keeps the times of its jobs
         missing.append(f"seconds of the phases ({run.metrics_file.name})")
     seconds = _seconds(metrics(run.metrics_file, problems))
+    alone = run.is_stage_alone
     for index in range(max(config.run.rounds, _rounds_begun(run))):
-        entry = _round(run, index, missing, problems, sampled=sampled_rounds(config))
+        entry: dict[str, Any] = {"round": index}
+        if not alone:
+            entry = _round(run, index, missing, problems, sampled=sampled_rounds(config))
         if seconds.get(index):
             entry["seconds"] = seconds[index]
-        if len(entry) > 1 or index == 0:
+        if len(entry) > 1 or (index == 0 and not alone):
             rounds.append(entry)
         missing += _untimed(run, entry, phases, seconds.get(index, {}))
     evaluation = results(run, config, problems.add)
-    for label in [BASE] * config.evaluate.evaluate_base + [round_label(r["round"]) for r in rounds]:
+    of_rounds = [BASE] * config.evaluate.evaluate_base + [round_label(r["round"]) for r in rounds]
+    for label in [STAGE_START, STAGE] if alone else of_rounds:
         if config.evaluate.questions and label not in evaluation:
             missing.append(f"evaluation of {label}")
         elif config.evaluate.questions:

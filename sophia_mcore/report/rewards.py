@@ -65,7 +65,7 @@ def reward_figures(batches: Sequence[dict[str, Any]]) -> dict[str, str]:
     for key in reward_keys(batches):
         values = numbers_under(batches, key)
         first, last = values[:5], values[-5:]
-        found[f"{_name(key)}, first and last five batches"] = f"{_mean(first):.3f} to {_mean(last):.3f}"
+        found[f"{key.replace('_', ' ')}, first and last five batches"] = f"{_mean(first):.3f} to {_mean(last):.3f}"
     return found
 
 
@@ -98,7 +98,7 @@ def _efficiency(folder: Path, problems: Problems) -> float | None:
 
 
 def _name(key: str) -> str:
-    return key.removeprefix("reward_").replace("_", " ") if key.startswith("reward_") else key.replace("_", " ")
+    return key.removeprefix("reward_").replace("_", " ")
 
 
 def numbers_under(lines: Sequence[dict[str, Any]], key: str) -> list[float]:

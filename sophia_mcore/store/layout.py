@@ -264,6 +264,11 @@ class RunFolder:
         found = (round_of(path.name) for path in self.path.glob("round-*") if path.is_dir())
         return sorted(index for index in found if index is not None)
 
+    @property
+    def is_stage_alone(self) -> bool:
+        """Whether an on-policy stage has begun here, and no round."""
+        return self.rl.path.is_dir() and not self.rounds()
+
     def starting_policy(self, index: int, base: Path) -> Path:
         """The model that round ``index`` starts from: ``base`` for round 0, else the export of the round before."""
         return base if index == 0 else self.round(index - 1).model

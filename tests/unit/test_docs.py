@@ -19,6 +19,7 @@ from typer.main import get_command
 from sophia_mcore import records
 from sophia_mcore.cli import app
 from sophia_mcore.config import load_config
+from sophia_mcore.store.user_files import check_user_files
 from tests.support.tools import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,11 +164,26 @@ def executed(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_own_functions_are_tried_as_the_page_says(tmp_path: Path) -> None:
-    done = executed(ROOT / "docs" / "own_reward.md", tmp_path)
+def test_own_functions_are_tried_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "own_reward.md"
+    done = executed(page, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("every function said the same both times") == 4
     assert "#   brevity (weight 0.1): mean" in done.stdout and "#   changed (weight 0): mean" in done.stdout
+    for line in re.findall(r"^# *(?:tried|correct|brevity) .*", text_blocks(page), re.MULTILINE):
+        assert line in done.stdout, line  # what the page quotes of the output
+    trained = re.search(r"cat > digits.toml <<'END'\n(.*?)^END$", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert trained is not None
+    (tmp_path / "digits.toml").write_text(trained[1].replace('base = "', f'base = "{ROOT}/'))
+    monkeypatch.chdir(tmp_path)
+    config = load_config(tmp_path / "digits.toml")
+    check_user_files(config)
+    assert [term.label for term in config.reward_terms] == ["correct", "brevity", "changed"]
+
+
+def text_blocks(page: Path) -> str:
+    """The page's text blocks."""
+    return "\n".join(text for language, text in blocks(page) if language == "text")
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:

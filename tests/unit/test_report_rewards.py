@@ -48,4 +48,4 @@ def test_curves_and_rows() -> None:
         ("Right answers by turn", ["accuracy turn 1"]),
     ]
     assert reward_curves([("run", [{"phase": "batch", "accuracy": 0.2}])]) == []
-    assert reward_figures(lines)["brevity, first and last five batches"] == "0.100 to 0.100"
+    assert reward_figures(lines)["reward brevity, first and last five batches"] == "0.100 to 0.100"

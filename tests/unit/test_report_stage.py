@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_the_curves_show_what_the_stage_recorded(run: tuple[RunFolder, Any]) -> 
     assert "Age of replayed samples" not in drawn  # nothing was replayed
     figures = json.loads(folder.report_json.read_text())["on_policy"]
     assert figures["answers sampled"] == "96" and figures["best on the validation questions"] == "50.0% (version 6)"
+
+
+def test_a_stage_without_a_round_misses_none(run: tuple[RunFolder, Any]) -> None:
+    folder, config = run
+    shutil.rmtree(folder.round(0).path)
+    for before, after in (("base", "rl-start"), ("round-0", "rl")):
+        (folder.path / "evaluation" / before).rename(folder.path / "evaluation" / after)
+    page = write_report(config, folder, PHASES).read_text()
+    report = json.loads(folder.report_json.read_text())
+    assert report["missing"] == [] and 'id="missing"' not in page
+    assert "#rounds" not in page and 'id="rounds"' not in page and 'id="examples-section"' not in page
+    assert len(groups_of(page)) == 24 and "before the on-policy stage" in page
+    shutil.rmtree(folder.path / "evaluation" / "rl")
+    write_report(config, folder, PHASES)
+    assert json.loads(folder.report_json.read_text())["missing"] == ["evaluation of rl"]
 
 
 def test_groups_have_right_and_wrong_answers_beside_each_other(run: tuple[RunFolder, Any]) -> None:

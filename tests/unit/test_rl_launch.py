@@ -24,6 +24,7 @@ from sophia_mcore.launch.slurm import stage as slurm_stage
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.stage import node_of
+from sophia_mcore.launch.slurm.status import status_text
 from sophia_mcore.launch.slurm.submit import would_refuse
 from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState, SlurmTask
@@ -137,6 +138,17 @@ def test_fewer_batches_than_are_trained(model: Path, tmp_path: Path) -> None:
     publish(model, run.rl.versions, 3)
     with pytest.raises(UsageError, match=r"rl.batches = 2, but 3 batches are trained already"):
         run_rl(config, batches=2)
+
+
+def test_the_status_of_a_stage_without_a_round(model: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, model)
+    run = RunFolder(config.run.folder)
+    run.rl.path.mkdir(parents=True)
+    shown = status_text(config, run)
+    assert "rl " in shown and "captions" not in shown and "export" not in shown
+    run.round(0).path.mkdir()
+    shown = status_text(config, run)
+    assert "rl " in shown and "captions" in shown and "export" in shown
 
 
 def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from examples.digits.world import Task, random_board
 from examples.recipes.data import make_parts, write_board, write_rows
 
-COUNTS = {"medium": 1440, "hard": 1440}  # 30 batches of 48 ask each once
+COUNTS = {"medium": 384, "hard": 384}  # 24 batches of 16 ask each once
 CELLS = {"medium": {"sum2": 2, "larger": 2, "parity": 1}, "hard": {"sum3": 3, "product": 3}}
 
 

@@ -46,11 +46,7 @@ def submission_table(submission: Submission, *, dry_run: bool) -> str:
 
 def status_text(config: Config, run: RunFolder) -> str:
     """The table of phases, then stale results and problems, one line each."""
-    rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
-    found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
-    if config.rl is not None:
-        alone = {phase.name for phase in stage_alone()}
-        found += [state for state in stage_states(config, run) if state.phase in alone]
+    found = _states(config, run)
     try:
         jobs, remarks = slurm.queue(run_uid(run.path)), []
     except SophiaError as error:
@@ -65,6 +61,18 @@ def status_text(config: Config, run: RunFolder) -> str:
         tried = [attempt for attempt in attempts if (attempt.phase, attempt.round) == (state.phase, state.round)]
         table.add_row(*_row(state, mine, tried))
     return "\n".join([as_text(table), *remarks, *_stale_lines(run, found), *problems(run, found, jobs, attempts)])
+
+
+def _states(config: Config, run: RunFolder) -> list[PhaseState]:
+    """States of the rounds, then of the on-policy stage; of the stage alone where no round has begun."""
+    if config.rl is not None and run.is_stage_alone:
+        return stage_states(config, run)
+    rounds = max(config.run.rounds, int(read_submission(run).get("rounds", 1)))
+    found = [state for state in states(config, run, range(rounds)) if phase_named(state.phase).wanted(config)]
+    if config.rl is not None:
+        alone = {phase.name for phase in stage_alone()}
+        found += [state for state in stage_states(config, run) if state.phase in alone]
+    return found
 
 
 def _stale_lines(run: RunFolder, found: Sequence[PhaseState]) -> list[str]:

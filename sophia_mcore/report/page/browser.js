@@ -202,7 +202,8 @@ document.addEventListener("keydown", (event) => {
   const active = document.activeElement;
   const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(active.tagName);
   if (typing) { if (event.key === "Escape") active.blur(); return; }
-  const mine = browsers.get(active.closest(".browser") || document.querySelector('.browser[data-prefix=""]'));
+  const mine = browsers.get(active.closest(".browser") || document.querySelector(".browser")); // the first of the page
+  if (!mine) return;
   const keys = {
     "/": mine.find, f: mine.choose, ArrowLeft: () => mine.turn(-1), ArrowRight: () => mine.turn(1),
     j: () => step(1), k: () => step(-1), o: toggle,
