@@ -24,7 +24,7 @@ from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
-from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, covers, flat
+from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, TABLES, covers, flat
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import Round, RunFolder
@@ -124,7 +124,7 @@ def _compared(config: Config, run: RunFolder) -> dict[str, Any]:
     (part,) = whole_rl(Round(config, run, 0))
     keys, free = part.settings, (*CHANGE_NO_RESULT, *_CHANGEABLE)
     found = {key: value for key, value in flat(config).items() if covers(keys, key) and not covers(free, key)}
-    return found | {key: value for key, value in part.values.items() if not key.startswith("file ")}
+    return found | {key: value for key, value in part.values.items() if not key.startswith(("file ", TABLES))}
 
 
 def changed_files(config: Config, run: RunFolder) -> list[str]:

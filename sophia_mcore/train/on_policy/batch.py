@@ -21,7 +21,7 @@ from sophia_mcore.rl.rethink import Continuation, Rule, kept
 from sophia_mcore.rl.stream import update_parts
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.json_files import read_json
-from sophia_mcore.store.layout import RlFolder
+from sophia_mcore.store.rl_folder import RlFolder
 from sophia_mcore.train.on_policy.answers import Sampled, Tokens, read_rollouts
 from sophia_mcore.train.on_policy.own import Learned, read_learned, shaping
 from sophia_mcore.train.on_policy.values import batch_values, check_broken, episode_values, rethinking_values

@@ -33,7 +33,8 @@ from sophia_mcore.rl.questions import asked_questions
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import read_version
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import RlFolder, RunFolder
+from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.rl_folder import RlFolder
 from sophia_mcore.store.shards import read_shard
 from sophia_mcore.store.user_files import load_function
 from sophia_mcore.train.checkpoint import Checkpoints
