@@ -111,7 +111,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         return short.index(core(text))
     first, comma, rest = text.partition(",")
     if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
-        taken = first not in YES_NO and (qualifiers(rest) or _TAKEN_BACK.search(rest))
+        taken = yes_no(text) is None if first in YES_NO else qualifiers(rest) or _TAKEN_BACK.search(rest)
         return None if taken else plain.index(first)  # "Rome, Italy"
     inflected = [option for option in plain if option.isalpha() and _stem(core(text)) == _stem(option)]
     if len(inflected) == 1 and len(plain) > 1:

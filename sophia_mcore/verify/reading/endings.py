@@ -57,7 +57,9 @@ _CONCLUSION = re.compile(
 
 _CLAUSES = re.compile(r"[.,;]\s")
 _DOUBTED = re.compile(
-    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b", re.I
+    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b"
+    r"|\b(?:student|friend|teacher|neighbou?r|book|he|she|they|people|some)s?(?:\s+\w+)?\s+(?:says?|claims?|thinks?|believes?)\b",
+    re.IGNORECASE,
 )
 _THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
 

@@ -201,6 +201,7 @@ def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
     return None
 
 
+_APART = re.compile(r"\s*[,.:;!…—–-]")  # "it cannot be 7" goes on
 _UNANNOUNCED = ("only number", "short", "conclusion", "line")
 
 
@@ -209,7 +210,8 @@ def _corrected_first(part: str, found: Found | None, answer_type: str) -> Found 
     if found is not None and found[1] not in _UNANNOUNCED:
         return None
     rest = taken_back(f"\n{part[-TAIL_CHARACTERS:].strip()}", -1, answer_type == "yes_no")
-    line = tidy(said_instead(rest)) if rest is not None and "\n" not in rest.strip() else ""
+    apart = rest is not None and _APART.match(rest) and "\n" not in rest.strip()
+    line = tidy(said_instead(rest)) if rest is not None and apart else ""
     plain = line and len(line) <= _SAID_BEHIND and not _WORDY.search(line) and _FORMULA.search(line)
     return (line, "corrected", len(part)) if plain else None
 

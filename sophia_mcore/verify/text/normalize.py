@@ -42,6 +42,7 @@ _WRAPPING_COMMAND = re.compile(
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(
     r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely"
+    r"|\\text\s*\{\s*(?:exactly|precisely|just|only)\s*\}"
     r"|just|only|still|simply|clearly|indeed|(?:the )?number|大?约|恰好?)\s*(?=[-+]?[\d.])",
     re.IGNORECASE,
 )
