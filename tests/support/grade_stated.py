@@ -64,10 +64,12 @@ def yes_with_a_condition(chance: random.Random) -> list[Pair]:
 @kind
 def truth_of_another_statement(chance: random.Random) -> list[Pair]:
     gold, other = chance.sample(["True", "False"], 2)
-    asked, not_asked = chance.choice(_ASKED), chance.sample(_OTHER, 3)
+    asked, again = chance.sample(_ASKED, 2)
+    not_asked = chance.sample(_OTHER, 3)
     return [
         *(Pair(gold, text.format(gold.lower()), False) for text in not_asked),
         Pair(gold, asked.format(gold.lower()), True),
+        Pair(gold, again.format(gold.lower()), True),
         Pair(gold, asked.format(other.lower()), False),
         Pair(gold, asked.replace("{}", "not {}").format(gold.lower()), False),
     ]
@@ -113,3 +115,22 @@ def corrected_without_announcement(chance: random.Random) -> list[Pair]:
     text = lead + chance.choice(_BACK).format(second)
     alone = chance.choice(_BACK[1:4]).format(second)
     return [Pair(str(second), text, True), Pair(str(first), text, False), Pair(str(second), alone, True)]
+
+
+@kind
+def lists_and_counts_in_words(chance: random.Random) -> list[Pair]:
+    first, second = chance.sample(range(3, 90), 2)
+    one, two, three = chance.sample("甲乙丙丁", 3)
+    year = chance.randint(100, 1999)
+    return [
+        Pair(f"[{first}, {second}]", f"Final answer: {first} and {second}", True, type="list"),
+        Pair(f"[{first}, {second}]", f"Final answer: {second} and {first}", False, type="list"),
+        Pair(f"{one}、{two}", f"答案是{one}和{two}。", True),
+        Pair(f"{one}、{two}", f"答案是{one}和{three}。", False),
+        Pair(f"{one}、{two}", f"答案是{one}或{two}。", False),
+        Pair(str(second), f"There are {first + second} objects; after removing {first}, {second} are left.", True),
+        Pair(str(first), f"There are {first + second} objects; after removing {first}, {second} are left.", False),
+        Pair(str(year), f"It happened in {year} BC.", False, type="integer"),
+        Pair(str(first), rf"\boxed{{\text{{exactly }} {first}}}", True),
+        Pair(str(first), rf"\boxed{{\text{{at most }} {first}}}", False),
+    ]
