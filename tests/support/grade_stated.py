@@ -15,6 +15,7 @@ _JUDGED = (
     "{} is correct in part", "{} is right about the sign", "{} is the answer to part (a)", "{} is best avoided",
     "{} is correct but incomplete", "{} is correct, if n is even", "Option {}: too small", "({}) {own} (too small)",
     "{} - too small", "{}: false", "The statement {} is correct for squares", "{} is right only in part",
+    "Answer: {} (not certain)", "Answer: {}, partly", "Option {}, assuming n > 2",
 )  # fmt: skip
 _AFFIRMED = (
     "{} is correct", "({}) is correct.", "{} is the correct answer because 3 + 4 = 7", "{}. {own}", "{} {own}",
@@ -38,6 +39,8 @@ _CONDITIONS = (
     "unless n = {n}",
     "in part", "partly", "mostly", "sometimes", "as long as n > {n}", "only for n = {n}", "assuming n > {n}", "almost",
     "with n = {n} only", "it is if n is even", "it can be, when n is even", "but only for n = {n}", "on weekdays",
+    "to some extent", "up to a sign", "within limits", "apart from n = {n}", "before {n}", "most of the time",
+    "some of them", "it holds for n = {n} only",
 )  # fmt: skip
 _REASONS = (
     "", ", it is.", ", because the sides are equal.", ", for all n.", ", the lines meet.", " - both are shown.",

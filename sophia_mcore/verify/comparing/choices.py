@@ -261,10 +261,11 @@ _CONDITION = re.compile(  # "yes, if n is even", "yes, for n = 2", "yes, partly"
     r"(?:if|when(?:ever)?|where|provided|providing|assuming|supposing|unless|except|only|(?:as|so) long as"
     r"|once|until|while"
     r"|for(?! (?:all|any|every|each|both|example|instance)\b)|in(?! (?:fact|all|every|each|both|general|this|the)\b)"
-    r"|with|at|on|under|over|partly|partially|mostly|mainly|largely|almost|nearly|approximately|roughly|about"
+    r"|with|within|at|on|under|over|to|up to|by|apart|after|before|most|some|one|few|part|half"
+    r"|partly|partially|mostly|mainly|largely|almost|nearly|approximately|roughly|about"
     r"|sometimes|often|usually|occasionally|rarely|maybe|perhaps|probably|possibly|likely|apparently|not)\b"
 )
-_IF = re.compile(r"\bif\b(?! and only if)|[,;]\s*(?:when(?:ever)?|only|provided|as long as|assuming)\b")
+_IF = re.compile(r"\bif\b(?! and only if)|\bonly\W*$|[,;]\s*(?:when(?:ever)?|only|provided|as long as|assuming)\b")
 _TRUTH = re.compile(
     r"(?:(?:so|hence|thus|therefore)\W+)?"
     r"(?:it|this|that|(?:the )?(?:given |above )?(?:statement|claim|assertion|proposition))"

@@ -33,7 +33,8 @@ _WRAP = re.compile(
 _CLAUSE = re.compile(
     r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as (?:we|required|desired|stated)|which|where we|so that"
     r"|given that|I (?:hope|think|believe|guess))\b"
-    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b|\s\(not\b"
+    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b"
+    r"|\s\(not\b(?!\s+(?:sure|certain))"
     r"|[，。；]).*$",
     re.DOTALL,
 )
