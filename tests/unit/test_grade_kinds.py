@@ -20,6 +20,7 @@ from tests.support import (
     grade_indices,
     grade_kinds,
     grade_lookalikes,
+    grade_stated,
     grade_statements,
     grade_unread,
 )
@@ -35,6 +36,7 @@ MAKERS = (
     grade_displays,
     grade_indices,
     grade_statements,
+    grade_stated,
 )
 KINDS = {name: maker for module in MAKERS for name, maker in module.KINDS.items()}
 

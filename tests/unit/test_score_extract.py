@@ -168,3 +168,18 @@ def test_a_sentence_that_repeats_itself_ends(words, others):
             for answer_type in ("choice", "integer", ""):
                 found = extract(sentence + end, answer_type)
                 assert found is None or found == found.strip()
+
+
+@pytest.mark.parametrize("text", ["Suppose B.", "B: 14 would be it.", "B. 14 is too small", "B, but not sure.", "B"])
+def test_a_rejected_letter_at_the_start_of_a_line_is_passed_by(text):
+    """A search that does not move on behind a rejected letter would not end."""
+    for lines in (text, f"A\n{text}", f"{text}\n{text}", f"{text}\n" * 20):
+        for answer_type in ("choice", "yes_no", "integer", ""):
+            found = extract(lines, answer_type)
+            assert found is None or found == found.strip()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("unit", ["B", "B is wrong\n", "\nB. ", "yes, ", "not B\n", "~p ", "B is correct "])
+def test_every_rule_passes_by_what_repeats_itself(rule, unit):
+    assert len(rule.find(unit * 300)) <= 300 * len(unit)

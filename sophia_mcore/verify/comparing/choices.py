@@ -9,6 +9,7 @@ from string import ascii_uppercase
 
 from sophia_mcore.verify.comparing.compare import is_words
 from sophia_mcore.verify.rules import Rule
+from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import parse_quantity
@@ -38,7 +39,6 @@ _BRACKETED = re.compile(r"[(\[]([A-J])[)\]]|(?:and|or|,|;)\s+([A-J])[.:)]\s")
 _JOINED = re.compile(r"\s*(?:\b(?:and|or)\b|[和或])\s*\S")
 _ONE_MORE = re.compile(r"\S\s*,\s*[(\[]?[A-J][)\]]?$")  # "green, D"
 _MARKED = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?\s*[A-Z](?:\s*[)\].:]|\s+-)", re.IGNORECASE)  # "A. ", not "A is"
-_VERDICT = re.compile(r"is (?:the )?(?:correct|right|best|answer).*")
 _MATHEMATICS = re.compile(r"\\(?:left|right|,|;|!)|[$\s]")
 _OWN_LETTER = re.compile(r"[(\[]?([A-Z])\s*[)\].:、]\s*(.+)", re.DOTALL)
 _GLUED = re.compile(r"([A-J])\s*(?=[\d(\[\\$-])(.+)", re.DOTALL)  # "B(1) 0.5"
@@ -102,6 +102,8 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     both = _LETTER_AND_TEXT.fullmatch(answer)
     if both and not undecided(answer, options) and not _is_sentence(both, options):
         index = ascii_uppercase.index(both[1])
+        if put_aside(plain_text(both[2]), plain[index] if index < len(options) else ""):
+            return None
         if not options or index < len(options):
             return index
     short = [core(option) for option in plain]
@@ -109,7 +111,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         return short.index(core(text))
     first, comma, rest = text.partition(",")
     if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
-        taken = first not in YES_NO and (qualifiers(rest) or _TAKEN_BACK.search(rest))
+        taken = yes_no(text) is None if first in YES_NO else qualifiers(rest) or _TAKEN_BACK.search(rest)
         return None if taken else plain.index(first)  # "Rome, Italy"
     inflected = [option for option in plain if option.isalpha() and _stem(core(text)) == _stem(option)]
     if len(inflected) == 1 and len(plain) > 1:
@@ -160,7 +162,7 @@ def _same(text: str, own: str) -> bool:
 def _is_sentence(both: re.Match[str], options: tuple[str, ...]) -> bool:
     """Whether the "letter" of an answer is the first word of a sentence, as in "A dog barks" and "I am not sure"."""
     words = plain_text(both[2])
-    if _MARKED.match(both[0]) or _VERDICT.fullmatch(words):
+    if _MARKED.match(both[0]) or affirmed(words):
         return False
     if _TURNS.search(words) and not _own(both, words, options):
         return True  # "B seems right at first, but C is better"
@@ -254,6 +256,21 @@ _FIRST_WORD = re.compile(
 _DOUBT = re.compile(
     r"\?|\b(?:but|actually|wait|however|although|though|except|unless|maybe|perhaps|depends|sorry|not always|only if)\b"
 )
+_CONDITION = re.compile(  # "yes, if n is even", "yes, for n = 2", "yes, partly": right behind the word
+    r"[\s,.;:–—-]*(?:(?:but|and|at least|or at least)\s+)?"
+    r"(?:if|when(?:ever)?|where|provided|providing|assuming|supposing|unless|except|only|(?:as|so) long as"
+    r"|once|until|while"
+    r"|for(?! (?:all|any|every|each|both|example|instance)\b)|in(?! (?:fact|all|every|each|both|general|this|the)\b)"
+    r"|with|within|at|on|under|over|to|up to|by|apart|after|before|most|some|one|few|part|half"
+    r"|partly|partially|mostly|mainly|largely|almost|nearly|approximately|roughly|about"
+    r"|sometimes|often|usually|occasionally|rarely|maybe|perhaps|probably|possibly|likely|apparently|not)\b"
+)
+_IF = re.compile(r"\bif\b(?! and only if)|\bonly\W*$|[,;]\s*(?:when(?:ever)?|only|provided|as long as|assuming)\b")
+_TRUTH = re.compile(
+    r"(?:(?:so|hence|thus|therefore)\W+)?"
+    r"(?:it|this|that|(?:the )?(?:given |above )?(?:statement|claim|assertion|proposition))"
+    r" (?:is|must be) (?=(?:true|false|correct|incorrect)$)"
+)
 _OPPOSITE = {
     True: re.compile(r"\b(?:no|false|incorrect|wrong)\b|不是|否|错"),
     False: re.compile(r"\b(?:yes|true|correct|right)\b|是的"),
@@ -265,10 +282,10 @@ _BOTH = re.compile(rf"[\s,.;:，。!]*(?:(?:and|or|和|或|/)\s*{_EITHER}(?!\w)|
 def yes_no(answer: str, letters: bool = False) -> bool | None:
     """True, False, or None when the answer is neither; with ``letters`` T, F, Y and N count.
 
-    >>> yes_no("Yes, it is"), yes_no("Yes, but no")
-    (True, None)
+    >>> yes_no("Yes, it is"), yes_no("Yes, but no"), yes_no("Yes, if n is even"), yes_no("It is true")
+    (True, None, None, True)
     """
-    words = plain_text(answer)
+    words = _TRUTH.sub("", plain_text(answer))
     if words in YES_NO:
         return YES_NO[words]
     if letters and words in _LETTERS:
@@ -278,4 +295,6 @@ def yes_no(answer: str, letters: bool = False) -> bool | None:
         return None
     said = YES_NO[first[1]]
     rest = words[first.end() :]
+    if _CONDITION.match(rest) or _IF.search(rest):
+        return None
     return None if _DOUBT.search(rest) or _OPPOSITE[said].search(rest) else said

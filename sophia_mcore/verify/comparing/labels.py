@@ -19,6 +19,8 @@ _EITHER_SIGN = re.compile(r"\s*(?:\bor\b|\\text\s*\{\s*or\s*\}|或)\s*")
 _EITHER = re.compile(rf"[(\[]?[A-J][)\]]?(?:{_EITHER_SIGN.pattern}[(\[]?[A-J][)\]]?)+")
 _PLAIN_LIST = re.compile(r"\d(?:\s*,\s*\d)+")
 _ROMAN_LIST = re.compile(r"\(?[IVX]+\)?(?:(?:,| and|, and) \(?[IVX]+\)?)+")
+_STEM = re.compile("[甲乙丙丁戊己]")
+_STEMS = re.compile(rf"{_STEM.pattern}(?:\s*[,，、和与及]\s*{_STEM.pattern})+")
 _LETTER_LIST = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&)\s*[(\[]?[A-J][)\]]?)+")
 
 
@@ -185,6 +187,8 @@ def letters_equal(gold: str, text: str) -> bool | None:
         _LETTER_LIST.fullmatch(_EITHER_SIGN.sub(",", one)) for one in (gold, text)
     ):
         return False
+    if _STEMS.fullmatch(gold) and _STEMS.fullmatch(text):
+        return sorted(_STEM.findall(gold)) == sorted(_STEM.findall(text))
     romans = [re.findall("[IVX]+", one) for one in (gold, text) if _ROMAN_LIST.fullmatch(one)]
     if len(romans) == 2:
         return sorted(romans[0]) == sorted(romans[1])

@@ -186,13 +186,15 @@ def _programs_differ(gold: str, text: str) -> bool:
 
 
 _STRAND = re.compile(r"[35]\s*'\s*-?\s*[ACGTU]+\s*-?\s*[35]\s*'")
+_SQUARE = r"[A-Za-z]{0,2}[A-Za-z]\d[+#]?"
+_MOVES = re.compile(rf"{_SQUARE}(?:\s+{_SQUARE})+")
 _CHAIN = re.compile(r"[A-Z]{1,4}(?:\s*-\s*[A-Z]{1,4}){2,}")
 _RUN = re.compile(r"(?<![A-Za-z\\])[A-Z]{3,}(?![A-Za-z])")
 
 
 def _names_in_a_row_differ(gold: str, text: str) -> bool:
-    """Whether strands ("5'-ATG-3'"), chains of capitals ("I-IV-V") or names of three and more capitals differ."""
-    for kind in (_STRAND, _CHAIN):
+    """Whether strands ("5'-ATG-3'"), moves ("e4 e5"), chains ("I-IV-V") or names of three and more capitals differ."""
+    for kind in (_STRAND, _CHAIN, _MOVES):
         if kind.fullmatch(gold) and kind.fullmatch(text):
             return "".join(gold.split()) != "".join(text.split())
     first, second = (Counter(min(name, name[::-1]) for name in _RUN.findall(one)) for one in (gold, text))

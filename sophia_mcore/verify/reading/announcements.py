@@ -11,7 +11,7 @@ from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, onl
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
 from sophia_mcore.verify.rules import NUMBER_TYPES
-from sophia_mcore.verify.text.clauses import not_chosen
+from sophia_mcore.verify.text.chosen import AFFIRMED, not_chosen
 from sophia_mcore.verify.text.normalize import DISPLAYS
 from sophia_mcore.verify.text.several import numbered_parts
 
@@ -222,8 +222,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "is correct",
         _pattern(
-            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+is\s+(?:the\s+)?(?:correct|right|best|answer)",
-            0,
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+{AFFIRMED}",
+            re.MULTILINE,
             unless=_unchosen,
         ),
         (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),

@@ -14,7 +14,8 @@ from sophia_mcore.verify.reading.statements import (
 )
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
-from sophia_mcore.verify.text.clauses import assigns, named_values, not_chosen, sentence_of, states
+from sophia_mcore.verify.text.chosen import not_chosen
+from sophia_mcore.verify.text.clauses import assigns, named_values, sentence_of, states
 
 LINE_CHARACTERS = 200  # a line of at most this length may itself be the answer
 
@@ -56,7 +57,9 @@ _CONCLUSION = re.compile(
 
 _CLAUSES = re.compile(r"[.,;]\s")
 _DOUBTED = re.compile(
-    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b", re.I
+    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b"
+    r"|\b(?:student|friend|teacher|neighbou?r|book|he|she|they|people|some)s?(?:\s+\w+)?\s+(?:says?|claims?|thinks?|believes?)\b",
+    re.IGNORECASE,
 )
 _THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
 
@@ -134,6 +137,12 @@ def _premise(before: str, found: str) -> bool:
 _REASON = re.compile(r"(?<=\w),?\s+because\s.*$")
 _FORMULA = re.compile(r"[\d$\\-]")
 _ONE_LETTER = re.compile(r"[(\[*_]*[A-J][)\]*_.]*$")
+_TRUTH = re.compile(r"(?:true|false|correct|incorrect|right|wrong|yes|no)\b", re.IGNORECASE)
+_STATEMENT = re.compile(  # what the question asks about
+    r"(?:^|[,;:.]\s|\b(?:so|hence|thus|therefore|then|that)\s+)\W*(?:it|this|that|(?:the|this|that)\s+"
+    r"(?:given\s+|above\s+|final\s+)?(?:statement|claim|assertion|proposition|answer|sentence)(?:\s+that\s[^,.;]*)?)\s*$",
+    re.IGNORECASE,
+)
 _ADJECTIVE = re.compile(r"[a-z]+\s+")
 
 
@@ -167,6 +176,8 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
+        if _TRUTH.match(found["answer"]) and _STATEMENT.search(before) is None:
+            return []  # "the converse is true"
         if _ONE_LETTER.match(found["answer"]) and not_chosen(piece, found.start("answer")):
             return []
         if _premise(last[: last.rfind(found[0])], found[0]):

@@ -33,7 +33,8 @@ _WRAP = re.compile(
 _CLAUSE = re.compile(
     r"(?:[.。!]\s+(?=[A-Z*])|[,;，；]?\s(?:because|since|as (?:we|required|desired|stated)|which|where we|so that"
     r"|given that|I (?:hope|think|believe|guess))\b"
-    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b|\s\(not\b"
+    r"|,\s(?:not(?!\s+(?:correct|right|sure|certain|true|the))|rather than|instead of)\b"
+    r"|\s\(not\b(?!\s+(?:sure|certain))"
     r"|[，。；]).*$",
     re.DOTALL,
 )
@@ -104,6 +105,7 @@ def _parts(text: str) -> tuple[list[str], bool]:
 
 
 _WEAK = ("short", "line")  # rules that take what stands there, announced by nothing
+_YES_OR_NO = re.compile("yes|no|true|false", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 
 
@@ -113,7 +115,11 @@ def _apply(rule: Rule, text: str, lower: str) -> tuple[str, int] | None:
         return None
     for position, candidate in reversed(rule.find(text)):
         answer = candidate if rule.name in ("boxed", "parts") else tidy(_innermost(candidate))
-        if rule.name in _WEAK and not set(_DIGITS.findall(candidate)) <= set(_DIGITS.findall(answer)):
+        if (
+            rule.name in _WEAK
+            and not _YES_OR_NO.fullmatch(answer)
+            and not set(_DIGITS.findall(candidate)) <= set(_DIGITS.findall(answer))
+        ):
             continue  # the sentence goes on with another number
         if answer:
             return answer, position
@@ -196,6 +202,21 @@ def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
     return None
 
 
+_APART = re.compile(r"\s*[,.:;!…—–-]")  # "it cannot be 7" goes on
+_UNANNOUNCED = ("only number", "short", "conclusion", "line")
+
+
+def _corrected_first(part: str, found: Found | None, answer_type: str) -> Found | None:
+    """What ends the text behind words such as "on second thought", where nothing announces an answer: "7. No, 9."."""
+    if found is not None and found[1] not in _UNANNOUNCED:
+        return None
+    rest = taken_back(f"\n{part[-TAIL_CHARACTERS:].strip()}", -1, answer_type == "yes_no")
+    apart = rest is not None and _APART.match(rest) and "\n" not in rest.strip()
+    line = tidy(said_instead(rest)) if rest is not None and apart else ""
+    plain = line and len(line) <= _SAID_BEHIND and not _WORDY.search(line) and _FORMULA.search(line)
+    return (line, "corrected", len(part)) if plain else None
+
+
 _BARE_YES_NO = re.compile(r"\W*\n\W*(?:yes|no|true|false)\W*", re.IGNORECASE)
 _SAID_BEHIND = 60  # characters of a correction that may itself be the answer
 
@@ -228,6 +249,8 @@ def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
         if cut_off(part):
             return None
         found = _candidate(part, answer_type, unfinished)
+        if not unfinished:
+            found = _corrected_first(part, found, answer_type) or found
         if found is not None:
             return (found if unfinished else _corrected(part, found, answer_type))[:2]
         if part.strip():

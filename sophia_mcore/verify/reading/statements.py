@@ -156,6 +156,7 @@ _LAST_COUNT = re.compile(
     r"(?P<nouns>(?:\s+(?!(?:are|is|were|was|and|there|that|which|have|has)\b)[a-z]{3,}){0,3}?)"
     r"(?P<closed>\s+(?:(?:are|is|were)\s+)?(?:left|remain(?:s|ing)?|in total|altogether)(?:\s+over)?)?)\s*[.!*]*$"
 )
+_ARE_LEFT = re.compile(r"\s+(?:are|is|were)\s+(?=(?:left|remaining|in total|altogether)\b)")  # "7 are left"
 _LEAVES = re.compile(r"(?:it |this |that |which )?leav(?:es?|ing)\s")
 
 
@@ -176,7 +177,8 @@ def last_count(line: str) -> str:
         return ""
     if not re.search(r"\d", earlier):
         return ""  # one number alone: other rules read it
-    amount = number_in_sentence(clause.lstrip(", "), frozenset(tables().units))
+    clause = _ARE_LEFT.sub(" ", clause.lstrip(", "))
+    amount = number_in_sentence(clause, frozenset(tables().units))
     return amount if amount.replace(",", "") == found["count"].replace(",", "") else ""
 
 

@@ -121,8 +121,8 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
         return ""
     following = _WORD.match(line, found.end())
     word = following[1] if following else ""
-    if word == "to":
-        return ""  # "she needs 7 to win"
+    if word == "to" or word.casefold() in ("bc", "bce"):
+        return ""  # "she needs 7 to win"; another year
     if word in ("is", "was", "are") and not re.search(r"\b(?:answer|result|total|sum|value)\b", line[found.end() :]):
         return ""  # the number is what the sentence is about
     if _COUNTS.search(line) and word.casefold() not in MULTIPLIERS:

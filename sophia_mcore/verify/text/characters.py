@@ -26,7 +26,8 @@ _SIGNS = {
     "、": ",", "。": ".", "“": '"', "”": '"', "‘": "'", "’": "'", "′": "'", "\u200b": "", "\ufeff": "", "\u2061": "",
     "【": "[", "】": "]", "∶": ":", "⁄": "/", "∕": "/", "⟂": r"\perp ", "⊥": r"\perp ", "∥": r"\parallel ",
     "✓": r"\checkmark ", "✔": r"\checkmark ", "✅": "", "✗": r"\times ", "✘": r"\times ", "…": r"\ldots ",
-    "≌": r"\cong ", "≅": r"\cong ", "∽": r"\sim ", "ℝ": r"\mathbb{R} ", "♯": "#", "掳": r"^\circ ",  # 掳: ° misread
+    "≌": r"\cong ", "≅": r"\cong ", "∽": r"\sim ", "ℝ": r"\mathbb{R} ", "♯": "#", "¬": r"\lnot ",
+    "掳": r"^\circ ",  # ° misread
 }  # fmt: skip
 _CHARACTERS: dict[int, str] = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width forms
 _CHARACTERS |= {ord(c): rf"\{name} " for c, name in _GREEK.items()}

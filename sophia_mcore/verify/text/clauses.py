@@ -47,7 +47,7 @@ _SECOND = re.compile(  # "x is even and y is 7": one statement of two
 )
 _CONCLUDES = re.compile(r"\s*(?:and\s+)?(?:so|hence|thus|therefore|then)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z$\\])")
-_CLAUSE_END = re.compile(r"[,;:.]\s")
+CLAUSE_END = re.compile(r"[,;:.]\s")
 _PREMISE = re.compile(  # right before the name of an equation
     r"\b(?:at|for|when|where|with|since|if|let|take|taking|try|trying|test|testing|put|putting|set|setting|assum(?:e|ing)"
     r"|suppos(?:e|ing)|here|in|from|by|unless|except|once|until|while|as|after|before|because|choos(?:e|ing)|pick(?:ing)?"
@@ -67,7 +67,7 @@ def states(before: str, behind: str = "") -> bool:
     >>> states("So the speed is "), states("It triples when the force is "), states("The side is ", ", so it grows")
     (True, False, False)
     """
-    *earlier, clause = _CLAUSE_END.split(sentence_of(before))
+    *earlier, clause = CLAUSE_END.split(sentence_of(before))
     if earlier and not re.search(r"\d", earlier[-1]) and not _CONCLUDES.match(clause):
         source = f"{earlier[-1]}, {clause}"  # "according to the question, the side is 7"
     else:
@@ -107,35 +107,3 @@ def named_values(line: str) -> str:
     """
     found = _VALUES.search(line)
     return found["answer"].replace("$", "") if found else ""
-
-
-# ---- letters of options
-
-_NOT_CHOSEN = re.compile(  # before a letter, in its clause
-    r"\b(?:worst|second(?:[- ]best)?|incorrect|never|nobody|no one|going to|could|might|may|had|suppos\w+|assum\w+"
-    r"|if|unless|only an? [a-z]+ would|nearly|almost|(?:friend|neighbou?r|student|teacher|book|key)['’]?s?)\b"
-    r"|\b(?:wrong|false) (?:option|choice|answer|one)\b|n['’]t\s+(?:choose|select|pick|go with)\b",
-    re.IGNORECASE,
-)
-_QUALIFIED = re.compile(  # behind a letter, in its sentence
-    r"[^.!?\n]{0,40}?\b(?:only (?:if|when|for|in)|except|unless|for [^.!?\n]{1,30} only|apart from"
-    r"|to (?:another|a different)|but not sure|if (?!and only))\b"
-    r"|[).:]*\s[^.!?\n,]{0,40}?\b(?:is|are|was) (?:too|wrong|false|incorrect"
-    r"|eliminated|excluded|impossible|ruled out|a distractor)\b"
-    r"|[).:]*\s[^.!?\n,]{0,40}?\b(?:is|was) [^.!?\n]{1,60}, not \b|[).:]+\s[^.!?\n,]{0,40}?\bwould\b",
-    re.IGNORECASE,
-)
-_LETTER = re.compile(r"[(\[*_]*([A-J])(?![\w'’])")
-
-
-def not_chosen(text: str, start: int) -> bool:
-    """Whether the first letter of an option from ``start`` on is only spoken of: put aside, supposed or qualified.
-
-    >>> [not_chosen(text, 0) for text in ("Never pick B.", "B is correct only if x > 0.", "So I choose B.")]
-    [True, True, False]
-    """
-    letter = _LETTER.search(text, start)
-    if letter is None:
-        return False
-    clause = _CLAUSE_END.split(sentence_of(text[max(0, letter.start() - 120) : letter.start()].rpartition("\n")[2]))[-1]
-    return _NOT_CHOSEN.search(clause) is not None or _QUALIFIED.match(text, letter.end()) is not None

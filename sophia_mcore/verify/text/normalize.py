@@ -18,7 +18,7 @@ _DECORATION = re.compile(
 _ACCENT = re.compile(r"\\(vec|hat|bar|overline|mathbf|boldsymbol|tilde|dot)\s+([A-Za-z])(?![A-Za-z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(
-    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta)"
+    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta|neg)"
     r"(?![a-zA-Z])"
 )
 _ALIAS_OF = {
@@ -27,7 +27,7 @@ _ALIAS_OF = {
     "lt": "<", "gt": ">", "land": r"\text{ and }", "lor": r"\text{ or }", "langle": "(", "rangle": ")",
     "dots": r"\ldots", "cdots": r"\ldots", "dotsc": r"\ldots", "lg": r"\log", "rightarrow": r"\to",
     "longrightarrow": r"\to", "varepsilon": r"\epsilon",
-    "varphi": r"\phi",    "vartheta": r"\theta",
+    "varphi": r"\phi", "vartheta": r"\theta", "neg": r"\lnot",
 }  # fmt: skip
 TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textup|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|hbox|operatorname"
@@ -42,6 +42,7 @@ _WRAPPING_COMMAND = re.compile(
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _ABOUT = re.compile(
     r"^(?:\\approx|about|approximately|approx\.?|roughly|exactly|precisely"
+    r"|\\text\s*\{\s*(?:exactly|precisely|just|only)\s*\}"
     r"|just|only|still|simply|clearly|indeed|(?:the )?number|大?约|恰好?)\s*(?=[-+]?[\d.])",
     re.IGNORECASE,
 )
@@ -73,6 +74,10 @@ DIRECTION = (
     r"|(?:up|down|left|right)(?:wards?)?|(?:for|back)wards?)(?![a-z])"
 )
 _DIRECTED = re.compile(rf"^(?P<amount>[-+]?\d[^,]{{0,30}}),\s+(?={DIRECTION})")  # "10 N, to the left"
+_NEGATION = re.compile(  # a tilde of logic: first, or behind a connective or bracket; elsewhere it is LaTeX's space
+    r"(^\s*|(?:[(&|∧∨→]|->|\\(?:to|land|lor|wedge|vee|rightarrow|Rightarrow|implies)(?![a-z]))\s*)"
+    r"~(?=\(|[A-Za-z](?![A-Za-z~]))"
+)
 _BRACED_CHARACTERS = frozenset("{}\\,")
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
@@ -84,7 +89,7 @@ def clean(answer: str) -> str:
     '( 1 , \\frac{1}{2} )'
     """
     if "~" in answer or not answer.isascii():
-        answer = ranges_marked(answer)
+        answer = ranges_marked(answer if "\\begin" in answer else _NEGATION.sub(r"\1\\lnot ", answer))
         answer = answer if answer.isascii() else typed(answer)
     answer = program_names(answer)
     if "$" in answer:

@@ -11,6 +11,7 @@ from sophia_mcore.verify.text.normalize import MAX_DEPTH, depth, split_top
 MAX_LITERAL = 2_000  # characters of a list that is read
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _NO_LITERAL = re.compile(r"\d[A-Za-z_]|\\")
+_AND = re.compile(r"(\d),?\s+and\s+(?=-?\d)")
 _OR_ELSE = re.compile(r"\s*(?:\\?#\s*){2}\s*")
 _LABEL = re.compile(r"(?:(?<=^)|(?<=[\s;；,，。.、]))[(（]\s*([1-9])\s*[)）](?!\s*[(（]\s*[1-9]\s*[)）])")
 
@@ -20,6 +21,8 @@ def python_list(text: str) -> tuple[object, ...] | None:
     """A Python list or tuple as literal; nothing is executed."""
     if not text.startswith(("[", "(")) or len(text) > MAX_LITERAL or depth(text) > MAX_DEPTH:
         return None
+    if " and " in text and not _QUOTED.search(text):
+        text = _AND.sub(r"\1, ", text)  # "3 and 8" in brackets
     if _NO_LITERAL.search(_QUOTED.sub("", text)):
         return None  # Python would warn about it
     try:
