@@ -165,6 +165,7 @@ def find_uv(folder: Path) -> str | None:
     if not _runs(program):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--no-deps", "--require-hashes", "--upgrade", "--target", str(target)]
+        command += ["--retries", "1", "--timeout", "30"]  # without it pip does the work
         subprocess.run([*command, "-r", str(ROOT / "constraints" / "installer.txt")], capture_output=True)
     return program if _runs(program) else None
 
