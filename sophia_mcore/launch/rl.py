@@ -27,7 +27,7 @@ from sophia_mcore.provenance.prepare import prepare
 from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, TABLES, covers, flat
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.lock import folder_lock
 from sophia_mcore.store.user_files import user_functions
 from sophia_mcore.track.metrics import STAGE_STEP, MetricsLog
@@ -96,9 +96,11 @@ def _require_ended(phase: Phase, round: Round, first: str) -> None:
 def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: bool = False) -> None:
     """Raise UsageError if the stage has begun with other settings and its result depends on them.
 
-    ``new_settings``: only if the stage has ended, since then nothing would be done with the new ones.
+    ``new_settings``: only if the stage has ended, since then nothing would be done with the new ones, or if weights are
+    announced that no checkpoint has: answers have been sampled by them, and the new settings would not make them again.
     """
-    if newest_version(run.rl.versions) is None and not run.rl.select.is_dir():
+    newest = newest_version(run.rl.versions)
+    if newest is None and not run.rl.select.is_dir():
         return
     before = load_config(run.config_file) if run.config_file.is_file() else None
     if before is None or before.rl is None:  # config.toml was written by a round that was run since
@@ -116,6 +118,14 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
         raise UsageError(
             f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
             "or add --new-settings to go on with the new ones"
+        )
+    saved = max(checkpoint_steps(run.rl.checkpoints), default=0)
+    if changed and newest is not None and newest.step > saved:
+        raise UsageError(
+            f"the on-policy stage of {run.path} was killed at step {newest.step}, and its last checkpoint is of step "
+            f"{saved}: the new settings ({', '.join(changed[:5])}) would not train the same weights again that its "
+            "answers come from; go on with the old settings and stop it with Ctrl-C, which saves a checkpoint, or "
+            "choose another run.folder"
         )
 
 

@@ -30,7 +30,7 @@ from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState, SlurmTask
 from sophia_mcore.records import Question
 from sophia_mcore.rl.start import rl_start
-from sophia_mcore.store.layout import Round, RunFolder
+from sophia_mcore.store.layout import Round, RunFolder, step_name
 from sophia_mcore.store.shards import read_shard
 from tests.support import configs, tiny_models
 from tests.support.pictures import smooth
@@ -167,7 +167,12 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
         refuse_changed_settings(config_of(tmp_path, group=4), run)
     assert "started with other settings (rl.group)" in would_refuse(config_of(tmp_path, group=4), stage=True)
     refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
-    run.rl.train.mkdir()
+    publish(model, run.rl.versions, 3)
+    with pytest.raises(UsageError, match=r"killed at step 3, and its last checkpoint is of step 0: .*rl\.group"):
+        refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
+    refuse_changed_settings(with_stage, run, new_settings=True)
+    (run.rl.checkpoints / step_name(3)).mkdir(parents=True)
+    refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
     run.rl.summary_file.write_text(json.dumps({"batches": with_stage.on_policy.batches}))
     with pytest.raises(UsageError, match=r"has ended with other settings \(rl\.group\): .* a larger rl\.batches"):
         refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
