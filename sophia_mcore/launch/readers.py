@@ -175,9 +175,10 @@ def export_state(round: Round, phase: str) -> PhaseState:
 
 
 def report_state(round: Round, phase: str) -> PhaseState:
-    """Finished if the report has the round."""
-    rounds = json_or_empty(round.run.report_json).get("rounds") or []
-    finished = any(entry.get("round") == round.index for entry in rounds) and round.run.report_html.is_file()
+    """Finished if the report has the round; where only an on-policy stage has begun, it has none."""
+    found = json_or_empty(round.run.report_json)
+    has_it = any(entry.get("round") == round.index for entry in found.get("rounds") or [])
+    finished = (has_it or (bool(found) and round.run.is_stage_alone)) and round.run.report_html.is_file()
     return PhaseState(phase=phase, round=round.index, total=1, done=int(finished), finished=finished)
 
 
