@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXIT_STOPPED = 75  # stopped by a signal, state is saved: run again to resume (EX_TEMPFAIL)
@@ -32,6 +32,15 @@ class UsageError(SophiaError):
     """Bad usage or configuration. The message says what is wrong, where, and the nearest valid name. Exit code 2."""
 
     exit_code = 2
+
+
+def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """The first items, and how many more there are.
+
+    >>> listed(["a", "b"], 2), listed(["a", "b", "c"], 1)
+    ('a, b', 'a and 2 more')
+    """
+    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def run_command(name: str, work: Callable[[], object], log_file: Path | None = None) -> int:

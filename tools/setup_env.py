@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -191,6 +192,7 @@ def _with_uv(environment: Environment, uv: str, arguments: list[str]) -> bool:
     return True
 
 
+@functools.cache
 def _settings_of_pip() -> list[tuple[str, str]]:
     """Names and values of pip's configuration, which uv does not read."""
     command = [sys.executable, "-m", "pip", "config", "list"]

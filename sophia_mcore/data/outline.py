@@ -139,9 +139,7 @@ def _images_folder(rows: Sequence[Mapping[str, Any]], column: str, file: Path) -
     paths = [text for text in texts if not text.strip().lower().startswith(_IMAGE_TEXTS)]
     best: tuple[Path | None, list[str]] = None, paths
     for folder in (file.parent, *sorted(_folders_below(file.parent))):
-        missing = [
-            path for path in paths if not any((folder / one).is_file() for one in (path, path.replace("\\", "/")))
-        ]
+        missing = [path for path in paths if not _is_file(folder, path)]
         if len(missing) < len(best[1]):
             best = folder, missing
     return best

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Environments
 from sophia_mcore.doctor.rows import Row
+from sophia_mcore.errors import listed
 
 Packages = dict[str, str]  # normalised name -> version
 # These packages write files in one environment and read them in another.
@@ -71,7 +72,7 @@ def _environment(name: str, python: Path | None, found: Packages, what: str, rem
     if found:
         return Row(name=name, state="ok", found=f"{path}, {len(found)} packages")
     return Row(
-        name=name, state="missing", found=f"{path} is not there", cost=f"nothing that needs {what}", remedy=remedy
+        name=name, state="missing", found=f"{path} is not there", cost=f"what needs {what} does not work", remedy=remedy
     )
 
 
@@ -164,7 +165,7 @@ def requirements(name: str, site: Path | None) -> list[Row]:
         Row(
             name=f"{name} versions",
             state="warning",
-            found="; ".join(conflicts[:3]) + (f" and {len(conflicts) - 3} more" if len(conflicts) > 3 else ""),
+            found=listed(conflicts, 3, "; "),
             cost="the packages may fail where they meet",
             remedy="make env; the lock files have been run together",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sophia_mcore.config import dump_toml, load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError, UsageError, listed
 from sophia_mcore.launch import phases
 from sophia_mcore.launch.environments import preflight, run_here
 from sophia_mcore.launch.models import with_local_models
@@ -178,8 +178,7 @@ def _changes(config: Config, folder: RunFolder, before: Config | None, renewed: 
     if not refused:
         return known, ""
     keys = {key: change for changed in refused.values() for key, change in changed.items()}
-    shown = ", ".join(f"{key} {change}" for key, change in list(keys.items())[:5])
-    shown += f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    shown = listed([f"{key} {change}" for key, change in keys.items()])
     depend = f"{', '.join(refused)} {'depends' if len(refused) == 1 else 'depend'} on them"
     return known, (
         f"{folder.path} was started with other settings ({shown}), and {depend}: choose "

@@ -42,7 +42,8 @@ CAPTIONS = Phase(
     units=readers.caption_units,
     engine="captions.engine",
     settings=(
-        *(*parts.CAPTION_SETTINGS, "models.policy"),
+        *parts.CAPTION_SETTINGS,
+        "models.policy",
         *("objective.fresh_share", "fresh", "batch.long_thinking_prompt_file"),
     ),
     parts=parts.captions,
@@ -135,7 +136,8 @@ EVALUATE = Phase(
     engine="evaluate.engine",
     settings=(
         *("run.seed", "models.policy", "evaluate", "score"),
-        *(*parts.PICTURE_SETTINGS, "batch.long_thinking_prompt_file"),
+        *parts.PICTURE_SETTINGS,
+        "batch.long_thinking_prompt_file",
     ),
     parts=parts.evaluate,
     outputs=readers.evaluations,
@@ -198,7 +200,8 @@ RL_EVALUATE = Phase(
     engine="evaluate.engine",
     settings=(
         *("run.seed", "evaluate", "score", "rl.prompt", "rl.environment", "rl.max_turns", "helpers"),
-        *(*parts.PICTURE_SETTINGS, "batch.long_thinking_prompt_file"),
+        *parts.PICTURE_SETTINGS,
+        "batch.long_thinking_prompt_file",
     ),
     parts=parts.rl_evaluate,
     script="phase",

@@ -10,7 +10,7 @@ from typing import Any
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError, UsageError, listed
 from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
@@ -109,21 +109,20 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed += changed_files(config, run)
     if changed and not (new_settings and not stage_has_ended(config, run)):
-        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         if new_settings:
             raise UsageError(
-                f"the on-policy stage of {run.path} has ended with other settings ({shown}): choose another "
+                f"the on-policy stage of {run.path} has ended with other settings ({listed(changed)}): choose another "
                 "run.folder, or a larger rl.batches to go on with the new ones"
             )
         raise UsageError(
-            f"the on-policy stage of {run.path} was started with other settings ({shown}): choose another run.folder, "
-            "or add --new-settings to go on with the new ones"
+            f"the on-policy stage of {run.path} was started with other settings ({listed(changed)}): choose "
+            "another run.folder, or add --new-settings to go on with the new ones"
         )
     saved = max(checkpoint_steps(run.rl.checkpoints), default=0)
     if changed and newest is not None and newest.step > saved:
         raise UsageError(
             f"the on-policy stage of {run.path} was killed at step {newest.step}, and its last checkpoint is of step "
-            f"{saved}: the new settings ({', '.join(changed[:5])}) would not train the same weights again that its "
+            f"{saved}: the new settings ({listed(changed)}) would not train the same weights again that its "
             "answers come from; go on with the old settings and stop it with Ctrl-C, which saves a checkpoint, or "
             "choose another run.folder"
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sophia_mcore.config import load_config
 from sophia_mcore.config.load import dump_given
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError, UsageError, listed
 from sophia_mcore.launch import phases
 from sophia_mcore.launch.local import claim_folder, make_folder, run_phases
 from sophia_mcore.launch.models import with_local_models
@@ -152,9 +152,8 @@ def _prepare_on_policy(one: StageRun, say: Say, *, new_settings: bool) -> None:
     changes = {key: change for found in provenance.changed().values() for key, change in found.items()}
     told = [f"{key} {change}" for key, change in changes.items()]
     if told and not new_settings:
-        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
         raise UsageError(
-            f"{run.path} was started with other settings ({', '.join(told[:5])}{more}), and finished work depends on "
+            f"{run.path} was started with other settings ({listed(told)}), and finished work depends on "
             "them: choose another run.folder, or add --new-settings to do again what depends on them"
         )
     make_folder(one.config)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
+from sophia_mcore.errors import listed
 from sophia_mcore.phase import Part, Phase
 from sophia_mcore.provenance.settings import TABLES, Values, as_stored, at_default, covers, differing, flat, relevant
 from sophia_mcore.store.atomic import write_json
@@ -322,5 +323,4 @@ def unchecked_line(run: RunFolder, names: Sequence[str]) -> str:
 
 
 def _listed(changes: Mapping[str, str]) -> str:
-    items = [f"{key} {change}" for key, change in changes.items()]
-    return ", ".join(items[:_LISTED]) + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
+    return listed([f"{key} {change}" for key, change in changes.items()], _LISTED)

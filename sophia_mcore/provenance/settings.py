@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, listed
 from sophia_mcore.store.content import Contents, Tables
 
 Values = dict[str, Any]  # key of a setting -> JSON; a file or folder is {"path": ..., "content": digest or None}
@@ -137,7 +137,7 @@ def _change(old: Any, new: Any) -> str:
     if _is_file(old) and _is_file(new) and old["path"] == new["path"]:
         return f"the content of {new['path']} has changed"
     found = [f"{place} {_shown(a)} -> {_shown(b)}".lstrip() for place, a, b in _leaves(old, new)]
-    return ", ".join(found[:_INNER]) + (f" and {len(found) - _INNER} more" if len(found) > _INNER else "")
+    return listed(found, _INNER)
 
 
 def _leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.beats import repeated
 from sophia_mcore.store.claims import Claim, Unit, UnitQueue, units_of
 from sophia_mcore.store.failures import Failure
 
@@ -75,7 +75,7 @@ def run_joined(
         while True:
             unit = held.claim()
             if unit is not None:
-                with _heartbeats(queue):
+                with repeated(queue.renew, queue.lease_seconds / 4, "heartbeat"):
                     work(unit, held)
                 pause = _FIRST_PAUSE_SECONDS
             elif not wait or queue.remaining() == len(queue.given_up()):
@@ -188,22 +188,3 @@ class _ItemsDone:
         self._shown = max(self._shown, items)
         if self._progress is not None:
             self._progress(self._shown, self._total)
-
-
-@contextmanager
-def _heartbeats(queue: UnitQueue) -> Iterator[None]:
-    """Renew the lease four times per lease period while the body runs. A failed renewal is tried again next time."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(queue.lease_seconds / 4):
-            with suppress(OSError):
-                queue.renew()
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

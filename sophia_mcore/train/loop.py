@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import SophiaError, listed
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.atomic import write_json
 from sophia_mcore.store.layout import STOPPED, SUMMARY
@@ -82,10 +82,10 @@ def check_finite(job: Job, report: StepReport, step: int, sample_ids: Callable[[
     what = "loss" if samples else "gradient"
     if not samples:
         samples = sample_ids()
-    shown = ", ".join(samples[:_SHOWN_IDS]) + (f" and {len(samples) - _SHOWN_IDS} more" * (len(samples) > _SHOWN_IDS))
     raise SophiaError(
         f"the {what} of step {step + 1} is not finite (loss {report.loss}, gradient norm {report.gradient_norm}) "
-        f"on rank {', '.join(map(str, ranks))}; samples: {shown}; the last checkpoint is from before"
+        f"on rank {', '.join(map(str, ranks))}; samples: {listed(samples, _SHOWN_IDS)}; "
+        "the last checkpoint is from before"
     )
 
 

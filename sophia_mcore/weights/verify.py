@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import SophiaError, UsageError, listed
 from sophia_mcore.progress import NoProgress, Progress
 from sophia_mcore.weights.conversion import WORKERS
 from sophia_mcore.weights.formats.copying import buffer_bytes, run_parallel
@@ -40,14 +40,10 @@ class Comparison:
         kinds: dict[str, list[str]] = {}
         for name, how in self.different.items():
             kinds.setdefault(how, []).append(name)
-        notes = [f"{how}: {_first(fold_layers(names))}" for how, names in kinds.items()]
-        notes = notes[:_KINDS] + ([f"and {len(notes) - _KINDS} more kinds"] if len(notes) > _KINDS else [])
-        return f"{len(self.different)} of {len(self.different) + len(self.equal)} tensors differ - " + "; ".join(notes)
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+        notes = [f"{how}: {listed(fold_layers(names), _NAMES)}" for how, names in kinds.items()]
+        return f"{len(self.different)} of {len(self.different) + len(self.equal)} tensors differ - " + listed(
+            notes, _KINDS, "; "
+        )
 
 
 def verify(a: Path, b: Path, *, base: Path | None = None, progress: Progress | None = None) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.devices import node_folder
+from sophia_mcore.rl.versions import pointer_file
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train.on_policy.publish import require_room
 from tests.support import stage_world, train_world
@@ -124,6 +126,15 @@ def test_the_stored_rollouts_are_enough(tmp_path: Path, policy: Path, undisturbe
         shutil.rmtree(folder)
     assert stage_world.train(config, run, replay=True) == [True]
     assert stage_world.left_behind(run) == undisturbed
+    shutil.rmtree(run.rl.train)
+    pointer = pointer_file(run.rl.versions, 1)
+    known = json.loads(pointer.read_text())
+    pointer.write_text(json.dumps({**known, "digest": "0" * 64}))
+    with pytest.raises(SophiaError, match="version 1: trained again from the same answers it has the digest"):
+        stage_world.train(config, run, replay=True)
+    pointer.write_text(json.dumps({**known, "digest": "0" * 64, "made_with": "another layout"}))
+    assert stage_world.train(config, run, replay=True) == [True]  # announced anew
+    assert stage_world.left_behind(run)["versions"] == undisturbed["versions"]
     shutil.rmtree(run.rl.train)
     next(run.rl.batch(2).glob("*.parquet")).unlink()
     (run.rl.batch(2) / "taken.json").unlink()

@@ -102,6 +102,13 @@ def test_what_cannot_be_outlined_is_said(tmp_path: Path, files: dict[str, str], 
     assert not (tmp_path / "run.toml").exists()
 
 
+def test_a_text_too_long_for_a_path_is_no_image(tmp_path: Path) -> None:
+    row = {"image": "a/" * 3000 + "a.png", "question": "How many?", "answer": "3"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    shown = init(tmp_path / "data.jsonl", tmp_path / "run.toml")
+    assert "no image of column 'image' was found" in shown
+
+
 def test_pictures_that_are_nowhere_are_noted(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("image,question,answer\na.png,Which?,3\n")
     shown = init(tmp_path / "q.csv", tmp_path / "run.toml")

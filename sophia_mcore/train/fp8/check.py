@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.config.precision import Fp8Check
 from sophia_mcore.config.schema import Config, Objective
+from sophia_mcore.errors import listed
 from sophia_mcore.model.fp8_linear import switch_layers
 from sophia_mcore.model.names import canonical_parameters, unwrap
 from sophia_mcore.parallel.backend import Backend
@@ -207,5 +208,4 @@ class _Probe:
 
 
 def _list(layers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, layers[:8]))
-    return shown + (f" and {len(layers) - 8} more" if len(layers) > 8 else "")
+    return listed([str(layer) for layer in layers], 8)

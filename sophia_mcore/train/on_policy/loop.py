@@ -159,7 +159,24 @@ class _Stage:
         ``published``: the present weights are those of version ``number``, which can be written again if need be.
         """
         job = self.job
+
+        def sampled() -> bool:
+            complete, words = is_sampled(job, number, replay=self.replay)
+            if not complete:
+                self.progress.note(words)
+            return complete
+
         self._release_devices()
+        self._until(sampled, number if published else None)
+        while on_rank_zero(partial(draw_again, job, number), f"cannot draw again for batch {number}"):
+            self._until(sampled, number if published else None)
+        self._take_devices()
+
+    def _until(self, is_ready: Callable[[], bool], version: int | None) -> None:
+        """Wait until rank 0 finds it ready.
+
+        ``version``: that of the present weights, written again if engines find it damaged; None: not published.
+        """
         while True:
             damaged = False
 
@@ -167,19 +184,16 @@ class _Stage:
                 nonlocal damaged
                 if dist.get_rank() != 0:
                     return True
-                damaged = published and not self.replay and is_damaged(job, number)
-                complete, words = is_sampled(job, number, replay=self.replay)
-                if not complete:
-                    self.progress.note(words)
-                return damaged or complete
+                damaged = version is not None and not self.replay and is_damaged(self.job, version)
+                return damaged or is_ready()
 
             if not wait_together(ready, self.stop_asked):
                 raise _StoppedError
-            if on_rank_zero(lambda: damaged, "cannot read the versions"):  # noqa: B023
-                self._mend(number)
-            elif not on_rank_zero(partial(draw_again, job, number), f"cannot draw again for batch {number}"):
-                break
-        self._take_devices()
+            if version is None or not on_rank_zero(lambda: damaged, "cannot read the versions"):  # noqa: B023
+                return
+            self._take_devices()
+            mend(self.job, version)
+            self._release_devices()
 
     def _take_devices(self) -> None:
         """On a node that engines share, wait until they sleep; then the model may be on the devices."""
@@ -195,34 +209,11 @@ class _Stage:
             if self.job.lock is not None:
                 self.job.lock.release()
 
-    def _mend(self, number: int) -> None:
-        self._take_devices()
-        mend(self.job, number)
-        self._release_devices()
-
     def _save(self) -> None:
         """Save what is not saved. Before the first real update there is nothing that could not be done again."""
         if self.step > self.saved and self.trained:
             self.job.checkpoints.save(self.step, self.job.chunks, self.job.optimizer)
             self.saved = self.step
-
-    def _await_validation(self, last: int) -> None:
-        """Wait until engines have validated what is due. They say so when they find the last version damaged."""
-        while True:
-            damaged = False
-
-            def ready() -> bool:
-                nonlocal damaged
-                if dist.get_rank() != 0:
-                    return True
-                damaged = is_damaged(self.job, last)
-                return damaged or not waits_for_validation(self.job, last)
-
-            if not wait_together(ready, self.stop_asked):
-                raise _StoppedError
-            if not on_rank_zero(lambda: damaged, "cannot read the versions"):  # noqa: B023
-                return
-            self._mend(last)
 
     def _finish(self) -> None:
         """Choose the version that stays, and say that the stage has ended."""
@@ -230,7 +221,7 @@ class _Stage:
         job.checkpoints.finish()
         self._release_devices()
         if not self.replay:
-            self._await_validation(last)
+            self._until(lambda: not waits_for_validation(job, last), last)
 
         def write() -> tuple[int, str, tuple[int, float] | None]:
             best = best_version(job)

@@ -44,7 +44,7 @@ _KEPT = 2  # versions: the newest, and the one that an engine may still be loadi
 def offer(job: StageJob, number: int) -> tuple[Version, bool]:
     """Write the present weights as version ``number`` and announce it; whether it differs from what was announced.
 
-    A version that a resumed stage has trained again with the same settings, layout and code must have the digest that
+    A version that a resumed stage has trained again with the same layout and code must have the digest that
     its pointer names: on a CPU anything else is an error. With others, and on GPUs (whose sums may come out in another
     order), it is announced anew.
     """
@@ -87,8 +87,8 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
 
 
 def _made_with(config: Config) -> str:
-    """A digest of what the weights of a version depend on beside the answers."""
-    sections = {name: config.model_dump(mode="json")[name] for name in ("parallel", "train", "batch", "fp8", "rl")}
+    """A digest of layout and code: what may change between two starts of a stage and make other sums of the same."""
+    sections = config.model_dump(mode="json", include={"parallel", "train"})
     code = (__version__, metadata.version("megatron-core"), torch.__version__)
     return hashlib.sha256(json.dumps([sections, code], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,16 +6,16 @@ repeated twice a minute, so that no collective operation outlives its timeout, h
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.pauses import pauses
 from sophia_mcore.store.atomic import write_failed
+from sophia_mcore.store.beats import repeated
 from sophia_mcore.weights.publish import together
 
 _EXCHANGE_SECONDS = 30.0
@@ -81,17 +81,5 @@ def sign_of_life(path: Path | None) -> Iterator[None]:
         path.touch()
     except OSError as error:
         raise write_failed(path, error) from error
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(_ALIVE_SECONDS):
-            with suppress(OSError):
-                path.touch()
-
-    thread = threading.Thread(target=beat, name="sign of life", daemon=True)
-    thread.start()
-    try:
+    with repeated(path.touch, _ALIVE_SECONDS, "sign of life"):
         yield
-    finally:
-        stop.set()
-        thread.join()

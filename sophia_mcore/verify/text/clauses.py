@@ -18,12 +18,11 @@ _VERB = (
     r"(?:is|are|was|were|has|have|had|had to \w+|equals?|measures?|contains?|costs?|takes?|weighs?|gives?|gave|holds?"
     r"|bought|needs?)"
 )
-_RELATIVE = (
-    re.compile(  # "the angle that measures 7", "a square whose side is 7"; "the number that solves it is 7" states
-        rf"(?<!\w)\w+,?\s+(?:which|that|who)\s+(?:(?:we|he|she|it|they|also|only)\s+)?{_VERB}\W*$"
-        rf"|\bwhose\s+(?:\w+\s+){{1,3}}{_VERB}\W*$",
-        re.IGNORECASE,
-    )
+# "the angle that measures 7", "a square whose side is 7"; "the number that solves it is 7" states
+_RELATIVE = re.compile(
+    rf"(?<!\w)\w+,?\s+(?:which|that|who)\s+(?:(?:we|he|she|it|they|also|only)\s+)?{_VERB}\W*$"
+    rf"|\bwhose\s+(?:\w+\s+){{1,3}}{_VERB}\W*$",
+    re.IGNORECASE,
 )
 _REPEATED = re.compile(  # what is only quoted, supposed or put aside
     r"\b(?:question|problem|exercise|task) (?:says?|states?|gives?|tells|asks|mentions|is|has|wants)\b|\baccording to\b"
