@@ -60,7 +60,7 @@ def parse_number(text: str) -> Number | None:
         spoken = _spoken(text)
         if spoken is not None:
             return spoken
-        if "\\overline" in text or "\\dot" in text:
+        if "\\overline" in text or "\\dot" in text or "\u0307" in text or ".(" in text:
             return _repeating(text)
         if _SPACED_THOUSANDS.fullmatch(text):
             return parse_number(text.replace(" ", ""))
@@ -122,15 +122,23 @@ def _spoken(text: str) -> Number | None:
     return None if size is None or match["size"].strip().startswith("-") else replace(size, value=-size.value)
 
 
-_REPEATING = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d*)\.(?P<fixed>\d*)\\(?:overline|dot)\s*\{?(?P<period>\d+)\}?")
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\overline\s*\{?(?P<period>\d+)\}?|\((?P<braced>\d+)\))"
+)
+_DOTTED = re.compile(r"\\dot\s*(?:\{\s*(\d)\s*\}|(\d))|(\d)\u0307")
 
 
 def _repeating(text: str) -> Number | None:
-    """0.1\\overline{3} as 2/15."""
+    """0.1\\overline{3} as 2/15; dots stand over the first and the last digit of a period, or over each."""
+    dots = list(_DOTTED.finditer(text))
+    if dots:
+        first, end = dots[0].start(), dots[-1].end()
+        period = _DOTTED.sub(r"\1\2\3", text[first:end])
+        text = f"{text[:first]}\\overline{{{period}}}{text[end:]}"
     match = _REPEATING.fullmatch(text)
     if match is None:
         return None
-    fixed, period = match["fixed"], match["period"]
+    fixed, period = match["fixed"], match["period"] or match["braced"]
     value = Fraction(int(match["whole"] + fixed or "0"), 10 ** len(fixed))
     value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
     return Number(-value if match["sign"] else value, None, False, "fraction")
