@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from megatron.core import optimizer as mcore_optimizer
 from megatron.core import utils as mcore_utils
 from megatron.core.optimizer import clip_grads, distrib_optimizer
 from megatron.core.optimizer import optimizer as mcore_optimizers
 from megatron.core.tensor_parallel import random as mcore_random
+
+from sophia_mcore.parallel.pairs import Pairs
 
 CPU = torch.device("cpu")
 _FACTORIES = (
@@ -149,7 +153,9 @@ def adaptation() -> Iterator[None]:
     with torch.device("cpu"):
         torch.empty(0)  # torch lists the functions that `with torch.device` concerns at its first use: unpatched ones
     with contextlib.ExitStack() as stack:
+        pairs = stack.enter_context(contextlib.closing(Pairs(dist.all_reduce)))
         patches = (
+            (dist, "all_reduce", pairs.all_reduce),
             (torch.cuda, "current_device", lambda: CPU),
             (torch.cuda, "synchronize", lambda *_: None),
             (torch.cuda, "current_stream", lambda *_: Stream()),
@@ -159,7 +165,7 @@ def adaptation() -> Iterator[None]:
             (mcore_random, "_CUDA_RNG_STATE_TRACKER", CpuRandomStates()),
             (mcore_random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
         )
-        for owner, name, value in (*patches, *_optimizer_parts(), *_tensors_on_cpu()):
+        for owner, name, value in (*patches, *_optimizer_parts(), *_uncompiled(), *_tensors_on_cpu()):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield
 
@@ -184,3 +190,9 @@ def _optimizer_parts() -> list[tuple[Any, str, Any]]:
         (distrib_optimizer, "USING_APEX_OPTIMIZER", distrib_optimizer.USING_APEX_OPTIMIZER),
         *((owner, name, getattr(owner, name)) for owner, name in set_by_us),
     ]
+
+
+def _uncompiled() -> list[tuple[Any, str, Any]]:
+    """Methods of torch's optimizers without their decorator, which imports torch's compiler at the first call."""
+    methods = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    return [(torch.optim.Optimizer, name, inspect.unwrap(getattr(torch.optim.Optimizer, name))) for name in methods]

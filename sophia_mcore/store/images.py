@@ -100,7 +100,8 @@ class ImageStore:
             new = sorted(p for p in self.folder.glob("*.parquet") if p.name[0] != "." and p.name not in self._known)
             for path in new:
                 try:
-                    digests = pq.read_table(path, columns=["digest"], use_threads=False).column("digest").to_pylist()
+                    with pq.ParquetFile(path) as file:  # pq.read_table would import pandas
+                        digests = file.read(columns=["digest"], use_threads=False).column("digest").to_pylist()
                 except (OSError, pa.ArrowException) as error:
                     reason = str(error).splitlines()[0]
                     raise SophiaError(f"cannot read image shard {path}: damaged or unreadable ({reason})") from error

@@ -132,5 +132,5 @@ def _tuples(chunk: pa.ListArray) -> list[tuple[Any, ...] | None]:
     if code is None:
         flat = chunk.values.to_pylist()
         return [tuple(flat[low:high]) if ok else None for low, high, ok in bounds]
-    numbers = chunk.values.to_numpy().tobytes()
+    numbers = np.from_dlpack(chunk.values).tobytes()  # to_numpy() would import pandas
     return [struct.unpack_from(f"{high - low}{code}", numbers, 8 * low) if ok else None for low, high, ok in bounds]

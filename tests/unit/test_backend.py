@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -166,3 +167,20 @@ def test_a_checkpoint_s_layout_tells_gpus_from_cpus(
     monkeypatch.setattr(checkpoint.dist, "get_backend", lambda: distributed)
     sizes = dict.fromkeys(("tensor", "pipeline", "virtual_pipeline", "context", "data"), 2)
     assert checkpoint.current_layout() == sizes | {"cuda": cuda}
+
+
+def test_training_on_a_cpu_starts_without_the_compiler() -> None:
+    """torch's optimizers import it at their first call; it takes every rank a CPU-second."""
+    code = """
+import sys
+import torch
+from sophia_mcore.parallel.backend import check_parts, select
+check_parts()
+with select(kind="cpu").adapt():
+    optimizer = torch.optim.SGD([torch.ones(1)], lr=0.1)
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+assert hasattr(torch.optim.Optimizer.add_param_group, "__wrapped__"), "the change outlives the context"
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
