@@ -125,6 +125,7 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     options = _options(benchmark, raw.cells, values, problems)
     values["options_cell"] = values.get("options", "")
     values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
+    placed = bool(_MERGED.search(str(values.get("question", ""))))  # MathVision's 528 is "<image1>": the image asks
     _texts(benchmark, values, options)
     options = options or options_in(str(values.get(benchmark.options_in, "")))
     images = _images(benchmark, raw, problems) if shown and not values.get("no_image") else ()
@@ -132,7 +133,8 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     if shown and not images and not problems and not benchmark.text_only:
         problems.append("no image")
     unasked = str(values["question"]).strip().lower() in ("", "nan")  # pandas writes an empty cell as nan
-    if unasked and not benchmark.asked_in_image and "value" not in benchmark.values.get("question", {}):
+    in_image = benchmark.asked_in_image or (placed and bool(images))
+    if unasked and not in_image and "value" not in benchmark.values.get("question", {}):
         problems.append("no question")
     if benchmark.lettered and not options:
         problems += _options_missing(values, answer)

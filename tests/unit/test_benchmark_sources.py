@@ -158,6 +158,8 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
         good | {"question": "a" * 32_767},
         good | {"question": "Is it <IMG_CONTEXT>?"},
         good | {"question": "NaN"},
+        good | {"question": "<image1>"},  # as MathVision's row 528: the image asks
+        good | {"question": "<image1>", "image": ""},
     ]
     rows = [row | {"id": f"validation_Art_{i}", "index": str(i)} for i, row in enumerate(rows)]
     source = write_tsv(tmp_path / "x.tsv", rows)
@@ -169,7 +171,9 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
     assert problems[5] == ()
     assert "reserved" in problems[6][0]
     assert problems[7] == ("no question",)
-    with pytest.raises(SophiaError, match=r"7 of 8 rows are bad .*image missing"):
+    assert problems[8] == ()
+    assert problems[9] == ("no image", "no question")
+    with pytest.raises(SophiaError, match=r"8 of 10 rows are bad .*image missing"):
         prepare_questions([source], ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark)
 
 
