@@ -206,7 +206,7 @@ class UnitQueue:
             return
         for name, _ in _entries(self._claims):
             path = self._claims / name
-            is_owner = name.startswith(".owner-")
+            is_owner = name.startswith((".owner-", atomic.TEMPORARY_PREFIX))  # or a late process writes its file now
             if not is_owner or self._is_dead(path, time.time()):
                 path.unlink(missing_ok=True)
         with suppress(OSError):
