@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import EXTRAS, SophiaError, missing_package
 from sophia_mcore.phase import Phase
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
@@ -51,6 +51,9 @@ def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bo
             _Uploader(run_folder, config, phases).upload()
     except SophiaError as error:
         _warn(uri, str(error))
+        return False
+    except ModuleNotFoundError as error:
+        _warn(uri, missing_package(error.name or "") if error.name in EXTRAS else str(error))
         return False
     except Exception as error:  # whatever a server or a database answers must not stop a run
         lines = str(error).splitlines()

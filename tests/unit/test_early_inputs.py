@@ -229,3 +229,12 @@ def test_images_are_not_read_wholly(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"")
     (found,) = previews(load_config(folder / "run.toml"))
     assert "image is empty" in found.lines[0]
+
+
+def test_check_names_a_model_folder_that_is_not_there(folder: Path) -> None:
+    (folder / "run.toml").write_text(RUN)
+    missing = CliRunner().invoke(app, ["check", "run.toml", "--set", "models.policy=models/NotHere"])
+    assert missing.exit_code == 0 and "warning: models.policy: there is no folder models/NotHere" in missing.stderr
+    (folder / "models/NotHere").mkdir(parents=True)
+    there = CliRunner().invoke(app, ["check", "run.toml", "--set", "models.policy=models/NotHere"])
+    assert "models.policy" not in there.stderr
