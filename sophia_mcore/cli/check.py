@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sophia_mcore.cli.options import Overlays, Sets, each_stage, load
-from sophia_mcore.errors import UsageError
+from sophia_mcore.errors import SophiaError, UsageError
 
 if TYPE_CHECKING:
     from sophia_mcore.config.schema import Config
@@ -90,21 +90,24 @@ def _show(file: Path, config: Config) -> None:
         if name:
             typer.echo(f"\n# {name} in {one.run.folder}")
         stopped = _show_inputs(one, refuse_size, shown) or stopped
-    for line in _models_missing(stages[0][1]):  # those of later stages are made by the stages before
+    for line in _unusable_models(stages[0][1]):  # those of later stages are made by the stages before
         typer.echo(f"warning: {line}", err=True)
     typer.echo(f"# ok: {file}{', but a run would stop at the questions above' if stopped else ''}")
 
 
-def _models_missing(config: Config) -> list[str]:
-    """A line for each model folder that is not there; a name on the hub is downloaded before the first phase."""
+def _unusable_models(config: Config) -> list[str]:
+    """What is wrong with model folders; a name on the hub is downloaded before the first phase."""
+    from sophia_mcore.pretrained.complete import check_model_dir
     from sophia_mcore.pretrained.hub import hub_name
 
-    folders = {"policy": config.models.policy, "reasoner": config.models.reasoner}
-    return [
-        f"models.{key}: there is no folder {path}: a run would stop at once ('sophia doctor' says more)"
-        for key, path in folders.items()
-        if path is not None and hub_name(path) is None and not path.is_dir()
-    ]
+    lines = []
+    for key, path in (("policy", config.models.policy), ("reasoner", config.models.reasoner)):
+        if path is not None and hub_name(path) is None:
+            try:
+                check_model_dir(path)
+            except SophiaError as error:
+                lines.append(f"models.{key}: {error} ('sophia doctor' says more)")
+    return lines
 
 
 def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | None, shown: set[str]) -> bool:

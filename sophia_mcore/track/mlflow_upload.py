@@ -53,7 +53,8 @@ def upload(run_folder: RunFolder, config: Config, phases: Sequence[Phase]) -> bo
         _warn(uri, str(error))
         return False
     except ModuleNotFoundError as error:
-        _warn(uri, missing_package(error.name or "") if error.name in EXTRAS else str(error))
+        missing = (error.name or "").split(".")[0]
+        _warn(uri, missing_package(missing) if missing in EXTRAS else str(error))
         return False
     except Exception as error:  # whatever a server or a database answers must not stop a run
         lines = str(error).splitlines()

@@ -141,7 +141,8 @@ def test_light_commands_import_no_heavy_module(tmp_path: Path) -> None:
     shipped = "examples/digits/run.toml"  # its policy is here, its questions are not
     heavy = ["torch", "numpy", "pyarrow", "megatron", "transformers", "datasets", "mlflow", "vllm"]
     rest = [*heavy, "jinja2", "PIL", "sophia_mcore.verify", "sophia_mcore.records"]
-    for arguments, unwanted in ((["--help"], rest), (["check", str(config)], heavy), (["check", shipped], rest)):
+    cases = ((["--help"], rest, 0), (["check", str(config)], heavy, 2), (["check", shipped], rest, 0))
+    for arguments, unwanted, absent_models in cases:
         script = (
             "import sys\nfrom sophia_mcore.cli import app\n"
             f"try:\n    app({arguments!r})\nexcept SystemExit:\n    pass\n"
@@ -154,4 +155,6 @@ def test_light_commands_import_no_heavy_module(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
         )
-        assert result.stderr.splitlines()[-1] == "[]", result.stderr
+        *warnings, last = result.stderr.splitlines()
+        assert last == "[]" and len(warnings) == absent_models, result.stderr
+        assert all("no such model directory" in warning for warning in warnings)

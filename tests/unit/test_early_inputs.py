@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sophia_mcore.launch.state import check_unfinished
 from sophia_mcore.store.layout import RunFolder
 from tests.support.pictures import plain
 
+SHIPPED = Path(__file__).resolve().parents[2] / "examples/digits/base/policy"
 GOOD = {"id": "1", "question": "Sum?", "response": "5"}
 RUN = """
 [run]
@@ -231,10 +233,13 @@ def test_images_are_not_read_wholly(folder: Path) -> None:
     assert "image is empty" in found.lines[0]
 
 
-def test_check_names_a_model_folder_that_is_not_there(folder: Path) -> None:
+def test_check_warns_of_a_model_that_is_not_there_or_not_whole(folder: Path) -> None:
     (folder / "run.toml").write_text(RUN)
-    missing = CliRunner().invoke(app, ["check", "run.toml", "--set", "models.policy=models/NotHere"])
-    assert missing.exit_code == 0 and "warning: models.policy: there is no folder models/NotHere" in missing.stderr
-    (folder / "models/NotHere").mkdir(parents=True)
-    there = CliRunner().invoke(app, ["check", "run.toml", "--set", "models.policy=models/NotHere"])
-    assert "models.policy" not in there.stderr
+    arguments = ["check", "run.toml", "--set", "models.policy=models/policy"]
+    absent = CliRunner().invoke(app, arguments)
+    assert absent.exit_code == 0
+    assert "warning: models.policy: models/policy: no such model directory" in absent.stderr
+    policy = shutil.copytree(SHIPPED, folder / "models/policy")
+    assert "models.policy" not in CliRunner().invoke(app, arguments).stderr
+    (policy / "model.safetensors").write_bytes((policy / "model.safetensors").read_bytes()[:-1])
+    assert "warning: models.policy: models/policy/model.safetensors" in CliRunner().invoke(app, arguments).stderr

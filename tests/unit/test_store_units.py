@@ -69,16 +69,6 @@ def test_one_process_does_everything_and_leaves_no_claims(tmp_path: Path) -> Non
     assert run_units(queue(tmp_path), Question, work) == 0
 
 
-def test_the_last_one_leaves_what_a_late_process_is_writing(tmp_path: Path) -> None:
-    late, left_behind = (tmp_path / "claims" / f"{atomic.TEMPORARY_PREFIX}{name}" for name in ("late", "left"))
-    late.parent.mkdir()
-    for path in (late, left_behind):
-        path.write_text("")
-    os.utime(left_behind, (1.0, 1.0))
-    run_units(queue(tmp_path), Question, work)
-    assert late.exists() and not left_behind.exists()
-
-
 def test_progress_counts_other_processes_while_work_holds_several_units(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

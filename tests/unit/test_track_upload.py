@@ -204,3 +204,12 @@ def test_an_address_in_the_environment_is_not_passed_over_in_silence(config, run
     monkeypatch.setenv("MLFLOW_TRACKING_URI", config.track.tracking_uri)
     assert mlflow_upload.upload(run, config, PHASES)
     assert capsys.readouterr().err == ""
+
+
+def test_without_mlflow_the_warning_names_the_extra(config, run, capsys, monkeypatch):
+    def lacking(*arguments):
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow.tracking")
+
+    monkeypatch.setattr(mlflow_upload, "_Uploader", lacking)
+    assert not mlflow_upload.upload(run, config, PHASES)
+    assert "pip install 'sophia-mcore[track]'" in capsys.readouterr().err
