@@ -6,6 +6,7 @@ import pytest
 
 from sophia_mcore.verify.comparing import exact
 from sophia_mcore.verify.grade import Grader
+from sophia_mcore.verify.reading import extract
 from sophia_mcore.verify.types import GradeItem
 
 
@@ -80,6 +81,33 @@ def test_a_number_too_long_for_python_has_a_verdict(grader, gold):
     assert verdict(grader, gold, gold) == "correct"
     assert verdict(grader, gold, "5") in ("wrong", "error")
     assert verdict(grader, "5", gold) == "wrong"
+
+
+LARGE = ("2^{2022}", "(-2)^{2022}", "10^{400}", "-10^{400}", r"\frac{10^{400}}{3}", "300!", "1e400", "2^{2^{12}}")
+
+
+@pytest.mark.parametrize(
+    "text", ["For n = 2023 this is {0} = {1}.", "So x = {0} = {1}", r"\( V = {0} = {1} \)", "**{0}** = {1}"]
+)
+def test_a_number_beyond_floats_in_a_sentence_has_a_verdict(grader, text, caplog):
+    """An equation of two such numbers once stopped the whole phase."""
+    items = [GradeItem("a", text.format(x, y), "5") for x in LARGE for y in LARGE]
+    given = {item.response: grade.verdict for item, grade in zip(items, grader.grade_many(items), strict=True)}
+    assert set(given.values()) <= {"wrong", "no_answer"} and not caplog.records
+    (same,) = grader.grade_many([GradeItem("a", "So x = (-2)^{2022} = 2^{2022}.", "2^{2022}")])
+    assert same.verdict == "correct"
+
+
+def test_a_response_that_breaks_the_reading_costs_only_itself(monkeypatch, caplog):
+    def broken(text, answer_type):
+        return 1 / 0 if "odd" in text else original(text, answer_type)
+
+    original = extract.find_answer
+    monkeypatch.setattr(extract, "find_answer", broken)
+    items = [GradeItem(str(n), text, "5") for n, text in enumerate((r"\boxed{5}", r"odd \boxed{5}", r"\boxed{5}"))]
+    with Grader(workers=1) as grader:
+        assert [grade.verdict for grade in grader.grade_many(items)] == ["correct", "no_answer", "correct"]
+    assert "by a mistake of the rules: ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize("end", ["x", "=", ".5H2X"])

@@ -128,7 +128,7 @@ def equal(a: Expression, b: Expression) -> bool | None:
     if a.exact is not None and b.exact is not None:
         return a.exact == b.exact
     try:
-        xs, ys = _values(a), _values(b)
+        xs, ys = at_points(a), at_points(b)
     except OverflowError:
         return _differ_in_size(a, b)
     if a.huge or b.huge:
@@ -161,7 +161,8 @@ def ratio(a: Expression, b: Expression) -> complex | None:
     return ratios[0] if same else None
 
 
-def _values(expression: Expression) -> tuple[complex | None, ...]:
+def at_points(expression: Expression) -> tuple[complex | None, ...]:
+    """Its values at the points, None where it has none. Raises OverflowError for a rational beyond floats."""
     return expression.values if expression.exact is None else (complex(expression.exact),) * len(POINTS)
 
 

@@ -3,9 +3,10 @@ r"""Named values: "x = 5", "\angle ABC = 40", "AB = CD = 5", "S = \frac{12}{2} =
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
-from sophia_mcore.verify.comparing.algebra import Expression, evaluate
+from sophia_mcore.verify.comparing.algebra import Expression, at_points, evaluate
 from sophia_mcore.verify.text.clauses import assigns
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, split_top
 
@@ -106,17 +107,15 @@ def _without_unit(value: str) -> Expression | None:
     return evaluate(measured["number"].strip()) if measured else None
 
 
-def _near(middle: object, last: object) -> bool:
+def _near(middle: Expression, last: Expression) -> bool:
     """Whether two expressions have the same value to three digits: the last side may be rounded."""
-    for x, y in zip(_values(middle), _values(last), strict=True):
-        if x is None or y is None or abs(x - y) > 5e-3 * max(abs(x), abs(y)):
-            return False
-    return True
-
-
-def _values(expression: object) -> tuple[complex | None, ...]:
-    exact = expression.exact  # type: ignore[attr-defined]
-    return (complex(exact),) * 3 if exact is not None else expression.values  # type: ignore[attr-defined]
+    if middle.exact is not None and last.exact is not None:  # of any size
+        return abs(middle.exact - last.exact) <= Fraction(5, 1000) * max(abs(middle.exact), abs(last.exact))
+    try:
+        sides = list(zip(at_points(middle), at_points(last), strict=True))
+    except OverflowError:
+        return False
+    return all(x is not None and y is not None and abs(x - y) <= 5e-3 * max(abs(x), abs(y)) for x, y in sides)
 
 
 def _is_number(text: str) -> bool:

@@ -7,6 +7,7 @@ nothing follows it; a thought that never ends has no answer.
 
 from __future__ import annotations
 
+import logging
 import re
 
 from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
@@ -22,6 +23,7 @@ from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean
 from sophia_mcore.verify.text.numbers import parse_number
 
+_LOG = logging.getLogger(__name__)
 Found = tuple[str, str, int]  # an answer, the name of the rule that found it, and where it begins
 _AGAIN = tuple(rule for rule in RULES if rule.name in ("final answer", "answer is"))
 
@@ -261,10 +263,15 @@ def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
 def extract(text: str, answer_type: str = "") -> str | None:
     r"""The final answer of a response as text, or None.
 
-    ``answer_type`` (one of ``rules.TYPES`` or "") switches on the rules that are meant for one type.
+    ``answer_type`` (one of ``rules.TYPES`` or "") switches on the rules that are meant for one type. A response that
+    the rules fail on (a mistake of ours) has no answer, and a warning is logged: it must not stop a phase.
 
     >>> extract(r"<think>1+1</think>The answer is \boxed{2}.")
     '2'
     """
-    found = find_answer(text, answer_type)
+    try:
+        found = find_answer(text, answer_type)
+    except Exception as error:
+        _LOG.warning("no answer is read from a response, by a mistake of the rules: %r", error)
+        return None
     return found[0] if found and found[0] else None
