@@ -15,7 +15,7 @@ import difflib
 import re
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from sophia_mcore.config.base import NonNegative, Positive, Section
 
@@ -24,7 +24,17 @@ Behaviour = Literal["none", "unit", "reference", "recorded"]
 Normalization = Literal["token_mean", "sequence_mean", "sum", "fixed"]
 Advantage = Literal["reward", "signed", "group_mean", "group_normalized"]
 ClipLow = Annotated[float, Field(ge=0.0, le=1.0)]  # ratios are positive
-Option = bool | int | float | str
+
+
+def _plain_option(given: Any) -> Any:
+    """One line in place of one for each type that an option may have."""
+    if not isinstance(given, (bool, int, float, str)):
+        kind = {"list": "list", "tuple": "list", "dict": "table"}.get(type(given).__name__, type(given).__name__)
+        raise ValueError(f"an option is a number, a text, true or false, and not a {kind}")
+    return given
+
+
+Option = Annotated[bool | int | float | str, BeforeValidator(_plain_option)]  # of a function of the user's own
 
 
 class _BuiltIn(Section):

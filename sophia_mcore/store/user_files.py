@@ -8,7 +8,6 @@ add a `yield` to `named_functions`. Built-in ones are checked in the same way an
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import importlib.util
 import traceback
@@ -26,6 +25,7 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.atomic import write_json, write_text
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.signatures import Signature, check_options, definitions_in
 
 INDEX = "files.json"  # in RUN/code
 
@@ -121,87 +121,38 @@ def check_function(function: UserFunction) -> str:
     """Check that the file holds the function with the right parameters; returns the file's text. Runs none of its code.
 
     Raises UsageError when the file is missing or not Python, when it has no such function (with the nearest name), when
-    the function's parameters differ, or when an option is unknown, missing or of another type.
+    the function's parameters differ or it is a generator, or when an option is unknown, missing or of another type.
     """
     where = f"{function.key}: {function.name if function.built_in else function.file}"
-    text, found = _functions_in(where, function.file)
-    arguments = _arguments(where, function.name, found)
-    taken = _positional(arguments)
+    found = definitions_in(where, function.file)
+    signature = found.signature(where, function.name)
+    arguments = signature.arguments
     where = where if function.built_in else f"{where}: {function.name}"
-    if taken not in function.parameters or arguments.defaults or arguments.vararg or arguments.kwarg:
+    if signature.positional not in function.parameters or arguments.defaults or arguments.vararg or arguments.kwarg:
         wanted = " or ".join(f"({', '.join(names)})" for names in function.parameters)
         raise UsageError(f"{where} must take {wanted}, then keyword-only options; it takes ({ast.unparse(arguments)})")
-    others = _options_of_the_other(function, found)
-    _check_options(where, function.options, arguments, others)
-    return text
+    several = signature.positional[:1] == ("group",) or function.key.startswith("rl.relabel.")
+    if signature.yields and not several:
+        raise UsageError(f"{where} is a generator, because it has 'yield' in it: give the value with 'return'")
+    check_options(where, function.options, arguments, _options_of_the_other(function, found.functions))
+    return found.text
 
 
 def parameters_of(function: UserFunction, file: Path) -> tuple[str, ...]:
     """Names of the positional parameters that the function takes in ``file``, a copy. Raises UsageError."""
-    return _positional(_arguments(function.key, function.name, _functions_in(function.key, file)[1]))
+    return definitions_in(function.key, file).signature(function.key, function.name).positional
 
 
 def options_for(function: UserFunction, file: Path) -> dict[str, Any]:
     """Those of its options that the function itself takes: start and step of an environment share one table."""
-    arguments = _arguments(function.key, function.name, _functions_in(function.key, file)[1])
-    own = {option.arg for option in arguments.kwonlyargs}
+    own = definitions_in(function.key, file).signature(function.key, function.name).options
     return {name: value for name, value in function.options.items() if name in own}
 
 
-def _functions_in(where: str, file: Path) -> tuple[str, dict[str, ast.FunctionDef]]:
-    try:
-        text = file.read_bytes().decode()
-        tree = ast.parse(text)
-    except OSError as error:
-        raise UsageError(f"{where}: cannot be read ({error.strerror})") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{where}: not a Python file ({error})") from None
-    return text, {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def _arguments(where: str, name: str, found: Mapping[str, ast.FunctionDef]) -> ast.arguments:
-    if name not in found:
-        raise UsageError(f"{where}: no function {name!r} ({_hint(name, list(found))})")
-    return found[name].args
-
-
-def _positional(arguments: ast.arguments) -> tuple[str, ...]:
-    return tuple(argument.arg for argument in (*arguments.posonlyargs, *arguments.args))
-
-
-def _options_of_the_other(function: UserFunction, found: Mapping[str, ast.FunctionDef]) -> list[str]:
+def _options_of_the_other(function: UserFunction, found: Mapping[str, Signature]) -> list[str]:
     """Start and step of an environment share one table of options: each of them must know what is in it."""
     other = {"start": "step", "step": "start"}.get(function.name, "") if "environment" in function.key else ""
-    return [option.arg for option in found[other].args.kwonlyargs] if other in found else []
-
-
-def _check_options(where: str, given: Mapping[str, Any], arguments: ast.arguments, others: list[str]) -> None:
-    options = {option.arg: value for option, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
-    for name, value in given.items():
-        if name not in options:
-            if name in others:
-                continue
-            raise UsageError(f"{where} has no option {name!r} ({_hint(name, [*options, *others])})")
-        default = _literal(where, name, options[name])
-        number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-        if default is not None and type(value) is not type(default) and not number:
-            kinds = f"{type(default).__name__}, as its default {default!r} is"
-            raise UsageError(f"{where}: option {name!r} must be of type {kinds} (got {value!r})")
-    missing = [name for name, value in options.items() if value is None and name not in given]
-    if missing:
-        raise UsageError(f"{where}: option {missing[0]!r} has no default and is not given")
-
-
-def _literal(where: str, name: str, node: ast.expr | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        raise UsageError(f"{where}: the default of option {name!r} must be a plain value") from None
-
-
-def _hint(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known) or 'none'}"
+    return found[other].options if other in found else []
 
 
 def check_user_files(config: Config) -> None:
