@@ -61,10 +61,13 @@ def check(
         return
     _show(config, loaded)
     if try_:
-        from sophia_mcore.launch.trial import try_functions
+        from sophia_mcore.launch.trial import Waiting, try_functions
 
         for name, one in each_stage(loaded):
-            for line in (*([name] if name else ()), *try_functions(one, try_)):
+            waiting = Waiting(lambda line: typer.echo(line, err=True))
+            if name:
+                typer.echo(f"# {name}")
+            for line in try_functions(one, try_, waiting):
                 typer.echo(f"# {line}")
 
 
@@ -72,11 +75,13 @@ def _show(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.config.load import dump_given
     from sophia_mcore.launch.inputs import policy_images, trained_spec
+    from sophia_mcore.launch.reward_questions import check_terms_fit, doubtful_steps
     from sophia_mcore.store.user_files import check_user_files
 
     stages = each_stage(config)
     for _, one in stages:
         check_user_files(one)
+        check_terms_fit(one)
     refusals = [policy_images(one) for _, one in stages]
     for _, one in stages:
         if (spec := trained_spec(one)) is not None:
@@ -90,7 +95,8 @@ def _show(file: Path, config: Config) -> None:
         if name:
             typer.echo(f"\n# {name} in {one.run.folder}")
         stopped = _show_inputs(one, refuse_size, shown) or stopped
-    for line in _unusable_models(stages[0][1]):  # those of later stages are made by the stages before
+    doubts = dict.fromkeys(line for _, one in stages for line in doubtful_steps(one))  # stages share their rewards
+    for line in [*doubts, *_unusable_models(stages[0][1])]:  # models of later stages are made by the stages before
         typer.echo(f"warning: {line}", err=True)
     typer.echo(f"# ok: {file}{', but a run would stop at the questions above' if stopped else ''}")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -15,18 +17,24 @@ from sophia_mcore.environments.types import Ask, Episode, Reply, Step, Target, T
 from sophia_mcore.pretrained.family import Message
 from sophia_mcore.records import Question
 
-MAX_STATE_CHARACTERS = 4_000_000
+MOST_STATE_CHARACTERS = 1_000_000  # of an environment's state as JSON; it is passed on with every turn
 _MOST_PIXELS = 100_000_000
 _ROLES = ("system", "user", "assistant")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class BadValueError(ValueError):
     """A function returned something else than it should."""
 
 
+def without_addresses(text: str) -> str:
+    """The text without places in memory, which differ from one process to the next."""
+    return _ADDRESS.sub("", text)
+
+
 def shown(value: Any) -> str:
-    """A value in a message: short, on one line."""
-    text = " ".join(repr(value).split())
+    """A value in a message: short, on one line, the same in every process."""
+    text = without_addresses(" ".join(repr(value).split()))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -110,9 +118,18 @@ def _checked_messages(value: Any, what: str) -> list[list[str]]:
             raise BadValueError(f"{what}: {shown(message)} is not a Message(role, text)")
         if message.role not in _ROLES:
             raise BadValueError(f"{what}: the role {shown(message.role)} is none of {', '.join(_ROLES)}")
-        if not isinstance(message.text, str):
-            raise BadValueError(f"{what}: the text of a message is {shown(message.text)}")
+        _checked_text(message.text, f"{what}: the text of a message")
     return messages_json(found)
+
+
+def _checked_text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise BadValueError(f"{what} is {shown(value)}, which is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadValueError(f"{what} holds half a character, which no model can read ({shown(value)})") from None
+    return value
 
 
 def bytes_json(images: Sequence[bytes]) -> list[str]:
@@ -189,10 +206,26 @@ def step_json(value: Any) -> dict[str, Any]:
         name: number(one, f"reward {name!r}") for name, one in plain_mapping(value.rewards, "Step.rewards").items()
     }
     return {
-        "state": plain(value.state, "the state"),
+        "state": _state(value.state),
         "ask": None if value.ask is None else ask_json(value.ask),
         "rewards": rewards,
     }
+
+
+def _state(value: Any) -> Any:
+    try:
+        state = plain(value, "the state")
+        characters = len(json.dumps(state))
+    except RecursionError:
+        raise BadValueError("the state is not JSON: it holds itself, or is nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits; BadValueError is one too
+        raise error if isinstance(error, BadValueError) else BadValueError(f"the state is not JSON: {error}") from None
+    if characters > MOST_STATE_CHARACTERS:
+        raise BadValueError(
+            f"the state is {characters:,} characters of JSON, and {MOST_STATE_CHARACTERS:,} are the most: it is passed "
+            "on with every turn; keep what can be made again (images, tables) out of it"
+        )
+    return state
 
 
 def plain_mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -206,8 +239,8 @@ def ask_json(value: Any) -> dict[str, Any]:
     """A checked ``Ask``. Raises BadValueError."""
     if not isinstance(value, Ask):
         raise BadValueError(f"asks with {shown(value)}, which is not an Ask")
-    if not isinstance(value.to, str) or not isinstance(value.prefill, str):
-        raise BadValueError("Ask.to and Ask.prefill must be text")
+    _checked_text(value.to, "Ask.to")
+    _checked_text(value.prefill, "Ask.prefill")
     most = value.max_tokens
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         raise BadValueError(f"Ask.max_tokens must be a whole number above 0, not {shown(most)}")
@@ -220,6 +253,11 @@ def ask_json(value: Any) -> dict[str, Any]:
         "prefill": value.prefill,
         "max_tokens": most,
     }
+
+
+def images_of(episode: Episode, question: Question) -> set[str]:
+    """Digests of all images of the question and of what the episode's prompts show."""
+    return {*question.images, *(image for turn in episode.turns for image in turn.images)}
 
 
 def ask_of(value: Mapping[str, Any]) -> Ask:
@@ -252,28 +290,31 @@ def _weight(value: Any) -> list[float]:
     return [number(value.advantage, "Weight.advantage"), kl]
 
 
-def targets_json(value: Any) -> list[dict[str, Any]]:
-    """What relabelling gives for an episode. Raises BadValueError."""
+def targets_json(value: Any, seen: Container[str]) -> list[dict[str, Any]]:
+    """What relabelling gives for an episode; ``seen``: what ``images_of`` gives for it. Raises BadValueError."""
     found = []
     for target in [] if value is None else _items(value, "targets"):
         if not isinstance(target, Target):
             raise BadValueError(f"gave {shown(target)}, which is not a Target")
         pieces = _items(target.pieces, "pieces")
         for piece in pieces:
-            if not (isinstance(piece, (tuple, list)) and len(piece) == 2 and isinstance(piece[0], str)):
-                raise BadValueError(f"Target.pieces holds {shown(piece)}, which is not (text, whether it is learned)")
+            if not (isinstance(piece, (tuple, list)) and len(piece) == 2 and isinstance(piece[1], bool)):
+                raise BadValueError(f"Target.pieces holds {shown(piece)}, which is not (text, True or False)")
+            _checked_text(piece[0], "the text of a piece")
         if not any(learned and text for text, learned in pieces):
             raise BadValueError("a Target has nothing that is learned")
-        if any(not isinstance(image, str) for image in target.images):
-            raise BadValueError("Target.images must be digests, as in Turn.images")
+        images = _items(target.images, "digests as Target.images")
+        strange = next((image for image in images if not isinstance(image, str) or image not in seen), None)
+        if strange is not None:
+            raise BadValueError(f"Target.images holds {shown(strange)}, which is in images of no turn")
         weight = number(target.weight, "Target.weight")
         if weight < 0.0:
             raise BadValueError(f"Target.weight is {weight}: it cannot be negative; leave the target out")
         found.append(
             {
                 "messages": _checked_messages(target.messages, "Target.messages"),
-                "pieces": [[text, bool(learned)] for text, learned in pieces],
-                "images": list(target.images),
+                "pieces": [[text, learned] for text, learned in pieces],
+                "images": images,
                 "weight": weight,
             }
         )

@@ -11,7 +11,7 @@ from sophia_mcore.config.functions import ASKING, RewardTerm
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments import codec, rewards
 from sophia_mcore.environments.codec import BadValueError
-from sophia_mcore.environments.pool import FunctionPool, Outcome, Spec
+from sophia_mcore.environments.pool import FunctionPool, Outcome, Spec, Watch
 from sophia_mcore.environments.types import Ask, Episode, Reply, Step
 from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
@@ -67,11 +67,22 @@ Listener = Callable[[Callee, str, tuple[Any, ...], Outcome], None]  # function, 
 class Library:
     """A context manager that owns the processes. One thread at a time.
 
-    ``listener`` is told of every call. Raises SophiaError when the run has no copy of a file, or another one.
+    ``listener`` is told of every call; ``watch`` and ``patient`` are those of ``FunctionPool``. Raises SophiaError when
+    the run has no copy of a file, or another one.
     """
 
-    def __init__(self, config: Config, run: RunFolder, *, stage: bool = True, listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        *,
+        stage: bool = True,
+        listener: Listener | None = None,
+        watch: Watch | None = None,
+        patient: bool = True,
+    ) -> None:
         self._run, self._listener = run, listener
+        self.helpers = tuple(config.helpers)
         self._specs: list[Spec] = []
         wanted = ("rewards.", "rl.environment.", "rl.weigh", "rl.relabel.") if stage else ("rewards.",)
         callees = {one.key: self._callee(one) for one in named_functions(config) if one.key.startswith(wanted)}
@@ -79,7 +90,7 @@ class Library:
         self.environment = {name: callees.get(f"rl.environment.{name}") for name in ("start", "step")}
         self.own_weigh = callees.get("rl.weigh")
         self.relabels = tuple(callees[key] for key in sorted(callees) if key.startswith("rl.relabel."))
-        self._pool = FunctionPool(self._specs, config.functions)
+        self._pool = FunctionPool(self._specs, config.functions, watch=watch, patient=patient)
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +218,7 @@ def _locally(callee: Callee, kind: str, arguments: tuple[Any, ...]) -> Outcome:
         if kind == "reward":
             value = codec.score(value, len(arguments[0].policy_turns))
         elif kind == "relabel":
-            value = codec.targets_json(value)
+            value = codec.targets_json(value, codec.images_of(*arguments))
     except BadValueError as error:
         return Outcome(None, str(error))
     return Outcome(value)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sophia_mcore.environments.codec import BadValueError
 from sophia_mcore.environments.types import IMAGE, POLICY, Ask
 from sophia_mcore.pretrained.chat import IMAGE_PLACE, plain, user_text
 from sophia_mcore.pretrained.family import Message
+
+
+def require_helper(to: str, helpers: Sequence[str]) -> None:
+    """Raise BadValueError, with the nearest name, when an ask is to nobody."""
+    if to in helpers:
+        return
+    near = difflib.get_close_matches(to, helpers, n=1, cutoff=0.5)
+    there = f"there are {', '.join(helpers)}" if helpers else "there is none"
+    hint = f"did you mean {near[0]!r}?" if near else there
+    raise BadValueError(f"asks {to!r}, which is none of [helpers] ({hint})")
 
 
 def placed(ask: Ask, system: str = "") -> Ask:

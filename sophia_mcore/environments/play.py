@@ -6,14 +6,13 @@ out depends on questions, seeds and replies alone.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sophia_mcore.environments.codec import BadValueError
 from sophia_mcore.environments.library import Library
-from sophia_mcore.environments.places import placed
+from sophia_mcore.environments.places import placed, require_helper
 from sophia_mcore.environments.pool import Outcome
 from sophia_mcore.environments.types import POLICY, Ask, Reply, Status
 from sophia_mcore.records import Question
@@ -82,6 +81,8 @@ def play(
                 one.turns[-1].rewards |= outcome.value.rewards
             if one.ask is not None:
                 _accept(one, system, max_turns, helpers, unfit)
+            elif not one.policy_turns:
+                one.end("broken", "rl.environment: the episode ended before the policy was asked")
 
     take(episodes, library.start([(one.question, one.images, one.seed) for one in episodes]))
     while True:
@@ -118,10 +119,7 @@ def _accept(one: Live, system: str, max_turns: int, helpers: Sequence[str], unfi
     assert one.ask is not None
     to = one.ask.to
     try:
-        if to != POLICY and to not in helpers:
-            near = difflib.get_close_matches(to, [POLICY, *helpers], n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join([POLICY, *helpers])}"
-            raise BadValueError(f"asks {to!r}, which is none of [helpers] ({hint})")
+        require_helper(to, [POLICY, *helpers])
         if to != POLICY and one.ask.prefill:
             raise BadValueError("a prefill is for the policy, not for a helper")
         one.ask = placed(one.ask, system)

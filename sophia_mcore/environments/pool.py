@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ IMPORT_WALL_SECONDS = 120.0
 MAX_DEATHS = 2  # a call that took so many processes down has failed; one may have been killed by somebody else
 _CHUNK = 1 << 20
 _LOOK_SECONDS = 0.2
+_TELL_SECONDS = 1.0
 _MODULE = "sophia_mcore.environments.worker"
 
 
@@ -50,9 +51,13 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
+Watch = Callable[[str, int, int], None]  # what is done, and how many of how many calls have an outcome
+
+
 @dataclass(slots=True)
 class _Call:
     index: int
+    key: str
     line: bytes
     deaths: int = 0
 
@@ -69,10 +74,17 @@ class _Worker:
 
 
 class FunctionPool:
-    """Use as a context manager. One thread at a time."""
+    """Use as a context manager. One thread at a time.
 
-    def __init__(self, specs: Sequence[Spec], limits: Functions) -> None:
-        self._limits = limits
+    ``watch`` is told about once a second how far it is. With ``patient`` False the first call that takes a process down
+    (it takes too long, or dies) ends the work with SophiaError, so that nobody waits for the next one.
+    """
+
+    def __init__(
+        self, specs: Sequence[Spec], limits: Functions, *, watch: Watch | None = None, patient: bool = True
+    ) -> None:
+        self._limits, self._watch, self._patient = limits, watch, patient
+        self._named = {one.key: f"{one.key}: {one.reference}" for one in specs}
         self._job = {
             "memory_mib": limits.memory_limit_mib,
             "seconds": limits.timeout_seconds,
@@ -101,7 +113,9 @@ class FunctionPool:
 
         Raises SophiaError when a file cannot be imported: then no call can have a value.
         """
-        waiting = deque(_Call(index, json.dumps(call).encode() + b"\n") for index, call in enumerate(calls))
+        waiting = deque(
+            _Call(index, call["key"], json.dumps(call).encode() + b"\n") for index, call in enumerate(calls)
+        )
         outcomes: dict[int, Outcome] = {}
         try:
             while len(outcomes) < len(calls):
@@ -109,11 +123,29 @@ class FunctionPool:
                 for key, _ in self._selector.select(self._seconds_to_wait()):
                     self._read(key.data, waiting, outcomes)
                 self._enforce(outcomes)
+                self._tell(len(outcomes), len(calls))
         except BaseException:  # a worker in the middle of a call would answer another one
             for worker in list(self._workers):
                 self._discard(worker)
             raise
         return [outcomes[index] for index in range(len(calls))]
+
+    def _tell(self, done: int, total: int) -> None:
+        if self._watch is None:
+            return
+        what = "a process to start"
+        for one in self._workers:
+            if one.call is not None:
+                what = f"{self._named[one.call.key]} (at most {self._limit(one):g} seconds a call)"
+            elif one.importing and not one.ready:
+                what = f"the import of {one.importing} (at most {self._limit(one):g} seconds)"
+        self._watch(what, done, total)
+
+    def _lost(self, call: _Call, error: str, outcomes: dict[int, Outcome]) -> None:
+        """A call that took a process down."""
+        if not self._patient:
+            raise SophiaError(f"{self._named[call.key]}: {error}; it was not called again")
+        outcomes[call.index] = Outcome(None, error)
 
     def _feed(self, waiting: deque[_Call]) -> None:
         free = [worker for worker in self._workers if worker.ready and worker.call is None]
@@ -184,18 +216,19 @@ class FunctionPool:
         call, ready, importing = worker.call, worker.ready, worker.importing
         self._discard(worker)
         if not ready:
-            raise SophiaError(f"{importing or _MODULE}: cannot be imported: {self._end(code, IMPORT_SECONDS)}")
+            why = self._end(code, IMPORT_SECONDS, "the most for an import")
+            raise SophiaError(f"{importing or _MODULE}: cannot be imported: {why}")
         if call is None:
             return
         call.deaths += 1
         if code == -signal.SIGPROF or call.deaths >= MAX_DEATHS:
-            outcomes[call.index] = Outcome(None, self._end(code, self._limits.timeout_seconds))
+            self._lost(call, self._end(code, self._limits.timeout_seconds, "functions.timeout_seconds"), outcomes)
         else:
             waiting.appendleft(call)
 
-    def _end(self, code: int, seconds: float) -> str:
+    def _end(self, code: int, seconds: float, limit: str) -> str:
         if code == -signal.SIGPROF:
-            return f"took more than {seconds:g} CPU-seconds"
+            return f"took more than {seconds:g} CPU-seconds ({limit})"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"its process {how} (memory is limited by functions.memory_limit_mib)"
 
@@ -204,7 +237,8 @@ class FunctionPool:
 
     def _seconds_to_wait(self) -> float:
         ends = [one.since + self._limit(one) for one in self._workers if one.call is not None or not one.ready]
-        return max(0.0, min(ends, default=time.monotonic() + 1.0) - time.monotonic())
+        now = time.monotonic()
+        return min(_TELL_SECONDS, max(0.0, min(ends, default=now + _TELL_SECONDS) - now))
 
     def _enforce(self, outcomes: dict[int, Outcome]) -> None:
         now = time.monotonic()
@@ -219,7 +253,8 @@ class FunctionPool:
             self._discard(worker)
             if call is None:
                 raise SophiaError(f"{importing}: cannot be imported: it did not end within {limit:g} seconds")
-            outcomes[call.index] = Outcome(None, f"did not end within {limit:g} seconds")
+            factor = f"{WALL_FACTOR:g} x functions.timeout_seconds"
+            self._lost(call, f"did not end within {limit:g} seconds ({factor})", outcomes)
 
     def _discard(self, worker: _Worker) -> None:
         self._workers.remove(worker)

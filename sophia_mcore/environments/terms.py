@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from sophia_mcore.config.functions import Only, RewardTerm
 from sophia_mcore.environments.codec import BadValueError
 from sophia_mcore.environments.library import Library, Term
-from sophia_mcore.environments.places import placed
+from sophia_mcore.environments.places import placed, require_helper
 from sophia_mcore.environments.types import Ask, Episode, Turn
 from sophia_mcore.errors import UsageError
 from sophia_mcore.records import Question, VerdictName
@@ -56,8 +57,11 @@ def applies(only: Only | None, question: Question) -> bool:
     return not wanted or bool(wanted & types_of(question))
 
 
-def require_terms(terms: Sequence[RewardTerm], questions: Iterable[Question]) -> None:
-    """Raise UsageError for a question without a term, and for a term without a question: nobody would notice later."""
+def require_terms(terms: Sequence[RewardTerm], questions: Iterable[Question], *, whole: bool = True) -> None:
+    """Raise UsageError for a question without a term, and for a term without a question: nobody would notice later.
+
+    ``whole`` False: there are further questions, so that a term may still have one.
+    """
     listed = list(questions)
     unused = {term.label for term in terms}
     for question in listed:
@@ -69,13 +73,25 @@ def require_terms(terms: Sequence[RewardTerm], questions: Iterable[Question]) ->
                 "its answers would never be judged"
             )
         unused -= found
-    if unused and listed:
+    if unused and listed and whole:
         types = sorted({kind for question in listed for kind in types_of(question)})
         sources = sorted({question.source for question in listed})
+        only = next(term.only for term in terms if term.label == min(unused))
+        meant = _meant(only, types, sources)
         raise UsageError(
-            f"rewards.{min(unused)}: only = ... fits none of the {len(listed)} questions "
-            f"(answer types: {', '.join(types[:12])}; sources: {', '.join(map(repr, sources[:8]))})"
+            f"rewards.{min(unused)}: only = ... fits none of the {len(listed)} questions ({meant}"
+            f"answer types: {', '.join(types[:12])}; sources: {', '.join(map(repr, sources[:8]))})"
         )
+
+
+def _meant(only: Only | None, types: Sequence[str], sources: Sequence[str]) -> str:
+    pairs = [(name.strip().casefold(), types) for name in only.answer_type] if only else []
+    pairs += [(name, sources) for name in only.source] if only else []
+    for name, known in pairs:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        if near and near[0] != name:
+            return f"did you mean {near[0]!r}? "
+    return ""
 
 
 def weighted(values: Mapping[str, Value], terms: Sequence[RewardTerm]) -> float | None:
@@ -152,6 +168,7 @@ def judge(
 
 def _ask(library: Library, term: Term, chosen: Sequence[tuple[Question, list[Judged]]], ask_helper: AskHelper) -> None:
     """Let the term's helper speak about every episode that it is asked about."""
+    assert term.ask is not None
     pairs = [(one, question) for question, group in chosen for one in group]
     asks: dict[str, list[tuple[Judged, Question, Ask]]] = {}
     outcomes = library.ask(term, [(one.episode, question) for one, question in pairs])
@@ -160,9 +177,10 @@ def _ask(library: Library, term: Term, chosen: Sequence[tuple[Question, list[Jud
             one.broken = outcome.error
         elif outcome.value is not None:
             try:
+                require_helper(outcome.value.to, library.helpers)
                 ask = placed(outcome.value)
             except BadValueError as error:
-                one.broken = f"{term.label}: {error}"
+                one.broken = f"{term.ask.where}: {error}"
                 continue
             asks.setdefault(ask.to, []).append((one, question, ask))
     for name, wanted in asks.items():

@@ -20,8 +20,13 @@ from types import ModuleType
 from typing import Any
 
 from sophia_mcore.environments import codec
+from sophia_mcore.environments.types import Ask, Episode, Target, Turn
+from sophia_mcore.pretrained.family import Message
+from sophia_mcore.records import Question
 
 _LINE = 300  # characters of an error
+_MOST_BYTES = 256 << 20  # of an answer as JSON: images of an ask, above all
+_FROZEN: tuple[type, ...] = (Ask, Episode, Message, Question, Target, Turn)
 
 
 def main() -> None:
@@ -33,40 +38,50 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    def reply(message: Mapping[str, Any]) -> None:
-        replies.write(json.dumps(message).encode() + b"\n")
+    def reply(message: bytes) -> None:
+        replies.write(message + b"\n")
         replies.flush()
+
+    for one in _FROZEN:
+        _say_that_it_is_frozen(one)
 
     modules: dict[str, ModuleType] = {}
     functions: dict[str, Callable[..., Any]] = {}
     paths: dict[str, str] = {}
-    for one in job["functions"]:
-        reply({"importing": one["reference"]})
+    for function in job["functions"]:
+        reply(_line(importing=function["reference"]))
         signal.setitimer(signal.ITIMER_PROF, job["import_seconds"])
         try:
-            path = one["path"]
+            path = function["path"]
             if path not in modules:
                 modules[path] = _imported(path, f"sophia_user_{len(modules)}")
-            functions[one["key"]] = getattr(modules[path], one["name"])
-            paths[one["key"]] = path
+            functions[function["key"]] = getattr(modules[path], function["name"])
+            paths[function["key"]] = path
         except BaseException as error:  # whatever the user's code raises, an exit too
-            reply({"failed": said(error, path)})
+            reply(_line(failed=said(error, path)))
             return
     signal.setitimer(signal.ITIMER_PROF, 0)
-    reply({"ready": True})
+    reply(_line(ready=True))
     for line in calls:
         call = json.loads(line)
         # the kernel ends the process when the CPU time is over, whatever the function does
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, job["seconds"])
         try:
-            answer: dict[str, Any] = {"value": _KINDS[call["kind"]](functions[call["key"]], call)}
+            answer = _line(value=_KINDS[call["kind"]](functions[call["key"]], call))
+            if len(answer) > _MOST_BYTES:
+                size, most = len(answer) >> 20, _MOST_BYTES >> 20
+                raise codec.BadValueError(f"gave {size:,} MiB as JSON, and {most} are the most")
         except codec.BadValueError as error:
-            answer = {"error": str(error)[:_LINE]}
+            answer = _line(error=str(error)[:_LINE])
         except BaseException as error:
-            answer = {"error": said(error, paths[call["key"]])}
+            answer = _line(error=said(error, paths[call["key"]]))
         signal.setitimer(signal.ITIMER_PROF, 0)
         reply(answer)
+
+
+def _line(**message: Any) -> bytes:
+    return json.dumps(message).encode()
 
 
 def _own_streams() -> tuple[Any, Any]:
@@ -88,6 +103,15 @@ def _end_with(descriptor: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _say_that_it_is_frozen(kind: type) -> None:
+    """Python's own words for a frozen class with slots are about something else where a property is set."""
+
+    def refuse(self: object, name: str, *value: object) -> None:
+        raise AttributeError(f"{kind.__name__}.{name} cannot be changed: what a function is given stays as it is")
+
+    kind.__setattr__ = kind.__delattr__ = refuse  # type: ignore[assignment]
+
+
 def _imported(path: str, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -106,7 +130,7 @@ def said(error: BaseException, path: str) -> str:
         text = "ran out of memory (functions.memory_limit_mib)"
     else:
         first = (str(error).splitlines() or [""])[0]
-        text = f"{type(error).__name__}: {first}" if first else type(error).__name__
+        text = f"{type(error).__name__}: {codec.without_addresses(first)}" if first else type(error).__name__
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return f"{text[:_LINE]} (line {lines[-1]})" if lines else text[:_LINE]
 
@@ -150,7 +174,8 @@ def _weigh(function: Callable[..., Any], call: Mapping[str, Any]) -> Any:
 
 def _relabel(function: Callable[..., Any], call: Mapping[str, Any]) -> Any:
     episode, question = codec.episode_of(call["episode"]), codec.question_of(call["question"])
-    return codec.targets_json(function(episode, question, **call["options"]))
+    targets = function(episode, question, **call["options"])
+    return codec.targets_json(targets, codec.images_of(episode, question))
 
 
 _KINDS: dict[str, Callable[[Callable[..., Any], Mapping[str, Any]], Any]] = {

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.engines import too_many_images
+from sophia_mcore.config.functions import RewardTerm
 from sophia_mcore.config.schema import Config
-from sophia_mcore.config.sources import Source
-from sophia_mcore.data.columns import with_options
 from sophia_mcore.data.prompts import load_prompt
 from sophia_mcore.environments import terms
 from sophia_mcore.environments.library import Callee, Library
 from sophia_mcore.environments.play import Live, Played, play
-from sophia_mcore.environments.pool import Outcome
+from sophia_mcore.environments.pool import Outcome, Watch
 from sophia_mcore.environments.types import Ask, Episode, Reply, Turn
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.launch.reward_questions import asked_sources, question_of
 from sophia_mcore.records import Question, VerdictName
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import seed_for
+from sophia_mcore.store.signatures import hint
 from sophia_mcore.store.user_files import keep_user_files
 
 GROUP = 4
@@ -35,79 +38,113 @@ _Asked = tuple[Question, tuple[bytes, ...]]
 Seen = dict[tuple[str, str, str], Outcome]  # by the function's name, the kind of call, and a hash of the arguments
 
 
-def try_functions(config: Config, count: int) -> Iterator[str]:
-    """Play ``count`` questions twice; says what came out, line by line.
+@dataclass(slots=True)
+class _Tried:
+    """What came of playing the questions once; ``judged`` has an entry for each of ``lives``, in order."""
 
-    Raises SophiaError naming a function that differs or fails, or when there is no question to play.
+    seen: Seen = field(default_factory=dict)
+    lives: list[Live] = field(default_factory=list)
+    judged: list[terms.Judged] = field(default_factory=list)
+    targets: dict[str, int] = field(default_factory=dict)  # of each relabelling
+
+
+class Waiting:
+    """Tells ``say`` what is waited for, every ``seconds``; of quick functions nothing is said."""
+
+    def __init__(self, say: Callable[[str], object], seconds: float = 5.0) -> None:
+        self._say, self._seconds, self._last = say, seconds, time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._say(f"waiting for {what}; {done} of {total} calls are done")
+
+
+def try_functions(config: Config, count: int, watch: Watch | None = None) -> Iterator[str]:
+    """Play ``count`` questions twice; says what came out, line by line. ``watch`` is told what is waited for.
+
+    Raises SophiaError naming a function that differs, fails, or takes too long (at its first call that does), or when
+    there is no question to play.
     """
     asked = list(_questions(config, count))
     questions = [question for question, _ in asked]
     if not questions:
-        raise SophiaError(f"--try: the sources of {_sources(config)[0]} have no good row to play")
+        raise SophiaError(f"--try: the sources of {asked_sources(config)[0]} have no good row to play")
     with tempfile.TemporaryDirectory(prefix="sophia-try-") as folder:
         run = RunFolder(Path(folder))
         keep_user_files(config, run)
-        first, judged = _once(config, run, asked)
+        first = _once(config, run, asked, watch)
+        _stop_if_broken(first)
         again = config.model_copy(update={"functions": config.functions.model_copy(update={"workers": 1})})
-        second, _ = _once(again, run, asked[::-1])
-    for key, outcome in first.items():
-        other = second.get(key)
+        second = _once(again, run, asked[::-1], watch)
+    for key, outcome in first.seen.items():
+        other = second.seen.get(key)
         if other is not None and other != outcome:
             raise SophiaError(
                 f"{key[0]} is not deterministic: called twice with the same arguments it gave "
                 f"{_shown(outcome)}, then {_shown(other)}"
             )
-    failed = [outcome.error for outcome in first.values() if outcome.error]
-    broken = failed or [one.broken for group in judged for one in group if one.broken]
+    yield from _summary(config, questions, first)
+
+
+def _stop_if_broken(tried: _Tried) -> None:
+    failed = [outcome.error for outcome in tried.seen.values() if outcome.error]
+    if failed:
+        raise SophiaError(f"{len(failed)} of {len(tried.seen)} calls failed, such as: {failed[0]}")
+    broken = [
+        live.why or one.broken
+        for live, one in zip(tried.lives, tried.judged, strict=True)
+        if live.status == "broken" or one.broken
+    ]
     if broken:
-        raise SophiaError(f"{len(broken)} of {len(first)} calls failed, such as: {broken[0]}")
-    yield from _summary(config, questions, judged, len(first))
+        raise SophiaError(f"{len(broken)} of {len(tried.lives)} episodes are broken, such as: {broken[0]}")
 
 
-def _summary(
-    config: Config, questions: Sequence[Question], judged: Sequence[Sequence[terms.Judged]], calls: int
-) -> Iterator[str]:
-    episodes = [one for group in judged for one in group]
+def _summary(config: Config, questions: Sequence[Question], tried: _Tried) -> Iterator[str]:
+    episodes = tried.judged
     turns = sum(len(one.episode.policy_turns) for one in episodes)
     yield (
         f"tried {len(questions)} questions x {GROUP} episodes twice, {turns} turns of a stand-in for the policy, "
-        f"{calls} calls: every function said the same both times"
+        f"{len(tried.seen)} calls: every function said the same both times"
     )
     for term in config.reward_terms:
         values = [one.values[term.label] for one in episodes if term.label in one.values]
         known = [sum(value) if isinstance(value, list) else value for value in values if value is not None]
         mean = f"mean {sum(known) / len(known):.3f}, from {min(known):g} to {max(known):g}" if known else "no value"
         yield f"  {term.label} (weight {term.weight:g}): {mean}; judged {len(known)} of {len(values)}"
-    cut = sum(one.episode.status == "cut_off" for one in episodes)
+        yield from _doubts(term, len(known), len(values), tried)
+    for name, count in tried.targets.items():
+        yield f"  {name}: {count} targets of {len(episodes)} episodes"
+    cut = [live.why for live in tried.lives if live.status == "cut_off"]
     if cut:
-        yield f"  {cut} of {len(episodes)} episodes were cut off (rl.max_turns, or a prompt that does not fit)"
+        yield f"  {len(cut)} of {len(episodes)} episodes were cut off, such as: {cut[0]}"
 
 
-def _sources(config: Config) -> tuple[str, Sequence[Source]]:
-    """What the functions are for: the stage's own questions where it has some; and the name of the setting."""
-    if config.rl is not None and config.rl.questions:
-        return "rl.questions", config.rl.questions
-    return "data.questions", config.data.questions
+def _doubts(term: RewardTerm, known: int, asked: int, tried: _Tried) -> Iterator[str]:
+    """What a term says is allowed, and hardly what was meant."""
+    if not asked:
+        yield f"  warning: rewards.{term.label} is for none of these questions (only = ...)"
+    elif not known:
+        yield (
+            f"  warning: rewards.{term.label} has judged nothing: an answer without a value leaves its group, so that "
+            "nothing would be learned"
+        )
+    if term.function == "step" and asked:
+        name, said = (
+            str(term.options["name"]),
+            {key for one in tried.lives for turn in one.turns for key in turn.rewards},
+        )
+        if name not in said:
+            near = hint(name, sorted(said), "they said")
+            yield f"  warning: rewards.{term.label}: no step has said {name!r} ({near})"
 
 
 def _questions(config: Config, count: int) -> Iterator[_Asked]:
-    rows = (row for source in _sources(config)[1] for row in read_any(source) if not row.problems)
+    rows = (row for source in asked_sources(config)[1] for row in read_any(source) if not row.problems)
     for row in islice(rows, count):
         images = tuple(_bytes(image) for image in row.images)
-        yield (
-            Question(
-                id=row.id,
-                question=with_options(row.question, row.options),
-                answer=row.answer,
-                answer_type=row.answer_type,
-                images=tuple(hashlib.sha256(image).hexdigest() for image in images),
-                options=row.options,
-                source=row.source,
-                benchmark=row.benchmark,
-                details=row.details,
-            ),
-            images,
-        )
+        digests = tuple(hashlib.sha256(image).hexdigest() for image in images)
+        yield question_of(row, digests), images
 
 
 def _bytes(image: bytes | Path) -> bytes:
@@ -119,32 +156,42 @@ def _bytes(image: bytes | Path) -> bytes:
         raise SophiaError(f"{image}: cannot be read ({error.strerror})") from None
 
 
-def _once(config: Config, run: RunFolder, asked: Sequence[_Asked]) -> tuple[Seen, list[list[terms.Judged]]]:
+def _once(config: Config, run: RunFolder, asked: Sequence[_Asked], watch: Watch | None) -> _Tried:
     images = {question.id: files for question, files in asked}
-    seen: Seen = {}
+    tried = _Tried()
 
     def listen(callee: Callee, kind: str, arguments: tuple[Any, ...], outcome: Outcome) -> None:
-        seen[callee.where, kind, hashlib.sha256(repr(arguments).encode()).hexdigest()] = outcome
+        tried.seen[callee.where, kind, hashlib.sha256(repr(arguments).encode()).hexdigest()] = outcome
 
-    with Library(config, run, stage=config.rl is not None, listener=listen) as library:
-        groups = [(question, _episodes(config, library, question, files)) for question, files in asked]
+    stage = config.rl is not None
+    with Library(config, run, stage=stage, listener=listen, watch=watch, patient=False) as library:
+        groups = []
+        for question, files in asked:
+            lives = _lives(config, library, question, files)
+            tried.lives += lives
+            groups.append((question, [_episode(question, index, live) for index, live in enumerate(lives)]))
         judged = terms.judge(library, groups, images=lambda question: images[question.id], ask_helper=_said_by_a_helper)
-        whole = [[one.episode for one in group if not one.broken] for group in judged]
+        tried.judged = [one for group in judged for one in group]
+        whole = [
+            [one.episode for one in group if not one.broken and one.episode.status != "broken"] for group in judged
+        ]
         if library.own_weigh is not None:
             library.weigh([group for group in whole if len(group) > 1])
         pairs = [(one, question) for (question, _), group in zip(groups, whole, strict=True) for one in group]
         for callee in library.relabels:
-            library.relabel(callee, pairs)
-        return seen, judged
+            outcomes = library.relabel(callee, pairs)
+            tried.targets[callee.where] = sum(len(one.value) for one in outcomes if not one.error)
+    return tried
 
 
-def _episodes(config: Config, library: Library, question: Question, images: tuple[bytes, ...]) -> list[Episode]:
+def _lives(config: Config, library: Library, question: Question, images: tuple[bytes, ...]) -> list[Live]:
+    """The episodes about a question, played to their ends with the stand-in's replies."""
     if config.rl is None or config.rl.one_turn:
         asked = Ask.user(question.question, images)
         lives = [Live(question=question, images=images, seed=0) for _ in range(GROUP)]
         for index, live in enumerate(lives):
             live.turns.append(Played(asked, _reply(question, index, 0)))
-        return [_episode(question, index, live) for index, live in enumerate(lives)]
+        return lives
     lives = [
         Live(question=question, images=images, seed=seed_for(config.run.seed, "try", question.id, index))
         for index in range(GROUP)
@@ -165,7 +212,7 @@ def _episodes(config: Config, library: Library, question: Question, images: tupl
             wave = game.send(replies)
         except StopIteration:
             wave = None
-    return [_episode(question, index, live) for index, live in enumerate(lives)]
+    return lives
 
 
 def _reply(question: Question, index: int, turn: int) -> Reply:

@@ -73,10 +73,10 @@ def texts_in(file: Path) -> set[str]:
     return found | {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
 
 
-def hint(name: str, known: Sequence[str]) -> str:
+def hint(name: str, known: Sequence[str], it_has: str = "it has") -> str:
     """The nearest of the known names, or all of them."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known) or 'none'}"
+    return f"did you mean {nearest[0]!r}?" if nearest else f"{it_has} {', '.join(known) or 'none'}"
 
 
 def _first_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:

@@ -79,8 +79,8 @@ def test_every_failure_is_one_line_and_harms_no_other_call(mine: Path) -> None:
         "raises": (None, "KeyError: 'absent' (line 13)"),
         "exits": (None, "called exit(3) (line 14)"),
         "dies": (None, "its process ended with exit code 4 (memory is limited by functions.memory_limit_mib)"),
-        "spins": (None, "took more than 0.4 CPU-seconds"),
-        "sleeps": (None, "did not end within 2 seconds"),
+        "spins": (None, "took more than 0.4 CPU-seconds (functions.timeout_seconds)"),
+        "sleeps": (None, "did not end within 2 seconds (5 x functions.timeout_seconds)"),
         "eats": (None, "ran out of memory (functions.memory_limit_mib) (line 19)"),
     }
     names = [*wanted, "good"]

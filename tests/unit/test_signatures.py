@@ -1,4 +1,4 @@
-"""What a function of the user's own looks like is read from the file, which is not run: one clear line for each form."""
+"""What a function of the user's own looks like is read from the file, which is not run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ def test_options_by_their_annotation(mine: Path, given: dict[str, Any]) -> None:
         ({"kind": "c"}, "option 'kind' must be 'a' or 'b', as its annotation says"),
         ({"old": 1}, "option 'old' must be bool or None"),
         ({"needed": 1.5}, "option 'needed' must be int, as its annotation says"),
-        ({"levels": 3}, r"option 'levels' cannot be set: its default \(1, 2\) is a tuple, and an option is a number, a"),
+        (
+            {"levels": 3},
+            r"option 'levels' cannot be set: its default \(1, 2\) is a tuple, and an option is a number, a",
+        ),
         ({"other": 3}, r"option 'other' cannot be set: its default \(1,\) is a tuple"),
     ],
 )
