@@ -120,7 +120,7 @@ def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | Non
     """Show questions and inputs; returns whether a source cannot be read or has more bad rows than allowed."""
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.preview import previews
-    from sophia_mcore.launch.inputs import inputs_of
+    from sophia_mcore.launch.inputs import MADE_BY, inputs_of
 
     found_sources = previews(config, read_any, refuse_size)
     for text in map(str, found_sources):
@@ -128,7 +128,12 @@ def _show_inputs(config: Config, refuse_size: Callable[[int, int], object] | Non
             shown.add(text)
             typer.echo("\n" + "\n".join(f"# {line}" for line in text.split("\n")))
     for found in inputs_of(config):
-        if not found.key.startswith("evaluate.questions"):  # shown above
+        if found.key == MADE_BY:  # what is missing is shown above, and not yet an error
+            try:
+                found.look()
+            except SophiaError as error:
+                typer.echo(f"warning: {error}", err=True)
+        elif not found.key.startswith("evaluate.questions"):  # shown above
             found.look()
     return any(one.refused or one.bad > config.data.max_bad_rows for one in found_sources)
 

@@ -68,6 +68,7 @@ class Data(Section):
     questions: tuple[Source, ...] = ()  # at least one, unless evaluate.only
     max_bad_rows: int = Field(default=0, ge=0)  # more bad rows than this stop the run
     max_image_pixels: PositiveInt = 100_000_000
+    made_by: str = ""  # what makes the files of questions and pairs; said where one is missing
 
     @model_validator(mode="after")
     def _with_images(self) -> Data:

@@ -21,6 +21,7 @@ from sophia_mcore.errors import SophiaError
 if TYPE_CHECKING:
     from sophia_mcore.pretrained.spec import ModelSpec
 
+MADE_BY = "data.made_by"
 _ROWS = 20  # rows that are read to check a source of held-out questions
 
 
@@ -39,6 +40,7 @@ class Input:
 def inputs_of(config: Config) -> list[Input]:
     """All inputs of the user, except models, training questions and user functions, which are checked elsewhere."""
     return [
+        *_questions(config),
         *_prompts(config),
         *_judge(config),
         *_pairs(config),
@@ -140,16 +142,42 @@ def _pairs(config: Config) -> list[Input]:
     if config.train.data is not None:
         found.append(("train.data", Mixture(path=config.train.data, name="pairs", share=0.5)))
     limit = config.data.max_image_pixels
-    return [Input(key=key, phases=("train",), look=partial(_mixture, key, mixture, limit)) for key, mixture in found]
+    return [
+        Input(key=key, phases=("train",), look=partial(_mixture, key, mixture, limit, config.data.made_by))
+        for key, mixture in found
+    ]
 
 
-def _mixture(key: str, mixture: Mixture, max_image_pixels: int) -> str:
+def _mixture(key: str, mixture: Mixture, max_image_pixels: int, made_by: str) -> str:
     from sophia_mcore.batch.samples import check_mixture  # here: slow to import
 
+    _require_made(key, str(mixture.path), made_by)
     try:
         return f"{mixture.path}, {check_mixture(mixture, max_image_pixels):,} samples"
     except SophiaError as error:
         raise type(error)(f"{key}: {error}") from None
+
+
+def _questions(config: Config) -> list[Input]:
+    """Files of questions for which the configuration says what makes them."""
+    made_by = config.data.made_by
+    found = [("data.questions", one) for one in config.data.questions if config.train.data is None]
+    found += [("rl.questions", one) for one in (config.rl.questions if config.rl else ())]
+    found += [("rl.validation", one) for one in (config.rl.validation if config.rl else ())]
+    found += [("evaluate.questions", one) for one in config.evaluate.questions]
+    rows = [(key, one.path) for key, one in found if made_by and not on_the_hub(one)]
+
+    def look() -> str:
+        for key, path in rows:
+            _require_made(key, path, made_by)
+        return made_by
+
+    return [Input(key=MADE_BY, phases=("questions",), look=look)] if rows else []
+
+
+def _require_made(key: str, path: str, made_by: str) -> None:
+    if made_by and not Path(path).exists():
+        raise SophiaError(f"{key}: {path}: no such file; what makes it: {made_by}")
 
 
 def _held_out(config: Config) -> list[Input]:

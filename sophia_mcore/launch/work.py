@@ -25,8 +25,11 @@ def questions(round: Round, progress: Progress) -> None:
     from sophia_mcore.benchmarks.rows import read_any
     from sophia_mcore.data.held_out import contents, shared
     from sophia_mcore.data.prepare import prepare_questions
+    from sophia_mcore.environments.terms import require_terms
     from sophia_mcore.launch.inputs import policy_images
+    from sophia_mcore.records import Question
     from sophia_mcore.store.images import ImageStore
+    from sophia_mcore.store.shards import read_shard
 
     config, run = round.config, round.run
     sets = []
@@ -53,6 +56,8 @@ def questions(round: Round, progress: Progress) -> None:
         progress.start(
             f"{task}; {summary.questions:,} stored with {summary.images:,} images", summary.rows, summary.rows
         )
+    if config.rl is None and config.rewards:  # the stage checks its own questions
+        require_terms(config.reward_terms, read_shard(run.questions_file, Question))
     asked, exam = contents(run.questions_file), contents(run.evaluation_questions_file)
     if found := shared("data.questions", asked, "evaluate.questions", exam)[0]:
         print(f"warning: {found}; they should not be trained on", file=sys.stderr)

@@ -24,7 +24,7 @@ _ENGINE = (
 # The user may change them at any time. Every other key must be among the settings of a part of a phase.
 CHANGE_NO_RESULT = (
     "run.name", "run.folder", "run.rounds", "environments", "track", "cluster", "parallel", "export",
-    "data.max_bad_rows",
+    "data.max_bad_rows", "data.made_by",
     *(f"{phase}.engine.{key}" for phase in ("captions", "reasoning", "evaluate") for key in _ENGINE),
     "score.workers", "score.max_broken_share", "score.second_opinions",
     *(
