@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,13 +75,12 @@ def _show(file: Path, config: Config) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.config.load import dump_given
     from sophia_mcore.launch.inputs import policy_images, trained_spec
-    from sophia_mcore.launch.reward_questions import check_terms_fit, doubtful_steps
     from sophia_mcore.store.user_files import check_user_files
 
     stages = each_stage(config)
     for _, one in stages:
         check_user_files(one)
-        check_terms_fit(one)
+    doubts = _doubtful_terms([one for _, one in stages])
     refusals = [policy_images(one) for _, one in stages]
     for _, one in stages:
         if (spec := trained_spec(one)) is not None:
@@ -95,10 +94,21 @@ def _show(file: Path, config: Config) -> None:
         if name:
             typer.echo(f"\n# {name} in {one.run.folder}")
         stopped = _show_inputs(one, refuse_size, shown) or stopped
-    doubts = dict.fromkeys(line for _, one in stages for line in doubtful_steps(one))  # stages share their rewards
     for line in [*doubts, *_unusable_models(stages[0][1])]:  # models of later stages are made by the stages before
         typer.echo(f"warning: {line}", err=True)
     typer.echo(f"# ok: {file}{', but a run would stop at the questions above' if stopped else ''}")
+
+
+def _doubtful_terms(configs: Sequence[Config]) -> list[str]:
+    """Raise UsageError for a term of the reward that is for no question; returns what is doubtful of the others."""
+    found: dict[str, None] = {}  # stages share their rewards
+    for config in configs:
+        if any(term.only is not None or term.function == "step" for term in config.rewards):
+            from sophia_mcore.launch.reward_questions import check_terms_fit, doubtful_steps  # here: slow to import
+
+            check_terms_fit(config)
+            found |= dict.fromkeys(doubtful_steps(config))
+    return list(found)
 
 
 def _unusable_models(config: Config) -> list[str]:

@@ -34,6 +34,16 @@ def best(episode, question):
 
 def broken(episode, question):
     raise ValueError("always")
+def not_a_number(episode, question): return float("nan")
+def text(episode, question): return "good"
+def too_many(episode, question): return (1.0, 2.0)
+def dies(episode, question):
+    import os
+    os._exit(3)
+def hangs(episode, question):
+    while True: pass
+def sometimes(episode, question):
+    return float("nan") if episode.index == 1 else 2.0 + (episode.index == 0)
 """
 
 
@@ -42,14 +52,17 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_world.make_policy(tmp_path_factory.mktemp("policy") / "policy")
 
 
-def stage(folder: Path, policy: Path, reward: str = "early", **rl: Any) -> tuple[Any, Any]:
+def stage(
+    folder: Path, policy: Path, reward: str = "early", functions: Mapping[str, Any] | None = None, **rl: Any
+) -> tuple[Any, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mine.py").write_text(MINE)
     settings: Mapping[str, Any] = {"environment": "again", "samples_per_update": 16, "batches": 2, **rl}
     rewards = ({"function": f"{folder}/mine.py:{reward}"},)
     return stage_world.make_stage(
-        folder / "run", policy, dict(settings), rewards=rewards, batch={"sequence_length_tokens": 384}
-    )
+        folder / "run", policy, dict(settings), rewards=rewards, batch={"sequence_length_tokens": 384},
+        functions=dict(functions or {}),
+    )  # fmt: skip
 
 
 def lines(run: Any, phase: str) -> list[dict[str, Any]]:
@@ -122,10 +135,33 @@ def test_further_questions_are_asked_before_a_batch_is_relabelled(tmp_path: Path
     assert sum(line["samples_auxiliary"] for line in lines(run, "update")) <= len(learned["targets"])
 
 
-def test_functions_that_fail_stop_the_stage_by_name(tmp_path: Path, policy: Path) -> None:
-    config, run = stage(tmp_path, policy, "broken", environment="single")
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        ("broken", "ValueError: always"),
+        ("not_a_number", "what it returned is nan"),
+        ("text", "what it returned must be a number, not 'good'"),
+        ("too_many", "returned 2 numbers for 1 turns of the policy"),
+        ("dies", "its process ended with exit code 3"),
+        ("hangs", r"took more than 0.5 CPU-seconds \(functions.timeout_seconds\)"),
+    ],
+)
+def test_functions_that_fail_stop_the_stage_by_name(tmp_path: Path, policy: Path, reward: str, why: str) -> None:
+    limits = {"timeout_seconds": 0.5}
+    config, run = stage(tmp_path, policy, reward, functions=limits, environment="single", batches=1)
     with (
         stage_world.engine(config, run, episodes=True),
-        pytest.raises(SophiaError, match=r"batch 0: 16 of 16 episodes are broken.*mine.py:broken: ValueError: always"),
+        pytest.raises(SophiaError, match=rf"batch 0: 16 of 16 episodes are broken.*mine.py:{reward}: {why}"),
     ):
         stage_world.train(config, run)
+
+
+def test_a_value_that_is_none_is_left_out_and_is_never_zero(tmp_path: Path, policy: Path) -> None:
+    """NaN from one function for one answer of each group: no mean and no advantage has anything of it."""
+    allowed = {"max_broken_share": 0.5, "timeout_seconds": 20.0}
+    config, run = stage(tmp_path, policy, "sometimes", functions=allowed, environment="single", batches=1)
+    with stage_world.engine(config, run, episodes=True):
+        assert stage_world.train(config, run) == [True]
+    (batch,) = lines(run, "batch")
+    assert batch["broken_episodes_share"] == batch["not_judged_share"] == 0.25
+    assert 2.0 <= batch["reward_mean"] <= 3.0 and 2.0 <= batch["reward_sometimes"] <= 3.0  # with a 0 it would be less

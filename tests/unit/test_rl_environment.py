@@ -28,7 +28,7 @@ from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.units import Unit
 from tests.support import tiny_models
 from tests.support.living_engine import FakeLivingEngine
-from tests.support.rl_world import make_rl_run
+from tests.support.rl_world import make_rl_run, rollouts_of
 
 MINE = """
 import io, os
@@ -195,6 +195,58 @@ def test_no_helper_answers(tmp_path: Path, model: Path) -> None:
         helpers.ask("judge", [Ask.user("How good?", to="judge")])
 
 
+def test_a_helper_that_dies_in_the_middle(tmp_path: Path, model: Path) -> None:
+    """The stage stops with its name, and goes on with the same values once it answers again; no ask is made twice."""
+    from sophia_mcore.store.failures import forget_failures
+    from tests.unit.test_generate_openai import Stub, failure, good
+    from tests.unit.test_rollouts import Stage
+
+    answers = [7]  # so many asks are answered: those of one unit, and one more
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if number >= answers[0]:
+            return failure(503, "the judge is away")
+        return good(body, f"Score: {len(json.dumps(body['messages'])) % 10}")
+
+    server = Stub(answer)
+    engine = {"kind": "openai", "model_name": "m", "base_url": server.url, "max_retries": 0, "concurrency": 1}
+
+    def stage_of(name: str) -> tuple[Any, Any, Any]:
+        config, run = make_rl_run(tmp_path / name, model, batches=1)
+        judged = {"rewards": ({"function": "judge"},), "helpers": {"judge": {"engine": engine}}}
+        config = config.model_validate(
+            {**config.model_dump(), **judged, "functions": {"timeout_seconds": 20.0}, "cluster": {"unit_attempts": 1}}
+        )
+        claim_folder(config, run, new_settings=True)
+        return config, run, Stage(config, run, [model, model])
+
+    def played(config: Any, run: Any, stage: Any) -> list[Rollout]:
+        with ExitStack() as opened:
+            grader = opened.enter_context(open_grader(config.score))
+            questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
+            episodes = open_episodes(config, run, questions, grader, opened)
+            stage.spoil = lambda examiner: setattr(examiner, "episodes", episodes)
+            assert stage.loop()
+        return rollouts_of(run)
+
+    config, run, stage = stage_of("broken")
+    with pytest.raises(SophiaError, match=r"^helper judge: .*the judge is away"):
+        played(config, run, stage)
+    first = rollouts_of(run)
+    assert len({one.question_id for one in first}) == 2 and {one.status for one in first} == {"done"}
+    answers[0], asked = 10_000, len(server.bodies)
+    for folder in run.rl.rollouts.iterdir():
+        forget_failures(folder)  # as when the stage is begun again
+    rows = played(config, run, Stage(config, run, [model, model]))
+    kept = {json.dumps(body["messages"]) for body in server.bodies[:6]}
+    assert not kept & {json.dumps(body["messages"]) for body in server.bodies[asked:]}
+    scores = {one.id: one.scores for one in rows}
+    assert scores == {one.id: one.scores for one in played(*stage_of("whole"))}
+    assert sum("judge" in one for one in scores.values()) == 12
+    server.server.shutdown()
+    server.server.server_close()
+
+
 def test_validation_is_played_in_the_environment(tmp_path: Path, model: Path) -> None:
     """The last turn is the answer; a function that fails makes it an error, never a wrong answer."""
     from sophia_mcore.records import Answer
@@ -244,7 +296,6 @@ def test_units_of_episodes_in_a_stream(tmp_path: Path, model: Path) -> None:
         played = open_episodes(config, run, questions, grader, opened)
         stage.spoil = lambda examiner: setattr(examiner, "episodes", played)
         assert stage.loop()
-    from tests.support.rl_world import rollouts_of
 
     rows = rollouts_of(run)
     assert {one.id for one in rows if one.turn == 0} == expected_ids(stage) and len(rows) == 2 * 2 * 12
