@@ -20,10 +20,12 @@ from sophia_mcore.data.preview import previews
 from sophia_mcore.data.sources import read_source
 from sophia_mcore.doctor.command import doctor
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.launch import work
 from sophia_mcore.launch.inputs import inputs_of
 from sophia_mcore.launch.local import run_phases
 from sophia_mcore.launch.state import check_unfinished
-from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.progress import NoProgress
+from sophia_mcore.store.layout import Round, RunFolder
 from tests.support.pictures import plain
 
 SHIPPED = Path(__file__).resolve().parents[2] / "examples/digits/base/policy"
@@ -137,6 +139,60 @@ def test_good_inputs_pass(folder: Path) -> None:
     found = {one.key: one.look() for one in inputs_of(load_config(folder / "run.toml"))}
     assert found == {"batch.mixtures more": "mix.jsonl, 2 samples"}
     assert CliRunner().invoke(app, ["check", "run.toml"]).exit_code == 0
+
+
+MADE = '[data]\nmade_by = "python make.py"\n'
+
+
+@pytest.mark.parametrize(
+    ("key", "overlay", "name"),
+    [
+        ("data.questions", "", "q.jsonl"),
+        ("evaluate.questions", '[[evaluate.questions]]\nkind = "jsonl"\npath = "none.jsonl"\n', "none.jsonl"),
+        ("rl.questions", '[rl]\n[[rl.questions]]\nkind = "jsonl"\npath = "none.jsonl"\n', "none.jsonl"),
+        ("rl.validation", '[rl]\n[[rl.validation]]\nkind = "jsonl"\npath = "none.jsonl"\n', "none.jsonl"),
+    ],
+)
+def test_missing_questions_name_what_makes_them(folder: Path, key: str, overlay: str, name: str) -> None:
+    (folder / "run.toml").write_text(RUN.replace("[[data", MADE + "[[data") + overlay)
+    (folder / name).unlink(missing_ok=True)
+    words = f"{key}: {name}: no such file; what makes it: python make.py"
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert done.exit_code == 0 and f"warning: {words}" in done.stderr
+    with pytest.raises(SophiaError, match=words.replace(".", r"\.")):
+        run_phases(load_config(folder / "run.toml"), ["questions"], [0])
+    assert not (folder / "run").exists()
+    write(folder / name, [{"id": "q1", "question": "How many?", "answer": "3", "image": "a.png"}])
+    assert "what makes it" not in CliRunner().invoke(app, ["check", "run.toml"]).stderr
+
+
+def test_missing_pairs_name_what_makes_them(folder: Path) -> None:
+    (folder / "run.toml").write_text(RUN.replace("[[data", MADE + "[[data") + '[train]\ndata = "none.jsonl"\n')
+    (folder / "q.jsonl").unlink()  # not read where there are pairs
+    with pytest.raises(SophiaError, match=r"^train.data: none.jsonl: no such file; what makes it: python make.py$"):
+        run_phases(load_config(folder / "run.toml"), ["train"], [0])
+
+
+def test_rewards_that_fit_nothing_stop_at_the_questions(folder: Path) -> None:
+    """And not after everything was sampled."""
+    (folder / "run.toml").write_text(
+        RUN + '[[rewards]]\nfunction = "correct"\n[[rewards]]\nfunction = "iou"\nonly = { answer_type = "boxx" }\n'
+    )
+    config = load_config(folder / "run.toml")
+    with pytest.raises(
+        UsageError, match="rewards.iou: only = ... fits none of the 1 questions .answer types: integer;"
+    ):
+        work.questions(Round(config, RunFolder(config.run.folder), 0), NoProgress())
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert isinstance(done.exception, UsageError) and "rewards.iou: only = ..." in str(done.exception)
+
+
+def test_a_step_that_no_environment_says_is_a_warning(folder: Path) -> None:
+    step = '[[rewards]]\nfunction = "correct"\n[[rewards]]\nfunction = "step"\noptions = { name = "gain" }\n[rl]\n'
+    (folder / "run.toml").write_text(RUN + step)
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert done.exit_code == 0
+    assert "warning: rewards.step: the steps of rl.environment = 'single' say nothing of 'gain'" in done.stderr
 
 
 # ---- one reader of JSON lines

@@ -27,6 +27,9 @@ def test_the_functions_of_a_recipe(path: Path, tmp_path: Path, monkeypatch: pyte
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = load_config(path)
+    own = f"runs/{path.parent.name}/data/"
+    if own in path.read_text() and (path.parent / "make.py").is_file():
+        assert config.data.made_by == f"make demo, then python -m examples.recipes.{path.parent.name}.make"
     check_user_files(config)
     source = config.data.questions[0].model_copy(update={"path": str(tmp_path / "q.jsonl"), "limit": None})
     data = config.data.model_copy(update={"questions": (source,)})
