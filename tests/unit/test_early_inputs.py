@@ -180,7 +180,7 @@ def test_rewards_that_fit_nothing_stop_at_the_questions(folder: Path) -> None:
     )
     config = load_config(folder / "run.toml")
     with pytest.raises(
-        UsageError, match="rewards.iou: only = ... fits none of the 1 questions .answer types: integer;"
+        UsageError, match=r"rewards.iou: only = ... fits none of the 1 questions .answer types: integer;"
     ):
         work.questions(Round(config, RunFolder(config.run.folder), 0), NoProgress())
     done = CliRunner().invoke(app, ["check", "run.toml"])

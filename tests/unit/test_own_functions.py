@@ -10,7 +10,7 @@ import pytest
 
 from sophia_mcore.config.functions import Functions
 from sophia_mcore.config.schema import Config
-from sophia_mcore.environments import codec
+from sophia_mcore.environments import codec, pool
 from sophia_mcore.environments.pool import FunctionPool, Outcome, Spec
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.records import Question
@@ -45,6 +45,7 @@ def no_text_keys(state, reply): return Step({1: 2})
 def no_step(state, reply): return {"state": 1}
 def no_image(state, reply): return Step(None, Ask.user("look", (b"not an image",)))
 def no_message(state, reply): return Step(None, Ask(messages=()))
+def a_book(state, reply): return Step(None, Ask.user("look", prefill="x" * (257 << 20)))
 def ask_text(state, reply): return Step(None, "again?")
 def nan_reward(state, reply): return Step(None, None, {"gain": float("inf")})
 def weigh(group): return [[Weight(1.0, 0.1)] for _ in group]
@@ -65,8 +66,10 @@ def mine(tmp_path: Path) -> Path:
 def call(path: Path, kind: str, names: Sequence[str], limits: Functions = LIMITS, **values: Any) -> list[Outcome]:
     specs = [Spec(key=name, path=str(path), name=name, reference=f"mine.py:{name}") for name in names]
     question = codec.question_json(QUESTION)
-    with FunctionPool(specs, limits) as pool:
-        return pool.run([{"key": name, "kind": kind, "options": {}, "question": question, **values} for name in names])
+    with FunctionPool(specs, limits) as opened:
+        return opened.run(
+            [{"key": name, "kind": kind, "options": {}, "question": question, **values} for name in names]
+        )
 
 
 def test_every_failure_is_one_line_and_harms_no_other_call(mine: Path) -> None:
@@ -125,6 +128,28 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, text: str, message: str)
     (tmp_path / "mine.py").write_text(f"{text}\ndef f(episode, question): return 1.0")
     with pytest.raises(SophiaError, match=message):
         call(tmp_path / "mine.py", "reward", ["f"], episode=EPISODE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("while True: pass", r"took more than 0.5 CPU-seconds \(the most for an import\)"),
+        ("import time; time.sleep(3600)", "it did not end within 5 seconds"),
+    ],
+)
+def test_an_import_that_hangs(tmp_path: Path, text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "IMPORT_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "IMPORT_WALL_SECONDS", 5.0)
+    (tmp_path / "mine.py").write_text(f"{text}\ndef f(episode, question): return 1.0")
+    with pytest.raises(SophiaError, match=f"^mine.py:f: cannot be imported: {message}$"):
+        call(tmp_path / "mine.py", "reward", ["f"], episode=EPISODE)
+
+
+def test_an_answer_that_is_too_large(mine: Path) -> None:
+    limits = Functions(workers=1, timeout_seconds=60.0, memory_limit_mib=4096)
+    reply = {"text": "", "finish_reason": "stop"}
+    (found,) = call(mine, "step", ["a_book"], limits, state=None, reply=reply)
+    assert found == (None, "gave 257 MiB as JSON, and 256 are the most")
 
 
 def config_of(rewards: Sequence[Any] = (), **rl: Any) -> Config:

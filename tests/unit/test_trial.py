@@ -135,8 +135,8 @@ def test_a_function_that_hangs_or_dies_is_not_called_again(tmp_path: Path, name:
         list(try_functions(config, 3, Waiting(said.append, seconds=0.0)))
     called = (tmp_path / name.removeprefix("hangs_")).stat().st_size
     assert 0 < called <= most  # one in each process, or twice where it might have been killed by somebody else
-    assert any(f"hangs.py:{name} (at most 2.5 seconds a call)" in line for line in said)
-    assert any("; 0 of 12 calls are done" in line for line in said)
+    if name in ("sleeps", "spins"):
+        assert any(f"hangs.py:{name} (at most 2.5 seconds a call); 0 of 12 calls are done" in line for line in said)
 
 
 def test_quick_functions_are_not_waited_for(tmp_path: Path) -> None:
