@@ -238,8 +238,8 @@ def test_a_helper_that_dies_in_the_middle(tmp_path: Path, model: Path) -> None:
     for folder in run.rl.rollouts.iterdir():
         forget_failures(folder)  # as when the stage is begun again
     rows = played(config, run, Stage(config, run, [model, model]))
-    kept = {json.dumps(body["messages"]) for body in server.bodies[:6]}
-    assert not kept & {json.dumps(body["messages"]) for body in server.bodies[asked:]}
+    kept = {json.loads(one.prompt)["messages"][0][1] for one in first if one.asked == "judge"}
+    assert kept and not kept & {body["messages"][0]["content"] for body in server.bodies[asked:]}
     scores = {one.id: one.scores for one in rows}
     assert scores == {one.id: one.scores for one in played(*stage_of("whole"))}
     assert sum("judge" in one for one in scores.values()) == 12
