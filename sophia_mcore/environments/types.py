@@ -41,6 +41,7 @@ class Step(NamedTuple):
     """What an environment answers: its new state, what is asked next, and named rewards of the reply just read.
 
     ``state`` is JSON (dict with text keys, list, text, number, bool, None) and comes back as such: a tuple as a list.
+    It has at most `codec.MOST_STATE_CHARACTERS` characters.
     ``ask`` None: the episode is over.
     """
 
