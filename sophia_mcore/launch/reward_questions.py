@@ -38,6 +38,11 @@ def question_of(row: Row, images: tuple[str, ...] = ()) -> Question:
     )
 
 
+def judges(config: Config) -> bool:
+    """Whether anything is sampled that the rewards are for: not where there are pairs, or an evaluation alone."""
+    return config.rl is not None or (config.train.data is None and not config.evaluate.only)
+
+
 def check_terms_fit(config: Config) -> None:
     """Raise UsageError for a term that is for no question, and for one of the first questions without a term.
 
@@ -45,7 +50,7 @@ def check_terms_fit(config: Config) -> None:
     hub, or cannot be read, is left to the run.
     """
     terms = config.reward_terms
-    if all(term.only is None for term in terms):
+    if not judges(config) or all(term.only is None for term in terms):
         return
     without = {term.label for term in terms}
     read: list[Question] = []
@@ -68,7 +73,7 @@ def check_terms_fit(config: Config) -> None:
 
 def doubtful_steps(config: Config) -> Iterator[str]:
     """Lines about terms that read what the environment's steps have said where no step says it: always 0."""
-    for term in config.reward_terms:
+    for term in config.reward_terms if judges(config) else ():
         if term.function != "step":
             continue
         name, where = str(term.options.get("name", "")), f"rewards.{term.label}"

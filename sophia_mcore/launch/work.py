@@ -27,6 +27,7 @@ def questions(round: Round, progress: Progress) -> None:
     from sophia_mcore.data.prepare import prepare_questions
     from sophia_mcore.environments.terms import require_terms
     from sophia_mcore.launch.inputs import policy_images
+    from sophia_mcore.launch.reward_questions import judges
     from sophia_mcore.records import Question
     from sophia_mcore.store.images import ImageStore
     from sophia_mcore.store.shards import read_shard
@@ -56,7 +57,7 @@ def questions(round: Round, progress: Progress) -> None:
         progress.start(
             f"{task}; {summary.questions:,} stored with {summary.images:,} images", summary.rows, summary.rows
         )
-    if config.rl is None and config.rewards:  # the stage checks its own questions
+    if config.rewards and config.rl is None and judges(config):  # the stage checks its own questions
         require_terms(config.reward_terms, read_shard(run.questions_file, Question))
     asked, exam = contents(run.questions_file), contents(run.evaluation_questions_file)
     if found := shared("data.questions", asked, "evaluate.questions", exam)[0]:

@@ -185,6 +185,11 @@ def test_rewards_that_fit_nothing_stop_at_the_questions(folder: Path) -> None:
         work.questions(Round(config, RunFolder(config.run.folder), 0), NoProgress())
     done = CliRunner().invoke(app, ["check", "run.toml"])
     assert isinstance(done.exception, UsageError) and "rewards.iou: only = ..." in str(done.exception)
+    with open(folder / "run.toml", "a") as file:  # pairs are imitated and not judged
+        file.write('[train]\ndata = "pairs.jsonl"\n')
+    write(folder / "pairs.jsonl", [GOOD])
+    assert CliRunner().invoke(app, ["check", "run.toml"]).exit_code == 0
+    work.questions(Round(load_config(folder / "run.toml"), RunFolder(config.run.folder), 0), NoProgress())
 
 
 def test_a_step_that_no_environment_says_is_a_warning(folder: Path) -> None:
