@@ -15,7 +15,7 @@ from typing import Any
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.encodings import UTF8, encoding_of_file, not_text
 from sophia_mcore.store.json_lines import parsed, wrong_item
-from sophia_mcore.verify.rules import TYPES, known_benchmark, known_type, tables
+from sophia_mcore.verify.rules import TYPES, is_type_name, known_benchmark, tables
 
 _DEVICES = (("/", "dev"), ("/", "proc"))  # where a name means another file in another process
 CHECKED_LINES = 1_000  # checked before any work; the others when their turn comes
@@ -112,7 +112,7 @@ def checked(path: Path, number: int, line: bytes) -> dict[str, Any]:
     tolerance = row.get("tolerance")
     if tolerance is not None and (isinstance(tolerance, bool) or not (math.isfinite(tolerance) and tolerance >= 0)):
         raise UsageError(f'{where}: "tolerance" is {tolerance}, not a number from 0')
-    for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", known_type, TYPES)):
+    for key, known, names in (("benchmark", known_benchmark, tables().benchmarks), ("type", is_type_name, TYPES)):
         if row.get(key) and not known(row[key]):
             nearest = difflib.get_close_matches(row[key].casefold(), names, n=1, cutoff=0.4)
             raise UsageError(

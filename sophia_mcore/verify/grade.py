@@ -108,7 +108,7 @@ class Grader:
             gold = self._prepare_gold(item.answer, item.answer_type, item.options, item.rules, item.tolerance)
         except Exception:  # a mistake of ours on a strange gold answer: the worker will meet it too and say "error"
             gold = exact.Gold(item.answer, item.answer, "", item.options, rule_for(item.rules))
-        extracted = extract(item.response, gold.type)
+        extracted = extract(item.response, gold.type, gold.options if gold.type == "choice" else ())
         row = _Row(
             Grade(item.id, "no_answer", extracted or "", gold.type, 0.0, VERIFIER, self.version), gold, item.question
         )

@@ -45,6 +45,7 @@ class Tables:
     """Contents of rules.toml."""
 
     aliases: dict[str, str]
+    inferred: frozenset[str]  # names of a question's type that say nothing of the answer's form
     units: dict[str, str]  # spelling -> name in pint
     currencies: dict[str, str]  # spelling, sign or word -> name
     benchmarks: dict[str, Rule]
@@ -55,6 +56,8 @@ class Tables:
     qualifiers: frozenset[str]
     plurals: frozenset[str]
     harmless: frozenset[str]
+    class_nouns: frozenset[str]
+    class_nouns_of_any: frozenset[str]
     elements: frozenset[str]
 
 
@@ -70,8 +73,10 @@ def tables() -> Tables:
     words = raw["words"]
     numerals = {word: value for value, word in enumerate(words["ones"])}
     numerals |= {word: 10 * tens for tens, word in enumerate(words["tens"], start=2)}
-    sets = [frozenset(words[name]) for name in ("not_nouns", "qualifiers", "plurals", "harmless", "elements")]
-    return Tables(aliases, units, currencies, benchmarks, Rule(**raw["default"]), names, numerals, *sets)
+    sets = [frozenset(words[name]) for name in ("not_nouns", "qualifiers", "plurals", "harmless")]
+    sets += [frozenset(words[name]) for name in ("class_nouns", "class_nouns_of_any", "elements")]
+    inferred = frozenset(raw["inferred"]["names"])
+    return Tables(aliases, inferred, units, currencies, benchmarks, Rule(**raw["default"]), names, numerals, *sets)
 
 
 def rule_for(benchmark: str) -> Rule:
@@ -99,4 +104,17 @@ def known_type(name: str) -> str:
     >>> known_type("multi_choice")
     'choice'
     """
-    return tables().aliases.get(re.sub(r"[ -]+", "_", name.strip().casefold()), "")
+    return tables().aliases.get(_spelled(name), "")
+
+
+def is_type_name(name: str) -> bool:
+    """Whether a data set may call an answer's type so; for some names the type is inferred all the same.
+
+    >>> is_type_name("short-answer"), known_type("short-answer"), is_type_name("shrot-answer")
+    (True, '', False)
+    """
+    return _spelled(name) in tables().inferred or known_type(name) != ""
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[ -]+", "_", name.strip().casefold())

@@ -51,6 +51,20 @@ def test_the_contract(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["short-answer", "single-step", "open-ended", "Short Answer"])
+def test_a_benchmarks_name_of_a_question_says_nothing_of_the_form(tmp_path, name):
+    """MMMU, MV-MATH and OlympiadBench name questions so: the type is inferred, as without a name."""
+    rows = [
+        {"id": "a", "response": r"\boxed{1, 2}", "answer": "2, 1", "type": name},
+        {"id": "b", "response": "It is a prism.", "answer": "prism", "type": name, "benchmark": "MMMU_val"},
+        {"id": "c", "response": r"\boxed{7}", "answer": "8", "type": name},
+    ]
+    grade_jsonl(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", ONE)
+    assert [row["verdict"] for row in read(tmp_path / "out.jsonl")] == ["correct", "correct", "wrong"]
+    with pytest.raises(UsageError, match="unknown \"type\" 'shrot-answer'"):
+        lines.checked(tmp_path / "in.jsonl", 1, json.dumps({**rows[0], "type": "shrot-answer"}).encode())
+
+
 def test_empty_lines_and_an_empty_file(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text("\n" + json.dumps(LINES[0]) + "\n\n  \n" + json.dumps(LINES[1]))

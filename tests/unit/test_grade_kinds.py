@@ -20,6 +20,7 @@ from tests.support import (
     grade_indices,
     grade_kinds,
     grade_lookalikes,
+    grade_prose,
     grade_stated,
     grade_statements,
     grade_unread,
@@ -37,6 +38,7 @@ MAKERS = (
     grade_indices,
     grade_statements,
     grade_stated,
+    grade_prose,
 )
 KINDS = {name: maker for module in MAKERS for name, maker in module.KINDS.items()}
 

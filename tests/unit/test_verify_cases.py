@@ -18,7 +18,7 @@ from sophia_mcore.verify import GradeItem, Grader, grade_one
 
 README = Path(sophia_mcore.verify.__file__).with_name("README.md")
 _ROW = re.compile(r"\| `(?P<gold>[^`]*)` \| (?P<type>\w*) *\| `(?P<response>[^`]*)` \| (?P<verdict>\w+) \|")
-MODULES = [module.name for module in pkgutil.iter_modules(sophia_mcore.verify.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(sophia_mcore.verify.__path__, "sophia_mcore.verify.")]
 CASES = [match.groupdict() for match in map(_ROW.fullmatch, README.read_text().splitlines()) if match]
 
 
@@ -41,8 +41,8 @@ def test_cases_of_the_readme(grader: Grader, case: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_the_functions(name: str) -> None:
-    """Every example in a docstring of the verifier is true."""
-    module = importlib.import_module(f"{sophia_mcore.verify.__name__}.{name}")
+    """Every example in a docstring of the verifier is true, in its rooms too."""
+    module = importlib.import_module(name)
     assert doctest.testmod(module).failed == 0
 
 

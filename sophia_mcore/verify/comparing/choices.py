@@ -13,7 +13,7 @@ from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import parse_quantity
-from sophia_mcore.verify.text.sentences import core
+from sophia_mcore.verify.text.sentences import core, kind_left_out
 from sophia_mcore.verify.text.words import qualifiers
 
 SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
@@ -97,6 +97,9 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     text = plain_text(answer)
     if plain.count(text) == 1:
         return plain.index(text)
+    beside = _beside_its_text(answer, options)
+    if beside is not None:
+        return beside
     if "-" in text and [one.replace("-", " ") for one in plain].count(text.replace("-", " ")) == 1 and is_words(text):
         return [one.replace("-", " ") for one in plain].index(text.replace("-", " "))
     both = _LETTER_AND_TEXT.fullmatch(answer)
@@ -109,6 +112,9 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     short = [core(option) for option in plain]
     if short.count(core(text)) == 1:
         return short.index(core(text))
+    named = _by_kind_or_only(core(text), short, plain)
+    if named is not None:
+        return named
     first, comma, rest = text.partition(",")
     if comma and plain.count(first) == 1 and not any(f" {option} " in f" {rest} " for option in plain if option):
         taken = yes_no(text) is None if first in YES_NO else qualifiers(rest) or _TAKEN_BACK.search(rest)
@@ -129,6 +135,44 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         best = scores.index(max(scores))
         return best if scores[best] >= SIMILAR and _says_the_same(text, plain[best]) else None
     return None
+
+
+def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:
+    """The one option that an answer names but for the noun of its kind ("Dorian mode") or for "only" before it.
+
+    "Clara" is "only Clara" where every other option with her name names somebody else too.
+    """
+    kinds, wanted = [kind_left_out(option) for option in short], kind_left_out(text)
+    if kinds.count(wanted) == 1:
+        index = kinds.index(wanted)
+        if not any(one.startswith(f"{wanted} ") for i, one in enumerate(short) if i != index):
+            return index
+    only, text = [option.removeprefix("only ") for option in plain], text.removesuffix(" only")
+    if not text or only.count(text) != 1 or not plain[only.index(text)].startswith("only "):
+        return None
+    index = only.index(text)
+    others = [one for i, one in enumerate(plain) if i != index and re.search(rf"\b{re.escape(text)}\b", one)]
+    return index if all(_TOGETHER.search(one) and not qualifiers(one) for one in others) else None
+
+
+_TOGETHER = re.compile(r"\b(?:and|or|nor)\b|,")
+_LETTER_THEN = re.compile(
+    r"(?:(?:option|choice)\s+)?[(\[]?([A-J])[)\]]?(?:,|;|:|\s+[–—-]|\s*→)\s*(?:(?:i\.e\.|that is|namely"
+    r"|which is),?\s+)?(\S.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _beside_its_text(answer: str, options: tuple[str, ...]) -> int | None:
+    """The option of a letter that stands beside its own text: "D, the Mann-Whitney U test"."""
+    both = _LETTER_THEN.fullmatch(answer)
+    index = ascii_uppercase.index(both[1].upper()) if both else 0
+    if both is None or index >= len(options):
+        return None
+    plain = _option_texts(options)[0]
+    text, own = plain_text(both[2]), plain[index]
+    same = text == own or (own and kind_left_out(text) == kind_left_out(own)) or _same(text, own)
+    return index if same and plain.count(text) <= 1 else None
 
 
 _INFLECTED = re.compile(r"(?:es|s|ed|d|ing|e)$")
@@ -203,6 +247,8 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     answer = TEXT_COMMAND.sub(r"\1", answer).strip()
     plain, dense = _option_texts(options)
     if plain.count(plain_text(answer)) == 1:
+        return False
+    if _beside_its_text(answer, options) is not None:
         return False
     both = _LETTER_AND_TEXT.fullmatch(answer)
     text = own = ""

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from sophia_mcore.verify.comparing import choices, structures
+from sophia_mcore.verify.comparing import choices
 from sophia_mcore.verify.comparing.algebra import evaluate, immense
 from sophia_mcore.verify.comparing.applied import applied_otherwise
-from sophia_mcore.verify.comparing.compare import Oracle, compare, is_words, related
+from sophia_mcore.verify.comparing.compare import Oracle, compare
+from sophia_mcore.verify.comparing.gold import Gold as Gold
+from sophia_mcore.verify.comparing.gold import flat
+from sophia_mcore.verify.comparing.gold import prepare as prepare
 from sophia_mcore.verify.comparing.hopeless import cannot_equal
-from sophia_mcore.verify.comparing.inequalities import bound
-from sophia_mcore.verify.comparing.labels import SHORT_WORDS, case_differs, letters_equal, noun_left_out, ordinals_equal
+from sophia_mcore.verify.comparing.labels import case_differs, letters_equal, noun_left_out, ordinals_equal
 from sophia_mcore.verify.comparing.lookalikes import is_list_type, lookalikes_equal
 from sophia_mcore.verify.comparing.measures import (
     other_angle,
@@ -28,14 +29,15 @@ from sophia_mcore.verify.comparing.measures import (
 from sophia_mcore.verify.comparing.named import named_value
 from sophia_mcore.verify.comparing.ranges import named_ratios_equal, parse_range
 from sophia_mcore.verify.comparing.symbols import symbols
-from sophia_mcore.verify.rules import NUMBER_TYPES, Rule, known_type
+from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text import dates
 from sophia_mcore.verify.text.amounts import number_in_sentence
-from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, comma_left_out, plain_text
+from sophia_mcore.verify.text.normalize import clean, comma_left_out, plain_text
 from sophia_mcore.verify.text.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import amount, parse_quantity
-from sophia_mcore.verify.text.sentences import all_reals, core, harmless, said, same_place, stated
-from sophia_mcore.verify.text.several import alternatives, in_order, labelled_parts, numbered_parts, python_list
+from sophia_mcore.verify.text.rates import rate_of, year_of
+from sophia_mcore.verify.text.sentences import all_reals, core, harmless, said, same_place
+from sophia_mcore.verify.text.several import in_order, labelled_parts, numbered_parts, python_list
 from sophia_mcore.verify.text.spellings import spelled
 from sophia_mcore.verify.text.words import chinese_digits
 
@@ -43,102 +45,6 @@ MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gol
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
 MAX_FACTOR = 10
 
-
-@dataclass(frozen=True, slots=True)
-class Gold:
-    """A gold answer, cleaned, with its type and the precision of the comparison."""
-
-    raw: str
-    text: str
-    type: str
-    options: tuple[str, ...]
-    rule: Rule
-    given: bool = False  # whether the data set gave the type, or else it was inferred
-    any_of: tuple[Gold, ...] = ()  # alternatives: any of these is right
-    all_of: tuple[Gold, ...] = ()  # numbered parts: each of these must be right
-
-
-def prepare(answer: str, given_type: str, options: tuple[str, ...], rule: Rule) -> Gold:
-    """A gold answer ready for comparison; the type is the given one where it fits the answer, else inferred."""
-    text = all_reals(stated(clean(answer)))
-    kind = known_type(given_type) if given_type else ""
-    if (rule.alternatives or "#" in answer) and not options:
-        any_of = tuple(prepare(one, given_type, (), rule) for one in alternatives(answer))
-        if any_of:
-            return Gold(answer, text, any_of[0].type, (), rule, any_of=any_of)
-    parts = () if options or kind == "choice" else numbered_parts(answer)
-    named = labelled_parts(answer) if " " in answer and not options else ()
-    if named:
-        return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for _, part in named))
-    if parts:
-        return Gold(answer, text, "parts", (), rule, all_of=tuple(prepare(part, "", (), rule) for part in parts))
-    found = _type_of(answer, text, kind, options)
-    return Gold(answer, text, found, options, rule, given=found == kind or (kind == "text" and found == "tuple"))
-
-
-_ONE_LETTER = re.compile(r"[(\[]?[A-J][)\].]?")
-
-
-def _type_of(answer: str, text: str, known: str, options: tuple[str, ...]) -> str:
-    if options and (choices.gold_options(answer, options) or choices.option_letters(text)):
-        return "choice"
-    if known == "yes_no" and choices.yes_no(text, letters=True) is not None:
-        return known
-    inferred = infer(text)
-    if known == "text" and inferred not in ("choice", "yes_no"):  # the data set says how it is written, not what it is
-        return "tuple" if inferred == "several" else inferred
-    if known == "parts":
-        return inferred
-    if known == "choice":
-        return "choice" if _ONE_LETTER.fullmatch(text) or choices.option_letters(text) else inferred
-    if known in NUMBER_TYPES and inferred not in NUMBER_TYPES:
-        return inferred
-    if known == "yes_no" and choices.yes_no(text) is None:
-        return inferred
-    if known in ("date", "time") and (dates.parse_date if known == "date" else dates.parse_time)(_flat(text)) is None:
-        return inferred
-    return known or inferred
-
-
-def infer(text: str) -> str:
-    """Type of a cleaned gold answer from its form alone."""
-    if _ONE_LETTER.fullmatch(text):
-        return "choice"
-    number = parse_number(text)
-    if number is not None:
-        return number.kind
-    plain = plain_text(text)
-    if plain in choices.YES_NO:
-        return "yes_no"
-    if bound(text) is not None:
-        return "expression"
-    if is_words(plain) or plain in SHORT_WORDS or plain == "none":
-        return "text"
-    if len(text) > 5 and dates.parse_date(_flat(text)) is not None:
-        return "date"
-    if dates.has_meridiem(_flat(text)) and dates.parse_time(_flat(text)) is not None:
-        return "time"
-    if (text.startswith("[") and ("'" in text or '"' in text)) and python_list(text) is not None:
-        return "list"
-    if parse_quantity(text) is not None:
-        return "quantity"
-    return _infer_form(text)
-
-
-def _infer_form(text: str) -> str:
-    form = structures.parse_structure(text)
-    if form is None:
-        return "set" if text.startswith(r"\{") else "expression"
-    if form.kind == "atom":
-        if related(text):
-            return "equation"
-        return "expression" if evaluate(text) is not None or "\\" in text or not _PROSE.search(text) else "text"
-    if form.kind in ("half", "union") or (form.kind in ("round", "square") and r"\infty" in text):
-        return "interval"
-    return {"bare": "several", "set": "set", "empty": "set", "matrix": "matrix"}.get(form.kind, "tuple")
-
-
-_PROSE = re.compile(r"[^\W\d_]{3,}\s+[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
 _ASKED = ("?", "？")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}")
@@ -161,7 +67,11 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return _decide_parts(gold, prediction, oracle)
     if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
         return False
+    rated = _without_rates(gold, prediction)
+    if rated is not None:
+        return decide(*rated, oracle)
     text = all_reals(clean(prediction if "," in gold.raw else comma_left_out(prediction)))
+    text = year_of(text) if gold.type == "integer" else text
     paid, wanted = amount(prediction), amount(gold.raw)
     if paid is not None and wanted is not None and not paid.same_currency(wanted):
         return numbers_equal(wanted.in_cents, paid.in_cents, gold.rule) if wanted.dollars and paid.dollars else False
@@ -187,8 +97,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     special = SPECIAL_TYPES.get(gold.type)
     if special is not None:
         return special(gold, text, oracle)
-    if _CLOCK.fullmatch(gold.text) and (dates.has_meridiem(_flat(text)) or dates.spoken_time(_flat(text))):
-        return dates.parse_time(_flat(gold.text)) == (dates.parse_time(_flat(text)) or dates.spoken_time(_flat(text)))
+    if _CLOCK.fullmatch(gold.text) and (dates.has_meridiem(flat(text)) or dates.spoken_time(flat(text))):
+        return dates.parse_time(flat(gold.text)) == (dates.parse_time(flat(text)) or dates.spoken_time(flat(text)))
     if gold.text != text:
         shares = named_ratios_equal(gold.text, text)
         if shares is not None:
@@ -216,6 +126,27 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
     return compare(symbols(gold.text), symbols(text), gold.rule, gold.type if gold.given else "", oracle)
+
+
+def _without_rates(gold: Gold, prediction: str) -> tuple[Gold, str] | None:
+    """Both answers without what they are per, where that is the same; None where nothing is to be taken off.
+
+    Money for a plain number or amount of money, or for options of such, is per whatever the question says. "30 per
+    hour" is not 30, nor is "$5" the gold answer "$5 per hour".
+    """
+    (wanted, own), (found, per) = rate_of(gold.raw), rate_of(prediction)
+    if not (own or per):
+        return None
+    if own:
+        same = own.removesuffix("s") == per.removesuffix("s")
+        return (prepare(wanted, "", (), gold.rule), found) if same and not gold.options else None
+    money = amount(found) is not None
+    plain = all(_is_amount(one) and not rate_of(one)[1] for one in gold.options or (gold.raw,))
+    return (gold, found) if money and plain else None
+
+
+def _is_amount(text: str) -> bool:
+    return amount(text) is not None or parse_number(clean(text)) is not None
 
 
 def endless(prediction: str) -> bool:
@@ -330,6 +261,7 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     text = _FIGURE_IS.sub("it is ", text)
     wanted, found = (plain_text(one.replace("\\triangle", "triangle ")).replace("-", " ") for one in (gold.text, text))
     name, value = named_value(text)
+    whole = f"the {found}" if text[:4].casefold() == "the " else found
     if (
         found == wanted
         or (not wanted.isascii() and chinese_digits(found) == chinese_digits(wanted))
@@ -337,13 +269,13 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
         or _same_hour(wanted, found)
         or core(found) in (f"{wanted} triangle", f"{wanted} angle")
         or (core(found) == core(wanted) and same_place(found, wanted))
-        or (text[:4].casefold() == "the " and core(f"the {found}") == wanted)
+        or core(whole) == wanted
         or (name and plain_text(value) == wanted)
         or noun_left_out(gold.text, text)
     ):
         return True
     listed = letters_equal(gold.text, text)
-    return listed if listed is not None else gold.rule.contained and harmless(core(found), core(wanted))
+    return listed if listed is not None else gold.rule.contained and harmless(core(whole), core(wanted))
 
 
 def _same_hour(wanted: str, found: str) -> bool:
@@ -353,19 +285,15 @@ def _same_hour(wanted: str, found: str) -> bool:
     return spoken != (None, None) and times[0] == times[1]
 
 
-def _flat(text: str) -> str:
-    return " ".join(TEXT_COMMAND.sub(r"\1", text).split()) if "\\" in text else text
-
-
 def _decide_date(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted = dates.parse_date(_flat(gold.text))
-    return plain_text(gold.text) == plain_text(text) if wanted is None else dates.parse_date(_flat(text)) == wanted
+    wanted = dates.parse_date(flat(gold.text))
+    return plain_text(gold.text) == plain_text(text) if wanted is None else dates.parse_date(flat(text)) == wanted
 
 
 def _decide_time(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
-    wanted, found = dates.parse_time(_flat(gold.text)), dates.parse_time(_flat(text))
+    wanted, found = dates.parse_time(flat(gold.text)), dates.parse_time(flat(text))
     if found is None and " in the " in text:  # "half past three in the afternoon"
-        found = dates.spoken_time(_flat(text))
+        found = dates.spoken_time(flat(text))
     return plain_text(gold.text) == plain_text(text) if wanted is None else found == wanted
 
 

@@ -97,14 +97,16 @@ def named_value(text: str) -> tuple[str, str]:
 
 
 _MULTIPLE_OF = re.compile(r"^(?:\d+|\\frac\s*\{?1\}?\s*\{?2\}?)\s*(?=\\angle)")  # of an angle, within a chain
-_JOINED = re.compile(r"\b(?:or|and|if|but|not)\b|[,;]")
-_MEASURED = re.compile(r"(?P<number>.*[\d})i])\s*\\(?:text|mathrm)\s*\{[^{}]*\}.*")
+_JOINED = re.compile(r"\b(?:or|and|if|but|not|at|for|when|where|with|on|in)\b|[,;]")
+_MEASURED = re.compile(
+    r"(?P<number>.*[\d})i])\s*\\(?:text|mathrm)\s*\{[^{}]*\}.*|(?P<plain>[-\d.,]*\d) (?:(?:square|cubic) )?[a-zA-Z]{2,}"
+)
 
 
 def _without_unit(value: str) -> Expression | None:
     """The number before a unit in \\text; None if there is none."""
     measured = _MEASURED.fullmatch(value)
-    return evaluate(measured["number"].strip()) if measured else None
+    return evaluate((measured["number"] or measured["plain"]).strip()) if measured else None
 
 
 def _near(middle: Expression, last: Expression) -> bool:

@@ -39,7 +39,7 @@ class Rule:
 
 _SAY = (
     r"(?:['’]s\s+(?=[(\[*$\\\d]|[A-J](?![\w'’]))|\s*(?:is|are|was|would be|should be"
-    r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*[:：=])"
+    r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*(?:→|⇒|-+>|=>)|\s*[:：=])"
 )
 _NOT_ANOTHER = "".join(
     f"(?<!{word} )"
@@ -93,7 +93,9 @@ def _numbered(text: str) -> list[tuple[int, str]]:
 
 _CHOICE = frozenset({"choice"})
 _ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
+_AMOUNT_BESIDE = r"(?:,\s+\\?[-−$€£]?\d[\d.,/]*\s?[A-Za-zµΩ°%]{0,6}(?=[\s.*]*$))?"
 _LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
+_LETTER_AND_AMOUNT = f"{_LETTER[:-1]}{_AMOUNT_BESIDE})"  # "option C, 12 N": not C where that is another's
 _LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
 _LEAVES = r"[Tt](?:his|hat)\s+leaves(?:\s+(?:us\s+with|only))?"
 _SO = r"(?:so|thus|hence|therefore|consequently|in conclusion)[\s,:]+"
@@ -135,8 +137,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "JSON",
         json_values,
-        (('{"solution": "2+3", "short answer": "5"}', "5"),),
-        ("answer",),
+        (
+            ('{"solution": "2+3", "short answer": "5"}', "5"),
+            ('{"solution": "2+3", "short_answer": 5}', "5"),
+            ('{"steps": "2+3", "result": 5}', "5"),
+        ),
+        ("answer", '{"', "{'", "{\n"),
     ),
     Rule(
         "final answer",
@@ -289,7 +295,7 @@ RULES: tuple[Rule, ...] = (
         "letter",
         _pattern(
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
-            rf"{_STAR}|^{_STAR}){_LETTER}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
+            rf"{_STAR}|^{_STAR}){_LETTER_AND_AMOUNT}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
             re.MULTILINE,
             lambda text, start: _unchosen(text, start) or hedged(text, start),
         ),

@@ -6,6 +6,7 @@ import re
 from itertools import islice
 
 from sophia_mcore.verify.reading.statements import (
+    PREDICATE,
     equation_of_another,
     is_of_another,
     last_count,
@@ -13,7 +14,7 @@ from sophia_mcore.verify.reading.statements import (
     worked_value,
 )
 from sophia_mcore.verify.rules import tables
-from sophia_mcore.verify.text.amounts import OF_ANOTHER, SUPPOSING, number_in_sentence
+from sophia_mcore.verify.text.amounts import OF_ANOTHER, SUPPOSING, bold_amount, number_in_sentence
 from sophia_mcore.verify.text.chosen import not_chosen
 from sophia_mcore.verify.text.clauses import assigns, named_values, sentence_of, states
 
@@ -40,6 +41,8 @@ def short(text: str) -> list[tuple[int, str]]:
         return []
     if _YES_NO_START.match(line) is None and _last_clause(line) != line:
         return []  # of several clauses: a conclusion, or else a line
+    if _last_formula(line):
+        return []  # as above
     several = named_values(line)
     if several:
         return [(line.rfind(several), several)]
@@ -49,19 +52,32 @@ def short(text: str) -> list[tuple[int, str]]:
     return [(0, line)] if _YES_NO_START.match(line) or not _SENTENCE.search(line) else []
 
 
+_PLACE = r"(?:\s+the\s+point)?\s+\$?\(|\s+\d{1,2}(?::\d\d|\s?[ap]\.?m\b)"  # a point or a time of day
 _CONCLUSION = re.compile(
-    r"(?:\b(?:is|are|equals|gives|get|was|makes|shows|reads|results in|amounts to|comes (?:out )?(?:to|at|as))\b"
+    rf"(?:\b(?:(?:is|are|was|meets?|intersects?|cross(?:es)?|lies?|sits?|(?:is |are )?located|arrives?|leaves?"
+    rf"|departs?|starts?|begins?"
+    rf"|ends?)\s+at(?={_PLACE})"
+    r"|(?:must|has to|have to|can only|turns? out to) be|stands for|is|are|equals|gives(?: us| me)?|get|was"
+    r"|makes|shows|reads|results in|amounts to|comes (?:out )?(?:to|at|as))\b"
     r"|=|≈|\\approx)\s*(?P<answer>[^\s=≈][^=≈]{0,80})$"
 )
 
 
 _CLAUSES = re.compile(r"[.,;]\s")
 _DOUBTED = re.compile(
-    r"\b(?:not|never|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b"
+    r"\b(?:not|never|nothing|none|doubt|false|wrong|unlikely|impossible|if|unless|whether|hardly|cannot)\b|n['’]t\b"
     r"|\b(?:student|friend|teacher|neighbou?r|book|he|she|they|people|some)s?(?:\s+\w+)?\s+(?:says?|claims?|thinks?|believes?)\b",
     re.IGNORECASE,
 )
-_THEREFORE = re.compile(r"\s+(?:and )?(?:therefore|hence|thus)\s+(?=\$)")
+_MODAL = re.compile(r"[a-z ]*\bat\s|must|ha(?:s|ve) to|can only|turns? out|stands")
+_WOULD = re.compile(r"\b(?:would|could|might|if|unless|when)\b", re.IGNORECASE)
+_THEREFORE = re.compile(  # the last of several formulas: "$12+1$ and therefore $13$", "$2x = 14 \\Rightarrow x = 7$"
+    r"[,;]?\s+(?:and\s+)?(?:therefore|hence|thus|so|that is|which is"
+    r"|i\.e\.),?\s+(?=\$[^$]*\$(?:\s+[a-z]{3,}){0,4}[\s.!*]*$)"
+)
+_IMPLIES = re.compile(
+    r"(?:\$\s*)?(?:\\(?:Rightarrow|implies|Longrightarrow)(?![A-Za-z])|⇒|⟹)(?:\s*\$)?\s*(?=[^=<>]{1,20}=[^=<>]{1,40}$)"
+)
 
 
 _THINK = r"(?:say|think|claim|conclude|assume|believe|guess|argue|answer|suppose)"
@@ -136,13 +152,23 @@ def _premise(before: str, found: str) -> bool:
 
 _REASON = re.compile(r"(?<=\w),?\s+because\s.*$")
 _FORMULA = re.compile(r"[\d$\\-]")
-_ONE_LETTER = re.compile(r"[(\[*_]*[A-J][)\]*_.]*$")
+_ONE_LETTER = re.compile(r"[(\[*_]*[A-J][)\]*_.]*(?:$|[,:;]|\s+[–—-])")
 _TRUTH = re.compile(r"(?:true|false|correct|incorrect|right|wrong|yes|no)\b", re.IGNORECASE)
 _STATEMENT = re.compile(  # what the question asks about
     r"(?:^|[,;:.]\s|\b(?:so|hence|thus|therefore|then|that)\s+)\W*(?:it|this|that|(?:the|this|that)\s+"
     r"(?:given\s+|above\s+|final\s+)?(?:statement|claim|assertion|proposition|answer|sentence)(?:\s+that\s[^,.;]*)?)\s*$",
     re.IGNORECASE,
 )
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_IN_A_YEAR = re.compile(  # "was reached in 2014", "was highest in May"
+    rf"\W*(?:[a-z]+ed|built|born|made|won|[a-z]{{3,}}est) in \W*(?P<year>\d{{4}}|(?:{_MONTHS}))\W*"
+)
+_IMPOSSIBLE = re.compile(  # "12, which is impossible"
+    r",\s+(?:which|but (?:this|that|it))\s+(?:(?:is|was|would be|seems)\s+(?:clearly |obviously )?(?:not|im\w+"
+    r"|wrong|too|false|absurd"
+    r"|incorrect|an? (?:contradiction|error|mistake))|contradicts|violates|cannot|does not|fails)\b"
+)
+_WHICH = re.compile(r"[a-z]\s+(?:that|which|who)\s+$")
 _ADJECTIVE = re.compile(r"[a-z]+\s+")
 
 
@@ -150,19 +176,34 @@ def _last_verb(piece: str) -> re.Match[str] | None:
     """What stands behind "is" or "=" at the end: "3/10" of "the chance that both are red is 3/10"."""
     found = _CONCLUSION.search(piece)
     later = _CONCLUSION.search(piece, found.start("answer")) if found else None
+    if found and later and _WHICH.search(piece, 0, found.start()):
+        return later  # "the gas that is released is oxygen"
     if later is None or _FORMULA.match(later["answer"]) is None:
         return found
     return later if _ADJECTIVE.fullmatch(piece, found.start("answer") if found else 0, later.start()) else found
 
 
+def _last_formula(line: str) -> str:
+    r"""The last of several formulas of a line, which follows from those before; "" where one of them is supposed.
+
+    >>> _last_formula("This gives $12+1$ and therefore $13$."), _last_formula(r"$2x = 14 \Rightarrow x = 7$")
+    ('$13$.', 'x = 7$')
+    """
+    for split, needed in ((_IMPLIES, "="), (_THEREFORE, "$")):
+        before, behind = split.split(line)[:-1], split.split(line)[-1]
+        if before and needed in before[-1] and not (_SUPPOSED.search(line) or _DOUBTED.search(line)):
+            return behind if split is _IMPLIES or "=" not in behind else ""
+    return ""
+
+
 def conclusion(text: str) -> list[tuple[int, str]]:
     """What the last line ends with behind "is" or "=", its last clause first; whole an equation that names nothing."""
     last = without_remark(_last_line(text)[-LINE_CHARACTERS:])
-    line = _THEREFORE.split(last)
-    if len(line) > 1 and line[-1].startswith("$"):
-        return [(text.rfind(line[-1]), line[-1])]
     if _supposes(_last_line(text)):
         return []
+    formula = _last_formula(last)
+    if formula:
+        return [(text.rfind(formula), formula)]
     several = named_values(last)
     if several:
         return [(max(text.rfind(several), 0), several)]
@@ -173,7 +214,9 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         if found is None or "\\boxed" in found["answer"] or _SENTENCE.search(found["answer"]):
             continue
         clause = _CLAUSES.split(piece.removesuffix(found["answer"]))[-1]
-        if _DOUBTED.search(clause) or OF_ANOTHER.search(clause):
+        if _DOUBTED.search(clause) or OF_ANOTHER.search(clause) or (_MODAL.match(found[0]) and _WOULD.search(last)):
+            return []
+        if _IMPOSSIBLE.search(found["answer"]):
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
         if _TRUTH.match(found["answer"]) and _STATEMENT.search(before) is None:
@@ -187,12 +230,16 @@ def conclusion(text: str) -> list[tuple[int, str]]:
             if left is not None:
                 equation = f"{left} {found[0].strip().rstrip('$.')}"
                 return [(start, equation)] if left and "$" not in equation else []
+            counted = PREDICATE.fullmatch(found["answer"])
+            if counted:
+                return [(start, counted["count"])]
             line_of = _LINE_OF.search(before)
             if line_of:
                 return [(start, f"{line_of['name']} = {found['answer'].rstrip(' .*$')}")]
         elif is_of_another(before, text[: max(start, 0)].removesuffix(before)):
             return []
-        return [(start, found["answer"])]
+        year = _IN_A_YEAR.fullmatch(found["answer"])
+        return [(start, year["year"] if year else found["answer"])]
     return []
 
 
@@ -203,12 +250,16 @@ def only_number(text: str) -> list[tuple[int, str]]:
         lines.pop()
     line = lines[-1] if lines else ""
     start = max(text.rfind(line), 0)
-    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line):
+    if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line) or _KEY.search(line):
         return []
     concluded = _SO.search(line)
-    if concluded:
+    if concluded and not (concluded["rest"] and _DOUBTED.search(line)):
         return [(start + concluded.start("answer"), concluded["answer"])]
-    count = last_count(_SENTENCE_END.split(line)[-1])
+    last = _SENTENCE_END.split(line)[-1]
+    bold = bold_amount(last, frozenset(tables().units))
+    if bold:
+        return [(start + line.rfind(bold), bold)]
+    count = last_count(last)
     if count:
         return [(start + line.rfind(count), count)]
     for sentence in reversed(_SENTENCE_END.split(line)):
@@ -219,7 +270,11 @@ def only_number(text: str) -> list[tuple[int, str]]:
     return [(start, found)] if found else []
 
 
-_SO = re.compile(r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)\.?$")
+_KEY = re.compile(r"[{,]\s*[\"'][^\"'\n]{1,40}[\"']\s*:")  # of JSON: what it stands for is no sentence
+_SO = re.compile(  # "..., so 12.", "..., so 12 are red."
+    r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)"
+    r"(?P<rest>\s+(?:are|were)\s+(?!not|no|too|more|less|fewer|left|missing|wrong|from|in|at|on|of)[a-z]{3,})?\.?$"
+)
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+(?=[A-Z*])")
 

@@ -19,6 +19,8 @@ from sophia_mcore.verify.reading.announcements import (
 )
 from sophia_mcore.verify.reading.boxes import cut_off, end_of_last
 from sophia_mcore.verify.reading.corrections import confirms, said_instead, taken_back
+from sophia_mcore.verify.reading.marks import plain_marks
+from sophia_mcore.verify.reading.options import names_option, stated_option
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean
 from sophia_mcore.verify.text.numbers import parse_number
@@ -48,17 +50,25 @@ _ADVERB = re.compile(
     r"(?=[(\[*$\\\d]|[A-J](?![A-Za-z]))",
     re.IGNORECASE,
 )
+_BOLD_WITHIN = re.compile(r"(?<![\w)*])\*\*(?P<inner>[^\s*](?:[^*\n]{0,60}[^\s*])?)\*\*(?![\w(*])")
+_AT = re.compile(
+    r"^\s*at (?=\$?\(|\d{1,2}(?::\d\d)?\s?(?:[ap]\.?m\b)|\d{1,2}:\d\d\b)", re.IGNORECASE
+)  # a point, a time
 _YES_AND_NO = re.compile(
     r"\W*(?:(?:yes|no|true|false)\b.*\b(?:yes|no|true|false|but|actually|wait|however)\b|[对错是否不].*[对错否不])",
     re.IGNORECASE | re.DOTALL,
 )
 _STATEMENTS = re.compile(r"\{([①-⑳\s,，、]+)\}")  # of MV-MATH's "Answer: {①, ③}"
-_AMOUNT = re.compile(r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?$")  # a dollar sign, not the beginning of a formula
+_AMOUNT = re.compile(  # a dollar sign, not the beginning of a formula
+    r"\$\s?\d[\d,.]*(?:\s+[a-z]+)?(?:\s+(?:per|an?)\s+[a-z]+|\s?/\s?[a-z]{3,})?$"
+)
 
 
 def tidy(answer: str) -> str:
     """An announced answer without the sentence around it: emphasis, quotes, math signs and the final stop go."""
-    answer = _ADVERB.sub("", _DENIED_FIRST.sub("", answer))
+    if "**" in answer:
+        answer = _BOLD_WITHIN.sub(r"\g<inner>", answer)
+    answer = _AT.sub("", _ADVERB.sub("", _DENIED_FIRST.sub("", answer)))
     if len(answer) > 1:
         answer = answer.strip()[:ANSWER_CHARACTERS]
         answer = _one_of_equal(answer)
@@ -244,13 +254,26 @@ def _corrected(part: str, found: Found, answer_type: str) -> Found:
     return "", name, position
 
 
-def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
+_FREE = ("short", "conclusion", "line", "only number")  # rules that know nothing of the options
+
+
+def _by_option(part: str, found: Found | None, options: tuple[str, ...]) -> Found | None:
+    """The option that a free sentence states, where what the rules find in it names none."""
+    if found is not None and (found[1] not in _FREE or names_option(found[0], options)):
+        return found
+    stated = stated_option(part, options)
+    return (stated, "option", max(part.rfind(stated), 0)) if stated else found
+
+
+def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ()) -> tuple[str, str] | None:
     """(final answer, name of the rule that found it), or None; see ``extract``. "": it is taken back."""
     parts, unfinished = _parts(text)
-    for part in parts:
+    for part in map(plain_marks, parts):
         if cut_off(part):
             return None
         found = _candidate(part, answer_type, unfinished)
+        if options and not unfinished:
+            found = _by_option(part, found, options)
         if not unfinished:
             found = _corrected_first(part, found, answer_type) or found
         if found is not None:
@@ -260,17 +283,18 @@ def find_answer(text: str, answer_type: str = "") -> tuple[str, str] | None:
     return None
 
 
-def extract(text: str, answer_type: str = "") -> str | None:
+def extract(text: str, answer_type: str = "", options: tuple[str, ...] = ()) -> str | None:
     r"""The final answer of a response as text, or None.
 
-    ``answer_type`` (one of ``rules.TYPES`` or "") switches on the rules that are meant for one type. A response that
-    the rules fail on (a mistake of ours) has no answer, and a warning is logged: it must not stop a phase.
+    ``answer_type`` (one of ``rules.TYPES`` or "") switches on the rules that are meant for one type, ``options`` those
+    that read the text of an option in a free sentence. A response that the rules fail on (a mistake of ours) has no
+    answer, and a warning is logged: it must not stop a phase.
 
     >>> extract(r"<think>1+1</think>The answer is \boxed{2}.")
     '2'
     """
     try:
-        found = find_answer(text, answer_type)
+        found = find_answer(text, answer_type, options)
     except Exception as error:
         _LOG.warning("no answer is read from a response, by a mistake of the rules: %r", error)
         return None

@@ -7,6 +7,7 @@ import re
 from sophia_mcore.verify.comparing.named import is_name, named_value
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import MADE, OF_ANOTHER, SUPPOSING, number_in_sentence
+from sophia_mcore.verify.text.clauses import assigns, states
 from sophia_mcore.verify.text.normalize import clean
 
 _EARLIER = 4_000  # characters before an equation in which its names may get values
@@ -87,7 +88,7 @@ def equation_of_another(before: str, value: str, text: str = "") -> str | None:
         return "" if _of_made(words) else None
     plain = _VALUE.match(value)
     whole = clean(f"{left} = {plain[0].strip(' .') if plain else value}")
-    return left if named_value(whole)[1] == whole and not _asked_for(clean(left), text) else None
+    return left if named_value(whole)[1] == whole and not _asked_for(clean(left), text + words) else None
 
 
 def _asked_for(formula: str, text: str) -> bool:
@@ -97,12 +98,22 @@ def _asked_for(formula: str, text: str) -> bool:
         return True
     names = set(re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", formula)))
     text = text[-_EARLIER:]
-    return bool(names) and all(re.search(rf"(?<![\w^\\]){name}\s*=\s*\$?[-−]?(?:\d|\\[a-z])", text) for name in names)
+
+    def given(name: str) -> bool:
+        return re.search(rf"(?<![\w^\\]){name}\s*=\s*\$?[-−]?(?:\d|\\[a-z])", text) is not None
+
+    return bool(names) and all(given(one) or (len(one) < 4 and one.islower() and all(map(given, one))) for one in names)
 
 
 _WORKED = re.compile(
     r"(?P<lead>(?:[A-Za-z]{2,}[\s,:]+){0,4})(?:\$(?P<formula>[^$]{1,150})\$|(?P<plain>[^$A-Za-z]{1,150}))"
     r"(?P<tail>(?:\s+[a-z]{2,}){0,4})[\s.!]*"
+)
+
+
+PREDICATE = re.compile(  # "4 · 6 = 24 matches are needed"
+    r"(?P<count>\d[\d,]*(?:\s+[a-z]+){0,3}?)\s+(?:are|were|is)\s+"
+    r"(?!not|no|too|less|more|few|wrong|left|missing)[a-z]+[.!]?"
 )
 
 
@@ -115,11 +126,19 @@ def worked_value(line: str) -> str:
     found = _WORKED.fullmatch(line.replace("**", "")) if "=" in line and len(line) <= SENTENCE_CHARACTERS else None
     if found is None or not (found["lead"] or found["tail"]) or _DOUBTED.search(f"{found['lead']} {found['tail']}"):
         return ""
-    if OF_ANOTHER.search(found["lead"]) or _MADE_OF.match(found["lead"] + " of"):
+    if (
+        OF_ANOTHER.search(found["lead"])
+        or _MADE_OF.match(found["lead"] + " of")
+        or assigns(found["lead"])
+        or not states(found["lead"])
+    ):
         return ""
     chain = clean(found["formula"] or found["plain"])
     value = named_value(chain)[1]
-    return f"{value} {found['tail'].strip()}".strip() if value != chain else ""
+    if value == chain:
+        return ""
+    counted = PREDICATE.fullmatch(f"{value} {found['tail'].strip()}")
+    return counted["count"] if counted else f"{value} {found['tail'].strip()}".strip()
 
 
 _OPERATION = re.compile(r"(?<![A-Za-z])[A-Za-z\d)]\s?[*/+-]\s?[(A-Za-z\d](?![A-Za-z])|[\w)]\^|\d[a-z](?![a-z])")
@@ -205,7 +224,7 @@ _BUT = re.compile(r"[^\n.;]{0,25}?\b[A-J]\b[)*_]*\s*[,;]?\s+(?:but|however|yet|a
 
 _OF_OTHERS = re.compile(
     r"\b(?:mistakes?|errors?|traps?|pitfalls?|students|people|wrongly|mistakenly|initially|at first|hardly|barely"
-    r"|scarcely|started|began|nothing)\b[^.;,]*$",
+    r"|careless\w*|hasty|scarcely|started|began|nothing)\b[^.;,]*$",
     re.IGNORECASE,
 )
 
@@ -240,7 +259,8 @@ def without_remark(line: str) -> str:
 
 _UNSURE = re.compile(
     r"\b(?:could|might|may|maybe|perhaps|would|unsure|between|if|or|cannot|unclear|not|nor|neither|no|wrong|unlike|except|than"
-    r"|false|incorrect|close|near|similar|but|tempting|some|they|seems?|looks?)\b|n['’]t\b|\?",
+    r"|false|incorrect|close|near|similar|but|tempting|some|they|seems?|looks?|nobody|nothing|reject\w*|exclud\w*|eliminat\w*"
+    r"|discard\w*|ruled? out|rules out|mistaken\w*|step|vector|path|arrow)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
@@ -260,6 +280,22 @@ _LABELLED = re.compile(
 _THAT_IS = re.compile(
     r"(?:\bi\.e\.|\bthat is|\bwhich is|\bnamely|\bso|\bhence|\bthus),?\s+(?:the\s+)?"
     r"(?:(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s+)?\**\(?(?P<letter>[A-J])\**\s*[:)]\s*(?P<value>\S[^:]{0,60})$"
+)
+
+
+_ARROWS = re.compile(
+    r"→|⇒|⟹|-{1,2}>|=>|\\(?:Right|right|Longright|longright)arrow(?![A-Za-z])|\\(?:implies|to)(?![A-Za-z])"
+)
+_ARROW = re.compile(  # "the total is 12 N → C"
+    rf"(?P<value>.{{2,300}}?)\s*\$?\s*(?:{_ARROWS.pattern})\s*\$?\s*(?:[Oo]ption\s+|[Cc]hoice\s+|[Aa]nswer:?\s+)?"
+    r"[*(\[]*(?P<letter>[A-J])[*)\]]*[\s.$*]*"
+)
+_LABEL_AT_END = re.compile(
+    r"(?<![A-Za-z])(?:[A-J]|(?<!\d)(?<!\d )[A-Z]{1,3})\d?['’)\]]?$|[A-Z][a-z]?\d$|[+:,]$"
+)  # a reaction, a map, a path: "A → B"
+_SAYS = re.compile(r"[A-Za-z]{3,}|\d")
+_LAST_AMOUNT = re.compile(
+    r"(?:=|\b(?:is|are|equals?|gets?|gives?|makes)\b|^)\s*(?P<amount>[^=A-Za-z]{0,10}\d[^=]{0,20})$"
 )
 
 
@@ -283,6 +319,13 @@ def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     if marked:
         value = re.sub(r"^(?:\\[ ,;:!]|~|\s|\\q?quad)+", "", marked[0]["value"]).strip(" .}")
         return [(start + marked[0].start(), f"({marked[0]['letter']}) {value}".strip())]
+    arrow = _ARROW.fullmatch(sentence)
+    if arrow:
+        value = arrow["value"].strip(" $*")
+        if _ARROWS.search(value) or _LABEL_AT_END.search(value) or not _SAYS.search(value) or _OF_OTHERS.search(value):
+            return []
+        last = _LAST_AMOUNT.search(value)
+        return [(start + arrow.start("letter"), f"({arrow['letter']}) {last['amount'] if last else ''}".strip())]
     for pattern in (_IN_BRACKETS, _THAT_IS):
         found = pattern.search(sentence)
         if found and _LABELLED.search(found["value"]) is None:

@@ -6,10 +6,11 @@ import re
 
 from sophia_mcore.verify.text.clauses import states
 from sophia_mcore.verify.text.normalize import DIRECTION
+from sophia_mcore.verify.text.rates import rate_of
 from sophia_mcore.verify.text.words import MULTIPLIERS, NOT_A_NOUN, POWERS, PREPOSITIONS, SMALL, number_of_words
 
 _NUMBER = re.compile(
-    r"(?<![\w.^_/\\-])(?:(?P<money>\\?\$|[€£¥])\s?)?(?P<digits>[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?P<percent>\s?\\?%)?(?![\w/^])"
+    r"(?<![\w.^_/\\-])(?:(?P<money>\\?\$|[€£¥])\s?)?(?P<digits>[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?)(?P<percent>\s?\\?%)?(?![\w/^%]|\\%|,\d)"
 )
 _PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|km|kilometer|liter|h|s|m)\b)")
 _QUALIFYING = (  # words of a sentence whose number is not what it states
@@ -21,7 +22,7 @@ _QUALIFYING = (  # words of a sentence whose number is not what it states
     "|older|younger|larger|smaller|bigger|greater|longer|shorter|higher|lower|taller|earlier|later|ago|until|since"
     "|after|before|(?:next|previous|following)(?! (?:number|term|value|integer))|remainder|mod|plus|difference|product"
     "|quotient|false|unlikely|impossible|minus|negative|times|more|less|fewer|squared|cubed|extra|half|twice|double"
-    "|triple|third|quarter|too|wrong|incorrect|instead"
+    "|triple|third|quarter|too|wrong|incorrect|instead|left to (?!the )[a-z]+|pairs of"
 )
 _QUALIFIED = re.compile(
     rf"\b(?:{_QUALIFYING})\b|n['’]t\b|[?^=×*<>≤≥]|/(?![A-Za-z])|\\(?![$%])|\d\s*[-–~:]\s*\d"
@@ -56,6 +57,7 @@ OF_ANOTHER = re.compile(
     rf"|\bits (?:{_MADE})\b|{_GEOMETRY}\bthe (?:{_MADE}) (?:is|was|equals)\b"
     rf"|\b(?:{MADE}|(?:square|cube) root)(?: of)?"
     r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
+    r"|\b(?:mistaken|rejected|incorrect|excluded|discarded) (?:value|answer|result|choice|option|number|one)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
     r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b"
     r"|\b(?:[a-z]+ (?:squared|cubed)|(?:squared|cubed) [a-z]+) (?:is|was|equals)\b"
@@ -67,7 +69,7 @@ _VERBS = (
     "|made|earn(?:s|ed)|costs?|weigh(?:s|ed)?|measures?|measured|total(?:s|ed)?|scored?|scores|sold|sells|bought|buys|takes?|took"
     "|lasts?|lasted|walk(?:s|ed)|runs?|drove|drives|travel(?:s|led|ed)?|holds?|uses?|used|pays?|paid|spends?|spent|saves?|saved"
     "|remains?|leaves|reads?|becomes?|reach(?:es)?|worth|charges?|received?|receives|produces?|produced|requires?|needs?|needed|find|found|obtain"
-    "|yields?|as"
+    "|yields?|means|as"
 )
 _AN_AMOUNT = (
     "a total of|the total of|(?:an?|the) (?:[a-z]+ )?(?:area|length|height|width|radius|diameter|volume|speed|mass"
@@ -75,13 +77,20 @@ _AN_AMOUNT = (
 _AN_AMOUNT += "|weight|value|perimeter|score|price|cost|age|distance|temperature|probability|mean|median|mode|sum) of"
 # What may stand before the one number of a sentence: nothing, or a verb that says what is counted or measured.
 _ALSO = "drives?|drove|moves?|moved|runs?|flies|flew|goes|travel(?:s|led|ed)?|is|was"
-_SUMS = "equal to|comes? (?:out )?to|amounts? to|adds? up to|sums? to"
+_SUMS = (
+    "ends? up with|leaves? (?:us|them|him|her) with|works? out (?:to|at)|"
+    "equal to|comes? (?:out )?to|amounts? to|adds? up to|sums? to"
+)
 _ADVERBS = (
     "about|around|approximately|roughly|exactly|precisely|only|just|also|now|then|thus|therefore|so|hence|indeed"
     r"|clearly|in total|altogether|a total of|the number|the integer|\\approx"
 )
+_SIZED = (
+    r"(?:has|have|had) (?:an? )?(?:area|length|height|width|radius|diameter|volume|speed|mass|weight|value|perimeter)"
+)
 _BEFORE = re.compile(
-    rf"(?:^|[:,]\s|(?:\b(?:{_VERBS}|(?:{_ALSO}) at|{_SUMS}|{_AN_AMOUNT}|all|both|total)\b|['’]s\b)(?:\s+only)?)"
+    rf"(?:^|{_SIZED}|[:,]\s|(?:\b(?:{_VERBS}|(?:{_ALSO}) at|{_SUMS}|{_AN_AMOUNT}|all|both|total)\b"
+    rf"|['’]s\b)(?:\s+only)?)"
     rf"(?:\s*(?:\b(?:{_ADVERBS})\b|≈))*\s*[*_$(]{{0,3}}\s*$",
     re.IGNORECASE,
 )
@@ -89,6 +98,11 @@ _ASSIGNED = re.compile(  # "let it be 7"
     r"\s*(?:let(?!['’]s|\s+(?:us|me)\b)|suppose|assume|given)\b[^,;]*$", re.IGNORECASE
 )
 _DIRECTED = re.compile(rf",\s+{DIRECTION}")
+
+
+_RATED = re.compile(
+    r"(?P<amount>(?:\\?\$|[€£¥])?\d[\d,.]*(?:\s+[a-z]{3,}s)?(?P<rate>\s+(?:per|an?)\s+[a-z]{3,}|\s?/\s?[a-z]{3,}))[\s.!]*$"
+)
 
 
 def number_in_sentence(line: str, units: frozenset[str]) -> str:
@@ -101,6 +115,10 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     >>> number_in_sentence("She has at least 3 cats.", frozenset())
     ''
     """
+    rated = _RATED.search(line.replace("**", ""))
+    if rated is not None and rate_of(rated["amount"])[1]:
+        alone = number_in_sentence(f"{line.replace('**', '')[: rated.start('rate')]}", units)
+        return f"{alone}{rated['rate']}" if alone else ""
     line = _PER_UNIT.sub("/", line.replace("**", ""))
     numbers = list(_NUMBER.finditer(line))
     if (
@@ -136,6 +154,27 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
         behind = re.match(r"\s+([a-z]+)", line[following.end() if following else 0 :])
         return "" if behind and behind[1] in NOT_A_NOUN - PREPOSITIONS else f"{amount} {word}"
     return "" if word.casefold() in NOT_A_NOUN - PREPOSITIONS else amount
+
+
+_BOLD = re.compile(r"\*\*(?P<value>[^*\n]{1,40})\*\*")
+_PREMISE_BEHIND = re.compile(r"[,;:]|\b(?:and|but|so|while|then|when|because|since|each|per)\b|\d", re.IGNORECASE)
+
+
+def bold_amount(line: str, units: frozenset[str]) -> str:
+    """The one amount in bold of a sentence, read as if the numbers before it were none; "" where another follows.
+
+    >>> bold_amount("Of the 40 students, **15** take the bus.", frozenset())
+    '15'
+    >>> bold_amount("Of the **40** students, 15 take the bus.", frozenset())
+    ''
+    """
+    marked = list(_BOLD.finditer(line)) if "**" in line else []
+    if len(marked) != 1 or not re.match(r"[-−\\$€£]{0,3}\d", marked[0]["value"]):
+        return ""
+    before, behind = line[: marked[0].start()], line[marked[0].end() :]
+    if _PREMISE_BEHIND.search(behind) or "=" in line:
+        return ""
+    return number_in_sentence(re.sub(r"\d[\d,.]*\d|\d", "N", before) + marked[0]["value"] + behind, units)
 
 
 def _words_in_sentence(line: str) -> str:

@@ -24,14 +24,17 @@ _RELATIVE = re.compile(
     rf"|\bwhose\s+(?:\w+\s+){{1,3}}{_VERB}\W*$",
     re.IGNORECASE,
 )
+_RESULT = re.compile(r",\s+which\s+(?:gives|makes|leaves|is|equals)\W*$", re.IGNORECASE)  # "we add them, which gives 7"
 _REPEATED = re.compile(  # what is only quoted, supposed or put aside
     r"\b(?:question|problem|exercise|task) (?:says?|states?|gives?|tells|asks|mentions|is|has|wants)\b|\baccording to\b"
+    r"(?! the (?:bar |line |pie )?(?:chart|graph|plot|table|figure|diagram|image|picture|map|data)\b)"
     r"|\b(?:told|given|known|know|knew|says|said|stated|claim(?:s|ed)?|thinks?|believes?|assumed?|assumption|suppos\w+"
     r"|excluded|forbidden|(?:mistakes?|traps?|distractor) (?:is|was|are)"
     r"|estimated?|guess|original|formerly|avoid|contradict\w*|uncertainty"
     r"|(?:upper|lower) (?:limit|bound)|attempts?|tempting)\b"
     r"|\b(?:figure|diagram|graph|table|picture|chart|image|text|statement) (?:shows?|says|states?|tells us) that\b"
-    r"|\b(?:answer|solution|problem|proof|question|method|result)\s+(?:has|have|contains?|takes?|took|needs?|requires?"
+    r"|\b(?:answer|solution|problem|proof|question|method|result)\s+(?:has(?! to be)|have(?! to be)|contains?"
+    r"|takes?|took|needs?|requires?"
     r"|is worth|consists? of)\b|\bof the (?:answer|result|solution)\b|\b(?:answer|result|solution)['’]s\b"
     r"|\bI (?:needed|tried|checked|used|took)\b|\bdoes(?: not|n['’]t)\b",
     re.IGNORECASE,
@@ -71,9 +74,10 @@ def states(before: str, behind: str = "") -> bool:
         source = f"{earlier[-1]}, {clause}"  # "according to the question, the side is 7"
     else:
         source = clause
+    results = _RESULT.search(before) is not None and not re.search(r"\w", behind)
     return not (
         _SUBORDINATE.search(clause)
-        or _RELATIVE.search(before)
+        or (_RELATIVE.search(before) and not results)
         or _SECOND.search(clause)
         or _REPEATED.search(source)
         or _GOES_ON.match(behind)

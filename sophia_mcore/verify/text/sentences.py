@@ -9,8 +9,10 @@ from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER
 from sophia_mcore.verify.text.clauses import states
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND
+from sophia_mcore.verify.text.words import qualifiers
 
 _LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore),? (?=it['’]s |it is |the ))?"
     r"(?:i (?:think|believe|guess) (?:that )?)?(?:(?:这|它|该图形)?是)?"
     r"(?:(?:it|this|that|he|she|there|these|those|the(?: (?:[^\W\d_]+|\d{1,2}(?:st|nd|rd|th))){1,3})(?:['’]s"
     r"|\s+(?:is|was|are|were"
@@ -52,6 +54,7 @@ _SAID = re.compile(
     r"|equals)\s+(?=\S)",
     re.I,
 )
+_NAME_IS = re.compile(r"^(?P<name>[A-Z]{1,3}|[b-z]) (?:is|equals) (?=[-√(\d]|\\(?:frac|sqrt|pi))")  # "EF equals 7/4"
 _NAMED = re.compile(  # "the point (1, 2)"
     r"^(?:the )?(?:points?|pair|vector|interval|set|coordinates|line|equation|function|ratio)\s+"
     r"(?=[(\[{\\]|[a-z]\s*=|\d+\s*:)",
@@ -75,6 +78,7 @@ def said(text: str) -> str:
     year = _YEAR.fullmatch(text)
     if year:
         return year[1]
+    text = _NAME_IS.sub(r"\g<name> = ", text)
     if " is " not in text and " are " not in text and " equals " not in text and " was " not in text:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)
@@ -116,12 +120,32 @@ def stated(gold: str) -> str:
     return gold if match is None or _DENIAL.search(match[0]) else flat[match.end() :].strip()
 
 
+_ADJECTIVE = re.compile(
+    r"[a-z-]{2,}(?:al|ar|ic|ary|ior|ian|ous|ine|oid|id|ive|ile|ent|ant|ate|ese|ish|ex|ave|an|ed|ac)", re.IGNORECASE
+)
+
+
+def kind_left_out(words: str) -> str:
+    """An adjective without the noun behind it that only says what kind of thing it is; other words as they are.
+
+    >>> kind_left_out("mitral valve"), kind_left_out("heart valve"), kind_left_out("dorian mode")
+    ('mitral', 'heart valve', 'dorian')
+    """
+    rest, _, noun = words.rpartition(" ")
+    if noun not in tables().class_nouns or not rest or qualifiers(rest):
+        return words
+    free = noun in tables().class_nouns_of_any or _ADJECTIVE.fullmatch(rest.rpartition(" ")[2]) is not None
+    return rest if free else words
+
+
 def harmless(found: str, wanted: str) -> bool:
     """Whether words hold the wanted words whole and beside them only such as say nothing more ("larval stage").
 
-    >>> harmless("larval stage", "larval"), harmless("hot dog", "dog")
-    (True, False)
+    >>> harmless("larval stage", "larval"), harmless("mitral valve", "mitral"), harmless("hot dog", "dog")
+    (True, True, False)
     """
+    if kind_left_out(found) == wanted:
+        return True
     words, core_words = found.split(), wanted.split()
     for start in range(len(words) - len(core_words) + 1):
         if words[start : start + len(core_words)] == core_words:
