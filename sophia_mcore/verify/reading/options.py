@@ -47,9 +47,11 @@ _VERB = re.compile(
     r"|[Tt](?:hat|his) leaves(?: us with| only)?"
     r"|ends? up with|ha(?:s|ve)(?= an? )"
     r"|can only be|fits?"
-    r"|(?:exerts|feels|experiences|has) an? [a-z]+ of|turns out to be|(?:we|you) (?:use|apply|choose|pick"
+    r"|(?:exerts|feels|experiences|has|leads to|results in) an? [a-z]+ of|turns out to be|(?:we|you) (?:use"
+    r"|apply|choose|pick"
     r"|select|need|get|obtain|find)|matches)\b|=)"
-    r"\s*(?:exactly |about |approximately |clearly |therefore |thus |indeed |equal to |called |that of )*(?=\S)"
+    r"\s*(?:exactly |most likely |about |approximately |clearly |therefore |thus |indeed |equal to |called "
+    r"|that of )*(?=\S)"
 )
 _REASON = re.compile(r"(?<=\w),?\s+(?:because|since)\s.*$")
 _LOOSE = re.compile(r"belongs|points|typical|characteristic|classified|fits?|describes?|represents?|depicts?")
@@ -67,7 +69,7 @@ _BEST = (
 )
 _SUBJECT = re.compile(
     rf"{_LEAD}(?:the\s+)?(?P<answer>\S.{{0,80}}?)\s+(?:is (?:indeed |clearly |therefore "
-    rf"|thus )?(?:the )?(?:{_BEST}(?: [a-z]+)?"
+    rf"|thus )?(?:the |our |my )?(?:{_BEST}(?: [a-z]+)?"
     r"|answer|one (?:that|which) (?:applies|fits|matches|works)(?: (?:here|best))?|one (?:we want|asked for"
     r"|we are looking for))"
     r"|it is|fits best|matches best|applies here)",

@@ -109,4 +109,14 @@ def named_values(line: str) -> str:
     ('x = 5 and y = -2', '')
     """
     found = _VALUES.search(line)
-    return found["answer"].replace("$", "") if found else ""
+    together = found["answer"].replace("$", "") if found else ""
+    return _last_of_one_name(together) if together else ""
+
+
+def _last_of_one_name(together: str) -> str:
+    r"""The last value of one name, where a formula with other names stands before it: "A = \pi r^2, A = 25\pi"."""
+    parts = [part.split("=") for part in re.split(r"\s*[,;]\s*", together)]
+    names, formulas = [part[0].strip() for part in parts], [re.sub(r"\\[a-z]+", "", part[-1]) for part in parts]
+    one = len(set(names)) == 1 and not re.search(r"[A-Za-z]", formulas[-1])
+    worked = one and all(re.search(r"[A-Za-z]", formula) and " " not in formula.strip() for formula in formulas[:-1])
+    return "=".join(parts[-1]) if worked else together
