@@ -64,7 +64,7 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
     answers, cut = [], 0
     for number, row in enumerate(rows):
         cells = {str(key): value for key, value in row.items()}
-        cells |= {"file": file.name, "folder": str(cells.get("source", ""))}
+        cells |= {"place": f"{cells.get('source', '')}/{file.name}"}
         if found.multi_step and "problem_id" not in cells:
             cells["problem_id"] = cells.get("index")
         question = _question(found, number, cells, layout, file)
@@ -79,7 +79,7 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
 
 
 def _question(benchmark: Benchmark, number: int, cells: dict[str, Any], layout: str, file: Path) -> Question:
-    row = row_of(benchmark, benchmark.name, number, RawRow(cells, layout, file.parent), shown=False)
+    row = row_of(benchmark, benchmark.name, number, RawRow(cells, layout, (file.parent,)), shown=False)
     problems = [problem for problem in row.problems if problem != "no question"]
     if problems:
         raise SophiaError(f"{file}: row {number}: {problems[0]}")

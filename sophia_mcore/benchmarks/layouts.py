@@ -1,19 +1,19 @@
-"""Raw rows of a benchmark's files: the hub's Parquet and JSON, or VLMEvalKit's table (TSV with base64 images)."""
+"""Raw rows of a benchmark's files: the hub's Parquet, the authors' JSON, or VLMEvalKit's table (TSV, base64 images)."""
 
 from __future__ import annotations
 
 import csv
-import fnmatch
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.benchmarks.table import Benchmark
+from sophia_mcore.benchmarks.table import Authors, Benchmark
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.encodings import encoding_of_file, not_text
-from sophia_mcore.store.json_lines import read_json_lines, read_json_list
+from sophia_mcore.store.json_lines import read_json, read_json_lines, read_json_list
 
 _CELL_LIMIT = 1 << 30  # characters: a cell of a table holds whole images
 _SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
@@ -22,11 +22,11 @@ _SHORTEST_IMAGE = 65  # characters: a shorter image cell is the index of the row
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as its file has it. ``cells`` has two more values: "file" and "folder", the names of where it lies."""
+    """A row as its file has it. ``cells`` has one more value: "place", the folder and the name of its file ("a/b")."""
 
     cells: dict[str, Any]
-    layout: str  # "hub" or "tsv"
-    folder: Path  # image paths are relative to it
+    layout: str  # "hub", "tsv" or "authors"
+    folders: tuple[Path, ...]  # image paths are relative to the first that has the image
 
 
 def read_raw(benchmark: Benchmark, path: str) -> Iterator[RawRow]:
@@ -35,12 +35,79 @@ def read_raw(benchmark: Benchmark, path: str) -> Iterator[RawRow]:
     An empty path, or the name of a repository, is fetched from the hub. Raises UsageError when nothing is found there,
     SophiaError for a damaged file.
     """
-    for file in _files(benchmark, _local(benchmark, path)):
-        reader = {".parquet": _parquet, ".tsv": _tsv, ".json": _json, ".jsonl": _jsonl}[file.suffix]
-        layout = "tsv" if file.suffix == ".tsv" else "hub"
-        folder = file.parent / benchmark.image_folder if benchmark.image_folder else file.parent
-        for cells in reader(file):
-            yield RawRow(cells | {"file": file.name, "folder": file.parent.name}, layout, folder)
+    local = _local(benchmark, path)
+    for file in _files(benchmark, local):
+        folders = _image_folders(benchmark, local, file)
+        for cells in _cells(benchmark, file):
+            layout = _layout(benchmark, file, cells)
+            if layout == "authors" and benchmark.authors and benchmark.authors.image_tag:
+                cells = _tagged(benchmark.authors, cells)
+            yield RawRow(cells | {"place": f"{file.parent.name}/{file.name}"}, layout, folders)
+
+
+def _layout(benchmark: Benchmark, file: Path, cells: dict[str, Any]) -> str:
+    """The authors' layout is JSON without the hub's columns of images."""
+    if file.suffix == ".tsv":
+        return "tsv"
+    named = file.suffix == ".parquet" or any(column in cells for column in benchmark.hub["images"])
+    return "hub" if named or benchmark.authors is None else "authors"
+
+
+def _image_folders(benchmark: Benchmark, path: Path, file: Path) -> tuple[Path, ...]:
+    """Where the image paths of a file may begin; never above the folder that the user named."""
+    if file.suffix == ".tsv" or benchmark.authors is None:
+        return (file.parent,)
+    top = os.path.abspath(path) if path.is_dir() else os.path.abspath(file.parent.parent)
+    folders = [os.path.normpath(file.absolute().parent / one) for one in benchmark.authors.folders]
+    return tuple(Path(one) for one in folders if os.path.commonpath([top, one]) == top) or (file.parent,)
+
+
+def _cells(benchmark: Benchmark, file: Path) -> Iterator[dict[str, Any]]:
+    if file.suffix != ".json":
+        yield from {".parquet": _parquet, ".tsv": _tsv, ".jsonl": _jsonl}[file.suffix](file)
+        return
+    authors = benchmark.authors or Authors(())
+    rows = list(_objects(file, enumerate(read_json_list(file, authors.key))))
+    for column, name in authors.beside.items():
+        if any(column not in row for row in rows):
+            _join(file, rows, authors.key, column, file.with_name(name))
+    if authors.filled:
+        _fill(rows, **authors.filled)
+    yield from rows
+
+
+def _join(file: Path, rows: list[dict[str, Any]], key: str, column: str, other: Path) -> None:
+    """Puts the values of another file, an object, into the rows of ``file``. Raises SophiaError when one is missing."""
+    if not other.is_file():
+        raise SophiaError(f"{file} has no {column!r}, and {other.name} is not beside it: the authors keep them there")
+    values = read_json(other)
+    for row in rows:
+        if column not in row:
+            found = values.get(row[key]) if isinstance(values, dict) else None
+            if not isinstance(found, str):
+                raise SophiaError(f"{other} has no text {row[key]!r}, which {file} needs")
+            row[column] = found
+
+
+def _fill(rows: list[dict[str, Any]], column: str, of: str, same: str, where: dict[str, str]) -> None:
+    """Where no row has ``column``, it is ``of`` of the row that ``where`` describes and whose ``same`` is equal."""
+    if any(column in row for row in rows):
+        return
+    texts = {row.get(same): row.get(of) for row in rows if all(row.get(key) == value for key, value in where.items())}
+    for row in rows:
+        row[column] = texts.get(row.get(same), "")
+
+
+def _tagged(authors: Authors, cells: dict[str, Any]) -> dict[str, Any]:
+    """Images that the text alone names become the column "images"; "<image_k>" stands where image k is named."""
+    texts = {column: cells[column] for column in authors.tagged if isinstance(cells.get(column), str)}
+    names = list(dict.fromkeys(re.findall(authors.image_tag, "\n".join(texts.values()))))
+
+    def place(tag: re.Match[str]) -> str:
+        return f"<image_{names.index(tag[1]) + 1}>"
+
+    placed = {column: re.sub(authors.image_tag, place, text) for column, text in texts.items()}
+    return cells | placed | {"images": [authors.image_file.format(name) for name in names]}
 
 
 def _local(benchmark: Benchmark, path: str) -> Path:
@@ -52,7 +119,9 @@ def _local(benchmark: Benchmark, path: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        wanted = [*benchmark.files, *([f"{benchmark.image_folder}/*"] if benchmark.image_folder else [])]
+        wanted = list(benchmark.files)
+        if benchmark.hub_is_authors and benchmark.authors:
+            wanted += [*benchmark.authors.files, *(f"{one}/*" for one in benchmark.authors.folders if one[0] != ".")]
         patterns = [f"{below}{pattern}" for pattern in wanted for below in ("", "*/")]
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:  # the library raises many kinds: no network, no such repository, no permission
@@ -62,21 +131,24 @@ def _local(benchmark: Benchmark, path: str) -> Path:
 
 
 def _files(benchmark: Benchmark, path: Path) -> list[Path]:
-    """The file itself, or the files of a folder that the benchmark's patterns name, or its table, or the only table."""
+    """The file itself; or of a folder: the hub's files, or the authors', or the benchmark's table, or the only one."""
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UsageError(f"benchmark {benchmark.name}: {path}: not one of {', '.join(_SUFFIXES)}")
         return [path]
     there = [file for file in path.absolute().rglob("*") if file.suffix in _SUFFIXES and file.is_file()]
     there = [file for file in there if not any(part[0] == "." for part in file.relative_to(path.absolute()).parts)]
-    found = [file for file in there if any(fnmatch.fnmatch(file.as_posix(), f"*/{one}") for one in benchmark.files)]
+    found = [file for file in there if any(file.match(one) for one in benchmark.files)]
+    for pattern in benchmark.authors.files if benchmark.authors else ():
+        found = found or [file for file in there if file.match(pattern)]
     tables = [file for file in there if file.suffix == ".tsv"]
     tables = [file for file in tables if file.stem == benchmark.vlmevalkit] or tables
     if found or len(tables) == 1:
         return sorted(found or tables, key=_natural)
+    wanted = [*benchmark.files, *(benchmark.authors.files if benchmark.authors else ())]
     listed = ", ".join(sorted(file.name for file in there)[:4]) or "no Parquet, JSON or TSV file"
     raise UsageError(
-        f"benchmark {benchmark.name}: {path} has none of {', '.join(benchmark.files)} (it has {listed}): "
+        f"benchmark {benchmark.name}: {path} has none of {', '.join(wanted)} (it has {listed}): "
         "name the file itself"
     )
 
@@ -95,10 +167,6 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise SophiaError(f"cannot read {file}: damaged or unreadable ({str(error).splitlines()[0]})") from error
-
-
-def _json(file: Path) -> Iterator[dict[str, Any]]:
-    yield from _objects(file, enumerate(read_json_list(file)))
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Image = TypeVar("Image")
@@ -21,9 +22,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.Undefined, keep_trailing_newline=True)
 
 
+@cache
+def _template(text: str) -> Template:
+    """A template is compiled once: it takes as long as reading ten questions."""
+    return _environment().from_string(text)
+
+
 def render(template: str, values: Mapping[str, Any], images: int, images_last: bool) -> str:
     """The prompt of one question. ``images_last``: images that the text does not place follow it."""
-    text = _environment().from_string(template).render(values)
+    text = _template(template).render(values)
     marks = {int(mark) for mark in _MARK.findall(text)}
     missing = [number for number in range(1, images + 1) if number not in marks]
     if images_last and missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -56,10 +57,15 @@ def read_benchmark(source: Source) -> Iterator[Row]:
     wanted = (row for row in read_raw(benchmark, source.path) if _belongs(benchmark, row))
     number = -1
     rows: dict[str, int] = {}  # index in a table -> the row where it stands first
+    within: dict[str, str] = {}  # id -> the part of the set where it stands first
     for number, raw in enumerate(islice(wanted, source.limit)):
         row, index = row_of(benchmark, label, number, raw), raw.cells.get("index")
         if raw.layout == "tsv" and index and rows.setdefault(index, number) != number:
             row = replace(row, problems=(*row.problems, f"duplicate index {index}, first in row {rows[index]}"))
+        if benchmark.numbered_within:
+            part = str(json.loads(row.details)["values"][benchmark.numbered_within])
+            if within.setdefault(row.id, part) != part:  # each part has its own numbers
+                row = replace(row, id=f"{part}-{row.id}")
         yield row
     if number < 0:
         of = ", ".join(f"{key} = {value!r}" for key, value in benchmark.only.items())
@@ -79,10 +85,9 @@ def values_of(benchmark: Benchmark, raw: RawRow) -> dict[str, Any]:
 
     ``options`` are (letter, text) pairs; without images.
     """
-    columns = benchmark.tsv if raw.layout == "tsv" else benchmark.hub
-    named = {key: column for key, column in columns.items() if key != "images"}
+    named = {key: column for key, column in benchmark.columns(raw.layout).items() if key != "images"}
     values: dict[str, Any] = {key: _text(_cell(raw.cells, column)) for key, column in named.items()}
-    values |= {key: raw.cells[key] for key in ("file", "folder")}
+    values["place"] = raw.cells["place"]
     for key in [*(key for key in _LISTS if key in named), *(["options"] if "options" in named else [])]:
         values[key] = _cell(raw.cells, named[key])
     cell = _cell(raw.cells, named["answer"])
@@ -107,7 +112,7 @@ def _derive(benchmark: Benchmark, values: dict[str, Any]) -> None:
         base = str(values.get(rule.get("from", ""), ""))
         if "pattern" in rule:
             found = re.search(rule["pattern"], base)
-            values[key] = found[1] if found else ""
+            values[key] = found[found.lastindex or 0] if found else rule.get("default", "")
         elif "join" in rule:
             values[key] = f"{base}_{values.get(rule['join'], '')}"
         elif "variants" in rule:
@@ -212,13 +217,25 @@ def options_in(text: str) -> tuple[str, ...]:
 
 
 def _images(benchmark: Benchmark, raw: RawRow, problems: list[str]) -> tuple[bytes | Path, ...]:
-    columns = (benchmark.tsv if raw.layout == "tsv" else benchmark.hub)["images"]
     found: list[bytes | Path] = []
-    for column in columns:
-        found += images_of(_cell(raw.cells, column), raw.folder, problems)
+    for column in benchmark.columns(raw.layout)["images"]:
+        found += _found(_cell(raw.cells, column), raw.folders, problems)
     if not found and not problems and raw.layout == "tsv":
-        found = list(images_of(raw.cells.get("image_path"), raw.folder, problems))  # files beside the table
+        found = _found(raw.cells.get("image_path"), raw.folders, problems)  # files beside the table
     return tuple(found)
+
+
+def _found(cell: Any, folders: Sequence[Path], problems: list[str]) -> list[bytes | Path]:
+    """The images of a cell; paths below the first folder that has all of them, or else below the first."""
+    tried: list[tuple[list[bytes | Path], list[str]]] = []
+    for folder in folders:
+        wrong: list[str] = []
+        images = list(images_of(cell, folder, wrong))
+        tried.append((images, wrong))
+        if not wrong and not any(isinstance(image, Path) and not os.path.isfile(image) for image in images):
+            return images
+    problems += tried[0][1]
+    return tried[0][0]
 
 
 def _answer(values: dict[str, Any], options: Sequence[str], problems: list[str]) -> str:
@@ -270,7 +287,7 @@ def _type(values: Mapping[str, Any]) -> str:
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in ("file", "folder", "golds", "options_cell")}
+    return {key: value for key, value in values.items() if key not in ("place", "golds", "options_cell")}
 
 
 def _cell(cells: Mapping[str, Any], column: Any) -> Any:

@@ -18,6 +18,21 @@ _SAME = "same as paper"
 
 
 @dataclass(frozen=True)
+class Authors:
+    """The layout of the authors' own repository: JSON, with images as files (keys of ``[NAME.authors]``)."""
+
+    files: tuple[str, ...]  # the first pattern that finds files is the set
+    folders: tuple[str, ...] = (".",)  # where image paths begin, from the folder of the file; the first that has them
+    columns: Mapping[str, Any] = field(default_factory=dict)  # where they differ from the hub's
+    key: str = ""  # the file is one object that holds the rows by name: the column that the name goes to
+    beside: Mapping[str, str] = field(default_factory=dict)  # column -> a file that holds its values by that name
+    filled: Mapping[str, Any] = field(default_factory=dict)  # a column that the file lacks, from a row of the same kind
+    image_tag: str = ""  # images that only the text names
+    tagged: tuple[str, ...] = ()  # the columns whose text names them, in the order of the prompt
+    image_file: str = "{}"  # the file that a tag means
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark; every field is a key of benchmarks.toml (docs/benchmarks.md explains them).
 
@@ -34,15 +49,17 @@ class Benchmark:
     groups: tuple[str, ...]
     scorer: str
     table: str
-    hub: Mapping[str, Any]
+    hub: dict[str, Any]
     prompts: Mapping[str, str]
     row: Mapping[str, Any]
     tsv: Mapping[str, Any] = field(default_factory=dict)
+    authors: Authors | None = None
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lookup: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     only: Mapping[str, str] = field(default_factory=dict)
     vlmevalkit: str = ""
-    image_folder: str = ""
+    hub_is_authors: bool = False  # the hub has the authors' files, and no Parquet
+    numbered_within: str = ""  # the value within which an id is unique; elsewhere the value stands before it
     worst_of: str = ""
     judged: bool = False  # the paper asks an LLM for the verdict; elsewhere for the final answer only
     lettered: bool = False  # options stand in the columns A, B, C, ... of the table
@@ -54,6 +71,12 @@ class Benchmark:
     text_only: bool = False  # questions without an image belong to it
     images_last: bool = False  # images follow the text in the prompt
 
+    def columns(self, layout: str) -> Mapping[str, Any]:
+        """The column of each value in a layout: "hub", "tsv" or "authors"."""
+        if layout == "tsv":
+            return self.tsv
+        return self.hub | self.authors.columns if layout == "authors" and self.authors else self.hub
+
     def prompt(self, protocol: str) -> str:
         """The Jinja template of a protocol's prompt."""
         text = self.prompts[protocol]
@@ -64,10 +87,12 @@ class Benchmark:
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name, in the order of the paper's tables."""
     raw: dict[str, Any] = tomllib.loads((Path(__file__).parent / "benchmarks.toml").read_text(encoding="utf-8"))
-    return {name: Benchmark(name=name, **{k: _tuples(v) for k, v in row.items()}) for name, row in raw.items()}
+    return {name: Benchmark(name=name, **{k: _typed(k, v) for k, v in row.items()}) for name, row in raw.items()}
 
 
-def _tuples(value: Any) -> Any:
+def _typed(key: str, value: Any) -> Any:
+    if key == "authors":
+        return Authors(**{name: _typed("", cell) for name, cell in value.items()})
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -93,19 +93,28 @@ def wrong_item(item: Any) -> str:
     return "not a JSON object"
 
 
-def read_json_list(path: Path) -> list[dict[str, Any] | str]:
+def read_json_list(path: Path, key: str = "") -> list[dict[str, Any] | str]:
     """The objects of a file that holds one list of them; a string says what an item is instead.
 
+    With ``key`` the file may hold one object of them, too: the name of each becomes its ``key``, unless it has one.
     Raises SophiaError when the file cannot be read or holds something else.
     """
+    items = read_json(path)
+    if key and isinstance(items, dict):
+        items = [{key: name} | item if isinstance(item, dict) else item for name, item in items.items()]
+    if not isinstance(items, list):
+        wrong = f"{wrong_item(items)}: it " if isinstance(items, Repeated) else ""
+        raise SophiaError(f"{path} {wrong}must hold a list of objects (or be .jsonl: one object per line)")
+    return [item if isinstance(item, dict) else wrong_item(item) for item in items]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises SophiaError when it cannot be read."""
     try:
-        items = parsed(path.read_bytes())
+        return parsed(path.read_bytes())
     except OSError as error:
         raise SophiaError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeError as error:
         raise SophiaError(f"cannot read {path}: {not_text(error)}") from error
     except (ValueError, RecursionError) as error:
         raise SophiaError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(items, list):
-        raise SophiaError(f"{path} must hold a list of objects (or be .jsonl: one object per line)")
-    return [item if isinstance(item, dict) else wrong_item(item) for item in items]

@@ -1,0 +1,185 @@
+"""The files of the authors' own repositories: JSON, and images beside it. All rows here are made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sophia_mcore.benchmarks.prompts import place
+from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.config.schema import Source
+from sophia_mcore.data.columns import Row
+from sophia_mcore.data.prepare import prepare_questions
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.store.images import ImageStore
+from tests.support.pictures import plain
+
+
+def write(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(item) for item in value] if path.suffix == ".jsonl" else [json.dumps(value)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def images(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(plain(40, 30 + number, "red"))
+
+
+def read(name: str, path: Path) -> list[Row]:
+    """The rows; they pass the checks that a run makes, images included."""
+    source = Source(benchmark=name, path=str(path))
+    rows = list(read_benchmark(source))
+    prepared = path.parent / "prepared"
+    summary = prepare_questions([source], ImageStore(prepared / "i"), prepared / "q.parquet", read=read_benchmark)
+    assert summary.questions == len(rows)
+    return rows
+
+
+def details(row: Row) -> dict[str, Any]:
+    return json.loads(row.details)
+
+
+def named(row: Row, below: Path) -> list[str]:
+    return [image.relative_to(below).as_posix() for image in row.images if isinstance(image, Path)]
+
+
+VISION = {"id": "7", "question": "Which is red?\n<image1>", "options": ["A", "B"], "answer": "B", "solution": None,
+          "level": 2, "subject": "counting", "image": "images/7.jpg"}  # fmt: skip
+
+
+@pytest.mark.parametrize("named_file", ["", "data/test.jsonl"])
+def test_mathvision_names_images_from_the_root(tmp_path: Path, named_file: str) -> None:
+    top = tmp_path / "MATH-V"
+    write(top / "data/test.jsonl", [VISION, VISION | {"id": "8", "options": [], "answer": "2"}])
+    write(top / "data/testmini.jsonl", [VISION])
+    write(top / "outputs/Model.jsonl", [VISION | {"model_answer": "B"}])
+    images(top, "images/7.jpg")
+    first, second = read("mathvision", top / named_file)
+    assert named(first, top) == named(second, top) == ["images/7.jpg"]
+    assert (first.answer, first.answer_type, second.answer, second.answer_type) == ("B", "choice", "2", "")
+    assert details(first)["values"]["l2-category"] == "2"
+
+
+def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path / "data/test.jsonl", [VISION])
+    images(tmp_path, "images/7.jpg")
+    with pytest.raises(SophiaError, match=r"image missing \[.*data/images/7.jpg"):
+        read("mathvision", tmp_path / "data")
+    write(tmp_path / "data/test.jsonl", [VISION | {"image": "../images/7.jpg"}])
+    with pytest.raises(SophiaError, match="leads out of"):
+        read("mathvision", tmp_path / "data/test.jsonl")
+
+
+def trial(answer: str, image: str) -> dict[str, Any]:
+    return {"question": "How long?", "answer": answer, "image": f"image/{image}", "answer_type": "float",
+            "subject": "algebra", "level": "high school"}  # fmt: skip
+
+
+def test_trials_of_dynamath_are_its_variants(tmp_path: Path) -> None:
+    top = tmp_path / "DynaMath"
+    write(top / "dataset/dataset.json", {"1": trial("9.5", "image1.png")})
+    for number in range(1, 11):
+        folder = top / f"samples and result/10trials/trial{number}"
+        write(folder / "dataset.json", {"1": trial(f"{number}.5", "image1.png"), "12": trial("0", "image12.png")})
+        images(folder, "image/image1.png", "image/image12.png")
+    rows = read("dynamath", top)
+    assert [row.id for row in rows] == [f"{seed}_{number}" for number in range(1, 11) for seed in (1, 12)]
+    assert [row.answer for row in rows[::2]] == [f"{number}.5" for number in range(1, 11)]
+    assert [named(row, top)[0].split("/")[2:] for row in rows[-2:]] == [
+        ["trial10", "image", "image1.png"], ["trial10", "image", "image12.png"]
+    ]  # fmt: skip
+    values = details(rows[-1])["values"]
+    assert (values["index"], values["varid"], values["knowledge_level"]) == ("9012", "10", "high school")
+    (alone,) = list(read_benchmark(Source(benchmark="dynamath", path=str(top / "dataset/dataset.json"))))
+    assert (alone.id, alone.answer) == ("1_1", "9.5")
+
+
+def test_mathvista_has_its_prompts_in_another_file(tmp_path: Path) -> None:
+    top = tmp_path / "MathVista"
+    row = {"question": "Which?", "image": "images/5.jpg", "choices": ["six", "two"], "unit": None, "precision": None,
+           "answer": "two", "question_type": "multi_choice", "answer_type": "text", "pid": "5",
+           "metadata": {"split": "testmini", "task": "figures", "skills": ["arithmetic", "logic"]}}  # fmt: skip
+    query = "Hint: Say a letter.\nQuestion: Which?\nChoices:\n(A) six\n(B) two"
+    write(top / "data/testmini.json", {"5": row})
+    write(top / "data/query.json", {"4": "another", "5": query})
+    write(top / "results/model/output_model.json", {"5": row | {"response": "two"}})
+    images(top, "data/images/5.jpg")
+    (one,) = read("mathvista", top)
+    assert (one.id, one.answer, one.options, one.question) == ("5", "B", ("six", "two"), "Which?")
+    assert set(details(one)["prompts"].values()) == {query}
+    assert details(one)["values"]["skills"] == ["arithmetic", "logic"]
+    write(top / "data/query.json", {"4": "another"})
+    with pytest.raises(SophiaError, match=r"query.json has no text '5', which .*testmini.json needs"):
+        list(read_benchmark(Source(benchmark="mathvista", path=str(top))))
+    (top / "data/query.json").unlink()
+    with pytest.raises(SophiaError, match="query.json is not beside it"):
+        list(read_benchmark(Source(benchmark="mathvista", path=str(top))))
+    (top / "data/testmini.json").write_text('{"5": {}, "5": {}}')
+    with pytest.raises(SophiaError, match="'5' stands twice"):
+        list(read_benchmark(Source(benchmark="mathvista", path=str(top))))
+
+
+def test_mathverse_gets_the_question_that_the_judge_needs(tmp_path: Path) -> None:
+    top = tmp_path / "MathVerse"
+    text = "As shown, how long?\nChoices:\nA:3\nB:6 cm"
+    only = {"sample_index": "5", "problem_index": "1", "problem_version": "Vision Only", "question": "",
+            "image": "images_version_6/image_1.png", "answer": "B", "question_type": "multi-choice",
+            "metadata": {"subject": "Plane Geometry", "subfield": "Length"}, "query_wo": "Answer directly.",
+            "query_cot": "Reason first."}  # fmt: skip
+    dominant = only | {"sample_index": "1", "problem_version": "Text Dominant", "question": text}
+    write(top / "data/testmini.json", [dominant, only])
+    images(top, "data/images/images_version_6/image_1.png")
+    (one,) = read("mathverse", top)
+    assert one.id == "5" and one.options == ("3", "6 cm") and details(one)["values"]["judge_question"] == text
+    assert named(one, top) == ["data/images/images_version_6/image_1.png"]
+    write(top / "data/testmini.json", [dominant, only | {"question_for_eval": "Its own\nChoices:\nA:1\nB:2"}])
+    (one,) = read_benchmark(Source(benchmark="mathverse", path=str(top)))
+    assert one.options == ("1", "2")
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"problem_id": number, "question": "Is <image_1> like <image_2>?", "input_image": ["a.jpg", "b.jpg"],
+            "answer": "B", "answer_type": "choice", "subject": "Logic"}  # fmt: skip
+
+
+def test_mvmath_is_read_once(tmp_path: Path) -> None:
+    """The folder that holds the files has the set's name, too; the parts are not read beside the whole."""
+    top = tmp_path / "MV-MATH"
+    write(top / "data/MV-MATH.json", [step(1), step(2)])
+    write(top / "data/MV-MATH-choice.json", [step(1)])
+    write(top / "data/MV-MATH-freeform.json", [step(2)])
+    (top / "data/merge-example.json").write_text("[,]")
+    images(top, "images/a.jpg", "images/b.jpg")
+    rows = read("mvmath", top)
+    assert [row.id for row in rows] == ["1", "2"] and named(rows[0], top) == ["images/a.jpg", "images/b.jpg"]
+    (top / "data/MV-MATH.json").unlink()
+    assert [row.id for row in read_benchmark(Source(benchmark="mvmath", path=str(top)))] == ["1", "2"]
+
+
+def open_question(number: int, question: str, **more: Any) -> dict[str, Any]:
+    return {"id": number, "subfield": "Algebra", "context": None, "question": question, "solution": ["made up"],
+            "final_answer": ["$2$"], "is_multiple_answer": False, "unit": None, "answer_type": "Numerical",
+            "error": None, **more}  # fmt: skip
+
+
+def test_olympiadbench_names_images_in_the_text(tmp_path: Path) -> None:
+    top = tmp_path / "OlympiadBench"
+    physics = open_question(4, "See <img_9>, then <img_12>.", context="A ball as in <img_12>.")
+    write(top / "data/OE_MM_physics_en_COMP.json", [physics])
+    write(top / "data/OE_TO_maths_zh_CEE.json", [open_question(4, "Find x."), open_question(5, "Find y.")])
+    write(top / "data/TP_TO_maths_en_COMP.json", [open_question(6, "Prove it.")])
+    images(top, "images/img_9.jpg", "images/img_12.jpg")
+    ball, same_number, other = read("olympiadbench", top)
+    assert named(ball, top) == ["images/img_12.jpg", "images/img_9.jpg"]
+    text, shown = place(details(ball)["prompts"]["paper"], ("twelve", "nine"))
+    assert shown == ("twelve", "nine", "twelve") and "<img_" not in text and "<image" not in text
+    values = details(ball)["values"]
+    assert (values["source"], values["subject"], ball.answer) == ("OE_MM_physics_en_COMP", "physics", "$2$")
+    assert details(same_number)["values"]["language"] == "zh" and same_number.images == ()
+    assert [ball.id, same_number.id, other.id] == ["4", "OE_TO_maths_zh_CEE-4", "5"]  # each file has its own numbers
