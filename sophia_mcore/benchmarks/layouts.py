@@ -148,8 +148,7 @@ def _files(benchmark: Benchmark, path: Path) -> list[Path]:
     wanted = [*benchmark.files, *(benchmark.authors.files if benchmark.authors else ())]
     listed = ", ".join(sorted(file.name for file in there)[:4]) or "no Parquet, JSON or TSV file"
     raise UsageError(
-        f"benchmark {benchmark.name}: {path} has none of {', '.join(wanted)} (it has {listed}): "
-        "name the file itself"
+        f"benchmark {benchmark.name}: {path} has none of {', '.join(wanted)} (it has {listed}): name the file itself"
     )
 
 

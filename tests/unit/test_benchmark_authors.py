@@ -59,6 +59,7 @@ def test_mathvision_names_images_from_the_root(tmp_path: Path, named_file: str) 
     write(top / "data/test.jsonl", [VISION, VISION | {"id": "8", "options": [], "answer": "2"}])
     write(top / "data/testmini.jsonl", [VISION])
     write(top / "outputs/Model.jsonl", [VISION | {"model_answer": "B"}])
+    write(top / "test-copy/notes.parquet", "the folder has the name of the hub's files")
     images(top, "images/7.jpg")
     first, second = read("mathvision", top / named_file)
     assert named(first, top) == named(second, top) == ["images/7.jpg"]
@@ -118,7 +119,7 @@ def test_mathvista_has_its_prompts_in_another_file(tmp_path: Path) -> None:
     with pytest.raises(SophiaError, match=r"query.json has no text '5', which .*testmini.json needs"):
         list(read_benchmark(Source(benchmark="mathvista", path=str(top))))
     (top / "data/query.json").unlink()
-    with pytest.raises(SophiaError, match="query.json is not beside it"):
+    with pytest.raises(SophiaError, match=r"query\.json is not beside it"):
         list(read_benchmark(Source(benchmark="mathvista", path=str(top))))
     (top / "data/testmini.json").write_text('{"5": {}, "5": {}}')
     with pytest.raises(SophiaError, match="'5' stands twice"):
