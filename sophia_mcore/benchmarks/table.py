@@ -49,7 +49,7 @@ class Benchmark:
     groups: tuple[str, ...]
     scorer: str
     table: str
-    hub: dict[str, Any]
+    hub: Mapping[str, Any]
     prompts: Mapping[str, str]
     row: Mapping[str, Any]
     tsv: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Benchmark:
         """The column of each value in a layout: "hub", "tsv" or "authors"."""
         if layout == "tsv":
             return self.tsv
-        return self.hub | self.authors.columns if layout == "authors" and self.authors else self.hub
+        return {**self.hub, **self.authors.columns} if layout == "authors" and self.authors else self.hub
 
     def prompt(self, protocol: str) -> str:
         """The Jinja template of a protocol's prompt."""
