@@ -13,7 +13,7 @@ from typing import Any
 from sophia_mcore.benchmarks.table import Authors, Benchmark
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.store.encodings import encoding_of_file, not_text
-from sophia_mcore.store.json_lines import read_json, read_json_lines, read_json_list
+from sophia_mcore.store.json_lines import read_json_lines, read_json_list, read_json_value
 
 _CELL_LIMIT = 1 << 30  # characters: a cell of a table holds whole images
 _SUFFIXES = (".parquet", ".json", ".jsonl", ".tsv")
@@ -80,7 +80,7 @@ def _join(file: Path, rows: list[dict[str, Any]], key: str, column: str, other: 
     """Puts the values of another file, an object, into the rows of ``file``. Raises SophiaError when one is missing."""
     if not other.is_file():
         raise SophiaError(f"{file} has no {column!r}, and {other.name} is not beside it: the authors keep them there")
-    values = read_json(other)
+    values = read_json_value(other)
     for row in rows:
         if column not in row:
             found = values.get(row[key]) if isinstance(values, dict) else None

@@ -99,7 +99,7 @@ def read_json_list(path: Path, key: str = "") -> list[dict[str, Any] | str]:
     With ``key`` the file may hold one object of them, too: the name of each becomes its ``key``, unless it has one.
     Raises SophiaError when the file cannot be read or holds something else.
     """
-    items = read_json(path)
+    items = read_json_value(path)
     if key and isinstance(items, dict):
         items = [{key: name} | item if isinstance(item, dict) else item for name, item in items.items()]
     if not isinstance(items, list):
@@ -108,7 +108,7 @@ def read_json_list(path: Path, key: str = "") -> list[dict[str, Any] | str]:
     return [item if isinstance(item, dict) else wrong_item(item) for item in items]
 
 
-def read_json(path: Path) -> Any:
+def read_json_value(path: Path) -> Any:
     """What a JSON file holds. Raises SophiaError when it cannot be read."""
     try:
         return parsed(path.read_bytes())
