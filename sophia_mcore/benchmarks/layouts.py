@@ -41,7 +41,7 @@ def read_raw(benchmark: Benchmark, path: str) -> Iterator[RawRow]:
         for cells in _cells(benchmark, file):
             layout = _layout(benchmark, file, cells)
             if layout == "authors" and benchmark.authors and benchmark.authors.image_tag:
-                cells = _tagged(benchmark.authors, cells)
+                cells = _tagged(benchmark.authors, cells, folders)
             yield RawRow(cells | {"place": f"{file.parent.name}/{file.name}"}, layout, folders)
 
 
@@ -98,7 +98,7 @@ def _fill(rows: list[dict[str, Any]], column: str, of: str, same: str, where: di
         row[column] = texts.get(row.get(same), "")
 
 
-def _tagged(authors: Authors, cells: dict[str, Any]) -> dict[str, Any]:
+def _tagged(authors: Authors, cells: dict[str, Any], folders: Iterable[Path]) -> dict[str, Any]:
     """Images that the text alone names become the column "images"; "<image_k>" stands where image k is named."""
     texts = {column: cells[column] for column in authors.tagged if isinstance(cells.get(column), str)}
     names = list(dict.fromkeys(re.findall(authors.image_tag, "\n".join(texts.values()))))
@@ -107,7 +107,13 @@ def _tagged(authors: Authors, cells: dict[str, Any]) -> dict[str, Any]:
         return f"<image_{names.index(tag[1]) + 1}>"
 
     placed = {column: re.sub(authors.image_tag, place, text) for column, text in texts.items()}
-    return cells | placed | {"images": [authors.image_file.format(name) for name in names]}
+    return cells | placed | {"images": [_file_of(authors, name, folders) for name in names]}
+
+
+def _file_of(authors: Authors, name: str, folders: Iterable[Path]) -> str:
+    files = [pattern.format(name) for pattern in authors.image_files]
+    there = (file for file in files if any((folder / file).is_file() for folder in folders))
+    return next(there, files[0])
 
 
 def _local(benchmark: Benchmark, path: str) -> Path:

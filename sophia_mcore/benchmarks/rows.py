@@ -57,15 +57,10 @@ def read_benchmark(source: Source) -> Iterator[Row]:
     wanted = (row for row in read_raw(benchmark, source.path) if _belongs(benchmark, row))
     number = -1
     rows: dict[str, int] = {}  # index in a table -> the row where it stands first
-    within: dict[str, str] = {}  # id -> the part of the set where it stands first
     for number, raw in enumerate(islice(wanted, source.limit)):
         row, index = row_of(benchmark, label, number, raw), raw.cells.get("index")
         if raw.layout == "tsv" and index and rows.setdefault(index, number) != number:
             row = replace(row, problems=(*row.problems, f"duplicate index {index}, first in row {rows[index]}"))
-        if benchmark.numbered_within:
-            part = str(json.loads(row.details)["values"][benchmark.numbered_within])
-            if within.setdefault(row.id, part) != part:  # each part has its own numbers
-                row = replace(row, id=f"{part}-{row.id}")
         yield row
     if number < 0:
         of = ", ".join(f"{key} = {value!r}" for key, value in benchmark.only.items())

@@ -29,7 +29,7 @@ class Authors:
     filled: Mapping[str, Any] = field(default_factory=dict)  # a column that the file lacks, from a row of the same kind
     image_tag: str = ""  # images that only the text names
     tagged: tuple[str, ...] = ()  # the columns whose text names them, in the order of the prompt
-    image_file: str = "{}"  # the file that a tag means
+    image_files: tuple[str, ...] = ("{}",)  # the file that a tag means: the first that is there
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class Benchmark:
     only: Mapping[str, str] = field(default_factory=dict)
     vlmevalkit: str = ""
     hub_is_authors: bool = False  # the hub has the authors' files, and no Parquet
-    numbered_within: str = ""  # the value within which an id is unique; elsewhere the value stands before it
     worst_of: str = ""
     judged: bool = False  # the paper asks an LLM for the verdict; elsewhere for the final answer only
     lettered: bool = False  # options stand in the columns A, B, C, ... of the table
