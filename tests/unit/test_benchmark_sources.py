@@ -245,6 +245,19 @@ def test_names_paths_and_damage(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_list_of_options_within_a_list(tmp_path: Path) -> None:
+    """One row of MMMU-Pro spells its options so; the letters of its options are texts, too."""
+    row = {"id": "validation_Accounting_1", "image": {"bytes": picture(), "path": "1.png"}, "answer": "B",
+           "options": "[['A', 'B', 'not enough information']]", "subject": "Accounting"}  # fmt: skip
+    (tmp_path / "vision").mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "vision/test-0.parquet")
+    (one,) = read_benchmark(Source(benchmark="mmmupro", path=str(tmp_path)))
+    assert one.problems == () and one.options == ("A", "B", "not enough information") and one.answer == "B"
+    pq.write_table(pa.Table.from_pylist([row | {"options": "[['A'], ['B']]"}]), tmp_path / "vision/test-0.parquet")
+    (two,) = read_benchmark(Source(benchmark="mmmupro", path=str(tmp_path)))
+    assert "is a list, not a text" in two.problems[0]
+
+
 def test_options_that_stand_in_the_text_alone_are_graded_without_a_judge() -> None:
     assert options_in("How long?\nChoices:\nA:3\nB:6 cm") == ("3", "6 cm")
     assert options_in("How long?\nChoices:\nB:3\nA:6") == () == options_in("A:3\nB:6") == options_in("Choices:\nA:3")
