@@ -204,7 +204,9 @@ class _Row:
         self.benchmark: Benchmark = benchmark_named(question.benchmark)
         self._details = details_of(question)
         self.values: Mapping[str, Any] = self._details["values"]
-        self.parts = _parts(question.answer) if self.benchmark.multi_step and self.multi_step else {}
+        multi_step = self.benchmark.multi_step and self.multi_step
+        self.nested = multi_step and _nested(question.answer)
+        self.parts = _parts(question.answer) if multi_step and not self.nested else {}
 
     @property
     def multi_step(self) -> bool:
@@ -231,6 +233,8 @@ class _Row:
         if self.parts:
             said = _parts(self.answer) or _in_order(self.answer, len(self.parts))
             return [self._item(number, said.get(part, ""), gold, "") for part, gold in self.parts.items()]
+        if self.nested:
+            return [self._item(number, "", self.question.answer, "")]  # only a judge can settle it
         golds = self._details["golds"]
         golds = golds if len(golds) > 1 else _alternatives(self.question.answer)
         return [self._item(number, response, gold, self.question.answer_type) for gold in golds]
@@ -276,6 +280,15 @@ def _parts(text: str) -> dict[str, str]:
         if len(found) > 1 and all(found.values()):
             return found
     return {}
+
+
+def _nested(gold: str) -> bool:
+    """Whether "(1)" stands twice in a gold answer: it has parts of parts, which no rule can tell apart.
+
+    >>> _nested("(1) 14; (2) 37."), _nested("(1) 14; (2) (1) 37; (2) 5")
+    (False, True)
+    """
+    return sum(mark[1] == "1" for mark in _PART.finditer(gold)) > 1
 
 
 _BETWEEN = re.compile(r"\s*[;；,，、]\s*|\s+and\s+")

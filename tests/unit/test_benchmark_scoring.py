@@ -180,6 +180,16 @@ def test_parts_in_bold_or_without_numbers(answer: str, credit: float, grader: Gr
     assert (score.credit, score.verdict == "correct") == (credit, credit == 1.0)
 
 
+@pytest.mark.parametrize("answer", ["(1) 37\n(2) 5", "Answer: {37; 5}", "(1) 14; (2) 37"])
+def test_parts_of_parts_are_not_scored_by_rules(answer: str, grader: Grader) -> None:
+    """Ten of MV-MATH's hundred answers with parts number a part's own parts from (1) again."""
+    gold = "(1) 14; (2) (1) 37; (2) 5"
+    details = {"index": "1", "golds": [gold], "values": {"answer_type": "multi-step"}}
+    question = Question(id="1", question="?", answer=gold, benchmark="mvmath", details=json.dumps(details))
+    (score,) = Scorer("paper", grader).score([(question, answer)])
+    assert (score.credit, score.verdict, score.settled_by) == (0.0, "no_answer", "none")
+
+
 CASES = {"mmmu": "letters", "mmmu_pro": "answer_line", "mathvista": "mathvista", "mathvision": "mathvision",
          "mathverse": "mathverse", "dynamath": "dynamath"}  # fmt: skip
 
