@@ -182,6 +182,9 @@ def _options(
     """Texts of the options: a list in one column, or one column per letter."""
     if "options" in values:
         cell = values["options"]
+        listed = literal(cell) if isinstance(cell, str) and cell[:2] == "[[" else cell
+        if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], list):
+            cell = listed[0]  # one row of MMMU-Pro has its list within a list
         return options_of(None if cell in ("", "[]") else cell, problems)
     if benchmark.lettered:
         return options_of([cells.get(letter) or "" for letter in ascii_uppercase], problems)

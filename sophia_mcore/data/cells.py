@@ -251,8 +251,6 @@ def options_of(value: Any, problems: list[str]) -> tuple[str, ...]:
         problems.append("the options are not a list")
         return ()
     items = list(value)
-    if len(items) == 1 and isinstance(items[0], (list, tuple)):  # one row of MMMU-Pro has its list within a list
-        items = list(items[0])
     while items and (items[-1] is None or items[-1] == ""):  # tables pad shorter lists
         items.pop()
     for letter, item in zip(itertools.chain(ascii_uppercase, itertools.repeat("?")), items, strict=False):
