@@ -4,6 +4,9 @@ No tensor is gathered. Rank 0 makes the files. Then each rank writes its own par
 dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
 parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
 once and hard-linked from version to version, like configuration and tokenizer.
+
+Nothing waits for the disk: engines read what was written from the system's memory, and verify it. What a power cut
+takes is found damaged and is written again (`rl.versions`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import Shard, canonical_parameters
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.rl.versions import MANIFEST, manifest_digest, manifest_of, version_folder
+from sophia_mcore.rl.versions import (
+    MANIFEST,
+    DamagedVersionError,
+    manifest_digest,
+    manifest_of,
+    verify_version,
+    version_folder,
+)
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
 from sophia_mcore.store.json_files import json_or_empty
@@ -31,13 +41,13 @@ from sophia_mcore.store.layout import MODEL_CARD
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
-from sophia_mcore.weights.formats.targets import Target, plan_hf
+from sophia_mcore.weights.formats.targets import NewFile, Target, plan_hf
 from sophia_mcore.weights.formats.tiles import Tiled
 from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.load import shard_boxes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
-FILE_BYTES = 5000 << 20
+FILE_BYTES = 512 << 20  # ranks and engines read files at once, to hash them
 T = TypeVar("T")
 
 
@@ -76,7 +86,7 @@ def publish(
     dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
     target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen, spelling=stored.spelling)
     first = dist.get_rank() == 0
-    linked = together(lambda: _linked(target, frozen, previous) if first else {})[0]
+    linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
         written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
@@ -119,22 +129,35 @@ def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> se
 def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> dict[Path, str]:
     """The target's files that are linked from the version before, and their digests: those with only frozen tensors.
 
-    Each is read. One whose bytes have changed since they were written is not linked but written again: its damage would
-    be part of every later version, whose digests would not tell.
+    Each is read; the ranks divide them among themselves. One whose bytes have changed since they were written is not
+    linked but written again: its damage would be part of every later version, whose digests would not tell.
     """
     if previous is None:
         return {}
     moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
     still = {tile.path for name in frozen for tile in target.tensors[name].tiles}
-    written, found = json_or_empty(previous / MANIFEST), {}
-    for path in sorted(still - moving):
-        file = previous / path.name
-        digest = file_digest(file, "xxh3-128") if file.is_file() else ""
-        if digest and written.get(path.name, {}).get("xxh3-128") == digest:
-            found[path] = digest
-        else:
-            print(f"warning: {file} is missing or damaged: it is written again", file=sys.stderr, flush=True)
-    return found
+    written = json_or_empty(previous / MANIFEST)
+    own = sorted((file for file in target.files if file.path in still - moving), key=lambda file: file.path)
+    own = own[dist.get_rank() :: dist.get_world_size()]
+
+    def read() -> dict[Path, str]:
+        found = {}
+        for file in own:
+            old = previous / file.path.name
+            digest = file_digest(old, "xxh3-128") if old.is_file() and _begins_like(old, file) else ""
+            if digest and written.get(old.name, {}).get("xxh3-128") == digest:
+                found[file.path] = digest
+            else:
+                print(f"warning: {old} is missing, damaged or holds other tensors: it is written again", file=sys.stderr, flush=True)
+        return found
+
+    return {path: digest for part in together(read) for path, digest in part.items()}
+
+
+def _begins_like(old: Path, new: NewFile) -> bool:
+    """Whether an older file has the header of the new one, so holds the same tensors at the same places."""
+    with open(old, "rb") as file:
+        return all(file.seek(offset) == offset and file.read(len(data)) == data for offset, data in new.literals)
 
 
 def _begin(
@@ -182,7 +205,6 @@ def _write_parameters(
             if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
                 continue
             written += write_parameter(tiled, parameter.data, shard, files)
-        files.sync()
     return written
 
 
@@ -237,8 +259,13 @@ def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) 
     digest = manifest_digest(manifest)
     write_json(partial / MANIFEST, manifest)
     final = version_folder(parent, version, digest)
-    if final.exists():  # a process that was killed has written the same bytes before
-        shutil.rmtree(partial)
-    else:
-        partial.rename(final)
+    if final.exists():  # a process that was killed has written the same bytes before, unless the disk has lost some
+        try:
+            verify_version(final, digest)
+        except DamagedVersionError:
+            shutil.rmtree(final)
+        else:
+            shutil.rmtree(partial)
+            return final, digest
+    partial.rename(final)
     return final, digest

@@ -76,9 +76,15 @@ class Files:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        failed: SophiaError | None = None
+        for path, descriptor in self._open.items():
+            try:
+                os.close(descriptor)
+            except OSError as problem:  # NFS writes the last bytes only now
+                failed = failed or write_failed(path, problem)
         self._open.clear()
+        if failed is not None and error is None:
+            raise failed
 
 
 def _reserve(descriptor: int, size: int) -> None:
