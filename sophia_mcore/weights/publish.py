@@ -148,7 +148,11 @@ def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> d
             if digest and written.get(old.name, {}).get("xxh3-128") == digest:
                 found[file.path] = digest
             else:
-                print(f"warning: {old} is missing, damaged or holds other tensors: it is written again", file=sys.stderr, flush=True)
+                print(
+                    f"warning: {old} is missing, damaged or holds other tensors: it is written again",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return found
 
     return {path: digest for part in together(read) for path, digest in part.items()}
