@@ -1,9 +1,10 @@
 """Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
 No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
-dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
-parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
-once and hard-linked from version to version, like configuration and tokenizer.
+dtype, through 1 MiB of memory; parts of rows become whole rows first (`columns`). Ranks that hold the same part (data
+and context parallel ranks, or tensors that tensor parallelism does not cut) divide the tensors among themselves. Frozen
+tensors have their own files, which are written once and hard-linked from version to version, like configuration and
+tokenizer.
 
 Nothing waits for the disk: engines read what was written from the system's memory, and verify it. What a power cut
 takes is found damaged and is written again (`rl.versions`).
@@ -38,6 +39,7 @@ from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import MODEL_CARD
+from sophia_mcore.weights.columns import is_cut_by_columns, write_columns
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
@@ -47,7 +49,7 @@ from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.load import shard_boxes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
-FILE_BYTES = 512 << 20  # ranks and engines read files at once, to hash them
+FILE_BYTES, FILES = 256 << 20, 200  # ranks write and read different files at once; about so many are open
 T = TypeVar("T")
 
 
@@ -84,12 +86,13 @@ def publish(
     frozen = set(stored.tensors) - set(trained)
     partial = parent / f".tmp-{version:08d}"
     dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
-    target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen, spelling=stored.spelling)
+    size = max(FILE_BYTES, sum(tensor.nbytes for tensor in stored.tensors.values()) // FILES)
+    target = plan_hf(stored.spec, stored.layout, dtypes, partial, size, apart=frozen, spelling=stored.spelling)
     first = dist.get_rank() == 0
     linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
-        written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
+        written = _write_parameters(chunks, spec, groups, target, linked)
         digests = _digests(target, linked)
         digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
@@ -98,7 +101,7 @@ def publish(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     assert result is not None
-    return *result, sum(written)
+    return *result, written
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -137,8 +140,7 @@ def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> d
     moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
     still = {tile.path for name in frozen for tile in target.tensors[name].tiles}
     written = json_or_empty(previous / MANIFEST)
-    own = sorted((file for file in target.files if file.path in still - moving), key=lambda file: file.path)
-    own = own[dist.get_rank() :: dist.get_world_size()]
+    own = _share([file for file in target.files if file.path in still - moving])
 
     def read() -> dict[Path, str]:
         found = {}
@@ -198,18 +200,31 @@ def _link(source: Path, target: Path) -> None:
 def _write_parameters(
     chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
 ) -> int:
-    """Write this rank's share of the tensors; returns the bytes written."""
-    written = 0
+    """Write this rank's share of the tensors; returns the bytes that all ranks have written."""
+    cut, whole = [], []
+    for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
+        tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
+        if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
+            continue
+        if is_cut_by_columns(tiled, shard):
+            cut.append((tiled, parameter.data))
+        else:
+            whole.append((tiled, parameter.data, shard))
+    start = len(whole) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
     with Files() as files, torch.no_grad():
-        for file in target.files:
-            if file.path not in linked:
-                files.join(file.path)
-        for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
-            tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
-            if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
-                continue
-            written += write_parameter(tiled, parameter.data, shard, files)
-    return written
+
+        def write_own() -> int:
+            for file in target.files:
+                if file.path not in linked:
+                    files.join(file.path)
+            return sum(write_parameter(*part, files) for part in whole[start:] + whole[:start])
+
+        def write_cut() -> int:
+            written = write_columns(cut, groups.tensor, files)
+            files.close()
+            return written
+
+        return sum(together(write_own)) + sum(together(write_cut))
 
 
 def _writes(number: int, shard: Shard, groups: Groups) -> bool:
@@ -251,10 +266,17 @@ def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) ->
 
 def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
     """xxh3-128 of the written files, by name. The ranks divide the files among themselves and read them back."""
-    files = sorted(file.path for file in target.files if file.path not in linked)
-    own = files[dist.get_rank() :: dist.get_world_size()]
-    found = together(lambda: {path.name: file_digest(path, "xxh3-128") for path in own})
+    own = _share([file for file in target.files if file.path not in linked])
+    found = together(lambda: {file.path.name: file_digest(file.path, "xxh3-128") for file in own})
     return {name: digest for part in found for name, digest in part.items()}
+
+
+def _share(files: Iterable[NewFile]) -> list[NewFile]:
+    """This rank's files, where the ranks divide them among themselves by their bytes."""
+    taken: list[list[NewFile]] = [[] for _ in range(dist.get_world_size())]
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        min(taken, key=lambda part: sum(one.size for one in part)).append(file)
+    return taken[dist.get_rank()]
 
 
 def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) -> tuple[Path, str]:

@@ -323,7 +323,7 @@ def test_bytes_that_a_filesystem_refuses_at_close_are_an_error(tmp_path: Path, m
         if last:
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    with monkeypatch.context() as patch, pytest.raises(SophiaError, match="cannot write .*two: .*quota is used up"):
+    with monkeypatch.context() as patch, pytest.raises(SophiaError, match=r"cannot write .*two: .*quota is used up"):
         patch.setattr(os, "close", close)
         with Files() as files:
             for name in ("one", "two", "three"):

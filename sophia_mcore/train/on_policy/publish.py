@@ -38,7 +38,7 @@ from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.on_policy.job import StageJob
 from sophia_mcore.train.on_policy.logprobs import forget
 from sophia_mcore.train.optim import require_current_parameters
-from sophia_mcore.weights.publish import FILE_BYTES, publish, together
+from sophia_mcore.weights.publish import FILE_BYTES, FILES, publish, together
 
 _KEPT = 2  # versions: the newest, and the one that an engine may still be loading
 
@@ -92,7 +92,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
 def _made_with(config: Config) -> str:
     """A digest of layout and code: what may change between two starts of a stage and make other bytes of the same."""
     sections = config.model_dump(mode="json", include={"parallel", "train"})
-    code = (__version__, metadata.version("megatron-core"), torch.__version__, FILE_BYTES)
+    code = (__version__, metadata.version("megatron-core"), torch.__version__, FILE_BYTES, FILES)
     return hashlib.sha256(json.dumps([sections, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
