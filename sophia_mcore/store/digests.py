@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,9 +27,17 @@ def new_digest(name: Digest) -> Running:
     return xxh3_128()
 
 
-def file_digest(path: Path, name: Digest) -> str:
-    """Hexadecimal digest of a file's bytes. Raises OSError when the file cannot be read."""
+def file_digest(path: Path, name: Digest, *, mapped: bool = False) -> str:
+    """Hexadecimal digest of a file's bytes. Raises OSError when the file cannot be read.
+
+    ``mapped``: hash the bytes where they lie in the system's memory, which takes half the time. If another process
+    shortens the file meanwhile, or the disk fails, the system ends this process: for files that we have just written.
+    """
     running = new_digest(name)
+    if mapped and path.stat().st_size:
+        with open(path, "rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            running.update(view)
+        return running.hexdigest()
     buffer = memoryview(bytearray(1 << 20))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):

@@ -1,10 +1,9 @@
 """Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
 No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
-dtype, through 1 MiB of memory; parts of rows become whole rows first (`columns`). Ranks that hold the same part (data
-and context parallel ranks, or tensors that tensor parallelism does not cut) divide the tensors among themselves. Frozen
-tensors have their own files, which are written once and hard-linked from version to version, like configuration and
-tokenizer.
+dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
+parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
+once and hard-linked from version to version, like configuration and tokenizer.
 
 Nothing waits for the disk: engines read what was written from the system's memory, and verify it. What a power cut
 takes is found damaged and is written again (`rl.versions`).
@@ -39,7 +38,6 @@ from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import MODEL_CARD
-from sophia_mcore.weights.columns import is_cut_by_columns, write_columns
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
@@ -92,7 +90,7 @@ def publish(
     linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
-        written = _write_parameters(chunks, spec, groups, target, linked)
+        written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
         digests = _digests(target, linked)
         digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
@@ -101,7 +99,7 @@ def publish(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     assert result is not None
-    return *result, written
+    return *result, sum(written)
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -200,31 +198,19 @@ def _link(source: Path, target: Path) -> None:
 def _write_parameters(
     chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
 ) -> int:
-    """Write this rank's share of the tensors; returns the bytes that all ranks have written."""
-    cut, whole = [], []
+    """Write this rank's share of the tensors; returns the bytes written."""
+    share = []
     for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
         tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
         if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
             continue
-        if is_cut_by_columns(tiled, shard):
-            cut.append((tiled, parameter.data))
-        else:
-            whole.append((tiled, parameter.data, shard))
-    start = len(whole) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
+        share.append((tiled, parameter.data, shard))
+    start = len(share) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
     with Files() as files, torch.no_grad():
-
-        def write_own() -> int:
-            for file in target.files:
-                if file.path not in linked:
-                    files.join(file.path)
-            return sum(write_parameter(*part, files) for part in whole[start:] + whole[:start])
-
-        def write_cut() -> int:
-            written = write_columns(cut, groups.tensor, files)
-            files.close()
-            return written
-
-        return sum(together(write_own)) + sum(together(write_cut))
+        for file in target.files:
+            if file.path not in linked:
+                files.join(file.path)
+        return sum(write_parameter(*part, files) for part in share[start:] + share[:start])
 
 
 def _writes(number: int, shard: Shard, groups: Groups) -> bool:
@@ -267,7 +253,7 @@ def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) ->
 def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
     """xxh3-128 of the written files, by name. The ranks divide the files among themselves and read them back."""
     own = _share([file for file in target.files if file.path not in linked])
-    found = together(lambda: {file.path.name: file_digest(file.path, "xxh3-128") for file in own})
+    found = together(lambda: {file.path.name: file_digest(file.path, "xxh3-128", mapped=True) for file in own})
     return {name: digest for part in found for name, digest in part.items()}
 
 

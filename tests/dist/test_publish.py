@@ -18,7 +18,6 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.rl.versions import Version, announce, newest_version, prune, read_version, verify_version
-from sophia_mcore.weights import columns
 from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.publish import publish
 from tests.support import harness
@@ -49,7 +48,6 @@ def build(groups: Any, backend: Any) -> tuple[list[Any], ModelSpec]:
 
 def publish_three(groups: Any, backend: Any, parent: Path) -> list[tuple[str, str, int]]:
     """Version 0 as loaded, version 1 changed, version 1 again."""
-    columns.BUFFER_BYTES = 1000  # rows in several bands, the last one shorter; this process is a forked rank
     chunks, spec = build(groups, backend)
     first = publish(chunks, spec, groups, MODEL, parent, 0)
     with torch.no_grad():
@@ -132,33 +130,6 @@ def test_a_failure_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
     messages = harness.run_layout(publish_into_a_file, Parallel(tensor=2), tmp_path / "file")
     assert len(messages) == 2
     assert all("cannot write" in message for message in messages)
-
-
-def publish_on_a_full_disk(groups: Any, backend: Any, parent: Path, only_rank: int) -> str:
-    """The disk of one rank is full when it writes its second band of whole rows."""
-    chunks, spec = build(groups, backend)
-    plain, calls = columns.write_box, [0]
-
-    def write_box(tiled: Any, box: Any, data: memoryview, files: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 2 and dist.get_rank() == only_rank:
-            raise SophiaError(f"cannot write {tiled.name}: no space")
-        plain(tiled, box, data, files)
-
-    columns.write_box = write_box  # this process is a forked rank: nobody else sees it
-    columns.BUFFER_BYTES = 1024  # many bands of the small model
-    try:
-        publish(chunks, spec, groups, MODEL, parent, 0)
-    except SophiaError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_no_rank_waits_for_rows_of_one_that_cannot_write(tmp_path: Path, rank: int) -> None:
-    messages = harness.run_layout(publish_on_a_full_disk, Parallel(tensor=2), tmp_path, rank, timeout=60.0)
-    assert messages[0] == messages[1] and "no space" in messages[0]
-    assert not list(tmp_path.iterdir())
 
 
 def test_pointers(tmp_path: Path) -> None:
