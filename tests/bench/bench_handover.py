@@ -1,6 +1,6 @@
 """New weights for the engines: published by tensor-parallel ranks and verified, against copies of the same bytes.
 
-python -m tests.bench.bench_handover [--gigabytes 3] [--repeats 3] [--folder TMP]
+python -m tests.bench.bench_handover [--gigabytes 3] [--repeats 5] [--folder TMP]
 
 Prints one JSON line. Two ranks hold a bf16 model; nothing is frozen. In every repeat each way has its turn, in changing
 order, on one file system, with nothing waiting for the disk; seconds are the best of the repeats, of the slower rank.
@@ -190,7 +190,7 @@ def line(ranks: list[list[Found]], size: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
