@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     Running = xxh3_128 | hashlib._Hash
 
+_WINDOW = 4 << 20  # bytes that are mapped at once
 Digest = Literal["xxh3-128", "sha256"]
 
 
@@ -34,9 +35,13 @@ def file_digest(path: Path, name: Digest, *, mapped: bool = False) -> str:
     shortens the file meanwhile, or the disk fails, the system ends this process: for files that we have just written.
     """
     running = new_digest(name)
-    if mapped and path.stat().st_size:
-        with open(path, "rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            running.update(view)
+    if mapped:
+        with open(path, "rb") as whole:
+            size = path.stat().st_size
+            for start in range(0, size, _WINDOW):
+                length = min(_WINDOW, size - start)
+                with mmap.mmap(whole.fileno(), length, access=mmap.ACCESS_READ, offset=start) as view:
+                    running.update(view)
         return running.hexdigest()
     buffer = memoryview(bytearray(1 << 20))
     with open(path, "rb", buffering=0) as file:

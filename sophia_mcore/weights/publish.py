@@ -1,9 +1,10 @@
 """Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
 No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
-dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
-parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
-once and hard-linked from version to version, like configuration and tokenizer.
+dtype, through a few MiB of memory; of tensors that are cut by columns, whole rows (`columns`). Ranks that hold the same
+part (data and context parallel ranks, or tensors that tensor parallelism does not cut) divide the tensors among
+themselves. Frozen tensors have their own files, which are written once and hard-linked from version to version, like
+configuration and tokenizer.
 
 Nothing waits for the disk: engines read what was written from the system's memory, and verify it. What a power cut
 takes is found damaged and is written again (`rl.versions`).
@@ -38,6 +39,7 @@ from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import MODEL_CARD
+from sophia_mcore.weights.columns import is_cut_by_columns, shared_memory, write_columns
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
@@ -90,7 +92,7 @@ def publish(
     linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
-        written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
+        written = _write_parameters(chunks, spec, groups, target, linked)
         digests = _digests(target, linked)
         digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
@@ -99,7 +101,7 @@ def publish(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     assert result is not None
-    return *result, sum(written)
+    return *result, written
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -198,19 +200,33 @@ def _link(source: Path, target: Path) -> None:
 def _write_parameters(
     chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
 ) -> int:
-    """Write this rank's share of the tensors; returns the bytes written."""
-    share = []
+    """Write this rank's share of the tensors; returns the bytes that all ranks have written."""
+    whole: list[tuple[Tiled, torch.Tensor, Shard]] = []
+    cut: list[tuple[Tiled, torch.Tensor]] = []
+    memory = shared_memory(groups.tensor) if groups.tensor_size > 1 else None
     for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
         tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
         if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
             continue
-        share.append((tiled, parameter.data, shard))
-    start = len(share) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
+        if memory is not None and is_cut_by_columns(tiled, shard):
+            cut.append((tiled, parameter.data))
+        else:
+            whole.append((tiled, parameter.data, shard))
+    start = len(whole) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
     with Files() as files, torch.no_grad():
-        for file in target.files:
-            if file.path not in linked:
-                files.join(file.path)
-        return sum(write_parameter(*part, files) for part in share[start:] + share[:start])
+
+        def write_whole() -> int:
+            for file in target.files:
+                if file.path not in linked:
+                    files.join(file.path)
+            return sum(write_parameter(*part, files) for part in whole[start:] + whole[:start])
+
+        def write_cut() -> int:
+            written = write_columns(cut, groups.tensor, memory, files) if memory is not None else 0
+            files.close()
+            return written
+
+        return sum(together(write_whole)) + sum(together(write_cut))
 
 
 def _writes(number: int, shard: Shard, groups: Groups) -> bool:
