@@ -1,6 +1,6 @@
 """Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
-No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
+No tensor is gathered. The ranks make the files. Then each writes its own parts of the parameters, cast to the stored
 dtype, through a few MiB of memory; of tensors that are cut by columns, whole rows (`columns`). Ranks that hold the same
 part (data and context parallel ranks, or tensors that tensor parallelism does not cut) divide the tensors among
 themselves. Frozen tensors have their own files, which are written once and hard-linked from version to version, like
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,8 +92,10 @@ def publish(
     linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
+        new = _share([file for file in target.files if file.path not in linked])
+        together(lambda: _create(new))
         written = _write_parameters(chunks, spec, groups, target, linked)
-        digests = _digests(target, linked)
+        digests = _digests(new)
         digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
     except BaseException:
@@ -169,22 +171,25 @@ def _begins_like(old: Path, new: NewFile) -> bool:
 def _begin(
     partial: Path, target: Target, linked: Collection[Path], previous: Path | None, base: Path, spec: ModelSpec
 ) -> None:
-    """On rank 0: make the folder, files with headers and reserved space, links, configuration and tokenizer."""
+    """On rank 0: make the folder, links, configuration and tokenizer."""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise write_failed(partial, error) from error
-    with Files() as files:
-        for file in target.files:
-            if file.path in linked:
-                assert previous is not None
-                _link(previous / file.path.name, file.path)
-                continue
-            files.create(file.path, file.size)
-            for offset, data in file.literals:
-                write_bytes_at(files, file.path, data, offset)
+    for path in linked:
+        assert previous is not None
+        _link(previous / path.name, path)
     write_settings(spec, base, partial, target.layout, skip=(MODEL_CARD,))  # it may change while versions are written
+
+
+def _create(files: Iterable[NewFile]) -> None:
+    """On every rank: make files with headers and reserved space, which in memory takes as long as writing them."""
+    with Files() as made:
+        for file in files:
+            made.create(file.path, file.size)
+            for offset, data in file.literals:
+                write_bytes_at(made, file.path, data, offset)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -266,9 +271,8 @@ def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) ->
         yield row, count, memoryview(part.view(torch.uint8).numpy().data)
 
 
-def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
-    """xxh3-128 of the written files, by name. The ranks divide the files among themselves and read them back."""
-    own = _share([file for file in target.files if file.path not in linked])
+def _digests(own: Sequence[NewFile]) -> dict[str, str]:
+    """xxh3-128 of the written files, by name. Each rank reads its own back."""
     found = together(lambda: {file.path.name: file_digest(file.path, "xxh3-128", mapped=True) for file in own})
     return {name: digest for part in found for name, digest in part.items()}
 
