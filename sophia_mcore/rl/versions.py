@@ -6,6 +6,10 @@
 Version v is the policy after v trained batches; version 0 is the starting model. A version's folder is a Hugging Face
 model folder with a manifest of its files and their xxh3-128 digests. The digest of the manifest is the version's
 digest, and the ``model_digest`` of everything that the version samples.
+
+A new version's bytes are in the memory of the system and not yet on the disk: an engine waits for them, and compares
+every byte with the digest. `settle` brings them to the disk, before the checkpoint from which the version could be
+written again is followed by a newer one.
 """
 
 from __future__ import annotations
@@ -14,17 +18,19 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.atomic import sync_files, write_json
 from sophia_mcore.store.digests import file_digest
 
 MANIFEST = "version.json"
 _POINTER = re.compile(r"(\d{8,})\.json")
 _FOLDER = re.compile(r"(\d{8,})-[0-9a-f]{8}")
+_READERS = 4  # hashing and reading release the interpreter lock
 
 
 class DamagedVersionError(SophiaError):
@@ -124,13 +130,34 @@ def verify_version(folder: Path, digest: str) -> None:
         raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
     if different := sorted(names ^ set(manifest)):
         raise DamagedVersionError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
-    for name, entry in manifest.items():
-        try:
-            found = file_digest(folder / name, "xxh3-128")
-        except OSError as error:
-            raise DamagedVersionError(f"{folder}: damaged version ({name}: {error.strerror})") from None
-        if found != entry["xxh3-128"]:
-            raise DamagedVersionError(f"{folder}: damaged version ({name}: its bytes are not those that were written)")
+    with ThreadPoolExecutor(_READERS) as pool:
+        for problem in pool.map(lambda name: _difference(folder / name, manifest[name]["xxh3-128"]), manifest):
+            if problem:
+                raise DamagedVersionError(f"{folder}: damaged version ({problem})")
+
+
+def _difference(file: Path, digest: str) -> str:
+    """What is wrong with a file's bytes; empty if nothing is."""
+    try:
+        found = file_digest(file, "xxh3-128")
+    except OSError as error:
+        return f"{file.name}: {error.strerror}"
+    return "" if found == digest else f"{file.name}: its bytes are not those that were written"
+
+
+def settle(parent: Path) -> None:
+    """Bring the bytes of all versions under ``parent`` to the disk. Raises SophiaError if that fails.
+
+    Every process that has written a part of them calls it: a machine can only sync what was written on it.
+    """
+    for folder in _version_folders(parent):
+        sync_files(folder)
+
+
+def _version_folders(parent: Path) -> Iterator[Path]:
+    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if path.is_dir() and _FOLDER.fullmatch(path.name):
+            yield path
 
 
 def prune(parent: Path, keep: Collection[Path]) -> list[Path]:

@@ -131,6 +131,27 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
             os.unlink(name)
 
 
+def sync_files(folder: Path) -> None:
+    """Make the files of a folder, and their names, survive a power cut. A folder or file that is gone is passed over.
+
+    Raises SophiaError naming the file that cannot be written to the disk.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise write_failed(path, error) from error
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise write_failed(path, error) from error
+        finally:
+            os.close(descriptor)
+    _sync_folder(folder)
+
+
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -1,9 +1,13 @@
 """Writes the model in training as a Hugging Face folder. This is the inverse of `load`.
 
-No tensor is gathered. Rank 0 makes the files. Then each rank writes its own parts of the parameters, cast to the stored
-dtype, through 1 MiB of memory. Ranks that hold the same part (data and context parallel ranks, or tensors that tensor
-parallelism does not cut) divide the tensors among themselves. Frozen tensors have their own files, which are written
-once and hard-linked from version to version, like configuration and tokenizer.
+No tensor is gathered. The ranks make the files. Then each writes its own parts of the parameters, cast to the stored
+dtype, through a few MiB of memory; of tensors that are cut by columns, whole rows (`columns`). Ranks that hold the same
+part (data and context parallel ranks, or tensors that tensor parallelism does not cut) divide the tensors among
+themselves. Frozen tensors have their own files, which are written once and hard-linked from version to version, like
+configuration and tokenizer.
+
+Nothing waits for the disk: engines read what was written from the system's memory, and verify it. What a power cut
+takes is found damaged and is written again (`rl.versions`).
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,21 +27,29 @@ from sophia_mcore.errors import SophiaError
 from sophia_mcore.model.names import Shard, canonical_parameters
 from sophia_mcore.parallel.groups import Groups
 from sophia_mcore.pretrained.spec import ModelSpec
-from sophia_mcore.rl.versions import MANIFEST, manifest_digest, manifest_of, version_folder
+from sophia_mcore.rl.versions import (
+    MANIFEST,
+    DamagedVersionError,
+    manifest_digest,
+    manifest_of,
+    verify_version,
+    version_folder,
+)
 from sophia_mcore.store.atomic import write_failed, write_json
 from sophia_mcore.store.digests import file_digest
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import MODEL_CARD
+from sophia_mcore.weights.columns import is_cut_by_columns, shared_memory, write_columns
 from sophia_mcore.weights.formats.model_files import write_settings
 from sophia_mcore.weights.formats.opening import open_checkpoint
 from sophia_mcore.weights.formats.stream import BUFFER_BYTES, Files, bands, write_box, write_bytes_at
-from sophia_mcore.weights.formats.targets import Target, plan_hf
+from sophia_mcore.weights.formats.targets import NewFile, Target, plan_hf
 from sophia_mcore.weights.formats.tiles import Tiled
 from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.load import shard_boxes
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
-FILE_BYTES = 5000 << 20
+FILE_BYTES, FILES = 256 << 20, 200  # ranks write and read different files at once; about so many are open
 T = TypeVar("T")
 
 
@@ -74,13 +86,16 @@ def publish(
     frozen = set(stored.tensors) - set(trained)
     partial = parent / f".tmp-{version:08d}"
     dtypes = {name: tensor.dtype for name, tensor in stored.tensors.items()}
-    target = plan_hf(stored.spec, stored.layout, dtypes, partial, FILE_BYTES, apart=frozen, spelling=stored.spelling)
+    size = max(FILE_BYTES, sum(tensor.nbytes for tensor in stored.tensors.values()) // FILES)
+    target = plan_hf(stored.spec, stored.layout, dtypes, partial, size, apart=frozen, spelling=stored.spelling)
     first = dist.get_rank() == 0
-    linked = together(lambda: _linked(target, frozen, previous) if first else {})[0]
+    linked = _linked(target, frozen, previous)
     try:
         together(lambda: _begin(partial, target, linked, previous, base, stored.spec) if first else None)
-        written = together(lambda: _write_parameters(chunks, spec, groups, target, linked))
-        digests = _digests(target, linked)
+        new = _share([file for file in target.files if file.path not in linked])
+        together(lambda: _create(new))
+        written = _write_parameters(chunks, spec, groups, target, linked)
+        digests = _digests(new)
         digests |= {path.name: digest for path, digest in linked.items()}
         result = together(lambda: _finish(partial, parent, version, digests) if first else None)[0]
     except BaseException:
@@ -88,7 +103,7 @@ def publish(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     assert result is not None
-    return *result, sum(written)
+    return *result, written
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -119,43 +134,62 @@ def _trained(chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups) -> se
 def _linked(target: Target, frozen: Collection[str], previous: Path | None) -> dict[Path, str]:
     """The target's files that are linked from the version before, and their digests: those with only frozen tensors.
 
-    Each is read. One whose bytes have changed since they were written is not linked but written again: its damage would
-    be part of every later version, whose digests would not tell.
+    Each is read; the ranks divide them among themselves. One whose bytes have changed since they were written is not
+    linked but written again: its damage would be part of every later version, whose digests would not tell.
     """
     if previous is None:
         return {}
     moving = {tile.path for name, tensor in target.tensors.items() if name not in frozen for tile in tensor.tiles}
     still = {tile.path for name in frozen for tile in target.tensors[name].tiles}
-    written, found = json_or_empty(previous / MANIFEST), {}
-    for path in sorted(still - moving):
-        file = previous / path.name
-        digest = file_digest(file, "xxh3-128") if file.is_file() else ""
-        if digest and written.get(path.name, {}).get("xxh3-128") == digest:
-            found[path] = digest
-        else:
-            print(f"warning: {file} is missing or damaged: it is written again", file=sys.stderr, flush=True)
-    return found
+    written = json_or_empty(previous / MANIFEST)
+    own = _share([file for file in target.files if file.path in still - moving])
+
+    def read() -> dict[Path, str]:
+        found = {}
+        for file in own:
+            old = previous / file.path.name
+            digest = file_digest(old, "xxh3-128") if old.is_file() and _begins_like(old, file) else ""
+            if digest and written.get(old.name, {}).get("xxh3-128") == digest:
+                found[file.path] = digest
+            else:
+                print(
+                    f"warning: {old} is missing, damaged or holds other tensors: it is written again",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return found
+
+    return {path: digest for part in together(read) for path, digest in part.items()}
+
+
+def _begins_like(old: Path, new: NewFile) -> bool:
+    """Whether an older file has the header of the new one, so holds the same tensors at the same places."""
+    with open(old, "rb") as file:
+        return all(file.seek(offset) == offset and file.read(len(data)) == data for offset, data in new.literals)
 
 
 def _begin(
     partial: Path, target: Target, linked: Collection[Path], previous: Path | None, base: Path, spec: ModelSpec
 ) -> None:
-    """On rank 0: make the folder, files with headers and reserved space, links, configuration and tokenizer."""
+    """On rank 0: make the folder, links, configuration and tokenizer."""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise write_failed(partial, error) from error
-    with Files() as files:
-        for file in target.files:
-            if file.path in linked:
-                assert previous is not None
-                _link(previous / file.path.name, file.path)
-                continue
-            files.create(file.path, file.size)
-            for offset, data in file.literals:
-                write_bytes_at(files, file.path, data, offset)
+    for path in linked:
+        assert previous is not None
+        _link(previous / path.name, path)
     write_settings(spec, base, partial, target.layout, skip=(MODEL_CARD,))  # it may change while versions are written
+
+
+def _create(files: Iterable[NewFile]) -> None:
+    """On every rank: make files with headers and reserved space, which in memory takes as long as writing them."""
+    with Files() as made:
+        for file in files:
+            made.create(file.path, file.size)
+            for offset, data in file.literals:
+                write_bytes_at(made, file.path, data, offset)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -171,19 +205,33 @@ def _link(source: Path, target: Path) -> None:
 def _write_parameters(
     chunks: Iterable[nn.Module], spec: ModelSpec, groups: Groups, target: Target, linked: Collection[Path]
 ) -> int:
-    """Write this rank's share of the tensors; returns the bytes written."""
-    written = 0
+    """Write this rank's share of the tensors; returns the bytes that all ranks have written."""
+    whole: list[tuple[Tiled, torch.Tensor, Shard]] = []
+    cut: list[tuple[Tiled, torch.Tensor]] = []
+    memory = shared_memory(groups.tensor) if groups.tensor_size > 1 else None
+    for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
+        tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
+        if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
+            continue
+        if memory is not None and is_cut_by_columns(tiled, shard):
+            cut.append((tiled, parameter.data))
+        else:
+            whole.append((tiled, parameter.data, shard))
+    start = len(whole) * dist.get_rank() // dist.get_world_size()  # writers of one file wait for each other
     with Files() as files, torch.no_grad():
-        for file in target.files:
-            if file.path not in linked:
-                files.join(file.path)
-        for number, (name, parameter, shard) in enumerate(canonical_parameters(chunks, spec)):
-            tiled = target.tensors.get(name)  # None: an output layer that is tied to the embedding
-            if tiled is None or any(tile.path in linked for tile in tiled.tiles) or not _writes(number, shard, groups):
-                continue
-            written += write_parameter(tiled, parameter.data, shard, files)
-        files.sync()
-    return written
+
+        def write_whole() -> int:
+            for file in target.files:
+                if file.path not in linked:
+                    files.join(file.path)
+            return sum(write_parameter(*part, files) for part in whole[start:] + whole[:start])
+
+        def write_cut() -> int:
+            written = write_columns(cut, groups.tensor, memory, files) if memory is not None else 0
+            files.close()
+            return written
+
+        return sum(together(write_whole)) + sum(together(write_cut))
 
 
 def _writes(number: int, shard: Shard, groups: Groups) -> bool:
@@ -223,12 +271,18 @@ def _bands(values: torch.Tensor, rows: int, columns: int, dtype: torch.dtype) ->
         yield row, count, memoryview(part.view(torch.uint8).numpy().data)
 
 
-def _digests(target: Target, linked: Collection[Path]) -> dict[str, str]:
-    """xxh3-128 of the written files, by name. The ranks divide the files among themselves and read them back."""
-    files = sorted(file.path for file in target.files if file.path not in linked)
-    own = files[dist.get_rank() :: dist.get_world_size()]
-    found = together(lambda: {path.name: file_digest(path, "xxh3-128") for path in own})
+def _digests(own: Sequence[NewFile]) -> dict[str, str]:
+    """xxh3-128 of the written files, by name. Each rank reads its own back."""
+    found = together(lambda: {file.path.name: file_digest(file.path, "xxh3-128", mapped=True) for file in own})
     return {name: digest for part in found for name, digest in part.items()}
+
+
+def _share(files: Iterable[NewFile]) -> list[NewFile]:
+    """This rank's files, where the ranks divide them among themselves by their bytes."""
+    taken: list[list[NewFile]] = [[] for _ in range(dist.get_world_size())]
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        min(taken, key=lambda part: sum(one.size for one in part)).append(file)
+    return taken[dist.get_rank()]
 
 
 def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) -> tuple[Path, str]:
@@ -237,8 +291,13 @@ def _finish(partial: Path, parent: Path, version: int, digests: dict[str, str]) 
     digest = manifest_digest(manifest)
     write_json(partial / MANIFEST, manifest)
     final = version_folder(parent, version, digest)
-    if final.exists():  # a process that was killed has written the same bytes before
-        shutil.rmtree(partial)
-    else:
-        partial.rename(final)
+    if final.exists():  # a process that was killed has written the same bytes before, unless the disk has lost some
+        try:
+            verify_version(final, digest)
+        except DamagedVersionError:
+            shutil.rmtree(final)
+        else:
+            shutil.rmtree(partial)
+            return final, digest
+    partial.rename(final)
     return final, digest

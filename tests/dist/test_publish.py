@@ -18,6 +18,7 @@ from sophia_mcore.model import lvlm
 from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.rl.versions import Version, announce, newest_version, prune, read_version, verify_version
+from sophia_mcore.weights import columns
 from sophia_mcore.weights.load import load_hf
 from sophia_mcore.weights.publish import publish
 from tests.support import harness
@@ -48,6 +49,7 @@ def build(groups: Any, backend: Any) -> tuple[list[Any], ModelSpec]:
 
 def publish_three(groups: Any, backend: Any, parent: Path) -> list[tuple[str, str, int]]:
     """Version 0 as loaded, version 1 changed, version 1 again."""
+    columns.HALF_BYTES = 2048  # rows in several bands, the last one shorter; this process is a forked rank
     chunks, spec = build(groups, backend)
     first = publish(chunks, spec, groups, MODEL, parent, 0)
     with torch.no_grad():
@@ -130,6 +132,49 @@ def test_a_failure_of_one_rank_is_told_by_all(tmp_path: Path) -> None:
     messages = harness.run_layout(publish_into_a_file, Parallel(tensor=2), tmp_path / "file")
     assert len(messages) == 2
     assert all("cannot write" in message for message in messages)
+
+
+def publish_on_a_full_disk(groups: Any, backend: Any, parent: Path, only_rank: int) -> str:
+    """The disk of one rank is full when it writes its second band of whole rows."""
+    chunks, spec = build(groups, backend)
+    plain, calls = columns.write_box, [0]
+
+    def write_box(tiled: Any, box: Any, data: memoryview, files: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 2 and dist.get_rank() == only_rank:
+            raise SophiaError(f"cannot write {tiled.name}: no space")
+        plain(tiled, box, data, files)
+
+    columns.write_box = write_box  # this process is a forked rank: nobody else sees it
+    columns.HALF_BYTES = 2048  # many bands of the small model
+    try:
+        publish(chunks, spec, groups, MODEL, parent, 0)
+    except SophiaError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_rank_waits_for_rows_of_one_that_cannot_write(tmp_path: Path, rank: int) -> None:
+    messages = harness.run_layout(publish_on_a_full_disk, Parallel(tensor=2), tmp_path, rank, timeout=60.0)
+    assert messages[0] == messages[1] and "no space" in messages[0]
+    assert not list(tmp_path.iterdir())
+
+
+def publish_on_two_machines(groups: Any, backend: Any, parent: Path) -> str:
+    """Each rank takes itself for one of another machine; the digest."""
+    boot = parent / f"boot-{dist.get_rank()}"
+    boot.write_text(str(dist.get_rank()))
+    columns._BOOT = boot  # this process is a forked rank: nobody else sees it
+    chunks, spec = build(groups, backend)
+    assert columns.shared_memory(groups.tensor) is None
+    return publish(chunks, spec, groups, MODEL, parent / "versions", 0)[1]
+
+
+def test_ranks_of_several_machines_share_no_memory(tmp_path: Path) -> None:
+    found = harness.run_layout(publish_on_two_machines, Parallel(tensor=2), tmp_path)
+    alone = harness.run_layout(publish_three, Parallel(), tmp_path / "alone")
+    assert found == [alone[0][0][1]] * 2
 
 
 def test_pointers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from sophia_mcore.config.schema import Parallel
+from sophia_mcore.model.names import canonical_parameters
 from sophia_mcore.rl.versions import verify_version
 from sophia_mcore.weights.publish import publish
 from tests.dist.test_publish import MODEL, build
@@ -40,3 +41,23 @@ def test_a_damaged_frozen_file_is_not_linked(tmp_path: Path, layout: Parallel) -
     expected = load_file(MODEL / "model.safetensors")
     found = {name: value for file in Path(folder).glob("*.safetensors") for name, value in load_file(file).items()}
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+def publish_with_more_frozen(groups: Any, backend: Any, parent: Path) -> tuple[str, str]:
+    """Version 0 trains all but the vision tower, version 1 the language model alone: other tensors in as many files."""
+    chunks, spec = build(groups, backend)
+    names = [name for name, _, _ in canonical_parameters(chunks, spec)]
+    folder: Path | None = None
+    for version, frozen in enumerate((("vision.",), ("vision.", "projector."))):
+        trained = [name for name in names if not name.startswith(frozen)]
+        folder, digest, _ = publish(chunks, spec, groups, MODEL, parent, version, trained=trained, previous=folder)
+    return str(folder), digest
+
+
+def test_a_file_of_other_frozen_tensors_is_not_linked(tmp_path: Path) -> None:
+    folder, digest = harness.run_layout(publish_with_more_frozen, Parallel(), tmp_path)[0]
+    verify_version(Path(folder), digest)
+    expected = load_file(MODEL / "model.safetensors")
+    parts = [load_file(file) for file in Path(folder).glob("*.safetensors")]
+    assert sum(map(len, parts)) == len(expected)
+    assert all(part[name].equal(expected[name]) for part in parts for name in part)

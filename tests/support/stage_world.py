@@ -35,7 +35,14 @@ from sophia_mcore.records import Question, Rollout, rollout_id
 from sophia_mcore.rl.batches import Batch, batch_folders, read_batch
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.stream import rollout_seed
-from sophia_mcore.rl.versions import Version, newest_version, read_version, verify_version
+from sophia_mcore.rl.versions import (
+    DamagedVersionError,
+    Version,
+    newest_version,
+    note_damage,
+    read_version,
+    verify_version,
+)
 from sophia_mcore.score.grading import open_grader
 from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
@@ -108,16 +115,24 @@ class FakeEngine:
         if set(claim.unit.items) & set(give_up):
             claim.fail(SophiaError("it never works"))
             return True
-        self._load(version)
+        if not self._load(version):
+            claim.release()
+            return False
         claim.finish(self.answers(batch, claim.unit, version), Rollout)
         return True
 
-    def _load(self, version: Version) -> None:
+    def _load(self, version: Version) -> bool:
+        """False: it is damaged, which the trainer is told."""
         if self.loaded is None or self.loaded.digest != version.digest:
             folder = version.path(self.run.rl.versions)
-            verify_version(folder, version.digest)
+            try:
+                verify_version(folder, version.digest)
+            except DamagedVersionError as error:
+                note_damage(self.run.rl.versions, version, str(error))
+                return False
             self.engine = open_engine(TransformersEngine(kind="transformers", dtype="float32"), folder)
         self.loaded = version
+        return True
 
     def answers(self, batch: Batch, unit: Unit, version: Version) -> list[Rollout]:
         if self._examiner is not None:
@@ -182,10 +197,11 @@ def _serve(config: Config, run: RunFolder, options: dict[str, Any]) -> None:
 def train(config: Config, run: RunFolder, ranks: int = 1, *, kill: str = "", replay: bool = False) -> list[bool]:
     """The trainer on ``ranks`` forked ranks. ``kill``: "MODULE.FUNCTION:N", where rank 0 is killed at its N-th call,
     or "...:N+" after it."""
-    return harness.run(_train, ranks, config, run, kill, replay, timeout_seconds=240.0)
+    return harness.run(train_here, ranks, config, run, kill, replay, timeout_seconds=240.0)
 
 
-def _train(config: Config, run: RunFolder, kill: str, replay: bool) -> bool:
+def train_here(config: Config, run: RunFolder, kill: str, replay: bool = False) -> bool:
+    """The trainer on this rank."""
     if kill and torch.distributed.get_rank() == 0:
         _arm(kill)
     return worker.train_stage(config, run, NoProgress(), replay=replay)

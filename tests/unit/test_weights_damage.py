@@ -22,6 +22,7 @@ from sophia_mcore.progress import Progress
 from sophia_mcore.weights.conversion import Conversion
 from sophia_mcore.weights.convert import convert
 from sophia_mcore.weights.formats.opening import open_checkpoint
+from sophia_mcore.weights.formats.stream import Files
 from sophia_mcore.weights.verify import verify
 from tests.support.weights_models import FAMILIES, Model, make, write
 
@@ -310,3 +311,25 @@ def test_a_flipped_bit_in_a_checkpoint_s_metadata_is_told_with_its_place(good: P
             assert str(tmp_path / "made") in str(error)
             seen += 1
     assert seen > 20
+
+
+def test_bytes_that_a_filesystem_refuses_at_close_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS writes the last bytes when a file is closed; nothing is synced where no power cut matters."""
+    plain = os.close
+
+    def close(descriptor: int) -> None:
+        last = os.readlink(f"/proc/self/fd/{descriptor}").endswith("two")
+        plain(descriptor)
+        if last:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch, pytest.raises(SophiaError, match=r"cannot write .*two: .*quota is used up"):
+        patch.setattr(os, "close", close)
+        with Files() as files:
+            for name in ("one", "two", "three"):
+                files.create(tmp_path / name, 4)
+    with monkeypatch.context() as patch, pytest.raises(SophiaError, match="the first error"):
+        patch.setattr(os, "close", close)
+        with Files() as files:
+            files.create(tmp_path / "four-two", 4)
+            raise SophiaError("the first error")

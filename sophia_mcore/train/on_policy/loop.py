@@ -30,6 +30,7 @@ from sophia_mcore.train.on_policy.publish import (
     leave_memory,
     mend,
     offer,
+    settle,
     waits_for_validation,
 )
 from sophia_mcore.train.on_policy.wait import sign_of_life, take_devices, wait_together
@@ -212,6 +213,7 @@ class _Stage:
     def _save(self) -> None:
         """Save what is not saved. Before the first real update there is nothing that could not be done again."""
         if self.step > self.saved and self.trained:
+            settle(self.job)
             self.job.checkpoints.save(self.step, self.job.chunks, self.job.optimizer)
             self.saved = self.step
 

@@ -32,11 +32,13 @@ from sophia_mcore.rl.versions import (
     read_version,
     verify_version,
 )
+from sophia_mcore.rl.versions import settle as settle_versions
+from sophia_mcore.store.atomic import sync_files
 from sophia_mcore.train.checkpoint import on_rank_zero
 from sophia_mcore.train.on_policy.job import StageJob
 from sophia_mcore.train.on_policy.logprobs import forget
 from sophia_mcore.train.optim import require_current_parameters
-from sophia_mcore.weights.publish import publish
+from sophia_mcore.weights.publish import FILE_BYTES, FILES, publish, together
 
 _KEPT = 2  # versions: the newest, and the one that an engine may still be loading
 
@@ -78,6 +80,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
         if differs:
             print(f"warning: version {number} has come out differently than before", file=sys.stderr, flush=True)
             forget(job, number)
+        damage_file(pointers, number).unlink(missing_ok=True)  # what it says is mended, and must not be so twice
         if known is None or differs:
             announce(pointers, version)
         prune(parent, _needed(job, number))
@@ -87,10 +90,18 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
 
 
 def _made_with(config: Config) -> str:
-    """A digest of layout and code: what may change between two starts of a stage and make other sums of the same."""
+    """A digest of layout and code: what may change between two starts of a stage and make other bytes of the same."""
     sections = config.model_dump(mode="json", include={"parallel", "train"})
-    code = (__version__, metadata.version("megatron-core"), torch.__version__)
+    code = (__version__, metadata.version("megatron-core"), torch.__version__, FILE_BYTES, FILES)
     return hashlib.sha256(json.dumps([sections, code], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settle(job: StageJob) -> None:
+    """Bring all versions to the disk: before a checkpoint, behind which no resumed stage writes them again.
+
+    All ranks call it together. Engines load the versions meanwhile.
+    """
+    together(lambda: settle_versions(weights_parent(job)))
 
 
 def weights_parent(job: StageJob) -> Path:
@@ -166,6 +177,7 @@ def finish_model(job: StageJob, number: int) -> None:
                 os.link(path, partial / path.name)
             except OSError:
                 shutil.copyfile(path, partial / path.name)
+    sync_files(partial)
     shutil.rmtree(model, ignore_errors=True)
     partial.rename(model)
 

@@ -76,9 +76,23 @@ class Files:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        if error is None:
+            self.close()
+            return
+        with suppress(SophiaError):
+            self.close()
+
+    def close(self) -> None:
+        """Close all files. Raises SophiaError if bytes are refused only now: NFS writes the last ones here."""
+        failed: SophiaError | None = None
+        for path, descriptor in self._open.items():
+            try:
+                os.close(descriptor)
+            except OSError as problem:
+                failed = failed or write_failed(path, problem)
         self._open.clear()
+        if failed is not None:
+            raise failed
 
 
 def _reserve(descriptor: int, size: int) -> None:
