@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.records import Rollout
-from sophia_mcore.report.rewards import outcome_efficiency
+from sophia_mcore.score.efficiency import share_needed
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
 
@@ -35,7 +37,7 @@ def measures(turns: Sequence[Rollout], attempts: bool) -> Iterator[tuple[str, fl
     yield "right", right[-1]
     yield "tokens", sum(len(one.token_ids) for one in turns)
     last = turns[-1]
-    yield "outcome efficiency", outcome_efficiency([(last.text, last.extracted, last.verdict == "correct")]) or 0.0
+    yield "outcome efficiency", share_needed(last.text, last.extracted) if last.verdict == "correct" else 0.0
     terms: dict[str, float] = defaultdict(float)
     for one in turns:
         for name, value in json.loads(one.scores or "{}").items():
@@ -52,12 +54,16 @@ def measures(turns: Sequence[Rollout], attempts: bool) -> Iterator[tuple[str, fl
         yield "same answer twice", 100.0 * (turns[0].extracted == turns[1].extracted)
 
 
+def batches(run: RunFolder) -> list[Path]:
+    """The folders of the batches that have answers, in order."""
+    return sorted(path for path in run.rl.rollouts.glob("*") if path.name.isdigit() and any(path.glob("*.parquet")))
+
+
 def collect(runs: Sequence[RunFolder], chosen: slice, attempts: bool, kinds: Mapping[str, str]) -> Values:
     """The values of the ``chosen`` batches of all runs."""
     found: Values = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        folders = sorted(path for path in (run.rl.path / "rollouts").iterdir() if path.name.isdigit())
-        for folder in folders[chosen]:
+        for folder in batches(run)[chosen]:
             episodes: dict[tuple[str, int], list[Rollout]] = defaultdict(list)
             for row in read_folder(folder, Rollout):
                 if row.asked == "policy" and not row.parent and row.status != "broken":
@@ -96,24 +102,42 @@ def paired(first: Values, other: Values) -> Iterator[tuple[str, int, np.ndarray]
             yield measure, len(names), draws(first[measure], names) - draws(other[measure], names)
 
 
-def main() -> None:
-    """Print the table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="+", metavar="NAME=RUN,RUN")
     parser.add_argument("--first", type=int, default=2)
     parser.add_argument("--last", type=int, default=8)
     parser.add_argument("--attempts", action="store_true")
     parser.add_argument("--questions", type=Path)
-    options = parser.parse_args()
-    rows = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else []
-    kinds = {str(row["id"]): row["kind"] for row in map(json.loads, rows)}
-    print("| run | measure | first batches | last batches | difference |\n|---|---|---|---|---|")
-    lasts: dict[str, Values] = {}
+    options = parser.parse_args(arguments)
+    groups: dict[str, list[RunFolder]] = {}
     for text in options.groups:
         name, equals, folders = text.partition("=")
         if not equals:
             parser.error(f"{text}: expected NAME=RUN,RUN")
-        runs = [RunFolder(Path(folder)) for folder in folders.split(",")]
+        groups[name] = [RunFolder(Path(folder)) for folder in folders.split(",")]
+    return run_command("figures", lambda: show(groups, options))
+
+
+def show(groups: Mapping[str, Sequence[RunFolder]], options: argparse.Namespace) -> None:
+    """Print the table of each group, and the last batches beside each other."""
+    if options.questions and not options.questions.is_file():
+        raise UsageError(f"--questions {options.questions}: no such file")
+    for run in (run for runs in groups.values() for run in runs):
+        count = len(batches(run))
+        if not count:
+            raise UsageError(f"{run.path}: no answers of an on-policy stage (`sophia rl` samples them)")
+        if count < options.first + options.last:
+            raise UsageError(
+                f"{run.path}: has {count} batches with answers, so --first {options.first} and --last {options.last} "
+                "would have some in common"
+            )
+    rows = options.questions.read_text(encoding="utf-8").splitlines() if options.questions else []
+    kinds = {str(row["id"]): row["kind"] for row in map(json.loads, rows)}
+    print("| run | measure | first batches | last batches | difference |\n|---|---|---|---|---|")
+    lasts: dict[str, Values] = {}
+    for name, runs in groups.items():
         ends = slice(options.first), slice(-options.last, None)
         first, last = (collect(runs, end, options.attempts, kinds) for end in ends)
         lasts[name] = last
@@ -129,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

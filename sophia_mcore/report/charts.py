@@ -74,7 +74,12 @@ def _round_figures(runs: list[Charted], index: int) -> list[tuple[str, Any]]:
     alpha = runs[0].config.reward.alpha
     figures.append(("Visual reward of captions", _reward_figure([(n, caption) for n, caption, _ in rewards], alpha)))
     outcomes = [(name, outcome) for name, _, outcome in rewards]
-    figures.append(("Outcome reward: share of right trajectories of a question", _reward_figure(outcomes, None)))
+    shares = "share of right trajectories of a question"
+    alone = all(charted.config.verdict_alone for charted in runs)
+    title = (
+        f"Outcome reward: {shares}" if alone else f"{shares[0].upper()}{shares[1:]}, by the verdict (not the reward)"
+    )
+    figures.append((title, _reward_figure(outcomes, None)))
     figures += _length_figures([(charted, folder) for charted, folder, _ in drawn])
     lines = [(charted.name, _training(folder)) for charted, folder, _ in drawn]
     figures += [(title, _curve(lines, name)) for name, title in _TRAINING.items()]

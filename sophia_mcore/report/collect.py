@@ -12,7 +12,7 @@ from sophia_mcore.phase import Phase, sampled_rounds
 from sophia_mcore.provenance.check import Provenance, unchecked_line
 from sophia_mcore.records import Caption, Kept, Trajectory, Verdict
 from sophia_mcore.report.reading import Columns, Problems, columns, metrics, read_json, records
-from sophia_mcore.report.rewards import reward_data
+from sophia_mcore.report.rewards import efficiency_data, reward_data
 from sophia_mcore.store.labels import BASE, STAGE, STAGE_START, round_label
 from sophia_mcore.store.layout import RoundFolder, RunFolder
 
@@ -42,7 +42,8 @@ def collect(
     "tokens_generated", "verdicts", "verdicts_by_type", "verdict_changes", "second_opinion", "dropped",
     "thoughts", "early_stop": {"tokens_saved", ...}, "seconds": {phase: seconds},
     "train": {"steps", "loss_first", "loss_last", ...}}],
-    "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "missing": [...]}.
+    "evaluation": {"base": {"pass_at_1", "n", "ci95": [lo, hi], ...}, "round-0": {...}}, "rewards": {...},
+    "outcome_efficiency": [{"of", "share", "tokens", "answers"}], "missing": [...]}.
     A part that is not there yet is absent and named in "missing", and so is a damaged file. "stale": the phases whose
     results were made with other settings or from other results than those of now; "unchecked": a line when for some
     nobody knows. A run of `sophia rl` alone has no rounds but the seconds of its phases, and misses none.
@@ -73,7 +74,7 @@ def collect(
         elif config.evaluate.questions:
             lost = {protocol.name for protocol in config.evaluate.protocols} - evaluation[label]["protocols"].keys()
             missing += [f"evaluation of {label} under {name!r}" for name in sorted(lost)]
-    rewards = reward_data(config, run, problems)
+    rewards, efficiency = reward_data(config, run, problems), efficiency_data(run, problems)
     missing += problems.lines
     provenance = Provenance(config, run, phases)
     unchecked = provenance.unchecked_phases()
@@ -82,6 +83,7 @@ def collect(
         "rounds": rounds,
         "evaluation": evaluation,
         "rewards": rewards,
+        "outcome_efficiency": efficiency,
         "missing": missing,
         "stale": provenance.stale_lines(),
         "unchecked": [unchecked_line(run, unchecked)] if unchecked else [],

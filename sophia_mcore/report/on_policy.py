@@ -13,7 +13,7 @@ from sophia_mcore.report.charts import Charted
 from sophia_mcore.report.examples import Browser
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
 from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
-from sophia_mcore.report.rewards import numbers_under, reward_curves, reward_figures
+from sophia_mcore.report.rewards import first_to_last, numbers_under, reward_curves, reward_figures
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import RunFolder
 
@@ -24,7 +24,6 @@ _SUMMARY = {
 _RUNS = (BLUE, ORANGE)
 Named = tuple[str, str, str]  # a curve: its key in metrics.jsonl, its name, its colour where there is one run
 _CURVES: tuple[tuple[str, str, str, tuple[Named, ...]], ...] = (
-    ("Right answers of each batch (the reward)", "batch", "share", (("accuracy", "accuracy", BLUE),)),
     ("Groups of a batch", "batch", "groups", (
         ("groups_mixed", "mixed: these teach", BLUE), ("groups_all_right", "all right", GREEN),
         ("groups_all_wrong", "all wrong", RED), ("groups_lost", "lost", GREY))),
@@ -67,11 +66,12 @@ def on_policy(runs: Sequence[Charted]) -> Stage | None:
     if not any(_begun(charted.run) for charted in runs):
         return None
     logs = [(c.name, metrics(c.run.rl.metrics_file, c.problems)) for c in runs]
-    drawn: list[tuple[str, Any]] = [("Validation questions answered right, by version", _validation(runs))]
-    drawn += [
-        (title, _curves(logs, phase, unit, named)) for title, phase, unit, named in (*_CURVES, *reward_curves(logs))
-    ]
-    drawn[0], drawn[1] = drawn[1], drawn[0]  # the reward first
+    alone = all(charted.config.verdict_alone for charted in runs)
+    title = "Right answers of each batch" + (" (the reward)" if alone else ", by the verdict (not the reward)")
+    right = (title, "batch", "share", (("accuracy", "accuracy", BLUE),))
+    first = [(name, _curves(logs, *curves)) for name, *curves in (*reward_curves(logs), right)]  # the reward first
+    validation = ("Validation questions answered right, by version", _validation(runs))
+    drawn = [*first, validation, *((name, _curves(logs, *curves)) for name, *curves in _CURVES)]
     rows = [_figures(charted, lines) for charted, (_, lines) in zip(runs, logs, strict=True)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Stage(
@@ -93,8 +93,8 @@ def _figures(charted: Charted, lines: list[dict[str, Any]]) -> dict[str, str]:
     found = {"batches": f"{len(batches):,}" + (f" of {rl.batches:,}" if rl is not None else "")}
     right = numbers_under(batches, "accuracy")
     if right:
-        ends = (right[:5], right[-5:])
-        found["right answers, first and last five batches"] = " to ".join(_percent(sum(v) / len(v)) for v in ends)
+        row, value = first_to_last("right answers", right, _percent)
+        found[row] = value
     if summary.get("validation_accuracy") is not None:
         kept = f" (version {summary['version']})" if "version" in summary else ""
         found["best on the validation questions"] = _percent(summary["validation_accuracy"]) + kept

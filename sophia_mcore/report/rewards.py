@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sophia_mcore.config.schema import Config
-from sophia_mcore.records import Answer
+from sophia_mcore.environments.types import POLICY
+from sophia_mcore.records import Answer, Rollout
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from sophia_mcore.report.groups import batches_of
 from sophia_mcore.report.reading import Problems, columns, metrics
+from sophia_mcore.score.efficiency import outcome_efficiency
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import RunFolder
 
@@ -19,8 +22,8 @@ Curve = tuple[str, str, str]  # key in metrics.jsonl, name, colour
 
 
 def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str, Any]:
-    """For report.json: {"terms": {name: {"weight", "function"}}, "rounds": {...}, "stage": {key: [first, last]},
-    "outcome_efficiency": {label: {protocol: value}}}; what is not there is left out.
+    """For report.json: {"terms": {name: {"weight", "function"}}, "rounds": {...}, "stage": {key: [first, last]}};
+    what is not there is left out.
     """
     terms = {one.label: {"weight": one.weight, "function": one.function} for one in config.reward_terms}
     found: dict[str, Any] = {"terms": terms}
@@ -31,13 +34,36 @@ def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str,
             rounds[str(index)] = summary["rewards"]
     batches = [line for line in metrics(run.rl.metrics_file, problems) if line["phase"] == "batch"]
     stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := numbers_under(batches, key))}
-    efficiency: dict[str, dict[str, float]] = {}
-    for label, folder in _evaluations(run):
-        value = _efficiency(folder, problems)
-        if value is not None:
-            efficiency.setdefault(label, {})[folder.name] = round(value, 4)
-    parts = {"rounds": rounds, "stage": stage, "outcome_efficiency": efficiency}
+    parts = {"rounds": rounds, "stage": stage}
     return found | {name: part for name, part in parts.items() if part}
+
+
+def efficiency_data(run: RunFolder, problems: Problems) -> list[dict[str, Any]]:
+    """Outcome efficiency of everything that was answered: [{"of", "share", "tokens", "answers"}], as
+    ``score.efficiency`` says, in the order of the flow.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for index in run.rounds():
+        summary = json_or_empty(run.round(index).kept_summary_file)
+        if isinstance(summary.get("outcome_efficiency"), dict):
+            found.append((f"trajectories of round {index}", summary["outcome_efficiency"]))
+    batches = batches_of(run)
+    for name, numbers in zip(("first", "last"), ends(batches), strict=True):
+        folders = [run.rl.batch(number) for number in numbers]
+        value = outcome_efficiency(answer for folder in folders for answer in _last_turns(folder, problems))
+        if value is not None:
+            found.append((f"on-policy stage, {name} batches ({_numbered(numbers)})", value.as_json()))
+        if len(batches) == 1:
+            break
+    for label, folder in _evaluations(run):
+        rows = columns(folder, Answer, ["text", "extracted", "verdict", "tokens"], problems)
+        value = outcome_efficiency(
+            (text, extracted, verdict == "correct", tokens)
+            for text, extracted, verdict, tokens in zip(*rows.values(), strict=True)
+        )
+        if value is not None:
+            found.append((f"{label}, {folder.name}", value.as_json()))
+    return [{"of": name} | value for name, value in found]
 
 
 def reward_keys(batches: Iterable[dict[str, Any]]) -> list[str]:
@@ -60,26 +86,47 @@ def reward_curves(logs: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[tupl
 
 
 def reward_figures(batches: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Rows of the stage's table: each value in the first and the last five batches."""
+    """Rows of the stage's table: each value in the first and the last batches."""
     found = {}
     for key in reward_keys(batches):
-        values = numbers_under(batches, key)
-        first, last = values[:5], values[-5:]
-        found[f"{key.replace('_', ' ')}, first and last five batches"] = f"{_mean(first):.3f} to {_mean(last):.3f}"
+        row, value = first_to_last(key.replace("_", " "), numbers_under(batches, key), "{:.3f}".format)
+        found[row] = value
     return found
 
 
-def outcome_efficiency(answers: Iterable[tuple[str, str, bool]]) -> float | None:
-    """Mean over answers (text, extracted answer, right) of right x share of the text up to the right answer's first
-    appearance: 1 means that nothing is said behind it (compare arXiv 2412.21187). An estimate: in characters, and the
-    first place where the final answer stands by itself, though it may stand there as an operand.
+def first_to_last(name: str, values: Sequence[float], shown: Callable[[float], str]) -> tuple[str, str]:
+    """A row of the stage's table: the means of the first and the last batches, which have none in common."""
+    first, last = ends(values)
+    if len(values) == 1:
+        return f"{name}, first to last batches", f"{shown(values[0])} (one batch)"
+    count = f"{len(first)} batches each" if len(first) > 1 else "one batch each"
+    return f"{name}, first to last batches", f"{shown(_mean(first))} to {shown(_mean(last))} ({count})"
+
+
+def ends(values: Sequence[Any], most: int = 5) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The first and the last values, as many of each, at most ``most``, none of them in both.
+
+    >>> ends([1, 2, 3]), ends([1, 2, 3, 4, 5], most=2), ends([1])
+    (([1], [3]), ([1, 2], [4, 5]), ([1], [1]))
     """
-    shares = []
-    for text, extracted, right in answers:
-        whole = len(text.strip())
-        found = re.search(rf"(?<!\w){re.escape(extracted)}(?!\w)", text) if right and extracted else None
-        shares.append(min(1.0, found.end() / whole) if found and whole else float(right))
-    return sum(shares) / len(shares) if shares else None
+    size = min(most, max(1, len(values) // 2))
+    return values[:size], values[-size:]
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    """Numbers of batches, counted from 1 as in the charts."""
+    return f"{numbers[0] + 1}" if len(numbers) == 1 else f"{numbers[0] + 1} to {numbers[-1] + 1}"
+
+
+def _last_turns(folder: Path, problems: Problems) -> Iterator[tuple[str, str, bool, int]]:
+    """(text, extracted answer, right, tokens) of each episode of a batch: the policy's last turn speaks for it."""
+    names = ["question_id", "index", "turn", "asked", "parent", "text", "extracted", "verdict", "tokens"]
+    rows = columns(folder, Rollout, names, problems)
+    found: dict[tuple[str, int], tuple[int, tuple[str, str, bool, int]]] = {}
+    for question, index, turn, asked, parent, text, extracted, verdict, tokens in zip(*rows.values(), strict=True):
+        if asked == POLICY and not parent and turn >= found.get((question, index), (0,))[0]:
+            found[question, index] = turn, (text, extracted, verdict == "correct", tokens)
+    return (answer for _, answer in found.values())
 
 
 def _evaluations(run: RunFolder) -> list[tuple[str, Path]]:
@@ -87,14 +134,6 @@ def _evaluations(run: RunFolder) -> list[tuple[str, Path]]:
     parent = run.evaluation_questions_file.parent
     folders = [path for path in sorted(parent.glob("*/*")) if path.is_dir()]
     return [(path.parent.name, path) for path in folders]
-
-
-def _efficiency(folder: Path, problems: Problems) -> float | None:
-    rows = columns(folder, Answer, ["text", "extracted", "verdict"], problems)
-    return outcome_efficiency(
-        (text, extracted, verdict == "correct")
-        for text, extracted, verdict in zip(rows["text"], rows["extracted"], rows["verdict"], strict=True)
-    )
 
 
 def _name(key: str) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sophia_mcore.progress import Progress, counting
 from sophia_mcore.records import BROKEN, Kept, Question, Trajectory, Verdict
 from sophia_mcore.score.candidates import caption_rewards, stored_candidates, with_totals
 from sophia_mcore.score.children import helpers as other_processes
+from sophia_mcore.score.efficiency import outcome_efficiency
 from sophia_mcore.score.grading import grade_item, open_grader
 from sophia_mcore.score.left_out import left_out
 from sophia_mcore.score.rescore import compare_folders, newest_archive, set_aside
@@ -251,6 +252,7 @@ def _keep(
         "verdicts": dict(sorted(counts.items())),
         "dropped": dict(sorted(selection.dropped.items())),
         "thoughts": count_thoughts(shards),
+        "outcome_efficiency": efficiency_of(shards, verdicts),
         "verifier_versions": sorted({f"{v.verifier} {v.verifier_version}" for v in verdicts.values()}),
         "reward": config.reward.model_dump(mode="json", exclude={"at_least"} if config.verdict_alone else None),
         **sampling,
@@ -265,6 +267,21 @@ def _keep(
         )
     _write(folder, kept, summary)
     return summary
+
+
+def efficiency_of(shards: Sequence[Path], verdicts: dict[str, Verdict]) -> dict[str, float | int | None] | None:
+    """Outcome efficiency of the judged trajectories; None without any."""
+
+    def answers() -> Iterator[tuple[str, str, bool, int]]:
+        for path in shards:
+            table = read_table(path, Trajectory, columns=("id", "text", "token_ids"))
+            lengths = pc.list_value_length(table.column("token_ids")).to_pylist()
+            for name, text, tokens in zip(*(table.column(c).to_pylist() for c in ("id", "text")), lengths, strict=True):
+                if (verdict := verdicts.get(name)) is not None:
+                    yield text, verdict.extracted, verdict.verdict == "correct", tokens
+
+    found = outcome_efficiency(answers())
+    return None if found is None else found.as_json()
 
 
 def _texts(shards: Sequence[Path], wanted: frozenset[str]) -> dict[str, str]:

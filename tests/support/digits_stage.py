@@ -55,11 +55,11 @@ def make_stage(folder: Path, rollout_python: Path, questions: int, rl: str) -> R
     return RunFolder(folder / "run")
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    """`sophia rl run.toml` in ``folder``, as a process group of its own."""
+def start(folder: Path, command: str = "rl", *arguments: str) -> subprocess.Popen[str]:
+    """`sophia COMMAND run.toml` in ``folder``, as a process group of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "sophia_mcore.cli", "rl", "run.toml"],
+        [sys.executable, "-m", "sophia_mcore.cli", command, "run.toml", *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, process_group=0,
     )  # fmt: skip
 

@@ -62,6 +62,27 @@ def test_the_curves_show_what_the_stage_recorded(run: tuple[RunFolder, Any]) -> 
     assert figures["answers sampled"] == "96" and figures["best on the validation questions"] == "50.0% (version 6)"
 
 
+def test_a_title_follows_the_reward(run: tuple[RunFolder, Any]) -> None:
+    """With terms of the user's own the right answers are not the reward, and the page does not say so."""
+    folder, config = run
+    own = config.model_validate({**config.model_dump(), "rewards": ({"function": "format"}, {"function": "correct"})})
+    log = folder.rl.train / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps(line | {"reward_mean": 0.7, "reward_format": 0.9}) + "\n" for line in lines))
+    titles = list(charts_of(write_report(own, folder, PHASES).read_text()))
+    assert not [title for title in titles if "(the reward)" in title or title.startswith("Outcome reward")]
+    of_stage = titles[: titles.index("Groups of a batch")]
+    first, second = (
+        "Terms of the reward, means of each batch",
+        "Right answers of each batch, by the verdict (not the reward)",
+    )
+    assert of_stage.index(first) < of_stage.index(second)
+    assert "Share of right trajectories of a question, by the verdict (not the reward), round 0" in titles
+    plain = list(charts_of(write_report(config, folder, PHASES).read_text()))
+    assert "Right answers of each batch (the reward)" in plain
+    assert "Outcome reward: share of right trajectories of a question, round 0" in plain
+
+
 def test_a_stage_without_a_round_misses_none(run: tuple[RunFolder, Any]) -> None:
     folder, config = run
     shutil.rmtree(folder.round(0).path)

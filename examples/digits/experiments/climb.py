@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from examples.digits.experiments.stages import right_answers
+from sophia_mcore.config import load_config
+from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.records import Answer
 from sophia_mcore.store.atomic import write_text
 from sophia_mcore.store.layout import RunFolder
@@ -31,12 +34,28 @@ Curve = dict[int, list[float]]  # version -> validation accuracy in %, one value
 
 
 def gains(runs: Sequence[RunFolder], protocol: str) -> dict[str, np.ndarray]:
-    """Rows of right answers [seed, question], before and after, questions in the order of their ids."""
+    """Rows of right answers [seed, question], before and after, questions in the order of their ids.
+
+    Raises UsageError for a run without answers under the protocol, and for runs whose questions differ.
+    """
     rows: dict[str, list[np.ndarray]] = {"rl-start": [], "rl": []}
+    asked: list[str] = []
     for run in runs:
+        if not run.path.is_dir():
+            raise UsageError(f"{run.path}: no such run folder")
         for label, found in rows.items():
-            right = right_answers(run.evaluation(label, protocol))
-            found.append(np.array([right[name] for name in sorted(right)], float))
+            folder = run.evaluation(label, protocol)
+            right = right_answers(folder)
+            if not right:
+                there = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+                hint = f"answered are {', '.join(there)}" if there else "the stage has not been evaluated to its end"
+                raise UsageError(f"{folder}: no answers under protocol {protocol!r} ({hint})")
+            asked = asked or sorted(right)
+            if asked != sorted(right):
+                raise UsageError(
+                    f"{folder}: answers {len(right)} questions, and not the {len(asked)} of the other folders"
+                )
+            found.append(np.array([right[name] for name in asked], float))
     return {label: np.stack(found) for label, found in rows.items()}
 
 
@@ -47,11 +66,14 @@ def interval(difference: np.ndarray) -> list[float]:
 
 
 def table(groups: dict[str, list[RunFolder]], protocols: Sequence[str]) -> Iterator[dict[str, object]]:
+    """The rows of the table. Raises UsageError like ``gains``, and for two groups that answer different questions."""
     for protocol in protocols:
-        differences = []
+        differences: list[np.ndarray] = []
         for name, runs in groups.items():
             found = gains(runs, protocol)
             difference = (found["rl"] - found["rl-start"]).mean(0)
+            if differences and len(differences[0]) != len(difference):
+                raise UsageError(f"{name}: answers {len(difference)} questions, the group before {len(differences[0])}")
             differences.append(difference)
             yield {
                 "group": name, "protocol": protocol, "questions": len(difference),
@@ -120,27 +142,44 @@ def _drawn(name: str, one: Curve, colour: str, last: int) -> list[str]:
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the rows and write the picture; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="+", metavar="NAME=RUN,RUN", help="a name and the run folders of its seeds")
-    parser.add_argument("--protocols", nargs="+", default=["paper", "greedy"])
+    parser.add_argument("--protocols", nargs="+", help="default: those that the first run was evaluated by")
     parser.add_argument("--picture", type=Path, help="write the validation curves as SVG")
-    options = parser.parse_args()
-    groups = {}
+    options = parser.parse_args(arguments)
+    groups: dict[str, list[RunFolder]] = {}
     for text in options.groups:
         name, equals, folders = text.partition("=")
         if not equals:
             parser.error(f"{text}: expected NAME=RUN,RUN")
         groups[name] = [RunFolder(Path(folder)) for folder in folders.split(",")]
-    for row in table(groups, options.protocols):
+    return run_command("climb", lambda: show(groups, options.protocols or protocols(groups), options.picture))
+
+
+def protocols(groups: dict[str, list[RunFolder]]) -> list[str]:
+    """The protocols that the first run was evaluated by, in the order of its configuration."""
+    run = next(iter(groups.values()))[0]
+    if not run.config_file.is_file():
+        raise UsageError(f"{run.path}: not a run folder (it has no config.toml)")
+    return [protocol.name for protocol in load_config(run.config_file).evaluate.protocols]
+
+
+def show(groups: dict[str, list[RunFolder]], names: Sequence[str], target: Path | None) -> None:
+    """Print a JSON line for each row and curve. ``target``: write the picture there."""
+    for row in table(groups, names):
         print(json.dumps(row))
-    curves = {name: curve(runs, options.protocols[0]) for name, runs in groups.items()}
+    curves = {name: curve(runs, names[0]) for name, runs in groups.items()}
     for name, one in curves.items():
         means = {version: round(sum(values) / len(values), 1) for version, values in one.items()}
         print(json.dumps({"group": name, "validation": means}))
-    if options.picture:
-        write_text(options.picture, picture(curves, options.protocols[0]))
+    if target is not None:
+        lacking = next((name for name, one in curves.items() if not one), None)
+        if lacking is not None:
+            raise UsageError(f"--picture: {lacking} has no validated version ([[rl.validation]] asks for them)")
+        write_text(target, picture(curves, names[0]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,12 +9,14 @@ evaluated yet is left out.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from examples.digits.experiments.climb import interval
 from examples.digits.experiments.stages import right_answers
+from sophia_mcore.errors import UsageError, run_command
 from sophia_mcore.store.layout import RunFolder
 
 TEST = Path("runs/digits/data/test.jsonl")
@@ -45,15 +47,19 @@ PAIRS = (
 )
 
 
-def main() -> None:
-    """Print both tables."""
+def show() -> None:
+    """Print both tables. Raises UsageError while there is nothing to show."""
+    if not TEST.is_file():
+        raise UsageError(f"{TEST}: no such file (python -m examples.recipes.openvlthinker.make writes it)")
     kind = {str(row["id"]): row["kind"] for row in map(json.loads, TEST.read_text(encoding="utf-8").splitlines())}
     found = {}
     for name, (folder, label) in MODELS.items():
         answers = RunFolder(folder).evaluation(label, "paper")
         if answers.is_dir():
             found[name] = right_answers(answers)
-    names = sorted(next(iter(found.values()), {}))
+    if not found:
+        raise UsageError(f"{ROOT}: none of the runs has been evaluated yet (README.md has the commands)")
+    names = sorted(set.intersection(*(set(right) for right in found.values())))
     parts = {"all": np.ones(len(names), bool)}
     parts |= {part: np.array([kind[name] in kinds for name in names]) for part, kinds in KINDS.items()}
     rows = {name: np.array([right[one] for one in names], float) for name, right in found.items()}
@@ -74,4 +80,4 @@ def _difference(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("figures", show))
