@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,19 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from sophia_mcore.batch.tokenize import load_tokenizer
+from sophia_mcore.config.schema import Config
 from sophia_mcore.data.images import decode
 from sophia_mcore.pretrained.chat import Chat
 from sophia_mcore.pretrained.families import image_limits, image_processor
 from sophia_mcore.pretrained.family import ImageProcessor, ImageSize
 from sophia_mcore.store.images import ImageStore
-from sophia_mcore.store.layout import Round
+from sophia_mcore.store.layout import Round, RunFolder
+
+
+def longest_sample(config: Config) -> int:
+    """The largest number of tokens of a sample, prompt and response together, in the configuration's layout."""
+    multiple = config.parallel.sequence_multiple
+    return config.batch.sequence_length_tokens // multiple * multiple
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +39,16 @@ class Reader:
     @staticmethod
     def of_round(round_: Round) -> Reader:
         """The reader of the model that the round starts from. Raises SophiaError when its files cannot be read."""
+        return Reader.of_model(round_.policy, round_.config, round_.run)
+
+    @staticmethod
+    def of_model(model: Path, config: Config, run: RunFolder) -> Reader:
+        """The reader of the model in a folder, with the run's images. Raises SophiaError like ``of_round``."""
         return Reader(
-            Chat.from_model_dir(round_.policy),
-            load_tokenizer(round_.policy),
-            image_processor(round_.policy, image_limits(round_.config.batch)),
-            ImageStore(round_.run.images),
+            Chat.from_model_dir(model),
+            load_tokenizer(model),
+            image_processor(model, image_limits(config.batch)),
+            ImageStore(run.images),
         )
 
     def image_size(self, digest: str) -> ImageSize:

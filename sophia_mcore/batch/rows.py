@@ -8,7 +8,7 @@ from typing import Any
 
 from sophia_mcore.batch.collate import PackedBatch, aligned, collate
 from sophia_mcore.batch.pack import pack
-from sophia_mcore.batch.reader import Reader
+from sophia_mcore.batch.reader import Reader, longest_sample
 from sophia_mcore.batch.schedule import assign_rows
 from sophia_mcore.batch.tokenize import TokenizedSample
 from sophia_mcore.config.schema import Config
@@ -36,6 +36,7 @@ class Rows:
                 f"nearest: {aligned(self._length, row_multiple)}"
             )
         self._rows_multiple = config.parallel.pipeline if config.parallel.virtual_pipeline else 1
+        self._longest = longest_sample(config)
         self._rank, self._ranks = rank, ranks
         self._row_shape = reader.image_processor.row_shape
         self._positions = reader.image_processor.positions
@@ -44,7 +45,7 @@ class Rows:
     @property
     def longest(self) -> int:
         """The largest number of tokens of a sample, prompt and response together."""
-        return self._length // self._sequence_multiple * self._sequence_multiple
+        return self._longest
 
     def batches(
         self, samples: Sequence[TokenizedSample], logprobs: Mapping[str, Any] | None = None

@@ -247,12 +247,13 @@ class Rollouts:
 
     def finish(self, task: Task, rollouts: Sequence[Rollout], version: Version, **seconds: float) -> None:
         """Write the unit's shard, and a line about it. What cannot be written ends this process: so would the next."""
+        by_verdict = self.config.verdict_alone and self.rl.one_turn
         metadata = {
             "model_digest": version.digest,
             "version": str(version.version),
             "batch": str(task.batch.batch),
             "prompt_template": self._prompt,
-            **({} if self.config.verdict_alone else {"rewards": fingerprint(self.config.reward_terms)}),
+            **({} if by_verdict else {"rewards": fingerprint(self.config.reward_terms)}),
         }
         task.claim.finish(rollouts, Rollout, metadata)
         self._in_a_row.clear()

@@ -6,37 +6,28 @@ import difflib
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import SophiaError, UsageError, listed
+from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import phases, work
 from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.models import with_local_models
-from sophia_mcore.launch.parts import whole_rl
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
-from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.resources import stage_shape
+from sophia_mcore.launch.stage_settings import accept_changed_settings, only_weights_changed
 from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
 from sophia_mcore.provenance.check import Provenance
 from sophia_mcore.provenance.prepare import prepare
-from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, TABLES, covers, flat
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import newest_version
-from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
+from sophia_mcore.store.layout import Round, RunFolder
 from sophia_mcore.store.lock import folder_lock
-from sophia_mcore.store.user_files import user_functions
 from sophia_mcore.track.metrics import STAGE_STEP, MetricsLog
 
 STEPS = tuple(phase.step for phase in stage_alone())  # values of --from; phases of the rounds as well always run
-
-# Settings that a stage of [[stages]] depends on and a stage of its own does not: limits of grading, and a model that
-# is not asked.
-_CHANGEABLE = ("models.reasoner", "score.timeout_seconds", "score.memory_limit_mib")
 
 
 def run_rl(
@@ -50,8 +41,9 @@ def run_rl(
     """Run the stage in the run's folder, holding its lock; returns the folder.
 
     ``batches`` replaces rl.batches; a stage that has ended with fewer batches goes on. ``first``: the step to begin
-    with; those before it must have ended. ``replay``: train on the stored rollouts only. Raises UsageError for settings
-    that cannot be used, SophiaError when a process fails and is not restarted any more.
+    with; those before it must have ended. ``replay``: train on the stored rollouts only. ``new_settings``: go on with
+    changed settings; a stage that has ended is weighed anew where nothing but weights of [[rewards]] has changed.
+    Raises UsageError for settings that cannot be used, SophiaError when a process fails and is not restarted any more.
     """
     if first not in STEPS:
         nearest = difflib.get_close_matches(first, STEPS, n=1)
@@ -64,7 +56,10 @@ def run_rl(
     run = make_folder(config)
     chosen = STEPS[STEPS.index(first) :]
     with folder_lock(run.lock_file), TerminalProgress() as progress:
-        refuse_changed_settings(config, run, new_settings=new_settings)
+        if new_settings and (before := only_weights_changed(config, run)) is not None:
+            _weigh_anew(before, config, run, progress)
+            return run
+        accept_changed_settings(config, run, progress.say, new_settings=new_settings)
         claim_folder(config, run, new_settings=new_settings)
         current = Round(config, run, 0)
         preflight(current)
@@ -93,59 +88,18 @@ def _require_ended(phase: Phase, round: Round, first: str) -> None:
         )
 
 
-def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: bool = False) -> None:
-    """Raise UsageError if the stage has begun with other settings and its result depends on them.
+def _weigh_anew(before: Config, config: Config, run: RunFolder, progress: TerminalProgress) -> None:
+    """Weigh a stage that has ended under the weights of ``config``, and write the report, which has both."""
+    from sophia_mcore.train.on_policy.anew import weigh_anew  # here: it loads a tokenizer
 
-    ``new_settings``: only if the stage has ended, since then nothing would be done with the new ones, or if weights are
-    announced that no checkpoint has: answers have been sampled by them, and the new settings would not make them again.
-    """
-    newest = newest_version(run.rl.versions)
-    if newest is None and not run.rl.select.is_dir():
-        return
-    before = load_config(run.config_file) if run.config_file.is_file() else None
-    if before is None or before.rl is None:  # config.toml was written by a round that was run since
-        return
-    old, new = (_compared(one, run) for one in (before, config))
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    changed += changed_files(config, run)
-    if changed and not (new_settings and not stage_has_ended(config, run)):
-        if new_settings:
-            raise UsageError(
-                f"the on-policy stage of {run.path} has ended with other settings ({listed(changed)}): choose another "
-                "run.folder, or a larger rl.batches to go on with the new ones"
-            )
-        raise UsageError(
-            f"the on-policy stage of {run.path} was started with other settings ({listed(changed)}): choose "
-            "another run.folder, or add --new-settings to go on with the new ones"
-        )
-    saved = max(checkpoint_steps(run.rl.checkpoints), default=0)
-    if changed and newest is not None and newest.step > saved:
-        raise UsageError(
-            f"the on-policy stage of {run.path} was killed at step {newest.step}, and its last checkpoint is of step "
-            f"{saved}: the new settings ({listed(changed)}) would not train the same weights again that its "
-            "answers come from; go on with the old settings and stop it with Ctrl-C, which saves a checkpoint, or "
-            "choose another run.folder"
-        )
-
-
-def _compared(config: Config, run: RunFolder) -> dict[str, Any]:
-    """The settings that answers and weights of the stage depend on, by key. No file is read."""
-    (part,) = whole_rl(Round(config, run, 0))
-    keys, free = part.settings, (*CHANGE_NO_RESULT, *_CHANGEABLE)
-    found = {key: value for key, value in flat(config).items() if covers(keys, key) and not covers(free, key)}
-    return found | {key: value for key, value in part.values.items() if not key.startswith(("file ", TABLES))}
-
-
-def changed_files(config: Config, run: RunFolder) -> list[str]:
-    """The user's functions of the stage whose file is not the one that the run has copied."""
-    return [
-        f"the content of {function.file}"
-        for function in user_functions(config)
-        if function.key.startswith(("rewards.", "rl."))
-        and function.copy_in(run).is_file()
-        and function.file.is_file()
-        and function.file.read_bytes() != function.copy_in(run).read_bytes()
-    ]
+    found = weigh_anew(before, run, config.reward_terms, progress)
+    trained = found["trained_with"]
+    weights = ", ".join(f"{name} {weight:g} (was {trained[name]:g})" for name, weight in found["weights"].items())
+    run_here(phases.REPORT, Round(before, run, 0), progress)
+    progress.say(
+        f"weighed anew with {weights}: {found['batches']} batches, nothing sampled or trained; {run.rl.weighed} has "
+        f"rewards and advantages, {run.report_html} both tables; to train with these weights choose another run.folder"
+    )
 
 
 def preflight(round: Round) -> None:

@@ -21,11 +21,12 @@ _ENGINE = (
     "base_url", "api_key_variable", "timeout_seconds", "max_retries", "concurrency",
 )  # fmt: skip
 # Keys and sections that change where, how fast or how carefully work is done, or what is shown of it, but no result.
-# The user may change them at any time. Every other key must be among the settings of a part of a phase.
+# The user may change them at any time. Every other key must be among the settings of a part of a phase. A "*" stands
+# for a name that the user has chosen.
 CHANGE_NO_RESULT = (
     "run.name", "run.folder", "run.rounds", "environments", "track", "cluster", "parallel", "export",
     "data.max_bad_rows", "data.made_by",
-    *(f"{phase}.engine.{key}" for phase in ("captions", "reasoning", "evaluate") for key in _ENGINE),
+    *(f"{phase}.engine.{key}" for phase in ("captions", "reasoning", "evaluate", "helpers.*") for key in _ENGINE),
     "score.workers", "score.max_broken_share", "score.second_opinions",
     *(
         f"score.judge.{key}"
@@ -43,8 +44,19 @@ CHANGE_NO_RESULT = (
 
 
 def covers(prefixes: Sequence[str], key: str) -> bool:
-    """Whether ``key`` is one of ``prefixes``, or lies in a section that is one of them."""
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+    """Whether ``key`` is one of ``prefixes``, or lies in a section that is one of them; "*" stands for any one name.
+
+    >>> covers(("train", "helpers.*.engine"), "helpers.judge.engine.threads"), covers(("train",), "training")
+    (True, False)
+    """
+    return any(key == prefix or key.startswith(f"{prefix}.") or _fits(prefix, key) for prefix in prefixes)
+
+
+def _fits(pattern: str, key: str) -> bool:
+    if "*" not in pattern:
+        return False
+    wanted, parts = pattern.split("."), key.split(".")
+    return len(parts) >= len(wanted) and all(name in ("*", part) for name, part in zip(wanted, parts, strict=False))
 
 
 def flat(config: BaseModel) -> dict[str, Any]:

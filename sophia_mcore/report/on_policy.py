@@ -13,7 +13,7 @@ from sophia_mcore.report.charts import Charted
 from sophia_mcore.report.examples import Browser
 from sophia_mcore.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, numbered
 from sophia_mcore.report.reading import Problems, columns, metrics, read_json, records
-from sophia_mcore.report.rewards import first_to_last, numbers_under, reward_curves, reward_figures
+from sophia_mcore.report.rewards import anew_figures, first_to_last, numbers_under, reward_curves, reward_figures
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.layout import RunFolder
 
@@ -23,7 +23,8 @@ _SUMMARY = {
 }  # fmt: skip
 _RUNS = (BLUE, ORANGE)
 Named = tuple[str, str, str]  # a curve: its key in metrics.jsonl, its name, its colour where there is one run
-_CURVES: tuple[tuple[str, str, str, tuple[Named, ...]], ...] = (
+_Chart = tuple[str, str, str, tuple[Named, ...]]  # title, phase of its lines, unit, curves
+_CURVES: tuple[_Chart, ...] = (
     ("Groups of a batch", "batch", "groups", (
         ("groups_mixed", "mixed: these teach", BLUE), ("groups_all_right", "all right", GREEN),
         ("groups_all_wrong", "all wrong", RED), ("groups_lost", "lost", GREY))),
@@ -68,10 +69,10 @@ def on_policy(runs: Sequence[Charted]) -> Stage | None:
     logs = [(c.name, metrics(c.run.rl.metrics_file, c.problems)) for c in runs]
     alone = all(charted.config.verdict_alone for charted in runs)
     title = "Right answers of each batch" + (" (the reward)" if alone else ", by the verdict (not the reward)")
-    right = (title, "batch", "share", (("accuracy", "accuracy", BLUE),))
-    first = [(name, _curves(logs, *curves)) for name, *curves in (*reward_curves(logs), right)]  # the reward first
-    validation = ("Validation questions answered right, by version", _validation(runs))
-    drawn = [*first, validation, *((name, _curves(logs, *curves)) for name, *curves in _CURVES)]
+    accuracy: _Chart = (title, "batch", "share", (("accuracy", "accuracy", BLUE),))
+    drawn = [_drawn(logs, chart) for chart in (*reward_curves(logs), accuracy)]  # the reward first
+    drawn.append(("Validation questions answered right, by version", _validation(runs)))
+    drawn += [_drawn(logs, chart) for chart in _CURVES]
     rows = [_figures(charted, lines) for charted, (_, lines) in zip(runs, logs, strict=True)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Stage(
@@ -103,7 +104,7 @@ def _figures(charted: Charted, lines: list[dict[str, Any]]) -> dict[str, str]:
     found["answers that were trained on"] = f"{sum(numbers_under(batches, 'answers_effective')):,}"
     if gaps := numbers_under(batches, "rollout_gap_p99"):
         found["largest p99 of the log-prob gap"] = f"{max(gaps):.2g} nats"
-    found |= reward_figures(batches)
+    found |= reward_figures(batches) | anew_figures(charted.config, run, problems)
     for key, name in (("waiting", "waiting for answers"), ("training", "training"), ("publishing", "publishing")):
         found[f"seconds {name}"] = f"{sum(numbers_under(batches, f'seconds_{key}')):,.0f}"
     return found
@@ -128,6 +129,11 @@ def _missing(charted: Charted) -> list[str]:
         newest = None
     done = newest.version if newest else 0
     return [f"{prefix}the end of the on-policy stage ({done}{f' of {rl.batches}' if rl else ''} batches are trained)"]
+
+
+def _drawn(logs: list[tuple[str, list[dict[str, Any]]]], chart: _Chart) -> tuple[str, Any]:
+    title, phase, unit, named = chart
+    return title, _curves(logs, phase, unit, named)
 
 
 def _curves(runs: list[tuple[str, list[dict[str, Any]]]], phase: str, unit: str, named: tuple[Named, ...]) -> Any:

@@ -22,8 +22,8 @@ Curve = tuple[str, str, str]  # key in metrics.jsonl, name, colour
 
 
 def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str, Any]:
-    """For report.json: {"terms": {name: {"weight", "function"}}, "rounds": {...}, "stage": {key: [first, last]}};
-    what is not there is left out.
+    """For report.json: {"terms": {name: {"weight", "function"}}, "rounds": {...}, "stage": {key: [first, last]},
+    "weighed_anew": {...}}; what is not there is left out.
     """
     terms = {one.label: {"weight": one.weight, "function": one.function} for one in config.reward_terms}
     found: dict[str, Any] = {"terms": terms}
@@ -34,7 +34,7 @@ def reward_data(config: Config, run: RunFolder, problems: Problems) -> dict[str,
             rounds[str(index)] = summary["rewards"]
     batches = [line for line in metrics(run.rl.metrics_file, problems) if line["phase"] == "batch"]
     stage = {key: [values[0], values[-1]] for key in reward_keys(batches) if (values := numbers_under(batches, key))}
-    parts = {"rounds": rounds, "stage": stage}
+    parts = {"rounds": rounds, "stage": stage, "weighed_anew": weighed_anew(config, run)}
     return found | {name: part for name, part in parts.items() if part}
 
 
@@ -92,6 +92,32 @@ def reward_figures(batches: Sequence[dict[str, Any]]) -> dict[str, str]:
         row, value = first_to_last(key.replace("_", " "), numbers_under(batches, key), "{:.3f}".format)
         found[row] = value
     return found
+
+
+def weighed_anew(config: Config, run: RunFolder) -> dict[str, Any]:
+    """summary.json of a stage whose answers were weighed anew, as ``train.on_policy.anew`` has written it; {} if none
+    of the settings of now.
+    """
+    found = json_or_empty(run.rl.weighed_file)
+    trained = {one.label: one.weight for one in config.reward_terms}
+    return found if found.get("trained_with") == trained and isinstance(found.get("weights"), dict) else {}
+
+
+def anew_figures(config: Config, run: RunFolder, problems: Problems) -> dict[str, str]:
+    """Rows of the stage's table about its answers under other weights."""
+    found = weighed_anew(config, run)
+    if not found:
+        return {}
+    trained = found["trained_with"]
+    weights = (f"{name} {weight:g} (was {trained.get(name, 0.0):g})" for name, weight in found["weights"].items())
+    rows = {"weighed anew with": ", ".join(weights)}
+    batches = [line for line in metrics(run.rl.weighed / "metrics.jsonl", problems) if line["phase"] == "batch"]
+    for key in ("reward_mean", "reward_deviation"):
+        if values := numbers_under(batches, key):
+            row, value = first_to_last(f"weighed anew: {key.replace('_', ' ')}", values, "{:.3f}".format)
+            rows[row] = value
+    useful, before = found.get("answers_effective", 0), found.get("answers_effective_trained", 0)
+    return rows | {"weighed anew: answers with an advantage": f"{useful:,} (trained on: {before:,})"}
 
 
 def first_to_last(name: str, values: Sequence[float], shown: Callable[[float], str]) -> tuple[str, str]:

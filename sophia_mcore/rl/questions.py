@@ -9,7 +9,9 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.data.held_out import contents, shared
 from sophia_mcore.data.prompt_images import most_images
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.records import Question
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_shard
 
 
 def checked_questions(config: Config, run: RunFolder) -> Path:
@@ -27,6 +29,11 @@ def asked_questions(config: Config, run: RunFolder) -> Path:
         if path.is_file():
             return path
     raise SophiaError(f"{found}: no such file; `sophia rl` prepares the questions")
+
+
+def read_stage_questions(config: Config, run: RunFolder) -> dict[str, Question]:
+    """The chosen questions, or the run's where nothing was chosen, by id. Raises SophiaError when there are none."""
+    return {question.id: question for question in read_shard(asked_questions(config, run), Question)}
 
 
 def stage_engine(config: Config, run: RunFolder) -> Engine:

@@ -101,6 +101,16 @@ class RlFolder:
         return self.train / "alive"
 
     @property
+    def weighed(self) -> Path:
+        """The batches of a stage that has ended under other weights of the reward's terms."""
+        return self.path / "weighed"
+
+    @property
+    def weighed_file(self) -> Path:
+        """What came of it; written when it is complete."""
+        return self.weighed / SUMMARY
+
+    @property
     def model(self) -> Path:
         """The stage's result, a Hugging Face folder."""
         return self.path / "model"

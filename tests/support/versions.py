@@ -19,9 +19,11 @@ def write_version(model_dir: Path, parent: Path, version: int) -> tuple[Path, st
     return partial.rename(version_folder(parent, version, digest)), digest
 
 
-def publish(model_dir: Path, pointers: Path, version: int) -> Version:
+def publish(model_dir: Path, pointers: Path, version: int, updates_per_batch: int = 1) -> Version:
     """A version that exists: its folder beside its pointer."""
     folder, digest = write_version(model_dir, pointers, version)
-    made = Version(version=version, folder=folder.name, digest=digest, bytes=0, step=version, seconds=0.0)
+    made = Version(
+        version=version, folder=folder.name, digest=digest, bytes=0, step=version * updates_per_batch, seconds=0.0
+    )
     announce(pointers, made)
     return made

@@ -19,13 +19,14 @@ from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch import stage, worker
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.phases import RL, RL_SELECT, phases_in, wanted_phases
-from sophia_mcore.launch.rl import refuse_changed_settings, run_rl
+from sophia_mcore.launch.rl import run_rl
 from sophia_mcore.launch.slurm import stage as slurm_stage
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site, plan_jobs, sbatch_command
 from sophia_mcore.launch.slurm.stage import node_of
 from sophia_mcore.launch.slurm.status import status_text
 from sophia_mcore.launch.slurm.submit import would_refuse
+from sophia_mcore.launch.stage_settings import refuse_changed_settings
 from sophia_mcore.launch.state import stage_states
 from sophia_mcore.phase import PhaseState, SlurmTask
 from sophia_mcore.records import Question

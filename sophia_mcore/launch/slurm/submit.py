@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,9 +22,9 @@ from sophia_mcore.launch.local import claim_folder, would_refuse_settings
 from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.phases import names_in, wanted_phases
 from sophia_mcore.launch.rl import preflight as stage_preflight
-from sophia_mcore.launch.rl import refuse_changed_settings
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Job, Key, Site, plan_jobs, read_site, sbatch_command, shell_lines
+from sophia_mcore.launch.stage_settings import accept_changed_settings, refuse_changed_settings
 from sophia_mcore.launch.state import check_unfinished, stage_states, states
 from sophia_mcore.phase import PhaseState
 from sophia_mcore.store.atomic import write_json, write_text
@@ -79,7 +80,7 @@ def submit(
         uid = locks.enter_context(no_jobs_alive(run))
         locks.enter_context(folder_lock(run.lock_file))  # tasks of running jobs hold this lock too
         if stage:
-            refuse_changed_settings(config, run, new_settings=new_settings)
+            accept_changed_settings(config, run, _say, new_settings=new_settings)
         claim_folder(config, run, new_settings=new_settings)
         (stage_preflight if stage else preflight)(Round(config, run, 0))
         for pattern in _FAILURES:
@@ -145,6 +146,10 @@ def _states(
 ) -> list[PhaseState]:
     found = stage_states(config, run) if stage else states(config, run, range(rounds))
     return [state for state in found if only is None or state.phase in only]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def would_refuse(config: Config, *, new_settings: bool = False, stage: bool = False) -> str:

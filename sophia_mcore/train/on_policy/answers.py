@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ from sophia_mcore.batch.reader import Reader
 from sophia_mcore.batch.samples import AUXILIARY, FRESH
 from sophia_mcore.batch.store_samples import recorded_logprobs
 from sophia_mcore.batch.tokenize import TokenizedSample, end_token, special_tokens, without_special_tokens
+from sophia_mcore.config.functions import RewardTerm
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.environments.codec import messages_of
-from sophia_mcore.environments.terms import from_json
+from sophia_mcore.environments.terms import as_json, fingerprint, from_json
 from sophia_mcore.environments.types import POLICY
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.pretrained.chat import Message, plain, user_text
 from sophia_mcore.pretrained.family import ImageSize
-from sophia_mcore.records import Question, Rollout
+from sophia_mcore.records import BROKEN, Question, Rollout
 from sophia_mcore.rl.batches import Batch
 from sophia_mcore.rl.groups import Graded
 from sophia_mcore.rl.rethink import waits
@@ -60,27 +62,44 @@ class Sampled:
         return self.graded.id
 
 
-def read_rollouts(batches: Iterable[Batch], units: Iterable[str], lag: int, rewards: str = "") -> list[Sampled]:
+def read_rollouts(
+    batches: Iterable[Batch], units: Iterable[str], lag: int, terms: Sequence[RewardTerm] = ()
+) -> list[Sampled]:
     """The policy's turns in the finished ``units`` (ids) of a batch and its further draws.
 
-    Raises SophiaError for a shard that is damaged, an answer without a log-prob for each token, or one of a version
-    that the batch does not allow.
+    ``terms``: of the reward; none where it is the verdict alone. Raises SophiaError for a shard that is damaged, an
+    answer without a log-prob for each token, one of a version that the batch does not allow, or one that was scored
+    with other terms.
     """
-    wanted = set(units)
+    wanted, fingerprinted = set(units), fingerprint(terms) if terms else ""
     found = []
     for batch in batches:
         for unit in batch.units:
             if unit.id in wanted:
                 path = unit_shard(batch.folder, unit.id)
-                scored = read_metadata(path)["metadata"].get("rewards", rewards)
-                if rewards and scored != rewards:
-                    raise SophiaError(
-                        f"{path}: was scored with other terms of [[rewards]]; only their weights may change: begin "
-                        "another run.folder"
-                    )
-                rows = read_shard(path, Rollout)
-                found += [_sampled(row, lag) for row in rows if row.asked == POLICY]
+                scored = read_metadata(path)["metadata"].get("rewards")
+                rows = [row for row in read_shard(path, Rollout) if row.asked == POLICY]
+                if terms and scored is None and not any(row.scores or row.status == "broken" for row in rows):
+                    rows = _by_verdict(path, rows, terms)
+                elif terms and scored not in (None, fingerprinted):
+                    raise _other_terms(path)
+                found += [_sampled(row, lag) for row in rows]
     return found
+
+
+def _by_verdict(path: Path, rows: Sequence[Rollout], terms: Sequence[RewardTerm]) -> list[Rollout]:
+    """The answers of a stage whose reward was the verdict alone, where its only term has a weight now."""
+    if [term.function for term in terms] != ["correct"] or terms[0].only is not None:
+        raise _other_terms(path)
+    label = terms[0].label
+    values = [None if row.verdict in BROKEN else float(row.verdict == "correct") for row in rows]
+    return [replace(row, scores=as_json({label: value})) for row, value in zip(rows, values, strict=True)]
+
+
+def _other_terms(path: Path) -> SophiaError:
+    return SophiaError(
+        f"{path}: was scored with other terms of [[rewards]]; only their weights may change: begin another run.folder"
+    )
 
 
 def _sampled(row: Rollout, lag: int) -> Sampled:

@@ -6,12 +6,12 @@ Everything is a pure function of the stored rollouts and the run's seed, so a re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sophia_mcore.config.rl import Rethink
 from sophia_mcore.config.schema import Config
-from sophia_mcore.environments.terms import fingerprint
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import Batch, read_batch
 from sophia_mcore.rl.credit import Credited, credit, judged_groups
@@ -52,9 +52,14 @@ class Plan:
 
     number: int
     updates: tuple[Update, ...]
-    effective: tuple[str, ...]  # ids of the answers with an advantage, in order
+    weighed: tuple[Weighed, ...]  # the answers with an advantage, in order
     answers: dict[str, Sampled]  # what the updates name, and all first answers of the batch
     values: dict[str, float]  # for metrics.jsonl
+
+    @property
+    def effective(self) -> tuple[str, ...]:
+        """Ids of the answers with an advantage, in order."""
+        return tuple(one.id for one in self.weighed)
 
 
 def drawn_batches(folder: RlFolder, number: int) -> list[Batch]:
@@ -88,13 +93,17 @@ def take(folder: RlFolder, number: int, attempts: int) -> None:
 class Planner:
     """Plans batch after batch; keeps the answers that an episode may replay.
 
-    Asked for another batch than the next, it reads the episode's earlier ones again.
+    Asked for another batch than the next, it reads the episode's earlier ones again. ``learned``: the folder where the
+    user's own weighing and relabelling of a batch lies; by default that of the batch.
     """
 
-    def __init__(self, config: Config, folder: RlFolder, tokens: Tokens) -> None:
+    def __init__(
+        self, config: Config, folder: RlFolder, tokens: Tokens, learned: Callable[[int], Path] | None = None
+    ) -> None:
         self._config, self._rl, self._seed = config, config.on_policy, config.run.seed
         self._attempts = config.cluster.unit_attempts
-        self._rewards = "" if config.verdict_alone else fingerprint(config.reward_terms)
+        self._terms = () if config.verdict_alone else config.reward_terms
+        self._learned = learned or folder.batch
         self._folder, self._tokens = folder, tokens
         self._buffer: list[Weighed] = []
         self._known: dict[str, Sampled] = {}  # the buffer's answers
@@ -125,7 +134,7 @@ class Planner:
             self._buffer, self._known = [], {}
         batches, _, first, rethought = self._read(number)
         questions = [item for batch in batches for unit in batch.units for item in unit.items]
-        learned = read_learned(self._config, self._folder.batch(number))
+        learned = read_learned(self._config, self._learned(number))
         weighed, left_out = self._weigh(first, learned)
         continued = self._kept(rethought)
         answers = {one.id: one for one in first} | {one.id: one for one in rethought if one.id in set(continued)}
@@ -134,12 +143,12 @@ class Planner:
         answers |= fit
         left_out["relabel_unfit"] += len(targets) - len(fit)
         updates = self._updates(number, questions, weighed, [*continued, *fit], answers)
-        effective = tuple(one.id for one in weighed)
         values = batch_values(first, weighed, left_out, asked=len(questions), trained_version=number)
         values |= rethinking_values(rethought, continued, answers)
         if not self._config.verdict_alone or not rl.one_turn:
             values |= episode_values(first, self._config.reward_terms)
-        return Plan(number=number, updates=updates, effective=effective, answers=answers | self._known, values=values)
+        everything = answers | self._known
+        return Plan(number=number, updates=updates, weighed=tuple(weighed), answers=everything, values=values)
 
     def _read(self, number: int) -> tuple[list[Batch], set[str], list[Sampled], list[Sampled]]:
         """(open folders, finished units, first answers, their rethinkings) of a batch.
@@ -148,7 +157,7 @@ class Planner:
         """
         batches, done, lost = self._taken(number)
         self._check_lost(number, lost, batches)
-        everything = read_rollouts(batches, done, self._rl.lag, self._rewards)
+        everything = read_rollouts(batches, done, self._rl.lag, self._terms)
         first = [one for one in everything if not one.parent]
         check_broken(first, number, self._config.functions.max_broken_share)
         return batches, done, first, [one for one in everything if one.parent]

@@ -17,25 +17,20 @@ from torch import Tensor
 from sophia_mcore.batch.collate import PackedBatch
 from sophia_mcore.batch.reader import Reader
 from sophia_mcore.batch.rows import Rows
-from sophia_mcore.batch.tokenize import load_tokenizer
 from sophia_mcore.config.rl import Rl
 from sophia_mcore.config.schema import Config
 from sophia_mcore.model import lvlm
 from sophia_mcore.parallel.backend import Backend
 from sophia_mcore.parallel.groups import Groups
-from sophia_mcore.pretrained.chat import Chat
-from sophia_mcore.pretrained.families import image_limits, image_processor
 from sophia_mcore.pretrained.spec import ModelSpec
 from sophia_mcore.records import Question
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.prompts import system_prompt
-from sophia_mcore.rl.questions import asked_questions
+from sophia_mcore.rl.questions import read_stage_questions
 from sophia_mcore.rl.start import rl_start
 from sophia_mcore.rl.versions import read_version
-from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.rl_folder import RlFolder
-from sophia_mcore.store.shards import read_shard
 from sophia_mcore.store.user_files import load_function
 from sophia_mcore.train.checkpoint import Checkpoints
 from sophia_mcore.train.checkpoint_folder import list_checkpoints
@@ -99,12 +94,7 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
     view, rl = config.rl_view(), config.on_policy
     start = rl_start(config, run)
     spec = ModelSpec.from_model_dir(start)
-    reader = Reader(
-        Chat.from_model_dir(start),
-        load_tokenizer(start),
-        image_processor(start, image_limits(config.batch)),
-        ImageStore(run.images),
-    )
+    reader = Reader.of_model(start, config, run)
     questions = read_stage_questions(config, run)
     chunks = lvlm.build(spec, view, groups, backend)
     begins = not list_checkpoints(run.rl.checkpoints) or read_version(run.rl.versions, 0) is None
@@ -140,11 +130,6 @@ def build_stage(config: Config, run: RunFolder, groups: Groups, backend: Backend
         lock=DeviceLock.of(run) if rl.placement == "colocated" and first_of_node else None,
         start_weights=start_weights,
     )
-
-
-def read_stage_questions(config: Config, run: RunFolder) -> dict[str, Question]:
-    """The chosen questions, or the run's where nothing was chosen, by id. Raises SophiaError when there are none."""
-    return {question.id: question for question in read_shard(asked_questions(config, run), Question)}
 
 
 @torch.no_grad()
