@@ -34,6 +34,14 @@ class UsageError(SophiaError):
     exit_code = 2
 
 
+class HelperDownError(SophiaError):
+    """A helper cannot be asked, which is no fault of what it was to be asked about: the work stops, and the same
+    command goes on. Exit code 69 (EX_UNAVAILABLE).
+    """
+
+    exit_code = 69
+
+
 def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
     """The first items, and how many more there are.
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sophia_mcore.config.engines import Sampling
 from sophia_mcore.config.functions import Helper
 from sophia_mcore.config.schema import Config
+from sophia_mcore.endpoint import EndpointUnreachableError
 from sophia_mcore.environments.helpers import HelperReply, Helpers
 from sophia_mcore.environments.types import Ask
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import HelperDownError, SophiaError, UsageError
 from sophia_mcore.generate.engine import Engine, Request
 from sophia_mcore.generate.opening import open_engine
 from sophia_mcore.pretrained.families import image_limits
@@ -33,6 +34,8 @@ class AskedEngine:
         ]
         try:
             completions = self._engine.generate(requests)
+        except EndpointUnreachableError as error:
+            raise HelperDownError(f"helper {self._name}: {error}; the same command goes on when it answers") from error
         except SophiaError as error:
             raise SophiaError(f"helper {self._name}: {error}") from error
         return [HelperReply(one.text, one.finish_reason) for one in completions]
@@ -51,8 +54,10 @@ def open_helpers(config: Config, run: RunFolder, *, endpoints_only: bool = False
             )
         try:
             engine = open_engine(settings.engine, settings.model, limits=image_limits(config.batch))
+        except UsageError as error:
+            raise UsageError(f"helper {name}: {error}") from error
         except SophiaError as error:
-            raise type(error)(f"helper {name}: {error}") from error
+            raise HelperDownError(f"helper {name}: {error}") from error
         return AskedEngine(name, engine)
 
     return Helpers(config.helpers, run.helpers, open_one)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments.terms import fingerprint
-from sophia_mcore.errors import SophiaError
+from sophia_mcore.errors import HelperDownError, SophiaError
 from sophia_mcore.generate.answers import Exam
 from sophia_mcore.generate.board import Board, SignOfLife, Task, Validation
 from sophia_mcore.generate.engine import Completion, LivingEngine, Request
@@ -163,6 +163,9 @@ class Rollouts:
                 return False
             try:
                 claim.finish(self._answers(exam, claim.unit, version), Answer, {"model_digest": version.digest})
+            except HelperDownError:
+                claim.release()
+                raise
             except Exception as error:
                 claim.fail(error)
                 if not isinstance(error, SophiaError):
@@ -232,10 +235,15 @@ class Rollouts:
     def failing(self, tasks: Sequence[Task]) -> Iterator[None]:
         """A failure in the body is one of these units, which are tried again later, here or elsewhere.
 
-        It goes on when it is no fault of theirs: something unforeseen, or as many different units failed in a row.
+        It goes on when it is no fault of theirs: something unforeseen, as many different units failed in a row, or a
+        helper is down, which is not counted.
         """
         try:
             yield
+        except HelperDownError:
+            for task in tasks:
+                task.claim.release()
+            raise
         except Exception as error:
             for task in tasks:
                 task.claim.fail(error)

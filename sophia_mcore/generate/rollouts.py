@@ -4,8 +4,8 @@ It knows the run folder and nothing else, and lives as long as the stage: it loo
 version of the policy, claims units, samples, grades on the spot, and writes one shard of ``records.Rollout`` per unit.
 Any number of these may work on one stage, come and go at any time, and be killed.
 
-Exit codes: 0 the stage has ended, 1 failed, 2 bad usage, 75 a signal asked for it or the trainer is gone for good,
-77 the engine hung.
+Exit codes: 0 the stage has ended, 1 failed, 2 bad usage, 69 a helper is down, 75 a signal asked for it or the trainer
+is gone for good, 77 the engine hung.
 """
 
 from __future__ import annotations

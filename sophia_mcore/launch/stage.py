@@ -17,13 +17,15 @@ from typing import IO
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments.terms import require_terms
-from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.errors import HelperDownError, SophiaError, UsageError
 from sophia_mcore.launch.children import Child, end_all
 from sophia_mcore.launch.environments import SAVE_SECONDS, has_nvidia_driver, interpreter
 from sophia_mcore.launch.process import signals_interrupt
 from sophia_mcore.launch.readers import stage_has_ended
+from sophia_mcore.launch.stage_settings import untrained_batches
 from sophia_mcore.records import Question
 from sophia_mcore.rl.questions import asked_questions, held_out_among
+from sophia_mcore.store.failures import forget_failures
 from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import FAILED, RunFolder
 from sophia_mcore.store.shards import read_shard
@@ -180,6 +182,8 @@ def _watch_engine(child: Child) -> None:
         return
     if code == UsageError.exit_code:
         raise UsageError(child.why())
+    if code == HelperDownError.exit_code:  # its client has tried again already
+        raise SophiaError(child.why())
     if not child.may_restart():
         raise SophiaError(f"{child.name} ended {child.restarts + 1} times; it {child.why()} (log: {child.log_file})")
     child.restart()
@@ -222,3 +226,19 @@ def make_ready(config: Config, run: RunFolder, *, first_node: bool = True) -> No
             path.unlink(missing_ok=True)
     if first_node and not stage_has_ended(config, run):
         run.rl.summary_file.unlink(missing_ok=True)
+        _try_lost_again(config, run)
+
+
+def _try_lost_again(config: Config, run: RunFolder) -> None:
+    """Let units that were given up be asked again where nothing is trained on their batch yet.
+
+    Whatever has stopped the stage may have been mended since: a helper, a disk, a function.
+    """
+    from sophia_mcore.train.on_policy.batch import TAKEN
+    from sophia_mcore.train.on_policy.own import LEARNED
+
+    for folder in untrained_batches(config, run):
+        forget_failures(folder)
+        if json_or_empty(folder / TAKEN).get("lost"):
+            for name in (LEARNED, TAKEN):
+                (folder / name).unlink(missing_ok=True)

@@ -146,7 +146,7 @@ def accept_changed_settings(config: Config, run: RunFolder, say: Say, *, new_set
     why = f"settings of the on-policy stage have changed ({found.named})"
     gone: list[Path] = []
     if found.sampling(config) or any(not one.key.startswith("rl.objective") for one in found.files):
-        gone = _untrained(found.before, run)
+        gone = untrained_batches(found.before, run)
     if any(covers(_VALIDATING, _setting(key)) for key in found.keys) or found.sampling(config):
         gone.append(run.rl.path / "validation")
     target = set_aside(run, [path for path in gone if path.exists()], why)
@@ -190,9 +190,9 @@ def _fixed(found: Changes, config: Config, run: RunFolder) -> str | None:
     return None
 
 
-def _untrained(before: Config, run: RunFolder) -> list[Path]:
+def untrained_batches(config: Config, run: RunFolder) -> list[Path]:
     """Folders of the batches of which nothing is trained yet."""
-    per_batch, newest = before.on_policy.updates_per_batch, newest_version(run.rl.versions)
+    per_batch, newest = config.on_policy.updates_per_batch, newest_version(run.rl.versions)
     saved = max(checkpoint_steps(run.rl.checkpoints), default=0)
     first = max(-(-saved // per_batch), newest.version if newest is not None else 0)
     return [path for path in batch_folders(run.rl.rollouts) if int(path.name.partition(".")[0]) >= first]

@@ -75,7 +75,7 @@ def trained(config: Config, run: RunFolder) -> None:
 def content(run: RunFolder) -> dict[str, bytes]:
     """Everything that the stage has left."""
     stays = [path for path in run.path.rglob("*") if path.is_file() and "weighed" not in path.parts]
-    names = ("lock", "report.json", "report.html", "track.uid")
+    names = ("lock", "report.json", "report.html", "README.md")  # of the report, which is written again
     return {str(path.relative_to(run.path)): path.read_bytes() for path in stays if path.name not in names}
 
 

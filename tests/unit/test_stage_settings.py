@@ -28,7 +28,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BASE: dict[str, Any] = {
     "rl": {
-        "start": "policy", "max_tokens": 64, "questions_per_batch": 8, "group": 4, "samples_per_update": 16, "batches": 9,
+        "start": "policy", "max_tokens": 64, "questions_per_batch": 8, "group": 4, "samples_per_update": 16,
+        "batches": 9,
         "validation": ({"kind": "jsonl", "path": "held-out"},),
     },
     "helpers": {"judge": {"engine": {"kind": "openai", "model_name": "m", "base_url": "http://127.0.0.1:1/v1"}}},
