@@ -44,9 +44,9 @@ def efficiency_data(run: RunFolder, problems: Problems) -> list[dict[str, Any]]:
     """
     found: list[tuple[str, dict[str, Any]]] = []
     for index in run.rounds():
-        summary = json_or_empty(run.round(index).kept_summary_file)
-        if isinstance(summary.get("outcome_efficiency"), dict):
-            found.append((f"trajectories of round {index}", summary["outcome_efficiency"]))
+        kept = json_or_empty(run.round(index).kept_summary_file).get("outcome_efficiency")
+        if isinstance(kept, dict) and {"share", "tokens", "answers"} <= kept.keys():
+            found.append((f"trajectories of round {index}", kept))
     batches = batches_of(run)
     for name, numbers in zip(("first", "last"), ends(batches), strict=True):
         folders = [run.rl.batch(number) for number in numbers]
