@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+EXIT_HELPER_DOWN = 69  # an engine's helper cannot be asked: starting the engine again would not help (EX_UNAVAILABLE)
 EXIT_STOPPED = 75  # stopped by a signal, state is saved: run again to resume (EX_TEMPFAIL)
 EXIT_UNHEALTHY = 76  # this node should be excluded, and the work done on another
 EXIT_LOST = 77  # a process was killed or its node is gone: the same command may succeed
@@ -36,10 +37,8 @@ class UsageError(SophiaError):
 
 class HelperDownError(SophiaError):
     """A helper cannot be asked, which is no fault of what it was to be asked about: the work stops, and the same
-    command goes on. Exit code 69 (EX_UNAVAILABLE).
+    command goes on.
     """
-
-    exit_code = 69
 
 
 def listed(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:

@@ -22,7 +22,14 @@ from types import FrameType
 
 from sophia_mcore.config import load_config
 from sophia_mcore.config.schema import Config
-from sophia_mcore.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UsageError, run_command
+from sophia_mcore.errors import (
+    EXIT_HELPER_DOWN,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    HelperDownError,
+    UsageError,
+    run_command,
+)
 from sophia_mcore.generate.engine import LivingEngine
 from sophia_mcore.generate.episodes import open_episodes
 from sophia_mcore.generate.phase import read_questions
@@ -97,6 +104,9 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
         )
         try:
             ended = loop.run()
+        except HelperDownError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_HELPER_DOWN) from error
         finally:
             for claim in watchdog.held:
                 watchdog.drop(claim)

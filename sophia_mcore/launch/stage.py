@@ -17,7 +17,7 @@ from typing import IO
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.environments.terms import require_terms
-from sophia_mcore.errors import HelperDownError, SophiaError, UsageError
+from sophia_mcore.errors import EXIT_HELPER_DOWN, SophiaError, UsageError
 from sophia_mcore.launch.children import Child, end_all
 from sophia_mcore.launch.environments import SAVE_SECONDS, has_nvidia_driver, interpreter
 from sophia_mcore.launch.process import signals_interrupt
@@ -182,7 +182,7 @@ def _watch_engine(child: Child) -> None:
         return
     if code == UsageError.exit_code:
         raise UsageError(child.why())
-    if code == HelperDownError.exit_code:  # its client has tried again already
+    if code == EXIT_HELPER_DOWN:  # its client has tried again already
         raise SophiaError(child.why())
     if not child.may_restart():
         raise SophiaError(f"{child.name} ended {child.restarts + 1} times; it {child.why()} (log: {child.log_file})")

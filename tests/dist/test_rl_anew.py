@@ -97,9 +97,7 @@ def test_weights_of_a_stage_that_has_ended(tmp_path: Path, policy: Path, capsys:
     trained(config, run)
     before = content(run)
     changed = with_weights(config, OTHERS)
-    told = (
-        r"has ended with other weights \(rewards.early 1 -> 0.25, rewards.brief 0.5 -> 2\): add --new-settings to weigh"
-    )
+    told = r"other weights \(rewards.early 1 -> 0.25, rewards.brief 0.5 -> 2\): 'sophia rl' with --new-settings"
     with pytest.raises(UsageError, match=told):
         run_rl(changed)
     run_rl(changed, new_settings=True)

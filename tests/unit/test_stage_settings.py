@@ -177,7 +177,7 @@ def test_a_stage_that_has_ended_is_weighed_anew_or_names_the_way(run: RunFolder)
     run.rl.train.mkdir(exist_ok=True)
     run.rl.summary_file.write_text(json.dumps({"batches": 9}))
     weights = config_of({"rewards": (BASE["rewards"][0], {"function": "mine.py:half", "weight": 2.0})})
-    told = r"has ended with other weights \(rewards.half 0.5 -> 2\): add --new-settings to weigh its answers anew"
+    told = r"has ended with other weights \(rewards.half 0.5 -> 2\): 'sophia rl' with --new-settings weighs its answers"
     with pytest.raises(UsageError, match=told):
         refuse_changed_settings(weights, run)
     assert only_weights_changed(weights, run) == config_of({})
