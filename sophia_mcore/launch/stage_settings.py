@@ -161,8 +161,8 @@ def _of_ended(found: Changes, config: Config, run: RunFolder, stage: str) -> str
         pairs = zip(found.before.reward_terms, config.reward_terms, strict=True)
         weights = [f"rewards.{b.label} {a.weight:g} -> {b.weight:g}" for a, b in pairs if a.weight != b.weight]
         return (
-            f"{stage} has ended with other weights ({listed(weights)}): 'sophia rl' with --new-settings weighs its answers "
-            "anew, without sampling or training; to train with these weights choose another run.folder"
+            f"{stage} has ended with other weights ({listed(weights)}): 'sophia rl' with --new-settings weighs its "
+            "answers anew, without sampling or training; to train with these weights choose another run.folder"
         )
     more = ", or a larger rl.batches to go on with the new ones" if _fixed(found, config, run) is None else ""
     return (

@@ -162,6 +162,10 @@ def test_two_stages_are_laid_over_each_other(run: tuple[RunFolder, Any], tmp_pat
     curves = charts_of(page)["Right answers of each batch (the reward)"]["data"]
     assert [(c["name"], len(c["x"])) for c in curves] == [("A accuracy", 6), ("B accuracy", 4)]
     assert curves[0]["line"]["color"] != curves[1]["line"]["color"]
+    efficiency = re.search(r'<section id="efficiency">(.*?)</section>', page, re.DOTALL)
+    assert efficiency and re.findall(r"<td>([AB])</td><td>on-policy stage, (\w+) batches", efficiency[1]) == [
+        ("A", "first"), ("A", "last"), ("B", "first"), ("B", "last"),
+    ]  # fmt: skip
     row = re.search(r"<td>answers sampled</td>(.*?)</tr>", page)
     assert row and re.findall(r">(\d+)<", row[1]) == ["96", "64"]
 

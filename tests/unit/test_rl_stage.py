@@ -17,7 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sophia_mcore.config.functions import RewardTerm
+from sophia_mcore.environments.terms import fingerprint
+from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.batches import read_batch
 from sophia_mcore.store.layout import RunFolder
+from sophia_mcore.store.shards import read_metadata
+from sophia_mcore.train.on_policy.answers import read_rollouts
 from tests.support import tiny_models
 from tests.support.rl_world import make_rl_run, rollouts_of
 
@@ -154,6 +160,30 @@ def test_an_engine_that_fails_again_and_again_ends_the_stage(models: list[Path],
     stage.run.config_file.write_text(text)
     said = finish(stage.start(engine=("--fail", "out of memory")), 1)
     assert said.startswith("error: engine 0 ended 2 times; it out of memory (log: ")
+
+
+def test_a_shard_says_what_its_answers_were_scored_with(models: list[Path], tmp_path: Path) -> None:
+    """Where values of terms are stored, of the verdict alone too, other terms must not be mistaken for them."""
+    for number, environment in enumerate(("single", "again")):
+        stage = Stage(tmp_path / environment, models, environment=environment, batches=1)
+        finish(stage.start(engine=()))
+        found = {read_metadata(path)["metadata"].get("rewards") for path in stage.finished()}
+        assert found == {(None, fingerprint(stage.config.reward_terms))[number]}
+        batch = read_batch(stage.run.rl.batch(0))
+        assert batch is not None
+        units = [unit.id for unit in batch.units]
+        heavier, other = (
+            RewardTerm(function="correct", weight=2.0),
+            RewardTerm(function="format", options={"pattern": "x"}),
+        )
+        rows = read_rollouts([batch], units, 0, [heavier])
+        values = {(one.graded.verdict, tuple(one.graded.scores.items())) for one in rows}
+        assert values <= {("correct", (("correct", 1.0),)), ("wrong", (("correct", 0.0),)), ("wrong", ()),
+                          ("no_answer", (("correct", 0.0),)), ("no_answer", ()), ("correct", ())}  # fmt: skip
+        assert len(rows) == 12 * (number + 1) and sum(bool(one.graded.scores) for one in rows) == 12
+        for terms in ([heavier, other], [other]):
+            with pytest.raises(SophiaError, match="was scored with other terms"):
+                read_rollouts([batch], units, 0, terms)
 
 
 def test_two_engines_share_the_units(models: list[Path], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
