@@ -309,7 +309,7 @@ def test_units_of_episodes_in_a_stream(tmp_path: Path, model: Path) -> None:
 def test_a_file_that_changes_under_way_is_refused(tmp_path: Path, model: Path) -> None:
     from sophia_mcore.config import dump_toml
     from sophia_mcore.errors import UsageError
-    from sophia_mcore.launch.rl import refuse_changed_settings
+    from sophia_mcore.launch.stage_settings import refuse_changed_settings
     from tests.support.versions import publish
 
     (tmp_path / "mine.py").write_text(MINE)
