@@ -21,6 +21,7 @@ import torch
 from sophia_mcore.config import dump_toml
 from sophia_mcore.config.engines import Sampling, TransformersEngine
 from sophia_mcore.config.schema import Config
+from sophia_mcore.environments.terms import fingerprint
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Request
 from sophia_mcore.generate.episodes import open_episodes
@@ -118,7 +119,8 @@ class FakeEngine:
         if not self._load(version):
             claim.release()
             return False
-        claim.finish(self.answers(batch, claim.unit, version), Rollout)
+        rewards = {} if self.config.verdict_alone else {"rewards": fingerprint(self.config.reward_terms)}
+        claim.finish(self.answers(batch, claim.unit, version), Rollout, rewards)
         return True
 
     def _load(self, version: Version) -> bool:

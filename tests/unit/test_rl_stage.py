@@ -177,10 +177,9 @@ def test_a_shard_says_what_its_answers_were_scored_with(models: list[Path], tmp_
             RewardTerm(function="format", options={"pattern": "x"}),
         )
         rows = read_rollouts([batch], units, 0, [heavier])
-        values = {(one.graded.verdict, tuple(one.graded.scores.items())) for one in rows}
-        assert values <= {("correct", (("correct", 1.0),)), ("wrong", (("correct", 0.0),)), ("wrong", ()),
-                          ("no_answer", (("correct", 0.0),)), ("no_answer", ()), ("correct", ())}  # fmt: skip
-        assert len(rows) == 12 * (number + 1) and sum(bool(one.graded.scores) for one in rows) == 12
+        scored = [one.graded for one in rows if one.graded.scores]
+        assert len(rows) == 12 * (number + 1) and len(scored) == 12
+        assert all(one.scores == {"correct": float(one.verdict == "correct")} for one in scored)
         for terms in ([heavier, other], [other]):
             with pytest.raises(SophiaError, match="was scored with other terms"):
                 read_rollouts([batch], units, 0, terms)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,29 +76,33 @@ def read_rollouts(
         for unit in batch.units:
             if unit.id in wanted:
                 path = unit_shard(batch.folder, unit.id)
-                scored = read_metadata(path)["metadata"].get("rewards")
+                scored = read_metadata(path)["metadata"].get("rewards")  # None: by the verdict alone
                 rows = [row for row in read_shard(path, Rollout) if row.asked == POLICY]
-                if terms and scored is None and not any(row.scores or row.status == "broken" for row in rows):
-                    rows = _by_verdict(path, rows, terms)
-                elif terms and scored not in (None, fingerprinted):
-                    raise _other_terms(path)
+                if terms and not (scored == fingerprinted or (scored is None and _verdict_alone(terms))):
+                    raise SophiaError(
+                        f"{path}: was scored with other terms of [[rewards]]; only their weights may change: begin "
+                        "another run.folder"
+                    )
+                if terms and scored is None:
+                    rows = _by_verdict(rows, terms[0].label)
                 found += [_sampled(row, lag) for row in rows]
     return found
 
 
-def _by_verdict(path: Path, rows: Sequence[Rollout], terms: Sequence[RewardTerm]) -> list[Rollout]:
-    """The answers of a stage whose reward was the verdict alone, where its only term has a weight now."""
-    if [term.function for term in terms] != ["correct"] or terms[0].only is not None:
-        raise _other_terms(path)
-    label = terms[0].label
-    values = [None if row.verdict in BROKEN else float(row.verdict == "correct") for row in rows]
-    return [replace(row, scores=as_json({label: value})) for row, value in zip(rows, values, strict=True)]
+def _verdict_alone(terms: Sequence[RewardTerm]) -> bool:
+    """Whether the verdict is the only term, whatever its weight."""
+    return [term.function for term in terms] == ["correct"] and terms[0].only is None
 
 
-def _other_terms(path: Path) -> SophiaError:
-    return SophiaError(
-        f"{path}: was scored with other terms of [[rewards]]; only their weights may change: begin another run.folder"
-    )
+def _by_verdict(rows: Sequence[Rollout], label: str) -> list[Rollout]:
+    """Answers that were scored by the verdict alone, with its value as that of the term ``label``."""
+    scored = any(row.scores for row in rows)  # of several turns the last one has the value
+    return [
+        replace(row, scores=as_json({label: None if row.verdict in BROKEN else float(row.verdict == "correct")}))
+        if row.scores or not scored
+        else row
+        for row in rows
+    ]
 
 
 def _sampled(row: Rollout, lag: int) -> Sampled:
