@@ -87,7 +87,10 @@ def children(process: subprocess.Popen[str], module: str) -> list[psutil.Process
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, said = process.communicate(timeout=180)
+    try:
+        _, said = process.communicate(timeout=180)
+    finally:
+        process.kill()  # one that hangs; trainer and engines end with it
     assert process.returncode == code, said
     return said
 
