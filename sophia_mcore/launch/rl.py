@@ -18,7 +18,6 @@ from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.parts import whole_rl
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
 from sophia_mcore.launch.readers import stage_has_ended
-from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
 from sophia_mcore.phase import Phase
@@ -168,8 +167,6 @@ def preflight(round: Round) -> None:
     require_image_token(start, spec)
     check_engine_layout(start)
     check_run_layout(spec, config)
-    if config.on_policy.versions == "memory" and (stage_shape(config).nodes or 1) > 1:
-        raise UsageError("rl.versions = 'memory': the stage needs several machines; use 'run'")
     newest = newest_version(run.rl.versions)
     if newest is not None and newest.version > config.on_policy.batches:
         raise UsageError(

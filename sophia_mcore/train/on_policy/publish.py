@@ -17,6 +17,7 @@ import torch
 from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.copies import copies_versions
 from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import (
@@ -81,7 +82,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
             print(f"warning: version {number} has come out differently than before", file=sys.stderr, flush=True)
             forget(job, number)
         damage_file(pointers, number).unlink(missing_ok=True)  # what it says is mended, and must not be so twice
-        if known is None or differs:
+        if known is None or differs or known.folder != version.folder:  # rl.versions or the machine is another one
             announce(pointers, version)
         prune(parent, _needed(job, number))
 
@@ -105,8 +106,13 @@ def settle(job: StageJob) -> None:
 
 
 def weights_parent(job: StageJob) -> Path:
-    """Under which folder the versions' weights lie: their pointers are always in the run folder."""
-    return node_folder(job.run) / "versions" if job.rl.versions == "memory" else job.folder.versions
+    """Under which folder the versions' weights lie: their pointers are always in the run folder.
+
+    With several nodes the weights are there too: each node has its own memory, and copies them (``rl.copies``).
+    """
+    if job.rl.versions == "run" or copies_versions(job.config):
+        return job.folder.versions
+    return node_folder(job.run) / "versions"
 
 
 def require_room(parent: Path, model: Path) -> None:
