@@ -124,10 +124,10 @@ class Rollouts:
 
     def newest(self) -> Version | None:
         """The newest version; the loaded one as long as a newer one is on its way into the node's memory."""
-        newest = newest_version(self.run_folder.rl.versions)
-        if newest is None or self.loaded is None or self._copies is None or newest.version <= self.loaded.version:
+        newest, loaded = newest_version(self.run_folder.rl.versions), self.loaded
+        if newest is None or loaded is None or self._copies is None or newest.version <= loaded.version:
             return newest
-        return self.loaded if self._copies.awaited(newest) else newest
+        return loaded if newest.digest != loaded.digest and self._copies.awaited(newest) else newest
 
     def _work(self, task: Task, newest: Version) -> bool:
         with self.holding(task.claim):

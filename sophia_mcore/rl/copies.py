@@ -150,7 +150,7 @@ class Copier:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
         self._promise: int | None = None  # the lock's descriptor
-        self._failed = ""  # digest of a version that could not be copied
+        self._failed: Version | None = None  # what could not be copied
         self._told = False
 
     def __enter__(self) -> Copier:
@@ -184,15 +184,15 @@ class Copier:
     def _look(self) -> bool:
         """Copy the newest version, if it is not here and could not be copied before."""
         newest = newest_version(self._copies.pointers)
-        if newest is not None and newest.digest == self._failed:
-            return False
+        if newest is not None and newest == self._failed:
+            return False  # engines do not wait for it
         if not self._begin() or newest is None or self._copies.path(newest).is_dir():
             return False
         try:
             self._copies.copy(newest, self._stop)
         except (SophiaError, OSError):
             if newest_version(self._copies.pointers) == newest:  # else the trainer has gone on, and has removed it
-                self._failed = newest.digest
+                self._failed = newest
                 raise
         self._told = False
         return True
