@@ -26,7 +26,7 @@ from pathlib import Path
 
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.rl.devices import node_folder
+from sophia_mcore.rl.devices import MEMORY, folder_name
 from sophia_mcore.rl.pauses import pauses
 from sophia_mcore.rl.versions import (
     MANIFEST,
@@ -60,7 +60,7 @@ def node_copies(config: Config, run: RunFolder, folder: Path | None = None) -> N
     """
     if not copies_versions(config):
         return None
-    return NodeCopies(folder or node_folder(run) / "copies", run.rl.versions)
+    return NodeCopies(folder or MEMORY / folder_name(run) / "copies", run.rl.versions)
 
 
 class NodeCopies:
@@ -201,7 +201,8 @@ class Copier:
         """Promise that the newest version will be here. False: another copier of this node does."""
         if self._promise is None:
             lock = self._copies.folder / "lock"
-            lock.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (lock.parent.parent, lock.parent):  # no further parent: without a /dev/shm none is made
+                folder.mkdir(exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

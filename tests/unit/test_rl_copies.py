@@ -389,7 +389,7 @@ def test_on_one_machine_nothing_is_copied(models: list[Path], tmp_path: Path) ->
     """There the trainer itself writes into memory, which engines elsewhere do not see."""
     config, run = make_rl_run(tmp_path / "run", models[0], versions="memory")
     assert node_copies(config, run) is None
-    with pytest.raises(UsageError, match="rl.versions = 'memory': the stage's one machine has the versions"):
+    with pytest.raises(UsageError, match=r"rl\.versions = 'memory': the stage's one machine has the versions"):
         engines_command(config, run, Site({}), "uid", 1)
     for parallel in ({"processes": 4, "processes_per_node": 2}, {"processes": 4, "processes_per_node": 4}, {}):
         other = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})

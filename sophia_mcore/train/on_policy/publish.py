@@ -18,7 +18,7 @@ from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.copies import copies_versions
-from sophia_mcore.rl.devices import node_folder
+from sophia_mcore.rl.devices import MEMORY, node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import (
     MANIFEST,
@@ -120,14 +120,13 @@ def require_room(parent: Path, model: Path) -> None:
 
     They are those that are kept, and the one that is being written.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - the folder inside has a name of its own
-    if not parent.is_relative_to(memory):
+    if not parent.is_relative_to(MEMORY):
         raise SophiaError("rl.versions = 'memory': this machine has no /dev/shm that can be written; use 'run'")
     needed = (_KEPT + 1) * sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    free = shutil.disk_usage(memory).free
+    free = shutil.disk_usage(MEMORY).free
     if free < needed:
         raise SophiaError(
-            f"rl.versions = 'memory': {memory} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
+            f"rl.versions = 'memory': {MEMORY} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
             f"{needed / 2**30:.1f} GiB; use 'run'"
         )
 
