@@ -21,9 +21,9 @@ from sophia_mcore.store.user_files import user_functions
 # Settings of the on-policy stage that may change between two starts: they change where, how long and how fast work is
 # done.
 RL_CHANGEABLE = (
-    "rl.batches", "rl.engine", "rl.engines", "rl.rollout_nodes", "rl.stall_seconds", "rl.patience_seconds",
-    "rl.max_lost_share", "rl.stop_rollout_gap", "rl.max_resamples", "rl.train.save_every_batches",
-    "rl.train.keep_checkpoints",
+    "rl.batches", "rl.engine", "rl.engines", "rl.rollout_nodes", "rl.versions", "rl.stall_seconds",
+    "rl.patience_seconds", "rl.max_lost_share", "rl.stop_rollout_gap", "rl.max_resamples",
+    "rl.train.save_every_batches", "rl.train.keep_checkpoints",
 )  # fmt: skip
 # Settings that a part has in common with the row of its phase, or with other parts:
 PICTURE_SETTINGS = ("batch.max_tiles", "batch.min_pixels", "batch.max_pixels")  # what a model sees of an image

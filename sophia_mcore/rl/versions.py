@@ -122,6 +122,8 @@ def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
     try:
         manifest: Manifest = json.loads((folder / MANIFEST).read_bytes())
         listed = manifest_digest(manifest)
+        if outside := [name for name in manifest if Path(name).name != name]:
+            raise ValueError(f"{outside[0]!r} is no file's name")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
     if digest is not None and listed != digest:

@@ -19,17 +19,22 @@ from typing import Any
 import pytest
 
 from sophia_mcore.errors import UsageError
+from sophia_mcore.generate.phase import read_questions
 from sophia_mcore.generate.rollout_loop import Rollouts
+from sophia_mcore.generate.rollout_unit import Examiner
+from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site
 from sophia_mcore.rl import copies as rl_copies
 from sophia_mcore.rl.copies import Copier, NodeCopies, node_copies
 from sophia_mcore.rl.devices import node_folder
-from sophia_mcore.rl.versions import Version, damage_file, newest_version, verify_version
+from sophia_mcore.rl.versions import Version, damage_file, newest_version, pointer_file, verify_version
+from sophia_mcore.score.grading import open_grader
+from sophia_mcore.store.images import ImageStore
 from sophia_mcore.store.layout import RunFolder
 from tests.support import tiny_models
 from tests.support.living_engine import FakeLivingEngine
-from tests.support.rl_world import make_rl_run, rollouts_of
+from tests.support.rl_world import StubTrainer, make_rl_run, rollouts_of
 from tests.support.versions import publish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -313,6 +318,56 @@ def test_an_engine_loads_a_damaged_copy_from_the_run_folder(
         wait_for(lambda: loop.copies.path(later).is_dir(), "the next copy")
         (loop.copies.path(later) / "config.json").unlink()
         assert loop._ready(later) and loop.loaded == later and not loop._copied
+
+
+def test_engines_sample_on_while_a_version_is_copied(
+    tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units go on with the version before, as far as the lag allows; no answer is older than that."""
+    plain = rl_copies._copy_files
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.5)
+        plain(*given)
+
+    monkeypatch.setattr(rl_copies, "_copy_files", slow)
+    settings = {"lag": 2, "batches": 6, "questions_per_unit": 1, "objective": {"correction": "tis"}}
+    config, run = make_rl_run(tmp_path / "run", models[0], **NODES | settings)
+    trainer = StubTrainer(config, run, models)
+    thread = threading.Thread(target=trainer.train, args=(lambda batch: time.sleep(0.1),), daemon=True)
+    copies = node_copies(config, run, tmp_path / "node")
+    assert copies is not None
+    questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
+    with (
+        Copier(copies),
+        open_grader(config.score) as grader,
+        Watchdog(run.rl.engines / "test.alive", config.on_policy.stall_seconds, 120.0) as watchdog,
+    ):
+        examiner = Examiner(config, questions, "Think.", ImageStore(run.images), grader)
+        loop = Rollouts(
+            config, run, examiner, grader, watchdog,
+            lambda version: FakeLivingEngine(version.path(run.rl.versions), version.digest, step_seconds=0.1),
+            name="test", lease_seconds=120.0, copies=copies,
+        )  # fmt: skip
+        thread.start()
+        try:
+            assert loop.run()
+        finally:
+            loop.close()
+            trainer.stopped = True
+            thread.join()
+    rollouts = rollouts_of(run)
+    assert len({one.id for one in rollouts}) == 6 * 4 * 3
+    assert {one.batch - one.version for one in rollouts} <= {0, 1, 2}
+    lines = [json.loads(line) for line in (run.rl.engines / "test.jsonl").read_text().splitlines()]
+    assert all(line["copied"] for line in lines)
+
+    def is_late(line: dict[str, Any]) -> bool:
+        """Whether the unit began when a newer version was out already."""
+        newer = pointer_file(run.rl.versions, line["version"] + 1)
+        return newer.exists() and line["time"] - line["seconds"] > newer.stat().st_mtime + 0.1
+
+    assert any(is_late(line) for line in lines)
 
 
 class Stage:

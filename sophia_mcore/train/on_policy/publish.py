@@ -133,9 +133,7 @@ def require_room(parent: Path, model: Path) -> None:
 
 def leave_memory(job: StageJob) -> None:
     """The stage has ended and its model lies in the run folder: give the machine its memory back. Rank 0 calls it."""
-    parent = weights_parent(job)
-    if parent != job.folder.versions:
-        shutil.rmtree(parent, ignore_errors=True)
+    shutil.rmtree(node_folder(job.run) / "versions", ignore_errors=True)  # also of a stage that has moved since
 
 
 def is_damaged(job: StageJob, number: int) -> bool:
