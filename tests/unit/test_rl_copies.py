@@ -320,6 +320,42 @@ def test_an_engine_loads_a_damaged_copy_from_the_run_folder(
         assert loop._ready(later) and loop.loaded == later and not loop._copied
 
 
+def in_this_process(folder: Path, models: list[Path], settings: dict[str, Any], **engine: Any) -> RunFolder:
+    """A stage with a stub trainer in a thread, a copier, and one engine's loop."""
+    parallel = settings.pop("parallel", {})
+    config, run = make_rl_run(folder / "run", models[0], **settings)
+    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
+    trainer = StubTrainer(config, run, models)
+    thread = threading.Thread(target=trainer.train, args=(lambda batch: time.sleep(0.1),), daemon=True)
+    copies = node_copies(config, run, folder / "node")
+    assert copies is not None
+    questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
+    with (
+        Copier(copies),
+        open_grader(config.score) as grader,
+        Watchdog(run.rl.engines / "test.alive", config.on_policy.stall_seconds, 120.0) as watchdog,
+    ):
+        examiner = Examiner(config, questions, "Think.", ImageStore(run.images), grader)
+        loop = Rollouts(
+            config, run, examiner, grader, watchdog,
+            lambda version: FakeLivingEngine(version.path(run.rl.versions), version.digest, **engine),
+            name="test", lease_seconds=120.0, copies=copies,
+        )  # fmt: skip
+        thread.start()
+        try:
+            assert loop.run()
+        finally:
+            loop.close()
+            trainer.stopped = True
+            thread.join()
+    return run
+
+
+def units_of(run: RunFolder) -> list[dict[str, Any]]:
+    logs = run.rl.engines.glob("*.jsonl")
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+
+
 def test_engines_sample_on_while_a_version_is_copied(
     tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,34 +368,11 @@ def test_engines_sample_on_while_a_version_is_copied(
 
     monkeypatch.setattr(rl_copies, "_copy_files", slow)
     settings = {"lag": 2, "batches": 6, "questions_per_unit": 1, "objective": {"correction": "tis"}}
-    config, run = make_rl_run(tmp_path / "run", models[0], **NODES | settings)
-    trainer = StubTrainer(config, run, models)
-    thread = threading.Thread(target=trainer.train, args=(lambda batch: time.sleep(0.1),), daemon=True)
-    copies = node_copies(config, run, tmp_path / "node")
-    assert copies is not None
-    questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
-    with (
-        Copier(copies),
-        open_grader(config.score) as grader,
-        Watchdog(run.rl.engines / "test.alive", config.on_policy.stall_seconds, 120.0) as watchdog,
-    ):
-        examiner = Examiner(config, questions, "Think.", ImageStore(run.images), grader)
-        loop = Rollouts(
-            config, run, examiner, grader, watchdog,
-            lambda version: FakeLivingEngine(version.path(run.rl.versions), version.digest, step_seconds=0.1),
-            name="test", lease_seconds=120.0, copies=copies,
-        )  # fmt: skip
-        thread.start()
-        try:
-            assert loop.run()
-        finally:
-            loop.close()
-            trainer.stopped = True
-            thread.join()
+    run = in_this_process(tmp_path, models, NODES | settings, step_seconds=0.1)
     rollouts = rollouts_of(run)
     assert len({one.id for one in rollouts}) == 6 * 4 * 3
     assert {one.batch - one.version for one in rollouts} <= {0, 1, 2}
-    lines = [json.loads(line) for line in (run.rl.engines / "test.jsonl").read_text().splitlines()]
+    lines = units_of(run)
     assert all(line["copied"] for line in lines)
 
     def is_late(line: dict[str, Any]) -> bool:
@@ -368,6 +381,18 @@ def test_engines_sample_on_while_a_version_is_copied(
         return newer.exists() and line["time"] - line["seconds"] > newer.stat().st_mtime + 0.1
 
     assert any(is_late(line) for line in lines)
+
+
+def test_engines_that_share_their_devices_with_the_trainer(tmp_path: Path, models: list[Path]) -> None:
+    """Stages of the pipeline on two nodes: an engine that has slept waits for the whole copy of its own node."""
+    settings = {"versions": "memory", "parallel": {"pipeline": 2, "processes": 2, "processes_per_node": 1}}
+    run = in_this_process(tmp_path, models, settings, sleeps=True)
+    rollouts = rollouts_of(run)
+    assert len({one.id for one in rollouts}) == 3 * 4 * 3 and all(one.batch == one.version for one in rollouts)
+    lines = units_of(run)
+    assert len(lines) == 6 and all(line["copied"] for line in lines)
+    assert not (tmp_path / "node").exists()
+    shutil.rmtree(node_folder(run))  # the lock of the devices
 
 
 class Stage:
@@ -390,10 +415,6 @@ class Stage:
             stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
-    def lines(self) -> list[dict[str, Any]]:
-        logs = self.run.rl.engines.glob("*.jsonl")
-        return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-
     def shards(self) -> dict[str, bytes]:
         found = sorted(path for path in self.run.rl.rollouts.glob("*/*.parquet") if path.name[0] != ".")
         return {str(path.relative_to(self.run.path)): path.read_bytes() for path in found}
@@ -409,7 +430,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
 def from_the_run_folder(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     stage = Stage(tmp_path_factory.mktemp("plain"), models, versions="run")
     finish([stage.start(0, trains=True), stage.start(1)])
-    assert not list(stage.folder.glob("node*")) and all("copied" not in line for line in stage.lines())
+    assert not list(stage.folder.glob("node*")) and all("copied" not in line for line in units_of(stage.run))
     return stage.shards()
 
 
@@ -418,7 +439,7 @@ def test_a_stage_on_several_nodes(models: list[Path], from_the_run_folder: dict[
     stage = Stage(tmp_path, models)
     finish([stage.start(0, trains=True), stage.start(1), stage.start(2)])
     assert stage.shards() == from_the_run_folder
-    lines = stage.lines()
+    lines = units_of(stage.run)
     assert len(lines) == 6 and all(line["copied"] for line in lines)
     assert not list(tmp_path.glob("node*"))
     assert not node_folder(stage.run).exists()
