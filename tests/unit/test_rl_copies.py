@@ -1,95 +1,40 @@
-"""Copies of versions in the memory of each node: several nodes on this machine, each with a folder of its own."""
+"""Copies of versions in the memory of a node: what is copied, kept, verified, told and removed."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from sophia_mcore.errors import UsageError
-from sophia_mcore.generate.phase import read_questions
-from sophia_mcore.generate.rollout_loop import Rollouts
-from sophia_mcore.generate.rollout_unit import Examiner
-from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.launch.slurm.engines import engines_command
 from sophia_mcore.launch.slurm.jobs import Site
 from sophia_mcore.rl import copies as rl_copies
 from sophia_mcore.rl.copies import Copier, NodeCopies, node_copies
 from sophia_mcore.rl.devices import node_folder
-from sophia_mcore.rl.versions import Version, damage_file, newest_version, pointer_file, verify_version
-from sophia_mcore.score.grading import open_grader
-from sophia_mcore.store.images import ImageStore
+from sophia_mcore.rl.versions import newest_version, verify_version
 from sophia_mcore.store.layout import RunFolder
-from tests.support import tiny_models
-from tests.support.living_engine import FakeLivingEngine
-from tests.support.rl_world import StubTrainer, make_rl_run, rollouts_of
-from tests.support.versions import publish
+from tests.support.rl_nodes import NODES, World, flip, make_models, wait_for
+from tests.support.rl_world import make_rl_run
 
 ROOT = Path(__file__).resolve().parents[2]
-NODES = {"placement": "separate", "versions": "memory", "rollout_nodes": 2}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three sets of weights; a second weight file is the same in all, as that of a frozen tower."""
-    folder = tmp_path_factory.mktemp("models")
-    made = [tiny_models.save_internvl(folder / str(seed), seed=seed) for seed in (1, 2, 3)]
-    for model in made:
-        (model / "frozen.bin").write_bytes(bytes(range(256)) * 4096)
-    return made
-
-
-class World:
-    """A run folder's versions, and a node that copies them."""
-
-    def __init__(self, folder: Path, models: list[Path]) -> None:
-        self.pointers = folder / "versions"
-        self.pointers.mkdir()
-        self.models = models
-        self.copies = NodeCopies(folder / "node", self.pointers)
-
-    def publish(self, number: int) -> Version:
-        return publish(self.models[number % 3], self.pointers, number)
-
-    def copy(self, version: Version) -> Path:
-        self.copies.copy(version, threading.Event())
-        return self.copies.path(version)
-
-    def there(self) -> list[str]:
-        return sorted(path.name for path in self.copies.folder.iterdir() if path.is_dir())
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def world(tmp_path: Path, models: list[Path]) -> World:
     return World(tmp_path, models)
-
-
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < until, what
-        time.sleep(0.01)
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    with open(path, "r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
 
 
 def test_what_has_not_changed_is_copied_once(world: World) -> None:
@@ -257,208 +202,6 @@ def test_a_memory_that_fills_up_under_way(world: World, small: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         copies.copy(world.publish(0), threading.Event())
     assert list(copies.folder.iterdir()) == []
-
-
-class Loop(Rollouts):
-    """An engine's loop of which only the loading is used."""
-
-    def __init__(self, folder: Path, models: list[Path]) -> None:
-        config, run = make_rl_run(folder / "run", models[0], **NODES)
-        run.rl.versions.mkdir(parents=True)
-        copies = node_copies(config, run, folder / "node")
-        assert copies is not None
-        self.opened: list[Path] = []
-
-        def open_engine(version: Version) -> FakeLivingEngine:
-            self.opened.append(version.path(run.rl.versions))
-            return FakeLivingEngine(self.opened[-1], version.digest)
-
-        nothing: Any = SimpleNamespace()
-        super().__init__(
-            config, run, nothing, nothing, nothing, open_engine, name="test", lease_seconds=1.0, copies=copies
-        )
-        self.copies = copies
-
-
-def test_an_engine_goes_on_until_the_copy_is_there(tmp_path: Path, models: list[Path]) -> None:
-    loop = Loop(tmp_path, models)
-    pointers = loop.run_folder.rl.versions
-    first = publish(models[0], pointers, 0)
-    loop.copies.copy(first, threading.Event())
-    assert loop.newest() == first and loop._ready(first)
-    assert loop.opened == [loop.copies.path(first)]
-    with open(loop.copies.folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        second = publish(models[1], pointers, 1)
-        assert loop.newest() == first == loop.loaded
-        loop.copies.copy(second, threading.Event())
-        assert loop.newest() == second
-        third = publish(models[2], pointers, 2)
-        assert loop.newest() == first
-    assert loop.newest() == third  # nobody promises it any more
-    assert loop._ready(third) and loop.loaded == third and not loop._copied
-
-
-def test_an_engine_loads_a_damaged_copy_from_the_run_folder(
-    tmp_path: Path, models: list[Path], capfd: pytest.CaptureFixture[str]
-) -> None:
-    loop = Loop(tmp_path, models)
-    pointers = loop.run_folder.rl.versions
-    with Copier(loop.copies):
-        version = publish(models[0], pointers, 0)
-        wait_for(lambda: loop.copies.path(version).is_dir(), "the copy")
-        flip(loop.copies.path(version) / "model.safetensors")
-        assert loop._ready(version) and not loop._copied
-        assert loop.loaded == version and loop.opened[-1] == version.path(pointers)
-        assert not damage_file(pointers, 0).exists()  # the trainer has nothing to mend
-        said = capfd.readouterr().err
-        assert said.count("\n") == 1 and "it is loaded from the run folder" in said
-        wait_for(lambda: loop.copies.path(version).is_dir(), "a new copy")
-        later = publish(models[1], pointers, 1)
-        wait_for(lambda: loop.copies.path(later).is_dir(), "the next copy")
-        (loop.copies.path(later) / "config.json").unlink()
-        assert loop._ready(later) and loop.loaded == later and not loop._copied
-
-
-def in_this_process(folder: Path, models: list[Path], settings: dict[str, Any], **engine: Any) -> RunFolder:
-    """A stage with a stub trainer in a thread, a copier, and one engine's loop."""
-    parallel = settings.pop("parallel", {})
-    config, run = make_rl_run(folder / "run", models[0], **settings)
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=parallel)})
-    trainer = StubTrainer(config, run, models)
-    thread = threading.Thread(target=trainer.train, args=(lambda batch: time.sleep(0.1),), daemon=True)
-    copies = node_copies(config, run, folder / "node")
-    assert copies is not None
-    questions = {q.id: q for q in read_questions(run.questions_file, with_images=True)}
-    with (
-        Copier(copies),
-        open_grader(config.score) as grader,
-        Watchdog(run.rl.engines / "test.alive", config.on_policy.stall_seconds, 120.0) as watchdog,
-    ):
-        examiner = Examiner(config, questions, "Think.", ImageStore(run.images), grader)
-        loop = Rollouts(
-            config, run, examiner, grader, watchdog,
-            lambda version: FakeLivingEngine(version.path(run.rl.versions), version.digest, **engine),
-            name="test", lease_seconds=120.0, copies=copies,
-        )  # fmt: skip
-        thread.start()
-        try:
-            assert loop.run()
-        finally:
-            loop.close()
-            trainer.stopped = True
-            thread.join()
-    return run
-
-
-def units_of(run: RunFolder) -> list[dict[str, Any]]:
-    logs = run.rl.engines.glob("*.jsonl")
-    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-
-
-def test_engines_sample_on_while_a_version_is_copied(
-    tmp_path: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Units go on with the version before, as far as the lag allows; no answer is older than that."""
-    plain = rl_copies._copy_files
-
-    def slow(*given: Any) -> None:
-        time.sleep(0.5)
-        plain(*given)
-
-    monkeypatch.setattr(rl_copies, "_copy_files", slow)
-    settings = {"lag": 2, "batches": 6, "questions_per_unit": 1, "objective": {"correction": "tis"}}
-    run = in_this_process(tmp_path, models, NODES | settings, step_seconds=0.1)
-    rollouts = rollouts_of(run)
-    assert len({one.id for one in rollouts}) == 6 * 4 * 3
-    assert {one.batch - one.version for one in rollouts} <= {0, 1, 2}
-    lines = units_of(run)
-    assert all(line["copied"] for line in lines)
-
-    def is_late(line: dict[str, Any]) -> bool:
-        """Whether the unit began when a newer version was out already."""
-        newer = pointer_file(run.rl.versions, line["version"] + 1)
-        return newer.exists() and line["time"] - line["seconds"] > newer.stat().st_mtime + 0.1
-
-    assert any(is_late(line) for line in lines)
-
-
-def test_engines_that_share_their_devices_with_the_trainer(tmp_path: Path, models: list[Path]) -> None:
-    """Stages of the pipeline on two nodes: an engine that has slept waits for the whole copy of its own node."""
-    settings = {"versions": "memory", "parallel": {"pipeline": 2, "processes": 2, "processes_per_node": 1}}
-    run = in_this_process(tmp_path, models, settings, sleeps=True)
-    rollouts = rollouts_of(run)
-    assert len({one.id for one in rollouts}) == 3 * 4 * 3 and all(one.batch == one.version for one in rollouts)
-    lines = units_of(run)
-    assert len(lines) == 6 and all(line["copied"] for line in lines)
-    assert not (tmp_path / "node").exists()
-    shutil.rmtree(node_folder(run))  # the lock of the devices
-
-
-class Stage:
-    """A stage on three nodes: one trains, two sample. Each node has a supervisor and a folder of its own."""
-
-    def __init__(self, folder: Path, models: list[Path], **settings: Any) -> None:
-        self.config, self.run = make_rl_run(folder / "run", models[0], **NODES | settings)
-        self.models, self.folder = models, folder
-
-    def start(self, node: int, *, trains: bool = False) -> subprocess.Popen[str]:
-        copies = self.folder / f"node{node}"
-        models = [word for model in self.models for word in ("--model", str(model))]
-        trainer = ["-m", "tests.support.rl_world", *models] if trains else []
-        engine = [] if trains else ["-m", "tests.support.rl_engine", "--step-seconds", "0.1", "--copies", str(copies)]
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.support.rl_supervisor", str(self.run.path)),
-                *(json.dumps(trainer), json.dumps(engine), sys.executable, str(copies)),
-            ],
-            stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-
-    def shards(self) -> dict[str, bytes]:
-        found = sorted(path for path in self.run.rl.rollouts.glob("*/*.parquet") if path.name[0] != ".")
-        return {str(path.relative_to(self.run.path)): path.read_bytes() for path in found}
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        _, said = process.communicate(timeout=180)
-        assert process.returncode == 0 and "warning" not in said, said
-
-
-@pytest.fixture(scope="module")
-def from_the_run_folder(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    stage = Stage(tmp_path_factory.mktemp("plain"), models, versions="run")
-    finish([stage.start(0, trains=True), stage.start(1)])
-    assert not list(stage.folder.glob("node*")) and all("copied" not in line for line in units_of(stage.run))
-    return stage.shards()
-
-
-def test_a_stage_on_several_nodes(models: list[Path], from_the_run_folder: dict[str, bytes], tmp_path: Path) -> None:
-    """Every node loads its own copies; versions, answers and stamps are those of a stage without copies."""
-    stage = Stage(tmp_path, models)
-    finish([stage.start(0, trains=True), stage.start(1), stage.start(2)])
-    assert stage.shards() == from_the_run_folder
-    lines = units_of(stage.run)
-    assert len(lines) == 6 and all(line["copied"] for line in lines)
-    assert not list(tmp_path.glob("node*"))
-    assert not node_folder(stage.run).exists()
-    assert all(path.parent == stage.run.rl.versions for path in stage.run.rl.versions.glob("*/"))
-    assert len({one.model_digest for one in rollouts_of(stage.run)}) == 3
-
-
-def test_a_killed_node_comes_back(models: list[Path], from_the_run_folder: dict[str, bytes], tmp_path: Path) -> None:
-    stage = Stage(tmp_path, models)
-    trainer, node = stage.start(0, trains=True), stage.start(1)
-    try:
-        wait_for(lambda: stage.shards(), "an answer")
-        node.send_signal(signal.SIGKILL)
-        node.communicate()
-        assert list((tmp_path / "node1").glob("*/version.json"))  # nobody was there to remove it
-    finally:
-        again = stage.start(1)
-        finish([trainer, again])
-    assert stage.shards() == from_the_run_folder and not (tmp_path / "node1").exists()
 
 
 def test_on_one_machine_nothing_is_copied(models: list[Path], tmp_path: Path) -> None:
