@@ -179,10 +179,10 @@ def test_a_full_memory_is_told_once(world: World, small: Path, capfd: pytest.Cap
     copies = NodeCopies(small / "node", world.pointers)
     rubbish = small / "rubbish"
     rubbish.write_bytes(bytes(2_500_000))
-    with Copier(copies):
+    with Copier(copies) as copier:
         for number in (0, 1):
             version = world.publish(number)
-            wait_for(lambda version=version: not copies.awaited(version), "an end of the promise")
+            wait_for(lambda version=version: copier._failed == version, "an end of the promise")
             with copies.reading(version) as copy:
                 assert copy is None
         rubbish.unlink()
