@@ -21,7 +21,7 @@ from sophia_mcore.generate.rollout_loop import Rollouts
 from sophia_mcore.rl import copies as rl_copies
 from sophia_mcore.rl.copies import Copier, node_copies
 from sophia_mcore.rl.devices import node_folder
-from sophia_mcore.rl.versions import Version, damage_file, pointer_file
+from sophia_mcore.rl.versions import Version, damage_file, pointer_file, verify_version
 from tests.support.living_engine import FakeLivingEngine
 from tests.support.rl_nodes import NODES, flip, in_this_process, make_models, units_of, wait_for
 from tests.support.rl_world import make_rl_run, rollouts_of
@@ -90,6 +90,7 @@ def test_an_engine_loads_a_damaged_copy_from_the_run_folder(
         said = capfd.readouterr().err
         assert said.count("\n") == 1 and "it is loaded from the run folder" in said
         wait_for(lambda: loop.copies.path(version).is_dir(), "a new copy")
+        verify_version(loop.copies.path(version), version.digest)
         later = publish(models[1], pointers, 1)
         wait_for(lambda: loop.copies.path(later).is_dir(), "the next copy")
         (loop.copies.path(later) / "config.json").unlink()
