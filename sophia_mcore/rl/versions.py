@@ -144,7 +144,7 @@ def verify_version(folder: Path, digest: str) -> None:
     if different := sorted(names ^ set(manifest)):
         raise DamagedVersionError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
     with ThreadPoolExecutor(_READERS) as pool:
-        for problem in pool.map(lambda name: _difference(folder / name, manifest[name]["xxh3-128"]), manifest):
+        for problem in pool.map(lambda name: _difference(folder / name, str(manifest[name]["xxh3-128"])), manifest):
             if problem:
                 raise DamagedVersionError(f"{folder}: damaged version ({problem})")
 
