@@ -120,7 +120,7 @@ class Rl(Section):
     lag: NonNegativeInt = 0  # batches that sampling may be ahead of training; 0: synchronous
     accept_lag_uncorrected: bool = False  # True: allow lag without a correction of the objective
     placement: Literal["colocated", "separate"] = "colocated"  # whether engines and trainer share their devices
-    versions: Literal["run", "memory"] = "run"  # where new weights lie: the run folder, or /dev/shm of the one machine
+    versions: Literal["run", "memory"] = "run"  # where engines find new weights: RUN, or /dev/shm of their node
     rollout_nodes: NonNegativeInt = 0  # with "separate" on Slurm: nodes that only sample
     engines: PositiveInt = 1  # per node
     questions_per_unit: PositiveInt = 2
@@ -206,13 +206,24 @@ class Rl(Section):
             raise ValueError(
                 "fill = 'resample' needs a built-in weigh: further questions are asked before it is called"
             )
-        if self.versions == "memory" and self.rollout_nodes:
-            raise ValueError("versions = 'memory' needs one machine for engines and trainer: rollout_nodes must be 0")
-        if self.versions == "memory" and self.keep == "best":
-            raise ValueError("versions = 'memory' loses the best version when the machine restarts: keep = 'last'")
         if self.placement == "colocated" and self.rollout_nodes:
             raise ValueError("rollout_nodes needs placement = 'separate'")
         return self
+
+    def copies_versions(self, processes: int, per_node: int | None) -> bool:
+        """Whether versions lie in the run folder and each node that samples copies them into its memory.
+
+        On one machine nothing is copied: with "memory" the trainer writes them there itself. ``processes``: of the
+        trainer; ``per_node``: of these on each node, None: all.
+        """
+        several = self.rollout_nodes > 0 or (per_node or processes) < processes
+        return self.versions == "memory" and several
+
+    def check_nodes(self, processes: int, per_node: int | None) -> None:
+        """Raise ValueError if the stage needs what its nodes do not have. Arguments as in ``copies_versions``."""
+        in_one_memory = self.versions == "memory" and not self.copies_versions(processes, per_node)
+        if in_one_memory and self.keep == "best":
+            raise ValueError("rl.versions = 'memory' loses the best version when the machine restarts: keep = 'last'")
 
     def check_run(self, data: Sequence[Source], evaluation: Sequence[Source], row_tokens: int) -> None:
         """Raise ValueError if the section does not fit the rest of the configuration.

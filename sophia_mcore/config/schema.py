@@ -363,6 +363,7 @@ class Config(Section):
         check_helpers(self.rewards, self.helpers)
         if self.rl is not None:
             self.rl.check_run(self.data.questions, self.evaluate.questions, self.batch.sequence_length_tokens)
+            self.rl.check_nodes(self.parallel.world_size, self.parallel.processes_per_node)
         return self
 
     @property

@@ -23,6 +23,8 @@ from sophia_mcore.launch.inputs import first_rows, inputs_of, policy_images, tra
 from sophia_mcore.launch.phases import wanted_phases
 from sophia_mcore.parallel.layout import check_run_layout
 from sophia_mcore.pretrained.spec import ModelSpec
+from sophia_mcore.rl.copies import copies_versions
+from sophia_mcore.rl.devices import MEMORY
 from sophia_mcore.rl.start import start_folder
 from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
@@ -35,7 +37,8 @@ _CONNECT_SECONDS = 1.0
 def checks(config: Config) -> list[Row]:
     """Rows about models, data, engines, layout, tracking and storage of a run that would start now."""
     files = [*models(config), *start(config), *sources(config), *inputs(config), *user_files(config)]
-    return [*files, *engines(config), *gpu_engines(config), *devices(config), tracking(config), *storage_needs(config)]
+    machines = [*engines(config), *gpu_engines(config), *devices(config)]
+    return [*files, *machines, tracking(config), *storage_needs(config), *versions_in_memory(config)]
 
 
 def _stops(name: str, found: str, remedy: str) -> Row:
@@ -349,3 +352,21 @@ def storage_needs(config: Config) -> list[Row]:
             )
         ]
     return [Row(name="space for the run", state="ok", found=found)]
+
+
+def versions_in_memory(config: Config) -> list[Row]:
+    """A row that compares this machine's /dev/shm with the versions of the on-policy stage that lie there at once."""
+    if config.rl is None or config.rl.versions == "run":
+        return []
+    folder = start_folder(config, RunFolder(config.run.folder))
+    weights = _weights(folder if folder.is_dir() else config.models.policy)
+    copies = copies_versions(config)
+    count = 2 if copies else 3  # a copy, and one that an engine loads; those that are kept, and one that is written
+    name, found = "memory for versions", f"no {MEMORY} that can be written"
+    if os.access(MEMORY, os.W_OK):
+        free = shutil.disk_usage(MEMORY).free
+        found = f"about {_size(count * weights)} for {count} versions in {MEMORY}, {_size(free)} free on this machine"
+        if free >= count * weights:
+            return [Row(name=name, state="ok", found=found)]
+    cost = "engines load from the run folder on such a node" if copies else "the on-policy stage does not begin"
+    return [Row(name=name, state="warning", found=found, cost=cost, remedy="free it, or rl.versions = 'run'")]

@@ -7,6 +7,7 @@ depend on nothing but the unit; with a lag, units join while others are still ru
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sophia_mcore.generate.rollout_unit import Examiner, begun, gone_on
 from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.records import Answer, Rollout
+from sophia_mcore.rl.copies import NodeCopies
 from sophia_mcore.rl.devices import DeviceLock
 from sophia_mcore.rl.pauses import pauses
 from sophia_mcore.rl.prompts import system_prompt
@@ -41,7 +43,7 @@ Open = Callable[[Version], LivingEngine]
 
 
 class Rollouts:
-    """One engine's part of a stage. ``name``: of this process, for its log."""
+    """One engine's part of a stage. ``name``: of this process, for its log; ``copies``: in its node's memory."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Rollouts:
         *,
         name: str,
         lease_seconds: float,
+        copies: NodeCopies | None = None,
     ) -> None:
         self.config, self.run_folder, self.examiner, self.watchdog = config, run, examiner, watchdog
         self.rl = config.on_policy
@@ -64,6 +67,8 @@ class Rollouts:
         self._renderer: Renderer | None = None
         self.loaded: Version | None = None  # None: nothing is loaded, or the engine sleeps
         self._lock = DeviceLock.of(run) if self.rl.placement == "colocated" else None
+        self._copies = copies
+        self._copied = False  # whether the loaded version came from there
         self._alive = SignOfLife(run.rl.alive_file)
         self._log = run.rl.engines / f"{name}.jsonl"
         self._in_a_row: set[str] = set()  # units that failed since one was done
@@ -107,7 +112,7 @@ class Rollouts:
 
     def _turn(self) -> bool:
         """Do one thing, if there is one to do."""
-        newest = newest_version(self.run_folder.rl.versions)
+        newest = self.newest()
         if newest is None:
             return False
         if self.loaded is not None and self.loaded.version != newest.version and self._validate(self.loaded):
@@ -116,6 +121,13 @@ class Rollouts:
         if task is not None:
             return self._work(task, newest)
         return any(self._validate(version) for version in self._validation.open_versions(newest))
+
+    def newest(self) -> Version | None:
+        """The newest version; the loaded one as long as a newer one is on its way into the node's memory."""
+        newest, loaded = newest_version(self.run_folder.rl.versions), self.loaded
+        if newest is None or loaded is None or self._copies is None or newest.version <= loaded.version:
+            return newest
+        return loaded if newest.digest != loaded.digest and self._copies.awaited(newest) else newest
 
     def _work(self, task: Task, newest: Version) -> bool:
         with self.holding(task.claim):
@@ -193,13 +205,10 @@ class Rollouts:
             return True
         began = time.monotonic()
         pointers = self.run_folder.rl.versions
-        folder = version.path(pointers)
         try:
-            if self._engine is None:
-                self._engine = self._open_engine(version)
-                self._renderer = Renderer.from_model_dir(folder, image_limits(self.config.batch))
-            else:
-                self._engine.load(folder, version.digest)
+            self._copied = self._load_copy(version)
+            if not self._copied:
+                self._load(version)
         except DamagedVersionError as error:
             note_damage(pointers, version, str(error))
             print(f"error: {error}; waiting for the trainer to write it again", flush=True)
@@ -208,6 +217,30 @@ class Rollouts:
         self.loaded = version
         self._loading_seconds += time.monotonic() - began
         return True
+
+    def _load_copy(self, version: Version) -> bool:
+        """Load a version from the node's memory. False: it is not there, or damaged there."""
+        if self._copies is None:
+            return False
+        with self._copies.reading(version) as copy:
+            if copy is None:
+                return False
+            try:
+                self._load(replace(version, folder=str(copy.absolute())))
+                return True
+            except DamagedVersionError as error:
+                print(f"warning: {error}; it is loaded from the run folder", file=sys.stderr, flush=True)
+        self._copies.remove_damaged(version)
+        return False
+
+    def _load(self, version: Version) -> None:
+        """Raises DamagedVersionError for other bytes than those that were published, before anything is changed."""
+        folder = version.path(self.run_folder.rl.versions)
+        if self._engine is None:
+            self._engine = self._open_engine(version)
+            self._renderer = Renderer.from_model_dir(folder, image_limits(self.config.batch))
+        else:
+            self._engine.load(folder, version.digest)
 
     def _rest(self) -> None:
         """Nothing to do: let the trainer have the devices."""
@@ -273,6 +306,7 @@ class Rollouts:
             "rollouts": len(rollouts),
             "tokens": sum(len(one.token_logprobs) for one in rollouts),
             "seconds_loading": round(self._loading_seconds, 3),
+            **({} if self._copies is None else {"copied": self._copied}),
             **{name: round(value, 3) for name, value in seconds.items()},
         }
         self._loading_seconds = 0.0

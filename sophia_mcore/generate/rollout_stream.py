@@ -17,7 +17,6 @@ from sophia_mcore.generate.board import Task
 from sophia_mcore.generate.engine import Completion, Request
 from sophia_mcore.generate.rollout_unit import Waves, begun, gone_on
 from sophia_mcore.records import Rollout
-from sophia_mcore.rl.versions import newest_version
 
 if TYPE_CHECKING:
     from sophia_mcore.generate.rollout_loop import Rollouts
@@ -116,7 +115,7 @@ class _Stream:
         return [((_name(unit.task), place), request) for place, request in enumerate(unit.requests)]
 
     def _is_old(self) -> bool:
-        newest = newest_version(self._loop.run_folder.rl.versions)
+        newest = self._loop.newest()
         if newest is None or newest.version == self._version.version:
             return False
         if self._newer_since is None:

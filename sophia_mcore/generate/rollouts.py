@@ -39,6 +39,7 @@ from sophia_mcore.generate.vllm_cpu import prepare_process
 from sophia_mcore.generate.watchdog import Watchdog
 from sophia_mcore.pretrained.families import image_limits
 from sophia_mcore.rl.batches import LEASE_SECONDS
+from sophia_mcore.rl.copies import node_copies
 from sophia_mcore.rl.prompts import system_prompt
 from sophia_mcore.rl.questions import asked_questions, stage_engine
 from sophia_mcore.rl.versions import Version
@@ -57,8 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
     return serve(options.config, open_policy)
 
 
-def serve(config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEASE_SECONDS) -> int:
-    """As ``main``, with the engine that ``open_engine`` opens on the first version it is given."""
+def serve(
+    config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEASE_SECONDS, copies: Path | None = None
+) -> int:
+    """As ``main``, with the engine that ``open_engine`` opens on the first version it is given.
+
+    ``copies``: where this node's copies of versions lie, if the stage has some; None: in its /dev/shm.
+    """
     asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -69,7 +75,7 @@ def serve(config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEA
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, stop)
     try:
-        code = run_command("rollouts", lambda: _work(config_file, open_engine, lease_seconds))
+        code = run_command("rollouts", lambda: _work(config_file, open_engine, lease_seconds, copies))
     except KeyboardInterrupt:  # the signal came while the work was being put down
         code = EXIT_INTERRUPTED
     except SystemExit as end:
@@ -77,7 +83,7 @@ def serve(config_file: Path, open_engine: OpenEngine, lease_seconds: float = LEA
     return EXIT_STOPPED if code == EXIT_INTERRUPTED else code
 
 
-def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> None:
+def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float, copies: Path | None = None) -> None:
     config, run = load_config(config_file), RunFolder(config_file.parent)
     rl = config.on_policy
     if rl.engine.kind == "vllm":
@@ -101,6 +107,7 @@ def _work(config_file: Path, open_engine: OpenEngine, lease_seconds: float) -> N
             lambda version: open_engine(config, run, version),
             name=alive.stem,
             lease_seconds=lease_seconds,
+            copies=node_copies(config, run, copies),
         )
         try:
             ended = loop.run()

@@ -21,7 +21,7 @@ from sophia_mcore.store.user_files import user_functions
 # Settings of the on-policy stage that may change between two starts: they change where, how long and how fast work is
 # done, and what is measured of it.
 RL_CHANGEABLE = (
-    "rl.batches", "rl.engine", "rl.engines", "rl.placement", "rl.rollout_nodes", "rl.questions_per_unit",
+    "rl.batches", "rl.engine", "rl.engines", "rl.placement", "rl.rollout_nodes", "rl.questions_per_unit", "rl.versions",
     "rl.stall_seconds", "rl.patience_seconds", "rl.max_lost_share", "rl.stop_rollout_gap", "rl.max_resamples",
     "rl.accept_lag_uncorrected", "rl.train.save_every_batches", "rl.train.keep_checkpoints",
     "rl.train.term_gradients_every_steps", "rl.objective.chunk_tokens", "rl.objective.log_entropy",

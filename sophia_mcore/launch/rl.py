@@ -14,7 +14,6 @@ from sophia_mcore.launch.environments import run_here
 from sophia_mcore.launch.local import claim_folder, make_folder
 from sophia_mcore.launch.models import with_local_models
 from sophia_mcore.launch.phases import RL, names_in, phases_in, stage_alone
-from sophia_mcore.launch.resources import stage_shape
 from sophia_mcore.launch.stage_settings import accept_changed_settings, only_weights_changed
 from sophia_mcore.launch.state import check_stage_inputs
 from sophia_mcore.launch.terminal import TerminalProgress
@@ -122,8 +121,6 @@ def preflight(round: Round) -> None:
     require_image_token(start, spec)
     check_engine_layout(start)
     check_run_layout(spec, config)
-    if config.on_policy.versions == "memory" and (stage_shape(config).nodes or 1) > 1:
-        raise UsageError("rl.versions = 'memory': the stage needs several machines; use 'run'")
     newest = newest_version(run.rl.versions)
     if newest is not None and newest.version > config.on_policy.batches:
         raise UsageError(

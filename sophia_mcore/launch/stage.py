@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from sophia_mcore.config.schema import Config
@@ -24,6 +25,7 @@ from sophia_mcore.launch.process import signals_interrupt
 from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.stage_settings import untrained_batches
 from sophia_mcore.records import Question
+from sophia_mcore.rl.copies import Copier, node_copies
 from sophia_mcore.rl.questions import asked_questions, held_out_among
 from sophia_mcore.store.failures import forget_failures
 from sophia_mcore.store.json_files import json_or_empty
@@ -75,8 +77,9 @@ def supervise(
     trainer: Sequence[str] = ("-m", TRAINER),
     engine: Sequence[str] = ("-m", ENGINE),
     signals: bool = True,
+    copies: Path | None = None,
 ) -> None:
-    """Run the node's processes until the stage ends.
+    """Run the node's processes until the stage ends. ``copies``: see ``rl.copies.node_copies``.
 
     KeyboardInterrupt, TERM and USR1 make trainer and engines save and stop. ``signals`` False: the caller turns TERM
     and USR1 into KeyboardInterrupt. Raises SophiaError or UsageError with the error of the process that failed. Raises
@@ -87,19 +90,21 @@ def supervise(
     if trains:
         (run.rl.train / FAILED).unlink(missing_ok=True)  # left by an earlier attempt
     everybody = [*trains, *engines]
-    try:
-        with signals_interrupt() if signals else nullcontext():
-            for child in everybody:
-                child.start()
-            while not stage_has_ended(config, run):
-                for child in trains:
-                    _watch_trainer(child, run, may_restart=node.restarts_trainer)
-                for child in engines:
-                    _watch_engine(child)
-                time.sleep(_LOOK_SECONDS)
-            _wait_for(everybody)
-    finally:
-        end_all(everybody)
+    in_memory = node_copies(config, run, copies) if engines else None
+    with nullcontext() if in_memory is None else Copier(in_memory):
+        try:
+            with signals_interrupt() if signals else nullcontext():
+                for child in everybody:
+                    child.start()
+                while not stage_has_ended(config, run):
+                    for child in trains:
+                        _watch_trainer(child, run, may_restart=node.restarts_trainer)
+                    for child in engines:
+                        _watch_engine(child)
+                    time.sleep(_LOOK_SECONDS)
+                _wait_for(everybody)
+        finally:
+            end_all(everybody)
 
 
 class LostTrainerError(SophiaError):

@@ -41,7 +41,7 @@ _VALIDATING = ("rl.validation", "evaluate.protocols", "evaluate.questions_per_un
 _CHOOSING = ("rl.keep", "rl.keep_after_batches", "rl.validate_every_batches")
 _TRAINING = (
     "rl.objective", "rl.train", "rl.old", "rl.fill", "rl.ssr", "rl.weigh", "rl.relabel", "rl.overlong",
-    "rl.overlong_cache", "rl.rethink.weight", "rl.rethink.learn", "rl.versions", "train", "fp8",
+    "rl.overlong_cache", "rl.rethink.weight", "rl.rethink.learn", "train", "fp8",
 )  # fmt: skip
 _UPDATES = ("rl.questions_per_batch", "rl.group", "rl.samples_per_update")
 

@@ -10,7 +10,7 @@ from sophia_mcore.config.rl import Rl
 from sophia_mcore.plan.hardware import GIB
 from sophia_mcore.plan.layouts import describe
 from sophia_mcore.plan.numbers import number
-from sophia_mcore.plan.stage import Stage, StagePlan
+from sophia_mcore.plan.stage import Stage, StagePlan, version_bytes
 
 _SHOWN = 4  # divisions beside the configuration's own
 _BOTH_IDLE = 0.1  # share of time that both sides may wait before it is worth a line
@@ -77,6 +77,11 @@ def _notes(stage: Stage, plan: StagePlan, rl: Rl, console: Console) -> None:
         lines.append(f"pre-selection, once: {number(plan.selection_seconds / 3600, 1)} hours")
     if stage.host:
         lines.append(f"host memory of a shared node: {number(stage.host / GIB, 0)} GiB while engines sample")
+    if stage.copying:
+        lines.append(
+            f"copying a version into the memory of a node: {number(stage.copying, 1)} s, while engines go on; "
+            f"{number(2 * version_bytes(stage.sampler.spec) / GIB, 0)} GiB of /dev/shm"
+        )
     lines += tail_advice(stage, rl)
     for line in lines:
         console.print(line, highlight=False)

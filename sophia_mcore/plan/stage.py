@@ -45,6 +45,7 @@ class Stage:
     loading: float
     turns: Turns
     host: float
+    copying: float = 0.0  # of a version into the memory of each node that samples; engines go on meanwhile
 
     @property
     def sampling(self) -> float:
@@ -191,7 +192,9 @@ def divide(
     nodes = max(1, training // device.per_node)
     size = 2.0 * (model_parameters(spec) - frozen_parameters(config, spec))
     rate = MEMORY if rl.versions == "memory" else DISK
-    publishing, loading = size / rate / nodes, load_seconds(spec, rate)
+    copies = rl.versions == "memory" and gpus > device.per_node  # published into the run folder, copied by each node
+    publishing, loading = size / (DISK if copies else rate) / nodes, load_seconds(spec, rate)
+    copying = size / DISK if copies else 0.0
     moving = 0.0
     if colocated:
         moving = 2 * trainer_bytes(option) / HOST_LINK  # out of the device's memory and back
@@ -199,16 +202,28 @@ def divide(
     assert option.time is not None
     train = rl.updates_per_batch * option.time.total
     old = old_logprob_seconds(rl, option)
-    turns = play(rl, work, used, engines, prompt, train=train + old + moving, publish=publishing, load=loading)
+    turns = play(
+        rl, work, used, engines, prompt, train=train + old + moving, publish=publishing, load=loading, copy=copying
+    )
     return Stage(
         training_gpus=training, engines=engines, sampler=used, option=option, training=train, old=old,
         publishing=publishing + moving, loading=loading, turns=turns,
-        host=host_bytes(rl, spec, option, device, training) if colocated else 0.0,
+        host=host_bytes(spec, option, device, training, _versions_held(rl, copies)) if colocated else 0.0,
+        copying=copying,
     )  # fmt: skip
 
 
 def play(
-    rl: Rl, work: Workload, used: Sampler, engines: int, prompt: float, *, train: float, publish: float, load: float
+    rl: Rl,
+    work: Workload,
+    used: Sampler,
+    engines: int,
+    prompt: float,
+    *,
+    train: float,
+    publish: float,
+    load: float,
+    copy: float,
 ) -> Turns:
     """Batches of the stage one after another, with units of ``rl.questions_per_unit`` questions."""
     answers = rl.questions_per_batch * rl.group * draws(rl, work.kept)
@@ -218,8 +233,9 @@ def play(
     lengths = work.response.values(answers)
     batches = batches_of(with_rethinking(rl, lengths), rl.questions_per_unit * rl.group, _BATCHES + rl.lag)
     parties = Parties(
-        engines=engines, places=used.places, step=used.step, read=read, load=load, train=train, publish=publish
-    )
+        engines=engines, places=used.places, step=used.step, read=read,
+        load=load, train=train, publish=publish, copy=copy,
+    )  # fmt: skip
     return simulate(batches, parties, rl.lag)
 
 
@@ -265,11 +281,22 @@ def trainer_bytes(option: Option) -> float:
     return option.memory.weights + option.memory.optimizer
 
 
-def host_bytes(rl: Rl, spec: ModelSpec, option: Option, device: Device, gpus: int) -> float:
-    """Host memory of a node whose GPUs are shared: the trainer's state of its ranks, and a version on its way in, or
-    the three that lie in memory at once."""
+def host_bytes(spec: ModelSpec, option: Option, device: Device, gpus: int, versions: int) -> float:
+    """Host memory of a node whose GPUs are shared: the trainer's state of its ranks, and the versions that lie there at
+    once.
+    """
     ranks = min(gpus, device.per_node)
-    return ranks * trainer_bytes(option) + (3 if rl.versions == "memory" else 1) * 2.0 * model_parameters(spec)
+    return ranks * trainer_bytes(option) + versions * version_bytes(spec)
+
+
+def version_bytes(spec: ModelSpec) -> float:
+    """A version's bf16 weights."""
+    return 2.0 * model_parameters(spec)
+
+
+def _versions_held(rl: Rl, copies: bool) -> int:
+    """In a node's memory: those that are kept and one that is written; a copy, and one that is loaded; one read."""
+    return 1 if rl.versions == "run" else 2 if copies else 3
 
 
 def selection_seconds(rl: Rl, work: Workload, stage: Stage, gpus: int) -> float:

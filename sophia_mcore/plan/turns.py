@@ -2,7 +2,8 @@
 
 A batch is units of answers. An engine takes the newest version before it takes a unit. Without a lag a unit is sampled
 alone; with one, units join while others run, until a newer version appears: then the running ones end first. The
-trainer takes batches in order and whole. Times are in seconds.
+trainer takes batches in order and whole. Where nodes copy versions, the newest is the newest that is there. Times are
+in seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Unit = tuple[float, ...]  # tokens of each of its answers
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parties:
     """Both sides. ``step``: seconds of one decoding step of so many sequences; ``read``: of one prompt;
-    ``load``: of a new version into an engine; ``train``: of a batch, all updates; ``publish``: of a version.
+    ``load``: of a new version into an engine; ``train``: of a batch, all updates; ``publish``: of a version; ``copy``:
+    of a published version to the nodes, while engines go on with the one before and the trainer with the next batch.
     """
 
     engines: int
@@ -31,6 +33,7 @@ class Parties:
     load: float = 0.0
     train: float = 0.0
     publish: float = 0.0
+    copy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,8 @@ class _Stage:
         self._engines = [_Engine() for _ in range(parties.engines)]
         self._free = [list(units) for units in batches]
         self._left = [sum(map(len, units)) for units in batches]  # answers of a batch that are not there
-        self._version = 0
+        self._version = self._here = 0  # published; on the nodes
+        self._copied = math.inf  # when the copy that is on its way is there
         self._trained = math.inf  # when the batch in training is trained and published
         self._idle_since: float | None = 0.0
         self._waits: list[float] = []
@@ -118,9 +122,11 @@ class _Stage:
         time = 0.0
         while self._version < len(self._batches):
             self._begin_training(time)
+            if time >= self._copied:
+                self._here, self._copied = self._version, math.inf
             for engine in self._engines:
                 self._fill(engine, time)
-            time = min(self._trained, *(engine.next(self._parties.step) for engine in self._engines))
+            time = min(self._trained, self._copied, *(engine.next(self._parties.step) for engine in self._engines))
             for engine in self._engines:
                 engine.advance(time, self._parties.step)
                 self._end(engine, time)
@@ -145,6 +151,7 @@ class _Stage:
 
     def _publish(self, time: float) -> None:
         self._version += 1
+        self._copied = time + self._parties.copy
         self._trained, self._idle_since = math.inf, time
         self._ends.append(time)
         self._marks.append((sum(one.busy for one in self._engines), sum(one.taken for one in self._engines)))
@@ -153,8 +160,8 @@ class _Stage:
         """Claim units and begin answers, as far as the engine may."""
         if engine.loading:
             return
-        if engine.version != self._version and engine.empty and self._open(self._version) is not None:
-            engine.version, engine.loading = self._version, True
+        if engine.version != self._here and engine.empty and self._open(self._here) is not None:
+            engine.version, engine.loading = self._here, True
             engine.ready = time + self._parties.load
             return
         while len(engine.ends) < self._parties.places:
@@ -165,7 +172,7 @@ class _Stage:
             engine.ready = max(engine.ready, time) + self._parties.read
 
     def _claim(self, engine: _Engine) -> bool:
-        if engine.version != self._version or (self._lag == 0 and engine.ends):
+        if engine.version != self._here or (self._lag == 0 and engine.ends):
             return False
         number = self._open(engine.version)
         if number is None:

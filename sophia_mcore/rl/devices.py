@@ -17,15 +17,20 @@ from sophia_mcore.store.atomic import write_failed
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 
+MEMORY = Path("/dev/shm")  # noqa: S108 - what lies there has names of its own
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 
 
 def node_folder(run: RunFolder) -> Path:
     """A folder of this node for the run, in memory where there is a /dev/shm; made by whoever needs it first."""
-    memory = Path("/dev/shm")  # noqa: S108 - the folder inside has a name of its own
-    parent = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    return parent / f"sophia-{run_uid(run.path)}"
+    parent = MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    return parent / folder_name(run)
+
+
+def folder_name(run: RunFolder) -> str:
+    """The name of a run's folder on a node."""
+    return f"sophia-{run_uid(run.path)}"
 
 
 class DeviceLock:

@@ -18,19 +18,21 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.store.atomic import sync_files, write_json
+from sophia_mcore.store.atomic import TEMPORARY_PREFIX, sync_files, write_json
 from sophia_mcore.store.digests import file_digest
 
 MANIFEST = "version.json"
 _POINTER = re.compile(r"(\d{8,})\.json")
 _FOLDER = re.compile(r"(\d{8,})-[0-9a-f]{8}")
 _READERS = 4  # hashing and reading release the interpreter lock
+
+Manifest = Mapping[str, Mapping[str, str | int]]  # size ("bytes") and digest ("xxh3-128") of a folder's files, by name
 
 
 class DamagedVersionError(SophiaError):
@@ -109,10 +111,24 @@ def manifest_of(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str,
     }
 
 
-def manifest_digest(manifest: Mapping[str, Mapping[str, str | int]]) -> str:
+def manifest_digest(manifest: Manifest) -> str:
     """The version's digest: sha256 over names, sizes and digests of its files."""
     lines = [f"{name}\t{entry['bytes']}\t{entry['xxh3-128']}\n" for name, entry in sorted(manifest.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_manifest(folder: Path, digest: str | None = None) -> Manifest:
+    """The manifest of a version's folder. Raises DamagedVersionError if it is not the one that ``digest`` names."""
+    try:
+        manifest: Manifest = json.loads((folder / MANIFEST).read_bytes())
+        listed = manifest_digest(manifest)
+        if outside := [name for name in manifest if Path(name).name != name]:
+            raise ValueError(f"{outside[0]!r} is no file's name")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
+    if digest is not None and listed != digest:
+        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
+    return manifest
 
 
 def verify_version(folder: Path, digest: str) -> None:
@@ -120,18 +136,15 @@ def verify_version(folder: Path, digest: str) -> None:
 
     An engine calls it before it loads a version: it never samples with weights that are not the announced ones.
     """
+    manifest = read_manifest(folder, digest)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        listed = manifest_digest(manifest)
         names = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST}: {error})") from None
-    if listed != digest:
-        raise DamagedVersionError(f"{folder}: damaged version ({MANIFEST} is that of another version)")
+    except OSError as error:
+        raise DamagedVersionError(f"{folder}: damaged version ({error.strerror})") from None
     if different := sorted(names ^ set(manifest)):
         raise DamagedVersionError(f"{folder}: damaged version ({different[0]} is missing or does not belong to it)")
     with ThreadPoolExecutor(_READERS) as pool:
-        for problem in pool.map(lambda name: _difference(folder / name, manifest[name]["xxh3-128"]), manifest):
+        for problem in pool.map(lambda name: _difference(folder / name, str(manifest[name]["xxh3-128"])), manifest):
             if problem:
                 raise DamagedVersionError(f"{folder}: damaged version ({problem})")
 
@@ -150,25 +163,24 @@ def settle(parent: Path) -> None:
 
     Every process that has written a part of them calls it: a machine can only sync what was written on it.
     """
-    for folder in _version_folders(parent):
-        sync_files(folder)
+    for folder in version_folders(parent):
+        if _FOLDER.fullmatch(folder.name):
+            sync_files(folder)
 
 
-def _version_folders(parent: Path) -> Iterator[Path]:
-    for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        if path.is_dir() and _FOLDER.fullmatch(path.name):
-            yield path
+def version_folders(parent: Path) -> list[Path]:
+    """The folders of versions under ``parent``, and what a killed writer left."""
+    return [
+        path
+        for path in (sorted(parent.iterdir()) if parent.is_dir() else [])
+        if path.is_dir() and (_FOLDER.fullmatch(path.name) or path.name.startswith(TEMPORARY_PREFIX))
+    ]
 
 
 def prune(parent: Path, keep: Collection[Path]) -> list[Path]:
     """Remove version folders under ``parent`` that are not in ``keep``, and what a killed writer left; returns them."""
     kept = {path.resolve() for path in keep}
-    doomed = [
-        path
-        for path in (sorted(parent.iterdir()) if parent.is_dir() else [])
-        if path.is_dir() and (_FOLDER.fullmatch(path.name) or path.name.startswith(".tmp-"))
-        if path.resolve() not in kept
-    ]
+    doomed = [path for path in version_folders(parent) if path.resolve() not in kept]
     for path in doomed:
         shutil.rmtree(path, ignore_errors=True)
     return doomed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from sophia_mcore.errors import SophiaError
+from sophia_mcore.rl.copies import node_copies
 from sophia_mcore.rl.devices import node_folder
-from sophia_mcore.rl.versions import pointer_file
+from sophia_mcore.rl.versions import pointer_file, read_version, verify_version
 from sophia_mcore.track.metrics import read_metrics
 from sophia_mcore.train.on_policy.publish import require_room
 from tests.support import stage_world, train_world
@@ -116,6 +118,40 @@ def test_versions_in_memory_are_the_same_and_leave_it(
             require_room(place, policy)
     with pytest.raises(SophiaError, match="no /dev/shm that can be written"):
         require_room(tmp_path, policy)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a /dev/shm that can be written (a tmpfs)")
+def test_a_stage_that_moves_from_one_machine_to_several_nodes(
+    tmp_path: Path, policy: Path, undisturbed: dict[str, Any]
+) -> None:
+    """What the one machine had in its memory is announced again in the run folder; nodes copy what has changed."""
+    config, run = stage_world.make_stage(tmp_path / "run", policy, {**SSR, "versions": "memory"})
+    with stage_world.engine(config, run), pytest.raises(RankError, match="died without an answer"):
+        stage_world.train(config, run, kill="loop.train_step:3")
+    shutil.rmtree(node_folder(run))
+    nodes = config.on_policy.model_copy(update={"placement": "separate", "rollout_nodes": 1})
+    several = config.model_copy(update={"rl": nodes})
+    with stage_world.engine(several, run):
+        assert stage_world.train(several, run) == [True]
+    assert not node_folder(run).exists()
+    found = stage_world.left_behind(run)
+    for name in ("versions", "rollouts", "metrics", "model", "summary"):
+        assert found[name] == undisturbed[name], name
+
+    copies = node_copies(several, run, tmp_path / "node")
+    assert copies is not None
+    before, last = (read_version(run.rl.versions, number) for number in (3, 4))
+    assert before is not None and last is not None
+    copies.copy(before, threading.Event())
+    with copies.reading(before) as first:
+        copies.copy(last, threading.Event())
+        assert first is not None
+        files = list(copies.path(last).iterdir())
+        linked = {path.name for path in files if path.samefile(first / path.name)}
+    verify_version(copies.path(last), last.digest)
+    assert any(name.endswith(".safetensors") for name in linked)  # the frozen tower
+    changed = [path for path in files if path.suffix == ".safetensors" and path.name not in linked]
+    assert 0 < last.bytes <= sum(path.stat().st_size for path in changed) < last.bytes + 16384  # and headers
 
 
 def test_the_stored_rollouts_are_enough(tmp_path: Path, policy: Path, undisturbed: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A real Slurm on this machine: one controller, four nodes with eight false GPUs each, up in about a second.
 
 Needs root and Debian's slurm-wlm and munge. Each node is a slurmd in mount and host name namespaces of its own, so that
-every node has its name and can be shown another filesystem than the others.
+every node has its name and its /dev/shm, and can be shown another filesystem than the others.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Cluster:
         (private / "hosts").write_text(hosts)
         hidden = private / "hidden"  # a path in here is hidden from this node by an empty folder
         script = (
-            'hostname "$1" && mount --bind "$2/hosts" /etc/hosts && '
+            'hostname "$1" && mount --bind "$2/hosts" /etc/hosts && mount -t tmpfs -o size=2g none /dev/shm && '
             'if [ -e "$2/hidden" ]; then while read -r path; do mount -t tmpfs none "$path"; done < "$2/hidden"; fi && '
             'exec slurmd -D -N "$1" -f "$3"'
         )
@@ -181,6 +181,10 @@ class Cluster:
         for process in psutil.process_iter(["name", "cmdline"]):
             if process.info["name"] == "slurmstepd" and self._belongs_to(process, name):
                 process.kill()
+
+    def memory(self, name: str) -> Path:
+        """The /dev/shm of a node that runs."""
+        return Path(f"/proc/{self._nodes[name].pid}/root/dev/shm")
 
     def restart_node(self, name: str, hide: tuple[Path, ...] = ()) -> None:
         """Stop the slurmd of a node and start it again, with ``hide`` shown to it as empty folders."""

@@ -1,4 +1,7 @@
-"""The on-policy stage as a job: one node trains, one samples with a real vLLM, further engines join, a preemption."""
+"""The on-policy stage as a job: one node trains, one samples with a real vLLM, further engines join, a preemption.
+
+New weights pass through the memory of the node that samples. An engine that joins elsewhere loads the run folder's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from sophia_mcore.records import Rollout
 from sophia_mcore.rl.versions import read_version
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_folder
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import NODES, Cluster, wait_for
 from tests.slurm.slurm_world import ROOT, Endpoint, attempts, finish, logs, make_config, sophia
 
 VLLM = {
@@ -44,7 +47,8 @@ def test_a_stage_over_two_nodes(
     rl = {
         "batches": BATCHES, "questions_per_batch": 4, "group": 4, "samples_per_update": 16, "max_tokens": 32,
         "questions_per_unit": 2, "lag": 1, "placement": "separate", "rollout_nodes": 1, "engine": VLLM,
-        "validate_every_batches": 100, "objective": {"correction": "tis"}, "train": {"save_every_batches": 1},
+        "versions": "memory", "validate_every_batches": 100, "objective": {"correction": "tis"},
+        "train": {"save_every_batches": 1},
     }  # fmt: skip
     config_file = make_config(
         tmp_path, policy, endpoint,
@@ -74,5 +78,9 @@ def test_a_stage_over_two_nodes(
     assert all(0 <= one.batch - one.version <= 1 for one in rollouts)
     versions = {number: read_version(run.rl.versions, number) for number in range(BATCHES + 1)}
     assert all(one.model_digest == versions[one.version].digest for one in rollouts)
+    units = [json.loads(line) for log in run.rl.engines.glob("*.jsonl") for line in log.read_text().splitlines()]
+    assert len(units) >= BATCHES * 2 and any(unit["copied"] for unit in units)
+    assert not any("no copy of new weights" in log.read_text() for log in run.slurm.logs.glob("rl-*.log"))
+    assert [path for node in NODES for path in cluster.memory(node).glob("sophia-*")] == []
     assert (run.rl.model / "model.safetensors.index.json").is_file() or list(run.rl.model.glob("*.safetensors"))
     assert "nothing is missing" in sophia(cluster, "submit", config_file, "--rl").stdout

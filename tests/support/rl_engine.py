@@ -14,6 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--fail", default="", help="end with this line")
+    parser.add_argument("--copies", type=Path, help="where this node's copies of versions lie")
     parser.add_argument("config", type=Path)
     options = parser.parse_args()
     if options.fail:
@@ -24,6 +25,7 @@ def main() -> int:
         lambda config, run, version: FakeLivingEngine(
             version.path(run.rl.versions), version.digest, step_seconds=options.step_seconds
         ),
+        copies=options.copies,
     )
 
 

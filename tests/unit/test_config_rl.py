@@ -64,13 +64,9 @@ REFUSED = {  # name: (lines of [rl], what the one line says)
     "endpoint": ("engine = { kind = 'openai', model_name = 'x' }", "new weights cannot be loaded into an endpoint"),
     "no room to rethink": ("max_tokens = 64\n[rl.rethink]\nshare = 0.5", "rethink.most_tokens = 1024 leaves no room"),
     "rethinking too short": ("[rl.rethink]\nleast_tokens = 2000", "rethink.least_tokens = 2000 exceeds"),
-    "memory of several": (
-        "placement = 'separate'\nversions = 'memory'\nrollout_nodes = 1",
-        "versions = 'memory' needs one machine",
-    ),
     "best in memory": (
         "versions = 'memory'\nkeep = 'best'\n[[rl.validation]]\nkind = 'jsonl'\npath = 'v.jsonl'",
-        "versions = 'memory' loses the best version",
+        "rl.versions = 'memory' loses the best version",
     ),
     "best without validation": ("keep = 'best'", "[[rl.validation]] is missing"),
     "soft without cache": ("overlong = 'soft'", "needs overlong_cache > 0"),
@@ -92,6 +88,16 @@ def test_refused_in_one_line(tmp_path: Path, name: str) -> None:
         load_config(write(tmp_path, lines))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_on_several_nodes_the_best_version_lies_in_the_run_folder(tmp_path: Path) -> None:
+    best = "versions = 'memory'\nkeep = 'best'\nplacement = 'separate'\n"
+    validation = "[[rl.validation]]\nkind = 'jsonl'\npath = 'v.jsonl'\n"
+    assert load_config(write(tmp_path, f"{best}rollout_nodes = 1\n{validation}")).on_policy.keep == "best"
+    several, one = ("[parallel]\nprocesses = 4\nprocesses_per_node = 2\n", "[parallel]\nprocesses = 4\n")
+    assert load_config(write(tmp_path, best + validation, several)).on_policy.keep == "best"
+    with pytest.raises(UsageError, match="loses the best version"):
+        load_config(write(tmp_path, best + validation, one))
 
 
 def test_lag_is_possible_knowingly(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +167,32 @@ def test_the_model_that_the_stage_begins_with(tmp_path: Path, start: str, state:
     found = run.start(config)
     assert [row.state for row in found] == ([state] if state else [])
     assert not found or (found[0].name == "rl.start" and words in found[0].found)
+
+
+@pytest.mark.parametrize(
+    ("rl", "free", "state", "words"),
+    [
+        ({}, 0, None, ""),
+        ({"versions": "memory"}, 3 << 30, "ok", "about 3.0 GiB for 3 versions in /dev/shm, 3.0 GiB free"),
+        ({"versions": "memory"}, 2 << 30, "warning", "the on-policy stage does not begin"),
+        ({"versions": "memory", "rollout_nodes": 1}, 2 << 30, "ok", "about 2.0 GiB for 2 versions"),
+        ({"versions": "memory", "rollout_nodes": 1}, 1 << 30, "warning", "engines load from the run folder on such a"),
+    ],
+)
+def test_memory_for_the_versions_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rl: dict[str, Any], free: int, state: str | None, words: str
+) -> None:
+    (tmp_path / "policy").mkdir()
+    with open(tmp_path / "policy" / "model.safetensors", "wb") as file:
+        file.truncate(1 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    rl = {"max_tokens": 64, "placement": "separate", **rl}
+    found = run.versions_in_memory(configs.make_config(tmp_path / "run", tmp_path / "policy", "reasoner", rl=rl))
+    assert [row.state for row in found] == ([state] if state else [])
+    assert all(words in row.found + row.cost for row in found)
+    monkeypatch.setattr(run, "MEMORY", tmp_path / "nowhere")
+    found = run.versions_in_memory(configs.make_config(tmp_path / "run", tmp_path / "policy", "reasoner", rl=rl))
+    assert not found or (found[0].state == "warning" and "nowhere that can be written" in found[0].found)
 
 
 class Answering(BaseHTTPRequestHandler):

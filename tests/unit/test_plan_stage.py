@@ -19,6 +19,7 @@ from sophia_mcore.plan.show import show
 from sophia_mcore.plan.show_stage import tail_advice
 from sophia_mcore.plan.stage import (
     StagePlan,
+    divide,
     divisions,
     draws,
     old_logprob_seconds,
@@ -123,6 +124,14 @@ def test_more_places_or_engines_never_take_longer() -> None:
         assert play(tokens, 6, lag, places=4, engines=3, train=3.0).seconds <= few
 
 
+def test_engines_go_on_while_a_version_is_copied() -> None:
+    """Without a lag there is nothing to go on with. With one the copy is hidden, as long as there is."""
+    assert play([10.0] * 8, 8, 0, load=2.0, train=5.0, copy=4.0).seconds == pytest.approx(21.0)
+    slow = {"places": 4, "load": 2.0, "train": 1.0}
+    assert play([10.0] * 8, 4, 1, copy=4.0, **slow).seconds <= play([10.0] * 8, 4, 1, **slow).seconds
+    assert play([10.0] * 8, 4, 1, load=6.0, places=4, train=1.0).seconds > play([10.0] * 8, 4, 1, **slow).seconds
+
+
 def test_reading_prompts_takes_its_time() -> None:
     assert play([10.0] * 4, 4, 0, read=0.5).seconds == pytest.approx(12.0)
 
@@ -160,6 +169,20 @@ def test_the_plan_of_a_stage_on_two_groups_of_nodes(files: dict[str, Path], on_t
     synchronous = planned(load_config(files["internvl3-38b"], sets=["rl.lag=0"]), 64)
     assert synchronous.own is not None
     assert synchronous.own.turns.seconds > plan.own.turns.seconds
+
+
+def test_the_plan_of_copies_in_memory(files: dict[str, Path], on_two_groups: Plan) -> None:
+    """The trainer publishes as before; a load reads memory, and the copy is another's time."""
+    plain = on_two_groups.stage
+    assert isinstance(plain, StagePlan) and plain.own is not None and plain.own.copying == 0.0
+    copied = divide(
+        load_config(files["internvl3-38b"], sets=["rl.versions=memory"]), on_two_groups.spec, plain.work,
+        load_gpu("h100"), 64, 32,
+    )  # fmt: skip
+    assert copied.publishing == plain.own.publishing and 0 < copied.copying < plain.own.loading
+    assert copied.loading < plain.own.loading / 3
+    alone = planned(load_config(files["internvl3-8b"], sets=[*SHARED, "rl.versions=memory"]), 8).own
+    assert alone is not None and alone.copying == 0.0
 
 
 def test_the_plan_of_a_shared_node(files: dict[str, Path]) -> None:

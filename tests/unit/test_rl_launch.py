@@ -163,7 +163,8 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
     claim_folder(with_stage, run)
     run.rl.versions.mkdir(parents=True)
     publish(model, run.rl.versions, 0)
-    refuse_changed_settings(config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0), run)  # where and how long
+    where_and_how_long = config_of(tmp_path, batches=9, engines=2, stall_seconds=5.0, versions="memory")
+    refuse_changed_settings(where_and_how_long, run)
     with pytest.raises(UsageError, match=r"started with other settings \(rl\.group\)"):
         refuse_changed_settings(config_of(tmp_path, group=4), run)
     assert "started with other settings (rl.group)" in would_refuse(config_of(tmp_path, group=4), stage=True)

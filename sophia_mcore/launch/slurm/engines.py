@@ -14,6 +14,7 @@ from sophia_mcore.launch.phases import RL
 from sophia_mcore.launch.slurm import commands as slurm
 from sophia_mcore.launch.slurm.jobs import Site, comment, early_signal, log_option, read_site
 from sophia_mcore.launch.slurm.submit import read_submission, site_or_example
+from sophia_mcore.rl.copies import copies_versions
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 
@@ -60,6 +61,11 @@ def engines_command(
 ) -> list[str]:
     """The sbatch command line. ``scripts``: folder of the job scripts; None: the stage's snapshot of the code."""
     folder, engine = run.path.absolute(), config.on_policy.engine
+    if config.on_policy.versions == "memory" and not copies_versions(config):
+        raise UsageError(
+            "rl.versions = 'memory': the stage's one machine has the versions in its memory, where engines on others "
+            "do not find them; use 'run'"
+        )
     scripts = (scripts or run.slurm.path / str(read_submission(run).get("code", ""))).absolute()
     options = site.options("all", "gpu")
     if site.gpus_by:

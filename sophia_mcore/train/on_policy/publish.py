@@ -17,7 +17,8 @@ import torch
 from sophia_mcore import __version__
 from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError
-from sophia_mcore.rl.devices import node_folder
+from sophia_mcore.rl.copies import copies_versions
+from sophia_mcore.rl.devices import MEMORY, node_folder
 from sophia_mcore.rl.validation import accuracy, due_versions
 from sophia_mcore.rl.versions import (
     MANIFEST,
@@ -81,7 +82,7 @@ def offer(job: StageJob, number: int) -> tuple[Version, bool]:
             print(f"warning: version {number} has come out differently than before", file=sys.stderr, flush=True)
             forget(job, number)
         damage_file(pointers, number).unlink(missing_ok=True)  # what it says is mended, and must not be so twice
-        if known is None or differs:
+        if known is None or differs or known.folder != version.folder:  # rl.versions or the machine is another one
             announce(pointers, version)
         prune(parent, _needed(job, number))
 
@@ -105,8 +106,13 @@ def settle(job: StageJob) -> None:
 
 
 def weights_parent(job: StageJob) -> Path:
-    """Under which folder the versions' weights lie: their pointers are always in the run folder."""
-    return node_folder(job.run) / "versions" if job.rl.versions == "memory" else job.folder.versions
+    """Under which folder the versions' weights lie: their pointers are always in the run folder.
+
+    With several nodes the weights are there too: each node has its own memory, and copies them (``rl.copies``).
+    """
+    if job.rl.versions == "run" or copies_versions(job.config):
+        return job.folder.versions
+    return node_folder(job.run) / "versions"
 
 
 def require_room(parent: Path, model: Path) -> None:
@@ -114,23 +120,20 @@ def require_room(parent: Path, model: Path) -> None:
 
     They are those that are kept, and the one that is being written.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - the folder inside has a name of its own
-    if not parent.is_relative_to(memory):
+    if not parent.is_relative_to(MEMORY):
         raise SophiaError("rl.versions = 'memory': this machine has no /dev/shm that can be written; use 'run'")
     needed = (_KEPT + 1) * sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    free = shutil.disk_usage(memory).free
+    free = shutil.disk_usage(MEMORY).free
     if free < needed:
         raise SophiaError(
-            f"rl.versions = 'memory': {memory} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
+            f"rl.versions = 'memory': {MEMORY} has {free / 2**30:.1f} GiB free, {_KEPT + 1} versions need "
             f"{needed / 2**30:.1f} GiB; use 'run'"
         )
 
 
 def leave_memory(job: StageJob) -> None:
     """The stage has ended and its model lies in the run folder: give the machine its memory back. Rank 0 calls it."""
-    parent = weights_parent(job)
-    if parent != job.folder.versions:
-        shutil.rmtree(parent, ignore_errors=True)
+    shutil.rmtree(node_folder(job.run) / "versions", ignore_errors=True)  # also of a stage that has moved since
 
 
 def is_damaged(job: StageJob, number: int) -> bool:
