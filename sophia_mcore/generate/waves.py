@@ -81,6 +81,7 @@ class WavesUnit:
         self._records: dict[int, Trajectory] = {}
         self._open = len(self._contests)
         self._left_out = 0
+        self._begun = 0  # of those that were left out
         self._cut_tokens = 0
         self._cut_captions: dict[str, dict[str, Any]] = {}  # by question: the bar, and captions that were cut there
         self._steps = 0
@@ -134,6 +135,7 @@ class WavesUnit:
             return None
         counts = {
             "left_out": self.size - len(self._records),
+            "begun": self._begun,
             "tokens_in_vain": self._cut_tokens,
             "cut": self._cut_captions,
         }
@@ -203,6 +205,7 @@ class WavesUnit:
                 self._records.pop(place, None)
             self._cut_tokens += limit[0] * len(useless)
             self._left_out += len(useless)
+            self._begun += len(useless)
             if useless and limit == behind:
                 cut = self._cut_captions.setdefault(contest.question, {"bar": list(limit), "captions": []})
                 cut["captions"].append(name)

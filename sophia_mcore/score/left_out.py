@@ -18,31 +18,33 @@ from sophia_mcore.store.shards import read_metadata
 
 @dataclass(frozen=True)
 class Counts:
-    """Trajectories of some units. ``tokens_in_vain``: of those that were begun and then left out, at least.
+    """Trajectories of some units. ``begun``: of those left out, ``tokens_in_vain`` of theirs were sampled at least.
 
-    ``cuts``: by question.
+    How many more it were depends on the moment at which the engine gave them up. ``cuts``: by question.
     """
 
     stored: int
     left_out: int
+    begun: int
     tokens_in_vain: int
     cuts: dict[str, Cut]
 
 
 def counted(shards: Sequence[Path]) -> Counts:
     """From the shards' metadata alone."""
-    stored = left_out = in_vain = 0
+    stored = left_out = begun = in_vain = 0
     cuts: dict[str, Cut] = {}
     for path in shards:
         metadata = read_metadata(path)
         found = metadata["metadata"].get("early_stop", {})
         stored += metadata["rows"]
         left_out += found.get("left_out", 0)
+        begun += found.get("begun", found.get("left_out", 0))  # shards of before do not say it
         in_vain += found.get("tokens_in_vain", 0)
         for question, cut in found.get("cut", {}).items():
             length, name = cut["bar"]
             cuts[question] = Cut((length, name), frozenset(cut["captions"]))
-    return Counts(stored, left_out, in_vain, cuts)
+    return Counts(stored, left_out, begun, in_vain, cuts)
 
 
 def left_out(
@@ -68,13 +70,17 @@ def left_out(
     questions = {one.question_id for one in candidates}
     pairs = len(questions) * config.captions.per_image
     tokens = sum(one.length for one in candidates)
+    # as if those left out had become as long as the stored ones are on average, which nobody knows
+    length = tokens / max(1, counts.stored)
+    never_begun = counts.left_out - counts.begun
     return {
         "early_stop": {
             "waves": list(config.reasoning.waves),
             "captions_stopped": pairs - sum(count == config.reasoning.per_caption for count in stored.values()),
             "trajectories_left_out": counts.left_out,
+            "trajectories_given_up": counts.begun,
             "tokens_sampled": tokens + counts.tokens_in_vain,
-            # as if they had become as long as the stored ones are on average, which nobody knows
-            "tokens_saved": max(0, round(counts.left_out * tokens / max(1, counts.stored)) - counts.tokens_in_vain),
+            "tokens_saved": round(never_begun * length),
+            "tokens_saved_at_most": max(0, round(counts.left_out * length) - counts.tokens_in_vain),
         }
     }

@@ -204,7 +204,10 @@ def test_the_early_stop_keeps_the_same_and_says_what_it_saved(tmp_path: Path) ->
             continue
         stopped = summary["early_stop"]
         assert stopped["trajectories_left_out"] == 5 * 2 * 8 - summary["trajectories"] > 0
-        assert stopped["tokens_saved"] > 0 and stopped["waves"] == waves
+        assert 0 <= stopped["trajectories_given_up"] <= stopped["trajectories_left_out"] and stopped["waves"] == waves
+        assert (stopped["tokens_saved"] > 0) == (waves != [8])  # one wave of all: each was begun
+        assert stopped["tokens_saved"] <= stopped["tokens_saved_at_most"] > 0
+        assert stopped["trajectories_given_up"] == 0 or cuts
         assert stopped["tokens_sampled"] <= engine.tokens
         assert stopped["tokens_sampled"] == engine.tokens or engine.given_up  # of these only the least is known
         assert json.loads(round.folder.kept_summary_file.read_bytes())["early_stop"] == stopped
