@@ -9,7 +9,7 @@
 # make gpu-check  on a machine with one GPU: what works there, in ten minutes, into docs/bench/gpu.md
 # make mlflow the curves of a run in MLflow's pages, RUN=runs/digits; makes .venv-mlflow the first time
 # make docs   the documentation as a site, in build/site
-# make bench  the benchmarks, a JSON line or two each, then the goals and where they stand (ONLY=name for one)
+# make bench  the benchmarks, a JSON line or two each, then the goals and where they stand (ONLY=name for one, with OPTIONS="..." of its own)
 #
 # Variables: PYTHON (3.11), TORCH_INDEX (extra package index with CPU builds of torch, where the default has none)
 
@@ -89,7 +89,7 @@ docs: .venv-docs/ready
 	.venv-docs/bin/python -m mkdocs build --strict # not --quiet, which also turns its checks off
 
 bench: env
-	@$(PY) tools/bench.py $(or $(ONLY),$(BENCHES))
+	@$(PY) tools/bench.py $(or $(ONLY),$(BENCHES)) $(if $(OPTIONS),--options="$(OPTIONS)")
 
 clean:
 	rm -rf runs/digits .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -87,14 +87,18 @@ def row(goal: dict[str, Any], lines: dict[str, dict[str, Any]]) -> list[str]:
     met = "-"
     if isinstance(measured, int | float):
         met = "yes" if (measured >= least if least is not None else measured <= most) else "**no**"
+        if "peer" in goal and any("stand-in" in str(code) for code in line.get("peer_code", {}).values()):
+            met = "not shown: a stand-in for the peer's code"
     ours, peer = (shown(value(line, goal[side])) if side in goal else "-" for side in ("ours", "peer"))
     command = f"`{line['command']}`"
     return [goal["number"], goal["what"], text, shown(measured), met, ours, peer, line["date"], command]
 
 
-def table(lines: dict[str, dict[str, Any]]) -> str:
-    """Every goal as a Markdown table."""
+def table(lines: dict[str, dict[str, Any]], benches: Sequence[str] = ()) -> str:
+    """Every goal as a Markdown table; ``benches``: those of these benchmarks alone."""
     goals = tomllib.loads(GOALS.read_text())["goal"]
+    if benches:
+        goals = [goal for goal in goals if goal.get("bench") in benches]
     head = ["#", "what", "goal", "measured", "met", "ours", "peer", "date", "benchmark"]
     rows = [head, ["---"] * len(head), *(row(goal, lines) for goal in goals)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
@@ -114,6 +118,8 @@ def run(name: str, options: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The lines of one benchmark, also printed as they come. Raises CalledProcessError."""
     module = f"tests.bench.bench_{name}"
     began, load = time.monotonic(), os.getloadavg()[0]
+    if took := [line for line in read(LINES).values() if line["command"].split()[0] == f"bench_{name}"]:
+        print(f"bench {name}: took {took[0]['seconds_in_all']:.0f} s on {took[0]['machine']}", file=sys.stderr)
     command = [sys.executable, "-m", module, *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout, end="", flush=True)
@@ -139,7 +145,8 @@ def main() -> int:
     failed = []
     for name in given.names:
         if not (ROOT / "tests" / "bench" / f"bench_{name}.py").is_file():
-            print(f"bench {name}: not written yet", file=sys.stderr)
+            known = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "tests" / "bench").glob("bench_*.py"))
+            print(f"bench {name}: there is none of this name; one of {', '.join(known)}", file=sys.stderr)
             failed.append(name)
             continue
         try:
@@ -152,7 +159,7 @@ def main() -> int:
         if given.record:
             write(LINES, lines)
             PAGE.write_text(page())
-    print(table(read(LATEST)), end="", file=sys.stderr)
+    print(table(read(LATEST), () if len(given.names) > 1 else given.names), end="", file=sys.stderr)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

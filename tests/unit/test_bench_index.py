@@ -66,7 +66,18 @@ def test_unknown_benchmarks_are_named() -> None:
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "nothing-of-the-kind"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "nothing-of-the-kind: not written yet" in done.stderr and "# | what" in done.stderr
+    assert "nothing-of-the-kind: there is none of this name; one of claims, conversion," in done.stderr
+
+
+def test_a_stand_in_shows_nothing_of_the_peer(bench: ModuleType) -> None:
+    goal = {"number": "5", "what": "x", "line": "x", "key": "ratio", "peer": "peer", "bench": "x", "at_least": 50}
+    line = {"name": "x", "ratio": 80, "peer": 2, "peer_code": {"TRL": "trl 1.0", "NeMo-RL": "a stand-in"}, **DATED}
+    assert bench.row(goal, {"x": line})[4] == "not shown: a stand-in for the peer's code"
+    assert bench.row(goal, {"x": line | {"peer_code": {"TRL": "trl 1.0"}}})[4] == "yes"
+
+
+def test_one_benchmark_prints_its_own_goals(bench: ModuleType) -> None:
+    assert len(bench.table({}, ["packing"]).splitlines()) == 4 < len(bench.table({}).splitlines())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "bench").glob("bench_*.py")), ids=lambda path: path.stem)
