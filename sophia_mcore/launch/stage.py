@@ -7,6 +7,7 @@ A process that fails by its own error ends the stage with this error.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import time
@@ -26,6 +27,7 @@ from sophia_mcore.launch.readers import stage_has_ended
 from sophia_mcore.launch.stage_settings import untrained_batches
 from sophia_mcore.records import Question
 from sophia_mcore.rl.copies import Copier, node_copies
+from sophia_mcore.rl.devices import leave_node
 from sophia_mcore.rl.questions import asked_questions, held_out_among
 from sophia_mcore.store.failures import forget_failures
 from sophia_mcore.store.json_files import json_or_empty
@@ -105,6 +107,7 @@ def supervise(
                 _wait_for(everybody)
         finally:
             end_all(everybody)
+    leave_node(run)
 
 
 class LostTrainerError(SophiaError):
@@ -231,6 +234,7 @@ def make_ready(config: Config, run: RunFolder, *, first_node: bool = True) -> No
             path.unlink(missing_ok=True)
     if first_node and not stage_has_ended(config, run):
         run.rl.summary_file.unlink(missing_ok=True)
+        shutil.rmtree(run.rl.weighed, ignore_errors=True)  # of the batches that there were
         _try_lost_again(config, run)
 
 

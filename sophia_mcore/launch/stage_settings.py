@@ -29,6 +29,7 @@ from sophia_mcore.provenance.settings import CHANGE_NO_RESULT, TABLES, as_stored
 from sophia_mcore.rl.batches import batch_folders
 from sophia_mcore.rl.versions import newest_version
 from sophia_mcore.store.content import Contents
+from sophia_mcore.store.json_files import json_or_empty
 from sophia_mcore.store.layout import Round, RunFolder, checkpoint_steps
 from sophia_mcore.store.user_files import UserFunction, user_functions
 
@@ -121,10 +122,12 @@ def refuse_changed_settings(config: Config, run: RunFolder, *, new_settings: boo
         )
     saved, newest = max(checkpoint_steps(run.rl.checkpoints), default=0), newest_version(run.rl.versions)
     if found.needs_checkpoint and newest is not None and newest.step > saved:
+        way = "go on with the old settings and stop it with Ctrl-C, which saves one, or choose another run.folder"
+        if not saved:  # no checkpoint is written before the first update that is not skipped
+            way = f"where it has learned nothing yet (every update skipped), choose another run.folder; else {way}"
         raise UsageError(
-            f"{stage} was killed at step {newest.step}, and its last checkpoint is of step {saved}: the new settings "
-            f"({found.named}) would not train the same weights again that its answers come from; go on with the old "
-            "settings and stop it with Ctrl-C, which saves a checkpoint, or choose another run.folder"
+            f"{stage} is at step {newest.step}, and its last checkpoint is of step {saved}: the new settings "
+            f"({found.named}) would not train the same weights again that its answers come from; {way}"
         )
     sampling = found.sampling(config)
     if sampling and found.before.on_policy.fill == "ssr" and newest is not None and newest.version > 0:
@@ -160,6 +163,11 @@ def _of_ended(found: Changes, config: Config, run: RunFolder, stage: str) -> str
     if found.weights_alone(config):
         pairs = zip(found.before.reward_terms, config.reward_terms, strict=True)
         weights = [f"rewards.{b.label} {a.weight:g} -> {b.weight:g}" for a, b in pairs if a.weight != b.weight]
+        if json_or_empty(run.rl.weighed_file).get("weights") == {one.label: one.weight for one in config.reward_terms}:
+            return (
+                f"{stage} has ended with other weights ({listed(weights)}), and is weighed anew already: see "
+                f"{run.rl.weighed} and {run.report_html}; to train with these weights choose another run.folder"
+            )
         return (
             f"{stage} has ended with other weights ({listed(weights)}): 'sophia rl' with --new-settings weighs its "
             "answers anew, without sampling or training; to train with these weights choose another run.folder"

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sophia_mcore.store.atomic import write_failed
@@ -18,6 +19,7 @@ from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.lineage import run_uid
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - what lies there has names of its own
+_LOCK = "devices.lock"
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 
@@ -33,6 +35,14 @@ def folder_name(run: RunFolder) -> str:
     return f"sophia-{run_uid(run.path)}"
 
 
+def leave_node(run: RunFolder) -> None:
+    """The stage has ended, with all its processes of this node: nothing of it stays in the node's memory."""
+    folder = node_folder(run)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # versions or copies that another stage of this run still uses
+        folder.rmdir()
+
+
 class DeviceLock:
     """The lock of a node, not held at first."""
 
@@ -43,7 +53,7 @@ class DeviceLock:
     @staticmethod
     def of(run: RunFolder) -> DeviceLock:
         """The lock of this node for a run."""
-        return DeviceLock(node_folder(run) / "devices.lock")
+        return DeviceLock(node_folder(run) / _LOCK)
 
     @property
     def held(self) -> bool:

@@ -24,6 +24,7 @@ from sophia_mcore.weights.formats.torch_dtypes import TORCH_DTYPES
 from sophia_mcore.weights.ops import Rectangle, matrix_shape
 
 HALF_BYTES = 4 << 20  # one half is filled while the other is written
+_TOKEN_BYTES = 16  # by which ranks know the memory: process numbers repeat among containers
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 Part = tuple[Tiled, torch.Tensor]  # a tensor, and this rank's columns of it
 
@@ -45,20 +46,25 @@ def shared_memory(group: dist.ProcessGroup) -> mmap.mmap | None:
 
     It has no name and ends with its last process.
     """
-    found, descriptor, mine = None, -1, ("", 0, -1)
+    found, descriptor, mine = None, -1, ("", 0, -1, b"")
     with suppress(OSError):
         if group.rank() == 0:
             descriptor = os.memfd_create("columns")
             os.ftruncate(descriptor, 2 * HALF_BYTES)
-        mine = (_BOOT.read_text(), os.getpid(), descriptor)
+            token = os.urandom(_TOKEN_BYTES)
+            os.pwrite(descriptor, token, 0)
+            mine = (_BOOT.read_text(), os.getpid(), descriptor, token)
+        else:
+            mine = (_BOOT.read_text(), os.getpid(), -1, b"")
     everybody = [mine] * group.size()
     dist.all_gather_object(everybody, mine, group=group)
-    boot, process, number = everybody[0]
-    with suppress(OSError):
+    boot, process, number, token = everybody[0]
+    with suppress(OSError, ValueError):  # ValueError: a file that is too short, in a container of its own
         if number >= 0 and all(one[0] == boot for one in everybody):
             own = os.open(f"/proc/{process}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
             try:
-                found = mmap.mmap(own, 2 * HALF_BYTES)
+                memory = mmap.mmap(own, 2 * HALF_BYTES)
+                found = memory if memory[:_TOKEN_BYTES] == token else None  # None: another process of this number
             finally:
                 os.close(own)
     mapped = [found is not None] * group.size()

@@ -154,7 +154,7 @@ def test_a_killed_stage_goes_on_where_its_weights_come_out_the_same(run: RunFold
     for other in ({"rl": {"validate_every_batches": 3}}, {"evaluate": {"questions_per_unit": 3}}):
         refuse_changed_settings(config_of(other), run, new_settings=True)
     for other in ({"rl": {"train": {"learning_rate": 1e-3}}}, {"rl": {"max_tokens": 65}}):
-        with pytest.raises(UsageError, match=r"was killed at step 8, and its last checkpoint is of step 6"):
+        with pytest.raises(UsageError, match=r"is at step 8, and its last checkpoint is of step 6"):
             refuse_changed_settings(config_of(other), run, new_settings=True)
     Path("mine.py").write_text(OWN.replace("0.5", "0.6"))
     with pytest.raises(UsageError, match=r"other settings \(the content of mine.py\)"):

@@ -98,11 +98,13 @@ def _made_with(config: Config) -> str:
 
 
 def settle(job: StageJob) -> None:
-    """Bring all versions to the disk: before a checkpoint, behind which no resumed stage writes them again.
+    """Bring versions and metrics to the disk: before a checkpoint, behind which no resumed stage writes them again.
 
     All ranks call it together. Engines load the versions meanwhile.
     """
     together(lambda: settle_versions(weights_parent(job)))
+    if job.reports and job.groups.data_rank == 0:
+        sync_files(job.folder.metrics_file.parent)
 
 
 def weights_parent(job: StageJob) -> Path:
