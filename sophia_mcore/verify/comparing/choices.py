@@ -260,7 +260,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     first = _FIRST_LETTER.match(answer)
     if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
         return True
-    if _ONE_MORE.search(answer):
+    if _ONE_MORE.search(answer) or (first and _alternative(answer, first, plain)):
         return True
     if first and any((mark[1] or mark[2]) not in first[0].upper() for mark in _BRACKETED.finditer(answer, first.end())):
         return True
@@ -272,6 +272,26 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
         return len(text.split()) <= MAX_WORDS and not set(text.split()) & set(own.split())
     a, b = (_number_of(part) for part in (own, text))
     return a is not None and b is not None and not numbers_equal(a, b, Rule())
+
+
+_BRACKET_BEHIND = re.compile(r"\([^()]*\)")
+_BEFORE_REASON = re.compile(r"\b(?:because|since|as|while|whereas|than|not|nor|from|rather|instead|except)\b", re.IGNORECASE)
+_OR_LETTER = re.compile(
+    r"(?:[,;/&]|\b(?:or|and|else|otherwise|alternatively)\b)\s*(?:(?:or|and|else|then|otherwise|alternatively|possibly|perhaps"
+    r"|maybe|even|also)\b,?\s+)*(?:(?:option|choice)\s+)?[(\[]?(?P<letter>[A-J])[)\]]?(?=[\s*.]*$|\s*\(\)|\s*[:.,;]\s|[)\]])"
+)
+_OR_TEXT = re.compile(r"\b(?:or|else|otherwise|alternatively|possibly|perhaps|maybe)\b\s+(?P<text>\S.*)$")
+
+
+def _alternative(answer: str, first: re.Match[str], plain: list[str]) -> bool:
+    """Whether behind a letter and the remark in brackets beside it another option is named: "C (21 °C) or D (24 °C)"."""
+    rest = _BEFORE_REASON.split(_BRACKET_BEHIND.sub("()", answer[first.end() :]))[0]
+    own = first[0].upper()
+    if any(match["letter"] not in own for match in _OR_LETTER.finditer(rest)):
+        return True
+    text = _OR_TEXT.search(rest)
+    said = plain_text(text["text"]) if text else ""
+    return any(len(option) > 1 and said.startswith(option) for option in plain)
 
 
 def _number_of(text: str) -> Number | None:

@@ -17,10 +17,12 @@ from sophia_mcore.verify.reading.announcements import (
     RULES,
     Rule,
 )
+from sophia_mcore.verify.reading.beyond import goes_on
 from sophia_mcore.verify.reading.boxes import cut_off, end_of_last
 from sophia_mcore.verify.reading.corrections import confirms, said_instead, taken_back
 from sophia_mcore.verify.reading.marks import plain_marks
 from sophia_mcore.verify.reading.options import names_option, stated_option
+from sophia_mcore.verify.reading.remarks import without_remarks
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean
 from sophia_mcore.verify.text.numbers import parse_number
@@ -199,7 +201,8 @@ def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
             flat = TEXT_COMMAND.sub(r"\1", inside)
             said = next(filter(None, (_apply(inner, flat, flat.lower()) for inner in _AGAIN)), None)
             inside = said[0] if said else inside
-        return inside, RULES[0].name, box
+        replaced = goes_on(part, box + 1, inside) if answer_type not in ("choice", "yes_no", "text") else None
+        return (inside if replaced is None else replaced), RULES[0].name, box
     lower = part[-TAIL_CHARACTERS:].lower()
     if answer_type == "choice" and not unfinished:
         announced = _last_announcement(part, lower)
@@ -271,9 +274,9 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
     for part in map(plain_marks, parts):
         if cut_off(part):
             return None
-        found = _candidate(part, answer_type, unfinished)
+        found = _candidate(part if unfinished else without_remarks(part), answer_type, unfinished)
         if options and not unfinished:
-            found = _by_option(part, found, options)
+            found = _by_option(without_remarks(part), found, options)
         if not unfinished:
             found = _corrected_first(part, found, answer_type) or found
         if found is not None:
