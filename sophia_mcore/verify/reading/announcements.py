@@ -215,15 +215,18 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "option is",
         _pattern(
-            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}",
-            unless=_unchosen,
+            rf"(?:\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
+            rf"(?:\s+(?:for|to)\b[^\n:：]{{1,80}}?)?|^[\s*_]*(?:option|choice)\s+letter){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}",
+            re.IGNORECASE | re.MULTILINE,
+            _unchosen,
         ),
         (
             ("So the correct option is C.", "C"),
             ("The best choice is **(B)**", "(B)"),
             ("My first guess was C. My final choice is A.", "A"),
+            ("Correct option letter: A", "A"),
         ),
-        ("correct", "right", "best", "final"),
+        ("correct", "right", "best", "final", "letter"),
     ),
     Rule(
         "is correct",

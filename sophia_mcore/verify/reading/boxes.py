@@ -78,7 +78,7 @@ def boxed(text: str) -> list[tuple[int, str]]:
 
 _AROUND = 60
 _WITHIN = re.compile(  # the argument of a root, fraction, power or function, or a digit before the box
-    r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d$"
+    r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d\Z"
     r"|\\(?:log|ln|exp|sin|cos|tan)\s*(?:\\left)?\(?\s*$"
 )
 _OPENED = r"(?:[\s$*]|\\[(\[]|\\[,;:! ])*$"

@@ -89,7 +89,7 @@ _NOT_MEANT = re.compile(
     r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
     r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
     r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming|suppose|assume|imagine))(?:\s+that)?\s+$"
-    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bif\b[^.!?;\n]*\bthen\s+$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
     r"|\b(?:they|he|she|people|some|students?)\s+(?:say|claim|think)s?(?:\s+that)?\s+$"
     r"|\b(?:friend|neighbou?r|student|teacher|classmate)s?['’]s?\s+$",
     re.IGNORECASE,

@@ -20,6 +20,7 @@ from sophia_mcore.verify.reading.announcements import (
 from sophia_mcore.verify.reading.beyond import goes_on
 from sophia_mcore.verify.reading.boxes import cut_off, end_of_last
 from sophia_mcore.verify.reading.corrections import confirms, said_instead, taken_back
+from sophia_mcore.verify.reading.foreign import gives_up, own_answer, without_label, without_listed
 from sophia_mcore.verify.reading.marks import plain_marks
 from sophia_mcore.verify.reading.options import names_option, stated_option
 from sophia_mcore.verify.reading.remarks import without_remarks
@@ -80,7 +81,7 @@ def tidy(answer: str) -> str:
         answer = answer.strip().rstrip("。")
         if answer.endswith(".") and not answer.endswith(".."):
             answer = answer[:-1]
-        answer = answer.strip("*") if answer.count("**") % 2 else answer
+        answer = answer.replace("**", "") if answer.count("**") % 2 else answer
         if answer.count("$") % 2 and "\\$" not in answer:
             answer = f"\\{answer}" if _AMOUNT.match(answer) else answer.strip("$")
         wrapped = _WRAP.match(answer)
@@ -272,18 +273,32 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
     """(final answer, name of the rule that found it), or None; see ``extract``. "": it is taken back."""
     parts, unfinished = _parts(text)
     for part in map(plain_marks, parts):
+        part = own_answer(part)
         if cut_off(part):
             return None
-        found = _candidate(part if unfinished else without_remarks(part), answer_type, unfinished)
+        read = part if unfinished else _without_foreign(part, answer_type, options)
+        found = _candidate(read, answer_type, unfinished)
         if options and not unfinished:
-            found = _by_option(without_remarks(part), found, options)
+            found = _by_option(read, found, options)
         if not unfinished:
             found = _corrected_first(part, found, answer_type) or found
+        if found is not None and found[1] in ANNOUNCEMENTS and gives_up(part, found[2], found[0], options):
+            return "", found[1]
         if found is not None:
             return (found if unfinished else _corrected(part, found, answer_type))[:2]
         if part.strip():
             break
     return None
+
+
+def _without_foreign(part: str, answer_type: str, options: tuple[str, ...]) -> str:
+    """What of a response is read for its answer. Only "A:" in front goes at the beginning: positions stay otherwise."""
+    read = without_remarks(part)
+    if answer_type != "choice":
+        return read
+    labelled = without_label(read, options)
+    read = labelled.rjust(len(read)) if labelled != read else read
+    return without_listed(read)
 
 
 def extract(text: str, answer_type: str = "", options: tuple[str, ...] = ()) -> str | None:

@@ -219,6 +219,11 @@ _HEDGED = re.compile(
 )
 
 
+_CONSIDERED = re.compile(  # "For option B, we have"; "I'm going with option B" is none
+    r"(?<!go )(?<!going )(?<!went )(?<!stick )(?<!stay )\b(?:for|in|of|with|under|regarding|try(?:ing)?|test(?:ing)?|check(?:ing)?)"
+    r"\s+(?:the\s+)?[*_]*$",
+    re.IGNORECASE,
+)
 _BUT = re.compile(r"[^\n.;]{0,25}?\b[A-J]\b[)*_]*\s*[,;]?\s+(?:but|however|yet|although|though|if|were|had)\b")
 
 
@@ -238,6 +243,7 @@ def hedged(text: str, start: int) -> bool:
     before = text[max(0, start - 120) : start].rpartition("\n")[2]
     return (
         _HEDGED.search(before[-60:]) is not None
+        or _CONSIDERED.search(before) is not None
         or _OF_OTHERS.search(before) is not None
         or _BUT.match(text, start) is not None
     )
