@@ -84,7 +84,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
     option stands for an answer that names none (the rule of MathVista).
     """
-    answer = " ".join(_FORMULA_SIGN.sub(" ", TEXT_COMMAND.sub(r"\1", answer)).replace("\\$", "$").split())
+    answer = " ".join(_FORMULA_SIGN.sub(" ", _flat(answer)).replace("\\$", "$").split())
     letter = _LETTER.fullmatch(answer)
     if letter:
         index = ascii_uppercase.index(letter[1].upper())
@@ -135,6 +135,18 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
         best = scores.index(max(scores))
         return best if scores[best] >= SIMILAR and _says_the_same(text, plain[best]) else None
     return None
+
+
+_LETTER_IN_DOLLARS = re.compile(r"^\$\s*([(\[]?[A-J][)\]]?)\s*\$(?=\s*\S)")  # "$ (B) $ 0.81"
+_LETTER_AND_DOLLARS = re.compile(r"^\$\s*([(\[]?[A-J][)\]]?)(?=\s*\\\$)(.+)\$$")  # "$B \\$12,000$"
+
+
+def _flat(answer: str) -> str:
+    """An answer without commands around its words, and a letter in front without dollars."""
+    flat = TEXT_COMMAND.sub(r"\1", TEXT_COMMAND.sub(r"\1", answer)) if "\\" in answer else answer
+    if flat[:1] == "$":
+        flat = _LETTER_AND_DOLLARS.sub(r"\1 \2", _LETTER_IN_DOLLARS.sub(r"\1", flat))
+    return flat
 
 
 def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:
@@ -244,10 +256,12 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     A text that fits exactly one option is decided, whatever it looks like. Words or a number beside a letter are
     another option's where they have nothing in common with the letter's own.
     """
-    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    answer = _flat(answer).strip()
     plain, dense = _option_texts(options)
     if plain.count(plain_text(answer)) == 1:
         return False
+    if _NUMBERED.match(answer) and not any(option.strip().startswith("(") for option in options):
+        return True  # "(1) 20 cm": of an option's number, or a factor
     if _beside_its_text(answer, options) is not None:
         return False
     both = _LETTER_AND_TEXT.fullmatch(answer)
@@ -274,6 +288,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     return a is not None and b is not None and not numbers_equal(a, b, Rule())
 
 
+_NUMBERED = re.compile(r"\(\d\)\s")
 _BRACKET_BEHIND = re.compile(r"\([^()]*\)")
 _BEFORE_REASON = re.compile(r"\b(?:because|since|as|while|whereas|than|not|nor|from|rather|instead|except)\b", re.IGNORECASE)
 _OR_LETTER = re.compile(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sophia_mcore.verify.reading.boxes import boxed
+from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
@@ -321,6 +322,12 @@ RULES: tuple[Rule, ...] = (
         (("Both fit.\nB 12 cm", "B 12 cm"),),
         (),
         _CHOICE,
+    ),
+    Rule(
+        "Chinese conclusion",
+        chinese_conclusion,
+        (("周长为26分米。\n\n答：边长是6.5分米。", "6.5分米"), ("所以“学”的对面是“习”字。", "习"), ("故所求概率为23/28。", "23/28")),
+        ("答", "综上", "可见", "可知", "可得", "所以", "因此", "因而", "从而", "于是", "故", "即", "∴", "得"),
     ),
     Rule(
         "display",

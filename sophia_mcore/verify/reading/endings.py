@@ -249,6 +249,8 @@ def only_number(text: str) -> list[tuple[int, str]]:
     if lines and _CHATTER.match(lines[-1]):
         lines.pop()
     line = lines[-1] if lines else ""
+    if len(lines) > _ROWS and all(map(_ROW.fullmatch, lines[-_ROWS:])) and _OF_ALL.search(line) is None:
+        return []  # data read off, one after the other
     start = max(text.rfind(line), 0)
     if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line) or _KEY.search(line):
         return []
@@ -270,6 +272,9 @@ def only_number(text: str) -> list[tuple[int, str]]:
     return [(start, found)] if found else []
 
 
+_ROWS = 3
+_ROW = re.compile(r"(?:\d{1,3}[.)]|[-*•])\s+[^:=]{1,60}[:：]\s*\D{0,3}\d[\d.,]*\s*\S{0,8}")
+_OF_ALL = re.compile(r"\b(?:total|sum|answer|result|all|altogether|difference|mean|average|median|mode|range)\b", re.IGNORECASE)
 _KEY = re.compile(r"[{,]\s*[\"'][^\"'\n]{1,40}[\"']\s*:")  # of JSON: what it stands for is no sentence
 _SO = re.compile(  # "..., so 12.", "..., so 12 are red."
     r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)"

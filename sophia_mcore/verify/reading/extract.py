@@ -17,8 +17,9 @@ from sophia_mcore.verify.reading.announcements import (
     RULES,
     Rule,
 )
+from sophia_mcore.verify.reading.asides import without_asides
 from sophia_mcore.verify.reading.beyond import goes_on
-from sophia_mcore.verify.reading.boxes import cut_off, end_of_last
+from sophia_mcore.verify.reading.boxes import boxed_parts, cut_off, end_of_last
 from sophia_mcore.verify.reading.corrections import confirms, said_instead, taken_back
 from sophia_mcore.verify.reading.foreign import gives_up, own_answer, without_label, without_listed
 from sophia_mcore.verify.reading.marks import plain_marks
@@ -192,6 +193,8 @@ def _behind_box(part: str, box: int, answer_type: str) -> Found | None:
 def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
     """The answer as it is announced last, corrections left aside."""
     boxed = _apply(RULES[0], part, part)
+    if boxed and answer_type == "parts" and (parts := boxed_parts(part)):
+        return parts, RULES[0].name, end_of_last(part) - 1
     if boxed:
         box = end_of_last(part) - 1
         later = _behind_box(part, box, answer_type)
@@ -293,7 +296,7 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
 
 def _without_foreign(part: str, answer_type: str, options: tuple[str, ...]) -> str:
     """What of a response is read for its answer. Only "A:" in front goes at the beginning: positions stay otherwise."""
-    read = without_remarks(part)
+    read = without_asides(without_remarks(part))
     if answer_type != "choice":
         return read
     labelled = without_label(read, options)
