@@ -112,6 +112,9 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     short = [core(option) for option in plain]
     if short.count(core(text)) == 1:
         return short.index(core(text))
+    named = _abbreviated(core(text), short)
+    if named is not None:
+        return named
     named = _by_kind_or_only(core(text), short, plain)
     if named is not None:
         return named
@@ -147,6 +150,19 @@ def _flat(answer: str) -> str:
     if flat[:1] == "$":
         flat = _LETTER_AND_DOLLARS.sub(r"\1 \2", _LETTER_IN_DOLLARS.sub(r"\1", flat))
     return flat
+
+
+_MONTHS = "january february march april may june july august september october november december".split()
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
+_IN_FULL = {name[:length]: name for name in (*_MONTHS, *_DAYS) for length in (3, len(name))} | {
+    "sept": "september", "tues": "tuesday", "thur": "thursday", "thurs": "thursday",
+}  # fmt: skip
+
+
+def _abbreviated(text: str, options: list[str]) -> int | None:
+    """The option that is the same month or day of the week, where all options are such: "Feb" for "February"."""
+    wanted, names = _IN_FULL.get(text.rstrip(".")), [_IN_FULL.get(option.rstrip(".")) for option in options]
+    return names.index(wanted) if wanted and all(names) and names.count(wanted) == 1 else None
 
 
 def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:

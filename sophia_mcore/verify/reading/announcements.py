@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, only_number, remaining_letter, short
+from sophia_mcore.verify.reading.forms import between, stated_form
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
 from sophia_mcore.verify.rules import NUMBER_TYPES
@@ -357,6 +358,16 @@ RULES: tuple[Rule, ...] = (
         ("yes", "no"),
         frozenset({"yes_no", "choice"}),
     ),
+    Rule(
+        "form",
+        stated_form,
+        (
+            ("Starting at the origin, it ends at **(2, 3)**.", "(2, 3)"),
+            ("The areas are in the ratio 2 to 3.", "2:3"),
+            ("So it is the 25th figure.", "25"),
+        ),
+    ),
+    Rule("between", between, (("So it's between 1995 and 1999.", "[1995, 1999]"),), ("between",), frozenset({"list"})),
     Rule(
         "only number",
         only_number,

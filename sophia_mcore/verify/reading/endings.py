@@ -264,6 +264,11 @@ def only_number(text: str) -> list[tuple[int, str]]:
     count = last_count(last)
     if count:
         return [(start + line.rfind(count), count)]
+    so = _SO_CLAUSE.search(last)
+    if so is not None and _SUPPOSED.search(last) is None and _DOUBTED_BEFORE.search(last, 0, so.start()) is None:
+        found = number_in_sentence(so["clause"], frozenset(tables().units))
+        if found:
+            return [(start + line.rfind(so["clause"]), found)]
     for sentence in reversed(_SENTENCE_END.split(line)):
         if re.search(r"\d", sentence) or sentence is line:
             found = number_in_sentence(sentence, frozenset(tables().units))
@@ -272,6 +277,10 @@ def only_number(text: str) -> list[tuple[int, str]]:
     return [(start, found)] if found else []
 
 
+_SO_CLAUSE = re.compile(r",\s+(?:and\s+)?(?:so|hence|thus|therefore)\s+(?P<clause>(?:there|it|we|he|she|they|the)\s[^,;]+)$")
+_DOUBTED_BEFORE = re.compile(
+    r"\b(?:nobody|no one|some|says?|said|thinks?|claims?|believes?|guess\w*|maybe|perhaps|wrong\w*|may|first)\b|\?", re.I
+)
 _ROWS = 3
 _ROW = re.compile(r"(?:\d{1,3}[.)]|[-*•])\s+[^:=]{1,60}[:：]\s*\D{0,3}\d[\d.,]*\s*\S{0,8}")
 _OF_ALL = re.compile(r"\b(?:total|sum|answer|result|all|altogether|difference|mean|average|median|mode|range)\b", re.IGNORECASE)
