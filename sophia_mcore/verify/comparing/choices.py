@@ -113,6 +113,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     if short.count(core(text)) == 1:
         return short.index(core(text))
     named = _abbreviated(core(text), short)
+    named = _of_image(core(text), plain) if named is None else named
     if named is not None:
         return named
     named = _by_kind_or_only(core(text), short, plain)
@@ -163,6 +164,22 @@ def _abbreviated(text: str, options: list[str]) -> int | None:
     """The option that is the same month or day of the week, where all options are such: "Feb" for "February"."""
     wanted, names = _IN_FULL.get(text.rstrip(".")), [_IN_FULL.get(option.rstrip(".")) for option in options]
     return names.index(wanted) if wanted and all(names) and names.count(wanted) == 1 else None
+
+
+_RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_RANKED = re.compile(rf"(?P<rank>{'|'.join(_RANKS)}) (?P<noun>image|picture|figure|graph|diagram)(?: then)?")
+_IMAGE = re.compile(r"\W*(?:image|picture|figure|fig\.?|graph|diagram)\s*(?P<number>\d+)\W*")
+
+
+def _of_image(text: str, plain: list[str]) -> int | None:
+    """The option of an image by its rank, where all options are numbered images: "the fourth image" for "<image 4>"."""
+    ranked = _RANKED.fullmatch(text.replace(",", ""))
+    images = [_IMAGE.fullmatch(option) for option in plain] if ranked else []
+    numbers = [int(image["number"]) for image in images if image is not None]
+    if ranked is None or len(numbers) != len(plain):
+        return None
+    number = _RANKS.index(ranked["rank"]) + 1
+    return numbers.index(number) if numbers.count(number) == 1 else None
 
 
 def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:

@@ -87,7 +87,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, prediction, oracle)
-    if gold.type == "text":
+    if gold.type == "text" or (gold.type == "expression" and " " in gold.text):
         text = _without_reading(gold.text, text)
     elif gold.text.startswith("y"):
         text = _named_y(gold.text, text)

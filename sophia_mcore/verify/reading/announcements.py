@@ -10,6 +10,7 @@ from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.marked import marked_row
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
 from sophia_mcore.verify.rules import NUMBER_TYPES
@@ -286,6 +287,13 @@ RULES: tuple[Rule, ...] = (
         _CHOICE,
     ),
     Rule(
+        "marked row",
+        marked_row,
+        (("- Doric – ❌ plain\n- Ionic – ❌ no leaves\n- Composite – ✅ two rows", "Composite"),),
+        ("✓", "✔", "✅", "☑", "fits", "yes", "matches", "correct", "符合题意", "正确"),
+        _CHOICE,
+    ),
+    Rule(
         "letter in sentence",
         letter_in_sentence,
         (
@@ -396,4 +404,5 @@ RULES: tuple[Rule, ...] = (
 ANNOUNCEMENTS = (
     "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
     "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
+    "marked row",
 )  # fmt: skip

@@ -305,6 +305,21 @@ _LAST_AMOUNT = re.compile(
 )
 
 
+_LABELS = r"(?:piece|picture|graph|figure|net|group|image|diagram|shape|panel|tile|plot|drawing|pattern)"
+_NAMED_LETTER = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?:^|,\s+)(?:[Tt]hat|[Tt]his|[Ww]hich)\s+(?:only\s+)?leaves\s+(?:only\s+|us\s+with\s+)?(?:the\s+)?{_LABELS}\s+(?P<letter>[A-J])$",
+        rf"(?:^|,\s+)(?:[Tt]his|[Tt]hat|[Ii]t)\s+is\s+(?:exactly\s+)?what\s+{_LABELS}\s+(?P<letter>[A-J])\s+shows$",
+        r",\s+which\s+is\s+(?:listed|given)\s+(?:under|as)\s+(?:option\s+)?(?P<letter>[A-J])$",
+        rf"^(?:(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),?\s+)?(?i:{_LABELS})\s+(?P<letter>[A-J])\s+(?:has|is|shows)\s+the\s+"
+        r"(?:[a-z]+est|only)\b(?:\s+[a-z]+){0,4}$",
+    )
+)
+_A_LETTER = re.compile(r"(?<![\w'’])[A-J](?![\w'’])")
+_FIRST_SIGHT = re.compile(r"\b(?:at first|first sight|leaves out|once|when|second|next)\b", re.IGNORECASE)
+
+
 def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     r"""The one letter of the last sentence that stands beside its text: "$\textbf{(C)}\ 24$", "6 m (D)", "i.e. D: 6 m".
 
@@ -319,6 +334,11 @@ def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     start = len(text) - len(sentence)
     if len(sentence) > SENTENCE_CHARACTERS or _UNSURE.search(sentence):
         return []
+    plain = sentence.replace("*", "").rstrip(" .!")
+    for pattern in _NAMED_LETTER:
+        found = pattern.search(plain)
+        if found and len(_A_LETTER.findall(re.sub(r"^A(?= [a-z])", "", plain))) == 1 and not _FIRST_SIGHT.search(plain):
+            return [(start, found["letter"])]
     marked = list(_SET_LETTER.finditer(sentence)) if "\\" in sentence else []
     if len(marked) > 1:
         return []
