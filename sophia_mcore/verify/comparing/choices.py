@@ -109,6 +109,10 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
             return None
         if not options or index < len(options):
             return index
+    behind = _OPTION_BEHIND.fullmatch(answer)
+    if behind and behind["letter"] in ascii_uppercase[: len(options)]:
+        index = ascii_uppercase.index(behind["letter"])
+        return index if _names_only(plain_text(behind["said"]), index, plain) else None
     short = [core(option) for option in plain]
     if short.count(core(text)) == 1:
         return short.index(core(text))
@@ -166,6 +170,16 @@ def _abbreviated(text: str, options: list[str]) -> int | None:
     return names.index(wanted) if wanted and all(names) and names.count(wanted) == 1 else None
 
 
+_OPTION_BEHIND = re.compile(r"(?P<said>[^()]{2,120}?(?:\([^()]{1,30}\)[^()]{0,30})?)\s*\((?:[Oo]ption|[Cc]hoice)\s+(?P<letter>[A-J])\)")
+_DENIED = re.compile(r"\b(?:not|no|never|would|could|might|if|but|or|unlike|than|except|before|after|near|close|wrong)\b|n['’]t\b")
+
+
+def _names_only(said: str, index: int, plain: list[str]) -> bool:
+    """Whether words name the option at ``index`` by its text, and no other, and deny nothing."""
+    named = {i for i, one in enumerate(plain) if len(one) > 1 and re.search(rf"(?<![\w.]){re.escape(one)}(?!\w)", said)}
+    return named == {index} and _DENIED.search(said.replace(plain[index], " ")) is None
+
+
 _RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _RANKED = re.compile(rf"(?P<rank>{'|'.join(_RANKS)}) (?P<noun>image|picture|figure|graph|diagram)(?: then)?")
 _IMAGE = re.compile(r"\W*(?:image|picture|figure|fig\.?|graph|diagram)\s*(?P<number>\d+)\W*")
@@ -187,6 +201,9 @@ def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | Non
 
     "Clara" is "only Clara" where every other option with her name names somebody else too.
     """
+    for noun in (" function", " law"):
+        if short.count(text.removesuffix(noun)) == 1 and not any(noun.strip() in option for option in short):
+            return short.index(text.removesuffix(noun))
     kinds, wanted = [kind_left_out(option) for option in short], kind_left_out(text)
     if kinds.count(wanted) == 1:
         index = kinds.index(wanted)

@@ -172,7 +172,7 @@ def _constant_named(gold: str, text: str) -> str:
     return f"{text[: match.start()]}+ C" if match is not None and free else text
 
 
-_READ_OFF = re.compile(r"(?P<name>[^()]{2,60}?)\s*\((?P<read>[^()]{1,20})\)")
+_READ_OFF = re.compile(r"(?P<name>[^\W\d_][\w'’ -]{1,60}?)\s+\((?P<read>[^()]{1,20})\)")
 _FUNCTION = re.compile(r"[fgh](?:\s*\^\s*(?:\{\s*-1\s*\}|-1))?\s*\(\s*x\s*\)\s*=\s*(?=[^=]+$)")
 
 

@@ -22,6 +22,7 @@ _GOES_ON = re.compile(  # the work is not yet done
 _STATES = re.compile(r"(?:so|thus|hence|therefore|finally|consequently)\b", re.IGNORECASE)
 _SHOWN = re.compile(r"(?:\s*(?:\$\$?|\\\]))?[.\s]*\n\s*(?:\$\$|\\\[)\s*\S")  # a formula on a line of its own
 _REASON = re.compile(r"[\s,;]*(?:because|since|as|where|which|i\.e|that is|or)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=\w[.!])\s")
 _LAST = re.compile(r"(?:=|\b(?:is|gives|get|equals|leaves)\b)\s*\$?(?P<value>[^=$]{1,60})[\s.$*]*\Z")
 
 
@@ -44,6 +45,10 @@ def goes_on(text: str, end: int, inside: str) -> str | None:
         return None  # as "AB = [5], so CD = 7" in one sentence
     boxed = value_of(inside)
     later = next((found[-1][1] for read in (only_number, conclusion) if (found := read(_plain(rest)))), None)
+    first = only_number(_SENTENCE_END.split(rest)[0]) if states and boxed is not None else []
+    again = value_of(first[-1][1]) if first else None
+    if boxed is not None and again is not None and same_value(boxed, again):
+        return None  # the answer once more
     last = _LAST.search(rest)
     sure = later is not None and value_of(later) is not None
     value = value_of(later or "") if sure else value_of(last["value"]) if last else None

@@ -249,7 +249,7 @@ def only_number(text: str) -> list[tuple[int, str]]:
     if lines and _CHATTER.match(lines[-1]):
         lines.pop()
     line = lines[-1] if lines else ""
-    if len(lines) > _ROWS and all(map(_ROW.fullmatch, lines[-_ROWS:])) and _OF_ALL.search(line) is None:
+    if len(lines) >= _ROWS and all(map(_ROW.fullmatch, lines[-_ROWS:])) and _OF_ALL.search(line) is None:
         return []  # data read off, one after the other
     start = max(text.rfind(line), 0)
     if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line) or _KEY.search(line):

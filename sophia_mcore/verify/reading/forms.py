@@ -13,7 +13,9 @@ _DOUBTED = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|would|might|could|suppos\w+|assum\w+|says?|said|claims?|thinks?)\b|\?", re.IGNORECASE
+    r"\b(?:if|unless|whether|would|might|could|suppos\w+|assum\w+|says?|said|claims?|thinks?|wrong|incorrect|not"
+    r"|false|initial\w*|original\w*)\b|\?",
+    re.IGNORECASE,
 )
 _SO = r"(?:(?:so|thus|hence|therefore|then)[,:]?\s+)?"
 _POINT = re.compile(
@@ -27,6 +29,7 @@ _SHARE = re.compile(
     rf"{_SO}(?P<answer>(?:one|two|three|four|five|six|seven|eight|nine)[ -](?:{_PARTS})) of the [a-z]+(?: [a-z]+)? (?:is|are) [a-z]+ed",
     re.IGNORECASE,
 )
+_SIGN = re.compile(r"\bfill in\s+(?:the sign\s+)?[\"“'`$]{1,2}(?P<answer>[<>=])[\"”'`$]{1,2}$")
 _LIST = re.compile(r"(?:[:=]|\b(?:is|are|gives?|get))\s+[*$`]{0,3}(?P<answer>\[[^\[\]\n]{1,200}\])[*$`]{0,3}$")
 _BLOCK = re.compile(
     r"(?P<lead>[^\n]*(?:therefore|so|thus|hence|answer|result|list|values|order)[^\n]*)[:：]\s*\n+```\w*\n\s*(?P<answer>\[[^\[\]\n]{1,200}\])\s*\n```\Z",
@@ -75,6 +78,9 @@ def _form(sentence: str) -> str:
     listed = _LIST.search(sentence)
     if listed is not None and sentence.count("[") == 1:
         return listed["answer"]
+    sign = _SIGN.search(sentence)
+    if sign is not None:
+        return sign["answer"]
     found = _ORDINAL.fullmatch(sentence) or _SHARE.fullmatch(sentence)
     return found["answer"] if found is not None else ""
 

@@ -24,7 +24,7 @@ def marked_row(text: str) -> list[tuple[int, str]]:
     r"""The one row of the last rows that is affirmed while all others are denied, by its letter or its label.
 
     >>> marked_row("- (A) It folds. ✓\n- (B) It does not. ✗\n- (C) Two faces meet. ✗")
-    [(41, 'A')]
+    [(72, 'A')]
     """
     if _YES.search(text) is None:
         return []
@@ -42,7 +42,7 @@ def marked_row(text: str) -> list[tuple[int, str]]:
     if _BEFORE.search("\n".join(lines[max(0, first - 3) : first])):
         return []
     label = _label(affirmed[0])
-    start = len("\n".join(lines[: last - 1])) + 2
+    start = max(len("\n".join(lines[:last])) - 1, 0)  # behind what is said of the other rows
     return [(start, label)] if label else []
 
 

@@ -10,6 +10,7 @@ _JOINED = re.compile(r"(?<=[^\s$])[ ]*(?<!\\)\$[ ]*=[ ]*\$(?=[^\s$])")  # "$5!$ 
 _BOLD_BEHIND = re.compile(r"=[ ]*(?<!\\)\$[ ]*\*\*(?P<value>[^*$\n]{1,40})\*\*")  # "$x = 3 + 4 =$ **7**"
 _BOLD_LAST = re.compile(r"=[ ]*\*\*(?P<value>[^*$\n=]{1,40})\*\*(?=[\s.]|$)")  # "x = 3 + 4 = **7**"
 _BOLD_YES_NO = re.compile(r"^\*\*(?P<word>yes|no|true|false)(?P<stop>[.,;!]?)\*\*(?=[\s,.;!]|$)", re.I | re.M)
+_POWER_APART = re.compile(r"\$\s*(?P<unit>[mcdk]?m|in|ft|units?)\s*\$\^\{?(?P<power>[23])\}?\$")  # "$21\\pi$ cm$^2$"
 _SAID = r"(?P<said>(?:final\s+)?answer\s*[:：]\s*[^\n{}\"'“”]{1,60}?)"
 _QUOTED = re.compile(rf"(?<!\w)(?:\\(?:text|textbf|mathrm|mathbf)\{{\s*{_SAID}\s*\}}|[\"'“‘]{_SAID.replace('said', 'quoted')}[\"'”’](?!\w))", re.I)
 
@@ -31,4 +32,6 @@ def plain_marks(text: str) -> str:
         text = _BOLD_BEHIND.sub(r"= \g<value>$", text) if "**" in text else text
     if "**" in text and "=" in text:
         text = _BOLD_LAST.sub(r"= \g<value>", text)
+    if "$^" in text:
+        text = _POWER_APART.sub(r"\\text{ \g<unit>}^\g<power>$", text)
     return _BOLD_YES_NO.sub(r"\g<word>\g<stop>", text) if "**" in text else text

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 from sophia_mcore.verify.comparing.algebra import evaluate
 from sophia_mcore.verify.comparing.choices import option_index, undecided
+from sophia_mcore.verify.reading.values import value_of
 from sophia_mcore.verify.reading.statements import SENTENCE_CHARACTERS, is_of_another
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.text.clauses import CLAUSE_END, states
 from sophia_mcore.verify.text.normalize import clean, plain_text
+from sophia_mcore.verify.text.rates import rate_of
 
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
@@ -29,7 +31,7 @@ _DOUBT = re.compile(
     r"|let|extra|additional|remaining|least|most(?= \d)|more(?! likely)|less|fewer|under|over|above|below"
     r"|beyond|within|without|rather|versus|vs|once|when"
     r"|while|whereas|despite|as opposed|rules? out|ruled out|leaves out|left out|stops?|stopped|lacks?|misses"
-    r"|missing|only part"
+    r"|(?<!the )missing|only part"
     r"|increased by|decreased by|differs?|different)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
@@ -48,7 +50,7 @@ _VERB = re.compile(
     r"|ends? up with|ha(?:s|ve)(?= an? )"
     r"|can only be|fits?|displays?|known as|makes up|(?:would |['’]d |am |['’]m )?go(?:ing)? with|there (?:is|are)"
     r"|(?:accelerates?|moves?|travels?|flows?|runs?) at|at an? [a-z]+ of"
-    r"|(?:deposited|made|built|written|painted|formed|found|located|shown|listed|given) (?:in|at|of|by|from|under|as)(?: the)?"
+    r"|(?:deposited|built|written|painted|composed) in(?: the)?|(?:[Tt]hat|[Tt]his|[Ii]t) is shown in"
     r"|(?:exerts|feels|experiences|has|leads to|results in) an? [a-z]+ of|turns out to be|(?:we|you) (?:use"
     r"|apply|choose|pick"
     r"|select|need|get|obtain|find)|matches)\b|=)"
@@ -179,8 +181,11 @@ def _readable(text: str) -> bool:
 
 
 def _is_option(candidate: str, options: tuple[str, ...]) -> bool:
-    if _AMOUNT.fullmatch(candidate):
+    if _AMOUNT.fullmatch(candidate) or _AMOUNT.fullmatch(rate_of(candidate)[0]):
         return True  # by its value
+    value = value_of(candidate) if "/" in candidate else None
+    if value is not None and [value_of(option) for option in options].count(value) == 1:
+        return True
     text = clean(candidate)
     return len(plain_text(text)) > 1 and not undecided(text, options) and option_index(text, options) is not None
 

@@ -16,7 +16,7 @@ _PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|
 _QUALIFYING = (  # words of a sentence whose number is not what it states
     "not|no|never|hardly|barely|scarcely|doubt|doubtful|thought|guessed|first|divisible|begins|ends|rounds|cannot|neither"
     "|nor|n't|at least|at most|more than|less than|fewer than|over|under|above|below|up to|nearly|almost"
-    r"|between(?! (?:the|these|those|them|both)\b)|from"
+    r"|between(?! (?:the|these|those|them|both)\b)|(?<!away )from"
     "|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might|(?-i:may)|perhaps|maybe|either"
     r"|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by|per|each|every|ratio"
     r"|anything|everything|but|besides|other|another|(?<!\d )different|different from|opposite|reciprocal|inverse|(?:square|cube) of"
@@ -60,6 +60,7 @@ OF_ANOTHER = re.compile(
     r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
     r"|\b(?:mistaken|rejected|incorrect|excluded|discarded) (?:value|answer|result|choice|option|number|one)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
+    r"|\b(?:before|after|above|below|next to|opposite|beside) (?:it|this|that|them) (?:is|was)\b"
     r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b"
     r"|\b(?:[a-z]+ (?:squared|cubed)|(?:squared|cubed) [a-z]+) (?:is|was|equals)\b"
     r"|(?<!number of )(?<!many )\b(?:times|per ?cent of) (?:the|its|their) [a-z]+(?: [a-z]+)? (?:is|are|was|equals)\b",

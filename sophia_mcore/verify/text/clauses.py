@@ -82,6 +82,7 @@ def states(before: str, behind: str = "") -> bool:
         or _REPEATED.search(source)
         or _GOES_ON.match(behind)
     )
+_TAKEN = re.compile(r"\b(?:since|as|because)\b[^.;]*,\s+we (?:take|choose)\s*[:,]?\s*[*_$(\\]*$", re.IGNORECASE)
 
 
 def assigns(before: str) -> bool:
@@ -90,7 +91,7 @@ def assigns(before: str) -> bool:
     >>> assigns("Take "), assigns("the graph has a hole at $"), assigns("So we get ")
     (True, True, False)
     """
-    return _PREMISE.search(before) is not None
+    return _PREMISE.search(before) is not None and _TAKEN.search(before) is None
 
 
 _NAME = r"\$?\\?[A-Za-z](?:_\{?\w+\}?)?"
