@@ -8,6 +8,14 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from sophia_mcore.verify.comparing.compare import is_words
+from sophia_mcore.verify.comparing.option_names import (
+    NUMBERED,
+    OPTION_BEHIND,
+    abbreviated,
+    names_only,
+    of_image,
+    other_named,
+)
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
@@ -109,15 +117,15 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
             return None
         if not options or index < len(options):
             return index
-    behind = _OPTION_BEHIND.fullmatch(answer)
+    behind = OPTION_BEHIND.fullmatch(answer)
     if behind and behind["letter"] in ascii_uppercase[: len(options)]:
         index = ascii_uppercase.index(behind["letter"])
-        return index if _names_only(plain_text(behind["said"]), index, plain) else None
+        return index if names_only(plain_text(behind["said"]), index, plain) else None
     short = [core(option) for option in plain]
     if short.count(core(text)) == 1:
         return short.index(core(text))
-    named = _abbreviated(core(text), short)
-    named = _of_image(core(text), plain) if named is None else named
+    named = abbreviated(core(text), short)
+    named = of_image(core(text), plain) if named is None else named
     if named is not None:
         return named
     named = _by_kind_or_only(core(text), short, plain)
@@ -155,45 +163,6 @@ def _flat(answer: str) -> str:
     if flat[:1] == "$":
         flat = _LETTER_AND_DOLLARS.sub(r"\1 \2", _LETTER_IN_DOLLARS.sub(r"\1", flat))
     return flat
-
-
-_MONTHS = "january february march april may june july august september october november december".split()
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-_IN_FULL = {name[:length]: name for name in (*_MONTHS, *_DAYS) for length in (3, len(name))} | {
-    "sept": "september", "tues": "tuesday", "thur": "thursday", "thurs": "thursday",
-}  # fmt: skip
-
-
-def _abbreviated(text: str, options: list[str]) -> int | None:
-    """The option that is the same month or day of the week, where all options are such: "Feb" for "February"."""
-    wanted, names = _IN_FULL.get(text.rstrip(".")), [_IN_FULL.get(option.rstrip(".")) for option in options]
-    return names.index(wanted) if wanted and all(names) and names.count(wanted) == 1 else None
-
-
-_OPTION_BEHIND = re.compile(r"(?P<said>[^()]{2,120}?(?:\([^()]{1,30}\)[^()]{0,30})?)\s*\((?:[Oo]ption|[Cc]hoice)\s+(?P<letter>[A-J])\)")
-_DENIED = re.compile(r"\b(?:not|no|never|would|could|might|if|but|or|unlike|than|except|before|after|near|close|wrong)\b|n['’]t\b")
-
-
-def _names_only(said: str, index: int, plain: list[str]) -> bool:
-    """Whether words name the option at ``index`` by its text, and no other, and deny nothing."""
-    named = {i for i, one in enumerate(plain) if len(one) > 1 and re.search(rf"(?<![\w.]){re.escape(one)}(?!\w)", said)}
-    return named == {index} and _DENIED.search(said.replace(plain[index], " ")) is None
-
-
-_RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_RANKED = re.compile(rf"(?P<rank>{'|'.join(_RANKS)}) (?P<noun>image|picture|figure|graph|diagram)(?: then)?")
-_IMAGE = re.compile(r"\W*(?:image|picture|figure|fig\.?|graph|diagram)\s*(?P<number>\d+)\W*")
-
-
-def _of_image(text: str, plain: list[str]) -> int | None:
-    """The option of an image by its rank, where all options are numbered images: "the fourth image" for "<image 4>"."""
-    ranked = _RANKED.fullmatch(text.replace(",", ""))
-    images = [_IMAGE.fullmatch(option) for option in plain] if ranked else []
-    numbers = [int(image["number"]) for image in images if image is not None]
-    if ranked is None or len(numbers) != len(plain):
-        return None
-    number = _RANKS.index(ranked["rank"]) + 1
-    return numbers.index(number) if numbers.count(number) == 1 else None
 
 
 def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:
@@ -310,7 +279,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     plain, dense = _option_texts(options)
     if plain.count(plain_text(answer)) == 1:
         return False
-    if _NUMBERED.match(answer) and not any(option.strip().startswith("(") for option in options):
+    if NUMBERED.match(answer) and not any(option.strip().startswith("(") for option in options):
         return True  # "(1) 20 cm": of an option's number, or a factor
     if _beside_its_text(answer, options) is not None:
         return False
@@ -324,7 +293,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     first = _FIRST_LETTER.match(answer)
     if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
         return True
-    if _ONE_MORE.search(answer) or (first and _alternative(answer, first, plain)):
+    if _ONE_MORE.search(answer) or (first and other_named(answer, first, plain)):
         return True
     if first and any((mark[1] or mark[2]) not in first[0].upper() for mark in _BRACKETED.finditer(answer, first.end())):
         return True
@@ -336,27 +305,6 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
         return len(text.split()) <= MAX_WORDS and not set(text.split()) & set(own.split())
     a, b = (_number_of(part) for part in (own, text))
     return a is not None and b is not None and not numbers_equal(a, b, Rule())
-
-
-_NUMBERED = re.compile(r"\(\d\)\s")
-_BRACKET_BEHIND = re.compile(r"\([^()]*\)")
-_BEFORE_REASON = re.compile(r"\b(?:because|since|as|while|whereas|than|not|nor|from|rather|instead|except)\b", re.IGNORECASE)
-_OR_LETTER = re.compile(
-    r"(?:[,;/&]|\b(?:or|and|else|otherwise|alternatively)\b)\s*(?:(?:or|and|else|then|otherwise|alternatively|possibly|perhaps"
-    r"|maybe|even|also)\b,?\s+)*(?:(?:option|choice)\s+)?[(\[]?(?P<letter>[A-J])[)\]]?(?=[\s*.]*$|\s*\(\)|\s*[:.,;]\s|[)\]])"
-)
-_OR_TEXT = re.compile(r"\b(?:or|else|otherwise|alternatively|possibly|perhaps|maybe)\b\s+(?P<text>\S.*)$")
-
-
-def _alternative(answer: str, first: re.Match[str], plain: list[str]) -> bool:
-    """Whether behind a letter and the remark in brackets beside it another option is named: "C (21 °C) or D (24 °C)"."""
-    rest = _BEFORE_REASON.split(_BRACKET_BEHIND.sub("()", answer[first.end() :]))[0]
-    own = first[0].upper()
-    if any(match["letter"] not in own for match in _OR_LETTER.finditer(rest)):
-        return True
-    text = _OR_TEXT.search(rest)
-    said = plain_text(text["text"]) if text else ""
-    return any(len(option) > 1 and said.startswith(option) for option in plain)
 
 
 def _number_of(text: str) -> Number | None:

@@ -19,9 +19,12 @@ _ROUNDED = re.compile(
 _ASIDE = re.compile(
     r"(?:\s\(not\s[^()]{1,200}\)"
     r"|,\s+which,\s+(?:by the way|incidentally),\s[^.;]{1,80}"
-    r"|,?\s+(?:with|and) an?\s+(?:estimated |absolute |experimental )?(?:uncertainty|error)(?: bar)? of\s[^;]{1,40})[\s.*]*\Z"
+    r"|,?\s+(?:with|and) an?\s+(?:estimated |absolute |experimental )?(?:uncertainty"
+    r"|error)(?: bar)? of\s[^;]{1,40})[\s.*]*\Z"
 )
-_VALUES = re.compile(r"\$(?P<formula>[^$]{1,80})\$|(?P<plain>[-−]?(?:\d[\d.,]*|√\d+|π|\([^()\s]{1,20}\))(?:\s?[/*·√π+^−-]\s?[\d.√π()]+|[√π²³]\d*)*)")
+_VALUES = re.compile(
+    r"\$(?P<formula>[^$]{1,80})\$|(?P<plain>[-−]?(?:\d[\d.,]*|√\d+|π|\([^()\s]{1,20}\))(?:\s?[/*·√π+^−-]\s?[\d.√π()]+|[√π²³]\d*)*)"
+)
 _UNIT = re.compile(r"(?P<number>\$?[-−]?\d[\d.,]*)(?:\s+[a-z]{2,}){1,3}$|(?P<plain>.*)$")
 
 

@@ -61,4 +61,3 @@ def _plain(rest: str) -> str:
     """The last display without its marks."""
     shown = re.search(r"(?:\$\$|\\\[)\s*(?P<inner>[^$]{1,200}?)[\s.]*(?:\$\$|\\\])\s*\Z", rest)
     return f"{rest[: shown.start()]}\n{shown['inner'].strip()}" if shown else rest
-

@@ -89,7 +89,8 @@ _NOT_MEANT = re.compile(
     r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
     r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
     r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming|suppose|assume|imagine))(?:\s+that)?\s+$"
-    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bif\b[^.!?;\n]*\bthen\s+$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bif\b[^.!?;\n]*\bthen\s+$|\bhad (?:we|it|the|I|you|he|she"
+    r"|they)\b[^.!?;\n]*$"
     r"|\b(?:they|he|she|people|some|students?)\s+(?:say|claim|think)s?(?:\s+that)?\s+$"
     r"|\b(?:friend|neighbou?r|student|teacher|classmate)s?['’]s?\s+$",
     re.IGNORECASE,
@@ -277,13 +278,18 @@ def only_number(text: str) -> list[tuple[int, str]]:
     return [(start, found)] if found else []
 
 
-_SO_CLAUSE = re.compile(r",\s+(?:and\s+)?(?:so|hence|thus|therefore)\s+(?P<clause>(?:there|it|we|he|she|they|the)\s[^,;]+)$")
+_SO_CLAUSE = re.compile(
+    r",\s+(?:and\s+)?(?:so|hence|thus|therefore)\s+(?P<clause>(?:there|it|we|he|she|they|the)\s[^,;]+)$"
+)
 _DOUBTED_BEFORE = re.compile(
-    r"\b(?:nobody|no one|some|says?|said|thinks?|claims?|believes?|guess\w*|maybe|perhaps|wrong\w*|may|first)\b|\?", re.I
+    r"\b(?:nobody|no one|some|says?|said|thinks?|claims?|believes?|guess\w*|maybe|perhaps|wrong\w*|may|first)\b|\?",
+    re.I,
 )
 _ROWS = 3
 _ROW = re.compile(r"(?:\d{1,3}[.)]|[-*•])\s+[^:=]{1,60}[:：]\s*\D{0,3}\d[\d.,]*\s*\S{0,8}")
-_OF_ALL = re.compile(r"\b(?:total|sum|answer|result|all|altogether|difference|mean|average|median|mode|range)\b", re.IGNORECASE)
+_OF_ALL = re.compile(
+    r"\b(?:total|sum|answer|result|all|altogether|difference|mean|average|median|mode|range)\b", re.IGNORECASE
+)
 _KEY = re.compile(r"[{,]\s*[\"'][^\"'\n]{1,40}[\"']\s*:")  # of JSON: what it stands for is no sentence
 _SO = re.compile(  # "..., so 12.", "..., so 12 are red."
     r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)"

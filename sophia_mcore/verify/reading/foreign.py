@@ -1,4 +1,4 @@
-"""What is no answer to the question: a further question that a model makes up, its options repeated, a label in front."""
+"""What is no answer: a further question that a model makes up, options repeated, a label in front, giving up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from string import ascii_uppercase
 from sophia_mcore.verify.text.normalize import clean, plain_text
 
 LISTED_CHARACTERS = 80  # a longer line is more than an option repeated
-_QUESTION = re.compile(r"^[ \t]*[#*_ ]{0,6}(?:(?:new|next)[ \t]+)?(?:question|user|human)\b[ \t]*\d{0,3}[*_]{0,3}[ \t]*(?:[:：]|$)", re.I | re.M)
+_QUESTION = re.compile(
+    r"^[ \t]*[#*_ ]{0,6}(?:(?:new|next)[ \t]+)?(?:question|user|human)\b[ \t]*\d{0,3}[*_]{0,3}[ \t]*(?:[:：]|$)",
+    re.I | re.M,
+)
 _ANNOUNCED = re.compile(
     r"\banswer\b[^\n.]{0,40}?(?:\bis\b|[:：])\s*\S|\b(?:option|choice)\b[^\n.]{0,20}?\bis\b|\\boxed|答案", re.IGNORECASE
 )
@@ -19,7 +22,8 @@ _JUDGED = re.compile(
 )
 _LABEL = re.compile(r"\s*A:\s+(?P<said>\S[^\n]*)")
 _GIVES_UP = re.compile(
-    r"\b(?:cannot|can not|can['’]t|could not|(?:am|are|is) (?:not able|unable) to|unable to|(?:im|not )possible to)\s+(?:be\s+)?"
+    r"\b(?:cannot|can not|can['’]t|could not|(?:am|are|is) (?:not able|unable) to|unable to|(?:im"
+    r"|not )possible to)\s+(?:be\s+)?"
     r"(?:\w+ly\s+)?(?:determined?|provided?|give|given|answer(?:ed)?|say|tell|conclude|choose|decide|identify|identified|select)\b",
     re.IGNORECASE,
 )
@@ -29,8 +33,8 @@ _SENTENCE_START = re.compile(r"(?<=[.!?])\s+(?=[A-Z])|\n")
 def own_answer(text: str) -> str:
     r"""The text up to a further question that stands behind an announced answer.
 
-    >>> own_answer("The answer is 5.\n\nQuestion: How many are red?\nAnswer: 7"), own_answer("Question: 2 + 3?\nAnswer: 5")
-    ('The answer is 5.', 'Question: 2 + 3?\nAnswer: 5')
+    >>> own_answer("The answer is 5.\n\nQuestion: How many?\nAnswer: 7"), own_answer("Question: Why?\nAnswer: 5")
+    ('The answer is 5.', 'Question: Why?\nAnswer: 5')
     """
     lower = text.lower()
     if "question" not in lower and "user" not in lower and "human" not in lower:
@@ -81,7 +85,7 @@ def without_label(text: str, options: tuple[str, ...]) -> str:
 
 
 def gives_up(text: str, position: int, answer: str, options: tuple[str, ...]) -> bool:
-    """Whether the last sentence, behind an answer at ``position``, says that there is none; not where an option says so.
+    """Whether the last sentence, behind an answer at ``position``, says that there is none (and no option does).
 
     >>> gives_up("If so, the answer is A. Without data we cannot determine it.", 21, "A", ())
     True

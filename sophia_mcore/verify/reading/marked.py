@@ -10,14 +10,18 @@ _ROW = re.compile(r"[ \t]*(?:[-*•]\s+|\d{1,2}[.)]\s+|\|\s*)?(?=[^\s|-]|-\w)(?P
 _RULER = re.compile(r"[\s|:-]+")
 _YES = re.compile(r"[✓✔✅☑]|[–—:|→]\s*[*_]{0,3}(?:fits|yes|matches|correct)\b|(?<!不)符合题意|(?<!不)正确")
 _NO = re.compile(
-    r"[✗✘❌✖]|[–—:|→]\s*[*_]{0,3}(?:no|impossible|wrong|incorrect|does not|doesn['’]t)\b|不符合题意|不正确|错误", re.IGNORECASE
+    r"[✗✘❌✖]|[–—:|→]\s*[*_]{0,3}(?:no|impossible|wrong|incorrect|does not|doesn['’]t)\b|不符合题意|不正确|错误",
+    re.IGNORECASE,
 )
 _LETTER = re.compile(r"[*_]{0,3}\(?(?P<letter>[A-J])\)?[*_]{0,3}(?:[.:)]|\s|$)")
 _END_OF_LABEL = re.compile(r"\s+[–—-]\s|\s*[:：|→✓✔✅☑]")
 _REVERSED = re.compile(
-    r"\bcannot\b|\bnot\b|\bnever\b|n['’]t\b|\bexcept\b|\bwrong\b|\bfalse\b|\bincorrect\b|\bwrongly\b|[✗✘❌✖]|不|错", re.IGNORECASE
+    r"\bcannot\b|\bnot\b|\bnever\b|n['’]t\b|\bexcept\b|\bwrong\b|\bfalse\b|\bincorrect\b|\bwrongly\b|[✗✘❌✖]|不|错",
+    re.IGNORECASE,
 )
-_BEFORE = re.compile(r"\bcannot\b|\bNOT\b|\*not\*|\bexcept\b|\bleast\b|\b(?:is|are) not\b|\bfalse\b|\bincorrect\b|不(?!同)|错误")
+_BEFORE = re.compile(
+    r"\bcannot\b|\bNOT\b|\*not\*|\bexcept\b|\bleast\b|\b(?:is|are) not\b|\bfalse\b|\bincorrect\b|不(?!同)|错误"
+)
 
 
 def marked_row(text: str) -> list[tuple[int, str]]:

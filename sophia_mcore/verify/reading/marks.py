@@ -12,7 +12,11 @@ _BOLD_LAST = re.compile(r"=[ ]*\*\*(?P<value>[^*$\n=]{1,40})\*\*(?=[\s.]|$)")  #
 _BOLD_YES_NO = re.compile(r"^\*\*(?P<word>yes|no|true|false)(?P<stop>[.,;!]?)\*\*(?=[\s,.;!]|$)", re.I | re.M)
 _POWER_APART = re.compile(r"\$\s*(?P<unit>[mcdk]?m|in|ft|units?)\s*\$\^\{?(?P<power>[23])\}?\$")  # "$21\\pi$ cm$^2$"
 _SAID = r"(?P<said>(?:final\s+)?answer\s*[:：]\s*[^\n{}\"'“”]{1,60}?)"
-_QUOTED = re.compile(rf"(?<!\w)(?:\\(?:text|textbf|mathrm|mathbf)\{{\s*{_SAID}\s*\}}|[\"'“‘]{_SAID.replace('said', 'quoted')}[\"'”’](?!\w))", re.I)
+_QUOTED = re.compile(
+    rf"(?<!\w)(?:\\(?:text|textbf|mathrm|mathbf)\{{\s*{_SAID}\s*\}}"
+    rf"|[\"'“‘]{_SAID.replace('said', 'quoted')}[\"'”’](?!\w))",
+    re.I,
+)
 
 
 def plain_marks(text: str) -> str:

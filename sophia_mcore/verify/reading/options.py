@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from sophia_mcore.verify.comparing.algebra import evaluate
 from sophia_mcore.verify.comparing.choices import option_index, undecided
-from sophia_mcore.verify.reading.values import value_of
 from sophia_mcore.verify.reading.statements import SENTENCE_CHARACTERS, is_of_another
+from sophia_mcore.verify.reading.values import value_of
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.text.clauses import CLAUSE_END, states
@@ -65,7 +65,8 @@ _BEHIND = re.compile(  # what only describes it further: ", which causes ...", "
 )
 _ENDS_IN_VERB = re.compile(rf"{_LEAD}(?:it|this|that|the(?: [a-z]+){{1,2}}) (?P<answer>[a-z]+s)", re.IGNORECASE)
 _PREMISED = re.compile(
-    r"\b(?:if|unless|whether|would|could|might|suppos\w+|assum\w+|says?|said|thinks?|claims?|seems?|looks?)\b|\?", re.IGNORECASE
+    r"\b(?:if|unless|whether|would|could|might|suppos\w+|assum\w+|says?|said|thinks?|claims?|seems?|looks?)\b|\?",
+    re.IGNORECASE,
 )
 _SHARE_OF = re.compile(r"(?<=\d)\$? of the [a-z]+(?: [a-z]+)?$")
 _I_SAY = re.compile(
@@ -164,7 +165,11 @@ def stated_option(text: str, options: tuple[str, ...]) -> str:
         stated = sentence if candidate not in described[0] or _TURNS.search(sentence) else described[0]
         premise = whole.removesuffix(sentence)
         doubted = _PREMISED.search(premise) if premise and _SO.search(whole) else _DOUBT.search(premise)
-        if doubted or _DOUBT.search(stated.replace(candidate, " ")) or _named(sentence.replace(candidate, " "), options):
+        if (
+            doubted
+            or _DOUBT.search(stated.replace(candidate, " "))
+            or _named(sentence.replace(candidate, " "), options)
+        ):
             return ""
         return candidate
     return ""

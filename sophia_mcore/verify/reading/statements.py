@@ -220,7 +220,8 @@ _HEDGED = re.compile(
 
 
 _CONSIDERED = re.compile(  # "For option B, we have"; "I'm going with option B" is none
-    r"(?<!go )(?<!going )(?<!went )(?<!stick )(?<!stay )\b(?:for|in|of|with|under|regarding|try(?:ing)?|test(?:ing)?|check(?:ing)?)"
+    r"(?<!go )(?<!going )(?<!went )(?<!stick )(?<!stay )\b(?:for|in|of|with|under|regarding|try(?:ing)?"
+    r"|test(?:ing)?|check(?:ing)?)"
     r"\s+(?:the\s+)?[*_]*$",
     re.IGNORECASE,
 )

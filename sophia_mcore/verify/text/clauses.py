@@ -82,6 +82,8 @@ def states(before: str, behind: str = "") -> bool:
         or _REPEATED.search(source)
         or _GOES_ON.match(behind)
     )
+
+
 _TAKEN = re.compile(r"\b(?:since|as|because)\b[^.;]*,\s+we (?:take|choose)\s*[:,]?\s*[*_$(\\]*$", re.IGNORECASE)
 
 
