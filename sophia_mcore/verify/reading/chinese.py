@@ -26,7 +26,7 @@ def chinese_conclusion(text: str) -> list[tuple[int, str]]:
     """What the last sentence states behind "所以", "答：" and the like; nothing where it supposes, denies or compares.
 
     >>> chinese_conclusion("周长为26分米。\\n\\n答：边长是6.5分米。"), chinese_conclusion("所以x不等于5。")
-    ([(18, '6.5分米')], [])
+    ([(15, '6.5分米')], [])
     """
     text = text.rstrip(" \n。.*！")
     if _HAN.search(text[-SENTENCE_CHARACTERS:]) is None:

@@ -28,7 +28,7 @@ def marked_row(text: str) -> list[tuple[int, str]]:
     r"""The one row of the last rows that is affirmed while all others are denied, by its letter or its label.
 
     >>> marked_row("- (A) It folds. ✓\n- (B) It does not. ✗\n- (C) Two faces meet. ✗")
-    [(72, 'A')]
+    [(61, 'A')]
     """
     if _YES.search(text) is None:
         return []
