@@ -87,12 +87,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, prediction, oracle)
-    if gold.type == "text" or (gold.type == "expression" and " " in gold.text):
-        text = _without_reading(gold.text, text)
-    elif gold.text.startswith("y"):
-        text = _named_y(gold.text, text)
-    if gold.text.endswith("C"):
-        text = _constant_named(gold.text, text)
+    text = _named_as(gold, text)
     if gold.type in ("text", "expression") and case_differs(gold.text, text):
         return False
     ranked = ordinals_equal(gold.text, text)
@@ -174,6 +169,15 @@ def _constant_named(gold: str, text: str) -> str:
 
 _READ_OFF = re.compile(r"(?P<name>[^\W\d_][\w'’ -]{1,60}?)\s+\((?P<read>[^()]{1,20})\)")
 _FUNCTION = re.compile(r"[fgh](?:\s*\^\s*(?:\{\s*-1\s*\}|-1))?\s*\(\s*x\s*\)\s*=\s*(?=[^=]+$)")
+
+
+def _named_as(gold: Gold, text: str) -> str:
+    """An answer with the gold answer's names for a function and a constant, and without what was read off for it."""
+    if gold.type == "text" or (gold.type == "expression" and " " in gold.text):
+        text = _without_reading(gold.text, text)
+    elif gold.text.startswith("y"):
+        text = _named_y(gold.text, text)
+    return _constant_named(gold.text, text) if gold.text.endswith("C") else text
 
 
 def _without_reading(gold: str, text: str) -> str:

@@ -17,7 +17,7 @@ _ROUNDED = re.compile(
     r"|\s*(?:≈|\\approx(?![a-z]))\s*(?P<sign>[^()=≈,;$]{1,30}?)(?P<dollar>\$?))[\s.*]*\Z"
 )
 _ASIDE = re.compile(
-    r"(?:\s\(not\s[^()]{1,200}\)"
+    r"(?:\s\(not\s+[*$]{0,3}(?:[-−√]?\d|[A-J]\b)[^()]{0,200}\)"  # another value, and no doubt of this one
     r"|,\s+which,\s+(?:by the way|incidentally),\s[^.;]{1,80}"
     r"|,?\s+(?:with|and) an?\s+(?:estimated |absolute |experimental )?(?:uncertainty"
     r"|error)(?: bar)? of\s[^;]{1,40})[\s.*]*\Z"

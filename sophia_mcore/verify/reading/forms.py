@@ -34,7 +34,9 @@ _SHARE = re.compile(
     re.IGNORECASE,
 )
 _SIGN = re.compile(r"\bfill in\s+(?:the sign\s+)?[\"“'`$]{1,2}(?P<answer>[<>=])[\"”'`$]{1,2}$")
-_LIST = re.compile(r"(?:[:=]|\b(?:is|are|gives?|get))\s+[*$`]{0,3}(?P<answer>\[[^\[\]\n]{1,200}\])[*$`]{0,3}$")
+_LIST = re.compile(
+    r"(?:[:=]|\b(?:is|are|gives?|get))\s+[*$`]{0,3}(?P<answer>\[(?:[^\[\]()\n]|\([^()\n]*\)){1,200}\])[*$`]{0,3}$"
+)
 _BLOCK = re.compile(
     r"(?P<lead>[^\n]*(?:therefore|so|thus|hence|answer|result|list|values|order)[^\n]*)[:：]\s*\n+```\w*\n\s*(?P<answer>\[[^\[\]\n]{1,200}\])\s*\n```\Z",
     re.IGNORECASE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sophia_mcore.verify.comparing.algebra import evaluate
+from sophia_mcore.verify.comparing.algebra import at_points, evaluate
 from sophia_mcore.verify.text.normalize import clean
 from sophia_mcore.verify.text.numbers import parse_number
 from sophia_mcore.verify.text.quantities import parse_quantity
@@ -24,7 +24,10 @@ def value_of(text: str) -> float | None:
     worked = evaluate(measured.number if measured is not None else cleaned) if cleaned else None
     if worked is None or not worked.is_number:
         return None
-    value = complex(worked.exact) if worked.exact is not None else worked.values[0]
+    try:
+        value = at_points(worked)[0]
+    except OverflowError:
+        return None
     return None if value is None or abs(value.imag) > 1e-9 else value.real
 
 
