@@ -17,6 +17,7 @@ from tests.support import (
     grade_clauses,
     grade_corrections,
     grade_displays,
+    grade_endings,
     grade_indices,
     grade_kinds,
     grade_lookalikes,
@@ -39,6 +40,7 @@ MAKERS = (
     grade_statements,
     grade_stated,
     grade_prose,
+    grade_endings,
 )
 KINDS = {name: maker for module in MAKERS for name, maker in module.KINDS.items()}
 

@@ -8,6 +8,14 @@ from functools import lru_cache
 from string import ascii_uppercase
 
 from sophia_mcore.verify.comparing.compare import is_words
+from sophia_mcore.verify.comparing.option_names import (
+    NUMBERED,
+    OPTION_BEHIND,
+    abbreviated,
+    names_only,
+    of_image,
+    other_named,
+)
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
@@ -84,7 +92,7 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     A text that fits exactly one option counts before a letter that is part of a sentence. ``similar``: the most similar
     option stands for an answer that names none (the rule of MathVista).
     """
-    answer = " ".join(_FORMULA_SIGN.sub(" ", TEXT_COMMAND.sub(r"\1", answer)).replace("\\$", "$").split())
+    answer = " ".join(_FORMULA_SIGN.sub(" ", _flat(answer)).replace("\\$", "$").split())
     letter = _LETTER.fullmatch(answer)
     if letter:
         index = ascii_uppercase.index(letter[1].upper())
@@ -109,9 +117,17 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
             return None
         if not options or index < len(options):
             return index
+    behind = OPTION_BEHIND.fullmatch(answer)
+    if behind and behind["letter"] in ascii_uppercase[: len(options)]:
+        index = ascii_uppercase.index(behind["letter"])
+        return index if names_only(plain_text(behind["said"]), index, plain) else None
     short = [core(option) for option in plain]
     if short.count(core(text)) == 1:
         return short.index(core(text))
+    named = abbreviated(core(text), short)
+    named = of_image(core(text), plain) if named is None else named
+    if named is not None:
+        return named
     named = _by_kind_or_only(core(text), short, plain)
     if named is not None:
         return named
@@ -137,11 +153,26 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     return None
 
 
+_LETTER_IN_DOLLARS = re.compile(r"^\$\s*([(\[]?[A-J][)\]]?)\s*\$(?=\s*\S)")  # "$ (B) $ 0.81"
+_LETTER_AND_DOLLARS = re.compile(r"^\$\s*([(\[]?[A-J][)\]]?)(?=\s*\\\$)(.+)\$$")  # "$B \\$12,000$"
+
+
+def _flat(answer: str) -> str:
+    """An answer without commands around its words, and a letter in front without dollars."""
+    flat = TEXT_COMMAND.sub(r"\1", TEXT_COMMAND.sub(r"\1", answer)) if "\\" in answer else answer
+    if flat[:1] == "$":
+        flat = _LETTER_AND_DOLLARS.sub(r"\1 \2", _LETTER_IN_DOLLARS.sub(r"\1", flat))
+    return flat
+
+
 def _by_kind_or_only(text: str, short: list[str], plain: list[str]) -> int | None:
     """The one option that an answer names but for the noun of its kind ("Dorian mode") or for "only" before it.
 
     "Clara" is "only Clara" where every other option with her name names somebody else too.
     """
+    for noun in (" function", " law"):
+        if short.count(text.removesuffix(noun)) == 1 and not any(noun.strip() in option for option in short):
+            return short.index(text.removesuffix(noun))
     kinds, wanted = [kind_left_out(option) for option in short], kind_left_out(text)
     if kinds.count(wanted) == 1:
         index = kinds.index(wanted)
@@ -244,10 +275,12 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     A text that fits exactly one option is decided, whatever it looks like. Words or a number beside a letter are
     another option's where they have nothing in common with the letter's own.
     """
-    answer = TEXT_COMMAND.sub(r"\1", answer).strip()
+    answer = _flat(answer).strip()
     plain, dense = _option_texts(options)
     if plain.count(plain_text(answer)) == 1:
         return False
+    if NUMBERED.match(answer) and not any(option.strip().startswith("(") for option in options):
+        return True  # "(1) 20 cm": of an option's number, or a factor
     if _beside_its_text(answer, options) is not None:
         return False
     both = _LETTER_AND_TEXT.fullmatch(answer)
@@ -260,7 +293,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     first = _FIRST_LETTER.match(answer)
     if first and (_ANOTHER_LETTER.match(answer, first.end()) or _JOINED.match(answer, first.end())):
         return True
-    if _ONE_MORE.search(answer):
+    if _ONE_MORE.search(answer) or (first and other_named(answer, first, plain)):
         return True
     if first and any((mark[1] or mark[2]) not in first[0].upper() for mark in _BRACKETED.finditer(answer, first.end())):
         return True

@@ -87,8 +87,7 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return False
     if gold.type == "choice":
         return _decide_choice(gold, text, prediction, oracle)
-    if gold.text.endswith("C"):
-        text = _constant_named(gold.text, text)
+    text = _named_as(gold, text)
     if gold.type in ("text", "expression") and case_differs(gold.text, text):
         return False
     ranked = ordinals_equal(gold.text, text)
@@ -166,6 +165,34 @@ def _constant_named(gold: str, text: str) -> str:
     letter = match[0].lstrip("+ ")[:1] if match else ""
     free = match is not None and (letter == "\\" or letter not in re.sub(r"\\[a-z]+", "", text[: match.start()]))
     return f"{text[: match.start()]}+ C" if match is not None and free else text
+
+
+_READ_OFF = re.compile(r"(?P<name>[^\W\d_][\w'’ -]{1,60}?)\s+\((?P<read>[^()]{1,20})\)")
+_FUNCTION = re.compile(r"[fgh](?:\s*\^\s*(?:\{\s*-1\s*\}|-1))?\s*\(\s*x\s*\)\s*=\s*(?=[^=]+$)")
+
+
+def _named_as(gold: Gold, text: str) -> str:
+    """An answer with the gold answer's names for a function and a constant, and without what was read off for it."""
+    if gold.type == "text" or (gold.type == "expression" and " " in gold.text):
+        text = _without_reading(gold.text, text)
+    elif gold.text.startswith("y"):
+        text = _named_y(gold.text, text)
+    return _constant_named(gold.text, text) if gold.text.endswith("C") else text
+
+
+def _without_reading(gold: str, text: str) -> str:
+    """A name without the amount in brackets that was read off for it: "September (22 mm)"."""
+    found = _READ_OFF.fullmatch(text) if text.endswith(")") and "(" not in gold else None
+    if found is None:
+        return text
+    read = found["read"].strip()
+    return found["name"] if parse_number(read) is not None or parse_quantity(read) is not None else text
+
+
+def _named_y(gold: str, text: str) -> str:
+    """A function of x as the gold answer's "y = ...": "f(x) = 2x", "f^{-1}(x) = 2x"."""
+    found = _FUNCTION.match(text) if re.match(r"y\s*=", gold) and "y" not in text else None
+    return f"y = {text[found.end() :]}" if found is not None else text
 
 
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")

@@ -3,20 +3,35 @@ r"""How final answers are announced: the table ``RULES``, from the surest to the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sophia_mcore.verify.reading.boxes import boxed
-from sophia_mcore.verify.reading.endings import conclusion, line, not_meant, only_number, remaining_letter, short
+from sophia_mcore.verify.reading.chinese import chinese_conclusion
+from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
+from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.marked import marked_row
+from sophia_mcore.verify.reading.patterns import (
+    ENVIRONMENT,
+    LEAVES,
+    LETTER,
+    LETTER_AND_AMOUNT,
+    LETTERS,
+    NOT_ANOTHER,
+    ONE,
+    REST,
+    SAY,
+    STAR,
+    Find,
+    pattern,
+    unchosen,
+)
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
-from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS, json_values, tagged
+from sophia_mcore.verify.reading.tagged import json_values, tagged
 from sophia_mcore.verify.rules import NUMBER_TYPES
-from sophia_mcore.verify.text.chosen import AFFIRMED, not_chosen
-from sophia_mcore.verify.text.normalize import DISPLAYS
+from sophia_mcore.verify.text.chosen import AFFIRMED
 from sophia_mcore.verify.text.several import numbered_parts
 
 ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
-Find = Callable[[str], list[tuple[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,56 +50,6 @@ class Rule:
     types: frozenset[str] | None = None
 
 
-# ---- announcements
-
-_SAY = (
-    r"(?:['’]s\s+(?=[(\[*$\\\d]|[A-J](?![\w'’]))|\s*(?:is|are|was|would be|should be"
-    r"|must be|will be)\b(?!\s+not\b)\s*:?|\s*(?:→|⇒|-+>|=>)|\s*[:：=])"
-)
-_NOT_ANOTHER = "".join(
-    f"(?<!{word} )"
-    for word in (
-        "of the",
-        "of an",
-        "twice the",
-        "half the",
-        "double the",
-        "not the",
-        "other",
-        "wrong",
-        "incorrect",
-        "old",
-        "first",
-        "no",
-    )
-)
-_STAR = r"[*_`\"']*"
-_DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
-_LINES = rf"(?:{DISPLAYS})\*?"
-_ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8}}?\\end\{{{_LINES}\}}"
-_REST = rf"(?P<answer>{_DISPLAY}|{_ENVIRONMENT}|\S[^\n]*)"
-
-
-def _pattern(expression: str, flags: int = re.IGNORECASE, unless: Callable[[str, int], bool] = not_meant) -> Find:
-    compiled = re.compile(expression, flags)
-
-    def find(text: str) -> list[tuple[int, str]]:
-        found, position = [], max(0, len(text) - TAIL_CHARACTERS)
-        while match := compiled.search(text, position):
-            if unless(text, match.start()):
-                position = max(match.start("answer"), match.start() + 1)  # another may follow on the line
-            else:
-                found.append((match.start("answer"), match["answer"]))
-                position = max(match.end(), position + 1)
-        return found
-
-    return find
-
-
-def _unchosen(text: str, start: int) -> bool:
-    return not_meant(text, start) or not_chosen(text, start)
-
-
 def _numbered(text: str) -> list[tuple[int, str]]:
     """The numbered lines at the end."""
     start = max(text.rfind("\n(1)"), text.rfind("\n（1）"), 0 if text.lstrip().startswith(("(1)", "（1）")) else -1)
@@ -92,12 +57,6 @@ def _numbered(text: str) -> list[tuple[int, str]]:
 
 
 _CHOICE = frozenset({"choice"})
-_ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
-_AMOUNT_BESIDE = r"(?:,\s+\\?[-−$€£]?\d[\d.,/]*\s?[A-Za-zµΩ°%]{0,6}(?=[\s.*]*$))?"
-_LETTER = rf"(?P<answer>{_ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{_ONE})*+)"  # "B or C" is not B
-_LETTER_AND_AMOUNT = f"{_LETTER[:-1]}{_AMOUNT_BESIDE})"  # "option C, 12 N": not C where that is another's
-_LETTERS = _LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
-_LEAVES = r"[Tt](?:his|hat)\s+leaves(?:\s+(?:us\s+with|only))?"
 _SO = r"(?:so|thus|hence|therefore|consequently|in conclusion)[\s,:]+"
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -130,7 +89,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "hashes",
-        _pattern(r"^####[ \t]*(?P<answer>\S[^\n]*)", re.MULTILINE),
+        pattern(r"^####[ \t]*(?P<answer>\S[^\n]*)", re.MULTILINE),
         (("6*7=42\n#### 42", "42"),),
         ("####",),
     ),
@@ -146,7 +105,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "final answer",
-        _pattern(rf"\bfinal answer\b(?:\s+to\b[^\n:：]{{1,80}}?)?{_STAR}(?:{_SAY}|\s*\n){_STAR}\s*{_STAR}{_REST}"),
+        pattern(rf"\bfinal answer\b(?:\s+to\b[^\n:：]{{1,80}}?)?{STAR}(?:{SAY}|\s*\n){STAR}\s*{STAR}{REST}"),
         (
             ("**Final answer**\n\n12", "12"),
             ("**Final Answer:** $x=3$.", "x=3"),
@@ -157,7 +116,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Chinese",
-        _pattern(
+        pattern(
             r"(?:最终|正确)?(?:答案|结果)(?:选项)?】?[*_]*\s*(?:应该是|应为|应选|是|为|选)?[*_]*\s*[:：]?[*_]*\s*(?P<answer>[^\s。？:：][^\n。？]*)"
         ),
         (
@@ -173,8 +132,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Chinese choice",
-        _pattern(
-            rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{_LETTERS}",
+        pattern(
+            rf"(?<![不别])(?<!不[能应该])选(?:择|项)?\s*(?:应为|是|为)?\s*[:：]?\s*{LETTERS}",
             0,
         ),
         (("综上，故选：D。", "D"), ("所以选 B", "B"), ("因此选项C正确", "C"), ("选A、C", "A、C"), ("故选ACD", "ACD")),
@@ -182,22 +141,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Chinese correct",
-        _pattern(rf"(?<!不)正确的?(?:选项|说法|结论|一项)?(?:是|为)\s*[:：]?\s*{_LETTER}", 0),
+        pattern(rf"(?<!不)正确的?(?:选项|说法|结论|一项)?(?:是|为)\s*[:：]?\s*{LETTER}", 0),
         (("所以正确的是C", "C"),),
         ("正确",),
         _CHOICE,
     ),
     Rule(
         "Chinese item",
-        _pattern(rf"{_LETTER}\s*(?:选?项)?是?正确的?[。.]?\s*\Z", 0),
+        pattern(rf"{LETTER}\s*(?:选?项)?是?正确的?[。.]?\s*\Z", 0),
         (("因此C项正确。", "C"),),
         ("正确",),
         _CHOICE,
     ),
     Rule(
         "answer is",
-        _pattern(
-            rf"{_NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}"
+        pattern(
+            rf"{NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{STAR}{SAY}{STAR}\s*{STAR}{REST}"
         ),
         (
             ("Hence the answer is 5 because 2+3=5.", "5"),
@@ -214,23 +173,26 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "option is",
-        _pattern(
-            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement){_STAR}{_SAY}{_STAR}\s*{_STAR}{_REST}",
-            unless=_unchosen,
+        pattern(
+            rf"(?:\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
+            rf"(?:\s+(?:for|to)\b[^\n:：]{{1,80}}?)?|^[\s*_]*(?:option|choice)\s+letter){STAR}{SAY}{STAR}\s*{STAR}{REST}",
+            re.IGNORECASE | re.MULTILINE,
+            unchosen,
         ),
         (
             ("So the correct option is C.", "C"),
             ("The best choice is **(B)**", "(B)"),
             ("My first guess was C. My final choice is A.", "A"),
+            ("Correct option letter: A", "A"),
         ),
-        ("correct", "right", "best", "final"),
+        ("correct", "right", "best", "final", "letter"),
     ),
     Rule(
         "is correct",
-        _pattern(
-            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){_STAR}\s*{_LETTER}{_STAR}\s+{AFFIRMED}",
+        pattern(
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){STAR}\s*{LETTER}{STAR}\s+{AFFIRMED}",
             re.MULTILINE,
-            unless=_unchosen,
+            unless=unchosen,
         ),
         (("Therefore, option B is correct.", "B"), ("(C) is the right one", "(C)")),
         (" is ",),
@@ -238,9 +200,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "must be",
-        _pattern(
-            rf"(?:\b(?:(?:must|has to|can only)\s+be|only|{_LEAVES})|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
-            rf"|[Rr]ight)(?:\s+is|['’]s))\s+{_STAR}{_LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
+        pattern(
+            rf"(?:\b(?:(?:must|has to|can only)\s+be|only|{LEAVES})|^(?:[Ii]t|[Tt]his|[Tt]hat|[Cc]orrect"
+            rf"|[Rr]ight)(?:\s+is|['’]s))\s+{STAR}{LETTER}(?![\s,]+(?:is|or)\b)(?=[.,;\s*]*$|\s+"
             rf"(?:remains|is left|fits))",
             re.MULTILINE,
         ),
@@ -250,11 +212,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "so letter",
-        _pattern(
+        pattern(
             rf"(?:\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Ww]ait|[Aa]ctually|[Ss]orry|[Cc]orrection"
             rf"|I mean)\b[\s,.:;—-]+(?:(?:no|actually|wait|rather)\b[\s,.:;—-]+)*"
             rf"(?:(?:it|that|this)(?:['’]s|\s+is|\s+must be)\s+)?"
-            rf"|\b(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is)\s+)(?:option\s+|choice\s+)?{_STAR}{_LETTER}(?=[.;!*\s]*$)",
+            rf"|\b(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is)\s+)(?:option\s+|choice\s+)?{STAR}{LETTER}(?=[.;!*\s]*$)",
             re.MULTILINE,
         ),
         (("A circle is shown, so it's B.", "B"), ("A few; it's C", "C"), ("The answer is A. Wait, actually B.", "B")),
@@ -270,14 +232,21 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "last letter",
-        _pattern(
-            rf"^[ \t]*{_STAR}(?P<answer>{_ONE}(?:[.):]+[ \t]*(?![^\n]*\b(?:is|was|were|would|seems?"
-            rf"|looks?)\b)[^\n]{{0,100}})?){_STAR}[ \t.]*\Z",
+        pattern(
+            rf"^[ \t]*{STAR}(?P<answer>{ONE}(?:[.):]+[ \t]*(?![^\n]*\b(?:is|was|were|would|seems?"
+            rf"|looks?)\b)[^\n]{{0,100}})?){STAR}[ \t.]*\Z",
             re.MULTILINE,
-            unless=_unchosen,
+            unless=unchosen,
         ),
         (("The answer is A at first.\n**C. 102 N**", "C. 102 N"), ("Answer: A\nNo.\nB", "B")),
         (),
+        _CHOICE,
+    ),
+    Rule(
+        "marked row",
+        marked_row,
+        (("- Doric – ❌ plain\n- Ionic – ❌ no leaves\n- Composite – ✅ two rows", "Composite"),),
+        ("✓", "✔", "✅", "☑", "fits", "yes", "matches", "correct", "符合题意", "正确"),
         _CHOICE,
     ),
     Rule(
@@ -293,11 +262,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "letter",
-        _pattern(
+        pattern(
             r"(?:\b(?:[Oo]ption|[Cc]hoice|[Cc]hoose|[Ss]elect|[Pp]ick|go with)\s+"
-            rf"{_STAR}|^{_STAR}){_LETTER_AND_AMOUNT}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
+            rf"{STAR}|^{STAR}){LETTER_AND_AMOUNT}(?=[).:,*]|\s*$|\s+(?:because|since|as|over|rather)\b)",
             re.MULTILINE,
-            lambda text, start: _unchosen(text, start) or hedged(text, start),
+            lambda text, start: unchosen(text, start) or hedged(text, start),
         ),
         (
             ("I would choose (A).", "(A)"),
@@ -309,30 +278,40 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "letter and text",
-        _pattern(
-            rf"^{_STAR}(?!I[ \t]+[a-z](?:(?![A-J]\b)[^\n])*$)"
-            rf"(?P<answer>{_ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
+        pattern(
+            rf"^{STAR}(?!I[ \t]+[a-z](?:(?![A-J]\b)[^\n])*$)"
+            rf"(?P<answer>{ONE}[ \t]+\S[^\n]{{0,60}}|[A-J](?=[\d(\\$-])[^\n]{{1,60}})\s*\Z",
             re.MULTILINE,
-            unless=_unchosen,
+            unless=unchosen,
         ),
         (("Both fit.\nB 12 cm", "B 12 cm"),),
         (),
         _CHOICE,
     ),
     Rule(
+        "Chinese conclusion",
+        chinese_conclusion,
+        (
+            ("周长为26分米。\n\n答：边长是6.5分米。", "6.5分米"),
+            ("所以“学”的对面是“习”字。", "习"),
+            ("故所求概率为23/28。", "23/28"),
+        ),
+        ("答", "综上", "可见", "可知", "可得", "所以", "因此", "因而", "从而", "于是", "故", "即", "∴", "得"),
+    ),
+    Rule(
         "display",
-        _pattern(r"(?:\\\[|\$\$)\s*(?P<answer>[^$\[\]]{1,300}?)[\s.]*(?:\\\]|\$\$)\s*\Z", re.DOTALL),
+        pattern(r"(?:\\\[|\$\$)\s*(?P<answer>[^$\[\]]{1,300}?)[\s.]*(?:\\\]|\$\$)\s*\Z", re.DOTALL),
         (("Therefore\n\\[\nx = 5\n\\]", "x = 5"),),
     ),
     Rule(
         "environment",
-        _pattern(rf"(?P<answer>{_ENVIRONMENT})\s*\Z"),
+        pattern(rf"(?P<answer>{ENVIRONMENT})\s*\Z"),
         (("So\n\\begin{equation}\nx = 5\n\\end{equation}", "\\begin{equation}\nx = 5\n\\end{equation}"),),
         ("\\end",),
     ),
     Rule(
         "yes or no",
-        _pattern(
+        pattern(
             rf"^[ \t]*{_SO}(?P<answer>(?:yes|no)\b(?=[,.;!:*\s]*$|[,.;!]\s)[^\n]*)\s*\Z",
             re.MULTILINE | re.IGNORECASE,
         ),
@@ -347,6 +326,16 @@ RULES: tuple[Rule, ...] = (
         ("yes", "no"),
         frozenset({"yes_no", "choice"}),
     ),
+    Rule(
+        "form",
+        stated_form,
+        (
+            ("Starting at the origin, it ends at **(2, 3)**.", "(2, 3)"),
+            ("The areas are in the ratio 2 to 3.", "2:3"),
+            ("So it is the 25th figure.", "25"),
+        ),
+    ),
+    Rule("between", between, (("So it's between 1995 and 1999.", "[1995, 1999]"),), ("between",), frozenset({"list"})),
     Rule(
         "only number",
         only_number,
@@ -375,4 +364,5 @@ RULES: tuple[Rule, ...] = (
 ANNOUNCEMENTS = (
     "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
     "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
+    "marked row",
 )  # fmt: skip

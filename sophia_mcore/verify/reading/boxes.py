@@ -74,11 +74,31 @@ def boxed(text: str) -> list[tuple[int, str]]:
     return [(next_start, f"{_before(text, next_start)}{answer}{_behind(text, last)}")]
 
 
+_PART = re.compile(r"[(（]\s*([1-9])\s*[)）]")
+
+
+def boxed_parts(text: str) -> str:
+    r"""The boxes of the numbered parts of an answer together, where each part has one; "" elsewhere.
+
+    >>> boxed_parts(r"(1) x = \boxed{40}; (2) y = \boxed{70}"), boxed_parts(r"(1) x = \boxed{40}; (2) y = 70")
+    ('(1) 40; (2) 70', '')
+    """
+    found = list(reversed(list(_boxes(text))))
+    end, parts = 0, []
+    for number, (start, stop, content) in enumerate(found, 1):
+        marks = _PART.findall(text, end, start)
+        if not marks or marks[-1] != str(number):
+            return ""
+        parts.append(f"({number}) {content}")
+        end = stop
+    return "; ".join(parts) if len(parts) > 1 and not _PART.search(text, end) else ""
+
+
 # ---- what stands right before and behind a box and makes another answer of it
 
 _AROUND = 60
 _WITHIN = re.compile(  # the argument of a root, fraction, power or function, or a digit before the box
-    r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d$"
+    r"(?:(?:\\sqrt(?:\[[^\]]*\])?|\\[dtc]?frac|[_^]|\\(?:overline|bar|hat|vec))\s*\{|\\frac\s*\{[^{}]*\}\s*\{)\s*$|\d\Z"
     r"|\\(?:log|ln|exp|sin|cos|tan)\s*(?:\\left)?\(?\s*$"
 )
 _OPENED = r"(?:[\s$*]|\\[(\[]|\\[,;:! ])*$"

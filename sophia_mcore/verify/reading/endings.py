@@ -89,7 +89,8 @@ _NOT_MEANT = re.compile(
     r"|(?:say|think|claim|conclud|assum|believ|guess)ing))?"
     r"|\b(?:some|many|one|people|students?|others?|you|someone|they)\s+(?:\w+\s+)?(?:would|might|may|could)(?:\s+\w+){0,2}"
     r"|\b(?:if|whether|unless|(?<!no )(?<!a )doubt|supposing|assuming|suppose|assume|imagine))(?:\s+that)?\s+$"
-    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bhad (?:we|it|the|I|you|he|she|they)\b[^.!?;\n]*$"
+    r"|\bif\b[^.!?;\n]*\bwere\b[^.!?;\n]*$|\bif\b[^.!?;\n]*\bthen\s+$|\bhad (?:we|it|the|I|you|he|she"
+    r"|they)\b[^.!?;\n]*$"
     r"|\b(?:they|he|she|people|some|students?)\s+(?:say|claim|think)s?(?:\s+that)?\s+$"
     r"|\b(?:friend|neighbou?r|student|teacher|classmate)s?['’]s?\s+$",
     re.IGNORECASE,
@@ -249,6 +250,8 @@ def only_number(text: str) -> list[tuple[int, str]]:
     if lines and _CHATTER.match(lines[-1]):
         lines.pop()
     line = lines[-1] if lines else ""
+    if len(lines) >= _ROWS and all(map(_ROW.fullmatch, lines[-_ROWS:])) and _OF_ALL.search(line) is None:
+        return []  # data read off, one after the other
     start = max(text.rfind(line), 0)
     if len(line) > 2 * LINE_CHARACTERS or "\\boxed" in line or _supposes(line) or _KEY.search(line):
         return []
@@ -262,6 +265,11 @@ def only_number(text: str) -> list[tuple[int, str]]:
     count = last_count(last)
     if count:
         return [(start + line.rfind(count), count)]
+    so = _SO_CLAUSE.search(last)
+    if so is not None and _SUPPOSED.search(last) is None and _DOUBTED_BEFORE.search(last, 0, so.start()) is None:
+        found = number_in_sentence(so["clause"], frozenset(tables().units))
+        if found:
+            return [(start + line.rfind(so["clause"]), found)]
     for sentence in reversed(_SENTENCE_END.split(line)):
         if re.search(r"\d", sentence) or sentence is line:
             found = number_in_sentence(sentence, frozenset(tables().units))
@@ -270,6 +278,18 @@ def only_number(text: str) -> list[tuple[int, str]]:
     return [(start, found)] if found else []
 
 
+_SO_CLAUSE = re.compile(
+    r",\s+(?:and\s+)?(?:so|hence|thus|therefore)\s+(?P<clause>(?:there|it|we|he|she|they|the)\s[^,;]+)$"
+)
+_DOUBTED_BEFORE = re.compile(
+    r"\b(?:nobody|no one|some|says?|said|thinks?|claims?|believes?|guess\w*|maybe|perhaps|wrong\w*|may|first)\b|\?",
+    re.I,
+)
+_ROWS = 3
+_ROW = re.compile(r"(?:\d{1,3}[.)]|[-*•])\s+[^:=]{1,60}[:：]\s*\D{0,3}\d[\d.,]*\s*\S{0,8}")
+_OF_ALL = re.compile(
+    r"\b(?:total|sum|answer|result|all|altogether|difference|mean|average|median|mode|range)\b", re.IGNORECASE
+)
 _KEY = re.compile(r"[{,]\s*[\"'][^\"'\n]{1,40}[\"']\s*:")  # of JSON: what it stands for is no sentence
 _SO = re.compile(  # "..., so 12.", "..., so 12 are red."
     r",\s*(?:so|hence|thus|therefore)\s+(?P<answer>[-−]?\d[\d,]*(?:\.\d+)?)"

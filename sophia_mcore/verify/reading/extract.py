@@ -17,10 +17,14 @@ from sophia_mcore.verify.reading.announcements import (
     RULES,
     Rule,
 )
-from sophia_mcore.verify.reading.boxes import cut_off, end_of_last
+from sophia_mcore.verify.reading.asides import without_asides
+from sophia_mcore.verify.reading.beyond import goes_on
+from sophia_mcore.verify.reading.boxes import boxed_parts, cut_off, end_of_last
 from sophia_mcore.verify.reading.corrections import confirms, said_instead, taken_back
+from sophia_mcore.verify.reading.foreign import gives_up, own_answer, without_label, without_listed
 from sophia_mcore.verify.reading.marks import plain_marks
 from sophia_mcore.verify.reading.options import names_option, stated_option
+from sophia_mcore.verify.reading.remarks import without_remarks
 from sophia_mcore.verify.reading.tagged import TAIL_CHARACTERS
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean
 from sophia_mcore.verify.text.numbers import parse_number
@@ -78,7 +82,7 @@ def tidy(answer: str) -> str:
         answer = answer.strip().rstrip("。")
         if answer.endswith(".") and not answer.endswith(".."):
             answer = answer[:-1]
-        answer = answer.strip("*") if answer.count("**") % 2 else answer
+        answer = answer.replace("**", "") if answer.count("**") % 2 else answer
         if answer.count("$") % 2 and "\\$" not in answer:
             answer = f"\\{answer}" if _AMOUNT.match(answer) else answer.strip("$")
         wrapped = _WRAP.match(answer)
@@ -189,6 +193,8 @@ def _behind_box(part: str, box: int, answer_type: str) -> Found | None:
 def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
     """The answer as it is announced last, corrections left aside."""
     boxed = _apply(RULES[0], part, part)
+    if boxed and answer_type == "parts" and (parts := boxed_parts(part)):
+        return parts, RULES[0].name, end_of_last(part) - 1
     if boxed:
         box = end_of_last(part) - 1
         later = _behind_box(part, box, answer_type)
@@ -199,7 +205,8 @@ def _candidate(part: str, answer_type: str, unfinished: bool) -> Found | None:
             flat = TEXT_COMMAND.sub(r"\1", inside)
             said = next(filter(None, (_apply(inner, flat, flat.lower()) for inner in _AGAIN)), None)
             inside = said[0] if said else inside
-        return inside, RULES[0].name, box
+        replaced = goes_on(part, box + 1, inside) if answer_type not in ("choice", "yes_no", "text") else None
+        return (inside if replaced is None else replaced), RULES[0].name, box
     lower = part[-TAIL_CHARACTERS:].lower()
     if answer_type == "choice" and not unfinished:
         announced = _last_announcement(part, lower)
@@ -269,18 +276,32 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
     """(final answer, name of the rule that found it), or None; see ``extract``. "": it is taken back."""
     parts, unfinished = _parts(text)
     for part in map(plain_marks, parts):
+        part = own_answer(part)
         if cut_off(part):
             return None
-        found = _candidate(part, answer_type, unfinished)
+        read = part if unfinished else _without_foreign(part, answer_type, options)
+        found = _candidate(read, answer_type, unfinished)
         if options and not unfinished:
-            found = _by_option(part, found, options)
+            found = _by_option(read, found, options)
         if not unfinished:
             found = _corrected_first(part, found, answer_type) or found
+        if found is not None and found[1] in ANNOUNCEMENTS and gives_up(part, found[2], found[0], options):
+            return "", found[1]
         if found is not None:
             return (found if unfinished else _corrected(part, found, answer_type))[:2]
         if part.strip():
             break
     return None
+
+
+def _without_foreign(part: str, answer_type: str, options: tuple[str, ...]) -> str:
+    """What of a response is read for its answer. Only "A:" in front goes at the beginning: positions stay otherwise."""
+    read = without_asides(without_remarks(part))
+    if answer_type != "choice":
+        return read
+    labelled = without_label(read, options)
+    read = labelled.rjust(len(read)) if labelled != read else read
+    return without_listed(read)
 
 
 def extract(text: str, answer_type: str = "", options: tuple[str, ...] = ()) -> str | None:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from sophia_mcore.verify.comparing.algebra import evaluate
 from sophia_mcore.verify.comparing.choices import option_index, undecided
 from sophia_mcore.verify.reading.statements import SENTENCE_CHARACTERS, is_of_another
+from sophia_mcore.verify.reading.values import value_of
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER, number_in_sentence
 from sophia_mcore.verify.text.clauses import CLAUSE_END, states
 from sophia_mcore.verify.text.normalize import clean, plain_text
+from sophia_mcore.verify.text.rates import rate_of
 
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
@@ -29,7 +31,7 @@ _DOUBT = re.compile(
     r"|let|extra|additional|remaining|least|most(?= \d)|more(?! likely)|less|fewer|under|over|above|below"
     r"|beyond|within|without|rather|versus|vs|once|when"
     r"|while|whereas|despite|as opposed|rules? out|ruled out|leaves out|left out|stops?|stopped|lacks?|misses"
-    r"|missing|only part"
+    r"|(?<!the )missing|only part"
     r"|increased by|decreased by|differs?|different)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
@@ -46,7 +48,9 @@ _VERB = re.compile(
     r"|comes (?:out )?(?:to|at)|works out (?:to|at)|(?:typical|characteristic) of|classified as|looking at"
     r"|[Tt](?:hat|his) leaves(?: us with| only)?"
     r"|ends? up with|ha(?:s|ve)(?= an? )"
-    r"|can only be|fits?"
+    r"|can only be|fits?|displays?|known as|makes up|(?:would |['’]d |am |['’]m )?go(?:ing)? with|there (?:is|are)"
+    r"|(?:accelerates?|moves?|travels?|flows?|runs?) at|at an? [a-z]+ of"
+    r"|(?:deposited|built|written|painted|composed) in(?: the)?|(?:[Tt]hat|[Tt]his|[Ii]t) is shown in"
     r"|(?:exerts|feels|experiences|has|leads to|results in) an? [a-z]+ of|turns out to be|(?:we|you) (?:use"
     r"|apply|choose|pick"
     r"|select|need|get|obtain|find)|matches)\b|=)"
@@ -56,6 +60,15 @@ _VERB = re.compile(
 _REASON = re.compile(r"(?<=\w),?\s+(?:because|since)\s.*$")
 _LOOSE = re.compile(r"belongs|points|typical|characteristic|classified|fits?|describes?|represents?|depicts?")
 _SO = re.compile(r"[,;]\s+(?:and\s+)?(?:so|hence|thus|therefore|which (?:means|shows) that)\s+")
+_BEHIND = re.compile(  # what only describes it further: ", which causes ...", "; it looks like an early one"
+    r",\s+(?:which|as in|where|who|with)\s|;\s+(?:it|this)\s+(?:is|looks like)\s+an?\s", re.IGNORECASE
+)
+_ENDS_IN_VERB = re.compile(rf"{_LEAD}(?:it|this|that|the(?: [a-z]+){{1,2}}) (?P<answer>[a-z]+s)", re.IGNORECASE)
+_PREMISED = re.compile(
+    r"\b(?:if|unless|whether|would|could|might|suppos\w+|assum\w+|says?|said|thinks?|claims?|seems?|looks?)\b|\?",
+    re.IGNORECASE,
+)
+_SHARE_OF = re.compile(r"(?<=\d)\$? of the [a-z]+(?: [a-z]+)?$")
 _I_SAY = re.compile(
     r"^(?:I(?:['’]d| would) say(?: that)?|[Ii]n other words),?\s+"
     r"|(?<=\bI)(?:['’]d| would)(?= (?:identify|classify|call)\b)"
@@ -105,7 +118,14 @@ def _candidates(sentence: str) -> Iterator[str]:
         if found := _SUBJECT.fullmatch(clause):
             yield found["answer"]
     yield number_in_sentence(sentence, frozenset(tables().units))
-    end = _TAIL.sub("", sentence)
+    if found := _ENDS_IN_VERB.fullmatch(sentence):
+        yield found["answer"]
+    for end in dict.fromkeys((_TAIL.sub("", sentence), _SHARE_OF.sub("", _BEHIND.split(sentence)[0]))):
+        yield from _behind_verbs(end)
+
+
+def _behind_verbs(end: str) -> Iterator[str]:
+    """What stands behind each verb of a sentence that states something, the last first."""
     for verb in reversed(list(_VERB.finditer(end))):
         before = end[: verb.end()]
         behind = end[verb.end() :]
@@ -141,10 +161,23 @@ def stated_option(text: str, options: tuple[str, ...]) -> str:
     for candidate in _candidates(sentence):
         if not _readable(candidate) or not _is_option(candidate, options):
             continue
-        if _DOUBT.search(whole.replace(candidate, " ")) or _named(sentence.replace(candidate, " "), options):
+        described = _BEHIND.split(sentence)
+        stated = sentence if candidate not in described[0] or _TURNS.search(sentence) else described[0]
+        premise = whole.removesuffix(sentence)
+        doubted = _PREMISED.search(premise) if premise and _SO.search(whole) else _DOUBT.search(premise)
+        if (
+            doubted
+            or _DOUBT.search(stated.replace(candidate, " "))
+            or _named(sentence.replace(candidate, " "), options)
+        ):
             return ""
         return candidate
     return ""
+
+
+_TURNS = re.compile(
+    r"\b(?:but|however|although|though|not|also|could|might|may|or|would|other|another)\b|n['’]t\b|\?", re.IGNORECASE
+)
 
 
 def _readable(text: str) -> bool:
@@ -153,8 +186,11 @@ def _readable(text: str) -> bool:
 
 
 def _is_option(candidate: str, options: tuple[str, ...]) -> bool:
-    if _AMOUNT.fullmatch(candidate):
+    if _AMOUNT.fullmatch(candidate) or _AMOUNT.fullmatch(rate_of(candidate)[0]):
         return True  # by its value
+    value = value_of(candidate) if "/" in candidate else None
+    if value is not None and [value_of(option) for option in options].count(value) == 1:
+        return True
     text = clean(candidate)
     return len(plain_text(text)) > 1 and not undecided(text, options) and option_index(text, options) is not None
 

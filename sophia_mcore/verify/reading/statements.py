@@ -219,6 +219,12 @@ _HEDGED = re.compile(
 )
 
 
+_CONSIDERED = re.compile(  # "For option B, we have"; "I'm going with option B" is none
+    r"(?<!go )(?<!going )(?<!went )(?<!stick )(?<!stay )\b(?:for|in|of|with|under|regarding|try(?:ing)?"
+    r"|test(?:ing)?|check(?:ing)?)"
+    r"\s+(?:the\s+)?[*_]*$",
+    re.IGNORECASE,
+)
 _BUT = re.compile(r"[^\n.;]{0,25}?\b[A-J]\b[)*_]*\s*[,;]?\s+(?:but|however|yet|although|though|if|were|had)\b")
 
 
@@ -238,6 +244,7 @@ def hedged(text: str, start: int) -> bool:
     before = text[max(0, start - 120) : start].rpartition("\n")[2]
     return (
         _HEDGED.search(before[-60:]) is not None
+        or _CONSIDERED.search(before) is not None
         or _OF_OTHERS.search(before) is not None
         or _BUT.match(text, start) is not None
     )
@@ -299,6 +306,21 @@ _LAST_AMOUNT = re.compile(
 )
 
 
+_LABELS = r"(?:piece|picture|graph|figure|net|group|image|diagram|shape|panel|tile|plot|drawing|pattern)"
+_NAMED_LETTER = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"(?:^|,\s+)(?:[Tt]hat|[Tt]his|[Ww]hich)\s+(?:only\s+)?leaves\s+(?:only\s+|us\s+with\s+)?(?:the\s+)?{_LABELS}\s+(?P<letter>[A-J])$",
+        rf"(?:^|,\s+)(?:[Tt]his|[Tt]hat|[Ii]t)\s+is\s+(?:exactly\s+)?what\s+{_LABELS}\s+(?P<letter>[A-J])\s+shows$",
+        r",\s+which\s+is\s+(?:listed|given)\s+(?:under|as)\s+(?:option\s+)?(?P<letter>[A-J])$",
+        rf"^(?:(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore),?\s+)?(?i:{_LABELS})\s+(?P<letter>[A-J])\s+(?:has|is|shows)\s+the\s+"
+        r"(?:[a-z]+est|only)\b(?:\s+[a-z]+){0,4}$",
+    )
+)
+_A_LETTER = re.compile(r"(?<![\w'’])[A-J](?![\w'’])")
+_FIRST_SIGHT = re.compile(r"\b(?:at first|first sight|leaves out|once|when|second|next)\b", re.IGNORECASE)
+
+
 def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     r"""The one letter of the last sentence that stands beside its text: "$\textbf{(C)}\ 24$", "6 m (D)", "i.e. D: 6 m".
 
@@ -313,6 +335,11 @@ def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     start = len(text) - len(sentence)
     if len(sentence) > SENTENCE_CHARACTERS or _UNSURE.search(sentence):
         return []
+    plain = sentence.replace("*", "").rstrip(" .!")
+    for pattern in _NAMED_LETTER:
+        found = pattern.search(plain)
+        if found and len(_A_LETTER.findall(re.sub(r"^A(?= [a-z])", "", plain))) == 1 and not _FIRST_SIGHT.search(plain):
+            return [(start, found["letter"])]
     marked = list(_SET_LETTER.finditer(sentence)) if "\\" in sentence else []
     if len(marked) > 1:
         return []

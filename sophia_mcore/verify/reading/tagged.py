@@ -67,4 +67,4 @@ def _value(match: re.Match[str]) -> str:
     listed = match["list"]
     items = [item.strip(" \"'") for item in listed.split(",")] if listed else []
     numbers = all(item.lstrip("-").replace(".", "", 1).isdigit() for item in items)
-    return f"[{listed}]" if listed and numbers else ", ".join(items) or match["answer"] or ""
+    return f"[{', '.join(items)}]" if listed and numbers else ", ".join(items) or match["answer"] or ""

@@ -15,10 +15,12 @@ _NUMBER = re.compile(
 _PER_UNIT = re.compile(r"\s+per\s+(?=(?:hour|minute|second|day|year|meter|metre|km|kilometer|liter|h|s|m)\b)")
 _QUALIFYING = (  # words of a sentence whose number is not what it states
     "not|no|never|hardly|barely|scarcely|doubt|doubtful|thought|guessed|first|divisible|begins|ends|rounds|cannot|neither"
-    "|nor|n't|at least|at most|more than|less than|fewer than|over|under|above|below|up to|nearly|almost|between|from"
+    "|nor|n't|at least|at most|more than|less than|fewer than|over|under|above|below|up to|nearly|almost"
+    r"|between(?! (?:the|these|those|them|both)\b)|(?<!away )from"
     "|or|minimum|maximum of|exceeds?|than|except|unless|if|would|could|might|(?-i:may)|perhaps|maybe|either"
     r"|(?:question|step|figure|option|choice|case|equation)\s+\d|increase[sd]? by|decrease[sd]? by|per|each|every|ratio"
-    "|anything|everything|but|besides|other|another|different|opposite|reciprocal|inverse|(?:square|cube) of"
+    r"|anything|everything|but|besides|other|another|(?<!\d )different|different from|opposite|reciprocal"
+    r"|inverse|(?:square|cube) of"
     "|older|younger|larger|smaller|bigger|greater|longer|shorter|higher|lower|taller|earlier|later|ago|until|since"
     "|after|before|(?:next|previous|following)(?! (?:number|term|value|integer))|remainder|mod|plus|difference|product"
     "|quotient|false|unlikely|impossible|minus|negative|times|more|less|fewer|squared|cubed|extra|half|twice|double"
@@ -59,6 +61,7 @@ OF_ANOTHER = re.compile(
     r" (?:the|its|their|this|that) [a-z]+(?: [a-z]+)?(?: [a-z]+)? (?:is|are|was|equals)\b"
     r"|\b(?:mistaken|rejected|incorrect|excluded|discarded) (?:value|answer|result|choice|option|number|one)\b"
     r"|\b(?:nobody|no one|guess|yesterday|originally|formerly|used to|old|other|wrong|previous|initially|at first)\b"
+    r"|\b(?:before|after|above|below|next to|opposite|beside) (?:it|this|that|them) (?:is|was)\b"
     r"|\bone (?:less|more)\b|\b(?:number|one|day|month|year) (?:before|after)\b|\b[a-z] (?:squared|cubed|plus|minus)\b"
     r"|\b(?:[a-z]+ (?:squared|cubed)|(?:squared|cubed) [a-z]+) (?:is|was|equals)\b"
     r"|(?<!number of )(?<!many )\b(?:times|per ?cent of) (?:the|its|their) [a-z]+(?: [a-z]+)? (?:is|are|was|equals)\b",
@@ -69,7 +72,7 @@ _VERBS = (
     "|made|earn(?:s|ed)|costs?|weigh(?:s|ed)?|measures?|measured|total(?:s|ed)?|scored?|scores|sold|sells|bought|buys|takes?|took"
     "|lasts?|lasted|walk(?:s|ed)|runs?|drove|drives|travel(?:s|led|ed)?|holds?|uses?|used|pays?|paid|spends?|spent|saves?|saved"
     "|remains?|leaves|reads?|becomes?|reach(?:es)?|worth|charges?|received?|receives|produces?|produced|requires?|needs?|needed|find|found|obtain"
-    "|yields?|means|as"
+    "|yields?|means|as|displays?|displayed|attracts?|attracted"
 )
 _AN_AMOUNT = (
     "a total of|the total of|(?:an?|the) (?:[a-z]+ )?(?:area|length|height|width|radius|diameter|volume|speed|mass"
@@ -100,6 +103,8 @@ _ASSIGNED = re.compile(  # "let it be 7"
 _DIRECTED = re.compile(rf",\s+{DIRECTION}")
 
 
+_DEFINITE = re.compile(r"\b(?:the|these|those|both|all) (?:two|three|four|five|six)(?= [a-z]+)", re.IGNORECASE)
+_ROUNDED = re.compile(r"^Rounded to (?:the nearest [a-z]+|(?:one|two|three|\d) decimal places?),\s+", re.IGNORECASE)
 _RATED = re.compile(
     r"(?P<amount>(?:\\?\$|[€£¥])?\d[\d,.]*(?:\s+[a-z]{3,}s)?(?P<rate>\s+(?:per|an?)\s+[a-z]{3,}|\s?/\s?[a-z]{3,}))[\s.!]*$"
 )
@@ -115,6 +120,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
     >>> number_in_sentence("She has at least 3 cats.", frozenset())
     ''
     """
+    line = _ROUNDED.sub("", line)
     rated = _RATED.search(line.replace("**", ""))
     if rated is not None and rate_of(rated["amount"])[1]:
         alone = number_in_sentence(f"{line.replace('**', '')[: rated.start('rate')]}", units)
@@ -143,7 +149,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
         return ""  # "she needs 7 to win"; another year
     if word in ("is", "was", "are") and not re.search(r"\b(?:answer|result|total|sum|value)\b", line[found.end() :]):
         return ""  # the number is what the sentence is about
-    if _COUNTS.search(line) and word.casefold() not in MULTIPLIERS:
+    if _COUNTS.search(_DEFINITE.sub("the", line)) and word.casefold() not in MULTIPLIERS:
         return ""
     if _DIRECTED.match(line, following.end() if following else found.end()):
         return ""  # the direction belongs to it
@@ -158,6 +164,7 @@ def number_in_sentence(line: str, units: frozenset[str]) -> str:
 
 _BOLD = re.compile(r"\*\*(?P<value>[^*\n]{1,40})\*\*")
 _PREMISE_BEHIND = re.compile(r"[,;:]|\b(?:and|but|so|while|then|when|because|since|each|per)\b|\d", re.IGNORECASE)
+_SINCE = re.compile(r"(?:since|as|because|with)\b(?!.*\b(?:if|unless|would|not)\b)", re.IGNORECASE)
 
 
 def bold_amount(line: str, units: frozenset[str]) -> str:
@@ -172,7 +179,9 @@ def bold_amount(line: str, units: frozenset[str]) -> str:
     if len(marked) != 1 or not re.match(r"[-−\\$€£]{0,3}\d", marked[0]["value"]):
         return ""
     before, behind = line[: marked[0].start()], line[marked[0].end() :]
-    if _PREMISE_BEHIND.search(behind) or "=" in line:
+    if "=" in before and _SINCE.match(before):
+        before = before.rpartition(", ")[2]  # "Since 2^14 = 16384, it needs **14** bits"
+    if _PREMISE_BEHIND.search(behind) or "=" in before + behind:
         return ""
     return number_in_sentence(re.sub(r"\d[\d,.]*\d|\d", "N", before) + marked[0]["value"] + behind, units)
 

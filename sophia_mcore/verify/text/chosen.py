@@ -27,6 +27,7 @@ _QUALIFIED = re.compile(  # behind a letter, in its sentence
     r"|[)\]*_]*,?\s+\(?(?:in (?:part|some|certain|most)|partly|partially|mostly|sometimes|assuming|provided"
     r"|when|as long as|for (?:even|odd|positive|negative|small|large|some|certain|most|n|x)|almost|nearly)\b"
     r"|[)\]*_]*,?\s*\(?(?:not (?:sure|certain)|unsure|maybe|perhaps|probably)\b"
+    r"|[^\n。]{0,80}?(?:不符合题意|不符合要求|不正确|不成立|排除)"
     r"|[)\]*_]*\s*[:(–—-]\s*(?:too|wrong|false|incorrect|eliminated|excluded|impossible|ruled out|no)\b"
     r"|[).:]*\s[^.!?\n,]{0,40}?\b(?:is|was) [^.!?\n]{1,60}, not \b|[).:]+\s[^.!?\n,]{0,40}?\bwould\b",
     re.IGNORECASE,

@@ -84,13 +84,16 @@ def states(before: str, behind: str = "") -> bool:
     )
 
 
+_TAKEN = re.compile(r"\b(?:since|as|because)\b[^.;]*,\s+we (?:take|choose)\s*[:,]?\s*[*_$(\\]*$", re.IGNORECASE)
+
+
 def assigns(before: str) -> bool:
     """Whether an equation behind ``before`` is only chosen or a condition: "Take ", "The maximum occurs at ".
 
     >>> assigns("Take "), assigns("the graph has a hole at $"), assigns("So we get ")
     (True, True, False)
     """
-    return _PREMISE.search(before) is not None
+    return _PREMISE.search(before) is not None and _TAKEN.search(before) is None
 
 
 _NAME = r"\$?\\?[A-Za-z](?:_\{?\w+\}?)?"

@@ -62,6 +62,7 @@ _NAMED = re.compile(  # "the point (1, 2)"
 )
 _THE_YEARS = re.compile(r"^[Tt]he (?=(?:\d{2}){1,2}s$)")  # "the 1990s"
 _YEAR = re.compile(r"(?:in )?the year (\d{4})", re.I)
+_SHARE_OF = re.compile(r"(?P<share>\d+/\d+|\d[\d.]*\s?\\?%) of the [a-z]+(?: [a-z]+)? (?:is|are) [a-z]+ed")
 _FIRST_NUMBER = re.compile(r"\W*\d[\d.,]*\b")
 _DENIAL = re.compile(r"\b(?:not|never|no|than|if|least|most)\b", re.IGNORECASE)
 
@@ -79,6 +80,9 @@ def said(text: str) -> str:
     if year:
         return year[1]
     text = _NAME_IS.sub(r"\g<name> = ", text)
+    share = _SHARE_OF.fullmatch(text)
+    if share:
+        return share["share"]
     if " is " not in text and " are " not in text and " equals " not in text and " was " not in text:
         return text
     flat = TEXT_COMMAND.sub(r"\1 ", text)
