@@ -13,6 +13,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from sophia_mcore.benchmarks.layouts import RawRow, read_raw
+from sophia_mcore.benchmarks.marks import highest_mark, settled
 from sophia_mcore.benchmarks.prompts import render
 from sophia_mcore.benchmarks.table import PROTOCOLS, Benchmark, benchmark_named
 from sophia_mcore.config.schema import Source
@@ -33,7 +34,6 @@ from sophia_mcore.errors import SophiaError
 _LISTS = ("task", "skills")  # values that may be several: a question counts in each
 _CHOICES = re.compile(r"\s*\nChoices:\n.*", re.DOTALL)
 _HINT = re.compile(r"^Hint:.*?\nQuestion:\s*", re.DOTALL)
-_MERGED = re.compile(r"\s*<image\d+>")  # in the hub's MathVision, whose images are merged into one
 _TYPES = {"multi_choice": "choice", "multiple-choice": "choice", "multi-choice": "choice", "multiple choice": "choice"}
 
 
@@ -124,11 +124,13 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     values["index"] = values.get("index") or str(number + 1)
     options = _options(benchmark, raw.cells, values, problems)
     values["options_cell"] = values.get("options", "")
-    values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
-    placed = bool(_MERGED.search(str(values.get("question", ""))))  # MathVision's 528 is "<image1>": the image asks
-    _texts(benchmark, values, options)
-    options = options or options_in(str(values.get(benchmark.options_in, "")))
     images = _images(benchmark, raw, problems) if shown and not values.get("no_image") else ()
+    placed = bool(highest_mark([str(values.get("question", ""))]))  # MathVision's 528 is "<image1>": the image asks
+    highest = highest_mark([str(values.get("question", "")), *options])
+    options = _marked(values, options, highest, len(images)) if shown else options  # as given for answers that exist
+    values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
+    _texts(benchmark, values, options, highest, len(images))
+    options = options or options_in(str(values.get(benchmark.options_in, "")))
     answer = _answer(values, options, problems)
     if shown and not images and not problems and not benchmark.text_only:
         problems.append("no image")
@@ -163,12 +165,22 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     )
 
 
-def _texts(benchmark: Benchmark, values: dict[str, Any], options: Sequence[str]) -> None:
+def _marked(values: dict[str, Any], options: tuple[str, ...], highest: int, images: int) -> tuple[str, ...]:
+    """The options without marks "<imagek>"; the golds, and a table's prompt, where a mark says something, likewise."""
+    if highest > 1 and values.get("query"):  # a sole mark stays there, as VLMEvalKit has it
+        values["query"] = settled(values["query"], highest, images)
+    if highest:
+        values["answer"] = settled(str(values["answer"]), highest, images)
+        values["golds"] = [settled(gold, highest, images) for gold in values["golds"]]
+    return tuple(settled(option, highest, images) for option in options)
+
+
+def _texts(benchmark: Benchmark, values: dict[str, Any], options: Sequence[str], highest: int, images: int) -> None:
     """Question (as a reader sees it) and query (as the benchmark's table has it), each from the other."""
     question, query = values.get("question", ""), values.get("query", "")
     if benchmark.query_of_question and query:
         question = _HINT.sub("", _CHOICES.sub("", query if query == question else question))
-    question = _MERGED.sub("", question)
+    question = settled(question, highest, images)
     if benchmark.query_of_question and not query:
         lettered = "\n".join(f"({letter}) {text}" for letter, text in values["options"])
         query = f"{question}\nChoices:\n{lettered}" if options else question

@@ -67,6 +67,27 @@ def test_mathvision_names_images_from_the_root(tmp_path: Path, named_file: str) 
     assert details(first)["values"]["l2-category"] == "2"
 
 
+@pytest.mark.parametrize("protocol", ["paper", "vlmevalkit"])
+def test_panels_of_one_picture_keep_their_labels(tmp_path: Path, protocol: str) -> None:
+    several = VISION | {"question": "Anna has <image1>. Barbara gave Eva <image2>. Which is Eva's?"}
+    chosen = VISION | {"id": "8", "options": ["<image2>", "<image3>"], "answer": "<image3>"}
+    inside = VISION | {"id": "9", "question": "It is 25+<image1>\nHow much?"}
+    alone = VISION | {"id": "10", "question": "Which is red?\n<image1>"}
+    merged = VISION | {"id": "11", "question": "<image1>\n<image2>"}
+    broken = VISION | {"id": "12", "question": "It stands on the\n<image1>\nnumber line. Where?"}
+    top = tmp_path / "MATH-V"
+    write(top / "data/test.jsonl", [several, chosen, inside, alone, merged, broken])
+    images(top, "images/7.jpg")
+    rows = read("mathvision", top)
+    placed = [place(details(row)["prompts"][protocol], ("picture",)) for row in rows]
+    assert all(shown == ("picture",) and "<image" not in text for text, shown in placed)
+    texts = [text for text, _ in placed]
+    assert "Anna has image 1. Barbara gave Eva image 2. Which" in texts[0]
+    assert "image 1" in texts[1] and "(A) image 2\n(B) image 3" in texts[1] and rows[1].answer == "B"
+    assert "25+image 1\nHow much?" in texts[2] and "image 1" not in texts[3] and "image 1\nimage 2" in texts[4]
+    assert "on the\nnumber line" in texts[5]
+
+
 def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "data/test.jsonl", [VISION])
     images(tmp_path, "images/7.jpg")
