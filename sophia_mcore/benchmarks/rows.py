@@ -123,6 +123,7 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     values = values_of(benchmark, raw)
     values["index"] = values.get("index") or str(number + 1)
     options = _options(benchmark, raw.cells, values, problems)
+    options = options if any(options) else ()  # blanks alone are no options
     values["options_cell"] = values.get("options", "")
     images = _images(benchmark, raw, problems) if shown and not values.get("no_image") else ()
     placed = bool(highest_mark([str(values.get("question", ""))]))  # MathVision's 528 is "<image1>": the image asks
@@ -138,8 +139,8 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     in_image = benchmark.asked_in_image or (placed and bool(images))
     if unasked and not in_image and "value" not in benchmark.values.get("question", {}):
         problems.append("no question")
-    if benchmark.lettered and not options:
-        problems += _options_missing(values, answer)
+    if not options:
+        problems += _options_missing(benchmark, raw.layout, values, answer)
     reserved = reserved_in(values["question"]) or reserved_in(values["query"])
     problems += [f"the question {reserved}"] if reserved else []
     prompts = {
@@ -203,11 +204,19 @@ def _options(
     return ()
 
 
-def _options_missing(values: Mapping[str, Any], answer: str) -> list[str]:
-    """Why a row without options should have some; a table does not say which questions are multiple choice."""
+def _options_missing(benchmark: Benchmark, layout: str, values: Mapping[str, Any], answer: str) -> list[str]:
+    """Why a row without options should have some; a table does not say which questions are multiple choice.
+
+    Without lettered columns an empty list may be that of an open question, whose answer may be a letter.
+    """
+    if not benchmark.lettered and "options" not in benchmark.columns(layout):
+        return []
     if _type(values) == "choice":
         return ["the options are missing, though the question is multiple choice"]
-    if not values.get("question_type") and re.fullmatch("[A-Z]", answer):
+    cell = values["options_cell"]
+    listed = literal(cell) if isinstance(cell, str) else cell
+    emptied = bool(listed) if isinstance(listed, (list, tuple, Mapping)) else layout == "authors" and cell is None
+    if (benchmark.lettered or emptied) and not values.get("question_type") and re.fullmatch("[A-Z]", answer):
         return [f"the options are missing, though the answer is the letter {answer}"]
     return []
 

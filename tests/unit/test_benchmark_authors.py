@@ -88,6 +88,21 @@ def test_panels_of_one_picture_keep_their_labels(tmp_path: Path, protocol: str) 
     assert "on the\nnumber line" in texts[5]
 
 
+@pytest.mark.parametrize("options", [["", ""], [None, None], [" ", ""], {"A": "", "B": None}, None])
+def test_a_letter_without_options_is_bad(tmp_path: Path, options: Any) -> None:
+    write(tmp_path / "data/test.jsonl", [VISION | {"options": options}, VISION | {"options": []}])
+    images(tmp_path, "images/7.jpg")
+    bad, open_question = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path)))
+    assert bad.problems == ("the options are missing, though the answer is the letter B",)
+    assert open_question.problems == ()  # two of the authors' open questions are answered by a letter
+    query = {"choices": options, "question": "Which?", "image": "7.jpg", "answer": "B", "answer_type": "text",
+             "question_type": "multi_choice", "pid": "1", "metadata": {}, "query": "Which?"}  # fmt: skip
+    write(tmp_path / "testmini.json", {"1": query})
+    images(tmp_path, "7.jpg")
+    (bad,) = read_benchmark(Source(benchmark="mathvista", path=str(tmp_path / "testmini.json")))
+    assert bad.problems == ("the options are missing, though the question is multiple choice",)
+
+
 def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "data/test.jsonl", [VISION])
     images(tmp_path, "images/7.jpg")

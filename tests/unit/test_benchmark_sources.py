@@ -180,7 +180,8 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
 def test_marks_of_a_table_are_labels_or_places(tmp_path: Path) -> None:
     one, two = (base64.b64encode(picture(colour)).decode() for colour in ("red", "blue"))
     row = {"index": "1", "id": "1", "question": "Is <image1> in <image2>?\nChoices:\n(A) <image1>\n(B) no",
-           "choices": "['<image1>', 'no']", "answer": "B", "image": one, "category": "c", "l2-category": "1"}  # fmt: skip
+           "choices": "['<image1>', 'no']", "answer": "B", "image": one, "category": "c",
+           "l2-category": "1"}  # fmt: skip
     rows = [row, row | {"index": "2", "id": "2", "image": str([one, two])}]
     write_tsv(tmp_path / "MathVision.tsv", rows)
     labelled, both = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path / "MathVision.tsv")))
