@@ -12,6 +12,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from sophia_mcore.benchmarks.eaten import restored
 from sophia_mcore.benchmarks.layouts import RawRow, read_raw
 from sophia_mcore.benchmarks.marks import highest_mark, settled
 from sophia_mcore.benchmarks.prompts import render
@@ -81,7 +82,7 @@ def values_of(benchmark: Benchmark, raw: RawRow) -> dict[str, Any]:
     ``options`` are (letter, text) pairs; without images.
     """
     named = {key: column for key, column in benchmark.columns(raw.layout).items() if key != "images"}
-    values: dict[str, Any] = {key: _text(_cell(raw.cells, column)) for key, column in named.items()}
+    values: dict[str, Any] = {key: restored(_text(_cell(raw.cells, column))) for key, column in named.items()}
     values["place"] = raw.cells["place"]
     for key in [*(key for key in _LISTS if key in named), *(["options"] if "options" in named else [])]:
         values[key] = _cell(raw.cells, named[key])
@@ -198,9 +199,11 @@ def _options(
         listed = literal(cell) if isinstance(cell, str) and cell[:2] == "[[" else cell
         if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], list):
             cell = listed[0]  # one row of MMMU-Pro has its list within a list
-        return options_of(None if cell in ("", "[]") else cell, problems)
+        parsed = literal(cell) if isinstance(cell, str) and cell.strip()[:1] in ("[", "{") else None
+        cell = restored(cell if parsed is None else parsed)  # what parsing eats, too
+        return options_of(None if cell in ("", []) else cell, problems)
     if benchmark.lettered:
-        return options_of([cells.get(letter) or "" for letter in ascii_uppercase], problems)
+        return options_of([restored(cells.get(letter) or "") for letter in ascii_uppercase], problems)
     return ()
 
 
@@ -287,6 +290,7 @@ def _golds(cell: Any) -> list[str]:
         value = literal(cell)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             cell = value
+    cell = restored(cell)  # before blanks go: a form feed is one
     if isinstance(cell, (list, tuple)):
         return [str(item).strip() for item in cell if item is not None and not is_missing(item) and str(item).strip()]
     text = _text(cell)

@@ -103,6 +103,42 @@ def test_a_letter_without_options_is_bad(tmp_path: Path, options: Any) -> None:
     assert bad.problems == ("the options are missing, though the question is multiple choice",)
 
 
+EATEN = {
+    "\x0crac{36}{13}": r"\frac{36}{13}", "3\times 4": r"3\times 4", "\theta": r"\theta", "\text{ cm}": r"\text{ cm}",
+    "$\tan 30$": r"$\tan 30$", "\tan\\alpha": r"\tan\alpha", "\triangle ABC": r"\triangle ABC", "\beta": r"\beta",
+    "\begin{matrix}1\\end{matrix}": r"\begin{matrix}1\end{matrix}", "\bar{x}": r"\bar{x}",
+    "\binom{5}{2}": r"\binom{5}{2}", "\boxed{5}": r"\boxed{5}", "(x\right)": r"(x\right)", "\rho_1": r"\rho_1", "\vec{a}": r"\vec{a}",
+    "\alpha": r"\alpha", "\angle B": r"\angle B",
+}  # fmt: skip
+REAL = [
+    " \t \tWhat is it?",
+    "a\tan apple",
+    "x\tis",
+    "o\to\tx",
+    "x\r\nright?",
+    "Look.\rangle ABC is right.",
+    "1\n2\n\x0cBox",
+]
+
+
+def test_latex_that_was_read_as_control_characters_is_put_back(tmp_path: Path) -> None:
+    asked = [VISION | {"id": str(n), "question": f"Is it {text}, yes?\n<image1>", "options": [text, "none"],
+                       "answer": text} for n, text in enumerate(EATEN)]  # fmt: skip
+    listed = [VISION | {"options": json.dumps([right]).replace("\\\\", "\\")} for right in (r"\frac{1}{2}", r"\theta")]
+    write(tmp_path / "data/test.jsonl", [*asked, *listed])
+    images(tmp_path, "images/7.jpg")
+    rows = list(read_benchmark(Source(benchmark="mathvision", path=str(tmp_path))))
+    for row, right in zip(rows, EATEN.values(), strict=False):
+        assert row.options == (right, "none") and row.answer == "A" and details(row)["golds"] == [right]
+        if "$" not in right and right != r"\tan\alpha":
+            assert f"Is it {right}, yes?" == row.question
+        assert right in details(row)["prompts"]["paper"]
+    assert [row.options for row in rows[len(EATEN) :]] == [(r"\frac{1}{2}",), (r"\theta",)]
+    write(tmp_path / "data/test.jsonl", [VISION | {"question": f"So: {text} ok"} for text in REAL])
+    kept = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path)))
+    assert [row.question for row in kept] == [f"So: {text} ok" for text in REAL]
+
+
 def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "data/test.jsonl", [VISION])
     images(tmp_path, "images/7.jpg")
