@@ -72,10 +72,18 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
         prediction = "" if prediction == EMPTY else prediction
         cut += max(len(prediction), len(thought)) >= CELL_LIMIT and file.suffix == ".xlsx"
         answers.append((question, with_thought(thought, prediction) if thought else prediction))
-    twice = len(answers) - len({question.id for question, _ in answers})
-    if twice:
-        raise SophiaError(f"{file}: {twice} of {len(answers)} rows have the index of another row")
+    _refuse_twice(file, [question.id for question, _ in answers])
+    if layout == "tsv":
+        _refuse_twice(file, [_text(row.get("index")).strip() for row in rows])
     return Predictions(found, answers, cut)
+
+
+def _refuse_twice(file: Path, names: Sequence[str]) -> None:
+    """Refuses a row whose index or id (one of ``names``, by row; "" is none) is that of another row."""
+    rows: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name and rows.setdefault(name, number) != number:
+            raise SophiaError(f"{file}: row {number} has the index of another row: {name}, first in row {rows[name]}")
 
 
 def _question(benchmark: Benchmark, number: int, cells: dict[str, Any], layout: str, file: Path) -> Question:

@@ -12,7 +12,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from sophia_mcore.benchmarks.eaten import restored
 from sophia_mcore.benchmarks.layouts import RawRow, read_raw
+from sophia_mcore.benchmarks.marks import highest_mark, settled
 from sophia_mcore.benchmarks.prompts import render
 from sophia_mcore.benchmarks.table import PROTOCOLS, Benchmark, benchmark_named
 from sophia_mcore.config.schema import Source
@@ -33,7 +35,6 @@ from sophia_mcore.errors import SophiaError
 _LISTS = ("task", "skills")  # values that may be several: a question counts in each
 _CHOICES = re.compile(r"\s*\nChoices:\n.*", re.DOTALL)
 _HINT = re.compile(r"^Hint:.*?\nQuestion:\s*", re.DOTALL)
-_MERGED = re.compile(r"\s*<image\d+>")  # in the hub's MathVision, whose images are merged into one
 _TYPES = {"multi_choice": "choice", "multiple-choice": "choice", "multi-choice": "choice", "multiple choice": "choice"}
 
 
@@ -81,7 +82,7 @@ def values_of(benchmark: Benchmark, raw: RawRow) -> dict[str, Any]:
     ``options`` are (letter, text) pairs; without images.
     """
     named = {key: column for key, column in benchmark.columns(raw.layout).items() if key != "images"}
-    values: dict[str, Any] = {key: _text(_cell(raw.cells, column)) for key, column in named.items()}
+    values: dict[str, Any] = {key: restored(_text(_cell(raw.cells, column))) for key, column in named.items()}
     values["place"] = raw.cells["place"]
     for key in [*(key for key in _LISTS if key in named), *(["options"] if "options" in named else [])]:
         values[key] = _cell(raw.cells, named[key])
@@ -123,12 +124,15 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     values = values_of(benchmark, raw)
     values["index"] = values.get("index") or str(number + 1)
     options = _options(benchmark, raw.cells, values, problems)
+    options = options if any(options) else ()  # blanks alone are no options
     values["options_cell"] = values.get("options", "")
-    values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
-    placed = bool(_MERGED.search(str(values.get("question", ""))))  # MathVision's 528 is "<image1>": the image asks
-    _texts(benchmark, values, options)
-    options = options or options_in(str(values.get(benchmark.options_in, "")))
     images = _images(benchmark, raw, problems) if shown and not values.get("no_image") else ()
+    placed = bool(highest_mark([str(values.get("question", ""))]))  # MathVision's 528 is "<image1>": the image asks
+    highest = highest_mark([str(values.get("question", "")), *options])
+    options = _marked(values, options, highest, len(images)) if shown else options  # as given for answers that exist
+    values["options"] = [(letter, text) for letter, text in zip(ascii_uppercase, options, strict=False) if text]
+    _texts(benchmark, values, options, highest, len(images))
+    options = options or options_in(str(values.get(benchmark.options_in, "")))
     answer = _answer(values, options, problems)
     if shown and not images and not problems and not benchmark.text_only:
         problems.append("no image")
@@ -136,8 +140,8 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     in_image = benchmark.asked_in_image or (placed and bool(images))
     if unasked and not in_image and "value" not in benchmark.values.get("question", {}):
         problems.append("no question")
-    if benchmark.lettered and not options:
-        problems += _options_missing(values, answer)
+    if not options:
+        problems += _options_missing(benchmark, raw.layout, values, answer)
     reserved = reserved_in(values["question"]) or reserved_in(values["query"])
     problems += [f"the question {reserved}"] if reserved else []
     prompts = {
@@ -163,12 +167,22 @@ def row_of(benchmark: Benchmark, label: str, number: int, raw: RawRow, *, shown:
     )
 
 
-def _texts(benchmark: Benchmark, values: dict[str, Any], options: Sequence[str]) -> None:
+def _marked(values: dict[str, Any], options: tuple[str, ...], highest: int, images: int) -> tuple[str, ...]:
+    """The options without marks "<imagek>"; the golds, and a table's prompt, where a mark says something, likewise."""
+    if highest > 1 and values.get("query"):  # a sole mark stays there, as VLMEvalKit has it
+        values["query"] = settled(values["query"], highest, images)
+    if highest:
+        values["answer"] = settled(str(values["answer"]), highest, images)
+        values["golds"] = [settled(gold, highest, images) for gold in values["golds"]]
+    return tuple(settled(option, highest, images) for option in options)
+
+
+def _texts(benchmark: Benchmark, values: dict[str, Any], options: Sequence[str], highest: int, images: int) -> None:
     """Question (as a reader sees it) and query (as the benchmark's table has it), each from the other."""
     question, query = values.get("question", ""), values.get("query", "")
     if benchmark.query_of_question and query:
         question = _HINT.sub("", _CHOICES.sub("", query if query == question else question))
-    question = _MERGED.sub("", question)
+    question = settled(question, highest, images)
     if benchmark.query_of_question and not query:
         lettered = "\n".join(f"({letter}) {text}" for letter, text in values["options"])
         query = f"{question}\nChoices:\n{lettered}" if options else question
@@ -185,17 +199,27 @@ def _options(
         listed = literal(cell) if isinstance(cell, str) and cell[:2] == "[[" else cell
         if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], list):
             cell = listed[0]  # one row of MMMU-Pro has its list within a list
-        return options_of(None if cell in ("", "[]") else cell, problems)
+        parsed = literal(cell) if isinstance(cell, str) and cell.strip()[:1] in ("[", "{") else None
+        cell = restored(cell if parsed is None else parsed)  # what parsing eats, too
+        return options_of(None if cell in ("", []) else cell, problems)
     if benchmark.lettered:
-        return options_of([cells.get(letter) or "" for letter in ascii_uppercase], problems)
+        return options_of([restored(cells.get(letter) or "") for letter in ascii_uppercase], problems)
     return ()
 
 
-def _options_missing(values: Mapping[str, Any], answer: str) -> list[str]:
-    """Why a row without options should have some; a table does not say which questions are multiple choice."""
+def _options_missing(benchmark: Benchmark, layout: str, values: Mapping[str, Any], answer: str) -> list[str]:
+    """Why a row without options should have some; a table does not say which questions are multiple choice.
+
+    Without lettered columns an empty list may be that of an open question, whose answer may be a letter.
+    """
+    if not benchmark.lettered and "options" not in benchmark.columns(layout):
+        return []
     if _type(values) == "choice":
         return ["the options are missing, though the question is multiple choice"]
-    if not values.get("question_type") and re.fullmatch("[A-Z]", answer):
+    cell = values["options_cell"]
+    listed = literal(cell) if isinstance(cell, str) else cell
+    emptied = bool(listed) if isinstance(listed, (list, tuple, Mapping)) else layout == "authors" and cell is None
+    if (benchmark.lettered or emptied) and not values.get("question_type") and re.fullmatch("[A-Z]", answer):
         return [f"the options are missing, though the answer is the letter {answer}"]
     return []
 
@@ -266,6 +290,7 @@ def _golds(cell: Any) -> list[str]:
         value = literal(cell)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             cell = value
+    cell = restored(cell)  # before blanks go: a form feed is one
     if isinstance(cell, (list, tuple)):
         return [str(item).strip() for item in cell if item is not None and not is_missing(item) and str(item).strip()]
     text = _text(cell)

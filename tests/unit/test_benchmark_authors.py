@@ -67,6 +67,78 @@ def test_mathvision_names_images_from_the_root(tmp_path: Path, named_file: str) 
     assert details(first)["values"]["l2-category"] == "2"
 
 
+@pytest.mark.parametrize("protocol", ["paper", "vlmevalkit"])
+def test_panels_of_one_picture_keep_their_labels(tmp_path: Path, protocol: str) -> None:
+    several = VISION | {"question": "Anna has <image1>. Barbara gave Eva <image2>. Which is Eva's?"}
+    chosen = VISION | {"id": "8", "options": ["<image2>", "<image3>"], "answer": "<image3>"}
+    inside = VISION | {"id": "9", "question": "It is 25+<image1>\nHow much?"}
+    alone = VISION | {"id": "10", "question": "Which is red?\n<image1>"}
+    merged = VISION | {"id": "11", "question": "<image1>\n<image2>"}
+    broken = VISION | {"id": "12", "question": "It stands on the\n<image1>\nnumber line. Where?"}
+    top = tmp_path / "MATH-V"
+    write(top / "data/test.jsonl", [several, chosen, inside, alone, merged, broken])
+    images(top, "images/7.jpg")
+    rows = read("mathvision", top)
+    placed = [place(details(row)["prompts"][protocol], ("picture",)) for row in rows]
+    assert all(shown == ("picture",) and "<image" not in text for text, shown in placed)
+    texts = [text for text, _ in placed]
+    assert "Anna has image 1. Barbara gave Eva image 2. Which" in texts[0]
+    assert "image 1" in texts[1] and "(A) image 2\n(B) image 3" in texts[1] and rows[1].answer == "B"
+    assert "25+image 1\nHow much?" in texts[2] and "image 1" not in texts[3] and "image 1\nimage 2" in texts[4]
+    assert "on the\nnumber line" in texts[5]
+
+
+@pytest.mark.parametrize("options", [["", ""], [None, None], [" ", ""], {"A": "", "B": None}, None])
+def test_a_letter_without_options_is_bad(tmp_path: Path, options: Any) -> None:
+    write(tmp_path / "data/test.jsonl", [VISION | {"options": options}, VISION | {"options": []}])
+    images(tmp_path, "images/7.jpg")
+    bad, open_question = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path)))
+    assert bad.problems == ("the options are missing, though the answer is the letter B",)
+    assert open_question.problems == ()  # two of the authors' open questions are answered by a letter
+    query = {"choices": options, "question": "Which?", "image": "7.jpg", "answer": "B", "answer_type": "text",
+             "question_type": "multi_choice", "pid": "1", "metadata": {}, "query": "Which?"}  # fmt: skip
+    write(tmp_path / "testmini.json", {"1": query})
+    images(tmp_path, "7.jpg")
+    (bad,) = read_benchmark(Source(benchmark="mathvista", path=str(tmp_path / "testmini.json")))
+    assert bad.problems == ("the options are missing, though the question is multiple choice",)
+
+
+EATEN = {
+    "\x0crac{36}{13}": r"\frac{36}{13}", "3\times 4": r"3\times 4", "\theta": r"\theta", "\text{ cm}": r"\text{ cm}",
+    "$\tan 30$": r"$\tan 30$", "\tan\\alpha": r"\tan\alpha", "\triangle ABC": r"\triangle ABC", "\beta": r"\beta",
+    "\begin{matrix}1\\end{matrix}": r"\begin{matrix}1\end{matrix}", "\bar{x}": r"\bar{x}",
+    "\binom{5}{2}": r"\binom{5}{2}", "\boxed{5}": r"\boxed{5}", "(x\right)": r"(x\right)", "\rho_1": r"\rho_1", "\vec{a}": r"\vec{a}",
+    "\alpha": r"\alpha", "\angle B": r"\angle B",
+}  # fmt: skip
+REAL = [
+    " \t \tWhat is it?",
+    "a\tan apple",
+    "x\tis",
+    "o\to\tx",
+    "x\r\nright?",
+    "Look.\rangle ABC is right.",
+    "1\n2\n\x0cBox",
+]
+
+
+def test_latex_that_was_read_as_control_characters_is_put_back(tmp_path: Path) -> None:
+    asked = [VISION | {"id": str(n), "question": f"Is it {text}, yes?\n<image1>", "options": [text, "none"],
+                       "answer": text} for n, text in enumerate(EATEN)]  # fmt: skip
+    listed = [VISION | {"options": json.dumps([right]).replace("\\\\", "\\")} for right in (r"\frac{1}{2}", r"\theta")]
+    write(tmp_path / "data/test.jsonl", [*asked, *listed])
+    images(tmp_path, "images/7.jpg")
+    rows = list(read_benchmark(Source(benchmark="mathvision", path=str(tmp_path))))
+    for row, right in zip(rows, EATEN.values(), strict=False):
+        assert row.options == (right, "none") and row.answer == "A" and details(row)["golds"] == [right]
+        if "$" not in right and right != r"\tan\alpha":
+            assert f"Is it {right}, yes?" == row.question
+        assert right in details(row)["prompts"]["paper"]
+    assert [row.options for row in rows[len(EATEN) :]] == [(r"\frac{1}{2}",), (r"\theta",)]
+    write(tmp_path / "data/test.jsonl", [VISION | {"question": f"So: {text} ok"} for text in REAL])
+    kept = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path)))
+    assert [row.question for row in kept] == [f"So: {text} ok" for text in REAL]
+
+
 def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "data/test.jsonl", [VISION])
     images(tmp_path, "images/7.jpg")

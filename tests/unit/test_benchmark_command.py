@@ -120,6 +120,19 @@ def test_hostile_cells_of_predictions(tmp_path: Path) -> None:
         read_predictions(tmp_path / "n_MathVision.tsv")
 
 
+@pytest.mark.parametrize("suffix", ["tsv", "json"])
+def test_an_index_that_stands_twice_is_named(tmp_path: Path, suffix: str) -> None:
+    row = {"index": "7", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "A",
+           "category": "Art", "l2-category": "Art & Design", "split": "validation", "prediction": "A"}  # fmt: skip
+    rows = [row, row | {"index": "8", "id": "validation_Art_2"}, row | {"id": "validation_Art_3"}]
+    file = tmp_path / f"m_MMMU_DEV_VAL.{suffix}"
+    lines = ["\t".join(row), *("\t".join(one.values()) for one in rows)]
+    file.write_text(json.dumps(rows) if suffix == "json" else "\n".join(lines) + "\n")
+    result = run("--rescore", str(file), "--protocol", "vlmevalkit")
+    assert isinstance(result.exception, SophiaError)
+    assert str(result.exception) == f"{file}: row 2 has the index of another row: 7, first in row 0"
+
+
 def test_rescoring_a_file(tmp_path: Path, stubs: list[Stub]) -> None:
     file = str(folder() / "data/vlmevalkit_predictions/toy_MathVista_MINI.tsv")
     out = tmp_path / "scores.json"

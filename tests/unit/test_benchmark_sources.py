@@ -177,6 +177,22 @@ def test_hostile_rows_are_named(tmp_path: Path) -> None:
         prepare_questions([source], ImageStore(tmp_path / "i"), tmp_path / "q.parquet", read=read_benchmark)
 
 
+def test_marks_of_a_table_are_labels_or_places(tmp_path: Path) -> None:
+    one, two = (base64.b64encode(picture(colour)).decode() for colour in ("red", "blue"))
+    row = {"index": "1", "id": "1", "question": "Is <image1> in <image2>?\nChoices:\n(A) <image1>\n(B) no",
+           "choices": "['<image1>', 'no']", "answer": "B", "image": one, "category": "c",
+           "l2-category": "1"}  # fmt: skip
+    rows = [row, row | {"index": "2", "id": "2", "image": str([one, two])}]
+    write_tsv(tmp_path / "MathVision.tsv", rows)
+    labelled, both = read_benchmark(Source(benchmark="mathvision", path=str(tmp_path / "MathVision.tsv")))
+    assert labelled.question == "Is image 1 in image 2?" and labelled.options == ("image 1", "no")
+    for protocol in ("paper", "vlmevalkit"):
+        text, shown = place(prompts(labelled)[protocol], (1,))
+        assert shown == (1,) and "Is image 1 in image 2?\n" in text and "(A) image 1" in text and "<image" not in text
+        text, shown = place(prompts(both)[protocol], (1, 2))
+        assert shown == (1, 2, 1) and text.startswith(f"Is {IMAGE_PLACE} in {IMAGE_PLACE}?")
+
+
 def test_rows_of_a_table_that_is_ambiguous_are_bad(tmp_path: Path) -> None:
     image, other = (base64.b64encode(picture(colour)).decode() for colour in ("red", "blue"))
     row = {"index": "1", "id": "validation_Art_1", "question": "Which?", "A": "red", "B": "blue", "answer": "B",
