@@ -23,7 +23,7 @@ from sophia_mcore.rl.versions import (
 )
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import write_shard
-from sophia_mcore.train.on_policy.publish import finish_model
+from sophia_mcore.train.on_policy.publish import finish_model, waits_for_validation
 from tests.support import stage_world, train_world
 from tests.support.versions import publish
 
@@ -86,3 +86,16 @@ def test_a_damaged_version_does_not_become_the_model(tmp_path: Path, policy: Pat
     with pytest.raises(DamagedVersionError, match="its bytes are not those that were written"):
         finish_model(job, 0)
     assert damage_file(rl.versions, 0).exists()  # the stage, run again, knows that it has to write it
+
+
+def test_an_earlier_version_that_is_damaged_is_not_awaited(tmp_path: Path, policy: Path) -> None:
+    """Its validation would never come: only the newest version's weights are still with the trainer."""
+    config, run = stage_world.make_stage(tmp_path / "run", policy, {"batches": 2, "validate_every_batches": 1})
+    write_shard(run.rl.validation_questions_file, stage_world.read_questions(run)[:2], Question)
+    run.rl.versions.mkdir(parents=True, exist_ok=True)
+    versions = [publish(policy, run.rl.versions, number) for number in range(3)]
+    job: Any = SimpleNamespace(config=config, run=run, rl=config.on_policy, folder=run.rl)
+    assert waits_for_validation(job, 2) == [0, 1, 2]
+    for version in versions[1:]:
+        note_damage(run.rl.versions, version, "its bytes are not those that were written")
+    assert waits_for_validation(job, 2) == [0, 2]

@@ -170,7 +170,9 @@ def test_a_stage_may_follow_a_round_but_not_change_under_way(model: Path, tmp_pa
     assert "started with other settings (rl.group)" in would_refuse(config_of(tmp_path, group=4), stage=True)
     refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
     publish(model, run.rl.versions, 3)
-    with pytest.raises(UsageError, match=r"is at step 3, and its last checkpoint is of step 0: .*rl\.group.*learned nothing yet"):
+    with pytest.raises(
+        UsageError, match=r"is at step 3, and its last checkpoint is of step 0: .*rl\.group.*learned nothing yet"
+    ):
         refuse_changed_settings(config_of(tmp_path, group=4), run, new_settings=True)
     refuse_changed_settings(with_stage, run, new_settings=True)
     (run.rl.checkpoints / step_name(3)).mkdir(parents=True)

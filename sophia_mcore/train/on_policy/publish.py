@@ -203,11 +203,15 @@ def best_version(job: StageJob) -> tuple[int, float] | None:
 
 
 def waits_for_validation(job: StageJob, newest: int) -> list[int]:
-    """The versions whose validation questions are not all answered and whose weights are still there."""
+    """The versions whose validation questions are not all answered and whose weights are still there.
+
+    One that is damaged is not awaited: nobody has its weights any more, but those of the newest.
+    """
     if not job.folder.validation_questions_file.is_file():
         return []
     open_ones = (n for n in due_versions(job.rl, newest) if accuracy(job.config, job.run, n) is None)
-    return [number for number in open_ones if _folders(job.folder.versions, [number])]
+    whole = (number for number in open_ones if number == newest or not is_damaged(job, number))
+    return [number for number in whole if _folders(job.folder.versions, [number])]
 
 
 def _needed(job: StageJob, number: int) -> list[Path]:
