@@ -17,7 +17,7 @@ from sophia_mcore.records import Question
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One scored answer to a question of a benchmark. ``truncated``: it was cut off at the token limit."""
+    """One scored answer to a question of a benchmark. ``truncated``: cut off at the token limit; None: not known."""
 
     question_id: str
     values: Mapping[str, Any]
@@ -25,15 +25,15 @@ class Outcome:
     settled_by: str
     credit: float
     direct: bool = False
-    truncated: bool = False
+    truncated: bool | None = False
 
     @property
     def right(self) -> bool:
         return self.verdict == "correct"
 
 
-def outcome(question: Question, score: Score, truncated: bool = False) -> Outcome:
-    """The outcome of an answer that was scored outside of a run."""
+def outcome(question: Question, score: Score, truncated: bool | None = None) -> Outcome:
+    """The outcome of an answer that was scored outside of a run: a file does not tell which answers were cut off."""
     values = details_of(question)["values"]
     return Outcome(question.id, values, score.verdict, score.settled_by, score.credit, score.direct, truncated)
 
@@ -47,17 +47,18 @@ def benchmark_results(
     "judge_failed"?, "scoring": how verdicts come about, "groups": {group: {name: {"score", "n", "ci95"}}},
     "worst_case"?, "multi_step"?, "vlmevalkit": VLMEvalKit's table, "published": [{"model", "score"}]}. Questions
     outside of the reported split are used only in VLMEvalKit's table. ``unreadable``: share of answers without a final
-    answer. ``judge_needed``: share that only a judge can score.
+    answer. ``truncated``: None where that is not known. ``judge_needed``: share that only a judge can score.
     ``scoring``: the label of the scorer. ``judge_failed``, with a judge: share of answers for which it gave no usable
     reply though it was asked.
     """
     benchmark = benchmark_named(name)
     counted = [one for one in outcomes if all(one.values.get(key) == value for key, value in benchmark.only.items())]
     count = max(1, len(counted))
+    cut = [one.truncated for one in counted]
     found: dict[str, Any] = {"benchmark": name, "title": benchmark.title} | _summary(counted)
     found |= {
         "samples": len(counted),
-        "truncated": sum(one.truncated for one in counted) / count,
+        "truncated": None if None in cut else sum(map(bool, cut)) / count,
         "unreadable": sum(one.verdict == "no_answer" for one in counted) / count,
         "judge_needed": sum(one.settled_by == "none" for one in counted) / count,
         "settled_by_llm": sum(one.settled_by == "llm" for one in counted) / count,

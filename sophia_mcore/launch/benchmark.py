@@ -217,9 +217,10 @@ def shown_benchmark(one: dict[str, Any], protocol: str = "") -> list[str]:
         return [f"{one['title']}: no answers of the reported split"]
     low, high = one["ci95"]
     how = f"{protocol} ({one['scoring']})" if protocol else one["scoring"]
+    cut = "unknown" if one["truncated"] is None else f"{100 * one['truncated']:.1f}%"
     lines = [
         f"{one['title']}, {how}: {100 * one['score']:.2f}  [{100 * low:.1f}, {100 * high:.1f}], n {one['n']:,}; "
-        f"truncated {100 * one['truncated']:.1f}%, unreadable {100 * one['unreadable']:.1f}%, "
+        f"truncated {cut}, unreadable {100 * one['unreadable']:.1f}%, "
         f"judge needed {100 * one['judge_needed']:.1f}%"
     ]
     if one.get("judge_failed"):

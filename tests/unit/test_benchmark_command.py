@@ -138,8 +138,9 @@ def test_rescoring_a_file(tmp_path: Path, stubs: list[Stub]) -> None:
     out = tmp_path / "scores.json"
     result = run("--rescore", file, "--protocol", "vlmevalkit", str(out))
     assert result.exit_code == 0 and "25.00" in result.output and "rules only" in result.output
+    assert "truncated unknown, unreadable" in result.output  # the file does not tell
     found = json.loads(out.read_text())
-    assert found["score"] == 0.25 and found["judge_needed"] == 0.75
+    assert found["score"] == 0.25 and found["judge_needed"] == 0.75 and found["truncated"] is None
     assert found["vlmevalkit"][0]["acc"] == 25.0
 
     def reply(messages: list[dict[str, Any]]) -> str:
