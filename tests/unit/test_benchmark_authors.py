@@ -107,8 +107,8 @@ EATEN = {
     "\x0crac{36}{13}": r"\frac{36}{13}", "3\times 4": r"3\times 4", "\theta": r"\theta", "\text{ cm}": r"\text{ cm}",
     "$\tan 30$": r"$\tan 30$", "\tan\\alpha": r"\tan\alpha", "\triangle ABC": r"\triangle ABC", "\beta": r"\beta",
     "\begin{matrix}1\\end{matrix}": r"\begin{matrix}1\end{matrix}", "\bar{x}": r"\bar{x}",
-    "\binom{5}{2}": r"\binom{5}{2}", "\boxed{5}": r"\boxed{5}", "(x\right)": r"(x\right)", "\rho_1": r"\rho_1", "\vec{a}": r"\vec{a}",
-    "\alpha": r"\alpha", "\angle B": r"\angle B",
+    "\binom{5}{2}": r"\binom{5}{2}", "\boxed{5}": r"\boxed{5}", "(x\right)": r"(x\right)",
+    "\rho_1": r"\rho_1", "\vec{a}": r"\vec{a}", "\alpha": r"\alpha", "\angle B": r"\angle B",
 }  # fmt: skip
 REAL = [
     " \t \tWhat is it?",
@@ -147,6 +147,14 @@ def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
     write(tmp_path / "data/test.jsonl", [VISION | {"image": "../images/7.jpg"}])
     with pytest.raises(SophiaError, match="leads out of"):
         read("mathvision", tmp_path / "data/test.jsonl")
+
+
+def test_links_inside_the_named_folder_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "MATH-V/data/test.jsonl", [VISION])
+    images(tmp_path, "elsewhere/7.jpg")
+    (tmp_path / "MATH-V/images").symlink_to(tmp_path / "elsewhere")
+    (one,) = read("mathvision", tmp_path / "MATH-V")
+    assert named(one, tmp_path) == ["MATH-V/images/7.jpg"]
 
 
 def trial(answer: str, image: str) -> dict[str, Any]:
