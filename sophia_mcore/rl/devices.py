@@ -38,8 +38,8 @@ def folder_name(run: RunFolder) -> str:
 def leave_node(run: RunFolder) -> None:
     """The stage has ended, with all its processes of this node: nothing of it stays in the node's memory."""
     folder = node_folder(run)
-    (folder / _LOCK).unlink(missing_ok=True)
-    with suppress(OSError):  # versions or copies that another stage of this run still uses
+    with suppress(OSError):  # another user's, or something else of this run is still in use
+        (folder / _LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -82,7 +82,7 @@ def sample_both(engine: Any, options: argparse.Namespace, each: int) -> dict[str
     return {
         "ours": ours["tokens_per_cpu_second"],
         "peer": peer["tokens_per_cpu_second"],
-        "ratio": round(ours["tokens_per_cpu_second"] / peer["tokens_per_cpu_second"], 2),
+        "ratio": round(ours["tokens_per_cpu_second"] / peer["tokens_per_cpu_second"], 4),
         "ratio_of_steps": round(peer["steps"] / ours["steps"], 2),
         "ratio_of_seconds": round(peer["seconds"] / ours["seconds"], 2),
         "mean_to_maximum": round(LONGEST * options.mean * ours["texts"] / ours["tokens"], 1),

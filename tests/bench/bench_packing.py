@@ -28,6 +28,7 @@ import numpy as np
 
 from sophia_mcore.batch.pack import pack, pack_arrays, volume_bound
 
+STAND_IN = "a stand-in: our own implementation of its algorithm"  # by this word the index knows it
 Packer = Callable[[list[int], int], int]  # (lengths, capacity) -> number of rows
 
 
@@ -108,7 +109,7 @@ def trl_packer(folder: Path | None) -> tuple[Packer, str]:
     except ImportError as error:
         if folder is not None:
             raise SystemExit(f"--trl {folder}: {error}") from error
-        return best_fit_decreasing, "our own implementation of its algorithm"
+        return best_fit_decreasing, STAND_IN
 
     def run(lengths: list[int], capacity: int) -> int:
         starts = np.concatenate(([0], np.cumsum(lengths)))
@@ -121,7 +122,7 @@ def trl_packer(folder: Path | None) -> tuple[Packer, str]:
 def nemo_packers(file: Path | None) -> tuple[dict[str, Packer], str]:
     """NeMo-RL's packers that fill rows as ours does, and whose code it is."""
     if file is None:
-        return {"NeMo-RL first-fit": first_fit_decreasing}, "our own implementation of its algorithm"
+        return {"NeMo-RL first-fit": first_fit_decreasing}, STAND_IN
     spec = importlib.util.spec_from_file_location("nemo_rl_packing", file)
     if spec is None or spec.loader is None or not file.is_file():
         raise SystemExit(f"--nemo-rl {file}: not a Python file")

@@ -171,6 +171,19 @@ def publish_on_two_machines(groups: Any, backend: Any, parent: Path) -> str:
     return publish(chunks, spec, groups, MODEL, parent / "versions", 0)[1]
 
 
+def shared_in_two_containers(groups: Any, backend: Any, parent: Path) -> bool:
+    """As if another process had the number of rank 0: what is found there has not its token."""
+    plain, os.pwrite = os.pwrite, lambda *_: 0  # this process is a forked rank: nobody else sees it
+    found = columns.shared_memory(groups.tensor)
+    os.pwrite = plain
+    return found is None and columns.shared_memory(groups.tensor) is not None
+
+
+def test_memory_of_another_process_is_not_shared(tmp_path: Path) -> None:
+    found = harness.run_layout(shared_in_two_containers, Parallel(tensor=2), tmp_path)
+    assert found == [True, True]
+
+
 def test_ranks_of_several_machines_share_no_memory(tmp_path: Path) -> None:
     found = harness.run_layout(publish_on_two_machines, Parallel(tensor=2), tmp_path)
     alone = harness.run_layout(publish_three, Parallel(), tmp_path / "alone")

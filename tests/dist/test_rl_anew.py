@@ -16,6 +16,7 @@ from sophia_mcore.config.schema import Config
 from sophia_mcore.errors import SophiaError, UsageError
 from sophia_mcore.launch.local import claim_folder
 from sophia_mcore.launch.rl import run_rl
+from sophia_mcore.launch.stage import make_ready
 from sophia_mcore.launch.stage_settings import accept_changed_settings
 from sophia_mcore.progress import NoProgress
 from sophia_mcore.records import Rollout
@@ -121,6 +122,10 @@ def test_weights_of_a_stage_that_has_ended(tmp_path: Path, policy: Path, capsys:
         *means
     )
     assert figures["reward mean, first to last batches"] != figures["weighed anew: reward mean, first to last batches"]
+    with pytest.raises(UsageError, match=r"has ended with other weights .* is weighed anew already: see"):
+        run_rl(changed)
+    make_ready(with_weights(config, {one.label: one.weight for one in config.rewards}, batches=3), run)
+    assert not run.rl.weighed.exists()  # it goes on: there will be more batches than those
 
 
 def test_with_its_own_weights_everything_comes_out_as_it_was(tmp_path: Path, policy: Path) -> None:

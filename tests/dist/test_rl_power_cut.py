@@ -84,7 +84,7 @@ def train_and_look(config: Config, run: RunFolder, record: Path) -> list[list[Pa
     def look(checkpoints: Checkpoints, step: int) -> None:
         files = list(parent.glob("*-*/*"))
         assert files
-        found.append(not_synced(files, record))
+        found.append(not_synced([*files, run.rl.metrics_file], record))
         commit(checkpoints, step)
 
     Checkpoints._commit = look  # type: ignore[method-assign]

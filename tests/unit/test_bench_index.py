@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.bench.bench_packing import STAND_IN
 from tests.support.tools import ROOT, load_tool
 
 DATED = {
@@ -71,7 +72,7 @@ def test_unknown_benchmarks_are_named() -> None:
 
 def test_a_stand_in_shows_nothing_of_the_peer(bench: ModuleType) -> None:
     goal = {"number": "5", "what": "x", "line": "x", "key": "ratio", "peer": "peer", "bench": "x", "at_least": 50}
-    line = {"name": "x", "ratio": 80, "peer": 2, "peer_code": {"TRL": "trl 1.0", "NeMo-RL": "a stand-in"}, **DATED}
+    line = {"name": "x", "ratio": 80, "peer": 2, "peer_code": {"TRL": "trl 1.0", "NeMo-RL": STAND_IN}, **DATED}
     assert bench.row(goal, {"x": line})[4] == "not shown: a stand-in for the peer's code"
     assert bench.row(goal, {"x": line | {"peer_code": {"TRL": "trl 1.0"}}})[4] == "yes"
 

@@ -21,6 +21,7 @@ from sophia_mcore.config.functions import RewardTerm
 from sophia_mcore.environments.terms import fingerprint
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.rl.batches import read_batch
+from sophia_mcore.rl.devices import node_folder
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_metadata
 from sophia_mcore.train.on_policy.answers import read_rollouts
@@ -101,6 +102,7 @@ def undisturbed(models: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     finish(stage.start(engine=()))
     assert len(rollouts_of(stage.run)) == 3 * 12
     assert not list(stage.run.rl.rollouts.glob("*/claims")) and not list(stage.run.rl.engines.glob("*.alive"))
+    assert not node_folder(stage.run).exists()  # nothing stays on the node, the lock of its devices neither
     return stage.shards()
 
 

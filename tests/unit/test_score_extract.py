@@ -142,6 +142,31 @@ def test_a_megabyte_ends(text, answer):
         assert extract(text, answer_type) == answer
 
 
+_LINES = (
+    "Question: x\n",
+    "user: \n",
+    "A: no\n",
+    "(A) 3\n",
+    "- A ✓\n",
+    "答：3。",
+    "Check: 3. ",
+    "(not 3 ",
+    "≈ 3 ",
+    "\n",
+    "**",
+    " ",
+)
+
+
+@pytest.mark.parametrize("unit", _LINES)
+def test_a_megabyte_before_a_sentence_ends(unit):
+    """Some once took the square of their length: minutes, in the process that grades all others."""
+    text = unit * (1_000_000 // len(unit)) + "\nSo it is 3 cm."
+    for answer_type, options in (("", ()), ("integer", ()), ("choice", ("3 cm", "4 cm", "12 cm", "none"))):
+        found = extract(text, answer_type, options)
+        assert found is None or "3" in found or found in "ABCD"
+
+
 _REPEATED = (
     "so ",
     "just ",

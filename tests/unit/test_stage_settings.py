@@ -143,9 +143,11 @@ def test_what_never_changes(run: RunFolder, tmp_path: Path, other: dict[str, Any
 
 def test_the_starting_model_may_be_moved(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "moved").symlink_to((tmp_path / "policy").resolve())
-    refuse_changed_settings(config_of({"rl": {"start": "moved"}}), run, new_settings=True)
+    moved = config_of({"rl": {"start": "moved"}})
+    found = refuse_changed_settings(moved, run, new_settings=True)
+    assert found is not None and found.keys == ("rl.start",)
     (tmp_path / "policy").unlink()
-    refuse_changed_settings(config_of({"rl": {"start": "moved"}}), run, new_settings=True)
+    assert refuse_changed_settings(moved, run, new_settings=True) == found
 
 
 def test_a_killed_stage_goes_on_where_its_weights_come_out_the_same(run: RunFolder, model: Path) -> None:

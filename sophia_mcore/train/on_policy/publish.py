@@ -102,9 +102,13 @@ def settle(job: StageJob) -> None:
 
     All ranks call it together. Engines load the versions meanwhile.
     """
-    together(lambda: settle_versions(weights_parent(job)))
-    if job.reports and job.groups.data_rank == 0:
-        sync_files(job.folder.metrics_file.parent)
+
+    def sync() -> None:
+        settle_versions(weights_parent(job))
+        if job.reports and job.groups.data_rank == 0:  # the rank that writes them
+            sync_files(job.folder.metrics_file.parent)
+
+    together(sync)
 
 
 def weights_parent(job: StageJob) -> Path:

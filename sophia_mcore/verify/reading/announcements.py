@@ -175,7 +175,8 @@ RULES: tuple[Rule, ...] = (
         "option is",
         pattern(
             rf"(?:\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
-            rf"(?:\s+(?:for|to)\b[^\n:：]{{1,80}}?)?|^[\s*_]*(?:option|choice)\s+letter){STAR}{SAY}{STAR}\s*{STAR}{REST}",
+            r"(?:\s+(?:for|to)\b[^\n:：]{1,80}?)?|^[ \t*_]{0,9}(?:option|choice)\s+letter)"
+            rf"{STAR}{SAY}{STAR}\s*{STAR}{REST}",
             re.IGNORECASE | re.MULTILINE,
             unchosen,
         ),
@@ -190,7 +191,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "is correct",
         pattern(
-            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){STAR}\s*{LETTER}{STAR}\s+{AFFIRMED}",
+            rf"(?:\b[Oo]ption|\b[Cc]hoice|^|[\s*(（]){STAR}\s{{0,9}}{LETTER}{STAR}\s+{AFFIRMED}",
             re.MULTILINE,
             unless=unchosen,
         ),

@@ -39,10 +39,9 @@ def own_answer(text: str) -> str:
     lower = text.lower()
     if "question" not in lower and "user" not in lower and "human" not in lower:
         return text
-    for match in _QUESTION.finditer(text):
-        if _ANNOUNCED.search(text, 0, match.start()) or _CONCLUDED.search(text, 0, match.start()):
-            return text[: match.start()].rstrip()
-    return text
+    answered = [found.end() for pattern in (_ANNOUNCED, _CONCLUDED) if (found := pattern.search(text))]
+    further = _QUESTION.search(text, min(answered)) if answered else None
+    return text[: further.start()].rstrip() if further else text
 
 
 _CONCLUDED = re.compile(r"^(?:so|thus|hence|therefore|in summary)\b[^\n]*\d[^\n]*$", re.I | re.M)

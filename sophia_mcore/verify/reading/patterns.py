@@ -33,7 +33,7 @@ NOT_ANOTHER = "".join(
         "no",
     )
 )
-STAR = r"[*_`\"']*"
+STAR = r"[*_`\"']{0,6}"  # bounded, so that thousands of them end
 _DISPLAY = r"(?:\\\[|\$\$)\s*\n[^\n]*(?:\n[^\n]*){0,4}?\n?\s*(?:\\\]|\$\$)"  # a formula on lines of its own
 _LINES = rf"(?:{DISPLAYS})\*?"
 ENVIRONMENT = rf"\\begin\{{{_LINES}\}}[^\n]{{0,300}}?(?:\n[^\n]{{0,300}}?){{0,8}}?\\end\{{{_LINES}\}}"
