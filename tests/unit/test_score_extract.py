@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sophia_mcore.verify.reading.extract import RULES, extract, find_answer
@@ -97,6 +97,7 @@ WORDS = st.lists(st.sampled_from(["so", "we", "look", "at", "it", "and", "see", 
 
 
 @given(ANSWERS, WORDS, WORDS)
+@example("5", [], ["so", "three"])
 def test_the_box_wins_whatever_stands_around_it(answer, before, after):
     text = f"{' '.join(before)} \\boxed{{{answer}}} {' '.join(after)}"
     assert extract(text) == answer

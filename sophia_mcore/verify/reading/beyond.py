@@ -20,6 +20,7 @@ _GOES_ON = re.compile(  # the work is not yet done
     re.IGNORECASE,
 )
 _STATES = re.compile(r"(?:so|thus|hence|therefore|finally|consequently)\b", re.IGNORECASE)
+_ENDED = re.compile(r"[.\n]|\\\]|\$\$")  # the box's sentence
 _SHOWN = re.compile(r"(?:\s*(?:\$\$?|\\\]))?[.\s]*\n\s*(?:\$\$|\\\[)\s*\S")  # a formula on a line of its own
 _REASON = re.compile(r"[\s,;]*(?:because|since|as|where|which|i\.e|that is|or)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=\w[.!])\s")
@@ -34,15 +35,17 @@ def goes_on(text: str, end: int, inside: str) -> str | None:
     >>> goes_on("But x is the rest. Subtracting, x = 8 - 5 = 3.", 0, "8"), goes_on("This is the length.", 0, "8")
     ('3', None)
     """
-    rest = without_remarks(text[end:].strip())
+    behind = text[end:]
+    rest = without_remarks(behind.strip())
     closed = _CLOSED.match(rest)
     rest = rest[closed.end() :] if closed else rest
+    between = behind[: len(behind) - len(behind.lstrip()) + (closed.end() if closed else 0)]
     if not rest or len(rest) > REST_CHARACTERS or "\\boxed" in rest or _REASON.match(rest):
         return None
     on = _GOES_ON.match(rest) is not None
-    states = _STATES.match(rest) is not None and not text[end : end + 40].lstrip("$*} ").startswith(",")
+    states = _STATES.match(rest) is not None and _ENDED.search(between) is not None
     if not (on or states or _SHOWN.match(text, end)):
-        return None  # as "AB = [5], so CD = 7" in one sentence
+        return None  # as "AB = [5], so CD = 7" and "[5] so three" in one sentence
     boxed = value_of(inside)
     later = next((found[-1][1] for read in (only_number, conclusion) if (found := read(_plain(rest)))), None)
     first = only_number(_SENTENCE_END.split(rest)[0]) if states and boxed is not None else []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from sophia_mcore.verify.text.clauses import SENTENCE_END
+
 SENTENCE_CHARACTERS = 300
-_SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
 _DOUBTED = re.compile(
     r"\b(?:if|unless|whether|would|might|could|may|suppos\w+|assum\w+|not|no|never|wrong|incorrect|false|except|but|or|almost|nearly"
     r"|less|more|least|most|than|before|after|about|initial\w*|originally|started|starting|begin\w*|began|first|given|says?|said|claims?"
@@ -52,7 +53,7 @@ def _last_sentence(text: str) -> tuple[int, str]:
     """Where the last sentence begins, and its words without emphasis and the full stop."""
     text = text.rstrip()
     line = text.rpartition("\n")[2]
-    sentence = _SENTENCE_END.split(line)[-1]
+    sentence = SENTENCE_END.split(line)[-1]
     plain = sentence.replace("**", "").rstrip(" .!*")
     return len(text) - len(sentence), plain if len(plain) <= SENTENCE_CHARACTERS else ""
 

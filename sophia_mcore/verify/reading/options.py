@@ -15,12 +15,11 @@ from sophia_mcore.verify.reading.statements import SENTENCE_CHARACTERS, is_of_an
 from sophia_mcore.verify.reading.values import value_of
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import OF_ANOTHER, number_in_sentence
-from sophia_mcore.verify.text.clauses import CLAUSE_END, states
+from sophia_mcore.verify.text.clauses import CLAUSE_END, SENTENCE_END, states
 from sophia_mcore.verify.text.normalize import clean, plain_text
 from sophia_mcore.verify.text.rates import rate_of
 
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
 _DOUBT = re.compile(
     r"\b(?:could|might|may|maybe|perhaps|possibly|probably|would|unsure|between|if|whether|unless|or|cannot|unclear|not|nor"
     r"|neither|no|never|none|nothing|wrong|unlike|except|than|false|incorrect|close|near|nearly|almost|similar|but|however"
@@ -104,7 +103,7 @@ def _last_sentence(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if lines and _CHATTER.match(lines[-1]):
         lines.pop()
-    sentence = _SENTENCE_END.split(lines[-1])[-1] if lines else ""
+    sentence = SENTENCE_END.split(lines[-1])[-1] if lines else ""
     return _I_SAY.sub("", sentence.replace("**", "").rstrip(" .!*"))
 
 

@@ -7,7 +7,7 @@ import re
 from sophia_mcore.verify.comparing.named import is_name, named_value
 from sophia_mcore.verify.rules import tables
 from sophia_mcore.verify.text.amounts import MADE, OF_ANOTHER, SUPPOSING, number_in_sentence
-from sophia_mcore.verify.text.clauses import assigns, states
+from sophia_mcore.verify.text.clauses import SENTENCE_END, assigns, states
 from sophia_mcore.verify.text.normalize import clean
 
 _EARLIER = 4_000  # characters before an equation in which its names may get values
@@ -270,7 +270,6 @@ _UNSURE = re.compile(
     r"|discard\w*|ruled? out|rules out|mistaken\w*|step|vector|path|arrow)\b|n['’]t\b|\?",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"(?<!i\.e\.)(?<!e\.g\.)(?<=[.!?。])\s+(?=[A-Z*$\\])")
 _SET_LETTER = re.compile(
     r"\\(?:textbf|mathbf|mathrm|textrm|text|bf|rm)\s*\{\s*\(\s*(?P<letter>[A-J])\s*\)\s*\}"
     r"(?P<value>(?:\\[ ,;:!]|[^$\\]|\\(?!text|math)[A-Za-z]){0,80}?)(?=\$|\\\)|$)"
@@ -331,7 +330,7 @@ def letter_in_sentence(text: str) -> list[tuple[int, str]]:
     """
     text = text.rstrip()
     line = text.rpartition("\n")[2]
-    sentence = _SENTENCE_END.split(line)[-1]
+    sentence = SENTENCE_END.split(line)[-1]
     start = len(text) - len(sentence)
     if len(sentence) > SENTENCE_CHARACTERS or _UNSURE.search(sentence):
         return []

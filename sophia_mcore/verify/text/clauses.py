@@ -48,6 +48,9 @@ _SECOND = re.compile(  # "x is even and y is 7": one statement of two
     r"\b(?:is|are|was|has|have)\b[^,;.]*\band\s+(?:\w+\s+){1,4}(?:is|are|was|equals|has)\W*$", re.IGNORECASE
 )
 _CONCLUDES = re.compile(r"\s*(?:and\s+)?(?:so|hence|thus|therefore|then)\b", re.IGNORECASE)
+SENTENCE_END = re.compile(
+    r"(?<!i\.e\.)(?<!e\.g\.)(?<!vs\.)(?<=[.!?。])\s+(?=[A-Z*$\\])"
+)  # behind maths and emphasis too
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z$\\])")
 CLAUSE_END = re.compile(r"[,;:.]\s")
 _PREMISE = re.compile(  # right before the name of an equation
