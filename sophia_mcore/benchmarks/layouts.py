@@ -12,6 +12,7 @@ from typing import Any
 
 from sophia_mcore.benchmarks.table import Authors, Benchmark
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.store.encodings import encoding_of_file, not_text
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list, read_json_value
 
@@ -119,7 +120,7 @@ def _file_of(authors: Authors, name: str, folders: Iterable[Path]) -> str:
 def _local(benchmark: Benchmark, path: str) -> Path:
     if path and Path(path).exists():
         return Path(path)
-    if path and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if path and hub_name(Path(path)) is None:
         raise UsageError(f"benchmark {benchmark.name}: no such file or folder: {path}")
     repository = path or benchmark.repository
     try:

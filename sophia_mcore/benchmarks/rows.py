@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -41,11 +42,6 @@ _TYPES = {"multi_choice": "choice", "multiple-choice": "choice", "multi-choice":
 def read_any(source: Source) -> Iterator[Row]:
     """Rows of a benchmark, or of an ordinary source of questions."""
     return read_benchmark(source) if source.benchmark else read_source(source)
-
-
-def on_the_hub(source: Source) -> bool:
-    """Whether reading the source would ask the hub."""
-    return source.kind in ("datasets", "benchmark") and not (source.path and Path(source.path).exists())
 
 
 def read_benchmark(source: Source) -> Iterator[Row]:
@@ -248,16 +244,21 @@ def _images(benchmark: Benchmark, raw: RawRow, problems: list[str]) -> tuple[byt
 
 
 def _found(cell: Any, folders: Sequence[Path], problems: list[str]) -> list[bytes | Path]:
-    """The images of a cell; paths below the first folder that has all of them, or else below the first."""
-    tried: list[tuple[list[bytes | Path], list[str]]] = []
+    """The images of a cell; paths below the first folder that has all of them, or else below the likeliest.
+
+    That is the one that lacks the fewest, and of several the one where the folder of the images is.
+    """
+    tried: list[tuple[tuple[int, int], list[bytes | Path], list[str]]] = []
     for folder in folders:
         wrong: list[str] = []
         images = list(images_of(cell, folder, wrong))
-        tried.append((images, wrong))
-        if not wrong and not any(isinstance(image, Path) and not os.path.isfile(image) for image in images):
+        absent = [image for image in images if isinstance(image, Path) and not os.path.isfile(image)]
+        if not wrong and not absent:
             return images
-    problems += tried[0][1]
-    return tried[0][0]
+        tried.append(((len(wrong) + len(absent), sum(not image.parent.is_dir() for image in absent)), images, wrong))
+    _, images, wrong = min(tried, key=itemgetter(0))
+    problems += wrong
+    return images
 
 
 def _answer(values: dict[str, Any], options: Sequence[str], problems: list[str]) -> str:

@@ -59,7 +59,8 @@ class Benchmark:
     only: Mapping[str, str] = field(default_factory=dict)
     vlmevalkit: str = ""
     hub_is_authors: bool = False  # the hub has the authors' files, and no Parquet
-    worst_of: str = ""
+    worst_of: str = ""  # the value that the variants of one question share
+    variants: int = 0  # of each question, all of which must be right in the worst case
     judged: bool = False  # the paper asks an LLM for the verdict; elsewhere for the final answer only
     lettered: bool = False  # options stand in the columns A, B, C, ... of the table
     query_of_question: bool = False  # the table's question is the hub's question with its lettered options

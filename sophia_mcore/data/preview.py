@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.cells import shown, shown_path
 from sophia_mcore.data.columns import Row, source_name, with_options
-from sophia_mcore.data.sources import read_source
+from sophia_mcore.data.sources import on_the_hub, read_source
 from sophia_mcore.errors import SophiaError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def preview(
     """
     name = source_name(source)
     title = f"{part}: {name} ({source.path})"
-    if source.kind in ("datasets", "benchmark") and not (source.path and Path(source.path).exists()):
+    if on_the_hub(source):
         return Preview(f"{title}: a name on the hub, not looked up", ())
     try:
         rows = list(islice(read(source), ROWS))

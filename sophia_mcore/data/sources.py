@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row, RowReader, source_name
 from sophia_mcore.errors import SophiaError, UsageError
+from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.store.encodings import encoding_of_file, not_text
 from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.json_lines import read_json_lines, read_json_list
@@ -38,6 +39,13 @@ def read_source(source: Source) -> Iterator[Row]:
         yield row
     if count == 0:
         raise SophiaError(f"source {source_name(source)!r} is empty: {source.path} holds no rows")
+
+
+def on_the_hub(source: Source) -> bool:
+    """Whether reading the source would ask the hub."""
+    if source.kind == "benchmark":
+        return not source.path or hub_name(Path(source.path)) is not None
+    return source.kind == "datasets" and not (source.path and Path(source.path).exists())
 
 
 def local_tables(source: Source) -> list[Path]:

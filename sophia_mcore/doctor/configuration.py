@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from sophia_mcore.benchmarks.rows import on_the_hub
 from sophia_mcore.config.schema import Config, Source
+from sophia_mcore.data.sources import on_the_hub
 from sophia_mcore.doctor import environments, machine, storage
 from sophia_mcore.doctor.engine_settings import gpu_engines
 from sophia_mcore.doctor.rows import Row

@@ -6,10 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sophia_mcore.benchmarks.rows import on_the_hub, read_any
+from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.engines import UNCOUNTED_IMAGES, VllmEngine, with_images
 from sophia_mcore.config.schema import Config
 from sophia_mcore.data.prompt_images import Prompts, all_prompts, largest_row, most_images
+from sophia_mcore.data.sources import on_the_hub
 from sophia_mcore.doctor.rows import Row
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.vllm_arguments import engine_arguments, gpu_subjects

@@ -49,7 +49,8 @@ def benchmark_results(
     outside of the reported split are used only in VLMEvalKit's table. ``unreadable``: share of answers without a final
     answer. ``truncated``: None where that is not known. ``judge_needed``: share that only a judge can score.
     ``scoring``: the label of the scorer. ``judge_failed``, with a judge: share of answers for which it gave no usable
-    reply though it was asked.
+    reply though it was asked; the label says so where it gave none at all. ``worst_case``: of the questions that were
+    asked in all their variants, if there are any.
     """
     benchmark = benchmark_named(name)
     counted = [one for one in outcomes if all(one.values.get(key) == value for key, value in benchmark.only.items())]
@@ -72,8 +73,10 @@ def benchmark_results(
         expected = ("llm",) if scoring.startswith("paper") else ("llm", "rules")
         failed = (one.settled_by not in expected or one.verdict == "error" for one in counted)
         found["judge_failed"] = sum(failed) / count
-    if benchmark.worst_of:
-        found["worst_case"] = _summary(_worst(counted, benchmark.worst_of))
+        if found["judge_failed"] == 1:
+            found["scoring"] += " without a usable reply"
+    if benchmark.worst_of and (worst := _worst(counted, benchmark)):
+        found["worst_case"] = _summary(worst)
     if benchmark.multi_step:
         found["multi_step"] = _multi_step(counted)
     return found
@@ -105,17 +108,18 @@ def _first_samples(outcomes: Iterable[Outcome]) -> list[Scored]:
     return [Scored(one.values, one.right, one.direct) for one in first.values()]
 
 
-def _worst(outcomes: Sequence[Outcome], key: str) -> list[Outcome]:
-    """One outcome per seed question. It is right if the first samples of all its variants are right."""
+def _worst(outcomes: Sequence[Outcome], benchmark: Benchmark) -> list[Outcome]:
+    """One outcome per seed question that was asked in all variants. It is right if the first samples of all are."""
     first: dict[str, Outcome] = {}
     for one in outcomes:
         first.setdefault(one.question_id, one)
     seeds: dict[str, list[Outcome]] = defaultdict(list)
     for one in first.values():
-        seeds[str(one.values[key])].append(one)
+        seeds[str(one.values[benchmark.worst_of])].append(one)
     return [
         Outcome(seed, rows[0].values, "correct" if all(row.right for row in rows) else "wrong", "rules", -1.0)
         for seed, rows in seeds.items()
+        if len(rows) >= benchmark.variants
     ]
 
 

@@ -10,12 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sophia_mcore.benchmarks.rows import on_the_hub, read_any
+from sophia_mcore.benchmarks.rows import read_any
+from sophia_mcore.benchmarks.table import benchmark_named
 from sophia_mcore.config.schema import Config, Engine, Mixture, Source, VllmEngine
 from sophia_mcore.data.columns import Row
 from sophia_mcore.data.preview import looked_at
 from sophia_mcore.data.prompt_images import Prompts, all_prompts, check_number
 from sophia_mcore.data.prompts import load_prompt
+from sophia_mcore.data.sources import on_the_hub
 from sophia_mcore.errors import SophiaError
 
 if TYPE_CHECKING:
@@ -190,7 +192,15 @@ def _held_out(config: Config) -> list[Input]:
         )
         for source in config.evaluate.questions
         if not on_the_hub(source)  # a data set on the hub is not checked here
+    ] + [
+        Input(key=f"benchmark {source.benchmark}", phases=("questions",), look=partial(_known, source.benchmark))
+        for source in config.evaluate.questions
+        if source.benchmark and on_the_hub(source)
     ]
+
+
+def _known(benchmark: str) -> str:
+    return f"{benchmark_named(benchmark).repository}, on the hub"
 
 
 def first_rows(source: Source, config: Config, refuse_size: Callable[[int, int], object] | None) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sophia_mcore.benchmarks.rows import on_the_hub, read_any
+from sophia_mcore.benchmarks.rows import read_any
 from sophia_mcore.config.schema import Config
 from sophia_mcore.config.sources import Source
 from sophia_mcore.data.columns import Row, with_options
+from sophia_mcore.data.sources import on_the_hub
 from sophia_mcore.environments.terms import applies, require_terms
 from sophia_mcore.errors import SophiaError
 from sophia_mcore.records import Question

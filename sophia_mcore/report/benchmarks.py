@@ -57,7 +57,7 @@ def _block(protocol: str, labels: list[str], found: list[dict[str, Any] | None])
     first = there[0]
     lines = [Line("all", "", list(found))]
     if "worst_case" in first:
-        lines.append(Line("worst case of all variants", "", [one and one["worst_case"] for one in found]))
+        lines.append(Line("worst case of all variants", "", [one and one.get("worst_case") for one in found]))
     for key in ("step_accuracy_rate", "question_completeness_rate"):
         if any(key in one.get("multi_step", {}) for one in there):
             steps = [one["multi_step"] if one and key in one["multi_step"] else None for one in found]

@@ -149,6 +149,16 @@ def test_images_above_the_named_folder_are_not_read(tmp_path: Path) -> None:
         read("mathvision", tmp_path / "data/test.jsonl")
 
 
+@pytest.mark.parametrize("folder", ["images", "data/images"])
+def test_a_missing_image_is_named_where_the_others_are(tmp_path: Path, folder: str) -> None:
+    """Images may be at the root or beside the file; what is missing of them is missing there."""
+    top = tmp_path / "MATH-V"
+    write(top / "data/test.jsonl", [VISION])
+    images(top, f"{folder}/5.jpg")
+    with pytest.raises(SophiaError, match=rf"image missing \[.*MATH-V/{folder}/7.jpg"):
+        read("mathvision", top)
+
+
 def test_links_inside_the_named_folder_are_followed(tmp_path: Path) -> None:
     write(tmp_path / "MATH-V/data/test.jsonl", [VISION])
     images(tmp_path, "elsewhere/7.jpg")

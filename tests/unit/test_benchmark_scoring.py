@@ -142,6 +142,17 @@ def test_the_papers_protocol_by_rules_against_the_truth(name: str, grader: Grade
             assert found["worst_case"]["score"] == pytest.approx(truth["worst_case"])
 
 
+def test_the_worst_case_is_that_of_questions_asked_in_all_variants(grader: Grader) -> None:
+    """With --limit some variants of a question are not asked; its worst case is not known then."""
+    pairs = answers("dynamath")
+    whole = [outcome(q, s) for (q, _), s in zip(pairs, Scorer("paper", grader).score(pairs), strict=True)]
+    count = benchmark_results("dynamath", whole)["worst_case"]["n"]
+    lacking = [one for one in whole if (one.values["qid"], one.values["varid"]) != (whole[0].values["qid"], "10")]
+    assert len(lacking) == len(whole) - 1 and benchmark_results("dynamath", lacking)["worst_case"]["n"] == count - 1
+    firsts = benchmark_results("dynamath", [one for one in whole if one.values["varid"] == "1"])
+    assert "worst_case" not in firsts and not any("worst case" in line for line in shown_benchmark(firsts))
+
+
 def test_mv_math_counts_steps_and_alternatives(grader: Grader) -> None:
     lines = map(json.loads, (folder() / "data/predictions/MV-MATH.jsonl").read_text().splitlines())
     said = {str(line["index"]): line["prediction"] for line in lines}
@@ -249,7 +260,8 @@ def test_a_judge_without_usable_replies_is_told(grader: Grader) -> None:
             pairs = answers("mathverse")
             outcomes = [outcome(q, one) for (q, _), one in zip(pairs, scorer.score(pairs), strict=True)]
             found = benchmark_results("mathverse", outcomes, scoring=scorer.label)
-            assert (found["scoring"], found["judge_failed"]) == (f"{scoring}, recorded", failed)
+            label = f"{scoring}, recorded" + (" without a usable reply" if failed else "")
+            assert (found["scoring"], found["judge_failed"]) == (label, failed)
             told = "100.0% of the answers got no usable reply of the judge" in "\n".join(shown_benchmark(found))
             assert told == bool(failed)
     assert "judge_failed" not in scored("mathverse", "paper", grader)[0]

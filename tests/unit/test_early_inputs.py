@@ -192,6 +192,26 @@ def test_rewards_that_fit_nothing_stop_at_the_questions(folder: Path) -> None:
     work.questions(Round(load_config(folder / "run.toml"), RunFolder(config.run.folder), 0), NoProgress())
 
 
+@pytest.mark.parametrize("path", ["", "AI4Math/MathVista"])
+def test_a_misspelt_benchmark_is_an_error_of_check(folder: Path, path: str) -> None:
+    """Though its files would come from the hub, which nobody asks here."""
+    text = RUN + f'[[evaluate.questions]]\nbenchmark = "mathvsta"\npath = "{path}"\n'
+    (folder / "run.toml").write_text(text)
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert isinstance(done.exception, UsageError) and "did you mean 'mathvista'?" in str(done.exception)
+    with pytest.raises(UsageError, match="did you mean 'mathvista'"):
+        run_phases(load_config(folder / "run.toml"), ["questions"], [0])
+    (folder / "run.toml").write_text(text.replace("mathvsta", "mathvista"))
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert done.exit_code == 0 and "a name on the hub, not looked up" in done.stdout
+
+
+def test_a_benchmarks_folder_that_is_not_here_is_no_name_on_the_hub(folder: Path) -> None:
+    (folder / "run.toml").write_text(RUN + '[[evaluate.questions]]\nbenchmark = "mathvista"\npath = "data/MathVista"\n')
+    done = CliRunner().invoke(app, ["check", "run.toml"])
+    assert "no such file or folder: data/MathVista" in done.stdout and "would stop" in done.stdout
+
+
 def test_a_step_that_no_environment_says_is_a_warning(folder: Path) -> None:
     step = '[[rewards]]\nfunction = "correct"\n[[rewards]]\nfunction = "step"\noptions = { name = "gain" }\n[rl]\n'
     (folder / "run.toml").write_text(RUN + step)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from sophia_mcore.verify.comparing.evaluation import POINTS, Point, exact_value, log_value_at, value_at
+from sophia_mcore.verify.comparing.evaluation import POINTS, STEPS, Point, exact_value, log_value_at, value_at
 from sophia_mcore.verify.comparing.expression import CONSTANTS, Node, Parser, Unsupported
 
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
@@ -94,6 +94,13 @@ def _rooted(node: Node) -> bool:
     return any(_rooted(child) for child in node[1:] if isinstance(child, tuple))
 
 
+def _rounded(node: Node) -> bool:
+    """Whether a value that depends on variables is rounded in the tree: it is the same number between two steps."""
+    if node[0] == "call" and node[1] in (r"\lfloor", r"\lceil") and not _names_in(node) <= CONSTANTS:
+        return True
+    return any(_rounded(child) for child in node[1:] if isinstance(child, tuple))
+
+
 def _broken(exponent: Node) -> bool:
     return exponent[0] == "/" or (exponent[0] == "number" and exponent[1].denominator > 1)
 
@@ -136,6 +143,8 @@ def equal(a: Expression, b: Expression) -> bool | None:
     positive = a.positive | b.positive
     if positive:  # the middle point is the one with negative values
         xs, ys = ((values[0], _value(e.node, Point(1, "", positive)), values[2]) for e, values in ((a, xs), (b, ys)))
+    if _rounded(a.node) or _rounded(b.node):
+        xs, ys = ((*values, *(_value(e.node, Point(row)) for row in STEPS)) for e, values in ((a, xs), (b, ys)))
     agreements = 0
     for x, y in zip(xs, ys, strict=True):
         if x is None or y is None:

@@ -15,11 +15,13 @@ from sophia_mcore.verify.comparing.expression import CONSTANTS, Node, Unsupporte
 
 MAX_BITS = 20_000
 POINTS = ((0.6, 1.9), (-2.3, -0.7), (2.1, 3.8))  # variables take values in these ranges
+STEPS = tuple(range(len(POINTS), len(POINTS) + 4))  # rows for what is rounded, and so stays the same for a while
+_RANGES = (*POINTS, (11.0, 29.0), (-47.0, -31.0), (101.0, 137.0), (530.0, 997.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where variables take their values: row of POINTS, one variable made negative, others made positive."""
+    """Where variables take their values: row of POINTS or STEPS, one variable made negative, others made positive."""
 
     index: int
     negative: str = ""
@@ -191,7 +193,7 @@ def _factorial(value: complex) -> complex:
 def _variable(name: str, point: Point) -> complex:
     if name in CONSTANTS:
         return complex(_CONSTANTS[name])
-    low, high = POINTS[point.index]
+    low, high = _RANGES[point.index]
     value = low + (high - low) * (zlib.crc32(f"{point.index}{name}".encode()) / 2**32)
     return complex(-abs(value) if name == point.negative else abs(value) if name in point.positive else value)
 
