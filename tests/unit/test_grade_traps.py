@@ -30,6 +30,10 @@ WRONG = [
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "[[1,2],[3,4,5]]"), ("100000000", "10⁷"),
     ("5 Mg", "5mg"), ("5mg", "5 Mg"), ("5 MW", "5 mW"), (r"5 \text{ MJ}", r"5 \text{ mJ}"), ("3 μF", "3 mF"),
     ("$20", "20 yuan"), ("20 yuan", r"\$20"), ("€20", "£20"), (r"20 \text{ euros}", "20 dollars"),
+    (r"\lfloor\sqrt{n-1}\rfloor", "1"), (r"\lceil \log_2 n\rceil", "f(n)=2"), (r"\lfloor n\rfloor", "n"),
+    ("6", r"\frac{2\sqrt 95}{5}"), ("6", "2 3"), ("4 m/s\u30000.5", "8 m/s"), (r"\frac{5 000\pi}{3}", "0"),
+    ("5", r"3: \sqrt{5} (or 3\sqrt{5}: 5)"), (r"5 000\pi，75 000\sqrt{3}", "a=0"),
+    (r"5 000\pi，75 000\sqrt{3}", "0, 0"),
 ]  # fmt: skip
 RIGHT = [
     ("B", "Option B"), ("B", "B. a red car"), ("Yes", "Yes, there is"), ("No", "No, and there is none"),
@@ -38,12 +42,30 @@ RIGHT = [
     (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "[[1,2],[3,4]]"), ("(1,2)", "A(1,2)"), ("1 kWh", "3.6 MJ"),
     ("5", r"\text{The answer is } 5"), ("4.7 kΩ", "4700 Ω"),
     ("$20", r"\$20"), ("$20", "20 dollars"), ("20 yuan", "20"), ("$20$", "20 yuan"),
+    (r"1+\lfloor\frac{n}{2}\rfloor", r"\lfloor\frac n2\rfloor+1"), (r"\sqrt{95}", r"\sqrt 95"), ("3", r"\sqrt[3]27"),
+    (r"\frac{5 000\pi}{3}", r"\frac{5000\pi}{3}"), (r"\frac{5000}{3}", r"\frac{5 000}{3}"), ("7/3", "2 1/3"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("gold", "prediction"), WRONG)
 def test_nearly_right_is_wrong(grader, gold, prediction):
     assert verdict(grader, gold, prediction) == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "wanted"),
+    [
+        ("0.585", "correct"),
+        ("0", "wrong"),
+        ("0.00112", "wrong"),
+        ("0.00585", "correct"),
+        ("0.57%", "correct"),
+        ("0.5%", "wrong"),
+    ],
+)
+def test_a_tolerance_of_per_cents_is_one_of_per_cents(grader, prediction, wanted):
+    (grade,) = grader.grade_many([GradeItem("a", f"\\boxed{{{prediction}}}", "0.58 %", "", (), "olympiadbench", 0.01)])
+    assert grade.verdict == wanted
 
 
 @pytest.mark.parametrize(("gold", "prediction"), RIGHT)

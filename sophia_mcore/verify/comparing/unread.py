@@ -29,7 +29,7 @@ _MARK = re.compile(r"[!?'\"%#@&]|[^\x00-\x7f]")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Z]?[a-z]{3,}|of|to|in|on|by|at|for|vs)(?![A-Za-z])")
 _BEHIND = re.compile(r"\\([A-Za-z]+)[\s{(]*(\d+(?:\.\d+)?|\\?[A-Za-z]+|\S)?")
 _BEFORE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]+|\S)?\s*(?!!)({_MARK.pattern})")
-_PRODUCT = re.compile(r"(?<![A-Za-z\\])[A-Za-z]\s+\d")  # "4 m/s 0.5": two values, and no product
+_PRODUCT = re.compile(r"(?:(?<![A-Za-z\\])[A-Za-z]|\d)\s+\d")  # "4 m/s 0.5", "2 3": two values, and no product
 _CONDITION = re.compile(r"[<>|=]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
@@ -46,7 +46,9 @@ def nothing_unread(gold: str, text: str) -> bool:
     if bool(named_value(gold)[0]) != bool(named_value(text)[0]) and ("=" in gold) != ("=" in text):
         gold, text = named_value(gold)[1], named_value(text)[1]
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
-    if _words(gold) != _words(text) or _PRODUCT.search(gold) or _PRODUCT.search(text):
+    if _words(gold) != _words(text) or any(_PRODUCT.search(one) for one in (gold, text)):
+        return False
+    if gold.count(":") != text.count(":"):  # a ratio, of which the last number is read alone
         return False
     if _signs(gold) != _signs(text) or _places(gold) != _places(text):
         return False

@@ -66,7 +66,7 @@ def ranges_marked(text: str) -> str:
 
 
 _PROGRAM = re.compile(r"(?<![\\A-Za-z])(?:(pi)(?![A-Za-z])|(sqrt)\s*(?=[({])|sqrt\s*(\d+(?:\.\d+)?))")
-_ROOT = re.compile(r"(\\sqrt\s*(?:\[\d+\])?)\s*(\d\d+(?:\.\d+)?|\d\.\d+)")
+_ROOT = re.compile(r"(\\sqrt)\s*(\[\d+\])?\s*(\d\d+(?:\.\d+)?|\d\.\d+)")
 _FUNCTION = re.compile(
     r"(?<![\\A-Za-z])(sin|cos|tan|arcsin|arccos|arctan|ln|log|exp)(?=\s*\(|\s*\d|\s+\\|\s+[a-z](?![A-Za-z]))"
 )
@@ -85,7 +85,7 @@ def program_names(text: str) -> str:
     """
     if "pi" in text or "sqrt" in text:
         text = _PROGRAM.sub(lambda m: r"\pi " if m[1] else r"\sqrt" if m[2] else rf"\sqrt{{{m[3]}}}", text)
-        text = _ROOT.sub(r"\1{\2}", text)
+        text = _ROOT.sub(r"\1\2{\3}", text)
     if "(" in text or " " in text:
         text = _FUNCTION.sub(r"\\\1", text)
     if "->" in text:

@@ -52,6 +52,10 @@ _TWO_UNITS = re.compile(  # "2 hours and 15 minutes"
 _COUNTED = re.compile(
     r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?=\s*(?:\\text\s*\{\s*)?[^\W\d_]{1,20}[^,]*$)"
 )  # "2,500 grams"
+_SPACED = re.compile(  # "5 000\\pi", "5 000 + x", "\\frac{5 000}{3}": thousands in an expression
+    r"(?<![\w.,])\d{1,3}(?: \d{3})+(?=\s*(?:\\[a-z]|[a-z](?![A-Za-z])|[-+*/^]))"
+    r"|(?:\\(?:frac|sqrt)\{|\}\{)\d{1,3}(?: \d{3})+(?=\})"
+)
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
 _BRACED_UNIT = re.compile(
     r"(?<=[\d}])\s*\{\s*((?:square|cubic)?)\s*(degrees?|inch(?:es)?|feet|foot|yards?|miles?|units?)\s*\}$"
@@ -107,6 +111,8 @@ def clean(answer: str) -> str:
         answer = " ".join(answer.split())
     if " and " in answer:
         answer = _TWO_UNITS.sub(r"\1 \2", answer)
+    if " " in answer:
+        answer = _SPACED.sub(lambda match: match[0].replace(" ", ""), answer)
     if "," in answer:
         answer = _COUNTED.sub(lambda match: match[0].replace(",", ""), answer)
     answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))

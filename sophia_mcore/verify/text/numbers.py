@@ -165,7 +165,8 @@ def numbers_equal(gold: Number, prediction: Number, rule: Rule) -> bool:
     if gold.percent == prediction.percent:
         return values_equal(a, b, inexact, places, rule)
     if gold.percent:
-        return values_equal(a, b, inexact, places, rule) or values_equal(a / 100, b, inexact, places + 2, rule)
+        share = rule if rule.absolute is None else replace(rule, absolute=rule.absolute / 100)  # it is one of per cents
+        return values_equal(a, b, inexact, places, rule) or values_equal(a / 100, b, inexact, places + 2, share)
     return values_equal(a, b / 100 if abs(a) <= 1 else b, inexact, places, rule)
 
 
