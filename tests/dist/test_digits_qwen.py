@@ -72,6 +72,7 @@ def share_of_digits_read(run: RunFolder) -> float:
     return sum(right) / len(right)
 
 
+@pytest.mark.slow
 def test_a_round_and_the_on_policy_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the example's prompts are named from there
     run = RunFolder(tmp_path / "run")

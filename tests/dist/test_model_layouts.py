@@ -75,6 +75,13 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "selective recompute unpacked": ({"tensor": 2}, 1, {"recompute": "selective", "packed": False}),
 }
 
+# Each of them joins, or has more ranks of, what others show alone.
+SLOW = (
+    "cp4", "dp4", "tp2 cp2", "pp2 cp2", "dp2 cp2", "dp2 tp2 sp", "vpp uneven tp2 sp", "300m tp2 cp2",
+    "only projector tp2 cp2", "frozen tp2 cp2", "frozen tp2 pp2", "unpacked tp2 cp2", "unpacked pp2 cp2", "full recompute cp2",
+    "selective recompute pp2 cp2", "selective recompute vpp", "selective recompute unpacked",
+)  # fmt: skip
+
 
 @functools.cache
 def reference(**options: Any) -> Any:
@@ -95,7 +102,7 @@ def result(
     return losses, gradients, parameters
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", layouts.with_slow(CASES, SLOW))
 def test_layout_equals_one_rank(case: str) -> None:
     layout, data, options = CASES[case]
     plain = {name: value for name, value in options.items() if name != "recompute"}

@@ -57,6 +57,13 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "deep only projector tp2": ({"tensor": 2}, 1, {**DEEP, "train_projector": True}),
 }  # fmt: skip
 
+# Each of them joins, or has more ranks of, what others show alone.
+SLOW = (
+    "dp2 pp2 tied", "pp2 cp2 tied", "only projector tp2 cp2", "deep cp4", "deep tp2 sp cp2",
+    "deep full recompute tp2 sp", "deep full recompute pp2 cp2", "deep full recompute frozen", "deep selective recompute pp2", "deep unpacked cp2",
+    "deep frozen pp2 cp2", "deep only projector tp2",
+)  # fmt: skip
+
 
 @functools.cache
 def reference(**options: Any) -> Any:
@@ -85,7 +92,7 @@ def result(
     return losses, gradients, together([part for outcome in outcomes for part in outcome.parameters])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", layouts.with_slow(CASES, SLOW))
 def test_layout_equals_one_rank(case: str) -> None:
     layout, data, options = CASES[case]
     plain = {name: value for name, value in options.items() if name != "recompute"}

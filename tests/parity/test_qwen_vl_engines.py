@@ -26,7 +26,7 @@ from tests.support.pictures import smooth
 from tests.support.tiny_qwen import save_qwen_vl
 
 
-@pytest.fixture(scope="module", params=["2.5", "3, tied"])
+@pytest.fixture(scope="module", params=["2.5", pytest.param("3, tied", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     deep = request.param != "2.5"
     return save_qwen_vl(tmp_path_factory.mktemp("models") / "qwen", deep=deep, seed=4, tied=deep)

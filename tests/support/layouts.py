@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,13 @@ from sophia_mcore.weights.tables import resolve
 from tests.support.configs import make_config
 
 IMAGE_TOKEN, VOCABULARY, LENGTH, TOKENS_PER_TILE = 190, 203, 64, 4
+
+
+def with_slow(cases: Iterable[str], slow: Iterable[str]) -> list[Any]:
+    """Names of cases as parameters of a test, those of ``slow`` with that mark."""
+    marked = set(slow)
+    assert marked <= set(cases)
+    return [pytest.param(case, marks=pytest.mark.slow) if case in marked else case for case in cases]
 
 
 def tiny_spec(family: str = "qwen2", six_billion: bool = True, layers: int = 4, kv_heads: int = 2) -> ModelSpec:

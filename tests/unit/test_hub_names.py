@@ -95,6 +95,7 @@ def test_verify_and_benchmark_take_names(cache: Path, tmp_path: Path) -> None:
     assert benchmark_config(wanted, tmp_path / "run").models.policy == Path("tiny/policy")
 
 
+@pytest.mark.slow
 def test_a_plan_of_every_shipped_example_needs_no_download(cache: Path) -> None:
     for name in (*sorted(MODELS), "internvl3_1b", "qwen2_5_vl_7b", "qwen2_5_vl_32b", "qwen3_vl_8b"):
         arguments = ["plan", str(ROOT / "examples" / name / "run.toml"), "--gpus", "64"]

@@ -175,6 +175,7 @@ def from_the_run_folder(models: list[Path], tmp_path_factory: pytest.TempPathFac
     return stage.shards()
 
 
+@pytest.mark.slow
 def test_a_stage_on_several_nodes(models: list[Path], from_the_run_folder: dict[str, bytes], tmp_path: Path) -> None:
     """Every node loads its own copies; versions, answers and stamps are those of a stage without copies."""
     stage = Stage(tmp_path, models)

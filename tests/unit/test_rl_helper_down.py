@@ -100,7 +100,7 @@ def judged_stage(folder: Path, models: list[Path], judge: Judge, **settings: Any
 LAG = {"lag": 1, "placement": "separate", "accept_lag_uncorrected": True}
 
 
-@pytest.mark.parametrize("settings", [{}, LAG], ids=["synchronous", "with lag"])
+@pytest.mark.parametrize("settings", [{}, pytest.param(LAG, marks=pytest.mark.slow)], ids=["synchronous", "with lag"])
 def test_a_helper_that_dies(tmp_path: Path, models: list[Path], judge: Judge, settings: dict[str, Any]) -> None:
     stage = judged_stage(tmp_path / "run", models, judge, **settings)
     said = finish(stage.start(engine=()), 1)
