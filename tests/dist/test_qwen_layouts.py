@@ -60,8 +60,8 @@ CASES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
 # Each of them joins, or has more ranks of, what others show alone.
 SLOW = (
     "dp2 pp2 tied", "pp2 cp2 tied", "only projector tp2 cp2", "deep cp4", "deep tp2 sp cp2",
-    "deep full recompute tp2 sp", "deep full recompute pp2 cp2", "deep full recompute frozen", "deep selective recompute pp2", "deep unpacked cp2",
-    "deep frozen pp2 cp2", "deep only projector tp2",
+    "deep full recompute tp2 sp", "deep full recompute pp2 cp2", "deep full recompute frozen",
+    "deep selective recompute pp2", "deep unpacked cp2", "deep frozen pp2 cp2", "deep only projector tp2",
 )  # fmt: skip
 
 
