@@ -220,7 +220,9 @@ def _prepare_gold(
     answer: str, answer_type: str, options: tuple[str, ...], benchmark: str, tolerance: float | None
 ) -> exact.Gold:
     rule = rule_for(benchmark)
-    return exact.prepare(answer, answer_type, options, rule if tolerance is None else replace(rule, absolute=tolerance))
+    return exact.prepare(
+        answer, answer_type, options, rule if tolerance is None else replace(rule, absolute=None, tolerance=tolerance)
+    )
 
 
 def _decide(gold: exact.Gold, prediction: str) -> bool | None:

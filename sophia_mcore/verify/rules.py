@@ -21,16 +21,18 @@ class Rule:
     """Precision of comparison; every field is a key of rules.toml (docs/grading.md).
 
     ``places``: numbers written with a decimal point are equal when they agree after rounding to so many places.
-    ``absolute``, ``relative``: largest difference allowed, for any number. ``gold_places``: the prediction is rounded
-    to as many places as the gold answer has. ``truncate_integers``: decimals of the prediction are cut off when the
-    gold answer is an integer. ``similar_option``: a prediction that names no option takes the most similar one.
-    ``alternatives``: a gold answer that is a list of texts, or holds "##", names several of which any is right.
-    ``contained``: short words count as given where only words that say nothing stand beside them.
+    ``absolute``, ``relative``: largest difference allowed, for any number; of a gold answer below 0.01 ``absolute``
+    counts in proportion. ``tolerance``: largest difference allowed, as it comes with the answer. ``gold_places``: the
+    prediction is rounded to as many places as the gold answer has. ``truncate_integers``: decimals of the prediction
+    are cut off when the gold answer is an integer. ``similar_option``: a prediction that names no option takes the
+    most similar one. ``alternatives``: a gold answer that is a list of texts, or holds "##", names several of which
+    any is right. ``contained``: short words count as given where only words that say nothing stand beside them.
     ``judge``: free text is put before the language-model judge if there is one.
     """
 
     places: int | None = 6
     absolute: float | None = None
+    tolerance: float | None = None
     relative: float | None = None
     gold_places: bool = False
     truncate_integers: bool = False
@@ -38,6 +40,11 @@ class Rule:
     alternatives: bool = False
     contained: bool = False
     judge: bool = True
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether numbers may differ."""
+        return (self.absolute, self.relative, self.tolerance) != (None, None, None)
 
 
 @dataclass(frozen=True)

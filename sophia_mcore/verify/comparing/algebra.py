@@ -140,6 +140,8 @@ def equal(a: Expression, b: Expression) -> bool | None:
         return _differ_in_size(a, b)
     if a.huge or b.huge:
         return _differ_in_size(a, b)
+    if (set(xs) == {None}) != (set(ys) == {None}):
+        return False  # only one of them has a value, as of "ln 0"
     positive = a.positive | b.positive
     if positive:  # the middle point is the one with negative values
         xs, ys = ((values[0], _value(e.node, Point(1, "", positive)), values[2]) for e, values in ((a, xs), (b, ys)))

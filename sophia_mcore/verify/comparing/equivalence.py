@@ -8,9 +8,11 @@ from typing import Any
 from math_verify import parse, verify
 
 from sophia_mcore.verify.comparing import exact
+from sophia_mcore.verify.comparing.named import named_value
 from sophia_mcore.verify.comparing.structures import endpoint, parse_structure
 from sophia_mcore.verify.comparing.symbols import symbols
 from sophia_mcore.verify.comparing.unread import nothing_unread
+from sophia_mcore.verify.comparing.wholly import wholly_read
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text.numbers import parse_number
 from sophia_mcore.verify.text.quantities import COMPOUND, Quantity, compound, parse_quantity
@@ -24,7 +26,7 @@ def _parsed(answer: str) -> list[Any]:
 
 
 def algebra_equal(gold: str, prediction: str, interval: bool = False) -> bool:
-    """True iff math-verify holds the two bare answers equal. Values that cannot be compared at all are different.
+    """True iff math-verify has read both bare answers and holds them equal; what cannot be compared is different.
 
     Raises MemoryError and RecursionError, which are the verifier's failure and not the answer's.
     """
@@ -35,7 +37,7 @@ def algebra_equal(gold: str, prediction: str, interval: bool = False) -> bool:
             timeout_seconds=None,
             raise_on_error=True,
             allow_set_relation_comp=interval,
-        )
+        ) and all(wholly_read(one, _parsed) for one in (gold, prediction))
     except (MemoryError, RecursionError):
         raise
     except Exception:
@@ -97,6 +99,8 @@ def _oracle(gold: str, prediction: str, interval: bool = False) -> bool:
     if converted is not None:
         return converted
     gold, prediction = symbols(gold), symbols(prediction)
+    if bool(named_value(gold)[0]) != bool(named_value(prediction)[0]) and ("=" in gold) != ("=" in prediction):
+        gold, prediction = named_value(gold)[1], named_value(prediction)[1]
     return nothing_unread(gold, prediction) and algebra_equal(gold, prediction, interval)
 
 

@@ -15,8 +15,8 @@ from sophia_mcore.verify.comparing.expression import CONSTANTS, Node, Unsupporte
 
 MAX_BITS = 20_000
 POINTS = ((0.6, 1.9), (-2.3, -0.7), (2.1, 3.8))  # variables take values in these ranges
-STEPS = tuple(range(len(POINTS), len(POINTS) + 4))  # rows for what is rounded, and so stays the same for a while
-_RANGES = (*POINTS, (11.0, 29.0), (-47.0, -31.0), (101.0, 137.0), (530.0, 997.0))
+_RANGES = (*POINTS, *((at, at + 1.0) for at in range(64)), (-47.0, -31.0), (101.0, 137.0), (530.0, 997.0))
+STEPS = tuple(range(len(POINTS), len(_RANGES)))  # rows for what is rounded, and so stays the same for a while
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text import dates
 from sophia_mcore.verify.text.amounts import number_in_sentence
 from sophia_mcore.verify.text.normalize import clean, comma_left_out, plain_text
-from sophia_mcore.verify.text.numbers import numbers_equal, parse_number
+from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import amount, parse_quantity
 from sophia_mcore.verify.text.rates import rate_of, year_of
 from sophia_mcore.verify.text.sentences import all_reals, core, harmless, said, same_place
@@ -110,21 +110,29 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
         return True
     if not gold.text.isascii() and chinese_digits(gold.text) == chinese_digits(text):
         return True
-    text = said(text)
-    number, gold_number = parse_number(text), parse_number(gold.text)
-    if number is None and gold_number is not None and text[:1].isalpha() and " " in text:
-        number = parse_number(clean(number_in_sentence(text, frozenset())))
-    if number is None and gold_number is not None and _KILO.fullmatch(text):
-        number = parse_number(f"{text[:-1]}e3")
-    elif number is not None and gold_number is None and _KILO.fullmatch(gold.text):
-        gold_number = parse_number(f"{gold.text[:-1]}e3")
+    text = said(text) if "=" in gold.text else _HALF_A_NAME.sub("", said(text))
+    number, gold_number = _numbers(gold, text)
     if number is not None and gold_number is not None:
         return numbers_equal(gold_number, number, gold.rule)
+    if number is not None and gold.type == "expression" and gold.given and parse_quantity(named_value(gold.text)[1]):
+        return False  # "2mg" is a formula, and no milligrams
     if applied_otherwise(gold.text, text, gold.raw, prediction):
         return False
     if cannot_equal(gold.text, text, number is not None, gold_number is not None):
         return False
     return compare(symbols(gold.text), symbols(text), gold.rule, gold.type if gold.given else "", oracle)
+
+
+def _numbers(gold: Gold, text: str) -> tuple[Number | None, Number | None]:
+    """The number of an answer and that of the gold answer, each None where it has none."""
+    number, wanted = parse_number(text), parse_number(gold.text)
+    if number is None and wanted is not None and text[:1].isalpha() and " " in text:
+        number = parse_number(clean(number_in_sentence(text, frozenset())))
+    if number is None and wanted is not None and _KILO.fullmatch(text):
+        number = parse_number(f"{text[:-1]}e3")
+    elif number is not None and wanted is None and _KILO.fullmatch(gold.text):
+        wanted = parse_number(f"{gold.text[:-1]}e3")
+    return number, wanted
 
 
 def _without_rates(gold: Gold, prediction: str) -> tuple[Gold, str] | None:
@@ -195,6 +203,8 @@ def _named_y(gold: str, text: str) -> str:
     return f"y = {text[found.end() :]}" if found is not None else text
 
 
+_FREE_LETTER = re.compile(r"(?<![A-Za-z\\])(?![ei](?![A-Za-z]))[A-Za-z]")
+_HALF_A_NAME = re.compile(r"^[^()=]{1,20}\)\s*=\s*(?=[^=()]+$)")  # "P(A and B) = 0.36", cut at "and"
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 
 

@@ -51,6 +51,11 @@ _DERIVATIVE = re.compile(r"\\frac\s*\{\s*d(?![a-zA-Z]*[+-])")
 _UPRIGHT = re.compile(r"\\(?:mathrm|mathit|mathbf|text|rm|operatorname)\s*\{\s*([A-Za-z])\s*\}")
 
 
+_INDEX = re.compile(  # V_{\mathrm{th}}
+    r"_\s*\{\s*\\(?:mathrm|mathit|mathbf|text|rm|operatorname)\s*\{\s*([A-Za-z0-9][A-Za-z0-9 ,]*?)\s*\}\s*\}"
+)
+
+
 def _is_number(symbol: str) -> bool:
     return symbol[:1].isdecimal() or (symbol[:1] == "." and symbol != ".")
 
@@ -65,7 +70,8 @@ class Parser:
     def __init__(self, text: str) -> None:
         if _NAMES.search(text) or _DERIVATIVE.search(text):
             raise Unsupported
-        self.symbols = _SYMBOL.findall(_UPRIGHT.sub(r" \1 ", text) if "\\" in text else text)
+        text = _UPRIGHT.sub(r" \1 ", _INDEX.sub(r"_{\1}", text)) if "\\" in text else text
+        self.symbols = _SYMBOL.findall(text)
         if len(self.symbols) > MAX_SYMBOLS:
             raise Unsupported
         self.position = 0
@@ -138,9 +144,17 @@ class Parser:
             raise Unsupported  # a number after a factor: x2, 2 3
         if symbol == "|":
             return not self.bars
+        if self._is_argument():
+            raise Unsupported  # p(0): a value of a function?
         return (
             symbol in ("(", "{", r"\frac", r"\sqrt", r"\binom", r"\log") or self._is_name(symbol) or symbol in FUNCTIONS
         )
+
+    def _is_argument(self) -> bool:
+        """Whether a number in round brackets follows a name."""
+        before, *here = self.symbols[self.position - 1 : self.position + 3]
+        inside = _is_number(here[1]) if len(here) == 3 and here[0] + here[2] == "()" else False
+        return inside and before not in CONSTANTS and self._is_name(before)
 
     @staticmethod
     def _is_name(symbol: str) -> bool:

@@ -38,6 +38,7 @@ _DIGIT = re.compile(r"\d")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
+_OR = re.compile(r"\bor\b|或")
 _CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _CLOSES = {"(": ")", "[": "]"}
@@ -194,7 +195,8 @@ def compare(gold: Structure, prediction: Structure, equal: Equal, ordered_pairs:
     if gold.kind == "bare" and prediction.kind == "round" and named:
         return False  # "x = 2 or x = 3" is no point
     if gold.kind in unordered and prediction.kind in (unordered if gold.kind == "set" else (*unordered, "round")):
-        return _compare_unordered(gold.parts, prediction.parts, equal)
+        counted = "set" not in (gold.kind, prediction.kind) and len(gold.parts) == len(prediction.parts)
+        return _compare_unordered(gold.parts, prediction.parts, equal, counted)
     if gold.kind == "set" and prediction.kind in ("round", "square", "half"):
         return False  # a point, a list or an interval
     if prediction.kind == "set":
@@ -240,7 +242,7 @@ def _compare_matrices(gold: Structure, prediction: Structure, equal: Equal) -> b
 
 
 def _compare_with_atom(gold: Structure, prediction: Structure, equal: Equal) -> bool | None:
-    """A list or set against one thing: equal only if all its parts are that thing."""
+    """A list or set against one thing: equal only if all its parts are that thing. "3, 3" asks for two values."""
     several, atom = (prediction, gold) if gold.kind == "atom" else (gold, prediction)
     if several.kind in ("round", "square", "half"):
         value = evaluate(atom.text)
@@ -251,20 +253,32 @@ def _compare_with_atom(gold: Structure, prediction: Structure, equal: Equal) -> 
         if result is False:
             return False
         unknown = unknown or result is None
+    if several is gold and gold.kind == "bare" and _PM.search(gold.text) is None and not _OR.search(gold.text):
+        return False
     return None if unknown or len(several.parts) > MAX_PAIRS else True
 
 
-def _compare_unordered(a: tuple[Structure, ...], b: tuple[Structure, ...], equal: Equal) -> bool | None:
-    """Equality as sets: every part of each has its equal in the other."""
+def _compare_unordered(
+    a: tuple[Structure, ...], b: tuple[Structure, ...], equal: Equal, counted: bool = False
+) -> bool | None:
+    """Equality as sets: every part of each has its equal in the other; ``counted``: as often as in this one."""
     if len(a) * len(b) > MAX_PAIRS:
         values = [[parse_number(part.text) for part in side] for side in (a, b)]
         if any(value is None for side in values for value in side):
             return None
-        first, second = ({value.value for value in side if value} for side in values)
-        return first == second
+        first, second = (sorted(value.value for value in side if value) for side in values)
+        return first == second if counted else set(first) == set(second)
     table = [[compare(x, y, equal) for y in b] for x in a]
     lines = [*table, *([row[j] for row in table] for j in range(len(b)))]
     found = [True if True in line else None if None in line else False for line in lines]
+    if counted and any(
+        same is True and row.count(True) != lines[len(a) + j].count(True)
+        for row in table
+        if None not in row
+        for j, same in enumerate(row)
+        if None not in lines[len(a) + j]
+    ):
+        return False  # "3, 3, 5" is not "3, 5, 5"
     return _all(list(found))
 
 

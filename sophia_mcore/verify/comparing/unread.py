@@ -29,7 +29,10 @@ _MARK = re.compile(r"[!?'\"%#@&]|[^\x00-\x7f]")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Z]?[a-z]{3,}|of|to|in|on|by|at|for|vs)(?![A-Za-z])")
 _BEHIND = re.compile(r"\\([A-Za-z]+)[\s{(]*(\d+(?:\.\d+)?|\\?[A-Za-z]+|\S)?")
 _BEFORE = re.compile(rf"(\d+(?:\.\d+)?|[A-Za-z]+|\S)?\s*(?!!)({_MARK.pattern})")
-_PRODUCT = re.compile(r"(?:(?<![A-Za-z\\])[A-Za-z]|\d)\s+\d")  # "4 m/s 0.5", "2 3": two values, and no product
+_PRODUCT = re.compile(
+    r"(?:(?<![A-Za-z\\])[A-Za-z]|[\d})\]])\s+\d|(?<![\d.])0\d"
+)  # "4 m/s 0.5", "2 3", 000: no products
+_GAUSS = re.compile(r"(?<!sqrt)\[[^\[\]+,-]*(?:\\(?:log|ln|frac|sqrt)|/)[^\[\],]*\]")  # rounded down in Chinese books
 _CONDITION = re.compile(r"[<>|=]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
@@ -47,6 +50,8 @@ def nothing_unread(gold: str, text: str) -> bool:
         gold, text = named_value(gold)[1], named_value(text)[1]
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
     if _words(gold) != _words(text) or any(_PRODUCT.search(one) for one in (gold, text)):
+        return False
+    if _GAUSS.search(gold) or _GAUSS.search(text):
         return False
     if gold.count(":") != text.count(":"):  # a ratio, of which the last number is read alone
         return False

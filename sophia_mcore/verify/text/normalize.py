@@ -18,7 +18,7 @@ _DECORATION = re.compile(
 _ACCENT = re.compile(r"\\(vec|hat|bar|overline|mathbf|boldsymbol|tilde|dot)\s+([A-Za-z])(?![A-Za-z])")
 _FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _ALIASES = re.compile(
-    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta|neg)"
+    r"\\(leq|leqslant|geq|geqslant|neq|varnothing|lbrace|rbrace|degree|mid|vert|colon|lt|gt|land|lor|langle|rangle|dots|cdots|dotsc|lg|rightarrow|longrightarrow|varepsilon|varphi|vartheta|neg|infin)"
     r"(?![a-zA-Z])"
 )
 _ALIAS_OF = {
@@ -27,7 +27,7 @@ _ALIAS_OF = {
     "lt": "<", "gt": ">", "land": r"\text{ and }", "lor": r"\text{ or }", "langle": "(", "rangle": ")",
     "dots": r"\ldots", "cdots": r"\ldots", "dotsc": r"\ldots", "lg": r"\log", "rightarrow": r"\to",
     "longrightarrow": r"\to", "varepsilon": r"\epsilon",
-    "varphi": r"\phi", "vartheta": r"\theta", "neg": r"\lnot",
+    "infin": r"\infty", "varphi": r"\phi", "vartheta": r"\theta", "neg": r"\lnot",
 }  # fmt: skip
 TEXT_COMMAND = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textup|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|hbox|operatorname"
@@ -52,10 +52,14 @@ _TWO_UNITS = re.compile(  # "2 hours and 15 minutes"
 _COUNTED = re.compile(
     r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?=\s*(?:\\text\s*\{\s*)?[^\W\d_]{1,20}[^,]*$)"
 )  # "2,500 grams"
-_SPACED = re.compile(  # "5 000\\pi", "5 000 + x", "\\frac{5 000}{3}": thousands in an expression
-    r"(?<![\w.,])\d{1,3}(?: \d{3})+(?=\s*(?:\\[a-z]|[a-z](?![A-Za-z])|[-+*/^]))"
+_SPACED = re.compile(  # "5 000\\pi", "5 000 + x", "20,000(3 - x)", "\\frac{5 000}{3}": thousands in an expression
+    r"(?<![\w.,])\d{1,3}(?: \d{3})+(?=\s*(?:\\[a-z]|[a-z](?![A-Za-z])|[-+*/^(]))"
+    r"|(?<![\w.,{(\[])\d{1,3}(?:,\d{3})+(?=\\[a-z]|[a-z](?![A-Za-z])|\()"
     r"|(?:\\(?:frac|sqrt)\{|\}\{)\d{1,3}(?: \d{3})+(?=\})"
 )
+_BASE_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)_(?:10|\{10\})(?!\d)")
+_WIDE_BLANK = re.compile(r"(?<=[\w$})\]])\u3000+(?=[\w$\\({\[+-])")  # stands between answers in Chinese books
+_WIDE_BLANK = re.compile(r"(?<=[\w$})\]])\u3000+(?=[\w$\\({\[+-])")  # stands between answers in Chinese books
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
 _BRACED_UNIT = re.compile(
     r"(?<=[\d}])\s*\{\s*((?:square|cubic)?)\s*(degrees?|inch(?:es)?|feet|foot|yards?|miles?|units?)\s*\}$"
@@ -92,6 +96,10 @@ def clean(answer: str) -> str:
     >>> clean(r"$\left( 1 ,\, \dfrac{1}{2} \right)$.")
     '( 1 , \\frac{1}{2} )'
     """
+    if "\u3000" in answer:
+        answer = _WIDE_BLANK.sub(", ", answer.strip())
+    if "\u3000" in answer:
+        answer = _WIDE_BLANK.sub(", ", answer.strip())
     if "~" in answer or not answer.isascii():
         answer = ranges_marked(answer if "\\begin" in answer else _NEGATION.sub(r"\1\\lnot ", answer))
         answer = answer if answer.isascii() else typed(answer)
@@ -111,8 +119,10 @@ def clean(answer: str) -> str:
         answer = " ".join(answer.split())
     if " and " in answer:
         answer = _TWO_UNITS.sub(r"\1 \2", answer)
-    if " " in answer:
-        answer = _SPACED.sub(lambda match: match[0].replace(" ", ""), answer)
+    if " " in answer or "," in answer:
+        answer = _SPACED.sub(lambda match: match[0].replace(" ", "").replace(",", ""), answer)
+    if "_" in answer:
+        answer = _BASE_TEN.sub(r"\1", answer)
     if "," in answer:
         answer = _COUNTED.sub(lambda match: match[0].replace(",", ""), answer)
     answer = _ABOUT.sub("", _strip(_BRACED_UNIT.sub(r" \\text{\1 \2}", answer)))

@@ -165,7 +165,7 @@ def numbers_equal(gold: Number, prediction: Number, rule: Rule) -> bool:
     if gold.percent == prediction.percent:
         return values_equal(a, b, inexact, places, rule)
     if gold.percent:
-        share = rule if rule.absolute is None else replace(rule, absolute=rule.absolute / 100)  # it is one of per cents
+        share = rule if rule.tolerance is None else replace(rule, tolerance=rule.tolerance / 100)  # it is of per cents
         return values_equal(a, b, inexact, places, rule) or values_equal(a / 100, b, inexact, places + 2, share)
     return values_equal(a, b / 100 if abs(a) <= 1 else b, inexact, places, rule)
 
@@ -175,7 +175,10 @@ def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: in
     if gold == value:
         return True
     difference = abs(gold - value)
-    if rule.absolute is not None and difference <= Fraction(rule.absolute) * Fraction(1_000_001, 1_000_000):
+    allowed = [Fraction(rule.tolerance)] if rule.tolerance is not None else []
+    if rule.absolute is not None:  # 1e-8 says nothing of 2e-15
+        allowed.append(Fraction(rule.absolute) * (min(Fraction(1), 100 * abs(gold)) if gold else 1))
+    if any(difference <= one * Fraction(1_000_001, 1_000_000) for one in allowed):
         return True
     if rule.relative is not None and difference <= Fraction(rule.relative) * abs(gold):
         return True
