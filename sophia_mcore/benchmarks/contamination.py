@@ -1,9 +1,10 @@
 """Training questions that share their text or an image with a benchmark.
 
 Four tests, from certain to likely: the same normalised question, with its options (without them where the training
-question has none); half or more of its word 8-grams are the benchmark's (in Chinese, every character is a word); the
-same image file; an image whose 64-bit difference hash is within 4 bits. Pictures with little content (a plain page)
-have hashes that agree by chance: they are compared by file only.
+question has none); half or more of its word 8-grams are the benchmark's, or of the benchmark's are in it (in Chinese,
+every character is a word), so that instructions around a question do not hide it; the same image file; an image whose
+64-bit difference hash is within 4 bits. Pictures with little content (a plain page) have hashes that agree by chance:
+they are compared by file only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sophia_mcore.data.images import decode
 from sophia_mcore.errors import SophiaError
 
 GRAM = 8  # words
-CONTAINED = 0.5  # share of a training question's n-grams that stand in one benchmark question
+CONTAINED = 0.5  # share of the n-grams of one question that stand in the other
 SHORTEST = 4  # words: shorter questions ("What is x?") are equal by chance and count only with their image
 HASH_BITS = 4  # of 64 that may differ
 _HASH_SIDE = 8
@@ -82,6 +83,7 @@ class Index:
         self._texts: dict[tuple[str, ...], tuple[str, str]] = {}  # with their options
         self._alone: dict[tuple[str, ...], tuple[str, str]] = {}  # without
         self._grams: dict[tuple[str, ...], set[tuple[str, str]]] = defaultdict(set)
+        self._counts: dict[tuple[str, str], int] = {}  # n-grams of each question
         self._files: dict[str, tuple[str, str]] = {}
         self._hashes: dict[tuple[int, int], list[tuple[int, tuple[str, str]]]] = defaultdict(list)
 
@@ -91,7 +93,9 @@ class Index:
         tokens, alone = _with_options(row), words(row.question)
         if len(tokens) >= SHORTEST:
             self._texts.setdefault(tuple(tokens), where)
-            for gram in grams(alone):
+            own = grams(alone)
+            self._counts[where] = len(own)
+            for gram in own:
                 self._grams[gram].add(where)
         if len(alone) >= SHORTEST:
             self._alone.setdefault(tuple(alone), where)
@@ -124,10 +128,9 @@ class Index:
             if len(gram) == GRAM:
                 for one in self._grams.get(gram, ()):
                     counts[one] += 1
-        best = max(counts, key=lambda one: counts[one], default=None)
-        if best is None or counts[best] / len(own) < CONTAINED:
-            return None
-        return _match(row, best, "shared text", counts[best] / len(own))
+        shares = {one: count / min(len(own), self._counts[one]) for one, count in counts.items()}
+        best = max(shares, key=lambda one: shares[one], default=None)
+        return None if best is None or shares[best] < CONTAINED else _match(row, best, "shared text", shares[best])
 
     def _by_image(self, row: Row, data: bytes) -> Match | None:
         where = self._files.get(hashlib.sha256(data).hexdigest())

@@ -50,7 +50,7 @@ def read_predictions(file: Path, benchmark: str = "") -> Predictions:
     of another kind, SophiaError when it is damaged or has no predictions.
     """
     if not file.is_file():
-        raise UsageError(f"{file}: no such file")
+        raise UsageError(f"{file}: {'is a folder, name a file in it' if file.is_dir() else 'no such file'}")
     readers = {".tsv": read_table, ".xlsx": _workbook, ".json": _records, ".jsonl": _samples}
     if file.suffix not in readers:
         raise UsageError(f"{file}: not one of {', '.join(readers)}")

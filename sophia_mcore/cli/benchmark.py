@@ -45,8 +45,8 @@ def benchmark(
         if len(names) > 1:
             raise UsageError("--rescore reads one benchmark's file: name one with --on, or none")
         out = target or (Path(first) if first else None)
-        if out is not None and out.suffix != ".json":
-            raise UsageError(f"{out}: scores are written as .json")
+        if out is not None:
+            work.check_target(out, rescore)
         scoring = work.PROTOCOLS[protocols[0]].scoring
         name = names[0].partition("=")[0] if names else ""
         if opened is not None:

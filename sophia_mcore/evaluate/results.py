@@ -111,6 +111,8 @@ def protocol_results(folder: Path, questions: dict[str, Question], model: str = 
                 by_benchmark[questions[question_id].benchmark].append(found)
     count = max(1, len(rights))
     benchmarks = {name: benchmark_results(name, rows, model, scoring) for name, rows in sorted(by_benchmark.items())}
+    for name, outcomes in by_benchmark.items():
+        benchmarks[name]["sources"] = sorted({questions[one.question_id].source or "unnamed" for one in outcomes})
     return (
         _summary(rights)
         | ({"benchmarks": benchmarks, "scoring": scoring} if benchmarks else {})

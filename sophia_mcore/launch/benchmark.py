@@ -20,6 +20,7 @@ from sophia_mcore.launch.environments import rollout_python
 from sophia_mcore.pretrained.hub import hub_name
 from sophia_mcore.records import Answer, Question
 from sophia_mcore.store.atomic import write_json
+from sophia_mcore.store.json_files import read_json
 from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, read_values
@@ -183,16 +184,32 @@ def rescore(
     }
 
 
-def write_scores(target: Path, result: dict[str, Any]) -> None:
-    """Write the result of ``rescore`` as JSON. Raises UsageError if the file's suffix is not .json."""
+def check_target(target: Path, file: Path) -> None:
+    """Raise UsageError for a file of scores that is not .json, or that somebody else's file would be lost for."""
     if target.suffix != ".json":
         raise UsageError(f"{target}: scores are written as .json")
+    if target.exists() and (target.samefile(file) or not _holds_scores(target)):
+        raise UsageError(f"{target}: exists already and holds no scores; name another file, or remove it")
+
+
+def _holds_scores(file: Path) -> bool:
+    try:
+        found = read_json(file) or {}
+    except SophiaError:  # no JSON object
+        return False
+    return {"benchmark", "score", "scoring"} <= found.keys()
+
+
+def write_scores(target: Path, result: dict[str, Any]) -> None:
+    """Write the result of ``rescore`` as JSON."""
     write_json(target, result)
 
 
 def judge_of(address: str, model_name: str) -> Judge | None:
     """The judge that the options name; None without an address. Raises UsageError if the model's name is missing."""
     if not address:
+        if model_name:
+            raise UsageError(f"--judge-model {model_name}: give the judge's address with --judge URL")
         return None
     if not model_name:
         raise UsageError(f"--judge {address}: name its model with --judge-model")
@@ -224,7 +241,8 @@ def shown_benchmark(one: dict[str, Any], protocol: str = "") -> list[str]:
         f"judge needed {100 * one['judge_needed']:.1f}%"
     ]
     if one.get("judge_failed"):
-        lines.append(f"  warning: {100 * one['judge_failed']:.1f}% of the answers got no usable reply of the judge")
+        failed = f"{100 * one['judge_failed']:.1f}% of the answers got no usable reply of the judge"
+        lines.append(f"  warning: {failed}; --rescore of the predictions asks it again")
     if one["n"] != one["expected_n"]:
         lines.append(f"  not the whole benchmark: it has {one['expected_n']:,} questions")
     if "worst_case" in one:

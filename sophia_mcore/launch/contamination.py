@@ -14,7 +14,7 @@ from sophia_mcore.benchmarks.rows import read_benchmark
 from sophia_mcore.benchmarks.table import benchmark_named
 from sophia_mcore.config.schema import Config, Source
 from sophia_mcore.data.columns import Row
-from sophia_mcore.data.sources import read_source
+from sophia_mcore.data.sources import local_tables, read_source
 from sophia_mcore.errors import UsageError
 from sophia_mcore.store.atomic import write_text
 
@@ -26,8 +26,9 @@ def check_against(config: Config, against: Sequence[str], drop: Path | None) -> 
 
     Returns the lines to print: matches (at most ``LISTED``), and counts per benchmark and reason. ``against``: the
     benchmarks, each as NAME or NAME=PATH. ``drop``: a .jsonl file to write. It gets every valid training question
-    without a match, with its images, and can be used as a source of kind "jsonl"; all matches are written beside it.
-    Raises UsageError for an unknown benchmark or another suffix, SophiaError for a source that cannot be read.
+    without a match, with its images, and can be used as a source of kind "jsonl"; all matches are written beside
+    it. Raises UsageError for an unknown benchmark, another suffix or a file of somebody else, SophiaError for a
+    source that cannot be read.
     """
     if drop is not None and drop.suffix != ".jsonl":
         raise UsageError(f"--drop {drop}: the questions are written as .jsonl")
@@ -37,6 +38,8 @@ def check_against(config: Config, against: Sequence[str], drop: Path | None) -> 
         sources.append(Source(benchmark=benchmark_named(name).name, path=path))
     benchmark_rows = itertools.chain.from_iterable(read_benchmark(source) for source in sources)
     given = [*config.data.questions, *(config.rl.questions if config.rl else ())]
+    if drop is not None:
+        _check_new(drop, given)
     training = itertools.chain.from_iterable(read_source(source) for source in given)
     matches: list[Match] = []
     kept: list[str] = []
@@ -56,11 +59,25 @@ def check_against(config: Config, against: Sequence[str], drop: Path | None) -> 
     counts = Counter((match.benchmark, match.reason) for match in matches)
     lines += [f"  {benchmark}: {count:,} {reason}" for (benchmark, reason), count in sorted(counts.items())]
     if drop is not None:
-        write_text(drop, "".join(kept))
-        listed = drop.with_name(f"{drop.stem}.dropped.jsonl")
+        listed = _listed(drop)  # first: a file of questions with one beside it is ours
         write_text(listed, "".join(json.dumps(_fields(match), ensure_ascii=False) + "\n" for match in matches))
+        write_text(drop, "".join(kept))
         lines.append(f'{len(kept):,} questions without a match: {drop} (kind = "jsonl"); all matches: {listed}')
     return lines
+
+
+def _listed(drop: Path) -> Path:
+    return drop.with_name(f"{drop.stem}.dropped.jsonl")
+
+
+def _check_new(drop: Path, given: Sequence[Source]) -> None:
+    """Raise UsageError for a file that is not an earlier result of the same command, above all a training source."""
+    read = {path.resolve() for source in given for path in local_tables(source)}
+    for path in (drop, _listed(drop)):
+        if path.resolve() in read:
+            raise UsageError(f"--drop {path}: the training questions are read from this file; name another")
+    if drop.exists() and not _listed(drop).is_file():
+        raise UsageError(f"--drop {drop}: exists already, and is no result of --drop; name another file or remove it")
 
 
 def _fields(match: Match) -> dict[str, object]:

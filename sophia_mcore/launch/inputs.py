@@ -195,7 +195,7 @@ def _held_out(config: Config) -> list[Input]:
     ] + [
         Input(key=f"benchmark {source.benchmark}", phases=("questions",), look=partial(_known, source.benchmark))
         for source in config.evaluate.questions
-        if source.benchmark and on_the_hub(source)
+        if source.benchmark
     ]
 
 

@@ -37,7 +37,7 @@ class Block:
 
 
 def blocks(evaluation: dict[str, Any]) -> list[Block]:
-    """All blocks of report.json's evaluation, benchmark after benchmark."""
+    """All blocks of report.json's evaluation: benchmark after benchmark, then the other sources of questions."""
     labels = list(evaluation)
     protocols = list(dict.fromkeys(name for result in evaluation.values() for name in result["protocols"]))
     made = []
@@ -47,7 +47,9 @@ def blocks(evaluation: dict[str, Any]) -> list[Block]:
         for name in names:
             found = [one["benchmarks"].get(name) if one else None for one in details]
             made.append(_block(protocol, labels, found))
-        sources = list(dict.fromkeys(name for one in details if one for name in one["by_source"])) if not names else []
+        there = [one for one in details if one]
+        shown = {source for one in there for found in one.get("benchmarks", {}).values() for source in found["sources"]}
+        sources = list(dict.fromkeys(name for one in there for name in one["by_source"] if name not in shown))
         made += [_source_block(protocol, labels, details, source) for source in sources]
     return made
 

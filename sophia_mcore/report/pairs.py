@@ -14,17 +14,19 @@ from sophia_mcore.store.layout import RunFolder
 MAX_FLIPS = 200  # questions listed per model and protocol
 _MAX_TEXT = 2_000
 
-Answers = dict[str, tuple[float, str]]  # question id -> share of right samples, an extracted answer
+Answers = dict[
+    str, tuple[float, str, str]
+]  # question id -> share of right samples; of the first what was extracted, end
 
 
 def answers_of(run: RunFolder, label: str, protocol: str, problems: Problems) -> Answers:
     """What a model answered to each question under a protocol."""
-    names = ["question_id", "verdict", "extracted"]
-    rows = columns(run.evaluation(label, protocol), Answer, names, problems)
-    grouped: dict[str, list[tuple[bool, str]]] = defaultdict(list)
-    for question, verdict, extracted in zip(*rows.values(), strict=True):
-        grouped[question].append((verdict == "correct", extracted[:_MAX_TEXT]))
-    return {q: (sum(right for right, _ in made) / len(made), made[0][1]) for q, made in grouped.items()}
+    names = ["question_id", "verdict", "extracted", "text"]
+    rows = columns(run.evaluation(label, protocol), Answer, names, problems, lambda _, text: text[-_MAX_TEXT:])
+    grouped: dict[str, list[tuple[bool, str, str]]] = defaultdict(list)
+    for question, verdict, extracted, text in zip(*(rows[name] for name in names), strict=True):
+        grouped[question].append((verdict == "correct", extracted[:_MAX_TEXT], text))
+    return {q: (sum(one[0] for one in made) / len(made), *made[0][1:]) for q, made in grouped.items()}
 
 
 def pair(both: list[str], first: Answers, second: Answers, questions: dict[str, Question]) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def pair(both: list[str], first: Answers, second: Answers, questions: dict[str, 
         "flips": [
             {
                 "id": name,
+                "kind": _kind(first[name][0], second[name][0]),
                 "question": questions[name].question[:_MAX_TEXT],
                 "answer": questions[name].answer[:_MAX_TEXT],
                 "a": first[name],
@@ -60,3 +63,10 @@ def pair(both: list[str], first: Answers, second: Answers, questions: dict[str, 
         ],
         "flips_in_all": len(flips),
     }
+
+
+def _kind(before: float, after: float) -> str:
+    """How a question's share of right samples changed, in words."""
+    if {before, after} == {0.0, 1.0}:
+        return "right to wrong" if before else "wrong to right"
+    return "less often right" if after < before else "more often right"

@@ -70,6 +70,7 @@ class LanguageModelJudge:
             max_retries=config.max_retries,
         )
         self._away: JudgeUnreachableError | None = None  # why no further request makes sense
+        self._completed = False  # whether any reply was a completion
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
         self._judge_prompt = load_prompt("judge", config.judge_prompt_file, needs=("response",))
         self._extract_prompt = load_prompt("extract_answer", config.extract_prompt_file, needs=("response",))
@@ -121,7 +122,10 @@ class LanguageModelJudge:
         return parsed
 
     def _reply(self, prompt: str) -> str | None:
-        """The endpoint's reply; None if it refuses this prompt or keeps sending something else than a completion."""
+        """The endpoint's reply; None if it refuses this prompt, or sends something else to it than a completion.
+
+        Raises JudgeUnreachableError when it is away, or has never sent a completion.
+        """
         for attempt in range(self._config.max_retries + 1):
             if self._away:
                 raise self._away
@@ -134,18 +138,24 @@ class LanguageModelJudge:
                     max_tokens=self._config.max_tokens,
                     seed=0,
                 )
+                self._completed = True
                 return completion.choices[0].message.content or ""
             except RequestRefusedError:
                 return None
-            except NoCompletionError:
-                continue
+            except NoCompletionError as error:
+                if attempt == self._config.max_retries and not self._completed:  # it never was one: no judge there
+                    raise self._unusable(error) from error
             except EndpointUnreachableError as error:
-                self._away = JudgeUnreachableError(
-                    f"the judge {self._config.model_name} at {self._config.base_url} cannot be used ({error}); "
-                    f"its verdicts so far are kept: run the same again when it answers"
-                )
-                raise self._away from error
+                raise self._unusable(error) from error
         return None
+
+    def _unusable(self, error: SophiaError) -> JudgeUnreachableError:
+        """What every further request ends with, too."""
+        self._away = JudgeUnreachableError(
+            f"the judge {self._config.model_name} at {self._config.base_url} cannot be used ({error}); "
+            f"its verdicts so far are kept: run the same again when it answers"
+        )
+        return self._away
 
     def _cache_path(self, prompt: str) -> Path:
         key = hashlib.sha256(
