@@ -160,6 +160,21 @@ def test_rescoring_a_file(tmp_path: Path, stubs: list[Stub]) -> None:
         assert len(stubs[0].asked) == 6  # stored
 
 
+def test_rescoring_writes_over_scores_alone(tmp_path: Path) -> None:
+    file = tmp_path / "toy_MathVista_MINI.json"
+    rows = [{"index": 1, "question": "?", "answer": "1", "question_type": "free_form", "answer_type": "integer",
+             "prediction": "1", "task": "t", "skills": "['s']"}]  # fmt: skip
+    file.write_text(json.dumps(rows))
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"mine": 1}')
+    for target in (file, mine):
+        result = run("--rescore", str(file), "--on", "mathvista", str(target))
+        assert isinstance(result.exception, UsageError) and "holds no scores" in str(result.exception)
+    assert json.loads(file.read_text()) == rows and json.loads(mine.read_text()) == {"mine": 1}
+    out = tmp_path / "scores.json"
+    assert [run("--rescore", str(file), "--on", "mathvista", str(out)).exit_code for _ in range(2)] == [0, 0]
+
+
 def test_lmms_evals_samples(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -241,6 +256,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (("http://127.0.0.1:9/v1", str(tmp_path / "o"), "--on", "mmmu"), "--model-name"),
         ((), "name MODEL, OUT and --on"),
         (("--rescore", str(tmp_path / "no.tsv")), "no such file"),
+        (("--rescore", str(tmp_path / "empty")), "is a folder, name a file in it"),
+        (("m", "o", "--on", "mmmu", "--judge-model", "j"), "--judge-model j: give the judge's address with --judge"),
     ):
         result = run(*arguments)
         assert isinstance(result.exception, UsageError), arguments

@@ -18,6 +18,7 @@ from sophia_mcore.cli import app
 from sophia_mcore.config.schema import Source
 from sophia_mcore.data.columns import Row
 from sophia_mcore.data.sources import read_source
+from sophia_mcore.errors import UsageError
 
 
 def drawing(seed: int, size: int = 160, kind: str = "PNG") -> bytes:
@@ -92,6 +93,25 @@ def test_mistakes(tmp_path: Path) -> None:
     assert "--against" in str(run(str(config), "--drop", "x.jsonl").exception)
 
 
+def test_no_file_of_somebody_else_is_lost(tmp_path: Path) -> None:
+    config, against = make(tmp_path)
+    train, other = tmp_path / "train.jsonl", tmp_path / "other.jsonl"
+    other.write_text('{"mine": 1}\n')
+    before = train.read_bytes()
+    for target, why in ((train, "are read from this file"), (other, "exists already")):
+        done = run(str(config), "--against", against, "--drop", str(target))
+        assert isinstance(done.exception, UsageError) and why in str(done.exception)
+    assert train.read_bytes() == before and other.read_text() == '{"mine": 1}\n'
+    listed = tmp_path / "x.jsonl"
+    config.write_text(config.read_text().replace("train.jsonl", "x.dropped.jsonl"))
+    train.rename(tmp_path / "x.dropped.jsonl")
+    done = run(str(config), "--against", against, "--drop", str(listed))
+    assert "x.dropped.jsonl: the training questions are read from this file" in str(done.exception)
+    config.write_text(config.read_text().replace("x.dropped.jsonl", "train.jsonl"))
+    (tmp_path / "x.dropped.jsonl").rename(train)
+    assert [run(str(config), "--against", against, "--drop", str(listed)).exit_code for _ in range(2)] == [0, 0]
+
+
 def row(question: str, *options: str) -> Row:
     return Row(
         source="s", number=0, id="t", question=question, answer="A", answer_type="", options=options, images=(),
@@ -118,6 +138,25 @@ def test_options_and_chinese(question: str, options: tuple[str, ...], reason: st
     index.add(row("Is red the largest bar?", "yes", "no"))
     index.add(row("在圆O中，弦AB的长为8，圆心到弦的距离为3，求圆的半径。"))
     assert [match.reason for match in index.matches(row(question, *options))] == [reason] * bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("Please look at the image and tell me: {} Answer with one word or a short phrase, please.", "shared text"),
+        ("{} Think step by step, write down all that you see, and put your final answer within a box.", "shared text"),
+        (
+            "{} (A) forty-two (B) seventeen (C) none of these (D) more than one can count by hand",
+            "shared text",
+        ),
+        ("Please look at the image and tell me. Answer with one word or a short phrase, please.", ""),
+    ],
+)
+def test_instructions_around_a_question_do_not_hide_it(question: str, reason: str) -> None:
+    index = Index()
+    index.add(row("How many red bars stand beside the blue one?"))
+    found = index.matches(row(question.format("How many red bars stand beside the blue one?")))
+    assert [match.reason for match in found] == [reason] * bool(reason)
 
 
 def test_a_plain_page_tells_nothing() -> None:

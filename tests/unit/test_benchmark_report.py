@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sophia_mcore.benchmarks.rows import read_benchmark
+from sophia_mcore.benchmarks.rows import read_any, read_benchmark
+from sophia_mcore.config.schema import Columns, Source
 from sophia_mcore.data.prepare import prepare_questions
 from sophia_mcore.evaluate.results import results
 from sophia_mcore.generate.answers import evaluate
@@ -65,6 +66,28 @@ def test_two_models_side_by_side(tmp_path: Path) -> None:
     tables = page[page.index('id="benchmarks"') : page.index('id="rounds"')]
     assert tables.count("A, base, %") == tables.count("B, base, %") == 2
     assert "MV-MATH" in tables and "Art &amp; Design" in tables and "step accuracy rate" in tables
+
+
+@NEEDED
+def test_own_questions_beside_a_benchmark(tmp_path: Path) -> None:
+    """They have a table of their own, and two runs show how each answer changed, with the end of the response."""
+    runs = []
+    for name, letter in (("a", "C"), ("b", "D")):
+        folder = tmp_path / name
+        folder.mkdir()
+        run, config = make_run(folder), make_config(folder)
+        own = Source(kind="jsonl", path=str(folder / "own.jsonl"), name="own", columns=Columns(images=()))
+        Path(own.path).write_text(json.dumps({"id": "1", "question": "Which?", "answer": "C", "images": []}) + "\n")
+        run.evaluation_questions_file.unlink()
+        target = run.evaluation_questions_file
+        prepare_questions([hub("mmmu"), own], ImageStore(run.images), target, read=read_any)
+        evaluate(Round(config, run, 0), "base", FakeEngine(reply=f"So \\boxed{{{{{letter}}}}}"), NoProgress())
+        runs.append((run, config))
+    assert [block.title for block in blocks(results(*runs[0], pytest.fail))] == ["MMMU", "own"]
+    page = write_comparison(*runs, PHASES).read_text()
+    flips = page[page.index('id="flips"') :]
+    assert flips.index("<td>right to wrong</td>") < flips.index("<td>wrong to right</td>")
+    assert "end of the response" in flips and "So \\boxed{D}" in flips
 
 
 @NEEDED

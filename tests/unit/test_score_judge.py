@@ -204,8 +204,18 @@ def test_html_instead_of_a_completion_is_asked_for_again_and_then_an_error(endpo
     assert grades(settings(judge.url, tmp_path, concurrency=1), ITEMS[1:2])[0].verdict == "correct"
     assert len(judge.requests) == 2
     judge = endpoint(lambda prompt, _: page if "azure" in prompt else "Verdict: WRONG")
-    assert [g.verdict for g in grades(settings(judge.url, tmp_path), ITEMS[1:4])] == ["error", "error", "wrong"]
+    few = settings(judge.url, tmp_path, concurrency=1)
+    items = [ITEMS[3], *ITEMS[1:3]]  # it has judged before it fails
+    assert [g.verdict for g in grades(few, items)] == ["wrong", "error", "error"]
     assert sum("azure" in str(body) for body in judge.requests) == 3
+
+
+def test_a_judge_that_never_sends_a_completion_stops_the_work(endpoint, tmp_path, monkeypatch):
+    """Its silence is no verdict: when it is repaired, the same command asks it."""
+    monkeypatch.setattr(judging, "FIRST_PAUSE_SECONDS", 0.01)
+    judge = endpoint(lambda prompt, _: "<html>Please log in</html>")
+    with pytest.raises(SophiaError, match=r"cannot be used.*run the same again"):
+        grades(settings(judge.url, tmp_path), ITEMS[1:4])
 
 
 def test_extraction_by_the_judge(endpoint, tmp_path):
