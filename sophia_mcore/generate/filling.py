@@ -15,12 +15,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from sophia_mcore.errors import SophiaError
 from sophia_mcore.generate.engine import Completion, Engine, Request, RequestError, Streaming
 from sophia_mcore.generate.unit_work import UnitWork
+from sophia_mcore.pretrained.family import IMAGE_PLACE
 from sophia_mcore.progress import Progress
 from sophia_mcore.store.units import Held, Unit
 
 _LOOK_SECONDS = 1.0  # when no unit is free, the next look for one comes so much later
+_SHOWN = 80  # characters of a request that has failed
 _MOST_UNGRADED = 4  # units that may wait for verdicts, beside one for each that is sampled
 
 Key = tuple[str, int]  # name of a unit that is held, place of a request in it
@@ -238,9 +241,11 @@ class _Filling:
 
     def _refused(self, key: Key, error: RequestError) -> None:
         """One request has failed, and its unit with it. What else is running goes on."""
-        self._running.pop(key)
+        request = self._running.pop(key)
         if key[0] in self._works:  # else another request of its unit has failed before
-            self._drop(key[0], error)
+            asked = " ".join(request.messages[-1].text.replace(IMAGE_PLACE, " ").split())
+            said = f"{asked[:_SHOWN]}{'...' if len(asked) > _SHOWN else ''}"
+            self._drop(key[0], SophiaError(f"{error} (asked was: {said!r})"))
 
     def _fail(self, error: Exception) -> None:
         """The stream has ended: by the requests that joined last. What else was running is asked again."""

@@ -169,6 +169,26 @@ class FallingEngine(StreamingEngine):
         yield from super().stream(noting, on_step, cut)
 
 
+class RefusingEngine(StreamingEngine):
+    """Cannot answer the first request that it is given, as an endpoint whose context is too short."""
+
+    def stream(
+        self, more: Callable[[int], Sequence[tuple[Key, Request]]], on_step: OnStep, cut: Cut[Key] | None = None
+    ) -> Iterator[tuple[Key, Completion | RequestError]]:
+        ((key, _),) = more(1)
+        yield key, RequestError("too long")
+        yield from super().stream(more, on_step, cut)
+
+
+def test_what_was_asked_is_named_where_it_cannot_be_answered(tmp_path: Path) -> None:
+    """The other units are answered all the same."""
+    queue = UnitQueue(tmp_path, units_of(["a", "b", "c"], 1), attempts=1)
+    with pytest.raises(SophiaError, match=r"too long \(asked was: 'What is the name of \w+-\w+\?'\)"):
+        run_phase("refused", queue, Trajectory, RefusingEngine(), NoProgress(), settings={},
+                  ask=lambda unit: [asked_for(f"What is the name of {unit.id}?", 1)])  # fmt: skip
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+
+
 def asked_for(name: str, seed: int) -> Asked[Trajectory]:
     request = Request(messages=(Message("user", name),), sampling=Sampling(), seed=seed)
     return Asked(request, partial(Trajectory, id=name, question_id="q", caption_id="k", index=0, source="reasoner"))
