@@ -181,12 +181,10 @@ class RefusingEngine(StreamingEngine):
 
 
 def test_what_was_asked_is_named_where_it_cannot_be_answered(tmp_path: Path) -> None:
-    """The other units are answered all the same."""
     queue = UnitQueue(tmp_path, units_of(["a", "b", "c"], 1), attempts=1)
     with pytest.raises(SophiaError, match=r"too long \(asked was: 'What is the name of \w+-\w+\?'\)"):
         run_phase("refused", queue, Trajectory, RefusingEngine(), NoProgress(), settings={},
                   ask=lambda unit: [asked_for(f"What is the name of {unit.id}?", 1)])  # fmt: skip
-    assert len(list(tmp_path.glob("*.parquet"))) == 2
 
 
 def asked_for(name: str, seed: int) -> Asked[Trajectory]:
