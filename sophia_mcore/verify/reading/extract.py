@@ -11,6 +11,7 @@ import logging
 import re
 
 from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
+from sophia_mcore.verify.comparing.choices import is_option_text
 from sophia_mcore.verify.reading.announcements import (
     ANNOUNCEMENTS,
     ANSWER_CHARACTERS,
@@ -279,6 +280,8 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
         part = own_answer(part)
         if cut_off(part):
             return None
+        if options and not unfinished and is_option_text(part, options):
+            return part.strip(), "option"
         read = part if unfinished else _without_foreign(part, answer_type, options)
         found = _candidate(read, answer_type, unfinished)
         if options and not unfinished:
