@@ -32,7 +32,7 @@ from sophia_mcore.verify.comparing.symbols import symbols
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text import dates
 from sophia_mcore.verify.text.amounts import number_in_sentence
-from sophia_mcore.verify.text.normalize import clean, comma_left_out, plain_text
+from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, comma_left_out, plain_text
 from sophia_mcore.verify.text.numbers import numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import amount, parse_quantity
 from sophia_mcore.verify.text.rates import rate_of, year_of
@@ -217,8 +217,17 @@ def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ..
     return measured if found is not None and found.known and measured else golds
 
 
+_SPACING = re.compile(r"\\(?:q?quad(?![a-z])|[,;:! ])|[$~]")
+
+
+def _in_words(answer: str) -> str:
+    """Named parts without text commands and spacing: "\\text{Domain: } (-1, 4]"."""
+    return " ".join(_SPACING.sub(" ", TEXT_COMMAND.sub(r" \1 ", answer)).split()) if "\\" in answer else answer
+
+
 def _decide_parts(gold: Gold, prediction: str, oracle: Oracle | None) -> bool | None:
-    named, wanted = labelled_parts(prediction), labelled_parts(gold.raw)
+    wanted = labelled_parts(gold.raw)
+    named = labelled_parts(_in_words(prediction)) if wanted else ()
     if wanted and [label for label, _ in named] != [label for label, _ in wanted]:
         return False
     found = tuple(part for _, part in named) if wanted else numbered_parts(prediction)

@@ -10,6 +10,7 @@ from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
 from sophia_mcore.verify.reading.marked import marked_row
+from sophia_mcore.verify.reading.named_parts import named_parts
 from sophia_mcore.verify.reading.patterns import (
     ENVIRONMENT,
     LEAVES,
@@ -79,6 +80,16 @@ RULES: tuple[Rule, ...] = (
         _numbered,
         (("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),),
         ("(1)",),
+        frozenset({"parts"}),
+    ),
+    Rule(
+        "named parts",
+        named_parts,
+        (
+            ("Domain: $(-1, 4]$\nRange: $[0, 5)$", "Domain: (-1, 4]; Range: [0, 5)"),
+            ("So the mean is 6, and the mode is 4.", "mean: 6; mode: 4"),
+        ),
+        (),
         frozenset({"parts"}),
     ),
     Rule(

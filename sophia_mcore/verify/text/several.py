@@ -73,7 +73,7 @@ def numbered_parts(answer: str) -> tuple[str, ...]:
 
 _LABELLED = re.compile(
     r"(?:the\s+)?(?P<label>[a-z]{3,20})\s*(?::|=|\bis\b|\bare\b)\s*(?P<value>\S.*?)"
-    r"(?=[,;]?\s*(?:\band\b\s*)?(?:the\s+)?[a-z]{3,20}\s*(?::|=|\bis\b|\bare\b)|\s*$)",
+    r"(?=[,;]?\s*(?:\band\b\s*)?(?:the\s+)?\b[a-z]{3,20}\s*(?::|=|\bis\b|\bare\b)|\s*$)",
     re.IGNORECASE | re.DOTALL,
 )
 
