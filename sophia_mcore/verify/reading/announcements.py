@@ -9,8 +9,8 @@ from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.listed_parts import last_numbered, named_parts
 from sophia_mcore.verify.reading.marked import marked_row
-from sophia_mcore.verify.reading.named_parts import named_parts
 from sophia_mcore.verify.reading.patterns import (
     ENVIRONMENT,
     LEAVES,
@@ -28,9 +28,8 @@ from sophia_mcore.verify.reading.patterns import (
 )
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import json_values, tagged
-from sophia_mcore.verify.rules import NUMBER_TYPES
+from sophia_mcore.verify.rules import NUMBER_TYPES, TYPES
 from sophia_mcore.verify.text.chosen import AFFIRMED
-from sophia_mcore.verify.text.several import numbered_parts
 
 ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
 
@@ -49,12 +48,6 @@ class Rule:
     examples: tuple[tuple[str, str], ...]
     words: tuple[str, ...] = ()
     types: frozenset[str] | None = None
-
-
-def _numbered(text: str) -> list[tuple[int, str]]:
-    """The numbered lines at the end."""
-    start = max(text.rfind("\n(1)"), text.rfind("\n（1）"), 0 if text.lstrip().startswith(("(1)", "（1）")) else -1)
-    return [(start, text[start:].strip())] if start >= 0 and numbered_parts(text[start:].strip()) else []
 
 
 _CHOICE = frozenset({"choice"})
@@ -77,9 +70,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "parts",
-        _numbered,
-        (("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),),
-        ("(1)",),
+        last_numbered,
+        (
+            ("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),
+            ("The answers are (1) 48 and (2) 20.", "(1) 48 and (2) 20."),
+            ("① 48；② 20", "① 48；② 20"),
+        ),
+        ("(1)", "（1）", "①"),
         frozenset({"parts"}),
     ),
     Rule(
@@ -369,6 +366,7 @@ RULES: tuple[Rule, ...] = (
             ("So we get $x=\\frac12$.", r"\frac12"),
             ("Therefore, x = 12.", "12"),
         ),
+        types=frozenset({"", *TYPES}) - {"parts"},
     ),
     Rule("line", line, (("The cat sat on the mat", "The cat sat on the mat"),)),
 )

@@ -1,11 +1,11 @@
-"""Named parts that a response ends with, on lines of their own or in sentences: "Domain: (-1, 4]", "Range: [0, 5)"."""
+"""Parts that a response ends with, by number or name: "(1) 48 and (2) 20", "Domain: (-1, 4]" and "Range: [0, 5)"."""
 
 from __future__ import annotations
 
 import re
 
 from sophia_mcore.verify.text.clauses import SENTENCE_END
-from sophia_mcore.verify.text.several import labelled_parts
+from sophia_mcore.verify.text.several import labelled_parts, numbered_parts
 
 _TAIL = 600  # characters of the end that are read
 _BULLET = re.compile(r"^\s*(?:[-*•]\s+|\d{1,2}[.)]\s+)?")
@@ -70,3 +70,33 @@ def _parts(piece: str) -> list[str]:
         return [f"{label}: {value}" for label, value in several]
     one = _ONE_PART.fullmatch(piece)
     return [f"{one['label']}: {one['value'].rstrip(' .,;')}"] if one is not None else []
+
+
+_FIRST = re.compile(r"(?:^|\n)[ \t]*(?P<first>[(（]1[)）]|①)")
+_ANNOUNCED = re.compile(  # the beginning of the last line before its first part
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:(?:(?:the|our)\s+)?(?:(?:final|correct)\s+)?answers?(?:\s+(?:are|is))?\s*[:：]?\s*"
+    r"|we\s+(?:get|have|obtain|find)\s*:?\s*)?"
+    r"|(?:所以|因此|故)?(?:最终|正确)?答案(?:是|为)?[:：]?\s*",
+    re.IGNORECASE,
+)
+_ON_THE_LINE = re.compile(r"[(（]1[)）]|①")
+
+
+def last_numbered(text: str) -> list[tuple[int, str]]:
+    """The numbered parts at the end: lines from the last "(1)" on, or the last line behind "The answers are".
+
+    >>> last_numbered("So\\n(1) 48\\n(2) 20"), last_numbered("The answers are not (1) 48 and (2) 20.")
+    ([(3, '(1) 48\\n(2) 20')], [])
+    """
+    text = text.rstrip()
+    line = text.rpartition("\n")[2]
+    first = _ON_THE_LINE.search(line)
+    if first is not None and _ANNOUNCED.fullmatch(line[: first.start()].replace("*", "").lstrip()):
+        start = len(text) - len(line) + first.start()
+    else:
+        start = max((found.start("first") for found in _FIRST.finditer(text)), default=-1)
+    header = text[: max(text.rfind("\n", 0, max(start, 0)), 0)].rstrip().rpartition("\n")[2]
+    if header.endswith((":", "：")) and _OF_ANOTHER.search(header):
+        return []
+    parts = text[start:].replace("**", "") if start >= 0 else ""
+    return [(start, parts)] if parts and numbered_parts(parts) else []
