@@ -21,7 +21,7 @@ from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import parse_quantity
-from sophia_mcore.verify.text.sentences import core, kind_left_out
+from sophia_mcore.verify.text.sentences import CERTAINLY, core, kind_left_out
 from sophia_mcore.verify.text.words import qualifiers
 
 SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
@@ -366,7 +366,7 @@ _CONDITION = re.compile(  # "yes, if n is even", "yes, for n = 2", "yes, partly"
 )
 _IF = re.compile(r"\bif\b(?! and only if)|\bonly\W*$|[,;]\s*(?:when(?:ever)?|only|provided|as long as|assuming)\b")
 _TRUTH = re.compile(
-    r"(?:(?:so|hence|thus|therefore)\W+)?"
+    rf"{CERTAINLY}\s+(?=(?:yes|no|true|false)$)|(?:(?:so|hence|thus|therefore)\W+)?"
     r"(?:it|this|that|(?:the )?(?:given |above )?(?:statement|claim|assertion|proposition))"
     r" (?:is|must be) (?=(?:true|false|correct|incorrect)$)"
 )
