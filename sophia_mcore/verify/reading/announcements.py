@@ -9,6 +9,7 @@ from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.known_as import known_word
 from sophia_mcore.verify.reading.listed_parts import last_numbered, named_parts
 from sophia_mcore.verify.reading.marked import marked_row
 from sophia_mcore.verify.reading.patterns import (
@@ -343,6 +344,16 @@ RULES: tuple[Rule, ...] = (
             ("The areas are in the ratio 2 to 3.", "2:3"),
             ("So it is the 25th figure.", "25"),
         ),
+    ),
+    Rule(
+        "known as",
+        known_word,
+        (
+            ("It is an example of chiaroscuro.", "chiaroscuro"),
+            ("This is a technique known as **chiaroscuro**.", "chiaroscuro"),
+        ),
+        (" of ", " as ", "called", "termed", "named"),
+        frozenset({"text"}),
     ),
     Rule("between", between, (("So it's between 1995 and 1999.", "[1995, 1999]"),), ("between",), frozenset({"list"})),
     Rule(

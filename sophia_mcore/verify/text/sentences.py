@@ -20,7 +20,7 @@ _LEAD = re.compile(
     r"|shows?|has|falls|lands|occurs|happens|will(?: be)?))\s+)?"
     r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
     rf"(?:{CERTAINLY}\s+)?"
-    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
+    r"(?:(?:called|named|known as|termed|referred to as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
 )
 
 
