@@ -9,6 +9,7 @@ from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.free_letters import obtained_letter
 from sophia_mcore.verify.reading.known_as import known_word
 from sophia_mcore.verify.reading.listed_parts import last_numbered, named_parts
 from sophia_mcore.verify.reading.marked import marked_row
@@ -165,7 +166,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "answer is",
         pattern(
-            rf"{NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{STAR}{SAY}{STAR}\s*{STAR}{REST}"
+            rf"{NOT_ANOTHER}\bans(?:wer\b|\b\.?)"
+            r"(?:\s+(?:to|for)\b(?!\s+(?:(?:the|an?)\s+)?(?:other|another|next|previous)\b)[^\n:：]{1,80}?)?"
+            rf"{STAR}{SAY}{STAR}\s*{STAR}{REST}"
         ),
         (
             ("Hence the answer is 5 because 2+3=5.", "5"),
@@ -183,7 +186,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "option is",
         pattern(
-            rf"(?:\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
+            r"(?:(?<!opposite of the )(?<!unlike the )"
+            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
             r"(?:\s+(?:for|to)\b[^\n:：]{1,80}?)?|^[ \t*_]{0,9}(?:option|choice)\s+letter)"
             rf"{STAR}{SAY}{STAR}\s*{STAR}{REST}",
             re.IGNORECASE | re.MULTILINE,
@@ -231,6 +235,13 @@ RULES: tuple[Rule, ...] = (
         ),
         (("A circle is shown, so it's B.", "B"), ("A few; it's C", "C"), ("The answer is A. Wait, actually B.", "B")),
         (),
+        _CHOICE,
+    ),
+    Rule(
+        "obtained letter",
+        obtained_letter,
+        (("I added the two branches, and I get (I).", "(I)"), ("I added them and got (D).", "(D)")),
+        ("get", "got", "obtain", " at ", " with "),
         _CHOICE,
     ),
     Rule(
@@ -384,6 +395,6 @@ RULES: tuple[Rule, ...] = (
 
 ANNOUNCEMENTS = (
     "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
-    "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
-    "marked row",
+    "answer is", "option is", "is correct", "must be", "so letter", "obtained letter",
+    "remaining letter", "last letter", "marked row",
 )  # fmt: skip

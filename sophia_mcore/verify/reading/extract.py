@@ -264,10 +264,13 @@ def _corrected(part: str, found: Found, answer_type: str) -> Found:
 
 _FREE = ("short", "conclusion", "line", "only number")  # rules that know nothing of the options
 
+_ARTICLE = re.compile(r"[AI] [a-z]{2,} ")  # "A painting of this kind is Gothic": hardly the option A
+
 
 def _by_option(part: str, found: Found | None, options: tuple[str, ...]) -> Found | None:
     """The option that a free sentence states, where what the rules find in it names none."""
-    if found is not None and (found[1] not in _FREE or names_option(found[0], options)):
+    free = found is None or found[1] in _FREE or (found[1] == "letter and text" and _ARTICLE.match(found[0]))
+    if found is not None and (not free or names_option(found[0], options)):
         return found
     stated = stated_option(part, options)
     return (stated, "option", max(part.rfind(stated), 0)) if stated else found
