@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import permutations
 
 from sophia_mcore.verify.comparing import choices
 from sophia_mcore.verify.comparing.algebra import evaluate, immense
@@ -44,6 +45,7 @@ from sophia_mcore.verify.text.words import chinese_digits
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
 MAX_FACTOR = 10
+MAX_NAMED = 16  # alternatives in words of which two are looked for together
 
 
 _ASKED = ("?", "？")
@@ -62,7 +64,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
     if gold.any_of:
-        return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
+        found = _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
+        return found if found is not False else _two_named(gold.any_of, prediction)
     if gold.all_of:
         return _decide_parts(gold, prediction, oracle)
     if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
@@ -208,6 +211,20 @@ def _dense(text: str) -> str:
 
 def _any(results: list[bool | None]) -> bool | None:
     return True if True in results else None if None in results else False
+
+
+def _two_named(golds: tuple[Gold, ...], prediction: str) -> bool:
+    """Whether an answer is two of the alternatives in words: "Lyon, France", "Lyon in France", "car (automobile)"."""
+    if len(prediction) > MAX_CHARACTERS or "?" in prediction:
+        return False
+    named = [one.text for one in golds if one.type == "text"]
+    text = core(plain_text(clean(prediction)))
+    return any(
+        text == f"{plain_text(first)}{between}{plain_text(second)}"
+        for first, second in permutations(named[:MAX_NAMED], 2)
+        for between in (", ", " (", " in ")
+        if between != " in " or (first[:1].isupper() and second[:1].isupper())
+    )
 
 
 def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:

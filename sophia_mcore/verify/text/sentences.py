@@ -20,6 +20,7 @@ _LEAD = re.compile(
     r"|shows?|has|falls|lands|occurs|happens|will(?: be)?))\s+)?"
     r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
     rf"(?:{CERTAINLY}\s+)?"
+    r"(?:(?:built|painted|written|composed|made|produced|invented|founded|born|held|located|situated)\s+(?=(?:in|on|at)\s))?"
     r"(?:(?:called|named|known as|termed|referred to as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
 )
 
@@ -28,7 +29,7 @@ _LEAD = re.compile(
 def core(plain: str) -> str:
     """Plain words without the beginning of a sentence around them. A denial stays, and so differs.
 
-    >>> core("it is a prism"), core("it's not a dog"), core("in may"), core("clearly a prism")
+    >>> core("it is a prism"), core("it's not a dog"), core("built in may"), core("clearly a prism")
     ('prism', 'not a dog', 'may', 'prism')
     """
     match = _LEAD.match(plain)
