@@ -328,7 +328,9 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     ):
         return True
     listed = letters_equal(gold.text, text)
-    return listed if listed is not None else gold.rule.contained and harmless(core(whole), core(wanted))
+    if listed is not None or not (gold.rule.contained and same_place(found, wanted)):
+        return bool(listed)
+    return harmless(core(whole), core(wanted))
 
 
 def _same_hour(wanted: str, found: str) -> bool:
