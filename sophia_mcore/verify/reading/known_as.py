@@ -32,7 +32,7 @@ def known_word(text: str) -> list[tuple[int, str]]:
     """The word that the last sentence gives to what is asked about, where it is one main clause without a doubt.
 
     >>> known_word("The strong contrast is a technique known as **chiaroscuro**."), known_word("Its lack is called X.")
-    ([(52, 'chiaroscuro')], [])
+    ([(46, 'chiaroscuro')], [])
     """
     text = text.rstrip()
     sentence = SENTENCE_END.split(text[text.rfind("\n") + 1 :])[-1]
