@@ -9,7 +9,7 @@ from typing import Protocol
 from sophia_mcore.records import VerdictName
 
 VERIFIER = "sophia_mcore.score"
-RULES_VERSION = "16"  # raise it whenever a rule changes a verdict: rescoring then shows the difference
+RULES_VERSION = "17"  # raise it whenever a rule changes a verdict: rescoring then shows the difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from sophia_mcore.verify.text.chosen import affirmed, put_aside
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, plain_text
 from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import parse_quantity
-from sophia_mcore.verify.text.sentences import core, kind_left_out
+from sophia_mcore.verify.text.sentences import CERTAINLY, core, kind_left_out
 from sophia_mcore.verify.text.words import qualifiers
 
 SIMILAR = 0.6  # the least likeness of an answer to the option it is taken for
+MAX_TEXT = 2_000  # a longer response is not the text of an option
 MAX_WORDS = 3  # more of them beside a letter are rather a sentence than the text of an option
 _LETTER = re.compile(
     r"(?:(?:option|choice|choose|answer|选项?)\s*)?[(\[\"']*\s*([A-Za-z])\s*[)\].:\"']*", re.IGNORECASE
@@ -80,6 +81,23 @@ def gold_options(answer: str, options: tuple[str, ...]) -> frozenset[int]:
     return frozenset() if index is None else frozenset({index})
 
 
+def is_option_text(answer: str, options: tuple[str, ...]) -> bool:
+    """Whether an answer is the text of one option, of more than a letter or digit, and nothing else.
+
+    >>> is_option_text("I, II, and III.", ("I only", "I, II and III")), is_option_text("I", ("I", "II"))
+    (True, False)
+    """
+    if len(answer) > MAX_TEXT or (answer.rstrip(" *").endswith("?") and not any("?" in option for option in options)):
+        return False
+    text = plain_text(clean(answer))
+    return len(text) > 1 and [_listed(one) for one in _option_texts(options)[0]].count(_listed(text)) == 1
+
+
+def _listed(text: str) -> str:
+    """A list in words without the comma before its last "and"."""
+    return text.replace(", and ", " and ")
+
+
 def _without_own_letter(option: str, index: int) -> str:
     """Some data sets write the letter into the option's text: "(B) 12"."""
     match = _OWN_LETTER.fullmatch(option.strip())
@@ -105,6 +123,8 @@ def option_index(answer: str, options: tuple[str, ...], similar: bool = False) -
     text = plain_text(answer)
     if plain.count(text) == 1:
         return plain.index(text)
+    if ", and " in text and (listed := [_listed(one) for one in plain]).count(_listed(text)) == 1:
+        return listed.index(_listed(text))
     beside = _beside_its_text(answer, options)
     if beside is not None:
         return beside
@@ -277,7 +297,7 @@ def undecided(answer: str, options: tuple[str, ...] = ()) -> bool:
     """
     answer = _flat(answer).strip()
     plain, dense = _option_texts(options)
-    if plain.count(plain_text(answer)) == 1:
+    if plain.count(plain_text(answer)) == 1 or (", and " in answer and is_option_text(answer, options)):
         return False
     if NUMBERED.match(answer) and not any(option.strip().startswith("(") for option in options):
         return True  # "(1) 20 cm": of an option's number, or a factor
@@ -346,7 +366,7 @@ _CONDITION = re.compile(  # "yes, if n is even", "yes, for n = 2", "yes, partly"
 )
 _IF = re.compile(r"\bif\b(?! and only if)|\bonly\W*$|[,;]\s*(?:when(?:ever)?|only|provided|as long as|assuming)\b")
 _TRUTH = re.compile(
-    r"(?:(?:so|hence|thus|therefore)\W+)?"
+    rf"{CERTAINLY}\s+(?=(?:yes|no|true|false)$)|(?:(?:so|hence|thus|therefore)\W+)?"
     r"(?:it|this|that|(?:the )?(?:given |above )?(?:statement|claim|assertion|proposition))"
     r" (?:is|must be) (?=(?:true|false|correct|incorrect)$)"
 )

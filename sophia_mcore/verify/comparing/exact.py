@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import permutations
 
 from sophia_mcore.verify.comparing import choices
 from sophia_mcore.verify.comparing.algebra import evaluate, immense
@@ -32,7 +33,7 @@ from sophia_mcore.verify.comparing.symbols import symbols
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text import dates
 from sophia_mcore.verify.text.amounts import number_in_sentence
-from sophia_mcore.verify.text.normalize import clean, comma_left_out, plain_text
+from sophia_mcore.verify.text.normalize import TEXT_COMMAND, clean, comma_left_out, plain_text
 from sophia_mcore.verify.text.numbers import Number, numbers_equal, parse_number
 from sophia_mcore.verify.text.quantities import amount, parse_quantity
 from sophia_mcore.verify.text.rates import rate_of, year_of
@@ -44,6 +45,7 @@ from sophia_mcore.verify.text.words import chinese_digits
 MAX_RAW_CHARACTERS = 20_000  # a longer prediction is wrong unless it is the gold answer letter by letter
 MAX_CHARACTERS = 2_000  # cleaned, an answer longer than this and MAX_FACTOR times the gold answer is wrong
 MAX_FACTOR = 10
+MAX_NAMED = 16  # alternatives in words of which two are looked for together
 
 
 _ASKED = ("?", "？")
@@ -62,7 +64,8 @@ def decide(gold: Gold, prediction: str, oracle: Oracle | None = None) -> bool | 
     if len(prediction) > MAX_RAW_CHARACTERS or (len(prediction) > longest < len(prediction.strip("{} "))):
         return False
     if gold.any_of:
-        return _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
+        found = _any([decide(one, prediction, oracle) for one in alternatives_for(gold.any_of, prediction)])
+        return found if found is not False else _two_named(gold.any_of, prediction)
     if gold.all_of:
         return _decide_parts(gold, prediction, oracle)
     if prediction.rstrip(" .*$")[-1:] in _ASKED and gold.raw.rstrip(" .*$")[-1:] not in _ASKED:
@@ -220,6 +223,20 @@ def _any(results: list[bool | None]) -> bool | None:
     return True if True in results else None if None in results else False
 
 
+def _two_named(golds: tuple[Gold, ...], prediction: str) -> bool:
+    """Whether an answer is two of the alternatives in words: "Lyon, France", "Lyon in France", "car (automobile)"."""
+    if len(prediction) > MAX_CHARACTERS or "?" in prediction:
+        return False
+    named = [one.text for one in golds if one.type == "text"]
+    text = core(plain_text(clean(prediction)))
+    return any(
+        text == f"{plain_text(first)}{between}{plain_text(second)}"
+        for first, second in permutations(named[:MAX_NAMED], 2)
+        for between in (", ", " (", " in ")
+        if between != " in " or (first[:1].isupper() and second[:1].isupper())
+    )
+
+
 def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ...]:
     """Where the prediction has a unit, the alternatives that have one, if any do: "8.5 km" is not "8.5 m" or "8.5"."""
     found = parse_quantity(clean(prediction))
@@ -227,8 +244,17 @@ def alternatives_for(golds: tuple[Gold, ...], prediction: str) -> tuple[Gold, ..
     return measured if found is not None and found.known and measured else golds
 
 
+_SPACING = re.compile(r"\\(?:q?quad(?![a-z])|[,;:! ])|[$~]")
+
+
+def _in_words(answer: str) -> str:
+    """Named parts without text commands and spacing: "\\text{Domain: } (-1, 4]"."""
+    return " ".join(_SPACING.sub(" ", TEXT_COMMAND.sub(r" \1 ", answer)).split()) if "\\" in answer else answer
+
+
 def _decide_parts(gold: Gold, prediction: str, oracle: Oracle | None) -> bool | None:
-    named, wanted = labelled_parts(prediction), labelled_parts(gold.raw)
+    wanted = labelled_parts(gold.raw)
+    named = labelled_parts(_in_words(prediction)) if wanted else ()
     if wanted and [label for label, _ in named] != [label for label, _ in wanted]:
         return False
     found = tuple(part for _, part in named) if wanted else numbered_parts(prediction)
@@ -312,7 +338,9 @@ def _decide_text(gold: Gold, text: str, oracle: Oracle | None) -> bool | None:
     ):
         return True
     listed = letters_equal(gold.text, text)
-    return listed if listed is not None else gold.rule.contained and harmless(core(whole), core(wanted))
+    if listed is not None or not (gold.rule.contained and same_place(found, wanted)):
+        return bool(listed)
+    return harmless(core(whole), core(wanted))
 
 
 def _same_hour(wanted: str, found: str) -> bool:

@@ -9,6 +9,9 @@ from sophia_mcore.verify.reading.boxes import boxed
 from sophia_mcore.verify.reading.chinese import chinese_conclusion
 from sophia_mcore.verify.reading.endings import conclusion, line, only_number, remaining_letter, short
 from sophia_mcore.verify.reading.forms import between, stated_form
+from sophia_mcore.verify.reading.free_letters import obtained_letter
+from sophia_mcore.verify.reading.known_as import known_word
+from sophia_mcore.verify.reading.listed_parts import last_numbered, named_parts
 from sophia_mcore.verify.reading.marked import marked_row
 from sophia_mcore.verify.reading.patterns import (
     ENVIRONMENT,
@@ -27,9 +30,8 @@ from sophia_mcore.verify.reading.patterns import (
 )
 from sophia_mcore.verify.reading.statements import hedged, letter_in_sentence, so_yes_or_no
 from sophia_mcore.verify.reading.tagged import json_values, tagged
-from sophia_mcore.verify.rules import NUMBER_TYPES
+from sophia_mcore.verify.rules import NUMBER_TYPES, TYPES
 from sophia_mcore.verify.text.chosen import AFFIRMED
-from sophia_mcore.verify.text.several import numbered_parts
 
 ANSWER_CHARACTERS = 2_000  # an announced answer is cut off here
 
@@ -48,12 +50,6 @@ class Rule:
     examples: tuple[tuple[str, str], ...]
     words: tuple[str, ...] = ()
     types: frozenset[str] | None = None
-
-
-def _numbered(text: str) -> list[tuple[int, str]]:
-    """The numbered lines at the end."""
-    start = max(text.rfind("\n(1)"), text.rfind("\n（1）"), 0 if text.lstrip().startswith(("(1)", "（1）")) else -1)
-    return [(start, text[start:].strip())] if start >= 0 and numbered_parts(text[start:].strip()) else []
 
 
 _CHOICE = frozenset({"choice"})
@@ -76,9 +72,23 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "parts",
-        _numbered,
-        (("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),),
-        ("(1)",),
+        last_numbered,
+        (
+            ("(1) 5\n(2) x = 7", "(1) 5\n(2) x = 7"),
+            ("The answers are (1) 48 and (2) 20.", "(1) 48 and (2) 20."),
+            ("① 48；② 20", "① 48；② 20"),
+        ),
+        ("(1)", "（1）", "①"),
+        frozenset({"parts"}),
+    ),
+    Rule(
+        "named parts",
+        named_parts,
+        (
+            ("Domain: $(-1, 4]$\nRange: $[0, 5)$", "Domain: (-1, 4]; Range: [0, 5)"),
+            ("So the mean is 6, and the mode is 4.", "mean: 6; mode: 4"),
+        ),
+        (),
         frozenset({"parts"}),
     ),
     Rule(
@@ -156,7 +166,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "answer is",
         pattern(
-            rf"{NOT_ANOTHER}\bans(?:wer\b|\b\.?)(?:\s+(?:to|for)\b[^\n:：]{{1,80}}?)?{STAR}{SAY}{STAR}\s*{STAR}{REST}"
+            rf"{NOT_ANOTHER}\bans(?:wer\b|\b\.?)"
+            r"(?:\s+(?:to|for)\b(?!\s+(?:(?:the|an?)\s+)?(?:other|another|next|previous)\b)[^\n:：]{1,80}?)?"
+            rf"{STAR}{SAY}{STAR}\s*{STAR}{REST}"
         ),
         (
             ("Hence the answer is 5 because 2+3=5.", "5"),
@@ -174,7 +186,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "option is",
         pattern(
-            rf"(?:\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
+            r"(?:(?<!opposite of the )(?<!unlike the )"
+            rf"\b(?:correct|right|best|final)\s+(?:option|choice|one|statement)(?:\s+(?:letter|number))?"
             r"(?:\s+(?:for|to)\b[^\n:：]{1,80}?)?|^[ \t*_]{0,9}(?:option|choice)\s+letter)"
             rf"{STAR}{SAY}{STAR}\s*{STAR}{REST}",
             re.IGNORECASE | re.MULTILINE,
@@ -222,6 +235,13 @@ RULES: tuple[Rule, ...] = (
         ),
         (("A circle is shown, so it's B.", "B"), ("A few; it's C", "C"), ("The answer is A. Wait, actually B.", "B")),
         (),
+        _CHOICE,
+    ),
+    Rule(
+        "obtained letter",
+        obtained_letter,
+        (("I added the two branches, and I get (I).", "(I)"), ("I added them and got (D).", "(D)")),
+        ("get", "got", "obtain", " at ", " with "),
         _CHOICE,
     ),
     Rule(
@@ -336,6 +356,16 @@ RULES: tuple[Rule, ...] = (
             ("So it is the 25th figure.", "25"),
         ),
     ),
+    Rule(
+        "known as",
+        known_word,
+        (
+            ("It is an example of chiaroscuro.", "chiaroscuro"),
+            ("This is a technique known as **chiaroscuro**.", "chiaroscuro"),
+        ),
+        (" of ", " as ", "called", "termed", "named"),
+        frozenset({"text"}),
+    ),
     Rule("between", between, (("So it's between 1995 and 1999.", "[1995, 1999]"),), ("between",), frozenset({"list"})),
     Rule(
         "only number",
@@ -358,12 +388,13 @@ RULES: tuple[Rule, ...] = (
             ("So we get $x=\\frac12$.", r"\frac12"),
             ("Therefore, x = 12.", "12"),
         ),
+        types=frozenset({"", *TYPES}) - {"parts"},
     ),
     Rule("line", line, (("The cat sat on the mat", "The cat sat on the mat"),)),
 )
 
 ANNOUNCEMENTS = (
     "tag", "hashes", "JSON", "final answer", "Chinese", "Chinese choice", "Chinese correct", "Chinese item",
-    "answer is", "option is", "is correct", "must be", "so letter", "remaining letter", "last letter",
-    "marked row",
+    "answer is", "option is", "is correct", "must be", "so letter", "obtained letter",
+    "remaining letter", "last letter", "marked row",
 )  # fmt: skip

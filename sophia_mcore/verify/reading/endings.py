@@ -170,6 +170,7 @@ _IMPOSSIBLE = re.compile(  # "12, which is impossible"
     r"|incorrect|an? (?:contradiction|error|mistake))|contradicts|violates|cannot|does not|fails)\b"
 )
 _WHICH = re.compile(r"[a-z]\s+(?:that|which|who)\s+$")
+_WHAT = re.compile(r"(?<!\bis)(?<!\bare)(?<!['’]s)\s+what\s*$", re.IGNORECASE)  # "it resembles what is called x"
 _ADJECTIVE = re.compile(r"[a-z]+\s+")
 
 
@@ -220,6 +221,8 @@ def conclusion(text: str) -> list[tuple[int, str]]:
         if _IMPOSSIBLE.search(found["answer"]):
             return []
         before, start = piece[: found.start()], text.rstrip().rfind(found["answer"])
+        if _WHAT.search(before):
+            return []
         if _TRUTH.match(found["answer"]) and _STATEMENT.search(before) is None:
             return []  # "the converse is true"
         if _ONE_LETTER.match(found["answer"]) and not_chosen(piece, found.start("answer")):

@@ -11,6 +11,7 @@ import logging
 import re
 
 from sophia_mcore.records import END_OF_THOUGHT, THOUGHT
+from sophia_mcore.verify.comparing.choices import is_option_text
 from sophia_mcore.verify.reading.announcements import (
     ANNOUNCEMENTS,
     ANSWER_CHARACTERS,
@@ -263,10 +264,13 @@ def _corrected(part: str, found: Found, answer_type: str) -> Found:
 
 _FREE = ("short", "conclusion", "line", "only number")  # rules that know nothing of the options
 
+_ARTICLE = re.compile(r"[AI] [a-z]{2,} ")  # "A painting of this kind is Gothic": hardly the option A
+
 
 def _by_option(part: str, found: Found | None, options: tuple[str, ...]) -> Found | None:
     """The option that a free sentence states, where what the rules find in it names none."""
-    if found is not None and (found[1] not in _FREE or names_option(found[0], options)):
+    free = found is None or found[1] in _FREE or (found[1] == "letter and text" and _ARTICLE.match(found[0]))
+    if found is not None and (not free or names_option(found[0], options)):
         return found
     stated = stated_option(part, options)
     return (stated, "option", max(part.rfind(stated), 0)) if stated else found
@@ -279,6 +283,8 @@ def find_answer(text: str, answer_type: str = "", options: tuple[str, ...] = ())
         part = own_answer(part)
         if cut_off(part):
             return None
+        if options and not unfinished and is_option_text(part, options):
+            return part.strip(), "option"
         read = part if unfinished else _without_foreign(part, answer_type, options)
         found = _candidate(read, answer_type, unfinished)
         if options and not unfinished:

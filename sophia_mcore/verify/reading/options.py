@@ -20,9 +20,9 @@ from sophia_mcore.verify.text.normalize import clean, plain_text
 from sophia_mcore.verify.text.rates import rate_of
 
 _CHATTER = re.compile(r"(?:I hope|Hope|Let me know|Please let|Feel free|Is there anything)\b", re.IGNORECASE)
-_DOUBT = re.compile(
+DOUBT = re.compile(
     r"\b(?:could|might|may|maybe|perhaps|possibly|probably|would|unsure|between|if|whether|unless|or|cannot|unclear|not|nor"
-    r"|neither|no|never|none|nothing|wrong|unlike|except|than|false|incorrect|close|near|nearly|almost|similar|but|however"
+    r"|neither|no|never|none|nothing|wrong|unlike|except|than|false|incorrect|close|near|far|nearly|almost|similar|but|however"
     r"|although|though|tempting|some|they|seems?|looks?|appears?|like|mistakes?|mistaken\w*|errors?|traps?|pitfalls?|careless"
     r"|distractors?|exclud\w+|eliminat\w+|reject\w+|discard\w+|ignor\w+|forg\w+|worst|opposite|contrary|instead|other|another"
     r"|first|second|third|initial\w*|before|after|until|previous\w*|next|earlier|later|former\w*|half|twice|double|triple"
@@ -163,10 +163,10 @@ def stated_option(text: str, options: tuple[str, ...]) -> str:
         described = _BEHIND.split(sentence)
         stated = sentence if candidate not in described[0] or _TURNS.search(sentence) else described[0]
         premise = whole.removesuffix(sentence)
-        doubted = _PREMISED.search(premise) if premise and _SO.search(whole) else _DOUBT.search(premise)
+        doubted = _PREMISED.search(premise) if premise and _SO.search(whole) else DOUBT.search(premise)
         if (
             doubted
-            or _DOUBT.search(stated.replace(candidate, " "))
+            or DOUBT.search(_LIKE_THIS.sub(" ", stated.replace(candidate, " ")))
             or _named(sentence.replace(candidate, " "), options)
         ):
             return ""
@@ -174,6 +174,9 @@ def stated_option(text: str, options: tuple[str, ...]) -> str:
     return ""
 
 
+_LIKE_THIS = re.compile(  # "a painting like this one is Gothic"
+    r"(?<=\w)\s+like (?:this|these)(?: ones?)?(?=\s+(?:is|are|must be)\b)", re.IGNORECASE
+)
 _TURNS = re.compile(
     r"\b(?:but|however|although|though|not|also|could|might|may|or|would|other|another)\b|n['’]t\b|\?", re.IGNORECASE
 )

@@ -62,7 +62,7 @@ def unchosen(text: str, start: int) -> bool:
 
 ONE = r"[(（\[]?[A-J][)）\]]?+(?![A-Za-z'’])"
 _AMOUNT_BESIDE = r"(?:,\s+\\?[-−$€£]?\d[\d.,/]*\s?[A-Za-zµΩ°%]{0,6}(?=[\s.*]*$))?"
-LETTER = rf"(?P<answer>{ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{ONE})*+)"  # "B or C" is not B
+LETTER = rf"(?P<answer>{ONE}(?:\s*(?:[,/&、，和或]|\band\b|\bor\b)+\s*{ONE}){{0,12}}+)"  # "B or C" is not B
 LETTER_AND_AMOUNT = f"{LETTER[:-1]}{_AMOUNT_BESIDE})"  # "option C, 12 N": not C where that is another's
 LETTERS = LETTER.replace(">", ">[A-J]{2,8}(?![A-Za-z])|", 1)  # "ACD" too
 LEAVES = r"[Tt](?:his|hat)\s+leaves(?:\s+(?:us\s+with|only))?"

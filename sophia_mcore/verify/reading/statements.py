@@ -265,7 +265,7 @@ def without_remark(line: str) -> str:
 
 
 _UNSURE = re.compile(
-    r"\b(?:could|might|may|maybe|perhaps|would|unsure|between|if|or|cannot|unclear|not|nor|neither|no|wrong|unlike|except|than"
+    r"\b(?:could|might|may|maybe|perhaps|would|unsure|between|if|or|unless|cannot|unclear|not|nor|neither|no|wrong|unlike|except|than"
     r"|false|incorrect|close|near|similar|but|tempting|some|they|seems?|looks?|nobody|nothing|reject\w*|exclud\w*|eliminat\w*"
     r"|discard\w*|ruled? out|rules out|mistaken\w*|step|vector|path|arrow)\b|n['’]t\b|\?",
     re.IGNORECASE,

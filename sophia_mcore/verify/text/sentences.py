@@ -11,6 +11,7 @@ from sophia_mcore.verify.text.clauses import states
 from sophia_mcore.verify.text.normalize import TEXT_COMMAND
 from sophia_mcore.verify.text.words import qualifiers
 
+CERTAINLY = r"(?:definitely|certainly|clearly|obviously|undoubtedly|indeed|therefore|thus|hence)"  # no doubt in them
 _LEAD = re.compile(
     r"(?:(?:so|thus|hence|therefore),? (?=it['’]s |it is |the ))?"
     r"(?:i (?:think|believe|guess) (?:that )?)?(?:(?:这|它|该图形)?是)?"
@@ -18,7 +19,9 @@ _LEAD = re.compile(
     r"|\s+(?:is|was|are|were"
     r"|shows?|has|falls|lands|occurs|happens|will(?: be)?))\s+)?"
     r"(?:(?:it|this|that)\s+(?=(?!is|was|has)[a-z]+s\b))?"
-    r"(?:(?:called|named|known as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
+    rf"(?:{CERTAINLY}\s+)?"
+    r"(?:(?:built|painted|written|composed|made|produced|invented|founded|born|held|located|situated)\s+(?=(?:in|on|at)\s))?"
+    r"(?:(?:called|named|known as|termed|referred to as|in|on|at|an?|the|by|of|from|to|towards?)\s+)*"
 )
 
 
@@ -26,8 +29,8 @@ _LEAD = re.compile(
 def core(plain: str) -> str:
     """Plain words without the beginning of a sentence around them. A denial stays, and so differs.
 
-    >>> core("it is a prism"), core("it's not a dog"), core("in may")
-    ('prism', 'not a dog', 'may')
+    >>> core("it is a prism"), core("it's not a dog"), core("built in may"), core("clearly a prism")
+    ('prism', 'not a dog', 'may', 'prism')
     """
     match = _LEAD.match(plain)
     if match and OF_ANOTHER.search(match[0]):

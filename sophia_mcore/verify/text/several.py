@@ -47,15 +47,24 @@ def alternatives(answer: str) -> tuple[str, ...]:
     return tuple(str(item) for item in listed)
 
 
+_FIRST = re.compile(r"[(（]\s*1\s*[)）]")
+_CIRCLED = re.compile("[①-⑨]")
+_AND_BEHIND = re.compile(r"(?:(?:^|[\s,;])and|,?\s*\\text\s*\{\s*,?\s*and\s*\})$")  # "(1) 48 and (2) 20"
+
+
 @lru_cache(maxsize=1 << 12)
 def numbered_parts(answer: str) -> tuple[str, ...]:
     """The parts of an answer that is numbered from (1), at least two and none empty; () if it is not.
 
     >>> numbered_parts("(1) 5; (2) (2, 5)"), numbered_parts("(1)(3)"), numbered_parts("(1, 2)")
     (('5', '(2, 5)'), (), ())
+    >>> numbered_parts("(1) 48 and (2) 20"), numbered_parts("① 48; ② 20"), numbered_parts("①③")
+    (('48', '20'), ('48', '20'), ())
     """
-    if "1" not in answer or len(answer) > MAX_LITERAL:
+    if ("1" not in answer and "①" not in answer) or len(answer) > MAX_LITERAL:
         return ()
+    if "①" in answer and _FIRST.search(answer) is None:
+        answer = _CIRCLED.sub(lambda mark: f"({ord(mark[0]) - ord('①') + 1}) ", answer)
     answer = re.sub(r"\\(?:quad|qquad|\\|,|;|\s)|\$", " ", answer.strip())
     labels = list(_LABEL.finditer(answer))
     wanted = 1
@@ -67,13 +76,16 @@ def numbered_parts(answer: str) -> tuple[str, ...]:
     if len(chosen) < 2:
         return ()
     ends = [label.start() for label in chosen[1:]] + [len(answer)]
-    parts = tuple(answer[a.end() : b].strip(" \t\n;；,，。.、") for a, b in zip(chosen, ends, strict=True))
+    parts = tuple(
+        _AND_BEHIND.sub("", answer[a.end() : b].rstrip()).strip(" \t\n;；,，。.、")
+        for a, b in zip(chosen, ends, strict=True)
+    )
     return parts if all(parts) else ()
 
 
 _LABELLED = re.compile(
     r"(?:the\s+)?(?P<label>[a-z]{3,20})\s*(?::|=|\bis\b|\bare\b)\s*(?P<value>\S.*?)"
-    r"(?=[,;]?\s*(?:\band\b\s*)?(?:the\s+)?[a-z]{3,20}\s*(?::|=|\bis\b|\bare\b)|\s*$)",
+    r"(?=[,;]?\s*(?:\band\b\s*)?(?:the\s+)?\b[a-z]{3,20}\s*(?::|=|\bis\b|\bare\b)|\s*$)",
     re.IGNORECASE | re.DOTALL,
 )
 
