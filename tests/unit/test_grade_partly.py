@@ -111,3 +111,32 @@ def test_a_name_that_is_cut_off_within_its_bracket(grader: Grader) -> None:
 
 def test_base_ten_is_the_number(grader: Grader) -> None:
     assert verdicts(grader, "9", "9_{10}", "9_2", "9_{12}") == ["correct", "wrong", "wrong"]
+
+
+STATEMENTS = [  # (gold answer, wrong, right)
+    (r"1+3+5+7=4^{2}", r"1+3+2+7=4^{2}", r"1+3+5+7=4^2"),
+    (
+        r"\frac{7}{\sqrt{5}\cdot \sqrt{5}}=\frac{7}{10}",
+        r"\frac{7}{\sqrt{5}\cdot \sqrt{5}}=\frac{7}{12}",
+        r"\frac{7}{10}",
+    ),
+    (r"3\times 10^{-29} m^3", "0", r"30 \times 10^{-30} m^3"),
+]
+LETTERS = [
+    (r"\left[1-\frac{R}{r}\right] k", r"\left[1-\frac{r}{R}\right] k", r"k(1-\frac{R}{r})"),
+    (r"\frac{qRB^2}{m} (1-\frac{R}{R'})", r"\frac{qRB^7}{m} (1-\frac{R}{R'})", r"\frac{qRB^2}{m}(1-\frac{R}{R'})"),
+    (r"\frac{R}{r}[x+1]", r"\frac{r}{R}[x+1]", r"\frac{R(1+x)}{r}"),
+]
+
+
+@pytest.mark.parametrize(("gold", "wrong", "right"), [*STATEMENTS, *LETTERS])
+def test_statements_of_numbers_and_letters_that_algebra_confuses(
+    grader: Grader, gold: str, wrong: str, right: str
+) -> None:
+    assert verdicts(grader, gold, wrong, right) == ["wrong", "correct"]
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("2.29e-3", "wrong"), ("0", "wrong"), ("1.49e-4", "correct")])
+def test_a_tolerance_above_the_value_is_one_of_its_mantissa(grader: Grader, said: str, wanted: str) -> None:
+    item = GradeItem("a", f"\\boxed{{{said}}}", "1.488e-4", "", (), "olympiadbench", 0.02)
+    assert [grade.verdict for grade in grader.grade_many([item])] == [wanted]

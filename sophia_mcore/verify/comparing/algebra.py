@@ -101,6 +101,20 @@ def _rounded(node: Node) -> bool:
     return any(_rounded(child) for child in node[1:] if isinstance(child, tuple))
 
 
+def _vanishes(node: Node) -> bool:
+    """Whether it may be zero: products of what is not zero are not, however small."""
+    if node[0] in ("*", "/", "^", "root", "neg"):
+        return any(_vanishes(child) for child in node[1:])
+    return node[0] not in ("number", "name") or (node[0] == "number" and node[1] == 0)
+
+
+def identity(expression: Expression) -> bool:
+    """Whether an expression in numbers alone is zero, but for rounding."""
+    if expression.exact is not None or not expression.is_number:
+        return expression.exact == 0
+    return all(value is not None and abs(value) < EQUAL for value in expression.values)
+
+
 def _broken(exponent: Node) -> bool:
     return exponent[0] == "/" or (exponent[0] == "number" and exponent[1].denominator > 1)
 
@@ -154,6 +168,8 @@ def equal(a: Expression, b: Expression) -> bool | None:
         size = max(abs(x), abs(y))
         if size < TINY and a.exact != 0 and b.exact != 0:
             return None  # zero but for rounding, or really so small?
+        if size < TINY and not all(one.exact == 0 or _vanishes(one.node) for one in (a, b)):
+            return False
         difference = abs(x - y)
         if difference > DIFFERENT * size and size >= TINY:
             return False

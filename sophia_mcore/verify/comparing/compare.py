@@ -295,7 +295,8 @@ def _expressions_equal(
     if result is True or not (first.is_number and second.is_number):
         return result
     inexact = bool((a and a.places is not None) or (b and b.places is not None))
-    if inexact or rule.tolerant or rule.truncate_integers:
+    exact = first.exact is not None and second.exact is not None and not inexact
+    if inexact or (rule.tolerant and not (exact and rule.tolerance is None)) or rule.truncate_integers:
         x, y = _real(first), _real(second)
         if x is not None and y is not None:
             return values_equal(x, y, inexact, (a.places if a else 0) or 0, rule)

@@ -147,7 +147,9 @@ class Parser:
         if self._is_argument():
             raise Unsupported  # p(0): a value of a function?
         return (
-            symbol in ("(", "{", r"\frac", r"\sqrt", r"\binom", r"\log") or self._is_name(symbol) or symbol in FUNCTIONS
+            symbol in ("(", "[", "{", r"\frac", r"\sqrt", r"\binom", r"\log")
+            or self._is_name(symbol)
+            or symbol in FUNCTIONS
         )
 
     def _is_argument(self) -> bool:
@@ -221,6 +223,8 @@ class Parser:
             return self.group("(", ")")
         if symbol == "{":
             return self.group("{", "}")
+        if symbol == "[":
+            return self.square()
         if symbol == "|" and not self.bars:
             self.bars += 1
             node = self.group("|", "|")
@@ -241,6 +245,13 @@ class Parser:
         if self._is_name(symbol):
             return self.name()
         raise Unsupported
+
+    def square(self) -> Node:
+        """A sum in square brackets; around anything else they may round it down."""
+        node = self.group("[", "]")
+        if node[0] != "+":
+            raise Unsupported
+        return node
 
     def argument(self) -> Node:
         """A braced group or a single character, as LaTeX reads arguments."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sophia_mcore.verify.comparing.algebra import evaluate, ratio
+from sophia_mcore.verify.comparing.algebra import equal, evaluate, identity, ratio
 from sophia_mcore.verify.comparing.structures import (
     Interval,
     endpoint,
@@ -220,6 +220,11 @@ def relations_equal(gold: str, text: str) -> bool | None:
     first, second = evaluate(f"({a[1]})-({a[2]})"), evaluate(f"({b[1]})-({b[2]})")
     if first is None or second is None:
         return None
+    if identity(first) != identity(second):
+        return False  # "1 + 3 = 2^2" says what is true of numbers, "1 + 2 = 2^2" does not
+    if first.is_number and second.is_number and not identity(first):
+        sides = [(evaluate(a[side]), evaluate(b[side])) for side in (1, 2)]
+        return all(x is not None and y is not None and equal(x, y) is True for x, y in sides)
     found = ratio(first, second)
     if found is None:
         return None if a[0] in ("=", r"\ne") else False

@@ -58,6 +58,8 @@ def nothing_unread(gold: str, text: str) -> bool:
     if _signs(gold) != _signs(text) or _places(gold) != _places(text):
         return False
     first, second = _letters(gold), _letters(text)
+    if any(letter.swapcase() in first | second for letter in first | second) or _primed(gold) or _primed(text):
+        return False  # R and r, R and R' are the same letter there
     if first == second:
         return True
     more, fewer, longer = (first, second, gold) if len(first) > len(second) else (second, first, text)
@@ -66,6 +68,12 @@ def nothing_unread(gold: str, text: str) -> bool:
 
 def _letters(text: str) -> set[str]:
     return set(_LETTER.findall(_COMMAND.sub(" ", _FUNCTION.sub(" ", text))))
+
+
+def _primed(text: str) -> bool:
+    """Whether a letter stands with and without a prime."""
+    primed = set(re.findall(r"(?<![A-Za-z\\])([A-Za-z])\s*(?:'|\^\s*\{?\s*\\prime)", text))
+    return any(re.search(rf"(?<![A-Za-z\\]){one}(?![A-Za-z'])(?!\s*\^\s*\{{?\s*\\prime)", text) for one in primed)
 
 
 def _words(text: str) -> list[str]:

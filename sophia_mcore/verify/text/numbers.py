@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -170,12 +171,23 @@ def numbers_equal(gold: Number, prediction: Number, rule: Rule) -> bool:
     return values_equal(a, b / 100 if abs(a) <= 1 else b, inexact, places, rule)
 
 
+def _allowed(tolerance: Fraction, size: Fraction) -> Fraction:
+    """The tolerance that comes with an answer; one that is larger than the answer is one of its mantissa.
+
+    >>> float(_allowed(Fraction("0.02"), Fraction("1.488e-4"))), float(_allowed(Fraction("0.02"), Fraction("1.5")))
+    (2e-06, 0.02)
+    """
+    if not 0 < size <= tolerance:
+        return tolerance
+    return tolerance * Fraction(10) ** math.floor(math.log10(size))
+
+
 def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: int, rule: Rule) -> bool:
     """Equality of two rationals; ``inexact``: one of them was written with a decimal point."""
     if gold == value:
         return True
     difference = abs(gold - value)
-    allowed = [Fraction(rule.tolerance)] if rule.tolerance is not None else []
+    allowed = [_allowed(Fraction(rule.tolerance), abs(gold))] if rule.tolerance is not None else []
     if rule.absolute is not None:  # 1e-8 says nothing of 2e-15
         allowed.append(Fraction(rule.absolute) * (min(Fraction(1), 100 * abs(gold)) if gold else 1))
     if any(difference <= one * Fraction(1_000_001, 1_000_000) for one in allowed):
