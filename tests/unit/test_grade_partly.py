@@ -116,9 +116,9 @@ def test_base_ten_is_the_number(grader: Grader) -> None:
 STATEMENTS = [  # (gold answer, wrong, right)
     (r"1+3+5+7=4^{2}", r"1+3+2+7=4^{2}", r"1+3+5+7=4^2"),
     (
-        r"\frac{7}{\sqrt{5}\cdot \sqrt{5}}=\frac{7}{10}",
-        r"\frac{7}{\sqrt{5}\cdot \sqrt{5}}=\frac{7}{12}",
-        r"\frac{7}{10}",
+        r"\frac{7}{\sqrt{5}\sqrt{5}}=\frac{7}{10}",
+        r"\frac{7}{\sqrt{5}\sqrt{5}}=\frac{7}{12}",
+        r"\frac7{\sqrt5\sqrt5}=0.7",
     ),
     (r"3\times 10^{-29} m^3", "0", r"30 \times 10^{-30} m^3"),
 ]
