@@ -53,8 +53,6 @@ def nothing_unread(gold: str, text: str) -> bool:
         return False
     if _GAUSS.search(gold) or _GAUSS.search(text):
         return False
-    if gold.count(":") != text.count(":"):  # a ratio, of which the last number is read alone
-        return False
     if _signs(gold) != _signs(text) or _places(gold) != _places(text):
         return False
     first, second = _letters(gold), _letters(text)
