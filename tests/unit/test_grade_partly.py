@@ -5,12 +5,17 @@ The gold answers have the forms of real ones: each was found by changing one num
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sophia_mcore.verify.grade import Grader
 from sophia_mcore.verify.types import GradeItem
+from tests.support import grade_kinds
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +146,19 @@ def test_statements_of_numbers_and_letters_that_algebra_confuses(
 def test_a_tolerance_above_the_value_is_one_of_its_mantissa(grader: Grader, said: str, wanted: str) -> None:
     item = GradeItem("a", f"\\boxed{{{said}}}", "1.488e-4", "", (), "olympiadbench", 0.02)
     assert [grade.verdict for grade in grader.grade_many([item])] == [wanted]
+
+
+def test_a_changed_digit_is_never_rewarded(grader: Grader) -> None:
+    """Of all gold answers of the pairs written by hand, with one digit changed in each."""
+    chance = random.Random(0)
+    lines = Path(grade_kinds.__file__).with_name("grade_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = {(p["gold"], p.get("type", ""), p.get("rules", "")) for p in map(json.loads, lines) if not p.get("options")}
+    items = []
+    for gold, answer_type, rules in sorted(pair for pair in pairs if re.search("[0-9]", pair[0])):
+        place = chance.choice([match.start() for match in re.finditer("[0-9]", gold)])
+        other = chance.choice([digit for digit in "123456789" if digit != gold[place]])
+        said = f"\\boxed{{{gold[:place]}{other}{gold[place + 1 :]}}}"
+        items.append(GradeItem(said, said, gold, answer_type, (), rules))
+    assert len(items) > 1_000
+    rewarded = [grade.id for grade in grader.grade_many(items) if grade.verdict == "correct"]
+    assert [said for said in rewarded if r"\lfloor" not in said] == []
