@@ -58,8 +58,9 @@ def names_equal(gold: str, text: str) -> bool | None:
     (False, True, None)
     """
     isotopes = _isotope(gold), _isotope(text)
-    if None not in isotopes:
-        return isotopes[0] == isotopes[1]
+    if isotopes[0] is not None and isotopes[1] is not None:
+        (nuclide, protons), (other, others) = isotopes
+        return nuclide == other and (protons == others or not (protons and others))
     a, b = _dense(gold), _dense(text)
     hydrates = [_HYDRATE.fullmatch(one.replace("\\cdot", ".").replace("*", ".")) for one in (a, b)]
     if all(hydrates):
@@ -87,16 +88,18 @@ _ISOTOPE = re.compile(r"\^(?P<mass>\d{1,3})(?:_(?P<number>\d{1,3}))?(?P<element>
 _HYDRATE = re.compile(rf"((?:{_ELEMENT}){{2,12}})\.(\d*H2O)")
 
 
-def _isotope(text: str) -> tuple[str, str] | None:
-    r"""(mass number, element) of "^{14}_{6}C"; None for any other answer.
+def _isotope(text: str) -> tuple[tuple[str, str], str] | None:
+    r"""((mass number, element), atomic number or "") of "^{14}_{6}C"; None for any other answer.
 
-    >>> _isotope(r"^{14}\mathrm{C}"), _isotope("C")
-    (('14', 'C'), None)
+    >>> _isotope(r"^{14}\mathrm{C}"), _isotope("^{14}_6C"), _isotope("C")
+    ((('14', 'C'), ''), (('14', 'C'), '6'), None)
     """
     match = (
         _ISOTOPE.fullmatch(re.sub(r"\\(?:ce|mathrm|text|rm)(?![a-zA-Z])|[{}\s$]", "", text)) if "^" in text else None
     )
-    return (match["mass"], match["element"]) if match and match["element"] in tables().elements else None
+    if match is None or match["element"] not in tables().elements:
+        return None
+    return (match["mass"], match["element"]), match["number"] or ""
 
 
 _IRREGULAR = {
