@@ -57,10 +57,9 @@ def names_equal(gold: str, text: str) -> bool | None:
     >>> names_equal("IV", "VI"), names_equal("CO2", r"\text{CO}_2"), names_equal("xy", "yx")
     (False, True, None)
     """
-    isotopes = _isotope(gold), _isotope(text)
-    if isotopes[0] is not None and isotopes[1] is not None:
-        (nuclide, protons), (other, others) = isotopes
-        return nuclide == other and (protons == others or not (protons and others))
+    isotope, said = _isotope(gold), _isotope(text)
+    if isotope is not None and said is not None:
+        return isotope[0] == said[0] and (isotope[1] == said[1] or not (isotope[1] and said[1]))
     a, b = _dense(gold), _dense(text)
     hydrates = [_HYDRATE.fullmatch(one.replace("\\cdot", ".").replace("*", ".")) for one in (a, b)]
     if all(hydrates):
