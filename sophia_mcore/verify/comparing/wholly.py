@@ -22,8 +22,9 @@ _NO_LETTERS = re.compile(  # words for operations: in LaTeX behind a backslash, 
     r"|eq|interval|open|lopen|ropen|union|finiteset|emptyset|true|false|matrix|abs|factorial|binomial|floor|ceiling|re|im)"
     r"(?![a-z])"
 )
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_LETTER = re.compile(r"[a-z]")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_LETTER = re.compile(r"[A-Za-z]")
+_OTHERS = "qwzkhj"  # letters to try in place of one
 MOST_PROBES = 40  # an answer with more places that may be unread is not decided by algebra
 
 
@@ -31,12 +32,16 @@ def wholly_read(text: str, parse: Parse) -> bool:
     r"""Whether every number and letter of a cleaned answer counts in what ``parse`` makes of it.
 
     ``parse`` gives a list that begins with the tree, or has no tree at all.
+
+    >>> wholly_read("3 + x (n=1, 2)", lambda text: [2, text]), wholly_read("2", lambda text: [2, text])
+    (False, True)
     """
     tree = _tree(parse(text))
     if tree is None:
         return False
-    there = _counted(str(tree))
-    doubtful = [place for token, place in _places(text) if there[token] < 1 or _often(text)[token] > there[token]]
+    there, places = _counted(str(tree)), _places(text)
+    asked = Counter(token for token, _ in places)
+    doubtful = [place for token, place in places if asked[token] > there[token]]
     return len(doubtful) <= MOST_PROBES and all(_matters(text, place, tree, parse) for place in doubtful)
 
 
@@ -52,18 +57,14 @@ def _places(text: str) -> list[tuple[str, re.Match[str]]]:
     blank = _NO_LETTERS.sub(lambda match: " " * len(match[0]), _COMMAND.sub(_kept_if_greek, text))
     found = [(_value(match[0]), match) for match in _NUMBER.finditer(blank)]
     names = list(_NAME.finditer(blank))
-    found += [(match[0].casefold(), match) for match in names]
-    bare = _NAME.sub(lambda match: " " * len(match[0]), blank).casefold()
-    return found + [(match[0], match) for match in _LETTER.finditer(bare)]
+    found += [(match[0].lower(), match) for match in names]
+    bare = _NAME.sub(lambda match: " " * len(match[0]), blank)
+    return found + [(match[0].lower(), match) for match in _LETTER.finditer(bare)]
 
 
 def _kept_if_greek(match: re.Match[str]) -> str:
     name = match[0][1:].removeprefix("var")
     return match[0].replace("\\", " ") if _NAME.fullmatch(name) else " " * len(match[0])
-
-
-def _often(text: str) -> Counter[str]:
-    return Counter(token for token, _ in _places(text))
 
 
 def _value(digits: str) -> str:
@@ -74,18 +75,19 @@ def _counted(tree: str) -> Counter[str]:
     """Numbers and letters of a tree as it is printed; "exp" stands for the letter e."""
     plain = _NO_LETTERS.sub(" ", re.sub(r"exp(?=\()", " e ", tree).replace("_", " "))
     counted = Counter(_value(match) for match in _NUMBER.findall(plain))
-    counted.update(match.casefold() for match in _NAME.findall(plain))
-    counted.update(_LETTER.findall(_NAME.sub(" ", plain).casefold()))
+    counted.update(match.lower() for match in _NAME.findall(plain))
+    counted.update(_LETTER.findall(_NAME.sub(" ", plain).lower()))
     return counted
 
 
 def _matters(text: str, place: re.Match[str], tree: Any, parse: Parse) -> bool:
+    """Whether something else is read when the number or letter is another."""
     start, end = place.span()
-    if place[0].isascii() and place[0][0].isdigit():
+    if place[0][0].isdigit():
         other = "7" + place[0]
     else:
-        other = next(letter for letter in "qwzkhj" if letter not in text.casefold())
-        start = text.rfind("\\", 0, end) if text[start - 1 : start] == "\\" else start
+        other = next((letter for letter in _OTHERS if letter not in text.lower()), "")
+        start -= text[start - 1 : start] == "\\"  # of a Greek letter
     try:
         changed = _tree(parse(f"{text[:start]}{other}{text[end:]}"))
     except (MemoryError, RecursionError):
