@@ -25,6 +25,7 @@ from sophia_mcore.store.labels import BASE
 from sophia_mcore.store.layout import RunFolder
 from sophia_mcore.store.shards import read_shard, read_values
 
+_OF_SCORES = frozenset({"benchmark", "score", "scoring"})  # keys of what ``rescore`` gives
 PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, VLMEVALKIT_PROTOCOL)}
 
 
@@ -197,7 +198,7 @@ def _holds_scores(file: Path) -> bool:
         found = read_json(file) or {}
     except SophiaError:  # no JSON object
         return False
-    return {"benchmark", "score", "scoring"} <= found.keys()
+    return found.keys() >= _OF_SCORES
 
 
 def write_scores(target: Path, result: dict[str, Any]) -> None:

@@ -90,6 +90,7 @@ def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_tool_prints_one_json_line_and_its_exit_code_says_whether_it_holds() -> None:
     model, reference = str(FIXTURES / "internvl3-8b"), str(reference_of("internvl3-8b"))
     done = run_tool(model, reference, "--tp", "2", "--pp", "2")

@@ -57,6 +57,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_the_doctor_s_words_are_vllm_s_own_choices(rollout_python: Path) -> None:
     done = subprocess.run([rollout_python, "-c", ASK], env=rollout_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

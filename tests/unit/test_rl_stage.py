@@ -122,7 +122,7 @@ def kill_trainer(process: subprocess.Popen[str]) -> None:
     rank.kill()
 
 
-@pytest.mark.parametrize("disturb", [kill_engine, stop_engine, kill_trainer])
+@pytest.mark.parametrize("disturb", [pytest.param(kill_engine, marks=pytest.mark.slow), stop_engine, kill_trainer])
 def test_what_is_lost_is_replaced(
     models: list[Path], undisturbed: dict[str, bytes], tmp_path: Path, disturb: Callable[..., None]
 ) -> None:
@@ -134,7 +134,7 @@ def test_what_is_lost_is_replaced(
     assert stage.shards() == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_stage_goes_on(
     models: list[Path], undisturbed: dict[str, bytes], tmp_path: Path, number: signal.Signals
 ) -> None:
