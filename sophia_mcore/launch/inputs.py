@@ -200,7 +200,7 @@ def _held_out(config: Config) -> list[Input]:
 
 
 def _known(benchmark: str) -> str:
-    return f"{benchmark_named(benchmark).repository}, on the hub"
+    return benchmark_named(benchmark).title
 
 
 def first_rows(source: Source, config: Config, refuse_size: Callable[[int, int], object] | None) -> str:

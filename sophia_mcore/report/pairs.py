@@ -14,9 +14,8 @@ from sophia_mcore.store.layout import RunFolder
 MAX_FLIPS = 200  # questions listed per model and protocol
 _MAX_TEXT = 2_000
 
-Answers = dict[
-    str, tuple[float, str, str]
-]  # question id -> share of right samples; of the first what was extracted, end
+# question id -> share of right samples, what was extracted from the first, its end
+Answers = dict[str, tuple[float, str, str]]
 
 
 def answers_of(run: RunFolder, label: str, protocol: str, problems: Problems) -> Answers:

@@ -120,12 +120,9 @@ def _joined_otherwise(a: structures.Structure, b: structures.Structure) -> bool:
     return len(counted) > 1 or not all(_is_value(part) for part in a.parts)
 
 
-_OR = re.compile(r"\bor\b|或")
-
-
 def _one_of(structure: structures.Structure) -> bool:
     """Whether values of different names are joined by "or": "x = 1 or y = 2" is not the point (1, 2)."""
-    if structure.kind != "bare" or _OR.search(structure.text) is None:
+    if structure.kind != "bare" or structures.OR.search(structure.text) is None:
         return False
     conditions = {_RELATION.split(part.text, maxsplit=1)[0].strip() for part in structure.parts if related(part.text)}
     return len(_names(structure)) > 1 or len(conditions) > 1

@@ -8,10 +8,9 @@ from typing import Any
 from math_verify import parse, verify
 
 from sophia_mcore.verify.comparing import exact
-from sophia_mcore.verify.comparing.named import named_value
 from sophia_mcore.verify.comparing.structures import endpoint, parse_structure
 from sophia_mcore.verify.comparing.symbols import symbols
-from sophia_mcore.verify.comparing.unread import nothing_unread
+from sophia_mcore.verify.comparing.unread import nothing_unread, without_one_name
 from sophia_mcore.verify.comparing.wholly import wholly_read
 from sophia_mcore.verify.rules import Rule
 from sophia_mcore.verify.text.numbers import parse_number
@@ -99,8 +98,7 @@ def _oracle(gold: str, prediction: str, interval: bool = False) -> bool:
     if converted is not None:
         return converted
     gold, prediction = symbols(gold), symbols(prediction)
-    if bool(named_value(gold)[0]) != bool(named_value(prediction)[0]) and ("=" in gold) != ("=" in prediction):
-        gold, prediction = named_value(gold)[1], named_value(prediction)[1]
+    gold, prediction = without_one_name(gold, prediction)
     return nothing_unread(gold, prediction) and algebra_equal(gold, prediction, interval)
 
 

@@ -206,7 +206,6 @@ def _named_y(gold: str, text: str) -> str:
     return f"y = {text[found.end() :]}" if found is not None else text
 
 
-_FREE_LETTER = re.compile(r"(?<![A-Za-z\\])(?![ei](?![A-Za-z]))[A-Za-z]")
 _HALF_A_NAME = re.compile(r"^[^()=]{1,20}\)\s*=\s*(?=[^=()]+$)")  # "P(A and B) = 0.36", cut at "and"
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 

@@ -38,7 +38,7 @@ _DIGIT = re.compile(r"\d")
 _CUP = re.compile(r"\\cup(?![a-zA-Z])")
 _PM = re.compile(r"\\pm(?![a-zA-Z])")
 _MATRIX = re.compile(r"\\begin\{(p|b|B|)(?:matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1?(?:matrix|array)\}", re.DOTALL)
-_OR = re.compile(r"\bor\b|或")
+OR = re.compile(r"\bor\b|或")
 _CASES = re.compile(r"\\begin\{cases\}(.*)\\end\{cases\}", re.DOTALL)
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 _CLOSES = {"(": ")", "[": "]"}
@@ -253,7 +253,7 @@ def _compare_with_atom(gold: Structure, prediction: Structure, equal: Equal) -> 
         if result is False:
             return False
         unknown = unknown or result is None
-    if several is gold and gold.kind == "bare" and _PM.search(gold.text) is None and not _OR.search(gold.text):
+    if several is gold and gold.kind == "bare" and _PM.search(gold.text) is None and not OR.search(gold.text):
         return False
     return None if unknown or len(several.parts) > MAX_PAIRS else True
 

@@ -36,6 +36,16 @@ _GAUSS = re.compile(r"(?<!sqrt)\[[^\[\]+,-]*(?:\\(?:log|ln|frac|sqrt)|/)[^\[\],]
 _CONDITION = re.compile(r"[<>|=]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
+def without_one_name(gold: str, text: str) -> tuple[str, str]:
+    """Two answers without the name that only one of them has.
+
+    >>> without_one_name("0.36", "P(A) = 0.36"), without_one_name("x=1", "y=1")
+    (('0.36', '0.36'), ('x=1', 'y=1'))
+    """
+    (name, value), (other, said) = named_value(gold), named_value(text)
+    return (value, said) if bool(name) != bool(other) and ("=" in gold) != ("=" in text) else (gold, text)
+
+
 def nothing_unread(gold: str, text: str) -> bool:
     r"""Whether two cleaned answers hold the same letters and the same signs that algebra does not read.
 
@@ -46,8 +56,7 @@ def nothing_unread(gold: str, text: str) -> bool:
     >>> nothing_unread(r"\vec{a}+\vec{b}", r"\vec{b}+\vec{a}"), nothing_unread(r"\vec{a}", "a")
     (True, False)
     """
-    if bool(named_value(gold)[0]) != bool(named_value(text)[0]) and ("=" in gold) != ("=" in text):
-        gold, text = named_value(gold)[1], named_value(text)[1]
+    gold, text = without_one_name(gold, text)
     gold, text = (_NUMBERS.sub(" ", _ENVIRONMENT.sub(" ", TEXT_COMMAND.sub(r" \1 ", one))) for one in (gold, text))
     if _words(gold) != _words(text) or any(_PRODUCT.search(one) for one in (gold, text)):
         return False

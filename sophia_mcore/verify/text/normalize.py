@@ -59,7 +59,6 @@ _SPACED = re.compile(  # "5 000\\pi", "5 000 + x", "20,000(3 - x)", "\\frac{5 00
 )
 _BASE_TEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)_(?:10|\{10\})(?!\d)")
 _WIDE_BLANK = re.compile(r"(?<=[\w$})\]])\u3000+(?=[\w$\\({\[+-])")  # stands between answers in Chinese books
-_WIDE_BLANK = re.compile(r"(?<=[\w$})\]])\u3000+(?=[\w$\\({\[+-])")  # stands between answers in Chinese books
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^=]*$")
 _BRACED_UNIT = re.compile(
     r"(?<=[\d}])\s*\{\s*((?:square|cubic)?)\s*(degrees?|inch(?:es)?|feet|foot|yards?|miles?|units?)\s*\}$"
@@ -96,8 +95,6 @@ def clean(answer: str) -> str:
     >>> clean(r"$\left( 1 ,\, \dfrac{1}{2} \right)$.")
     '( 1 , \\frac{1}{2} )'
     """
-    if "\u3000" in answer:
-        answer = _WIDE_BLANK.sub(", ", answer.strip())
     if "\u3000" in answer:
         answer = _WIDE_BLANK.sub(", ", answer.strip())
     if "~" in answer or not answer.isascii():

@@ -176,10 +176,12 @@ def _allowed(tolerance: Fraction, size: Fraction) -> Fraction:
 
     >>> float(_allowed(Fraction("0.02"), Fraction("1.488e-4"))), float(_allowed(Fraction("0.02"), Fraction("1.5")))
     (2e-06, 0.02)
+    >>> _allowed(Fraction(1, 2), Fraction(1, 10**400)) > 0  # beyond floats
+    True
     """
     if not 0 < size <= tolerance:
         return tolerance
-    return tolerance * Fraction(10) ** math.floor(math.log10(size))
+    return tolerance * Fraction(10) ** math.floor(math.log10(size.numerator) - math.log10(size.denominator))
 
 
 def values_equal(gold: Fraction, value: Fraction, inexact: bool, gold_places: int, rule: Rule) -> bool:
